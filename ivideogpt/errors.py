@@ -1,0 +1,22 @@
+"""Errors that are the user's to solve, and how a command reports them. Knows nothing of the package."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(ValueError):
+    """Something given to us does not fit. The message says what was given, what was expected and what to change."""
+
+
+def cli(main: Callable[[], object]) -> None:
+    """Run a command; a user's error becomes one line on stderr and exit code 2, a bug keeps its traceback.
+
+    A plain ``ValueError`` is not caught: from a library it is more likely our fault than the user's.
+    """
+    try:
+        main()
+    except (UserError, FileNotFoundError) as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)

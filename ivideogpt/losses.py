@@ -1,0 +1,147 @@
+"""Training losses as functions of model outputs, shared by the training scripts and model-based RL.
+
+Dimension keys: B clips, T = t + F frames, t context frames, F future frames, L tokens, D action dimension.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt.layout import TokenLayout
+
+# Where a pixel has changed by this much since the last context frame (frames are in [0, 1]), it counts as moving in full.
+FULL_MOTION = 0.1
+
+
+@dataclass(frozen=True)
+class LossTerms:
+    """``total`` is what is minimised; ``parts`` are its terms before weighting, for the log."""
+
+    total: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+    def detached(self) -> dict[str, Tensor]:
+        """Every number for the log, without its graph, still on its device."""
+        return {"loss": self.total.detach(), **{name: part.detach() for name, part in self.parts.items()}}
+
+
+@dataclass(frozen=True)
+class TokenizerLossConfig:
+    """Weights of the tokenizer's loss terms.
+
+    ``motion_weight`` and ``gradient_weight`` are additions to the paper's loss (0 turns them off): more weight where a
+    future pixel differs from the last context frame, and an L1 on image gradients that keeps edges sharp.
+    """
+
+    reconstruction: Literal["l1", "l2"] = "l1"
+    recon_weight: float = 1.0
+    perc_weight: float = 1.0
+    balanced: bool = False
+    motion_weight: float = 0.0
+    gradient_weight: float = 0.0
+
+
+class TokenizerLoss:
+    """Reconstruction, perceptual and commitment terms of one batch (iVideoGPT, equation 1; without the GAN).
+
+    ``lpips`` maps two batches (N, 3, H, W) in [-1, 1] to (N,); without it the perceptual terms are left out.
+    """
+
+    def __init__(self, config: TokenizerLossConfig, lpips: nn.Module | None = None) -> None:
+        self.config = config
+        self.lpips = lpips
+
+    def __call__(self, frames: Tensor, output: Any) -> LossTerms:
+        """``frames`` (B, T, 3, H, W) in [0, 1]; ``output`` what the tokenizer's forward returned with its losses."""
+        num_context = frames.shape[1] * len(output.ref_sample) // (len(output.ref_sample) + len(output.sample))
+        context, future = frames[:, :num_context], frames[:, num_context:]
+        config = self.config
+        future_share, context_share = self._shares(context.shape[1], future.shape[1])
+
+        sample, ref_sample = output.sample.float(), output.ref_sample.float()
+        weights = 1 + config.motion_weight * _motion(context, future).flatten(0, 1)
+        context, future = context.flatten(0, 1), future.flatten(0, 1)
+        parts = {
+            "recon": (self._error(sample, future) * weights).mean(),
+            "ref_recon": self._error(ref_sample, context).mean(),
+            "commit": output.commit_loss,
+            "dyn_commit": output.dyn_commit_loss,
+        }
+        total = config.recon_weight * (future_share * parts["recon"] + context_share * parts["ref_recon"])
+        total = total + parts["commit"] + parts["dyn_commit"]
+        if config.gradient_weight:
+            parts["gradient"] = _gradient_difference(sample, future, weights)
+            parts["ref_gradient"] = _gradient_difference(ref_sample, context, torch.ones_like(context))
+            total = total + config.gradient_weight * (
+                future_share * parts["gradient"] + context_share * parts["ref_gradient"]
+            )
+        if self.lpips is not None:
+            parts["perc"] = self._perceptual(sample, future)
+            parts["ref_perc"] = self._perceptual(ref_sample, context)
+            total = total + config.perc_weight * (future_share * parts["perc"] + context_share * parts["ref_perc"])
+        return LossTerms(total, parts)
+
+    def _shares(self, num_context: int, num_future: int) -> tuple[float, float]:
+        if not self.config.balanced:
+            return 1.0, 1.0
+        num_frames = num_context + num_future
+        return num_future / num_frames, num_context / num_frames
+
+    def _error(self, reconstruction: Tensor, truth: Tensor) -> Tensor:
+        difference = reconstruction - truth
+        return difference.abs() if self.config.reconstruction == "l1" else difference.square()
+
+    def _perceptual(self, reconstruction: Tensor, truth: Tensor) -> Tensor:
+        assert self.lpips is not None
+        return self.lpips(2 * reconstruction - 1, 2 * truth - 1).mean()
+
+
+def _motion(context: Tensor, future: Tensor) -> Tensor:
+    """How much each future pixel differs from the last context frame, 0 to 1: (B, F, 1, H, W)."""
+    change = (future - context[:, -1:]).abs().amax(dim=2, keepdim=True)
+    return (change / FULL_MOTION).clamp(max=1)
+
+
+def _gradient_difference(reconstruction: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
+    """Mean L1 between the two images' horizontal and vertical differences, (N, 3, H, W)."""
+    error = reconstruction - truth
+    vertical = error.diff(dim=-2).abs() * weights[..., 1:, :]
+    horizontal = error.diff(dim=-1).abs() * weights[..., 1:]
+    return vertical.mean() + horizontal.mean()
+
+
+def transformer_loss(
+    model: nn.Module,
+    tokens: Tensor,
+    layout: TokenLayout,
+    actions: Tensor | None = None,
+    rewards: Tensor | None = None,
+    reward_weight: float = 1.0,
+) -> LossTerms:
+    """Next-token cross-entropy of future frames, plus reward and action reconstruction terms where the model has the heads.
+
+    Args:
+        model: a LlamaForCausalLM, or a HeadModelWithAction if ``actions`` are given (possibly wrapped for DDP).
+        tokens: (B, L) ids.
+        actions: (B, T, D) of the whole clip; frame k of the future takes ``actions[:, t - 1 + k]``.
+        rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the space the head predicts.
+    """
+    labels = layout.labels(tokens)
+    if actions is None:
+        loss = model(input_ids=tokens, labels=labels).loss
+        return LossTerms(loss, {"ce": loss})
+    result = model(input_ids=tokens, labels=labels, action=actions)
+    outputs, predicted = result if isinstance(result, tuple) else (result, None)
+    parts = {"ce": outputs.loss}
+    total = outputs.loss
+    if rewards is not None and predicted is not None:
+        # reward k is read at future frame k: the reward of arriving there, by the action taken at frame t - 1 + k
+        first = layout.context_frames - 1
+        targets = rewards[:, first : first + layout.future_frames]
+        parts["reward"] = (predicted.squeeze(-1).float() - targets).square().mean()
+        total = total + reward_weight * parts["reward"]
+    return LossTerms(total, parts)

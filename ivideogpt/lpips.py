@@ -1,0 +1,110 @@
+"""LPIPS with VGG16 features (Zhang et al. 2018). Knows its published weights' names; downloads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt.errors import UserError
+from ivideogpt.state_dicts import load_strict
+
+VGG_FILE = "vgg16-397923af.pth"
+LINEAR_FILE = "vgg.pth"
+DEFAULT_FOLDER = Path("pretrained_models/lpips")
+
+# (first layer's index in torchvision's vgg16.features, convolutions) of the five slices relu1_2 .. relu5_3
+_SLICES = ((0, (3, 64), (64, 64)), (4, (64, 128), (128, 128)), (9, (128, 256), (256, 256), (256, 256)))
+_SLICES += ((16, (256, 512), (512, 512), (512, 512)), (23, (512, 512), (512, 512), (512, 512)))
+
+
+class _ScalingLayer(nn.Module):
+    """From [-1, 1] to the statistics of ImageNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.tensor([-0.030, -0.088, -0.188])[None, :, None, None])
+        self.register_buffer("scale", torch.tensor([0.458, 0.448, 0.450])[None, :, None, None])
+
+    def forward(self, frames: Tensor) -> Tensor:
+        return (frames - self.shift) / self.scale
+
+
+class _Vgg16(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        for number, (first, *convolutions) in enumerate(_SLICES, start=1):
+            slice_ = nn.Sequential()
+            layer = first
+            if first:
+                slice_.add_module(str(layer), nn.MaxPool2d(2, 2))
+                layer += 1
+            for inputs, outputs in convolutions:
+                slice_.add_module(str(layer), nn.Conv2d(inputs, outputs, 3, padding=1))
+                slice_.add_module(str(layer + 1), nn.ReLU())
+                layer += 2
+            self.add_module(f"slice{number}", slice_)
+
+    def forward(self, frames: Tensor) -> list[Tensor]:
+        features = []
+        for slice_ in self.children():
+            frames = slice_(frames)
+            features.append(frames)
+        return features
+
+
+class _Linear(nn.Module):
+    """Learned 1x1 weights of one level. ``model.0`` is the published dropout, which never acts here."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+
+    def forward(self, difference: Tensor) -> Tensor:
+        return self.model(difference)
+
+
+class LPIPS(nn.Module):
+    """Perceptual distance of frames (N, 3, H, W) in [-1, 1] to others, one number each: (N,). Always frozen, float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scaling_layer = _ScalingLayer()
+        self.net = _Vgg16()
+        for level, (_, *convolutions) in enumerate(_SLICES):
+            self.add_module(f"lin{level}", _Linear(convolutions[-1][1]))
+        self.requires_grad_(False)
+
+    def forward(self, frames: Tensor, others: Tensor) -> Tensor:
+        distance = torch.zeros(len(frames), device=frames.device)
+        pairs = zip(self.net(self.scaling_layer(frames)), self.net(self.scaling_layer(others)), strict=True)
+        for level, (ours, theirs) in enumerate(pairs):
+            difference = (_unit_length(ours) - _unit_length(theirs)) ** 2
+            distance = distance + getattr(self, f"lin{level}")(difference).mean(dim=(1, 2, 3))
+        return distance
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> LPIPS:
+        """Load the published files ``vgg16-397923af.pth`` (torchvision's VGG16) and ``vgg.pth`` (linear layers).
+
+        Raises:
+            UserError: a file is missing or holds other tensors.
+        """
+        missing = [name for name in (VGG_FILE, LINEAR_FILE) if not (folder / name).is_file()]
+        if missing:
+            raise UserError(f"LPIPS weights missing: put {' and '.join(missing)} into {folder}")
+        model = cls()
+        tensors = torch.load(folder / LINEAR_FILE, weights_only=True, map_location="cpu")
+        vgg = torch.load(folder / VGG_FILE, weights_only=True, map_location="cpu")
+        for name in model.net.state_dict():
+            _, published = name.split(".", 1)  # slice2.5.weight is features.5.weight
+            if f"features.{published}" in vgg:
+                tensors[f"net.{name}"] = vgg[f"features.{published}"]
+        buffers = {name: tensor for name, tensor in model.named_buffers()}
+        load_strict(model, {**buffers, **tensors}, source=str(folder))
+        return model.eval()
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    return features / (features.norm(dim=1, keepdim=True) + 1e-10)

@@ -1,0 +1,121 @@
+"""Reading, checking and writing weight files: strict about names and shapes, and never through pickle.
+
+Knows tensors and files; knows no model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ivideogpt.errors import UserError
+
+Shapes = Mapping[str, tuple[int, ...]]
+NAMES_SHOWN = 10
+PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def check_state_dict(expected: Shapes, found: Shapes, source: str, may_lack: Collection[str] = ()) -> None:
+    """Compare the names and shapes that a model has with those that a file has.
+
+    Args:
+        expected: what the model has.
+        found: what the file has.
+        source: the file, for the message.
+        may_lack: names that the file may lack.
+
+    Raises:
+        UserError: names each missing, unexpected and wrongly shaped tensor.
+    """
+    problems = [
+        _listed("missing", [name for name in expected if name not in found and name not in may_lack]),
+        _listed("unexpected", [name for name in found if name not in expected]),
+        _listed(
+            "wrong shape",
+            [
+                f"{name} is {list(found[name])}, expected {list(shape)}"
+                for name, shape in expected.items()
+                if name in found and tuple(found[name]) != tuple(shape)
+            ],
+        ),
+    ]
+    if any(problems):
+        raise UserError(f"{source} does not fit the model; {'; '.join(filter(None, problems))}")
+
+
+def _listed(kind: str, names: list[str]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return f"{kind}: {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+def load_strict(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, may_lack: Collection[str] = (), assign: bool = False
+) -> None:
+    """Load ``tensors`` into a module after :func:`check_state_dict`.
+
+    ``assign`` makes the tensors themselves the module's parameters, as a module on the meta device needs; otherwise
+    they are copied and the module keeps its dtype and device.
+    """
+    check_state_dict(shapes_of(module.state_dict()), shapes_of(tensors), source, may_lack)
+    module.load_state_dict(tensors, strict=False, assign=assign)
+
+
+def weights_file(folder: Path, name: str) -> Path:
+    """The safetensors file ``name`` inside ``folder``.
+
+    Raises:
+        UserError: it is not there; the message says so if the folder holds pickled weights in its place.
+    """
+    file = folder / name
+    if file.is_file():
+        return file
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
+    if pickles:
+        raise UserError(
+            f"{file} is missing, and {pickles[0]} is a pickle, which is never loaded: convert it to safetensors"
+        )
+    raise UserError(f"{file} is missing")
+
+
+def read_tensors(file: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """All tensors of a safetensors file; floating-point ones as ``dtype`` if that is given."""
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is no safetensors file or is damaged ({error})") from error
+    return _cast(tensors, dtype)
+
+
+def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of somebody else's ``.pth`` file, read without running any code that it may hold."""
+    try:
+        tensors = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is damaged or holds more than tensors
+        raise UserError(f"{file} cannot be read as plain tensors: {str(error).splitlines()[0]}") from error
+    if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UserError(f"{file} must hold a mapping of names to tensors, nothing else")
+    return dict(tensors)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file aside and rename it, floating-point tensors as ``dtype`` if that is given."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
+    save_file(contiguous, aside, metadata={"format": "pt"})
+    aside.replace(file)
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

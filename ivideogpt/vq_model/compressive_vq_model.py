@@ -1,0 +1,343 @@
+"""The context-aware tokenizer: 256 tokens for a context frame, 16 for every later one.
+
+Four primitives, from which everything else is composed::
+
+    encode_context(frames)             -> codes, features
+    encode_dynamics(frames, features)  -> codes
+    decode_context(codes)              -> frames, features  (a ContextCache)
+    decode_dynamics(codes, cache)      -> frames
+
+Dimension keys: B clips, T = t + F frames, t context frames, F future frames, C latent channels, H W pixels.
+Frames are in [0, 1] on the way in and unclamped on the way out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from einops import rearrange
+from torch import Tensor, nn
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import CONTEXT_GRID, DYNAMICS_GRID, FrameTokens, TokenLayout
+from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, KeysValues
+from ivideogpt.vq_model.quantizer import Quantized, VectorQuantizer
+from ivideogpt.vq_model.vae import Decoder, Encoder
+
+ContextFeatures = list[KeysValues]
+
+
+@dataclass(frozen=True)
+class EncodedContext:
+    """``codes`` (B, t, 256) int64 and what encoding future frames needs of the context."""
+
+    codes: Tensor
+    features: ContextFeatures
+
+
+@dataclass(frozen=True)
+class ContextCache:
+    """``frames`` (B, t, 3, H, W) reconstructed, and what decoding future frames needs of the context.
+
+    One row a clip. Any number of future frames, and of samples of the same clip, decode against one row.
+    """
+
+    frames: Tensor
+    features: ContextFeatures
+
+    def select(self, rows: Tensor) -> ContextCache:
+        """The cache of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
+        return ContextCache(self.frames[rows], [entry.select(rows) for entry in self.features])
+
+
+@dataclass
+class CompressiveVQOutput(BaseOutput):
+    """What a training step needs.
+
+    Attributes:
+        sample: reconstructed future frames (B F, 3, H, W).
+        ref_sample: reconstructed context frames (B t, 3, H, W), if losses were asked for, like all that follow.
+        commit_loss, dyn_commit_loss: codebook and commitment terms of both quantizers.
+        context_latents, context_codes, dynamics_latents, dynamics_codes: inputs and results of both quantizers, for
+            the upkeep of the codebooks.
+    """
+
+    sample: Tensor
+    ref_sample: Tensor | None = None
+    commit_loss: Tensor | None = None
+    dyn_commit_loss: Tensor | None = None
+    context_latents: Tensor | None = None
+    context_codes: Tensor | None = None
+    dynamics_latents: Tensor | None = None
+    dynamics_codes: Tensor | None = None
+
+
+class CompressiveVQModel(ModelMixin, ConfigMixin):
+    """Context-aware conditional VQGAN (iVideoGPT, section 3.1), with the released checkpoints' names and config keys."""
+
+    _supports_gradient_checkpointing = True
+    _keep_in_fp32_modules = ["quantize", "dynamics_quantize"]
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",),
+        up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",),
+        block_out_channels: tuple[int, ...] = (64,),
+        layers_per_block: int = 1,
+        act_fn: str = "silu",
+        latent_channels: int = 3,
+        sample_size: int = 32,
+        num_vq_embeddings: int = 256,
+        num_dyn_embeddings: int = 256,
+        norm_num_groups: int = 32,
+        vq_embed_dim: int | None = None,
+        scaling_factor: float = 0.18215,
+        norm_type: str = "group",
+        mid_block_add_attention: bool = True,
+        lookup_from_codebook: bool = False,
+        force_upcast: bool = False,
+        context_length: int = 1,
+        max_att_resolution: int = 32,
+        resolution: int = 256,
+        patch_size: int = DYNAMICS_GRID,
+    ) -> None:
+        super().__init__()
+        latent_grid = resolution // 2 ** (len(block_out_channels) - 1)
+        if latent_grid != CONTEXT_GRID or patch_size * DYNAMICS_GRID != CONTEXT_GRID:
+            raise UserError(
+                f"resolution {resolution} with {len(block_out_channels)} blocks gives {latent_grid} x {latent_grid} latents "
+                f"in patches of {patch_size}; expected {CONTEXT_GRID} x {CONTEXT_GRID} in patches of {DYNAMICS_GRID}: "
+                "change the number of blocks or the resolution"
+            )
+        code_dim = vq_embed_dim or latent_channels
+        patch_dim = latent_channels * patch_size**2
+        shared = dict(
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            norm_num_groups=norm_num_groups,
+            act_fn=act_fn,
+        )
+        encoder = dict(shared, in_channels=in_channels, out_channels=latent_channels, down_block_types=down_block_types)
+        decoder = dict(
+            shared,
+            in_channels=latent_channels,
+            out_channels=out_channels,
+            up_block_types=up_block_types,
+            norm_type=norm_type,
+        )
+        attention = dict(max_att_resolution=max_att_resolution, context_length=context_length)
+
+        self.encoder = Encoder(double_z=False, mid_block_add_attention=mid_block_add_attention, **encoder)
+        self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
+        self.quantize = VectorQuantizer(num_vq_embeddings, code_dim)
+        self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
+        self.decoder = Decoder(mid_block_add_attention=mid_block_add_attention, **decoder)
+
+        self.cond_encoder = ConditionalEncoder(resolution=resolution, **attention, **encoder)
+        self.quant_linear = nn.Linear(patch_dim, code_dim)
+        self.dynamics_quantize = VectorQuantizer(num_dyn_embeddings, code_dim)
+        self.post_quant_linear = nn.Linear(code_dim, patch_dim)
+        self.cond_decoder = ConditionalDecoder(**attention, **decoder)
+
+    @property
+    def context_length(self) -> int:
+        return self.config.context_length
+
+    @property
+    def num_vq_embeddings(self) -> int:
+        return self.config.num_vq_embeddings
+
+    @property
+    def num_dyn_embeddings(self) -> int:
+        return self.config.num_dyn_embeddings
+
+    def layout(self, future_frames: int) -> TokenLayout:
+        """Where the tokens of a clip with this model's context and ``future_frames`` more frames stand."""
+        return TokenLayout(self.context_length, future_frames, self.num_vq_embeddings, self.num_dyn_embeddings)
+
+    def set_context_length(self, context_length: int) -> None:
+        """Shrink to the last ``context_length`` context frames' position embeddings and say so in the config.
+
+        Raises:
+            UserError: the model was trained with fewer context frames.
+        """
+        if not 1 <= context_length <= self.context_length:
+            raise UserError(
+                f"context_length {context_length} was asked of a tokenizer with {self.context_length} context frames; "
+                f"position embeddings exist for those only: choose 1 to {self.context_length} or train a new tokenizer"
+            )
+        self.cond_encoder.set_context_length(context_length)
+        self.cond_decoder.set_context_length(context_length)
+        self.register_to_config(context_length=context_length)
+
+    def set_cross_attention_dropout(self, probability: float) -> None:
+        """Dropout of attention to the context, in training mode only (0.1 unless set; the weights do not depend on it)."""
+        self.cond_encoder.set_dropout(probability)
+        self.cond_decoder.set_dropout(probability)
+
+    # ---- the four primitives
+
+    def encode_context(self, frames: Tensor) -> EncodedContext:
+        """(B, t, 3, H, W) in [0, 1] to codes and features."""
+        latents, features = self._context_latents(frames.flatten(0, 1))
+        codes = self.quantize.nearest_codes(latents)
+        return EncodedContext(codes.view(*frames.shape[:2], -1), self.cond_encoder.project_context(features))
+
+    def encode_dynamics(self, frames: Tensor, features: ContextFeatures) -> Tensor:
+        """(B, F, 3, H, W) in [0, 1], with the features of their context, to codes (B, F, 16)."""
+        latents = self._dynamics_latents(frames.flatten(0, 1), features)
+        return self.dynamics_quantize.nearest_codes(latents).unflatten(0, frames.shape[:2])
+
+    def decode_context(self, codes: Tensor) -> ContextCache:
+        """(B, t, 256) codes to reconstructed frames and features."""
+        batch, length = codes.shape[:2]
+        vectors = self.quantize.embedding(codes).flatten(0, 1)
+        frames, features = self._decode_context(vectors.unflatten(1, (CONTEXT_GRID, CONTEXT_GRID)))
+        return ContextCache(frames.unflatten(0, (batch, length)), features)
+
+    def decode_dynamics(self, codes: Tensor, cache: ContextCache) -> Tensor:
+        """(B, F, 16) codes to frames (B, F, 3, H, W). The F frames may be later frames or samples of the same one."""
+        batch, length = codes.shape[:2]
+        vectors = self.dynamics_quantize.embedding(codes).flatten(0, 1)
+        return self._decode_dynamics(vectors, cache.features).unflatten(0, (batch, length))
+
+    # ---- historical interface
+
+    def tokenize(self, pixel_values: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
+        """Clips (B, T, 3, H, W) in [0, 1] to flat ids (B, L) int64 and next-token labels (see :mod:`ivideogpt.layout`)."""
+        self._check_context_length(context_length)
+        layout = self.layout(pixel_values.shape[1] - context_length)
+        context = self.encode_context(pixel_values[:, :context_length])
+        dynamics = self.encode_dynamics(pixel_values[:, context_length:], context.features)
+        tokens = layout.pack(FrameTokens(context.codes, dynamics))
+        return tokens, layout.labels(tokens)
+
+    def detokenize(
+        self, indices: Tensor, context_length: int, cache: ContextCache | None = None, return_cache: bool = False
+    ) -> Tensor | tuple[Tensor, ContextCache]:
+        """Flat ids (B, L) to all T frames (B, T, 3, H, W), context first, not clamped.
+
+        ``cache`` of an earlier call with the same context saves decoding it again; it fits any number of future frames.
+        """
+        self._check_context_length(context_length)
+        codes = self.layout(0).unpack(indices)
+        cache = cache or self.decode_context(codes.context)
+        frames = torch.cat([cache.frames, self.decode_dynamics(codes.dynamics, cache)], dim=1)
+        return (frames, cache) if return_cache else frames
+
+    def forward(
+        self,
+        sample: Tensor,
+        return_dict: bool = True,
+        return_loss: bool = False,
+        segment_len: int | None = None,
+        dyn_sample: Tensor | None = None,
+    ) -> CompressiveVQOutput | tuple[Tensor, ...]:
+        """Reconstruct context frames ``sample`` (B t, 3, H, W) and future frames ``dyn_sample`` (B F, 3, H, W), F = ``segment_len``."""
+        if dyn_sample is None or segment_len is None:
+            raise UserError("forward needs the future frames: pass dyn_sample (B F, 3, H, W) and segment_len = F")
+        if len(sample) * segment_len != len(dyn_sample) * self.context_length:
+            raise UserError(
+                f"{len(sample)} context frames of {self.context_length} a clip do not go with {len(dyn_sample)} future "
+                f"frames of segment_len={segment_len} a clip"
+            )
+        context_latents, encoder_features = self._context_latents(sample)
+        dynamics_latents = self._dynamics_latents(dyn_sample, self.cond_encoder.project_context(encoder_features))
+        context: Quantized = self.quantize(context_latents)
+        dynamics: Quantized = self.dynamics_quantize(dynamics_latents)
+        ref_sample, features = self._decode_context(context.latents)
+        future = self._decode_dynamics(dynamics.latents, features)
+
+        if not return_loss:
+            return CompressiveVQOutput(sample=future) if return_dict else (future,)
+        if not return_dict:
+            return future, ref_sample, context.loss, dynamics.loss
+        return CompressiveVQOutput(
+            sample=future,
+            ref_sample=ref_sample,
+            commit_loss=context.loss,
+            dyn_commit_loss=dynamics.loss,
+            context_latents=context_latents.detach(),
+            context_codes=context.codes,
+            dynamics_latents=dynamics_latents.detach(),
+            dynamics_codes=dynamics.codes,
+        )
+
+    @torch.no_grad()
+    def latents(self, sample: Tensor, dyn_sample: Tensor) -> tuple[Tensor, Tensor]:
+        """What both quantizers would be given: context vectors (n, d) and dynamics vectors (m, d), float32."""
+        context, features = self._context_latents(sample)
+        dynamics = self._dynamics_latents(dyn_sample, self.cond_encoder.project_context(features))
+        return context.flatten(0, -2).float(), dynamics.flatten(0, -2).float()
+
+    # ---- halves, between pixels and channel-last code vectors
+
+    def _context_latents(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B t, 3, H, W) to vectors (B t, 16, 16, d) and the encoder's feature list."""
+        latents, features = self.encoder(self._as_input(frames))
+        return self.quant_conv(latents).permute(0, 2, 3, 1), features
+
+    def _dynamics_latents(self, frames: Tensor, features: ContextFeatures) -> Tensor:
+        """(B F, 3, H, W) to one vector a patch, (B F, 16, d). Patch vectors are ordered row, column, channel."""
+        latents = self.cond_encoder(self._as_input(frames), features)
+        size = self.config.patch_size
+        return self.quant_linear(rearrange(latents, "n c (h p) (w q) -> n (h w) (p q c)", p=size, q=size))
+
+    def _decode_context(self, vectors: Tensor) -> tuple[Tensor, ContextFeatures]:
+        """(B t, 16, 16, d) to frames and the keys and values of the conditional decoder."""
+        latents = self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2)))
+        frames, features = self.decoder(latents)
+        return frames, self.cond_decoder.project_context(features)
+
+    def _decode_dynamics(self, vectors: Tensor, features: ContextFeatures) -> Tensor:
+        """(B F, 16, d) to frames (B F, 3, H, W)."""
+        size = self.config.patch_size
+        patches = self.post_quant_linear(self._as_input(vectors))
+        latents = rearrange(
+            patches, "n (h w) (p q c) -> n c (h p) (w q)", h=DYNAMICS_GRID, w=DYNAMICS_GRID, p=size, q=size
+        )
+        return self.cond_decoder(latents, features)
+
+    def _as_input(self, tensor: Tensor) -> Tensor:
+        """Quantizers stay in float32; what enters a network has its weights' precision."""
+        return tensor.to(self.quant_conv.weight.dtype)
+
+    def _check_context_length(self, context_length: int) -> None:
+        if context_length != self.context_length:
+            raise UserError(
+                f"context_length {context_length} was given, but this tokenizer has {self.context_length} context frames: "
+                f"pass {self.context_length}, or shrink the tokenizer with set_context_length"
+            )
+
+    # ---- loading
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> CompressiveVQModel:
+        """Load a local folder or hub id strictly, from safetensors only, in float32 unless ``torch_dtype`` says otherwise.
+
+        Raises:
+            UserError: a file is missing or unreadable, or a tensor is missing, unexpected or of another shape.
+        """
+        kwargs.pop("use_safetensor", None)  # the released scripts' spelling
+        kwargs.setdefault("torch_dtype", torch.float32)
+        kwargs.update(use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"cannot load a tokenizer from {pretrained_model_name_or_path}: {reason}") from error
+        problems = {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched") if info[f"{kind}_keys"]}
+        if problems:
+            raise UserError(
+                f"{pretrained_model_name_or_path} does not hold this tokenizer: "
+                + "; ".join(f"{kind} tensors {', '.join(map(str, keys))}" for kind, keys in problems.items())
+            )
+        return model

@@ -1,0 +1,164 @@
+"""The encoder and decoder of future frames, which look at the context frames through cross-attention.
+
+Dimension keys: B clips, t context frames, F future frames (any number for the same context), C channels, R resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders import vae
+from torch import Tensor, nn
+
+from ivideogpt.layout import CONTEXT_GRID
+from ivideogpt.vq_model.vae import project_out, run_block
+
+NUM_HEADS = 4
+DROPOUT = 0.1
+
+
+class KeysValues(NamedTuple):
+    """What one cross-attention block needs of the context: each (B, heads, t R^2, C / heads)."""
+
+    keys: Tensor
+    values: Tensor
+
+    def select(self, rows: Tensor) -> KeysValues:
+        return KeysValues(self.keys[rows], self.values[rows])
+
+
+class CrossAttention(nn.Module):
+    """One future frame's features attend to the features of all t context frames of its clip.
+
+    The context is projected to keys and values once per clip; every future frame of the clip reuses them, folded into
+    the query length instead of copied.
+    """
+
+    def __init__(self, channels: int, resolution: int, context_length: int) -> None:
+        super().__init__()
+        area = resolution**2
+        self.context_length = context_length
+        self.resolution = resolution
+        self.q_norm = nn.GroupNorm(32, channels, eps=1e-5)
+        self.kv_norm = nn.GroupNorm(32, channels, eps=1e-5)
+        self.q_pos_emb = nn.Parameter(torch.zeros(area, channels))
+        self.kv_pos_emb = nn.Parameter(torch.zeros(context_length * area, channels))
+        # The module holds the released names (att.in_proj_weight, att.out_proj); its own forward would project the
+        # context again for every future frame.
+        self.att = nn.MultiheadAttention(channels, NUM_HEADS, dropout=DROPOUT, batch_first=True)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def project_context(self, features: Tensor) -> KeysValues:
+        """Context features (B t, C, R, R) to keys and values. ``kv_norm``'s statistics run over the t frames together."""
+        frames = features.unflatten(0, (-1, self.context_length)).transpose(1, 2)  # (B, C, t, R, R)
+        tokens = self.kv_norm(frames.flatten(2)).transpose(1, 2) + self.kv_pos_emb
+        _, key_weight, value_weight = self.att.in_proj_weight.chunk(3)
+        _, key_bias, value_bias = self.att.in_proj_bias.chunk(3)
+        return KeysValues(
+            _split_heads(F.linear(tokens, key_weight, key_bias)),
+            _split_heads(F.linear(tokens, value_weight, value_bias)),
+        )
+
+    def forward(self, hidden: Tensor, context: KeysValues) -> Tensor:
+        """(B F, C, R, R) to the same shape: SiLU(hidden + attention)."""
+        rows, channels = hidden.shape[:2]
+        clips = len(context.keys)
+        tokens = self.q_norm(hidden.flatten(2)).transpose(1, 2) + self.q_pos_emb  # (B F, R^2, C)
+        queries = F.linear(tokens, self.att.in_proj_weight[:channels], self.att.in_proj_bias[:channels])
+        attended = F.scaled_dot_product_attention(
+            _split_heads(queries.reshape(clips, -1, channels)),
+            context.keys,
+            context.values,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        attended = attended.transpose(1, 2).reshape(rows, -1, channels)
+        attended = self.dropout(self.att.out_proj(attended)).transpose(1, 2)
+        return F.silu(hidden + attended.reshape(hidden.shape))
+
+    def keep_last_frames(self, context_length: int) -> None:
+        """Drop the position embeddings of all but the last ``context_length`` context frames."""
+        self.context_length = context_length
+        kept = self.kv_pos_emb[-context_length * self.resolution**2 :]
+        self.kv_pos_emb = nn.Parameter(kept.detach().clone())
+
+
+def _split_heads(tokens: Tensor) -> Tensor:
+    """(B, L, C) -> (B, heads, L, C / heads)."""
+    return tokens.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+
+
+class _AttendsToContext(nn.Module):
+    """What the conditional encoder and decoder share: attention blocks at some levels of the plain half's features.
+
+    ``attention_levels`` indexes the plain half's feature list (see :mod:`ivideogpt.vq_model.vae`).
+    """
+
+    cross_att_blocks: nn.ModuleList
+    attention_levels: tuple[int, ...]
+
+    def project_context(self, features: Sequence[Tensor]) -> list[KeysValues]:
+        """The plain half's feature list of B t context frames to keys and values, one entry per attention block."""
+        return [
+            block.project_context(features[level])
+            for block, level in zip(self.cross_att_blocks, self.attention_levels, strict=True)
+        ]
+
+    def _run_attending(self, blocks: Sequence[nn.Module], hidden: Tensor, context: Sequence[KeysValues]) -> Tensor:
+        """Run the blocks, whose outputs are levels 1, 2, ... of the feature list; attend after those that qualify."""
+        at_level = dict(zip(self.attention_levels, zip(self.cross_att_blocks, context, strict=True), strict=True))
+        for level, block in enumerate(blocks, start=1):
+            hidden = run_block(self, block, hidden)
+            if level in at_level:
+                attention, keys_values = at_level[level]
+                hidden = attention(hidden, keys_values)
+        return hidden
+
+    def set_context_length(self, context_length: int) -> None:
+        for block in self.cross_att_blocks:
+            block.keep_last_frames(context_length)
+
+    def set_dropout(self, probability: float) -> None:
+        for block in self.cross_att_blocks:
+            block.dropout.p = probability
+
+
+class ConditionalEncoder(_AttendsToContext, vae.Encoder):
+    """Future frames (B F, 3, H, W) and the context's keys and values to latents (B F, latent_channels, 16, 16)."""
+
+    def __init__(self, *, resolution: int, max_att_resolution: int, context_length: int, **encoder_config) -> None:
+        vae.Encoder.__init__(self, double_z=False, mid_block_add_attention=True, **encoder_config)
+        channels = encoder_config["block_out_channels"]
+        last = len(channels) - 1
+        sizes = [resolution // 2 ** min(level + 1, last) for level in range(len(channels))]
+        qualifying = [level for level, size in enumerate(sizes) if size <= max_att_resolution]
+        self.attention_levels = tuple(level + 1 for level in qualifying)  # level 0 is conv_in
+        self.cross_att_blocks = nn.ModuleList(
+            CrossAttention(channels[level], sizes[level], context_length) for level in qualifying
+        )
+
+    def forward(self, sample: Tensor, context: Sequence[KeysValues]) -> Tensor:
+        blocks = [*self.down_blocks, self.mid_block]
+        return project_out(self, self._run_attending(blocks, self.conv_in(sample), context))
+
+
+class ConditionalDecoder(_AttendsToContext, vae.Decoder):
+    """Latents (B F, latent_channels, 16, 16) and the context's keys and values to frames (B F, 3, H, W)."""
+
+    def __init__(self, *, max_att_resolution: int, context_length: int, **decoder_config) -> None:
+        vae.Decoder.__init__(self, mid_block_add_attention=True, **decoder_config)
+        channels = list(reversed(decoder_config["block_out_channels"]))
+        last = len(channels) - 1
+        sizes = [CONTEXT_GRID * 2 ** min(level + 1, last) for level in range(len(channels))]
+        qualifying = [level for level, size in enumerate(sizes) if size <= max_att_resolution]
+        self.attention_levels = (1, *(level + 2 for level in qualifying))  # 0 is conv_in, 1 the mid block
+        self.cross_att_blocks = nn.ModuleList([CrossAttention(channels[0], CONTEXT_GRID, context_length)])
+        self.cross_att_blocks.extend(
+            CrossAttention(channels[level], sizes[level], context_length) for level in qualifying
+        )
+
+    def forward(self, latents: Tensor, context: Sequence[KeysValues]) -> Tensor:
+        blocks = [self.mid_block, *self.up_blocks]
+        return project_out(self, self._run_attending(blocks, self.conv_in(latents), context))

@@ -1,0 +1,41 @@
+"""Nearest-code lookup in float32, whatever precision the networks around it run in."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from diffusers.models.autoencoders import vae
+from torch import Tensor
+
+
+class Quantized(NamedTuple):
+    """``latents`` (..., d): codes' vectors with a straight-through gradient; ``codes`` (...) int64; scalar ``loss``."""
+
+    latents: Tensor
+    codes: Tensor
+    loss: Tensor
+
+
+class VectorQuantizer(vae.VectorQuantizer):
+    """diffusers' quantizer (beta 1, not legacy) on channel-last vectors.
+
+    In bfloat16 the search returns other codes than the model was trained with, so autocast is left for its duration.
+    """
+
+    def __init__(self, num_codes: int, dim: int) -> None:
+        super().__init__(num_codes, dim, beta=1.0, legacy=False)
+
+    def nearest_codes(self, latents: Tensor) -> Tensor:
+        """(..., d) to the index of the nearest code by Euclidean distance, (...) int64."""
+        with torch.autocast(latents.device.type, enabled=False), torch.no_grad():
+            distances = torch.cdist(latents.reshape(-1, latents.shape[-1]).float(), self.embedding.weight.float())
+            return distances.argmin(dim=1).view(latents.shape[:-1])
+
+    def forward(self, latents: Tensor) -> Quantized:
+        """Quantize (..., d). The loss is codebook term + commitment term, both means over elements."""
+        latents = latents.float()
+        codes = self.nearest_codes(latents)
+        vectors = self.embedding(codes).float()
+        loss = torch.mean((vectors.detach() - latents) ** 2) + torch.mean((vectors - latents.detach()) ** 2)
+        return Quantized(latents + (vectors - latents).detach(), codes, loss)

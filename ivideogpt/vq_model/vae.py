@@ -1,0 +1,51 @@
+"""The plain encoder and decoder of context frames: diffusers' blocks that also hand out their feature maps.
+
+Dimension keys: N images, C channels, H W pixels of the level at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from diffusers.models.autoencoders import vae
+from torch import Tensor, nn
+
+
+def run_block(owner: nn.Module, block: nn.Module, hidden: Tensor) -> Tensor:
+    """``block(hidden)``, recomputed in the backward pass where ``enable_gradient_checkpointing`` asked ``owner`` for it."""
+    if owner.gradient_checkpointing and torch.is_grad_enabled():
+        return owner._gradient_checkpointing_func(block, hidden)
+    return block(hidden)
+
+
+def run_blocks(owner: nn.Module, blocks: Iterable[nn.Module], hidden: Tensor) -> list[Tensor]:
+    """The feature map after each block in turn."""
+    features = []
+    for block in blocks:
+        hidden = run_block(owner, block, hidden)
+        features.append(hidden)
+    return features
+
+
+def project_out(owner: nn.Module, hidden: Tensor) -> Tensor:
+    """The common end of encoders and decoders: norm, SiLU, convolution."""
+    return owner.conv_out(owner.conv_act(owner.conv_norm_out(hidden)))
+
+
+class Encoder(vae.Encoder):
+    """Images (N, 3, H, W) to latents (N, latent_channels, 16, 16) and features [conv_in, down_0, ..., down_n-1, mid]."""
+
+    def forward(self, sample: Tensor) -> tuple[Tensor, list[Tensor]]:
+        stem = self.conv_in(sample)
+        features = [stem, *run_blocks(self, [*self.down_blocks, self.mid_block], stem)]
+        return project_out(self, features[-1]), features
+
+
+class Decoder(vae.Decoder):
+    """Latents (N, latent_channels, 16, 16) to images and features [conv_in, mid, up_0, ..., up_n-1]."""
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
+        stem = self.conv_in(latents)
+        features = [stem, *run_blocks(self, [self.mid_block, *self.up_blocks], stem)]
+        return project_out(self, features[-1]), features

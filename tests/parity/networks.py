@@ -1,0 +1,57 @@
+"""Networks small enough for tests: filled by formula, so that tokens vary and every run is the same."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from transformers import LlamaConfig
+
+from ivideogpt.pretrained import ModelMetadata, Transformer, build_transformer
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import WorldModel
+from tests.parity.formulas import fill, golden
+
+SEGMENT_LENGTH = 5
+ACTION_DIM = 4
+
+
+def llama_config(**changes: Any) -> LlamaConfig:
+    return LlamaConfig(**golden()["transformer"]["ctx2"]["config"] | changes)
+
+
+def tokenizer(context_length: int = 2) -> CompressiveVQModel:
+    return deepcopy(_tokenizer(context_length))
+
+
+@cache
+def _tokenizer(context_length: int) -> CompressiveVQModel:
+    config = golden()["tokenizer"]["ctx2_64"]["config"] | {"context_length": context_length}
+    return fill(CompressiveVQModel(**config))
+
+
+def transformer(
+    tokens_of: CompressiveVQModel, action_dim: int | None = None, config: LlamaConfig | None = None, **heads: Any
+) -> Transformer:
+    layout = tokens_of.layout(SEGMENT_LENGTH - tokens_of.context_length)
+    return fill(build_transformer(config or llama_config(), layout, action_dim, **heads))
+
+
+def world_model(
+    context_length: int = 2,
+    action_dim: int | None = None,
+    frames_that_fit: int | None = None,
+    reward_prediction: bool = False,
+    **metadata: Any,
+) -> WorldModel:
+    """``frames_that_fit`` limits the transformer's positions to that many future frames."""
+    tok = tokenizer(context_length)
+    config = llama_config()
+    if frames_that_fit is not None:
+        config.max_position_embeddings = tok.layout(frames_that_fit).sequence_length
+    model = WorldModel(tok, transformer(tok, action_dim, config, reward_prediction=reward_prediction))
+    inferred = ModelMetadata.infer(model.tokenizer, model.transformer)
+    model.metadata = replace(inferred, segment_length=SEGMENT_LENGTH, **metadata)
+    return model
