@@ -1,0 +1,225 @@
+"""The recorder as a command, on the real simulator, with episodes of five steps at 16 pixels."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivideogpt.errors import UserError
+from mbrl.metaworld_env import MetaWorldEnv
+from mbrl.offscreen import select_backend
+
+SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "record_metaworld.py"
+LENGTH = 5
+TINY = ["--episode_length", str(LENGTH), "--image_size", "16", "--seed", "7"]
+
+
+def load_script():
+    spec = importlib.util.spec_from_file_location("record_metaworld", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["record_metaworld"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+recorder = load_script()
+
+
+def command(cwd, *flags):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, flags)], cwd=cwd, capture_output=True, text=True)
+
+
+def record(output, *flags):
+    """The command in this process, which saves its start."""
+    config = recorder.parse_args(["--output_path", str(output), "--num_workers", "1", *TINY, *flags])
+    recorder.prepare_output(config)
+    recorder.record_all(config)
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.npz"))}
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    """Two tasks, two episodes each, recorded by the command in two processes from another directory."""
+    try:
+        select_backend()
+    except UserError as error:
+        pytest.skip(str(error))
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    flags = ["--tasks", "door_lock", "reach-v3", "--num_episodes", 2, "--num_workers", 2, "--output_path", "out", *TINY]
+    done = command(cwd, *flags)
+    assert done.returncode == 0, done.stderr
+    assert "4/4" in done.stderr  # the progress bar
+    return cwd / "out"
+
+
+def test_files_and_arrays(recording):
+    assert list(contents(recording)) == [
+        f"{task}/eps_{number:08d}.npz" for task in ("door-lock", "reach") for number in (0, 1)
+    ]
+    with np.load(recording / "reach" / "eps_00000001.npz", allow_pickle=False) as episode:
+        shapes = {name: (array.shape, str(array.dtype)) for name, array in episode.items()}
+        assert np.abs(episode["action"]).max() <= 1
+        assert not episode["action"][-1].any()
+        assert episode["reward"][-1] == 0
+        assert not episode["success"][-1]
+        assert np.abs(episode["action"][:-1]).min(axis=1).all()
+    assert shapes == {
+        "image": ((LENGTH + 1, 16, 16, 3), "uint8"),
+        "action": ((LENGTH + 1, 4), "float32"),
+        "reward": ((LENGTH + 1,), "float32"),
+        "success": ((LENGTH + 1,), "bool"),
+    }
+
+
+def test_actions_are_taken_at_their_image_and_rewards_are_what_they_earned(recording):
+    """Bug prevented: actions or rewards off by one row. They are replayed in a fresh environment."""
+    with np.load(recording / "door-lock" / "eps_00000001.npz") as file:
+        episode = dict(file)
+    env = MetaWorldEnv("door-lock", image_size=16)
+    env_seed = int(recorder.episode_rng(7, "door-lock", 1).integers(2**31))
+    np.testing.assert_array_equal(env.reset(env_seed), episode["image"][0])
+    for i in range(LENGTH):
+        step = env.step(episode["action"][i])
+        np.testing.assert_array_equal(step.frame, episode["image"][i + 1])
+        assert np.float32(step.reward) == episode["reward"][i]
+        assert step.success == episode["success"][i]
+    env.close()
+
+
+def test_bit_for_bit_whatever_the_number_of_workers_and_episodes(recording, tmp_path):
+    """Bug prevented: content that depends on which process recorded an episode, or on what it recorded before."""
+    record(tmp_path, "--tasks", "reach", "door-lock", "--num_episodes", "3")
+    again = contents(tmp_path)
+    assert {name: again[name] for name in contents(recording)} == contents(recording)
+    assert len(set(again.values())) == 6
+
+
+def test_resuming_records_only_what_is_missing(recording, tmp_path):
+    record(tmp_path, "--tasks", "reach", "--num_episodes", "2")
+    folder = tmp_path / "reach"
+    whole = contents(tmp_path)
+    kept = (folder / "eps_00000000.npz").stat().st_mtime_ns
+    (folder / "eps_00000001.npz").unlink()
+    (folder / ".1.partial").write_bytes(b"left by a killed process")
+    record(tmp_path, "--tasks", "reach", "--num_episodes", "2")
+    assert contents(tmp_path) == whole
+    assert (folder / "eps_00000000.npz").stat().st_mtime_ns == kept
+    assert sorted(path.name for path in folder.iterdir()) == ["eps_00000000.npz", "eps_00000001.npz"]
+
+
+def test_other_settings_in_the_same_folder_are_refused(recording):
+    """Bug prevented: files of another seed counted as recorded, in silence."""
+    before = contents(recording)
+    with pytest.raises(UserError, match="seed was 7, is 8"):
+        record(recording, "--tasks", "reach", "--num_episodes", "4", "--seed", "8")
+    assert contents(recording) == before
+
+
+def test_compressed_files_hold_the_same(recording, tmp_path):
+    record(tmp_path, "--tasks", "reach", "--num_episodes", "1", "--compress")
+    name = Path("reach") / "eps_00000000.npz"
+    assert (tmp_path / name).stat().st_size < (recording / name).stat().st_size
+    with np.load(tmp_path / name) as small, np.load(recording / name) as large:
+        for key in large:
+            np.testing.assert_array_equal(small[key], large[key])
+
+
+def test_replay_format():
+    """Row 0 is the reset; row i holds the action that led to observation i, what it earned, and the bonus."""
+    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
+    images[..., 1] += 100  # green tells the channel order
+    episode = recorder.Episode(
+        image=images,
+        action=np.array([[1.0] * 4, [2.0] * 4, [3.0] * 4, [0.0] * 4], np.float32),
+        reward=np.array([0.5, 1.5, 2.5, 0.0], np.float32),
+        success=np.array([False, True, True, False]),
+    )
+    replay = recorder.to_replay(episode)
+    assert {name: (array.shape, str(array.dtype)) for name, array in replay.items()} == {
+        "observation": ((4, 9, 64, 64), "uint8"),
+        "action": ((4, 4), "float32"),
+        "reward": ((4, 1), "float32"),
+        "discount": ((4, 1), "float32"),
+    }
+    assert replay["observation"][:, ::3, 0, 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
+    assert replay["observation"][3, :3, 0, 0].tolist() == [1, 101, 1]
+    assert replay["action"][:, 0].tolist() == [0, 1, 2, 3]
+    assert replay["reward"][:, 0].tolist() == [0, 0.5, 11.5, 12.5]
+    assert (replay["discount"] == 1).all()
+
+
+def test_demonstrations_are_successful_and_numbered(recording, tmp_path):
+    flags = ["--tasks", "handle-press", "--num_episodes", "2", "--episode_length", "30", "--demo"]
+    record(tmp_path, *flags)
+    files = sorted((tmp_path / "handle-press").iterdir())
+    assert [path.stem.split("_")[1:] for path in files] == [["0", "30"], ["1", "30"]]
+    for path in files:
+        with np.load(path, allow_pickle=False) as replay:
+            assert replay["observation"].shape == (31, 9, 16, 16)
+            assert replay["reward"].max() > recorder.SUCCESS_BONUS
+            assert np.abs(replay["action"]).max() <= 1
+            assert not replay["action"][0].any()
+    before = contents(tmp_path)
+    record(tmp_path, *flags)
+    assert contents(tmp_path) == before
+
+
+def test_demonstrations_that_never_succeed_end_in_an_error(recording, tmp_path):
+    with pytest.raises(UserError, match="reach: 0 of 1 demonstrations succeeded in 20 attempts"):
+        record(tmp_path, "--tasks", "reach", "--num_episodes", "1", "--episode_length", "1", "--demo")
+    assert not contents(tmp_path)
+
+
+def test_defaults_of_demonstrations_have_no_noise():
+    plain = recorder.parse_args(["--output_path", "x"]).episode
+    demo = recorder.parse_args(["--output_path", "x", "--demo"]).episode
+    assert (plain.noise, plain.random_fraction) == ((0.0, 0.2, 0.5, 1.0), 0.25)
+    assert (demo.noise, demo.random_fraction) == ((0.0,), 0.0)
+    assert json.loads(json.dumps(plain.noise)) == list(plain.noise)
+
+
+def test_task_groups():
+    assert len(recorder.parse_tasks(["all"])) == 50
+    assert recorder.parse_tasks(["hammer", "paper"])[0] == "hammer"
+    assert len(recorder.parse_tasks(["hammer", "paper"])) == 6
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tasks", "hamer"], "did you mean hammer"),
+        (["--num_episodes", "0"], "--num_episodes 0: must be at least 1"),
+        (["--noise", "0.1", "-1"], "--noise -1.0"),
+        (["--noise", "nan"], "--noise nan"),
+        (["--random_fraction", "1.5"], "between 0 and 1"),
+        (["--camera", "corner9"], "--camera corner9: there are corner, corner2"),
+        (["--seed", "-1"], "must not be negative"),
+    ],
+)
+def test_bad_flags_are_named(flags, message):
+    with pytest.raises(UserError, match=message):
+        recorder.parse_args(["--output_path", "x", *flags])
+
+
+def test_user_errors_are_one_line_and_write_nothing(tmp_path):
+    done = command(tmp_path, "--tasks", "no-such-task", "--output_path", "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Meta-World task named 'no-such-task'")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_path_that_is_a_file_is_one_error(tmp_path):
+    (tmp_path / "out").write_text("")
+    config = recorder.parse_args(["--output_path", str(tmp_path / "out"), "--tasks", "reach"])
+    with pytest.raises(UserError, match="cannot write to --output_path"):
+        recorder.prepare_output(config)
