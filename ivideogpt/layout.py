@@ -133,7 +133,7 @@ class TokenLayout:
         return ids.flatten(1)
 
     def unpack(self, ids: Tensor) -> FrameTokens:
-        """Flat ids to codes. Separators are ignored wherever they stand; dynamics positions are clamped into their range."""
+        """Flat ids to codes. Separator positions are ignored, dynamics positions are clamped into their range."""
         frames = self.future_frames_in(ids.shape[1])
         context = ids[:, : self.prompt_length - 1]
         context = torch.cat([context, context.new_zeros(len(ids), 1)], dim=1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ivideogpt.layout import TokenLayout
 
-# Where a pixel has changed by this much since the last context frame (frames are in [0, 1]), it counts as moving in full.
+# A pixel that has changed by this much since the last context frame (frames are in [0, 1]) counts as moving in full.
 FULL_MOTION = 0.1
 
 
@@ -122,13 +122,13 @@ def transformer_loss(
     rewards: Tensor | None = None,
     reward_weight: float = 1.0,
 ) -> LossTerms:
-    """Next-token cross-entropy of future frames, plus reward and action reconstruction terms where the model has the heads.
+    """Next-token cross-entropy of future frames, plus the terms of the heads that the model has.
 
     Args:
         model: a LlamaForCausalLM, or a HeadModelWithAction if ``actions`` are given (possibly wrapped for DDP).
         tokens: (B, L) ids.
         actions: (B, T, D) of the whole clip; frame k of the future takes ``actions[:, t - 1 + k]``.
-        rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the space the head predicts.
+        rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the head's space.
     """
     labels = layout.labels(tokens)
     if actions is None:

@@ -14,13 +14,15 @@ VGG_FILE = "vgg16-397923af.pth"
 LINEAR_FILE = "vgg.pth"
 DEFAULT_FOLDER = Path("pretrained_models/lpips")
 
-# (first layer's index in torchvision's vgg16.features, convolutions) of the five slices relu1_2 .. relu5_3
-_SLICES = ((0, (3, 64), (64, 64)), (4, (64, 128), (128, 128)), (9, (128, 256), (256, 256), (256, 256)))
-_SLICES += ((16, (256, 512), (512, 512), (512, 512)), (23, (512, 512), (512, 512), (512, 512)))
+# Channels of the convolutions (each followed by ReLU) in the five slices that end at relu1_2 .. relu5_3.
+_SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class _ScalingLayer(nn.Module):
     """From [-1, 1] to the statistics of ImageNet."""
+
+    shift: Tensor
+    scale: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,18 +34,20 @@ class _ScalingLayer(nn.Module):
 
 
 class _Vgg16(nn.Module):
+    """VGG16's convolutions in five slices; layers keep their indices in torchvision's ``vgg16.features`` as names."""
+
     def __init__(self) -> None:
         super().__init__()
-        for number, (first, *convolutions) in enumerate(_SLICES, start=1):
+        channels, layer = 3, 0
+        for number, convolutions in enumerate(_SLICES, start=1):
             slice_ = nn.Sequential()
-            layer = first
-            if first:
+            if number > 1:
                 slice_.add_module(str(layer), nn.MaxPool2d(2, 2))
                 layer += 1
-            for inputs, outputs in convolutions:
-                slice_.add_module(str(layer), nn.Conv2d(inputs, outputs, 3, padding=1))
+            for outputs in convolutions:
+                slice_.add_module(str(layer), nn.Conv2d(channels, outputs, 3, padding=1))
                 slice_.add_module(str(layer + 1), nn.ReLU())
-                layer += 2
+                channels, layer = outputs, layer + 2
             self.add_module(f"slice{number}", slice_)
 
     def forward(self, frames: Tensor) -> list[Tensor]:
@@ -66,14 +70,14 @@ class _Linear(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of frames (N, 3, H, W) in [-1, 1] to others, one number each: (N,). Always frozen, float32."""
+    """Perceptual distance of frames (N, 3, H, W) in [-1, 1] to others, one number each: (N,). Always frozen."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scaling_layer = _ScalingLayer()
         self.net = _Vgg16()
-        for level, (_, *convolutions) in enumerate(_SLICES):
-            self.add_module(f"lin{level}", _Linear(convolutions[-1][1]))
+        for level, convolutions in enumerate(_SLICES):
+            self.add_module(f"lin{level}", _Linear(convolutions[-1]))
         self.requires_grad_(False)
 
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
@@ -101,7 +105,7 @@ class LPIPS(nn.Module):
             _, published = name.split(".", 1)  # slice2.5.weight is features.5.weight
             if f"features.{published}" in vgg:
                 tensors[f"net.{name}"] = vgg[f"features.{published}"]
-        buffers = {name: tensor for name, tensor in model.named_buffers()}
+        buffers = dict(model.named_buffers())
         load_strict(model, {**buffers, **tensors}, source=str(folder))
         return model.eval()
 

@@ -78,10 +78,9 @@ class CompressiveVQOutput(BaseOutput):
 
 
 class CompressiveVQModel(ModelMixin, ConfigMixin):
-    """Context-aware conditional VQGAN (iVideoGPT, section 3.1), with the released checkpoints' names and config keys."""
+    """Context-aware conditional VQGAN (iVideoGPT, section 3.1), with the released names and config keys."""
 
     _supports_gradient_checkpointing = True
-    _keep_in_fp32_modules = ["quantize", "dynamics_quantize"]
 
     @register_to_config
     def __init__(
@@ -113,13 +112,13 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         latent_grid = resolution // 2 ** (len(block_out_channels) - 1)
         if latent_grid != CONTEXT_GRID or patch_size * DYNAMICS_GRID != CONTEXT_GRID:
             raise UserError(
-                f"resolution {resolution} with {len(block_out_channels)} blocks gives {latent_grid} x {latent_grid} latents "
-                f"in patches of {patch_size}; expected {CONTEXT_GRID} x {CONTEXT_GRID} in patches of {DYNAMICS_GRID}: "
-                "change the number of blocks or the resolution"
+                f"resolution {resolution} with {len(block_out_channels)} blocks gives {latent_grid} x {latent_grid} "
+                f"latents in patches of {patch_size}; expected {CONTEXT_GRID} x {CONTEXT_GRID} in patches of "
+                f"{DYNAMICS_GRID}: change the number of blocks or the resolution"
             )
         code_dim = vq_embed_dim or latent_channels
         patch_dim = latent_channels * patch_size**2
-        shared = dict(
+        shared: dict[str, Any] = dict(
             block_out_channels=block_out_channels,
             layers_per_block=layers_per_block,
             norm_num_groups=norm_num_groups,
@@ -133,7 +132,7 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
             up_block_types=up_block_types,
             norm_type=norm_type,
         )
-        attention = dict(max_att_resolution=max_att_resolution, context_length=context_length)
+        attention: dict[str, Any] = dict(max_att_resolution=max_att_resolution, context_length=context_length)
 
         self.encoder = Encoder(double_z=False, mid_block_add_attention=mid_block_add_attention, **encoder)
         self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
@@ -179,9 +178,16 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self.register_to_config(context_length=context_length)
 
     def set_cross_attention_dropout(self, probability: float) -> None:
-        """Dropout of attention to the context, in training mode only (0.1 unless set; the weights do not depend on it)."""
+        """Dropout of attention to the context in training mode, 0.1 unless set. No tensor's shape depends on it."""
         self.cond_encoder.set_dropout(probability)
         self.cond_decoder.set_dropout(probability)
+
+    def cast_networks(self, dtype: torch.dtype) -> CompressiveVQModel:
+        """Weights to another precision, in place, except the codebooks: among rounded vectors others are nearest."""
+        for module in self.children():
+            if not isinstance(module, VectorQuantizer):
+                module.to(dtype)
+        return self
 
     # ---- the four primitives
 
@@ -212,7 +218,7 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
     # ---- historical interface
 
     def tokenize(self, pixel_values: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
-        """Clips (B, T, 3, H, W) in [0, 1] to flat ids (B, L) int64 and next-token labels (see :mod:`ivideogpt.layout`)."""
+        """Clips (B, T, 3, H, W) in [0, 1] to flat ids (B, L) int64 and their labels (:mod:`ivideogpt.layout`)."""
         self._check_context_length(context_length)
         layout = self.layout(pixel_values.shape[1] - context_length)
         context = self.encode_context(pixel_values[:, :context_length])
@@ -241,7 +247,10 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         segment_len: int | None = None,
         dyn_sample: Tensor | None = None,
     ) -> CompressiveVQOutput | tuple[Tensor, ...]:
-        """Reconstruct context frames ``sample`` (B t, 3, H, W) and future frames ``dyn_sample`` (B F, 3, H, W), F = ``segment_len``."""
+        """Reconstruct context frames ``sample`` (B t, 3, H, W) and future frames ``dyn_sample`` (B F, 3, H, W).
+
+        ``segment_len`` is F. Without ``return_loss`` only the future reconstruction is returned.
+        """
         if dyn_sample is None or segment_len is None:
             raise UserError("forward needs the future frames: pass dyn_sample (B F, 3, H, W) and segment_len = F")
         if len(sample) * segment_len != len(dyn_sample) * self.context_length:
@@ -313,31 +322,30 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
     def _check_context_length(self, context_length: int) -> None:
         if context_length != self.context_length:
             raise UserError(
-                f"context_length {context_length} was given, but this tokenizer has {self.context_length} context frames: "
-                f"pass {self.context_length}, or shrink the tokenizer with set_context_length"
+                f"context_length {context_length} was given, but this tokenizer has {self.context_length} context "
+                f"frames: pass {self.context_length}, or shrink the tokenizer with set_context_length"
             )
 
     # ---- loading
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> CompressiveVQModel:
-        """Load a local folder or hub id strictly, from safetensors only, in float32 unless ``torch_dtype`` says otherwise.
+        """Load a local folder or hub id strictly, from safetensors only, in float32 unless ``torch_dtype`` is given.
 
         Raises:
             UserError: a file is missing or unreadable, or a tensor is missing, unexpected or of another shape.
         """
         kwargs.pop("use_safetensor", None)  # the released scripts' spelling
-        kwargs.setdefault("torch_dtype", torch.float32)
-        kwargs.update(use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True)
+        dtype = kwargs.pop("torch_dtype", None)
+        kwargs.update(torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
         try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
         except (OSError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"cannot load a tokenizer from {pretrained_model_name_or_path}: {reason}") from error
-        problems = {kind: info[f"{kind}_keys"] for kind in ("missing", "unexpected", "mismatched") if info[f"{kind}_keys"]}
-        if problems:
-            raise UserError(
-                f"{pretrained_model_name_or_path} does not hold this tokenizer: "
-                + "; ".join(f"{kind} tensors {', '.join(map(str, keys))}" for kind, keys in problems.items())
-            )
-        return model
+        kinds = ("missing", "unexpected", "mismatched")
+        problems = {kind: ", ".join(map(str, info[f"{kind}_keys"])) for kind in kinds}
+        if any(problems.values()):
+            listed = "; ".join(f"{kind} tensors {names}" for kind, names in problems.items() if names)
+            raise UserError(f"{pretrained_model_name_or_path} does not hold this tokenizer: {listed}")
+        return model if dtype is None else model.cast_networks(dtype)

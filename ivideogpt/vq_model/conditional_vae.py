@@ -6,7 +6,7 @@ Dimension keys: B clips, t context frames, F future frames (any number for the s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def project_context(self, features: Tensor) -> KeysValues:
-        """Context features (B t, C, R, R) to keys and values. ``kv_norm``'s statistics run over the t frames together."""
+        """Context features (B t, C, R, R) to keys and values. ``kv_norm``'s statistics run over all t frames."""
         frames = features.unflatten(0, (-1, self.context_length)).transpose(1, 2)  # (B, C, t, R, R)
         tokens = self.kv_norm(frames.flatten(2)).transpose(1, 2) + self.kv_pos_emb
         _, key_weight, value_weight = self.att.in_proj_weight.chunk(3)
@@ -98,17 +98,24 @@ class _AttendsToContext(nn.Module):
 
     cross_att_blocks: nn.ModuleList
     attention_levels: tuple[int, ...]
+    conv_in: nn.Conv2d
+    mid_block: nn.Module
+    down_blocks: nn.ModuleList
+    up_blocks: nn.ModuleList
+
+    def _attentions(self) -> list[CrossAttention]:
+        return cast(list[CrossAttention], list(self.cross_att_blocks))
 
     def project_context(self, features: Sequence[Tensor]) -> list[KeysValues]:
         """The plain half's feature list of B t context frames to keys and values, one entry per attention block."""
         return [
             block.project_context(features[level])
-            for block, level in zip(self.cross_att_blocks, self.attention_levels, strict=True)
+            for block, level in zip(self._attentions(), self.attention_levels, strict=True)
         ]
 
     def _run_attending(self, blocks: Sequence[nn.Module], hidden: Tensor, context: Sequence[KeysValues]) -> Tensor:
         """Run the blocks, whose outputs are levels 1, 2, ... of the feature list; attend after those that qualify."""
-        at_level = dict(zip(self.attention_levels, zip(self.cross_att_blocks, context, strict=True), strict=True))
+        at_level = dict(zip(self.attention_levels, zip(self._attentions(), context, strict=True), strict=True))
         for level, block in enumerate(blocks, start=1):
             hidden = run_block(self, block, hidden)
             if level in at_level:
@@ -117,18 +124,18 @@ class _AttendsToContext(nn.Module):
         return hidden
 
     def set_context_length(self, context_length: int) -> None:
-        for block in self.cross_att_blocks:
+        for block in self._attentions():
             block.keep_last_frames(context_length)
 
     def set_dropout(self, probability: float) -> None:
-        for block in self.cross_att_blocks:
+        for block in self._attentions():
             block.dropout.p = probability
 
 
 class ConditionalEncoder(_AttendsToContext, vae.Encoder):
     """Future frames (B F, 3, H, W) and the context's keys and values to latents (B F, latent_channels, 16, 16)."""
 
-    def __init__(self, *, resolution: int, max_att_resolution: int, context_length: int, **encoder_config) -> None:
+    def __init__(self, *, resolution: int, max_att_resolution: int, context_length: int, **encoder_config: Any) -> None:
         vae.Encoder.__init__(self, double_z=False, mid_block_add_attention=True, **encoder_config)
         channels = encoder_config["block_out_channels"]
         last = len(channels) - 1
@@ -147,7 +154,7 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
 class ConditionalDecoder(_AttendsToContext, vae.Decoder):
     """Latents (B F, latent_channels, 16, 16) and the context's keys and values to frames (B F, 3, H, W)."""
 
-    def __init__(self, *, max_att_resolution: int, context_length: int, **decoder_config) -> None:
+    def __init__(self, *, max_att_resolution: int, context_length: int, **decoder_config: Any) -> None:
         vae.Decoder.__init__(self, mid_block_add_attention=True, **decoder_config)
         channels = list(reversed(decoder_config["block_out_channels"]))
         last = len(channels) - 1

@@ -6,20 +6,21 @@ Dimension keys: N images, C channels, H W pixels of the level at hand.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders import vae
 from torch import Tensor, nn
 
 
-def run_block(owner: nn.Module, block: nn.Module, hidden: Tensor) -> Tensor:
-    """``block(hidden)``, recomputed in the backward pass where ``enable_gradient_checkpointing`` asked ``owner`` for it."""
+def run_block(owner: Any, block: nn.Module, hidden: Tensor) -> Tensor:
+    """``block(hidden)``, recomputed in the backward pass if ``owner`` does gradient checkpointing."""
     if owner.gradient_checkpointing and torch.is_grad_enabled():
         return owner._gradient_checkpointing_func(block, hidden)
     return block(hidden)
 
 
-def run_blocks(owner: nn.Module, blocks: Iterable[nn.Module], hidden: Tensor) -> list[Tensor]:
+def run_blocks(owner: Any, blocks: Iterable[nn.Module], hidden: Tensor) -> list[Tensor]:
     """The feature map after each block in turn."""
     features = []
     for block in blocks:
@@ -28,13 +29,13 @@ def run_blocks(owner: nn.Module, blocks: Iterable[nn.Module], hidden: Tensor) ->
     return features
 
 
-def project_out(owner: nn.Module, hidden: Tensor) -> Tensor:
+def project_out(owner: Any, hidden: Tensor) -> Tensor:
     """The common end of encoders and decoders: norm, SiLU, convolution."""
     return owner.conv_out(owner.conv_act(owner.conv_norm_out(hidden)))
 
 
 class Encoder(vae.Encoder):
-    """Images (N, 3, H, W) to latents (N, latent_channels, 16, 16) and features [conv_in, down_0, ..., down_n-1, mid]."""
+    """Images (N, 3, H, W) to latents (N, latent_channels, 16, 16) and features [conv_in, down_0, ..., mid]."""
 
     def forward(self, sample: Tensor) -> tuple[Tensor, list[Tensor]]:
         stem = self.conv_in(sample)
@@ -43,7 +44,7 @@ class Encoder(vae.Encoder):
 
 
 class Decoder(vae.Decoder):
-    """Latents (N, latent_channels, 16, 16) to images and features [conv_in, mid, up_0, ..., up_n-1]."""
+    """Latents (N, latent_channels, 16, 16) to images and features [conv_in, mid, up_0, ...]."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
         stem = self.conv_in(latents)

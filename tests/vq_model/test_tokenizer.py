@@ -1,0 +1,160 @@
+"""What breaks silently in the tokenizer: caches, context length, loading, precision of the code search."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import FrameTokens
+from ivideogpt.vq_model import CompressiveVQModel
+from tests.parity.formulas import clip, fill, golden
+
+CONFIG = golden()["tokenizer"]["ctx2_64"]["config"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return fill(CompressiveVQModel(**CONFIG))
+
+
+@pytest.fixture
+def saved(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def _rewrite(folder, change):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+@torch.no_grad()
+def test_frames_decoded_one_by_one_equal_frames_decoded_at_once(tokenizer):
+    """A cache that fits one number of future frames only forces the context to be decoded for every frame."""
+    frames = clip(2, 6, 64, 64)
+    context = tokenizer.encode_context(frames[:, :2])
+    codes = tokenizer.encode_dynamics(frames[:, 2:], context.features)
+    cache = tokenizer.decode_context(context.codes)
+    at_once = tokenizer.decode_dynamics(codes, cache)
+    for step in range(4):
+        one = tokenizer.decode_dynamics(codes[:, step : step + 1], cache)
+        torch.testing.assert_close(one[:, 0], at_once[:, step], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_selected_rows_of_a_cache_decode_their_own_clip(tokenizer):
+    """Dropping or repeating clips of a batch must not mix their contexts."""
+    frames = clip(3, 4, 64, 64)
+    context = tokenizer.encode_context(frames[:, :2])
+    codes = tokenizer.encode_dynamics(frames[:, 2:], context.features)
+    cache = tokenizer.decode_context(context.codes)
+    rows = torch.tensor([2, 0, 2])
+    selected = tokenizer.decode_dynamics(codes[rows], cache.select(rows))
+    torch.testing.assert_close(selected, tokenizer.decode_dynamics(codes, cache)[rows], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_primitives_compose_to_tokenize_and_detokenize(tokenizer):
+    frames = clip(2, 5, 64, 64)
+    tokens, labels = tokenizer.tokenize(frames, 2)
+    context = tokenizer.encode_context(frames[:, :2])
+    dynamics = tokenizer.encode_dynamics(frames[:, 2:], context.features)
+    layout = tokenizer.layout(3)
+    assert torch.equal(tokens, layout.pack(FrameTokens(context.codes, dynamics)))
+    assert torch.equal(labels, layout.labels(tokens))
+    cache = tokenizer.decode_context(context.codes)
+    expected = torch.cat([cache.frames, tokenizer.decode_dynamics(dynamics, cache)], dim=1)
+    torch.testing.assert_close(tokenizer.detokenize(tokens, 2), expected, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_code_search_stays_in_float32_under_autocast(tokenizer):
+    """In bfloat16 the search returns other codes than the model was trained with."""
+    latents = torch.randn(500, CONFIG["latent_channels"])
+    exact = torch.cdist(latents, tokenizer.quantize.embedding.weight).argmin(dim=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(tokenizer.quantize.nearest_codes(latents), exact)
+
+
+def test_shrinking_the_context_keeps_the_last_frames(saved):
+    model = CompressiveVQModel.from_pretrained(saved)
+    before = model.cond_decoder.cross_att_blocks[0].kv_pos_emb.detach().clone()
+    model.set_context_length(1)
+    assert torch.equal(model.cond_decoder.cross_att_blocks[0].kv_pos_emb, before[256:])
+    assert model.context_length == model.config.context_length == 1
+
+
+def test_growing_the_context_is_refused(saved):
+    model = CompressiveVQModel.from_pretrained(saved)
+    with pytest.raises(UserError, match="3 was asked of a tokenizer with 2"):
+        model.set_context_length(3)
+
+
+def test_another_context_length_is_refused(tokenizer):
+    with pytest.raises(UserError, match="has 2 context frames"):
+        tokenizer.tokenize(clip(1, 3, 64, 64), 1)
+
+
+def test_saved_and_loaded_model_is_the_same(tokenizer, saved):
+    loaded = CompressiveVQModel.from_pretrained(str(saved), use_safetensor=True)
+    for key in CONFIG:
+        assert loaded.config[key] == tokenizer.config[key], key
+    for name, tensor in tokenizer.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_config_of_the_public_vq_model_is_accepted(saved):
+    config = json.loads((saved / "config.json").read_text()) | {"_class_name": "VQModel"}
+    (saved / "config.json").write_text(json.dumps(config))
+    assert isinstance(CompressiveVQModel.from_pretrained(saved), CompressiveVQModel)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("quant_linear.bias"), "quant_linear.bias"),
+        (lambda tensors: tensors.update(stray=torch.zeros(1)), "stray"),
+        (lambda tensors: tensors.update({"quant_linear.bias": torch.zeros(3)}), "quant_linear.bias"),
+    ],
+    ids=["missing", "unexpected", "shape"],
+)
+def test_loading_is_strict(saved, change, message):
+    """Weights silently re-initialised when names or shapes differ make a model that only looks trained."""
+    _rewrite(saved, change)
+    with pytest.raises(UserError, match=message):
+        CompressiveVQModel.from_pretrained(saved)
+
+
+def test_missing_weights_are_one_clear_error(saved):
+    (saved / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load a tokenizer"):
+        CompressiveVQModel.from_pretrained(saved)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    frames = clip(1, 4, 64, 64)
+    norms = []
+    for checkpointing in (False, True):
+        model = fill(CompressiveVQModel(**CONFIG))
+        if checkpointing:
+            model.enable_gradient_checkpointing()
+        out = model(frames[0, :2], return_loss=True, dyn_sample=frames[0, 2:], segment_len=2)
+        (out.sample.mean() + out.ref_sample.mean()).backward()
+        norms.append(model.cond_encoder.conv_in.weight.grad.norm())
+    torch.testing.assert_close(norms[0], norms[1])
+
+
+def test_released_calling_conventions(tokenizer):
+    """Other people's code unpacks these tuples."""
+    frames = clip(1, 4, 64, 64)
+    inputs = {"sample": frames[0, :2], "dyn_sample": frames[0, 2:], "segment_len": 2}
+    with torch.no_grad():
+        assert len(tokenizer(**inputs, return_dict=False, return_loss=True)) == 4
+        assert len(tokenizer(**inputs, return_dict=False)) == 1
+        assert tokenizer(**inputs).ref_sample is None
