@@ -1,0 +1,282 @@
+"""Predict futures of a recorded episode and set them beside what really happened.
+
+Without arguments: the bundled model on a bundled episode. Everything that a flag does not say, the checkpoint does.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
+
+from inference.utils import NPZParser, Segment
+from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.training.flags import option, parse
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
+from ivideogpt.utils.video_metric import frame_psnr, frame_ssim
+from ivideogpt.world_model import WorldModel
+
+BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
+BUNDLED_SAMPLES = ROOT / "inference" / "samples"
+DEVICES = ("auto", "cpu", "cuda", "mps")
+DTYPES = ("float32", "bfloat16", "float16")
+METRICS = {"psnr": frame_psnr, "ssim": frame_ssim}
+
+Scores = dict[str, dict[str, Tensor]]  # of what, by which metric, (N, F)
+
+
+@dataclass(frozen=True)
+class PredictArgs:
+    """Predict futures of a recorded episode with a world model and compare them with what happened."""
+
+    pretrained_model_name_or_path: str = option(str(BUNDLED_MODEL), "folder or hub id of a world model")
+    input_path: str | None = option(None, "episode, .npz; unless given, a bundled one")
+    dataset_name: str | None = option(None, "its dataset, which decides image array and frame distance")
+    output_path: str = option("outputs", "folder for GIFs, contact sheet and metrics.json")
+    context_length: int | None = option(None, "context frames t; unless given, the checkpoint's", minimum=1)
+    segment_length: int | None = option(None, "frames, context included; unless given, the checkpoint's", minimum=1)
+    horizon: int | None = option(None, "frames to predict, in place of segment_length", minimum=1)
+    resolution: int | None = option(None, "size of the frames; it must be the checkpoint's", minimum=1)
+    action_conditioned: bool = option(False, "refuse an action-free checkpoint; one with actions always gets them")
+    action_dim: int | None = option(None, "dimension of the actions; it must be the checkpoint's", minimum=1)
+    goal_conditioned: bool | None = option(None, "show the last frame first; unless given, what the checkpoint says")
+    repeat_times: int = option(5, "futures to sample", minimum=1)
+    temperature: float | None = option(None, "of sampling; unless given, the checkpoint's")
+    top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's")
+    seed: int = option(0, "decides where the segment starts and which futures are sampled")
+    device: str = option("auto", "where the model runs", choices=DEVICES)
+    dtype: str = option("float32", "precision of the model", choices=DTYPES)
+
+    def validate(self) -> None:
+        if self.segment_length and self.horizon:
+            raise UserError("--segment_length counts the context and --horizon does not: give one of them")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"--seed is {self.seed}: it must be between 0 and {2**32 - 1}")
+        if Path(self.output_path).exists() and not Path(self.output_path).is_dir():
+            raise UserError(f"--output_path {self.output_path} is a file: name a folder")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Futures of one clip, all on the CPU in [0, 1]. F future frames, N samples.
+
+    Attributes:
+        context: (t, 3, H, W) reconstructed.
+        futures: (N, F, 3, H, W).
+        reconstruction: (F, 3, H, W) the true future through the tokenizer alone: the best that a prediction can look.
+        rewards: (N, F) if the model predicts them.
+        seconds: what the futures took, reading the context included.
+    """
+
+    context: Tensor
+    futures: Tensor
+    reconstruction: Tensor
+    rewards: Tensor | None
+    seconds: float
+
+
+def with_episode(args: PredictArgs) -> PredictArgs:
+    """The first bundled episode where none is named. Looked for before a model is loaded, or even downloaded."""
+    if args.input_path is not None:
+        if not Path(args.input_path).is_file():
+            raise UserError(f"--input_path {args.input_path}: no such file")
+        return args
+    samples = sorted(BUNDLED_SAMPLES.glob("*.npz"))
+    if not samples:
+        raise UserError(f"there is no bundled episode in {BUNDLED_SAMPLES}: name one with --input_path")
+    print(f"episode: {samples[0]} (also there: {', '.join(path.name for path in samples[1:])})")
+    return replace(args, input_path=str(samples[0]))
+
+
+def choose_device(name: str) -> torch.device:
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
+    if not available[name]:
+        raise UserError(
+            f"--device {name} is not available here: {', '.join(kind for kind in available if available[kind])}"
+        )
+    return torch.device(name)
+
+
+def load_model(args: PredictArgs) -> WorldModel:
+    model = WorldModel.from_pretrained(
+        args.pretrained_model_name_or_path, choose_device(args.device), getattr(torch, args.dtype)
+    )
+    return adapt(model, args)
+
+
+def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
+    """The model with what the flags say in place of what its checkpoint says, where that can be had."""
+    demand_what_is_fixed(model.metadata, args)
+    metadata = metadata_with_flags(model.metadata, args)
+    model.tokenizer.set_context_length(metadata.context_length)
+    if isinstance(model.transformer, HeadModelWithAction):
+        model.transformer.context = metadata.context_length
+    return WorldModel(model.tokenizer, model.transformer, metadata)
+
+
+def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
+    if args.action_conditioned and metadata.action_dim is None:
+        raise UserError("--action_conditioned was given, but the checkpoint is action-free")
+    for flag in ("resolution", "action_dim"):
+        asked, fixed = getattr(args, flag), getattr(metadata, flag)
+        if asked is not None and asked != fixed:
+            raise UserError(
+                f"--{flag} {asked} was given, but {args.pretrained_model_name_or_path} has {fixed}: leave it out"
+            )
+
+
+def metadata_with_flags(metadata: ModelMetadata, args: PredictArgs) -> ModelMetadata:
+    context_length = args.context_length or metadata.context_length
+    segment_length = args.segment_length or metadata.segment_length
+    if args.horizon:
+        segment_length = context_length + args.horizon
+    if segment_length <= context_length:
+        raise UserError(f"{segment_length} frames with {context_length} context frames leave none to predict")
+    goal_conditioned = metadata.goal_conditioned if args.goal_conditioned is None else args.goal_conditioned
+    if goal_conditioned and metadata.action_dim is not None:
+        raise UserError("--goal_conditioned is for action-free models: a goal in front has no action")
+    changed: dict[str, Any] = {} if args.temperature is None else {"temperature": args.temperature}
+    changed |= {} if args.top_k is None else {"top_k": args.top_k or None}
+    return replace(
+        metadata,
+        context_length=context_length,
+        segment_length=segment_length,
+        goal_conditioned=goal_conditioned,
+        generation=replace(metadata.generation, **changed),
+    )
+
+
+def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
+    """What the model is shown and what really followed. A goal-conditioned model sees the last frame first."""
+    assert args.input_path is not None
+    np.random.seed(args.seed)  # the parser's first draw is where the segment starts
+    segment = NPZParser(metadata.segment_length, metadata.resolution).parse_segment(
+        args.input_path, args.dataset_name, load_action=metadata.action_dim is not None, action_dim=metadata.action_dim
+    )
+    if metadata.goal_conditioned:
+        *others, goal = segment.indices
+        return replace(segment, frames=segment.frames.roll(1, dims=0), indices=(goal, *others))
+    return segment
+
+
+@torch.inference_mode()
+def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) -> Prediction:
+    context_length, num_frames = model.metadata.context_length, len(segment.frames)
+    frames, actions = segment.frames[None], None
+    if segment.actions is not None and model.action_dim is not None:
+        actions = segment.actions[None, context_length - 1 : num_frames - 1]
+    started = time.perf_counter()
+    rollout = model.predict(
+        frames[:, :context_length], actions, num_frames - context_length, num_samples=num_samples, seed=seed
+    )
+    futures = rollout.frames[0].cpu()  # waits for the device
+    seconds = time.perf_counter() - started
+    return Prediction(
+        context=rollout.context[0].cpu(),
+        futures=futures,
+        reconstruction=reconstruct_future(model, frames)[0],
+        rewards=None if rollout.rewards is None else rollout.rewards[0].cpu(),
+        seconds=seconds,
+    )
+
+
+def reconstruct_future(model: WorldModel, frames: Tensor) -> Tensor:
+    """Clips (B, T, 3, H, W) to their true future through the tokenizer and back, (B, F, 3, H, W)."""
+    tokenizer, frames = model.tokenizer, frames.to(model.device)
+    encoded = tokenizer.encode_context(frames[:, : tokenizer.context_length])
+    codes = tokenizer.encode_dynamics(frames[:, tokenizer.context_length :], encoded.features)
+    decoded = tokenizer.decode_dynamics(codes, tokenizer.decode_context(encoded.codes))
+    return decoded.float().clamp(0, 1).cpu()
+
+
+def score(segment: Segment, prediction: Prediction) -> Scores:
+    """Every predicted frame, (N, F), of the prediction and of what it is to be measured against."""
+    context_length = len(prediction.context)
+    truth, last_context = segment.frames[context_length:], segment.frames[context_length - 1]
+    scored = {
+        "prediction": prediction.futures,
+        "reconstruction": prediction.reconstruction[None],
+        "copy_last_frame": last_context.expand_as(truth)[None],
+    }
+    return {name: {key: metric(truth, frames) for key, metric in METRICS.items()} for name, frames in scored.items()}
+
+
+def summarise(scores: Scores) -> dict[str, dict[str, float]]:
+    """Means over frames and samples; the best sample is chosen for each metric by itself."""
+    summary = {name: {key: float(values.mean()) for key, values in of.items()} for name, of in scores.items()}
+    best = {key: float(values.mean(dim=1).max()) for key, values in scores["prediction"].items()}
+    return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
+
+
+def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: Prediction) -> dict[str, Any]:
+    """What ``metrics.json`` says. Scores are over predicted frames only."""
+    scores = score(segment, prediction)
+    per_frame = {name: {key: values.mean(dim=0).tolist() for key, values in of.items()} for name, of in scores.items()}
+    return {
+        "model": args.pretrained_model_name_or_path,
+        "input_path": args.input_path,
+        "dataset_name": args.dataset_name,
+        "frames": segment.indices,
+        "metadata": asdict(model.metadata),
+        "num_samples": args.repeat_times,
+        "seed": args.seed,
+        "device": str(model.device),
+        "dtype": args.dtype,
+        "scores": summarise(scores),
+        "scores_per_frame": per_frame,
+        "scores_per_sample": {key: values.mean(dim=1).tolist() for key, values in scores["prediction"].items()},
+        "rewards": None if prediction.rewards is None else prediction.rewards.tolist(),
+        "seconds": prediction.seconds,
+        "frames_per_second": prediction.futures[:, :, 0, 0, 0].numel() / prediction.seconds,
+    }
+
+
+def write(args: PredictArgs, segment: Segment, prediction: Prediction, metrics: dict[str, Any]) -> None:
+    folder = Path(args.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    truth = to_pixels(segment.frames)
+    samples = [to_pixels(torch.cat([prediction.context, future])) for future in prediction.futures]
+    for j, sample in enumerate(samples):
+        write_gif(folder / f"pred-samples-{j}.gif", side_by_side([truth, sample]), fps=4)
+    title = f"{Path(args.pretrained_model_name_or_path).name}: {Path(metrics['input_path']).stem}"
+    groups = [sample_rows(truth, sample, f"sample {j}") for j, sample in enumerate(samples)]
+    write_png(folder / "contact-sheet.png", contact_sheet(groups, len(prediction.context), title))
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+
+
+def print_table(args: PredictArgs, metrics: dict[str, Any]) -> None:
+    print(f"\n{'predicted frames only':<24}{'PSNR':>8}{'SSIM':>8}")
+    for name, of in metrics["scores"].items():
+        print(f"{name.replace('_', ' '):<24}{of['psnr']:>8.2f}{of['ssim']:>8.4f}")
+    print(f"\n{metrics['frames_per_second']:.1f} frames per second on {metrics['device']} ({metrics['dtype']})")
+    print(f"{metrics['num_samples']} GIFs, contact-sheet.png and metrics.json in {args.output_path}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = with_episode(parse(PredictArgs, argv))
+    model = load_model(args)
+    segment = read_segment(args, model.metadata)
+    prediction = predict(model, segment, args.repeat_times, args.seed)
+    metrics = report(args, segment, model, prediction)
+    write(args, segment, prediction, metrics)
+    print_table(args, metrics)
+
+
+if __name__ == "__main__":
+    cli(main)

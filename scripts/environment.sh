@@ -1,0 +1,61 @@
+# Sourced by quickstart.sh and test.sh: goes to the repository's root and puts .venv first on the PATH.
+# The environment is made on the first run; later runs compare a checksum and do nothing. VENV=... names another folder.
+# PYTHON=... names the interpreter to make it with (3.11 or newer).
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+VENV=${VENV:-$PWD/.venv}
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2
+    return 1
+}
+
+install_requirements() {
+    local stamp="$VENV/.installed" wanted python
+    wanted="$(cat requirements.txt pyproject.toml | cksum) $PWD"
+    if [ ! -x "$VENV/bin/python" ]; then
+        python=$(find_python)
+        echo "making $VENV with $("$python" --version)"
+        "$python" -m venv "$VENV"
+    fi
+    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        echo "installing requirements.txt (about 2 GB, a few minutes)"
+        "$VENV/bin/python" -m pip install -qq --disable-pip-version-check -r requirements.txt
+        echo "$wanted" >"$stamp"
+    fi
+}
+
+# MuJoCo renders off-screen through EGL or OSMesa. Without them everything works except recording and what renders.
+has_rendering() {
+    "$VENV/bin/python" - <<'PY'
+import sys
+from ctypes.util import find_library
+
+sys.exit(sys.platform == "linux" and not (find_library("EGL") and find_library("GL")) and not find_library("OSMesa"))
+PY
+}
+
+install_rendering() {
+    local packages=(libegl1 libgl1 libosmesa6) as_root=()
+    has_rendering && return
+    if [ "$(id -u)" != 0 ]; then
+        as_root=(sudo -n)
+    fi
+    if command -v apt-get >/dev/null && ${as_root[@]+"${as_root[@]}"} true 2>/dev/null; then
+        echo "installing ${packages[*]} for off-screen rendering"
+        ${as_root[@]+"${as_root[@]}"} apt-get update -qq &&
+            ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
+                apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null && return
+    fi
+    echo "note: no library for off-screen rendering (${packages[*]}): tests that render are skipped" >&2
+}
+
+install_requirements
+export PATH="$VENV/bin:$PATH"

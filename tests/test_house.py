@@ -1,0 +1,139 @@
+"""The house rules that no other test would notice being broken: layers, optional packages, the public surface."""
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ivideogpt"
+
+# From the ground up. A module imports modules of lower lines only; modules of one line do not know each other.
+LAYERS = [
+    {"errors"},
+    {"state_dicts"},
+    {"layout", "lpips"},
+    {"vq_model", "transformer", "data", "losses", "utils"},
+    {"pretrained"},
+    {"world_model"},
+    {"evaluation", "envs", "planning"},
+    {"training"},
+    {"play"},
+]
+RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
+
+# Third-party package -> the only rooms that may know it.
+KEPT_IN = {
+    "accelerate": {"training"},
+    "diffusers": {"vq_model"},
+    "transformers": {"transformer", "pretrained", "training"},
+    "hydra": set(),
+}
+IMPORTED_WHERE_USED = {
+    "av", "h5py", "kornia", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets", "wandb",
+}  # fmt: skip
+
+
+def room_of(path: Path) -> str:
+    """The part of the package that a file belongs to: its folder, or its own name at the top."""
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def modules() -> list[Path]:
+    """All modules but the package's own ``__init__`` and lazy ``__main__`` files, which may reach up."""
+    return [path for path in sorted(PACKAGE.rglob("*.py")) if room_of(path) != "__init__" and path.stem != "__main__"]
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module
+            yield node.module
+            if node.module == "ivideogpt":
+                yield from (f"ivideogpt.{alias.name}" for alias in node.names)
+
+
+def imports_at_module_level(tree: ast.Module) -> Iterator[str]:
+    for statement in tree.body:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            yield from imports(ast.Module([statement], []))
+
+
+def test_every_room_has_a_layer():
+    """A new folder or module must say where it stands before anything can import it."""
+    assert {room_of(path) for path in modules()} <= set(RANK)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path):
+    """An upward import, also one hidden in a function, makes two parts one."""
+    room = room_of(path)
+    names = [name.split(".") for name in imports(ast.parse(path.read_text()))]
+    known = {parts[1] for parts in names if parts[0] == "ivideogpt" and len(parts) > 1} - {room}
+    upward = {other for other in known if RANK[other] >= RANK[room]}
+    assert not upward, f"{room} must not import {sorted(upward)}"
+    assert not {parts[0] for parts in names} & {"inference", "mbrl", "benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_third_party_packages_stay_in_their_rooms(path):
+    tree = ast.parse(path.read_text())
+    for name in {name.split(".")[0] for name in imports(tree)} & set(KEPT_IN):
+        assert room_of(path) in KEPT_IN[name], f"{name} is for {sorted(KEPT_IN[name])} only"
+    optional = {name.split(".")[0] for name in imports_at_module_level(tree)} & IMPORTED_WHERE_USED
+    assert not optional, f"import {sorted(optional)} where it is used: it may not be installed"
+
+
+def test_datasets_folder_is_no_package():
+    """An __init__.py there would shadow Hugging Face's datasets for everything run from the repository's root."""
+    assert not (ROOT / "datasets" / "__init__.py").exists()
+
+
+def test_importing_the_package_is_cheap_and_silent():
+    """``import ivideogpt`` loads no model library and prints nothing."""
+    code = "import sys, ivideogpt; print(sorted({'diffusers', 'transformers', 'accelerate'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize(
+    ("module", "names"),
+    [
+        ("ivideogpt", ["WorldModel", "Session", "Sampling", "__version__"]),
+        ("ivideogpt.vq_model", ["CompressiveVQModel", "Discriminator", "LPIPS"]),
+        ("ivideogpt.vq_model.compressive_vq_model", ["CompressiveVQModel"]),
+        ("ivideogpt.transformer", ["HeadModelWithAction"]),
+        ("ivideogpt.transformer.action_model", ["HeadModelWithAction"]),
+        ("ivideogpt.world_model", ["WorldModel", "Session", "Step", "Rollout"]),
+        ("ivideogpt.layout", ["TokenLayout", "FrameTokens"]),
+        ("inference.utils", ["NPZParser"]),
+    ],
+)
+def test_public_surface(module, names):
+    """Other people's code imports these names."""
+    missing = [name for name in names if not hasattr(importlib.import_module(module), name)]
+    assert not missing
+
+
+def test_requirements_pin_what_pyproject_asks_for():
+    """A dependency added to one file and not the other is missing either for users or for the tests."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = project["dependencies"] + [
+        requirement
+        for extra in ("mbrl", "data", "play", "dev")
+        for requirement in project["optional-dependencies"][extra]
+    ]
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    assert lines[-1] == "-e ."
+    pinned = {line.split("==")[0] for line in lines[:-1]}
+    assert {requirement.split(">=")[0] for requirement in asked} <= pinned
+    assert "torch==2.13.0" in lines
+    assert not any(line.startswith("tensorflow==") for line in lines)
