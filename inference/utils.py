@@ -1,0 +1,78 @@
+"""Reading one clip for a prediction from an npz episode."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivideogpt.data.catalog import DatasetInfo, dataset_info
+from ivideogpt.data.episodes import NpzEpisode, check_carries, open_episode
+from ivideogpt.data.segments import Indices, fitting_step, last_start
+from ivideogpt.data.transforms import resize, unit_range
+from ivideogpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Frames (T, 3, S, S) float32 in [0, 1]; actions (T, D) and rewards (T,) where asked for."""
+
+    frames: Tensor
+    actions: Tensor | None
+    rewards: Tensor | None
+    indices: tuple[int, ...]  # the frames' numbers in the episode
+
+
+class NPZParser:
+    """Cuts one random segment out of an episode. NumPy's global generator decides where: see ``numpy.random.seed``."""
+
+    def __init__(self, segment_length: int, image_size: int = 64) -> None:
+        self.segment_length = segment_length
+        self.image_size = image_size
+
+    def parse(
+        self, path: str | os.PathLike[str], dataset_name: str | None = None, load_action: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Frames (T, 3, S, S) in [0, 1] and, if asked for, actions (T, D)."""
+        segment = self.parse_segment(path, dataset_name, load_action)
+        return segment.frames, segment.actions
+
+    def parse_segment(
+        self,
+        path: str | os.PathLike[str],
+        dataset_name: str | None = None,
+        load_action: bool = False,
+        load_reward: bool = False,
+        action_dim: int | None = None,
+    ) -> Segment:
+        """The same, with rewards too.
+
+        Raises:
+            UserError: the file is damaged, too short, or lacks what is asked for.
+        """
+        info = dataset_info(dataset_name or "")
+        episode = open_episode(path, info.image_key)
+        check_carries(episode, load_action, load_reward, action_dim)
+        indices = self._draw(episode, info)
+        actions = episode.actions(indices) if load_action else None
+        rewards = episode.rewards(indices) if load_reward else None
+        return Segment(
+            frames=unit_range(resize(episode.read(indices), self.image_size)),
+            actions=None if actions is None else torch.from_numpy(actions),
+            rewards=None if rewards is None else torch.from_numpy(rewards),
+            indices=tuple(indices.tolist()),
+        )
+
+    def _draw(self, episode: NpzEpisode, info: DatasetInfo) -> Indices:
+        if episode.num_frames < self.segment_length:
+            raise UserError(
+                f"{episode.path}: {episode.num_frames} frames, fewer than the segment's {self.segment_length}; "
+                "choose a longer episode or a shorter segment_length"
+            )
+        step = fitting_step(info.step(), self.segment_length, episode.num_frames)
+        # The legacy generator, as documented: other people's seeds must give the segments that they know.
+        start = np.random.randint(last_start(episode.num_frames, self.segment_length, step) + 1)
+        return start + step * np.arange(self.segment_length)

@@ -1,0 +1,180 @@
+"""What is known of each dataset, and where its episodes are. Knows names and folders; opens no episode."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import yaml
+
+from ivideogpt.errors import UserError
+
+Split = Literal["train", "test"]
+
+TABLES = Path(__file__).parent / "tables"
+DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # of a checkout; elsewhere name the file in the configuration
+REFERENCE_STEP = 3  # native frames a step of fractal20220817_data, which all datasets are paced to
+TEST_EVERY = 100
+SOMETHING_SOMETHING = "sthsth"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """How an open dataset is stored: native frames per reference step, and the array that holds the frames."""
+
+    name: str
+    base_step: float = 1
+    image_key: str = "image"
+
+    def step(self, video_stepsize: int = 1) -> int:
+        """Native frames from one frame of a clip to the next."""
+        return max(round(video_stepsize * self.base_step / REFERENCE_STEP), 1)
+
+    @property
+    def square_crop(self) -> bool:
+        return self.name == "tfds_robonet"
+
+
+def dataset_info(name: str) -> DatasetInfo:
+    """Facts of a listed dataset; anything else has step 1 and its frames under ``image``."""
+    return DatasetInfo(name, **_table("oxe_datasets")["datasets"].get(name, {}))
+
+
+@lru_cache
+def _table(name: str) -> Any:
+    return json.loads((TABLES / f"{name}.json").read_text())
+
+
+@dataclass(frozen=True)
+class DatasetPaths:
+    """DATASET.yaml: folders of the datasets that come with their own split, and two published lists."""
+
+    bair_train_dataset: Path | None = None
+    bair_test_dataset: Path | None = None
+    robonet_train_dataset: Path | None = None
+    robonet_test_dataset: Path | None = None
+    robodesk_dataset: Path | None = None
+    robosuite_dataset: Path | None = None
+    robonet_oxe_test_list: Path | None = None
+    somethingv2_lists: Path | None = None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str] | None = None) -> DatasetPaths:
+        """Relative entries count from the file's own folder. Without a path: the checkout's file, or no entries."""
+        if path is None and not DATASET_YAML.exists():
+            return cls()
+        path = Path(path or DATASET_YAML)
+        try:
+            entries = yaml.safe_load(path.read_text()) or {}
+        except (OSError, yaml.YAMLError) as error:
+            raise UserError(
+                f"{path}: not a readable YAML file ({error}); expected lines such as 'bair_train_dataset: FOLDER'"
+            ) from error
+        known = {field.name for field in fields(cls)}
+        if not isinstance(entries, dict) or not entries.keys() <= known:
+            raise UserError(f"{path}: expected only the keys {', '.join(sorted(known))}; found {entries}")
+        return cls(**{key: path.parent / value for key, value in entries.items() if value})
+
+
+@dataclass(frozen=True)
+class OwnSplit:
+    """A dataset whose files lie in separate folders per split: DATASET.yaml's keys and patterns below them."""
+
+    train: tuple[str, str]
+    test: tuple[str, str]
+
+
+OWN_SPLITS = {
+    "bair_robot_pushing": OwnSplit(("bair_train_dataset", "*.npz"), ("bair_test_dataset", "*.npz")),
+    "tfds_robonet": OwnSplit(("robonet_train_dataset", "*.npz"), ("robonet_test_dataset", "*.npz")),
+    "vp2_robodesk": OwnSplit(("robodesk_dataset", "*/train*/*.npz"), ("robodesk_dataset", "*/validation*/*.npz")),
+    "vp2_robosuite": OwnSplit(("robosuite_dataset", "train/*.npz"), ("robosuite_dataset", "validation/*.npz")),
+}
+
+
+@dataclass(frozen=True)
+class EpisodeFinder:
+    """Finds the episode files of a dataset's split."""
+
+    dataset_path: Path | None
+    paths: DatasetPaths
+
+    def __call__(self, name: str, split: Split) -> list[str]:
+        """Paths in order of their names.
+
+        Raises:
+            UserError: there is no such folder, or it has no episode for this split.
+        """
+        if name in OWN_SPLITS:
+            return self._own_split(name, split)
+        files = npz_files(self.folder(name))
+        chosen = [file for i, file in enumerate(files) if (i % TEST_EVERY == 0) == (split == "test")]
+        if name == "robo_net":
+            chosen = self._without_robonet_test(chosen)
+        if not chosen:
+            raise UserError(
+                f"{self.folder(name)}: no {split} episodes among {len(files)} .npz files "
+                f"(the first of every {TEST_EVERY} is the test split); add episodes"
+            )
+        return chosen
+
+    def folder(self, name: str) -> Path:
+        if self.dataset_path is None:
+            raise UserError(f"dataset {name!r} needs dataset_path, the folder that holds {name}/*.npz")
+        folder = self.dataset_path / name
+        if not folder.is_dir():
+            raise UserError(
+                f"dataset {name!r}: no folder {folder}; put its episodes there or choose another mix or dataset_path"
+            )
+        return folder
+
+    def _own_split(self, name: str, split: Split) -> list[str]:
+        key, pattern = getattr(OWN_SPLITS[name], split)
+        folder: Path | None = getattr(self.paths, key)
+        if folder is None:
+            raise UserError(
+                f"dataset {name!r}: DATASET.yaml has no {key}; set it to the folder of the converted episodes"
+            )
+        files = sorted(str(file) for file in folder.glob(pattern))
+        if not files:
+            raise UserError(f"dataset {name!r}: no files {folder / pattern}; correct {key} in DATASET.yaml")
+        return files
+
+    def _without_robonet_test(self, files: list[str]) -> list[str]:
+        """The OXE copy holds the test episodes of the benchmark ``tfds_robonet``: they must not be trained on."""
+        path = self.paths.robonet_oxe_test_list
+        if path is None:
+            logger.warning("robo_net: DATASET.yaml has no robonet_oxe_test_list; no RoboNet test episode is left out")
+            return files
+        try:
+            excluded = {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
+        except (OSError, IndexError) as error:
+            raise UserError(
+                f"{path}: expected lines '<hdf5 name> <episode>.npz' in robonet_oxe_test_list ({error})"
+            ) from error
+        return [file for file in files if os.path.basename(file) not in excluded]
+
+
+def npz_files(folder: Path) -> list[str]:
+    """The npz files directly inside a folder, sorted by name. Hidden ones are files still being written."""
+    with os.scandir(folder) as entries:
+        names = sorted(
+            entry.name for entry in entries if entry.name.endswith(".npz") and not entry.name.startswith(".")
+        )
+    return [str(folder / name) for name in names]
+
+
+def keep_some(files: list[str], number: int | None) -> list[str]:
+    """That many distinct episodes, the same ones every time; all of them if there are no more."""
+    if number is None or number >= len(files):
+        return files
+    chosen = np.random.default_rng(0).choice(len(files), number, replace=False)
+    return [files[i] for i in np.sort(chosen)]

@@ -1,0 +1,67 @@
+"""Named mixtures of datasets and how they turn into names and weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ivideogpt.data.catalog import TABLES, npz_files
+from ivideogpt.errors import UserError
+
+Mix = tuple[tuple[str, float], ...]
+
+METAWORLD = "metaworld"
+FOLDERS = "folder:"
+
+# Lists of [dataset, weight]; other people's code iterates over them and passes them on as `datasets`.
+DATASET_NAMED_MIXES: dict[str, list[list[str | float]]] = json.loads((TABLES / "mixes.json").read_text())
+METAWORLD_TASKS: list[str] = json.loads((TABLES / "metaworld_tasks.json").read_text())
+DATASET_NAMED_MIXES[METAWORLD] = [[task, 1.0] for task in METAWORLD_TASKS]
+
+
+def resolve_mix(mix: str | Mix, dataset_path: Path | None) -> Mix:
+    """Datasets with weights that sum to 1; a dataset listed twice adds up.
+
+    ``mix`` is a name of :data:`DATASET_NAMED_MIXES`, ``folder:*`` for every sub-folder of ``dataset_path`` that holds
+    episodes, ``folder:a,b`` for some of them, or pairs of name and weight. ``metaworld`` means its recorded tasks.
+    """
+    weights: dict[str, float] = {}
+    for name, weight in _entries(mix, dataset_path):
+        weights[name] = weights.get(name, 0.0) + float(weight)
+    total = sum(weights.values())
+    if not total > 0 or min(weights.values()) < 0:
+        raise UserError(f"mix {mix!r} has no positive weights; expected pairs of dataset and weight")
+    return tuple((name, weight / total) for name, weight in weights.items() if weight > 0)
+
+
+def _entries(mix: str | Mix, dataset_path: Path | None) -> Mix:
+    if not isinstance(mix, str):
+        return mix
+    if mix.startswith(FOLDERS):
+        wanted = mix.removeprefix(FOLDERS)
+        names = _recorded(dataset_path) if wanted == "*" else [name for name in wanted.split(",") if name]
+        if not names:
+            raise UserError(
+                f"mix {mix!r}: no sub-folder of {dataset_path} holds .npz episodes; expected FOLDER/<dataset>/*.npz"
+            )
+        return tuple((name, 1.0) for name in names)
+    if mix == METAWORLD:
+        names = [name for name in _recorded(dataset_path) if name.removesuffix("-v3") in METAWORLD_TASKS]
+        if not names:
+            raise UserError(
+                f"mix {mix!r}: no Meta-World task folder with .npz episodes in {dataset_path}; "
+                "record some with datasets/record_metaworld.py or choose folder:*"
+            )
+        return tuple((name, 1.0) for name in names)
+    if mix not in DATASET_NAMED_MIXES:
+        raise UserError(
+            f"unknown mix {mix!r}; choose {', '.join(DATASET_NAMED_MIXES)}, folder:<name>[,<name>...] or folder:*"
+        )
+    return tuple((str(name), float(weight)) for name, weight in DATASET_NAMED_MIXES[mix])
+
+
+def _recorded(dataset_path: Path | None) -> list[str]:
+    """Sub-folders that hold episodes, by name."""
+    if dataset_path is None or not dataset_path.is_dir():
+        raise UserError(f"dataset_path {dataset_path} is not a folder; expected one that holds <dataset>/*.npz")
+    return sorted(folder.name for folder in dataset_path.iterdir() if folder.is_dir() and npz_files(folder))

@@ -1,0 +1,232 @@
+"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to clips.py.
+
+As sample k of a stream depends on the seed and k alone, the position of a stream is one number: it resumes exactly, and
+workers and ranks share a stream by taking different k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ivideogpt.data.catalog import OWN_SPLITS, Split
+from ivideogpt.data.clips import ClipBatch, ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
+from ivideogpt.data.segments import SegmentSpec, segment_kind
+from ivideogpt.data.transforms import Augmentation, Range, unit_range
+from ivideogpt.errors import UserError
+
+
+@dataclass
+class BatchNumbers:
+    """Sample numbers of this rank's batches, from batch ``start`` on: ranks take turns at whole batches."""
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+    stop: int | None = None  # a batch number
+    num_samples: int | None = None  # the stream's length: its last batch may be smaller
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in count(self.start) if self.stop is None else range(self.start, self.stop):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            last = first + self.batch_size
+            yield list(range(first, last if self.num_samples is None else min(last, self.num_samples)))
+
+
+class ClipLoader:
+    """An endless stream of :class:`ClipBatch`. Iterating goes on where the last iteration or the state stopped."""
+
+    def __init__(self, clips: ClipDataset, numbers: BatchNumbers) -> None:
+        self.clips = clips
+        self.position = 0  # batches handed out on each rank
+        self._numbers = numbers
+        self._batches: DataLoader[Any] = DataLoader(
+            clips,
+            batch_sampler=numbers,
+            num_workers=clips.config.num_workers,
+            collate_fn=_as_it_is,
+            persistent_workers=clips.config.num_workers > 0,
+            generator=torch.Generator(),  # starting an iteration draws a number: not from the trainer's generator
+        )
+
+    def __iter__(self) -> Iterator[ClipBatch]:
+        for batch in self._between(self.position, None):
+            self.position += 1
+            yield batch
+
+    def first(self, num_batches: int) -> Iterator[ClipBatch]:
+        """The same batches on every call: what validation needs.
+
+        Does not move the stream's position, but ends an iteration that is under way: the workers serve one at a time.
+        """
+        return self._between(0, num_batches)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"samples": self.position * self._samples_per_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on after the samples already used, by however many ranks and in batches of whatever size."""
+        self.position = -(-state["samples"] // self._samples_per_step)
+
+    @property
+    def _samples_per_step(self) -> int:
+        return self._numbers.batch_size * self._numbers.world_size
+
+    def _between(self, start: int, stop: int | None) -> Iterator[ClipBatch]:
+        self._numbers.start, self._numbers.stop = start, stop
+        for batch in self._batches:
+            if isinstance(batch, UserError):
+                raise batch
+            yield replace(batch, frames=unit_range(batch.frames))
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def build_loader(
+    config: DataConfig, split: Split = "train", seed: int = 0, rank: int = 0, world_size: int = 1
+) -> ClipLoader:
+    """Checks the configuration against the files and returns this rank's stream. The test split is never augmented."""
+    clips = ClipDataset(config, PickByWeight(build_sources(config, split)), seed)
+    return ClipLoader(clips, BatchNumbers(config.batch_size, rank, world_size))
+
+
+class SimpleRoboticDataLoaderv2:
+    """The released implementation's loader: endless frames, ``(frames, actions)`` or ``(frames, actions, rewards)``.
+
+    Colour ranges are pairs, or one number that says how far to go to either side. Without a seed, torch's global
+    generator gives one.
+    """
+
+    def __init__(
+        self,
+        parent_dir: str | None,
+        datasets: str | Sequence[tuple[str, float]],
+        batch_size: int = 2,
+        num_workers: int = 1,
+        train: bool = True,
+        maxsize: int | None = None,
+        image_size: int = 256,
+        sthsth_root_path: str | None = None,
+        brightness: Range | float = 0.1,
+        contrast: Range | float = 0.1,
+        saturation: Range | float = 0.1,
+        hue: Range | float = 0.05,
+        random_resized_crop_scale: Range = (0.8, 1.0),
+        random_resized_crop_ratio: Range = (0.9, 1.1),
+        no_aug: bool = False,
+        random_selection: bool = False,
+        random_shuffle: bool = False,
+        goal_conditioned: bool = False,
+        segment_length: int = 2,
+        context_length: int = 1,
+        stepsize: int = 1,
+        segment_horizon: int | None = None,
+        load_action: bool = False,
+        load_reward: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        augmentation = Augmentation(
+            crop_scale=_pair(random_resized_crop_scale),
+            crop_ratio=_pair(random_resized_crop_ratio),
+            brightness=_around(1.0, brightness),
+            contrast=_around(1.0, contrast),
+            saturation=_around(1.0, saturation),
+            hue=_around(0.0, hue),
+        )
+        config = DataConfig(
+            dataset_path=parent_dir,
+            mix=datasets if isinstance(datasets, str) else tuple((name, float(weight)) for name, weight in datasets),
+            segment=SegmentSpec(
+                kind=segment_kind(random_selection, random_shuffle, goal_conditioned),
+                length=segment_length,
+                context_length=context_length,
+                horizon=segment_horizon,
+            ),
+            video_stepsize=stepsize,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            augmentation=None if no_aug else augmentation,
+            dataset_size=maxsize,
+            load_action=load_action,
+            load_reward=load_reward,
+            sthsth_root_path=sthsth_root_path,
+        )
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        self.loader = build_loader(config, "train" if train else "test", seed)
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        return map(_as_tuple, self.loader)
+
+
+class EvalDataLoader:
+    """Test episodes of a benchmark, each once and in order: ``frames`` or ``(frames, actions)``, never augmented.
+
+    Clips start at the first frame (VP2: anywhere, but at the same frame every time) and keep every native frame.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        segment_length: int,
+        image_size: int,
+        batch_size: int = 2,
+        num_workers: int = 1,
+        load_action: bool = False,
+        dataset_yaml: str | None = None,
+    ) -> None:
+        name = _benchmark(dataset_name)
+        config = DataConfig(
+            mix=((name, 1.0),),
+            segment=SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", segment_length),
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            load_action=load_action,
+            dataset_yaml=dataset_yaml,
+        )
+        ((source, _),) = build_sources(config, "test")
+        self._length = -(-len(source.files) // batch_size)
+        numbers = BatchNumbers(batch_size, num_samples=len(source.files))
+        self.loader = ClipLoader(ClipDataset(config, PickInOrder(source), seed=0), numbers)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        return map(_as_tuple, self.loader.first(self._length))
+
+
+def _benchmark(name: str) -> str:
+    """The dataset of this name, or of the mix of this name that holds it alone."""
+    if name in DATASET_NAMED_MIXES and len(DATASET_NAMED_MIXES[name]) == 1:
+        name = str(DATASET_NAMED_MIXES[name][0][0])
+    if name not in OWN_SPLITS:
+        raise UserError(f"no evaluation episodes are defined for {name!r}; choose one of {', '.join(OWN_SPLITS)}")
+    return name
+
+
+def _as_tuple(batch: ClipBatch) -> Tensor | tuple[Tensor, ...]:
+    parts = tuple(part for part in (batch.frames, batch.actions, batch.rewards) if part is not None)
+    return parts if len(parts) > 1 else batch.frames
+
+
+def _around(middle: float, amount: Range | float) -> Range:
+    if isinstance(amount, (int, float)):
+        return (max(middle - amount, 0.0) if middle else -amount, middle + amount)
+    return _pair(amount)
+
+
+def _pair(values: Sequence[float]) -> Range:
+    low, high = values
+    return float(low), float(high)

@@ -1,0 +1,171 @@
+import json
+import re
+
+import numpy as np
+import pytest
+
+from ivideogpt.data import DATASET_NAMED_MIXES
+from ivideogpt.data.catalog import DatasetPaths, EpisodeFinder, dataset_info, keep_some
+from ivideogpt.data.dataset_mixes import METAWORLD_TASKS, resolve_mix
+from ivideogpt.errors import UserError
+
+PAPER_MIXES = {
+    *("frac", "robonet", "tfds_robonet", "bair", "vp2_robodesk", "vp2_robosuite", "select", "select_sthsth", "sthsth"),
+    *("rtx", "rtx_franka", "oxe_magic_soup", "debug"),
+}
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def names_of(files):
+    return [re.sub(r".*/", "", file) for file in files]
+
+
+@pytest.mark.parametrize(
+    ("name", "video_stepsize", "step"),
+    [
+        ("fractal20220817_data", 1, 1),
+        ("bridge", 1, 2),  # 5 native frames for 3
+        ("toto", 1, 10),
+        ("asu_table_top_converted_externally_to_rlds", 1, 4),
+        ("bair_robot_pushing", 1, 1),  # never below 1
+        ("bair_robot_pushing", 6, 2),
+        ("my-own-robot", 1, 1),
+    ],
+)
+def test_every_dataset_is_paced_like_the_reference(name, video_stepsize, step):
+    assert dataset_info(name).step(video_stepsize) == step
+
+
+def test_image_keys():
+    assert dataset_info("language_table").image_key == "rgb"
+    assert dataset_info("bair_robot_pushing").image_key == "aux1_image"
+    assert dataset_info("my-own-robot").image_key == "image"
+
+
+def test_all_named_mixes_are_there_and_their_datasets_are_listed():
+    assert PAPER_MIXES | {"metaworld"} == set(DATASET_NAMED_MIXES)
+    assert len(DATASET_NAMED_MIXES["select"]) == 38
+    assert sum(weight for _, weight in DATASET_NAMED_MIXES["select_sthsth"]) == pytest.approx(1)
+
+
+def test_weights_are_normalised_and_datasets_listed_twice_add_up():
+    mix = resolve_mix((("a", 1.0), ("b", 2.0), ("a", 1.0)), None)
+    assert mix == (("a", 0.5), ("b", 0.5))
+    viola = dict(resolve_mix("rtx_franka", None))["viola"]
+    assert viola / dict(resolve_mix("rtx_franka", None))["bridge"] == pytest.approx(3)
+
+
+def test_folder_mixes_are_the_sub_folders_with_episodes(tmp_path):
+    touch(tmp_path, "b/0.npz", "a/0.npz", "notes/readme.txt", "half/.partial.npz", "0.npz")
+    assert resolve_mix("folder:*", tmp_path) == (("a", 0.5), ("b", 0.5))
+    assert resolve_mix("folder:b", tmp_path) == (("b", 1.0),)
+    with pytest.raises(UserError, match="no sub-folder"):
+        resolve_mix("folder:*", tmp_path / "notes")
+
+
+def test_metaworld_is_the_recorded_tasks(tmp_path):
+    touch(tmp_path, "coffee-push/0.npz", "hammer-v3/0.npz", "bridge/0.npz")
+    assert resolve_mix("metaworld", tmp_path) == (("coffee-push", 0.5), ("hammer-v3", 0.5))
+    assert len(METAWORLD_TASKS) == 50
+    with pytest.raises(UserError, match="record_metaworld"):
+        resolve_mix("metaworld", tmp_path / "bridge")
+
+
+def test_unknown_mixes_and_folders_are_named(tmp_path):
+    with pytest.raises(UserError, match=r"unknown mix 'selekt'; choose frac, "):
+        resolve_mix("selekt", tmp_path)
+    with pytest.raises(UserError, match=r"dataset_path .*absent is not a folder"):
+        resolve_mix("folder:*", tmp_path / "absent")
+    with pytest.raises(UserError, match="dataset 'bridge': no folder"):
+        EpisodeFinder(tmp_path, DatasetPaths())("bridge", "train")
+    with pytest.raises(UserError, match="needs dataset_path"):
+        EpisodeFinder(None, DatasetPaths())("bridge", "train")
+
+
+def test_every_hundredth_file_by_name_is_the_test_split(tmp_path):
+    touch(tmp_path, *(f"bridge/{i:04d}.npz" for i in reversed(range(201))), "bridge/.9.npz", "bridge/notes.txt")
+    find = EpisodeFinder(tmp_path, DatasetPaths())
+    assert names_of(find("bridge", "test")) == ["0000.npz", "0100.npz", "0200.npz"]
+    train = names_of(find("bridge", "train"))
+    assert len(train) == 198
+    assert train == sorted(train)
+
+
+def test_a_dataset_without_training_episodes_is_refused(tmp_path):
+    touch(tmp_path, "bridge/0.npz")
+    with pytest.raises(UserError, match="no train episodes among 1"):
+        EpisodeFinder(tmp_path, DatasetPaths())("bridge", "train")
+
+
+def test_dataset_size_keeps_distinct_episodes_the_same_every_time():
+    """Drawing with replacement left fewer episodes than the few-shot experiment said."""
+    files = [f"{i:03d}" for i in range(100)]
+    kept = keep_some(files, 40)
+    assert len(set(kept)) == 40
+    assert kept == sorted(kept)
+    assert kept == keep_some(files, 40)
+    assert kept != files[:40]
+    assert keep_some(files, None) == keep_some(files, 1000) == files
+
+
+@pytest.fixture
+def dataset_yaml(tmp_path):
+    file = tmp_path / "DATASET.yaml"
+    file.write_text(
+        "bair_train_dataset: bair/train\nbair_test_dataset: bair/test\nrobodesk_dataset: robodesk\n"
+        f"robosuite_dataset: {tmp_path}/robosuite\nrobonet_train_dataset:\nrobonet_oxe_test_list: excluded.txt\n"
+    )
+    return file
+
+
+def test_datasets_with_a_split_of_their_own(tmp_path, dataset_yaml):
+    touch(tmp_path, *(f"bair/train/{i}.npz" for i in range(3)), "bair/test/9.npz")
+    touch(
+        tmp_path,
+        "robodesk/push/train/a.npz",
+        "robodesk/push/train_noise1/b.npz",
+        "robodesk/push/validation_noise2/c.npz",
+    )
+    touch(tmp_path, "robosuite/train/d.npz", "robosuite/validation/e.npz")
+    find = EpisodeFinder(None, DatasetPaths.load(dataset_yaml))
+    assert names_of(find("bair_robot_pushing", "train")) == ["0.npz", "1.npz", "2.npz"]
+    assert names_of(find("bair_robot_pushing", "test")) == ["9.npz"]
+    assert names_of(find("vp2_robodesk", "train")) == ["a.npz", "b.npz"]
+    assert names_of(find("vp2_robodesk", "test")) == ["c.npz"]
+    assert names_of(find("vp2_robosuite", "test")) == ["e.npz"]
+    with pytest.raises(UserError, match="has no robonet_train_dataset"):
+        find("tfds_robonet", "train")
+
+
+def test_episodes_of_the_robonet_benchmark_are_left_out(tmp_path, dataset_yaml, caplog):
+    touch(tmp_path, *(f"robo_net/train_eps_{i}.npz" for i in range(4)))
+    (tmp_path / "excluded.txt").write_text("google_traj1 train_eps_2.npz\nother train_eps_0.npz\n")
+    find = EpisodeFinder(tmp_path, DatasetPaths.load(dataset_yaml))
+    assert names_of(find("robo_net", "train")) == ["train_eps_1.npz", "train_eps_3.npz"]
+    with pytest.raises(UserError, match="no test episodes"):
+        find("robo_net", "test")
+    assert not caplog.records
+    assert len(EpisodeFinder(tmp_path, DatasetPaths())("robo_net", "train")) == 3
+    assert "robonet_oxe_test_list" in caplog.text
+
+
+def test_misspelt_keys_of_dataset_yaml_are_refused(tmp_path):
+    file = tmp_path / "DATASET.yaml"
+    file.write_text(json.dumps(dict(bair_dataset="x")))
+    with pytest.raises(UserError, match="expected only the keys bair_test_dataset"):
+        DatasetPaths.load(file)
+
+
+def test_the_checkouts_own_file_is_valid():
+    assert DatasetPaths.load().bair_train_dataset is None
+
+
+def test_tables_are_found_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert dataset_info("viola").base_step == 20
+    assert np.isclose(sum(weight for _, weight in resolve_mix("select", None)), 1)

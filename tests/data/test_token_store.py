@@ -1,0 +1,169 @@
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from ivideogpt.data.token_store import (
+    TokenBatch,
+    TokenLoader,
+    TokenStore,
+    TokenStoreMeta,
+    TokenStoreWriter,
+    state_checksum,
+)
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+
+LAYOUT = TokenLayout(1, 2, context_codes=100, dynamics_codes=60, context_tokens=4, dynamics_tokens=2)
+WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
+META = TokenStoreMeta(
+    layout=LAYOUT,
+    num_clips=20,
+    action_dim=2,
+    has_rewards=True,
+    datasets=("coffee-push",),
+    split="train",
+    video_stepsize=1,
+    stride=2,
+    episodes="3 episodes",
+    tokenizer=state_checksum(WEIGHTS),
+)
+
+
+def clips(first, last, offset=0):
+    """Clip i holds tokens, actions and rewards of value i."""
+    numbers = torch.arange(first, last)
+    tokens = (numbers[:, None] + offset).expand(-1, LAYOUT.sequence_length)
+    return TokenBatch(tokens, numbers[:, None, None].float().expand(-1, 3, 2), numbers[:, None].float().expand(-1, 3))
+
+
+def write(folder, meta=META, offset=0, upto=None):
+    writer = TokenStoreWriter(folder, meta, clips_per_shard=6)
+    for first in range(writer.num_stored, upto or meta.num_clips, 4):
+        writer.append(clips(first, min(first + 4, meta.num_clips), offset))
+    writer.flush()
+    return TokenStore(folder)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return write(tmp_path / "store")
+
+
+def take(loader, number):
+    return list(islice(loader, number))
+
+
+def numbers(batches):
+    return [batch.rewards[:, 0].int().tolist() for batch in batches]
+
+
+def test_clips_come_back_from_every_shard(store):
+    batch = store.read(np.array([19, 0, 7, 8]))
+    expected = clips(0, 20)
+    assert batch.tokens.dtype == torch.int64
+    for name in ("tokens", "actions", "rewards"):
+        assert torch.equal(getattr(batch, name), getattr(expected, name)[[19, 0, 7, 8]])
+    assert len(store) == 20
+    assert store.meta == META
+
+
+@pytest.mark.parametrize(("codes", "dtype"), [(8192, np.uint16), (65000, np.uint32)])
+def test_large_vocabularies_keep_their_ids(tmp_path, codes, dtype):
+    """16 bits would wrap around without a word."""
+    meta = replace(META, layout=replace(LAYOUT, context_codes=codes, dynamics_codes=codes), num_clips=4)
+    store = write(tmp_path / "store", meta, offset=2 * codes - 10)
+    assert store.meta.token_dtype == dtype
+    assert torch.equal(store.read(np.arange(4)).tokens, clips(0, 4, 2 * codes - 10).tokens)
+
+
+def test_stores_without_actions_and_rewards(tmp_path):
+    writer = TokenStoreWriter(tmp_path / "store", replace(META, action_dim=None, has_rewards=False, num_clips=3))
+    writer.append(TokenBatch(clips(0, 3).tokens))
+    writer.flush()
+    batch = TokenStore(tmp_path / "store").read(np.arange(2))
+    assert batch.actions is None
+    assert batch.rewards is None
+
+
+def test_an_interrupted_store_goes_on_and_is_refused_until_it_is_whole(tmp_path):
+    folder = tmp_path / "store"
+    with pytest.raises(UserError, match="holds 12 of 20 clips"):
+        write(folder, upto=12)
+    (folder / "partial").mkdir()  # a shard that was being written
+    assert torch.equal(write(folder).read(np.arange(20)).tokens, clips(0, 20).tokens)
+
+
+def test_a_finished_store_is_not_written_again(store):
+    writer = TokenStoreWriter(store.folder, META)
+    assert writer.num_stored == 20
+    writer.flush()
+    assert len(TokenStore(store.folder)) == 20
+
+
+def test_another_store_is_not_appended_to(store, tmp_path):
+    with pytest.raises(UserError, match=r"another token store \(other stride, tokenizer\)"):
+        TokenStoreWriter(store.folder, replace(META, stride=1, tokenizer="x"))
+    (tmp_path / "precious.txt").touch()
+    with pytest.raises(UserError, match="not empty"):
+        TokenStoreWriter(tmp_path, META)
+
+
+def test_damaged_stores_are_refused(store, tmp_path):
+    with pytest.raises(UserError, match="no token store"):
+        TokenStore(tmp_path)
+    shard = store.folder / "shard-00001"
+    (shard / "actions.npy").write_bytes(b"\x93NUMPY\x01")
+    with pytest.raises(UserError, match=r"shard-00001/actions\.npy: cannot be read"):
+        TokenStore(store.folder)
+    (store.folder / "meta.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="format is not 1"):
+        TokenStore(store.folder)
+
+
+def test_the_tokenizer_is_recognised_by_its_weights(store):
+    store.check_tokenizer({name: tensor.bfloat16() for name, tensor in reversed(WEIGHTS.items())})
+    for other in (
+        WEIGHTS | {"bias": torch.tensor([1.0, 1.1])},
+        WEIGHTS | {"weight": WEIGHTS["weight"].reshape(3, 2)},
+        {"weight": WEIGHTS["weight"]},
+    ):
+        with pytest.raises(UserError, match="made by another tokenizer"):
+            store.check_tokenizer(other)
+
+
+def test_every_clip_once_an_epoch_in_another_order(store):
+    drawn = np.ravel(numbers(take(TokenLoader(store, 5, seed=0), 8))).tolist()
+    epochs = [drawn[:20], drawn[20:]]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 2
+    assert epochs[0] != epochs[1]
+    assert numbers(take(TokenLoader(store, 5, seed=1), 4)) != numbers(take(TokenLoader(store, 5, seed=0), 4))
+
+
+def test_resuming_goes_on_with_the_next_clip(store):
+    loader = TokenLoader(store, 3, seed=4)
+    take(loader, 7)
+    resumed = TokenLoader(store, 3, seed=4)
+    resumed.load_state_dict(loader.state_dict())
+    assert numbers(take(resumed, 7)) == numbers(take(loader, 7))
+    assert resumed.state_dict() == {"samples": 42}
+
+
+def test_ranks_take_different_clips(store):
+    ranks = [numbers(take(TokenLoader(store, 5, rank=rank, world_size=2), 2)) for rank in range(2)]
+    assert sorted(np.ravel(ranks)) == list(range(20))
+
+
+def test_validation_batches_are_the_same_every_time(store):
+    loader = TokenLoader(store, 3)
+    first = numbers(loader.first(2))
+    take(loader, 3)
+    assert numbers(loader.first(2)) == first == numbers(take(TokenLoader(store, 3), 2))
+    assert loader.state_dict() == {"samples": 9}
+
+
+def test_batches_larger_than_the_store_are_refused(store):
+    with pytest.raises(UserError, match=r"20 clips, fewer than one step of 4 x 6"):
+        TokenLoader(store, 6, world_size=4)
