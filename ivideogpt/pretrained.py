@@ -1,0 +1,390 @@
+"""The one loader and saver of checkpoints: folders, hub ids, configs, metadata. Strict; float32 unless asked otherwise.
+
+::
+
+    <model>/ivideogpt.json                             what the model was trained on; absent in released ones
+    <model>/tokenizer/config.json, diffusion_pytorch_model.safetensors
+    <model>/transformer/config.json, model.safetensors
+
+Action-conditioned transformers are recognised by the prefix ``llm.`` of their tensors, their heads by theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import huggingface_hub
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, weights_file
+from ivideogpt.transformer import HeadModelWithAction, Sampling
+from ivideogpt.vq_model import CompressiveVQModel
+
+logger = logging.getLogger(__name__)
+
+Transformer: TypeAlias = LlamaForCausalLM | HeadModelWithAction
+
+METADATA_FILE = "ivideogpt.json"
+CONFIG_FILE = "config.json"
+TOKENIZER_WEIGHTS = "diffusion_pytorch_model.safetensors"
+TRANSFORMER_WEIGHTS = "model.safetensors"
+LLM_PREFIX = "llm."
+OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
+RELEASED_SEGMENT_LENGTH = 16
+
+# Released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings.
+LLAMA_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "max_position_embeddings",
+    "initializer_range",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "attention_bias",
+    "attention_dropout",
+    "mlp_bias",
+    "tie_word_embeddings",
+)
+
+
+# ---- metadata
+
+
+@dataclass(frozen=True)
+class ActionNormalization:
+    """Actions were trained as ``(action - mean) / std``; sessions apply it, so that callers give raw actions."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        return (actions - actions.new_tensor(self.mean)) / actions.new_tensor(self.std)
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a model needs to be used correctly and its tensors do not say.
+
+    Attributes:
+        resolution: side of its square frames.
+        context_length: number of context frames.
+        segment_length: number of frames of a training clip.
+        dataset_step: distance of a clip's frames in the episodes it was trained on; None if unknown.
+        action_dim: length of an action; None if action-free.
+        action_normalization: applied to actions before the model sees them.
+        reward_prediction: it predicts rewards.
+        symlog: its rewards were trained in symlog space.
+        goal_conditioned: the first context frame is the goal, the final frame of the clip.
+        generation: default sampling.
+    """
+
+    resolution: int
+    context_length: int
+    segment_length: int = RELEASED_SEGMENT_LENGTH
+    dataset_step: int | None = None
+    action_dim: int | None = None
+    action_normalization: ActionNormalization | None = None
+    reward_prediction: bool = False
+    symlog: bool = False
+    goal_conditioned: bool = False
+    generation: Sampling = field(default_factory=Sampling)
+
+    @classmethod
+    def infer(cls, tokenizer: CompressiveVQModel, transformer: Transformer) -> ModelMetadata:
+        """What the networks themselves say, for checkpoints without metadata."""
+        has_actions = isinstance(transformer, HeadModelWithAction)
+        return cls(
+            resolution=tokenizer.config.resolution,
+            context_length=tokenizer.context_length,
+            segment_length=transformer.segment_length if has_actions else RELEASED_SEGMENT_LENGTH,
+            action_dim=transformer.action_dim if has_actions else None,
+            reward_prediction=has_actions and transformer.has_reward_head,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelMetadata | None:
+        """The metadata of a model folder; None if it has none."""
+        file = folder / METADATA_FILE
+        if not file.is_file():
+            return None
+        values = _read_json(file)
+        try:
+            if values.get("action_normalization") is not None:
+                values["action_normalization"] = ActionNormalization(
+                    **{key: tuple(numbers) for key, numbers in values["action_normalization"].items()}
+                )
+            values["generation"] = Sampling(**values.get("generation", {}))
+            return cls(**values)
+        except TypeError as error:
+            known = ", ".join(each.name for each in fields(cls))
+            raise UserError(f"{file}: {error}; its keys are {known}") from error
+
+    def write(self, folder: Path) -> None:
+        (folder / METADATA_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+
+# ---- where things are
+
+
+def resolve_folder(path_or_hub_id: str | Path) -> Path:
+    """A local folder as it is; a hub id after downloading its configs and safetensors (or from the hub's cache)."""
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or str(path_or_hub_id).startswith("."):
+        raise UserError(f"no checkpoint folder {path_or_hub_id}")
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"{path_or_hub_id} is neither a local folder nor a model that the hub gives us: {reason}"
+        ) from error
+
+
+def model_folder(path_or_hub_id: str | Path) -> Path:
+    """The parent of ``tokenizer/`` and ``transformer/``; the tokenizer's own folder may be given in its place."""
+    folder = resolve_folder(path_or_hub_id)
+    if not (folder / "tokenizer").is_dir() and (folder.resolve().parent / "transformer").is_dir():
+        return folder.resolve().parent
+    return folder
+
+
+def tokenizer_folder(path_or_hub_id: str | Path) -> Path:
+    """The folder of the tokenizer's files: of a model folder, of a training run's folder, or given directly."""
+    folder = resolve_folder(path_or_hub_id)
+    has_own = (folder / CONFIG_FILE).is_file()
+    candidates = [folder / "tokenizer"] + ([] if has_own else [folder / "unwrapped_model"])
+    return next((candidate for candidate in candidates if candidate.is_dir()), folder)
+
+
+def transformer_folder(path_or_hub_id: str | Path) -> Path:
+    """The folder of the transformer's files: of a model folder, or given directly."""
+    folder = resolve_folder(path_or_hub_id)
+    return folder / "transformer" if (folder / "transformer").is_dir() else folder
+
+
+# ---- tokenizer
+
+
+def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> CompressiveVQModel:
+    """The tokenizer of a model folder, a run folder, its own folder, or a hub id, in eval mode."""
+    folder = tokenizer_folder(path_or_hub_id)
+    _read_json(folder / CONFIG_FILE)
+    weights_file(folder, TOKENIZER_WEIGHTS)
+    return CompressiveVQModel.from_pretrained(folder, torch_dtype=dtype or torch.float32).eval()
+
+
+def save_tokenizer(tokenizer: CompressiveVQModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a tokenizer's folder; ``dtype`` may be a 16-bit one to halve the file."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_config(folder)
+    save_tensors(tokenizer.state_dict(), folder / TOKENIZER_WEIGHTS, dtype)
+
+
+# ---- transformer
+
+
+def read_llama_config(path: str | Path) -> LlamaConfig:
+    """The architecture in a config file, or in ``config.json`` of a folder; whatever else it says is ignored."""
+    file = Path(path)
+    file = file / CONFIG_FILE if file.is_dir() else file
+    values = _read_json(file)
+    if values.get("model_type", "llama") != "llama":
+        raise UserError(f"{file} describes a {values['model_type']} model, expected model_type llama")
+    kept = {key: values[key] for key in LLAMA_KEYS if key in values}
+    return LlamaConfig(**kept, bos_token_id=None, eos_token_id=None)
+
+
+def build_transformer(
+    config: LlamaConfig,
+    layout: TokenLayout,
+    action_dim: int | None = None,
+    reward_prediction: bool = False,
+    action_recon: float | None = None,
+) -> Transformer:
+    """A new transformer with random weights, for clips of ``layout``, whose vocabulary replaces the config's.
+
+    An ``action_dim`` makes it action-conditioned; the two heads exist for such models only.
+    """
+    if action_dim is None and (reward_prediction or action_recon is not None):
+        raise UserError("reward_prediction and action_recon need an action-conditioned model: set action_conditioned")
+    config.vocab_size = layout.vocab_size
+    llm = LlamaForCausalLM(config)
+    if action_dim is None:
+        return llm
+    return HeadModelWithAction(
+        llm,
+        action_dim=action_dim,
+        prelude_tokens_num=layout.prompt_length - 1,
+        tokens_num_per_dyna=layout.dynamics_tokens,
+        context=layout.context_frames,
+        segment_length=layout.num_frames,
+        reward_prediction=reward_prediction,
+        action_recon=action_recon,
+    )
+
+
+def load_transformer(
+    path_or_hub_id: str | Path,
+    layout: TokenLayout,
+    config: LlamaConfig | None = None,
+    dtype: torch.dtype | None = None,
+) -> Transformer:
+    """The transformer of a model folder, its own folder, or a hub id, in eval mode.
+
+    Args:
+        layout: the tokenizer's, for clips of the model's segment length.
+        config: the architecture, where the folder need not hold one; its vocabulary is replaced by the layout's.
+        dtype: float32 if not given, whatever the files say.
+    """
+    folder = transformer_folder(path_or_hub_id)
+    if config is None:
+        config = read_llama_config(folder)
+        _check_vocabulary(config, layout, folder)
+    file = weights_file(folder, TRANSFORMER_WEIGHTS)
+    tensors = read_tensors(file, dtype or torch.float32)
+    with torch.device("meta"):
+        transformer = build_transformer(config, layout, **_heads_in(tensors, file))
+    load_strict(transformer, tensors, str(file), assign=True)
+    model = language_model(transformer).model
+    model.rotary_emb = type(model.rotary_emb)(config)  # its buffers are in no file
+    return transformer.eval()
+
+
+def initialise_transformer(
+    transformer: Transformer, path_or_hub_id: str | Path, load_internal_llm: bool = False
+) -> list[str]:
+    """Load a starting point of training into a new transformer.
+
+    Args:
+        load_internal_llm: take only the language model, from either kind of file, and ``action_linear`` if it fits.
+
+    Returns:
+        names of the parts that start fresh because the file lacks them; they are logged, too.
+    """
+    file = weights_file(transformer_folder(path_or_hub_id), TRANSFORMER_WEIGHTS)
+    tensors = read_tensors(file)
+    if load_internal_llm:
+        loaded = _load_internal_llm(transformer, tensors, file)
+    else:
+        _check_same_kind(transformer, tensors, file)
+        absent = [head for head in OPTIONAL_HEADS if not any(name.startswith(head + ".") for name in tensors)]
+        may_lack = [name for name in transformer.state_dict() if name.startswith(tuple(f"{head}." for head in absent))]
+        load_strict(transformer, tensors, str(file), may_lack)
+        loaded = set(tensors)
+    fresh = sorted({name.partition(".")[0] for name in transformer.state_dict() if name not in loaded})
+    for part in fresh:
+        logger.info("%s is not taken from %s and starts fresh", part, file)
+    return fresh
+
+
+def save_transformer(
+    transformer: nn.Module,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a transformer's folder. ``state_dict`` stands in for the model's own, where that is sharded."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    language_model(transformer).config.save_pretrained(folder)
+    save_tensors(transformer.state_dict() if state_dict is None else state_dict, folder / TRANSFORMER_WEIGHTS, dtype)
+
+
+def language_model(transformer: nn.Module) -> LlamaForCausalLM:
+    """The LLaMA itself, of either kind of transformer."""
+    return transformer.llm if isinstance(transformer, HeadModelWithAction) else transformer
+
+
+def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
+    """What an action-conditioned file says about its heads, as arguments of :func:`build_transformer`."""
+    if not _is_action_conditioned(tensors):
+        return {}
+    if "action_linear.weight" not in tensors:
+        raise UserError(
+            f"{file} is action-conditioned (its tensors start with {LLM_PREFIX}) but lacks action_linear.weight"
+        )
+    has_action_recon = "action_recon_linear.weight" in tensors
+    return dict(
+        action_dim=tensors["action_linear.weight"].shape[-1],
+        reward_prediction="reward_linear.weight" in tensors,
+        action_recon=0.0 if has_action_recon else None,  # the weight in the loss, which no file knows
+    )
+
+
+def _load_internal_llm(transformer: Transformer, tensors: Mapping[str, Tensor], file: Path) -> set[str]:
+    """Returns the names that were loaded, as the transformer calls them."""
+    of_llm = tensors
+    if _is_action_conditioned(tensors):
+        of_llm = {
+            name.removeprefix(LLM_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(LLM_PREFIX)
+        }
+    load_strict(language_model(transformer), of_llm, str(file))
+    if not isinstance(transformer, HeadModelWithAction):
+        return set(of_llm)
+    loaded = {LLM_PREFIX + name for name in of_llm}
+    weight = tensors.get("action_linear.weight")
+    if weight is not None and weight.shape == transformer.action_linear.weight.shape:
+        of_actions = {name: tensors[name] for name in ("action_linear.weight", "action_linear.bias") if name in tensors}
+        load_strict(
+            transformer.action_linear,
+            {name.removeprefix("action_linear."): tensor for name, tensor in of_actions.items()},
+            f"action_linear of {file}",
+        )
+        loaded |= set(of_actions)
+    return loaded
+
+
+def _is_action_conditioned(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(LLM_PREFIX) for name in tensors)
+
+
+def _check_same_kind(transformer: Transformer, tensors: Mapping[str, Tensor], file: Path) -> None:
+    kinds = {True: "action-conditioned", False: "action-free"}
+    wanted = isinstance(transformer, HeadModelWithAction)
+    if _is_action_conditioned(tensors) != wanted:
+        raise UserError(
+            f"{file} is {kinds[not wanted]} and the new transformer {kinds[wanted]}; "
+            "load_internal_llm takes only the language model from it"
+        )
+
+
+def _check_vocabulary(config: LlamaConfig, layout: TokenLayout, folder: Path) -> None:
+    if config.vocab_size != layout.vocab_size:
+        raise UserError(
+            f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
+            f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
+            "2 separators); they do not belong together"
+        )
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file} must hold one JSON object")
+    return values

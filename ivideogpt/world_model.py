@@ -1,0 +1,420 @@
+"""Rolling a world model out: one :class:`Session` for prediction, imagination, planning and play.
+
+::
+
+    world_model = WorldModel.from_pretrained(folder)
+    session = world_model.start(context)          # (B, t, 3, H, W) in [0, 1]
+    step = session.step(action)                   # step.frames (B, N, 3, H, W), step.reward (B, N) or None
+
+Knows pixels, tokens and actions; knows nothing of data sets, training or environments.
+
+Dimension keys: B clips, N samples of each, t context frames, F future frames, C H W pixels, D action dimension,
+L tokens. Rows of a batch of B N are ordered clip by clip.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import huggingface_hub
+import torch
+from torch import Tensor, nn
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.pretrained import (
+    RELEASED_SEGMENT_LENGTH,
+    ModelMetadata,
+    Transformer,
+    language_model,
+    load_tokenizer,
+    load_transformer,
+    model_folder,
+    save_tokenizer,
+    save_transformer,
+)
+from ivideogpt.transformer import CachedLlama, FrameDecoder, HeadModelWithAction, Sampling
+from ivideogpt.vq_model import CompressiveVQModel, ContextCache
+
+Seed = int | torch.Generator | None
+OnFull = Literal["slide", "error"]
+
+RANGE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new frame of every sample.
+
+    Attributes:
+        frames: (B, N, C, H, W) in [0, 1].
+        reward: (B, N) of arriving there, in environment units; None without a reward head.
+        tokens: (B, N, 17) the separator in front of the frame and its ids, as drawn.
+    """
+
+    frames: Tensor
+    reward: Tensor | None
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A predicted future.
+
+    Attributes:
+        context: (B, t, C, H, W) reconstructed, in [0, 1].
+        frames: (B, N, F, C, H, W) in [0, 1].
+        rewards: (B, N, F) in environment units; None without a reward head.
+        tokens: (B, N, L) context and future as one sequence (see :mod:`ivideogpt.layout`). If the session slid, the
+            later ones belong to a later context that is not among them.
+    """
+
+    context: Tensor
+    frames: Tensor
+    rewards: Tensor | None
+    tokens: Tensor
+
+
+class WorldModel:
+    """A tokenizer and a transformer that belong together, and what is to be known to use them.
+
+    The modules may be in training elsewhere: a new session reads the weights as they are then, works without dropout,
+    and leaves their mode as it was. Train them between sessions, not during one.
+    """
+
+    def __init__(
+        self, tokenizer: CompressiveVQModel, transformer: Transformer, metadata: ModelMetadata | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+        self.metadata = metadata or ModelMetadata.infer(tokenizer, transformer)
+        self._llama: CachedLlama | None = None
+        self._check_parts()
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_hub_id: str | Path, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> WorldModel:
+        """Load a model folder (or its tokenizer's folder) or a hub id; in float32 unless ``dtype`` says otherwise."""
+        folder = model_folder(path_or_hub_id)
+        metadata = ModelMetadata.read(folder)
+        tokenizer = load_tokenizer(folder, dtype)
+        segment_length = metadata.segment_length if metadata else RELEASED_SEGMENT_LENGTH
+        layout = tokenizer.layout(segment_length - tokenizer.context_length)
+        transformer = load_transformer(folder, layout, dtype=dtype)
+        return cls(tokenizer, transformer, metadata).to(device or "cpu")
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files."""
+        folder = Path(folder)
+        save_tokenizer(self.tokenizer, folder / "tokenizer", dtype)
+        save_transformer(self.transformer, folder / "transformer", dtype)
+        self.metadata.write(folder)
+
+    def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
+        """Upload what :meth:`save_pretrained` writes, creating the repository if there is none. Returns its address."""
+        hub = huggingface_hub.HfApi()
+        address = hub.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, dtype)
+            hub.upload_folder(repo_id=repo_id, folder_path=folder)
+        return str(address)
+
+    def to(self, device: torch.device | str) -> WorldModel:
+        self.tokenizer.to(device)
+        self.transformer.to(device)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return language_model(self.transformer).device
+
+    @property
+    def action_dim(self) -> int | None:
+        """Length of an action; None for action-free models."""
+        return self.transformer.action_dim if isinstance(self.transformer, HeadModelWithAction) else None
+
+    @property
+    def reward_head(self) -> nn.Linear | None:
+        return self.transformer.reward_linear if isinstance(self.transformer, HeadModelWithAction) else None
+
+    @property
+    def layout(self) -> TokenLayout:
+        """Where tokens stand in clips of the model's segment length."""
+        return self.tokenizer.layout(self.metadata.segment_length - self.tokenizer.context_length)
+
+    def start(
+        self,
+        context: Tensor,
+        num_samples: int = 1,
+        *,
+        sampling: Sampling | None = None,
+        seed: Seed = None,
+        on_full: OnFull = "slide",
+        max_frames: int | None = None,
+    ) -> Session:
+        """Begin a session on context frames (B, t, C, H, W) in [0, 1]. A goal-conditioned model wants the goal first.
+
+        Args:
+            num_samples: futures of each clip; they share the reading of the context.
+            sampling: the checkpoint's own if not given.
+            seed: a number or a generator on the model's device; by default torch's global generator decides.
+            on_full: when the model's positions are used up, "slide" makes the last t frames the new context (a goal
+                stays in front) and "error" raises.
+            max_frames: reserve memory for that many frames only; the session is full after them.
+        """
+        return Session(self, context, num_samples, sampling, seed, on_full, max_frames)
+
+    def predict(
+        self,
+        context: Tensor,
+        actions: Tensor | None = None,
+        horizon: int | None = None,
+        num_samples: int = 1,
+        *,
+        sampling: Sampling | None = None,
+        seed: Seed = None,
+        on_full: OnFull = "slide",
+    ) -> Rollout:
+        """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
+
+        ``actions`` is (B, F, D), or (B, N, F, D) for different ones per sample; the first is taken at the last context
+        frame, so of a clip's actions it is ``[:, t - 1 : T - 1]``.
+        """
+        horizon = self._horizon(actions, horizon)
+        _check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
+        session = self.start(context, num_samples, sampling=sampling, seed=seed, on_full=on_full, max_frames=horizon)
+        session.check_room(horizon)
+        of_steps = [None] * horizon if actions is None else actions.unbind(-2)
+        steps = [session.step(action) for action in of_steps]
+        rewards = [step.reward for step in steps if step.reward is not None]
+        prompt = session.prompt[:, None, :-1].expand(-1, num_samples, -1)
+        return Rollout(
+            context=session.context,
+            frames=torch.stack([step.frames for step in steps], dim=2),
+            rewards=torch.stack(rewards, dim=2) if rewards else None,
+            tokens=torch.cat([prompt, *(step.tokens for step in steps)], dim=2),
+        )
+
+    def cached_llama(self) -> CachedLlama:
+        """The language model as decoders read it, with its weights as they are now."""
+        llm = language_model(self.transformer)
+        if self._llama is None or self._llama.llm is not llm:
+            self._llama = CachedLlama(llm)
+        else:
+            self._llama.refresh()
+        return self._llama
+
+    def _horizon(self, actions: Tensor | None, horizon: int | None) -> int:
+        if horizon is None:
+            horizon = self.layout.future_frames if actions is None or actions.ndim < 2 else actions.shape[-2]
+        if horizon < 1:
+            raise UserError(f"horizon is {horizon}, must be at least 1")
+        return horizon
+
+    def _check_parts(self) -> None:
+        context_length = self.tokenizer.context_length
+        vocabulary = language_model(self.transformer).config.vocab_size
+        if vocabulary != self.tokenizer.layout(0).vocab_size:
+            raise UserError(
+                f"the transformer's vocabulary is {vocabulary}, the tokenizer's {self.tokenizer.layout(0).vocab_size}: "
+                "they do not belong together"
+            )
+        if isinstance(self.transformer, HeadModelWithAction) and self.transformer.context != context_length:
+            raise UserError(
+                f"the transformer has {self.transformer.context} context frames, the tokenizer {context_length}"
+            )
+        stated = (self.metadata.context_length, self.metadata.action_dim)
+        actual = (context_length, self.action_dim)
+        if stated != actual:
+            raise UserError(f"the metadata says context_length, action_dim = {stated}, but the networks have {actual}")
+
+
+class Session:
+    """One or more futures of a batch of clips, a frame at a time. Owns its caches and its randomness.
+
+    Attributes:
+        context: (B, t, C, H, W) the context as the tokenizer sees it, in [0, 1].
+        prompt: (B, 257 t) its tokens.
+    """
+
+    def __init__(
+        self,
+        world_model: WorldModel,
+        context: Tensor,
+        num_samples: int = 1,
+        sampling: Sampling | None = None,
+        seed: Seed = None,
+        on_full: OnFull = "slide",
+        max_frames: int | None = None,
+    ) -> None:
+        sampling = sampling or world_model.metadata.generation
+        if num_samples < 1:
+            raise UserError(f"num_samples is {num_samples}, must be at least 1")
+        if on_full not in ("slide", "error"):
+            raise UserError(f"on_full is {on_full!r}, must be 'slide' or 'error'")
+        if sampling.separators == "sampled" and world_model.action_dim is not None:
+            raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
+        _check_context(context, world_model)
+        self.num_samples = num_samples
+        self._world_model = world_model
+        self._layout = world_model.layout
+        self._on_full = on_full
+        self._max_frames = max_frames
+        self._decoder = FrameDecoder(
+            world_model.cached_llama(),
+            self._layout,
+            sampling,
+            world_model.reward_head,
+            _generator(seed, world_model.device),
+        )
+        context = context.to(world_model.device, torch.float32)
+        self.prompt, self._context_cache = self._anchor(context)
+        self.context = self._context_cache.frames.float().clamp(0, 1)
+        if num_samples > 1:
+            self._decoder.expand(num_samples)
+        # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
+        self._recent = [frame[:, None].expand(-1, num_samples, -1, -1, -1) for frame in context.unbind(1)]
+        self.check_room(1)
+
+    @torch.no_grad()
+    def step(self, action: Tensor | None = None) -> Step:
+        """The next frame of every sample after ``action`` (B, D), or (B, N, D) for a different one per sample."""
+        action_embedding = self._embed_action(action)
+        if self._decoder.frames_left < 1:
+            self._slide()
+        decoded = self._decoder.step(action_embedding)
+        frames = self._decode(decoded.tokens)
+        self._remember(frames)
+        return Step(frames=frames, reward=self._reward(decoded.reward), tokens=self._by_sample(decoded.tokens))
+
+    def check_room(self, num_frames: int) -> None:
+        """Make sure that so many more frames can be drawn.
+
+        Raises:
+            UserError: the positions do not suffice and the session may not slide.
+        """
+        room, at_all = self._decoder.frames_left, self._layout.future_frames_that_fit(self._decoder.capacity)
+        if at_all < 1:
+            raise UserError(
+                f"not one frame fits after {self._layout.context_frames} context frames into {self._decoder.capacity} "
+                "positions; the transformer needs more max_position_embeddings or less context"
+            )
+        if self._on_full == "error" and num_frames > room:
+            raise UserError(
+                f"{num_frames} more frames do not fit, {room} do ({at_all} after each context); "
+                "ask for fewer or use on_full='slide'"
+            )
+
+    def _anchor(self, context: Tensor) -> tuple[Tensor, ContextCache]:
+        """Make frames (R, t, C, H, W) the context of R rows: prefill, and decode them for the frames to come."""
+        tokenizer = self._world_model.tokenizer
+        with torch.no_grad(), evaluating(tokenizer):
+            codes = tokenizer.encode_context(context).codes
+            cache = tokenizer.decode_context(codes)
+        prompt = self._layout.pack_context(codes)
+        self._decoder.prefill(prompt, self._max_frames)
+        return prompt, cache
+
+    def _slide(self) -> None:
+        """Go on from the last t frames. Samples have parted by now, so each becomes a row of its own."""
+        self.check_room(1)
+        _, self._context_cache = self._anchor(torch.stack(self._recent, dim=2).flatten(0, 1))
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B N, 17) of one frame to frames (B, N, C, H, W) in [0, 1]."""
+        codes = self._layout.local_dynamics(tokens[:, 1:])
+        tokenizer = self._world_model.tokenizer
+        with evaluating(tokenizer):
+            # samples of one clip look like later frames of it to the tokenizer, which decodes them against one context
+            codes = codes.unflatten(0, (len(self._context_cache.frames), -1))
+            frames = tokenizer.decode_dynamics(codes, self._context_cache)
+        return self._by_sample(frames.flatten(0, 1).float().clamp(0, 1))
+
+    def _remember(self, frames: Tensor) -> None:
+        goal = 1 if self._world_model.metadata.goal_conditioned else 0
+        self._recent.append(frames)
+        del self._recent[goal]
+
+    def _embed_action(self, action: Tensor | None) -> Tensor | None:
+        """(B, D) or (B, N, D) to what the separators of all rows take, (B N, width); None for an action-free model."""
+        transformer = self._world_model.transformer
+        _check_actions(action, self._world_model.action_dim, len(self.prompt), self.num_samples, ())
+        if action is None or not isinstance(transformer, HeadModelWithAction):
+            return None
+        action = action.to(self._world_model.device, torch.float32)
+        normalise = self._world_model.metadata.action_normalization
+        action = normalise(action) if normalise else action
+        if action.ndim == 2:
+            action = action[:, None].expand(-1, self.num_samples, -1)
+        return transformer.embed_actions(action.flatten(0, 1))
+
+    def _reward(self, reward: Tensor | None) -> Tensor | None:
+        """(B N,) as predicted to (B, N) in environment units."""
+        if reward is None:
+            return None
+        return self._by_sample(symexp(reward) if self._world_model.metadata.symlog else reward)
+
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (-1, self.num_samples))
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of sign(x) log(1 + |x|)."""
+    return x.sign() * x.abs().expm1()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the duration; afterwards every submodule has the mode it had."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training
+
+
+def _check_context(context: Tensor, world_model: WorldModel) -> None:
+    length, resolution = world_model.tokenizer.context_length, world_model.tokenizer.config.resolution
+    expected = (length, world_model.tokenizer.config.in_channels, resolution, resolution)
+    if context.ndim != 5 or len(context) == 0 or tuple(context.shape[1:]) != expected:
+        raise UserError(
+            f"context frames have shape {tuple(context.shape)}, expected (batch, context, channels, height, width) = "
+            f"(any, {', '.join(map(str, expected))})"
+        )
+    if not context.is_floating_point():
+        raise UserError(f"context frames are {context.dtype}, expected floats in [0, 1]: divide 8-bit frames by 255")
+    lowest, highest = (float(bound) for bound in context.aminmax())
+    if not -RANGE_TOLERANCE <= lowest <= highest <= 1 + RANGE_TOLERANCE:  # also false for NaN
+        raise UserError(f"context frames lie in [{lowest:g}, {highest:g}], expected [0, 1] without NaN")
+
+
+def _check_actions(
+    actions: Tensor | None, action_dim: int | None, batch: int, num_samples: int, frames: tuple[int, ...]
+) -> None:
+    """Actions must be (B, *frames, D) or (B, N, *frames, D) for a model with ``action_dim``, else None."""
+    if action_dim is None:
+        if actions is not None:
+            raise UserError("this model is action-free: call step or predict without actions")
+        return
+    if actions is None:
+        raise UserError(f"this model is action-conditioned: give an action of {action_dim} numbers for every frame")
+    shared, per_sample = (batch, *frames, action_dim), (batch, num_samples, *frames, action_dim)
+    if tuple(actions.shape) not in (shared, per_sample):
+        raise UserError(f"actions have shape {tuple(actions.shape)}, expected {shared} or, by sample, {per_sample}")
+    # looking at numbers on another device would make every step wait for it
+    if actions.device.type == "cpu" and not actions.isfinite().all():
+        raise UserError("actions hold NaN or infinity")
+
+
+def _generator(seed: Seed, device: torch.device) -> torch.Generator | None:
+    if seed is None or isinstance(seed, torch.Generator):
+        return seed
+    return torch.Generator(device).manual_seed(int(seed))

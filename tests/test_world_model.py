@@ -1,0 +1,391 @@
+"""Sessions against a naive loop that knows no cache: Hugging Face's forward on the whole sequence for every token."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from ivideogpt import Sampling, Session, WorldModel
+from ivideogpt.pretrained import ActionNormalization, ModelMetadata, build_transformer, language_model
+from ivideogpt.transformer import HeadModelWithAction
+from tests.parity.formulas import actions, assert_close, assert_record, clip, fill, golden
+from tests.parity.networks import SEGMENT_LENGTH, llama_config, tokenizer, world_model
+
+GREEDY = Sampling(greedy=True)
+SAMPLED = Sampling(temperature=1.2, top_k=20)
+
+
+def naive_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
+    if sampling.greedy:
+        return logits.argmax(-1)
+    logits, ids = (logits / sampling.temperature).topk(sampling.top_k)
+    return ids.gather(1, torch.multinomial(logits.softmax(-1), 1, generator=generator))[:, 0]
+
+
+@torch.no_grad()
+def naive_rollout(
+    model: WorldModel,
+    context: Tensor,
+    num_samples: int,
+    num_frames: int,
+    sampling: Sampling,
+    generator: torch.Generator | None = None,
+    action: Tensor | None = None,
+) -> Tensor:
+    """Tokens (B N, L) of ``num_frames`` future frames; ``action`` is (B N, F, D)."""
+    llm, layout = language_model(model.transformer), model.layout
+    with_dummy_future = torch.cat([context, context[:, -1:]], dim=1)
+    ids, _ = model.tokenizer.tokenize(with_dummy_future, layout.context_frames)
+    ids = ids[:, : layout.prompt_length].repeat_interleave(num_samples, dim=0)
+    drawn = 0
+    while ids.shape[1] < layout.with_future_frames(num_frames).sequence_length:
+        is_separator = drawn % layout.step_length == layout.dynamics_tokens
+        if is_separator and sampling.separators == "forced":
+            new = ids.new_full((len(ids),), layout.future_separator)
+        else:
+            embeddings = llm.get_input_embeddings()(ids)
+            for k, position in enumerate(range(layout.prompt_length - 1, ids.shape[1], layout.step_length)):
+                if isinstance(model.transformer, HeadModelWithAction):
+                    embeddings[:, position] += model.transformer.action_linear(action[:, k])
+            new = naive_token(llm(inputs_embeds=embeddings, logits_to_keep=1).logits[:, -1], sampling, generator)
+        ids = torch.cat([ids, new[:, None]], dim=1)
+        drawn += 1
+    return ids
+
+
+@torch.no_grad()
+def naive_frames(model: WorldModel, tokens: Tensor) -> Tensor:
+    """(B N, L) tokens to the future frames (B N, F, C, H, W)."""
+    context_length = model.layout.context_frames
+    return model.tokenizer.detokenize(tokens, context_length)[:, context_length:].clamp(0, 1)
+
+
+def context_of(length: int, batch: int = 2) -> Tensor:
+    return clip(batch, length, 64, 64).clamp(0, 1)
+
+
+# ---- equality
+
+
+@pytest.mark.parametrize("context_length", [1, 2, 3])
+@pytest.mark.parametrize("action_dim", [None, 4], ids=["action-free", "action-conditioned"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_prediction_equals_the_naive_loop(context_length, action_dim, sampling):
+    model = world_model(context_length, action_dim)
+    context, horizon, num_samples = context_of(context_length), 2, 1 if sampling.greedy else 2
+    action = None if action_dim is None else actions(2, horizon, action_dim)
+    rollout = model.predict(context, action, horizon, num_samples, sampling=sampling, seed=7)
+
+    per_sample = None if action is None else action.repeat_interleave(num_samples, dim=0)
+    generator = torch.Generator().manual_seed(7)
+    tokens = naive_rollout(model, context, num_samples, horizon, sampling, generator, per_sample)
+    assert torch.equal(rollout.tokens.flatten(0, 1), tokens)
+    torch.testing.assert_close(rollout.frames.flatten(0, 1), naive_frames(model, tokens), atol=1e-4, rtol=1e-4)
+    with torch.no_grad():
+        first_row = model.tokenizer.detokenize(tokens[::num_samples], context_length)[:, :context_length]
+    torch.testing.assert_close(rollout.context, first_row.clamp(0, 1), atol=1e-4, rtol=1e-4)
+    assert rollout.rewards is None
+
+
+def test_sampled_separators_equal_the_naive_loop():
+    model = world_model()
+    sampling = replace(SAMPLED, separators="sampled")
+    rollout = model.predict(context_of(2), horizon=3, sampling=sampling, seed=1)
+    tokens = naive_rollout(model, context_of(2), 1, 3, sampling, torch.Generator().manual_seed(1))
+    assert torch.equal(rollout.tokens.flatten(0, 1), tokens)
+    torch.testing.assert_close(rollout.frames.flatten(0, 1), naive_frames(model, tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_an_action_for_every_sample_equals_the_naive_loop():
+    model = world_model(action_dim=4)
+    action = actions(4, 2, 4)
+    rollout = model.predict(context_of(2), action.unflatten(0, (2, 2)), num_samples=2, sampling=GREEDY)
+    assert torch.equal(rollout.tokens.flatten(0, 1), naive_rollout(model, context_of(2), 2, 2, GREEDY, action=action))
+    assert not torch.equal(rollout.tokens[:, 0], rollout.tokens[:, 1])
+
+
+@pytest.mark.parametrize("goal_conditioned", [False, True], ids=["plain", "goal-first"])
+def test_a_full_session_goes_on_from_its_last_frames(goal_conditioned):
+    """Two frames fit. Afterwards the last t frames of each sample are the context; a goal stays in front of them."""
+    model = world_model(action_dim=4, frames_that_fit=2, goal_conditioned=goal_conditioned)
+    context, action = context_of(2, batch=1), actions(1, 5, 4)
+    rollout = model.predict(context, action, num_samples=2, sampling=SAMPLED, seed=3)
+
+    generator, action = torch.Generator().manual_seed(3), action.repeat_interleave(2, dim=0)
+    goal, recent, num_samples = context[:, :1].repeat_interleave(2, dim=0), context, 2
+    expected = []
+    for first in (0, 2, 4):
+        num_frames = min(2, 5 - first)
+        of_steps = action[:, first : first + num_frames]
+        tokens = naive_rollout(model, recent, num_samples, num_frames, SAMPLED, generator, of_steps)
+        expected.append(naive_frames(model, tokens))
+        recent, num_samples = expected[-1][:, -2:], 1
+        if goal_conditioned:
+            recent = torch.cat([goal, recent[:, -1:]], dim=1)
+    torch.testing.assert_close(rollout.frames.flatten(0, 1), torch.cat(expected, dim=1), atol=1e-4, rtol=1e-4)
+    assert rollout.tokens.shape == (1, 2, model.tokenizer.layout(5).sequence_length)
+
+
+def test_stepping_equals_predicting():
+    model = world_model(action_dim=4)
+    action = actions(2, 3, 4)
+    rollout = model.predict(context_of(2), action, num_samples=3, seed=5)
+    session = model.start(context_of(2), num_samples=3, seed=5)
+    steps = [session.step(action[:, k]) for k in range(3)]
+    assert torch.equal(torch.stack([step.frames for step in steps], dim=2), rollout.frames)
+    assert torch.equal(session.context, rollout.context)
+    assert torch.equal(
+        torch.cat([session.prompt[:, None, :-1].expand(-1, 3, -1), *(step.tokens for step in steps)], dim=2),
+        rollout.tokens,
+    )
+
+
+def test_rollout_of_the_released_reinforcement_learning_code():
+    """``mbrl_rollout`` of the golden numbers: three stacked frames, rewards predicted in symlog space."""
+    record = golden()["mbrl_rollout"]
+    tok = tokenizer()
+    config = golden()["transformer"]["ctx2"]["act_cond"]
+    transformer = build_transformer(
+        llama_config(),
+        tok.layout(future_frames=4),
+        config["action_dim"],
+        reward_prediction=True,
+        action_recon=config["action_recon_weight"],
+    )
+    model = WorldModel(tok, fill(transformer))
+    model.metadata = replace(model.metadata, symlog=True)
+    stack = (clip(record["B"], 3, 64, 64) * 255).round() / 255
+    action = actions(record["B"], record["horizon"], config["action_dim"])
+    rollout = model.predict(stack[:, 1:], action, sampling=GREEDY)
+
+    frames = torch.cat([stack, rollout.frames[:, 0]], dim=1)
+    observations = [frames[:, k : k + 3].flatten(1, 2) for k in range(record["horizon"] + 1)]
+    assert_record(torch.stack(observations, dim=1), record["obs"])
+    assert_close(rollout.rewards[:, 0], torch.tensor(record["reward"])[:, 1:])
+
+
+# ---- state
+
+
+def test_modes_are_restored_and_dropout_is_off():
+    """In training mode the released models rolled out with dropout on."""
+    model = world_model(action_dim=4)
+    model.tokenizer.train()
+    model.tokenizer.cond_encoder.eval()
+    model.transformer.train()
+    modules = [*model.tokenizer.modules(), *model.transformer.modules()]
+    modes = [module.training for module in modules]
+    noisy = model.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY)
+    assert [module.training for module in modules] == modes
+    model.tokenizer.eval()
+    model.transformer.eval()
+    quiet = model.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY)
+    assert torch.equal(noisy.frames, quiet.frames)
+
+
+def test_a_mode_is_restored_after_an_error():
+    model = world_model()
+    model.tokenizer.train()
+    session = model.start(context_of(2))
+    model.tokenizer.decode_dynamics = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        session.step()
+    assert model.tokenizer.training
+
+
+def test_sessions_of_one_model_do_not_disturb_each_other():
+    model = world_model(action_dim=4)
+    alone = model.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY)
+    first = model.start(context_of(2), sampling=GREEDY)
+    second = model.start(1 - context_of(2), num_samples=2, sampling=SAMPLED)
+    frames = []
+    for k in range(2):
+        frames.append(first.step(actions(2, 2, 4)[:, k]).frames)
+        second.step(actions(2, 2, 4)[:, k])
+    assert torch.equal(torch.stack(frames, dim=2), alone.frames)
+
+
+def test_a_session_leaves_nothing_on_the_modules():
+    model = world_model(action_dim=4)
+    modules = dict(model.tokenizer.named_modules()) | dict(model.transformer.named_modules())
+    before = {name: set(vars(module)) for name, module in modules.items()}
+    rollout = model.predict(context_of(2), actions(2, 2, 4))
+    assert {name: set(vars(module)) for name, module in modules.items()} == before
+    assert not rollout.frames.requires_grad
+
+
+def test_a_session_sees_weights_that_were_trained_since_the_last():
+    model = world_model(action_dim=4)
+    before = model.predict(context_of(2), actions(2, 1, 4), sampling=GREEDY)
+    with torch.no_grad():
+        for parameter in model.transformer.parameters():
+            parameter.data.copy_(parameter.flip(0))
+    after = model.predict(context_of(2), actions(2, 1, 4), sampling=GREEDY)
+    assert not torch.equal(before.tokens, after.tokens)
+
+
+@pytest.mark.parametrize("seed", [3, "generator"])
+def test_seeds(seed):
+    model = world_model()
+
+    def predict(number: int, global_seed: int) -> Tensor:
+        torch.manual_seed(global_seed)
+        source = torch.Generator().manual_seed(number) if seed == "generator" else number
+        return model.predict(context_of(2, batch=1), horizon=1, num_samples=2, seed=source).tokens
+
+    assert torch.equal(predict(3, 0), predict(3, 1))
+    assert not torch.equal(predict(3, 0), predict(4, 0))
+
+
+def test_without_a_seed_the_global_generator_decides():
+    model = world_model()
+
+    def predict(global_seed: int) -> Tensor:
+        torch.manual_seed(global_seed)
+        return model.predict(context_of(2, batch=1), horizon=1).tokens
+
+    assert torch.equal(predict(1), predict(1))
+    assert not torch.equal(predict(1), predict(2))
+
+
+# ---- shapes, units, defaults
+
+
+def test_shapes_and_range():
+    model = world_model(action_dim=4, reward_prediction=True)
+    rollout = model.predict(context_of(2), actions(2, 3, 4), num_samples=2)
+    assert rollout.context.shape == (2, 2, 3, 64, 64)
+    assert rollout.frames.shape == (2, 2, 3, 3, 64, 64)
+    assert rollout.rewards.shape == (2, 2, 3)
+    assert rollout.tokens.shape == (2, 2, model.tokenizer.layout(3).sequence_length)
+    for frames in (rollout.context, rollout.frames):
+        assert frames.dtype == torch.float32
+        assert frames.amin() >= 0
+        assert frames.amax() <= 1
+    step = model.start(context_of(2), num_samples=2).step(torch.zeros(2, 4))
+    assert step.frames.shape == (2, 2, 3, 64, 64)
+    assert step.reward.shape == (2, 2)
+    assert step.tokens.shape == (2, 2, 17)
+
+
+def test_horizon_defaults():
+    free, conditioned = world_model(), world_model(action_dim=4)
+    assert free.predict(context_of(2), sampling=GREEDY).frames.shape[2] == SEGMENT_LENGTH - 2
+    assert conditioned.predict(context_of(2), actions(2, 1, 4)).frames.shape[2] == 1
+
+
+def test_rewards_come_in_environment_units():
+    raw, in_symlog = (world_model(action_dim=4, reward_prediction=True, symlog=symlog) for symlog in (False, True))
+    rewards, expanded = (
+        model.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY).rewards for model in (raw, in_symlog)
+    )
+    torch.testing.assert_close(expanded, rewards.sign() * (rewards.abs().exp() - 1))
+
+
+def test_actions_are_normalised_as_in_training():
+    plain = world_model(action_dim=4)
+    scaled = world_model(action_dim=4, action_normalization=ActionNormalization((1.0,) * 4, (2.0,) * 4))
+    expected = plain.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY)
+    actual = scaled.predict(context_of(2), 1 + 2 * actions(2, 2, 4), sampling=GREEDY)
+    assert torch.equal(actual.tokens, expected.tokens)
+
+
+def test_the_checkpoints_own_sampling_is_the_default():
+    model = world_model(generation=GREEDY)
+    assert torch.equal(model.predict(context_of(2)).tokens, model.predict(context_of(2), sampling=GREEDY).tokens)
+
+
+def test_memory_is_reserved_for_what_is_asked():
+    model = world_model()
+    session = model.start(context_of(2), max_frames=2, sampling=GREEDY)
+    assert session._decoder.capacity == model.tokenizer.layout(2).sequence_length
+    assert model.start(context_of(2))._decoder.capacity == 1024
+
+
+def test_signatures_that_other_code_relies_on():
+    assert list(inspect.signature(WorldModel.from_pretrained).parameters) == ["path_or_hub_id", "device", "dtype"]
+    start, predict = (list(inspect.signature(method).parameters) for method in (WorldModel.start, WorldModel.predict))
+    assert start[:3] == ["self", "context", "num_samples"]
+    assert predict[:5] == ["self", "context", "actions", "horizon", "num_samples"]
+    assert list(inspect.signature(Session.step).parameters) == ["self", "action"]
+
+
+# ---- bad input
+
+
+def test_a_session_that_may_not_slide_says_when_it_is_full():
+    model = world_model(frames_that_fit=2)
+    session = model.start(context_of(2), on_full="error")
+    session.step()
+    session.step()
+    with pytest.raises(ValueError, match="1 more frames do not fit, 0 do"):
+        session.step()
+    with pytest.raises(ValueError, match="3 more frames do not fit, 2 do"):
+        model.predict(context_of(2), horizon=3, on_full="error")
+    with pytest.raises(ValueError, match="not one frame fits"):
+        world_model(frames_that_fit=0).start(context_of(2))
+
+
+def frames_with(value: float) -> Tensor:
+    frames = context_of(2)
+    frames[0, 0, 0, 0, 0] = value
+    return frames
+
+
+@pytest.mark.parametrize(
+    ("action_dim", "call", "message"),
+    [
+        (None, lambda m: m.start(context_of(3)), r"\(2, 3, 3, 64, 64\), expected .* 2, 3, 64, 64\)"),
+        (None, lambda m: m.start(context_of(2)[0]), "expected"),
+        (None, lambda m: m.start(context_of(2)[..., :32]), "expected"),
+        (None, lambda m: m.start((context_of(2) * 255).byte()), "divide 8-bit frames by 255"),
+        (None, lambda m: m.start(context_of(2) * 255), r"lie in \[0.02\d*, 254.\d*\], expected \[0, 1\]"),
+        (None, lambda m: m.start(frames_with(float("nan"))), "NaN"),
+        (None, lambda m: m.start(context_of(2), num_samples=0), "num_samples is 0"),
+        (None, lambda m: m.start(context_of(2), on_full="stop"), "on_full is 'stop'"),
+        (None, lambda m: m.predict(context_of(2), actions(2, 2, 4)), "action-free"),
+        (None, lambda m: m.predict(context_of(2), horizon=0), "horizon is 0"),
+        (4, lambda m: m.predict(context_of(2)), "action-conditioned"),
+        (4, lambda m: m.predict(context_of(2), actions(2, 2, 3)), r"shape \(2, 2, 3\), expected \(2, 2, 4\)"),
+        (4, lambda m: m.predict(context_of(2), actions(3, 2, 4)), r"shape \(3, 2, 4\), expected \(2, 2, 4\)"),
+        (
+            4,
+            lambda m: m.predict(context_of(2), actions(2, 2, 4), horizon=3),
+            r"shape \(2, 2, 4\), expected \(2, 3, 4\)",
+        ),
+        (4, lambda m: m.predict(context_of(2), actions(2, 2, 4)[0]), r"shape \(2, 4\), expected"),
+        (4, lambda m: m.predict(context_of(2), actions(2, 2, 4) / 0), "NaN"),
+        (4, lambda m: m.start(context_of(2), 3).step(torch.zeros(2, 2, 4)), r"expected \(2, 4\) or, .* \(2, 3, 4\)"),
+        (4, lambda m: m.start(context_of(2)).step(), "action-conditioned"),
+        (4, lambda m: m.start(context_of(2)[:0]), "expected"),
+        (4, lambda m: m.start(context_of(2), sampling=Sampling(separators="sampled")), "action-free models"),
+    ],
+)
+def test_misuse_says_what_was_expected(action_dim, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(world_model(action_dim=action_dim))
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    free, conditioned = world_model(), world_model(action_dim=4)
+    other = fill(build_transformer(llama_config(), replace(free.layout, dynamics_codes=64)))
+    with pytest.raises(ValueError, match="vocabulary is 130, the tokenizer's 114"):
+        WorldModel(free.tokenizer, other)
+    with pytest.raises(ValueError, match="metadata"):
+        WorldModel(free.tokenizer, free.transformer, conditioned.metadata)
+    with pytest.raises(ValueError, match="2 context frames, the tokenizer 1"):
+        WorldModel(tokenizer(context_length=1), conditioned.transformer)
+    assert isinstance(WorldModel(free.tokenizer, free.transformer).metadata, ModelMetadata)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu():
+    """Context and actions may come from anywhere; results stay on the device and repeat by seed."""
+    model = world_model(action_dim=4, reward_prediction=True).to("cuda")
+    first, second = (model.predict(context_of(2), actions(2, 2, 4), num_samples=2, seed=1) for _ in range(2))
+    assert first.frames.device.type == first.rewards.device.type == "cuda"
+    assert torch.equal(first.tokens, second.tokens)

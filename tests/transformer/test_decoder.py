@@ -1,0 +1,161 @@
+"""The cached decoder against Hugging Face's forward on the whole sequence, which is the slow obvious version."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from ivideogpt.layout import TokenLayout
+from ivideogpt.transformer import CachedLlama, FrameDecoder, Sampling
+from tests.parity.formulas import fill
+from tests.parity.networks import llama_config
+
+LAYOUT = TokenLayout(1, 3, context_codes=64, dynamics_codes=48)
+PROMPT = torch.randint(64, (2, LAYOUT.prompt_length), generator=torch.Generator().manual_seed(0))
+PROMPT[:, -1] = LAYOUT.future_separator
+
+
+def llm(**changes) -> LlamaForCausalLM:
+    return fill(LlamaForCausalLM(llama_config(**changes)))
+
+
+def decoder_of(model: LlamaForCausalLM, sampling: Sampling, **options) -> FrameDecoder:
+    decoder = FrameDecoder(CachedLlama(model), LAYOUT, sampling, **options)
+    decoder.prefill(PROMPT)
+    return decoder
+
+
+@torch.no_grad()
+def naive(model: LlamaForCausalLM, num_frames: int, forced: bool) -> torch.Tensor:
+    """Greedy, no cache. Returns the tokens from the prompt's last one on."""
+    ids = PROMPT
+    for k in range(num_frames):
+        for position in range(LAYOUT.step_length if k else LAYOUT.dynamics_tokens):
+            if forced and k and position == 0:
+                new = ids.new_full((len(ids), 1), LAYOUT.future_separator)
+            else:
+                new = model(ids).logits[:, -1].argmax(-1, keepdim=True)
+            ids = torch.cat([ids, new], dim=1)
+    return ids[:, LAYOUT.prompt_length - 1 :]
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}], ids=["multi-head", "grouped-query"])
+def test_cached_forward_equals_hugging_face(changes):
+    """In pieces of any size: the prefill, two positions (a last token and a separator), single ones."""
+    model = llm(**changes)
+    ids = torch.randint(114, (2, 60), generator=torch.Generator().manual_seed(1))
+    llama = CachedLlama(model)
+    cache = llama.new_cache(batch=2, capacity=64)
+    with torch.no_grad():
+        pieces = [llama.forward(llama.embed(piece), cache) for piece in ids.split([40, 2, 1, 1, 16], dim=1)]
+        actual, expected = llama.logits(torch.cat(pieces, dim=1)), model(ids).logits
+    torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("separators", ["forced", "sampled"])
+def test_greedy_tokens_equal_those_of_the_naive_loop(separators):
+    model = llm()
+    decoded = decoder_of(model, Sampling(greedy=True, separators=separators)).rollout(3)
+    assert decoded.tokens.shape == (2, 3 * LAYOUT.step_length)
+    assert decoded.rewards is None
+    assert torch.equal(decoded.tokens, naive(model, 3, forced=separators == "forced"))
+
+
+@pytest.mark.parametrize(
+    ("sampling", "has_reward_head", "expected"),
+    [
+        (Sampling(), False, [16, 16, 16]),
+        (Sampling(), True, [17, 17, 17]),
+        (Sampling(separators="sampled"), False, [16, 17, 17]),
+    ],
+)
+def test_passes_per_frame(monkeypatch, sampling, has_reward_head, expected):
+    """One pass more a frame would be 6 % of the time."""
+    reward_head = fill(torch.nn.Linear(64, 1)) if has_reward_head else None
+    decoder = decoder_of(llm(), sampling, reward_head=reward_head)
+    num_passes, forward = 0, CachedLlama.forward
+
+    def counting_forward(*args):
+        nonlocal num_passes
+        num_passes += 1
+        return forward(*args)
+
+    monkeypatch.setattr(CachedLlama, "forward", counting_forward)
+    totals = [0]
+    for _ in expected:
+        decoder.step()
+        totals.append(num_passes)
+    assert [after - before for before, after in itertools.pairwise(totals)] == expected
+
+
+def test_reward_head_changes_no_token_and_reads_the_last_token():
+    model, head = llm(), fill(torch.nn.Linear(64, 1))
+    with_rewards = decoder_of(model, Sampling(greedy=True), reward_head=head).rollout(3)
+    assert torch.equal(with_rewards.tokens, decoder_of(model, Sampling(greedy=True)).rollout(3).tokens)
+    sequence = torch.cat([PROMPT[:, :-1], with_rewards.tokens], dim=1)
+    with torch.no_grad():
+        hidden = model(sequence, output_hidden_states=True).hidden_states[-1]
+        expected = head(hidden[:, LAYOUT.reward_positions])[..., 0]
+    torch.testing.assert_close(with_rewards.rewards, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_expand_shares_one_prefill_and_may_come_late():
+    """Expanding before or between frames equals starting with repeated prompts."""
+    model = llm()
+    once = decoder_of(model, Sampling(greedy=True))
+    once.expand(3)
+    twice = decoder_of(model, Sampling(greedy=True))
+    first = twice.step().tokens.repeat_interleave(3, dim=0)
+    twice.expand(3)
+    expected = decoder_of(model, Sampling(greedy=True)).rollout(2).tokens.repeat_interleave(3, dim=0)
+    assert torch.equal(once.rollout(2).tokens, expected)
+    assert torch.equal(torch.cat([first, twice.step().tokens], dim=1), expected)
+
+
+def test_dynamics_only_keeps_to_the_dynamics_codebook():
+    tokens = decoder_of(llm(), Sampling(temperature=9.0, top_k=None, dynamics_only=True)).rollout(3).tokens
+    frames = tokens.unflatten(1, (3, LAYOUT.step_length))
+    assert (frames[:, :, 0] == LAYOUT.future_separator).all()
+    assert ((frames[:, :, 1:] >= 64) & (frames[:, :, 1:] < 64 + 48)).all()
+
+
+def test_room():
+    model = llm(max_position_embeddings=LAYOUT.sequence_length)
+    decoder = decoder_of(model, Sampling())
+    assert decoder.frames_left == 3
+    decoder.rollout(3)
+    assert decoder.frames_left == 0
+    assert decoder.cache.length == LAYOUT.sequence_length - 1, "the last token of all has not entered"
+    decoder.prefill(PROMPT, max_frames=2)
+    assert (decoder.frames_left, decoder.capacity) == (2, LAYOUT.with_future_frames(2).sequence_length)
+
+
+def test_refresh_reads_weights_that_changed_in_place():
+    """Model-based RL trains the weights between rollouts; stale joined projections would go unnoticed."""
+    model = llm()
+    llama = CachedLlama(model)
+    address = llama.layers[0].qkv.data_ptr()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.data.mul_(1.1)
+    llama.refresh()
+    assert llama.layers[0].qkv.data_ptr() == address, "captured graphs rely on fixed addresses"
+    ids = PROMPT[:, :20]
+    with torch.no_grad():
+        actual = llama.logits(llama.forward(llama.embed(ids), llama.new_cache(2, 20)))
+        torch.testing.assert_close(actual, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_adapters_must_be_merged_first():
+    """A LoRA layer also has a ``weight``: reading that would silently decode without the adapter."""
+
+    class Adapted(torch.nn.Linear):
+        pass
+
+    model = llm()
+    model.model.layers[0].self_attn.o_proj = Adapted(64, 64, bias=False)
+    with pytest.raises(ValueError, match="merge adapters"):
+        CachedLlama(model)
