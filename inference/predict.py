@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 from inference.utils import NPZParser, Segment
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata
-from ivideogpt.training.flags import option, parse
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.utils.video_metric import frame_psnr, frame_ssim

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from inference.predict import PredictArgs
+from ivideogpt.flags import parse
 from ivideogpt.training.args import GptArgs, TokenizerArgs
-from ivideogpt.training.flags import parse
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

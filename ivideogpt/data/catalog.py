@@ -15,7 +15,7 @@ import yaml
 
 from ivideogpt.errors import UserError
 
-Split = Literal["train", "test"]
+Split = Literal["train", "test", "all"]
 
 TABLES = Path(__file__).parent / "tables"
 DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # of a checkout; elsewhere name the file in the configuration
@@ -116,7 +116,7 @@ class EpisodeFinder:
         if name in OWN_SPLITS:
             return self._own_split(name, split)
         files = npz_files(self.folder(name))
-        chosen = [file for i, file in enumerate(files) if (i % TEST_EVERY == 0) == (split == "test")]
+        chosen = [file for i, file in enumerate(files) if split == "all" or (i % TEST_EVERY == 0) == (split == "test")]
         if name == "robo_net":
             chosen = self._without_robonet_test(chosen)
         if not chosen:
@@ -137,6 +137,8 @@ class EpisodeFinder:
         return folder
 
     def _own_split(self, name: str, split: Split) -> list[str]:
+        if split == "all":
+            return self._own_split(name, "train") + self._own_split(name, "test")
         key, pattern = getattr(OWN_SPLITS[name], split)
         folder: Path | None = getattr(self.paths, key)
         if folder is None:

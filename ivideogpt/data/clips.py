@@ -174,14 +174,22 @@ class PickByWeight:
         return source, int(rng.integers(len(source.files)))
 
 
-@dataclass(frozen=True)
 class PickInOrder:
-    """Every episode once."""
+    """Every episode of every dataset in turn, then all over again."""
 
-    source: Source
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self._ends = np.cumsum([len(source.files) for source in sources])
+
+    @property
+    def num_episodes(self) -> int:
+        return int(self._ends[-1])
 
     def __call__(self, number: int, rng: np.random.Generator) -> tuple[Source, int]:
-        return self.source, number
+        number %= self.num_episodes
+        chosen = int(np.searchsorted(self._ends, number, side="right"))
+        source = self.sources[chosen]
+        return source, number - int(self._ends[chosen]) + len(source.files)
 
 
 class ClipDataset(Dataset[Any]):

@@ -100,6 +100,21 @@ def build_loader(
     return ClipLoader(clips, BatchNumbers(config.batch_size, rank, world_size))
 
 
+def build_evaluation_clips(config: DataConfig, split: Split, num_clips: int, seed: int) -> Iterator[ClipBatch]:
+    """``num_clips`` clips, one of each episode in turn: the same ones for the same seed, whatever the batch size.
+
+    Shuffled, so that clips which follow one another are of different datasets.
+    """
+    pick = PickInOrder([source for source, _ in build_sources(config, split)])
+    clips = ClipDataset(config, pick, seed)
+    order = torch.randperm(num_clips, generator=torch.Generator().manual_seed(seed)).tolist()
+    for first in range(0, num_clips, config.batch_size):
+        batch = clips.__getitems__(order[first : first + config.batch_size])
+        if isinstance(batch, UserError):
+            raise batch
+        yield replace(batch, frames=unit_range(batch.frames))
+
+
 class SimpleRoboticDataLoaderv2:
     """The released implementation's loader: endless frames, ``(frames, actions)`` or ``(frames, actions, rewards)``.
 
@@ -198,7 +213,7 @@ class EvalDataLoader:
         ((source, _),) = build_sources(config, "test")
         self._length = -(-len(source.files) // batch_size)
         numbers = BatchNumbers(batch_size, num_samples=len(source.files))
-        self.loader = ClipLoader(ClipDataset(config, PickInOrder(source), seed=0), numbers)
+        self.loader = ClipLoader(ClipDataset(config, PickInOrder([source]), seed=0), numbers)
 
     def __len__(self) -> int:
         return self._length

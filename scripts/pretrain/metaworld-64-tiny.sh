@@ -26,7 +26,7 @@ read -ra tasks <<<"$TASKS"
 python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
 
 $LAUNCH train_tokenizer.py --exp_name "$TOKENIZER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
-    --model_config_name_or_path configs/ctx_vae64/config_tiny.json --resolution 64 --context_length 2 \
+    --model_config_name_or_path configs/ctx_vae64_tiny --resolution 64 --context_length 2 \
     --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --segment_length 6 --segment_horizon 16 --rand_select \
     --train_batch_size 6 --learning_rate 5e-4 --lr_scheduler cosine --lr_warmup_steps 200 \
     --max_train_steps "$TOKENIZER_STEPS" --disc_start 1000005 \

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from inference import predict
 from inference.utils import Segment
 from ivideogpt.errors import cli
-from ivideogpt.training.flags import parse
+from ivideogpt.flags import parse
 from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.world_model import WorldModel
 from tests.parity.formulas import actions, clip

@@ -1,0 +1,124 @@
+"""Command-line flags from a frozen dataclass: one field a flag, its help beside it. Knows no flag in particular.
+
+A flag may be *inert* (historical, does nothing any more: warns when given) or *later* (its feature is not built yet: an
+error when given); nothing is ignored in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn, Protocol, TypeVar
+
+from ivideogpt.errors import UserError
+
+
+class Flags(Protocol):
+    """A dataclass whose fields are :func:`option`."""
+
+    def validate(self) -> None:
+        """Raises UserError if the flags do not fit together."""
+
+
+Args = TypeVar("Args", bound=Flags)
+
+
+REQUIRED = dataclasses.MISSING  # in place of a default
+
+
+def option(
+    default: Any,
+    help: str,
+    choices: Sequence[str] = (),
+    minimum: float | None = None,
+    inert: bool = False,
+    later: bool = False,
+) -> Any:
+    """A dataclass field that is a command-line flag."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "inert": inert, "later": later}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
+    """Read flags into ``kind`` and check them before anything expensive starts.
+
+    Raises:
+        UserError: the flags do not fit together, or ask for a feature that does not exist yet.
+    """
+    parser = _Parser(
+        description=kind.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
+    hints = typing.get_type_hints(kind)
+    for field in _fields(kind):
+        _add_flag(parser, field, _without_none(hints[field.name]))
+    args = kind(**vars(parser.parse_args(argv)))
+    _refuse_later_features(args)
+    _check_minima(args)
+    args.validate()
+    _warn_of_inert_flags(args)
+    return args
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command line in one line, without the list of all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: type) -> None:
+    settings: dict[str, Any] = {"help": field.metadata["help"].replace("%", "%%")}
+    if field.default is REQUIRED:
+        settings["required"] = True
+    else:
+        settings["default"] = field.default
+    if kind is bool:  # a switch, which may also be given as --flag True or --flag False
+        settings |= {"nargs": "?", "const": True, "type": _parse_bool}
+    else:
+        settings |= {"type": kind, "choices": field.metadata["choices"] or None}
+    parser.add_argument(f"--{field.name}", **settings)
+
+
+def _parse_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false", "1", "0"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text.lower() in ("true", "1")
+
+
+def _without_none(hint: Any) -> type:
+    """``int`` for ``int | None``."""
+    if isinstance(hint, types.UnionType):
+        (kind,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
+        return kind
+    return hint
+
+
+def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(kind)
+
+
+def _given(args: Flags, status: str) -> list[dataclasses.Field[Any]]:
+    """Flags of a status whose value is not the default."""
+    return [field for field in _fields(args) if field.metadata[status] and getattr(args, field.name) != field.default]
+
+
+def _refuse_later_features(args: Flags) -> None:
+    given = _given(args, "later")
+    if given:
+        raise UserError("not supported yet: " + ", ".join(f"--{field.name}" for field in given))
+
+
+def _check_minima(args: Flags) -> None:
+    for field in _fields(args):
+        value, minimum = getattr(args, field.name), field.metadata["minimum"]
+        if minimum is not None and value is not None and value < minimum:
+            raise UserError(f"--{field.name} is {value}: it must be at least {minimum}")
+
+
+def _warn_of_inert_flags(args: Flags) -> None:
+    for field in _given(args, "inert"):
+        warnings.warn(f"--{field.name} has no effect ({field.metadata['help']})", stacklevel=3)

@@ -1,0 +1,295 @@
+"""What the user may ask of the training scripts, and what does not fit together."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from ivideogpt.errors import UserError
+from ivideogpt.flags import REQUIRED, option, parse
+
+__all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
+
+PROJECT = Path(__file__).parents[2]
+LPIPS_FOLDER = "pretrained_models/lpips"
+TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
+PRECISIONS = ("no", "fp16", "bf16")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerArgs:
+    """Flags of ``train_tokenizer.py``."""
+
+    # What is trained, and from what
+    pretrained_model_name_or_path: str | None = option(None, "tokenizer folder or hub id to start from")
+    model_config_name_or_path: str | None = option(
+        None, "config.json or its folder for training from scratch (default: by --resolution)"
+    )
+    model_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
+    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
+    context_length: int = option(1, "context frames t of a clip")
+    segment_length: int = option(5, "frames T of a clip, context included")
+    selected_params: bool = option(False, "freeze both codebooks")
+    cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
+
+    # Data
+    dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
+    oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
+    dataset_size: int | None = option(None, "keep that many distinct episodes")
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
+    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle")
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset")
+    rand_select: bool = option(False, "future frames: a sorted random choice from the horizon")
+    rand_shuffle: bool = option(False, "all frames: a random choice from the horizon in random order")
+    strong_aug: bool = option(False, "stronger augmentation")
+    no_aug: bool = option(False, "no augmentation")
+    dataloader_num_workers: int = option(0, "data worker processes")
+
+    # Loss
+    vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
+    recon_weight: float = option(1.0, "weight of the reconstruction loss")
+    perc_weight: float = option(1.0, "weight of LPIPS")
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+    balanced_loss: bool = option(False, "weigh future by F/T and context by t/T in reconstruction and LPIPS")
+    motion_weight: float = option(0.0, "extra reconstruction weight where a frame differs from the last context frame")
+    gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)")
+    disc_start: int = option(0, "step from which the discriminator takes part")
+    disc_weight: float = option(0.8, "weight of the adversarial term")
+    disc_depth: int = option(4, "convolutions of the discriminator")
+    discriminator_config_name_or_path: str | None = option(None, "file of discriminator weights", later=True)
+
+    # Codebooks
+    codebook_decay: float = option(
+        0.0, "set code vectors to running means of their latents with this decay instead of training them (0: off)"
+    )
+    restart_dead_codes: int = option(
+        0, "every N steps, move codes unused since the last time to encoder outputs; codebooks start from data (0: off)"
+    )
+
+    # Optimisation
+    train_batch_size: int = option(16, "clips per device and batch", minimum=1)
+    gradient_accumulation_steps: int = option(1, "batches per phase", minimum=1)
+    max_train_steps: int = option(
+        1_000_000, "finished phases (generator and discriminator phases alternate)", minimum=1
+    )
+    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
+    learning_rate: float = option(1e-4, "learning rate of the tokenizer")
+    discr_learning_rate: float = option(1e-4, "learning rate of the discriminator")
+    scale_lr: bool = option(False, "multiply learning rates by devices x batch size x accumulation steps")
+    lr_scheduler: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
+    discr_lr_scheduler: str = option("constant_with_warmup", "schedule of the discriminator", choices=SCHEDULES)
+    lr_warmup_steps: int = option(500, "warm-up in optimizer updates")
+    adam_beta1: float = option(0.9, "AdamW")
+    adam_beta2: float = option(0.999, "AdamW")
+    adam_weight_decay: float = option(0.0, "AdamW")
+    adam_epsilon: float = option(1e-8, "AdamW")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    use_8bit_adam: bool = option(False, "8-bit Adam of bitsandbytes", later=True)
+    use_ema: bool = option(False, "keep an exponential moving average of the weights", later=True)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", later=True)
+
+    # Machine
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)")
+    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+    allow_tf32: bool = option(False, "TF32 matrix products on CUDA")
+    channels_last: bool = option(False, "channels-last memory format of images and convolutions")
+
+    # Record
+    output_dir: str = option("vqgan-output", "runs are folders <date>-<exp_name> in here")
+    exp_name: str = option("tokenizer", "name of the run")
+    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
+    tracker_project_name: str = option("vqgan-training", "project name in the trackers")
+    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
+    log_steps: int = option(50, "steps between lines of metrics", minimum=1)
+    log_grad_norm_steps: int = option(500, "steps between records of the gradient norm of each part", minimum=1)
+    log_image_steps: int = option(100, "steps between image grids of training clips", minimum=1)
+    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
+    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
+    skip_first_val: bool = option(False, "no validation after step 1")
+    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
+    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
+    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    start_global_step: int = option(0, "start counting at this step")
+
+    # Nothing any more
+    dataset_name: str = option("robotic", "only robotic video is left", inert=True)
+    cache_dir: str | None = option(None, "set HF_HOME instead", inert=True)
+    local_rank: int = option(-1, "the launcher sets it in the environment", inert=True)
+    enable_xformers_memory_efficient_attention: bool = option(False, "torch's own attention is used", inert=True)
+    weighted_mse: float | None = option(None, "see --motion_weight", inert=True)
+    weighted_gan: bool = option(False, "gone", inert=True)
+
+    def validate(self) -> None:
+        _check_clips(self.context_length, self.segment_length)
+        _check_trackers(self.report_to)
+        if self.lpips_folder is not None and not self.lpips_folder.is_dir():
+            raise UserError(f"--lpips_path {self.lpips_path}: no such folder")
+        if self.rand_select and self.rand_shuffle:
+            raise UserError("--rand_select and --rand_shuffle are two segment modes: give one")
+        if (self.rand_select or self.rand_shuffle) and self.segment_horizon < self.segment_length:
+            raise UserError(
+                f"--segment_horizon {self.segment_horizon} has no room for --segment_length {self.segment_length}"
+            )
+        if (self.restart_dead_codes or self.codebook_decay) and self.selected_params:
+            raise UserError(
+                "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"
+            )
+        if not 0 <= self.codebook_decay < 1:
+            raise UserError(f"--codebook_decay is {self.codebook_decay}, must be at least 0 and less than 1")
+        if self.disc_start < self.max_train_steps:
+            raise UserError(
+                f"not supported yet: the discriminator. --disc_start {self.disc_start} comes before "
+                f"--max_train_steps {self.max_train_steps}: give a --disc_start of {self.max_train_steps} or more"
+            )
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+    @property
+    def lpips_folder(self) -> Path | None:
+        """None if the run goes without LPIPS: it has no weight, or the default folder does not exist."""
+        folder = here_or_in_project(self.lpips_path)
+        return folder if self.perc_weight > 0 and (folder.is_dir() or self.lpips_path != LPIPS_FOLDER) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptArgs:
+    """Flags of ``train_gpt.py``."""
+
+    # What is trained, and from what
+    pretrained_model_name_or_path: str = option(REQUIRED, "trained tokenizer: folder or hub id")
+    vqgan_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
+    config_name: str = option("configs/llama/config.json", "architecture of the transformer")
+    pretrained_transformer_path: str | None = option(None, "folder whose model.safetensors to start from")
+    load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
+    llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
+    action_conditioned: bool = option(False, "condition each frame on an action")
+    action_dim: int = option(4, "dimension of the actions", minimum=1)
+    action_recon: float | None = option(None, "weight of the reconstruction of actions")
+    reward_prediction: bool = option(False, "predict rewards")
+    symlog: bool = option(False, "predict the symmetric logarithm of rewards")
+    goal_conditioned: bool = option(False, "the first frame is the goal")
+    lora: bool = option(False, "train low-rank adapters only", later=True)
+    lora_r: int = option(8, "rank of the adapters", later=True)
+    lora_alpha: int = option(32, "scale of the adapters", later=True)
+    lora_dropout: float = option(0.0, "dropout of the adapters", later=True)
+
+    # Data
+    token_store: str | None = option(None, "train from stored tokens instead of pixels")
+    eval_token_store: str | None = option(None, "stored tokens of the test split, for validation with --token_store")
+    dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
+    oxe_data_mixes_type: str = option("select", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
+    dataset_size: int | None = option(None, "keep that many distinct episodes")
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
+    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
+    context_length: int = option(1, "context frames t of a clip")
+    segment_length: int = option(2, "frames T of a clip, context included")
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset")
+    strong_aug: bool = option(False, "stronger augmentation")
+    no_aug: bool = option(False, "no augmentation")
+    dataloader_num_workers: int = option(4, "data worker processes")
+
+    # Optimisation
+    per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
+    per_device_eval_batch_size: int | None = option(
+        None, "clips per device and validation batch (default: training's)", minimum=1
+    )
+    gradient_accumulation_steps: int = option(1, "batches per optimizer update", minimum=1)
+    max_train_steps: int = option(1_000_000, "optimizer updates", minimum=1)
+    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
+    learning_rate: float = option(5e-5, "peak learning rate")
+    weight_decay: float = option(0.0, "AdamW")
+    embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
+    lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
+    num_warmup_steps: int = option(5000, "warm-up in optimizer updates")
+    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+
+    # Machine
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)")
+    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+
+    # Record
+    output_dir: str = option("trm-output", "runs are folders <date>-<exp_name> in here")
+    exp_name: str = option("transformer", "name of the run")
+    with_tracking: bool = option(True, "report to trackers")
+    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
+    tracker_project_name: str = option("trm-training", "project name in the trackers")
+    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
+    log_steps: int = option(100, "steps between lines of metrics", minimum=1)
+    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
+    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
+    skip_first_val: bool = option(False, "no validation after step 1")
+    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
+    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
+    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    start_completed_steps: int = option(0, "start counting at this step")
+
+    # Evaluation by generation
+    use_eval_dataset: bool = option(False, "validate on the evaluation sets of DATASET.yaml", later=True)
+    use_frame_metrics: bool = option(False, "score generated frames", later=True)
+    use_fvd: bool = option(False, "score generated clips with FVD", later=True)
+    eval_only: bool = option(False, "evaluate, do not train", later=True)
+    i3d_path: str = option("pretrained_models/i3d/i3d_torchscript.pt", "I3D weights for FVD", later=True)
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+    eval_generate_times: int = option(1, "generated samples per clip", later=True)
+    max_generate_batchsize: int | None = option(None, "rows per generation call", later=True)
+    max_decode_batchsize: int | None = option(None, "rows per decoding call", later=True)
+    log_gif_interval: int = option(10, "batches between GIFs", later=True)
+
+    # Nothing any more
+    special_token: bool = option(False, "separators are always there", inert=True)
+    trust_remote_code: bool = option(False, "no remote code is ever run", inert=True)
+
+    def validate(self) -> None:
+        _check_clips(self.context_length, self.segment_length)
+        _check_trackers(self.report_to)
+        if self.token_store and self.dataset_path:
+            raise UserError("--token_store and --dataset_path are two sources of clips: give one")
+        if self.eval_token_store and not self.token_store:
+            raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
+        if self.action_conditioned and self.goal_conditioned:
+            raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")
+        for flag in ("reward_prediction", "action_recon"):
+            if getattr(self, flag) and not self.action_conditioned:
+                raise UserError(f"--{flag} needs --action_conditioned")
+        if self.symlog and not self.reward_prediction:
+            raise UserError("--symlog is about rewards: it needs --reward_prediction")
+        if self.load_internal_llm and not self.pretrained_transformer_path:
+            raise UserError("--load_internal_llm needs --pretrained_transformer_path")
+        if not self.config_path.exists():
+            raise UserError(f"--config_name {self.config_name}: no such file")
+
+    @property
+    def config_path(self) -> Path:
+        return here_or_in_project(self.config_name)
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+
+def _check_clips(context_length: int, segment_length: int) -> None:
+    if not 1 <= context_length < segment_length:
+        raise UserError(
+            f"--context_length {context_length} and --segment_length {segment_length}: a clip needs at least one "
+            "context frame and one future frame, so 1 <= context_length < segment_length"
+        )
+
+
+def _check_trackers(report_to: str) -> None:
+    for name in report_to.split(","):
+        if name not in TRACKERS:
+            raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}, or several with commas between them")
+        if name not in ("all", "none") and importlib.util.find_spec(name) is None:
+            raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")
+
+
+def here_or_in_project(path: str) -> Path:
+    """Defaults name files of the project, wherever the command is run from."""
+    return Path(path) if Path(path).exists() else PROJECT / path

@@ -1,0 +1,204 @@
+"""Upkeep of codebooks: how much of them is in use, a start from data, a new place for codes that nothing uses.
+
+Knows latents, codes and the optimizer's moments of the code vectors; knows no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ivideogpt.vq_model import CompressiveVQOutput
+
+KMEANS_ITERATIONS = 10
+VECTORS_PER_CODE = 8  # data that a codebook is initialised from
+FORGOTTEN = 1e-6  # a running mean of so little weight is rounding error
+
+
+class Codebook:
+    """One codebook and what it has been used for.
+
+    Args:
+        name: prefix of its metrics.
+        vectors: (codes, d), the quantizer's embedding.
+        accelerator: all processes end up with the same vectors.
+        decay: of the running means of their latents that the vectors are set to after every batch (van den Oord et al.
+            2017, appendix A.1); ``None`` leaves them to the optimizer.
+    """
+
+    def __init__(self, name: str, vectors: nn.Parameter, accelerator: Accelerator, decay: float | None = None) -> None:
+        self.name = name
+        self.vectors = vectors
+        self.accelerator = accelerator
+        self.decay = decay
+        self._weights = torch.ones(len(vectors), device=vectors.device)
+        self._sums = vectors.detach().clone()  # of latents, weighted like _weights
+        self._counts_since_log = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        self._counts_since_restart = self._counts_since_log.clone()
+
+    def observe(self, codes: Tensor, latents: Tensor) -> None:
+        """Take note of the codes of a training batch, any shape, and of the latents (..., d) that they stand for."""
+        counts = torch.bincount(codes.flatten(), minlength=len(self.vectors))
+        self._counts_since_log += counts
+        self._counts_since_restart += counts
+        if self.decay is not None:
+            self._follow(codes.flatten(), counts, latents.flatten(0, -2).float())
+
+    @torch.no_grad()
+    def _follow(self, codes: Tensor, counts: Tensor, latents: Tensor) -> None:
+        """Move every vector towards the mean of its latents. One that had none keeps its place."""
+        assert self.decay is not None
+        counts = self.accelerator.reduce(counts.float(), "sum")
+        sums = self.accelerator.reduce(torch.zeros_like(self._sums).index_add_(0, codes, latents), "sum")
+        self._weights.lerp_(counts, 1 - self.decay)
+        self._sums.lerp_(sums, 1 - self.decay)
+        weights = self._weights.unsqueeze(1)
+        self.vectors.copy_(torch.where(weights > FORGOTTEN, self._sums / weights, self.vectors))
+
+    def take_statistics(self) -> dict[str, float]:
+        """Share of the codes in use and perplexity since the last time."""
+        counts = self.accelerator.reduce(self._counts_since_log, "sum")
+        self._counts_since_log.zero_()
+        return {f"{self.name}_{name}": value for name, value in usage(counts).items()} if counts.any() else {}
+
+    @torch.no_grad()
+    def initialise(self, latents: Tensor) -> None:
+        """Move the code vectors to cluster centres of ``latents`` (n, d)."""
+        self.vectors.copy_(broadcast(kmeans(latents.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
+        self._begin_means_anew(torch.arange(len(self.vectors)))
+
+    @torch.no_grad()
+    def restart_dead_codes(self, latents: Tensor, optimizer: Optimizer) -> dict[str, Tensor | float]:
+        """Move codes unused since the last time to some of ``latents`` (..., d), preferably badly represented ones.
+
+        The optimizer forgets what it knew of them. Returns their number, as a metric.
+        """
+        dead = self.accelerator.reduce(self._counts_since_restart, "sum") == 0
+        self._counts_since_restart.zero_()
+        rows = dead.nonzero().flatten()
+        vectors = self.vectors.detach().clone()
+        new = badly_represented(latents.flatten(0, -2).float(), vectors, num=len(rows))
+        vectors[rows[: len(new)]] = new.to(vectors)
+        self.vectors.copy_(broadcast(vectors))
+        _forget_moments(optimizer, self.vectors, rows)
+        self._begin_means_anew(rows)
+        return {f"{self.name}_dead_codes": float(len(rows))}
+
+    def _begin_means_anew(self, rows: Tensor) -> None:
+        self._weights[rows] = 1
+        self._sums[rows] = self.vectors.detach()[rows]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: tensor.cpu() for name, tensor in self._state().items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, tensor in self._state().items():
+            tensor.copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "since_log": self._counts_since_log,
+            "since_restart": self._counts_since_restart,
+            "weights": self._weights,
+            "sums": self._sums,
+        }
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """Both codebooks of a tokenizer."""
+
+    context: Codebook
+    dynamics: Codebook
+
+    def observe(self, output: CompressiveVQOutput) -> None:
+        """Take note of a training batch's forward pass."""
+        assert output.context_codes is not None
+        assert output.context_latents is not None
+        assert output.dynamics_codes is not None
+        assert output.dynamics_latents is not None
+        self.context.observe(output.context_codes, output.context_latents)
+        self.dynamics.observe(output.dynamics_codes, output.dynamics_latents)
+
+    def take_statistics(self) -> dict[str, float]:
+        return self.context.take_statistics() | self.dynamics.take_statistics()
+
+    def restart_dead_codes(self, output: CompressiveVQOutput, optimizer: Optimizer) -> dict[str, Tensor | float]:
+        assert output.context_latents is not None
+        assert output.dynamics_latents is not None
+        context = self.context.restart_dead_codes(output.context_latents, optimizer)
+        return context | self.dynamics.restart_dead_codes(output.dynamics_latents, optimizer)
+
+    def initialise(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Start both from data: pairs of context and dynamics latents, as many as it takes."""
+        context: list[Tensor] = []
+        dynamics: list[Tensor] = []
+        for context_latents, dynamics_latents in batches:
+            context.append(context_latents)
+            dynamics.append(dynamics_latents)
+            enough = sum(map(len, dynamics)) >= VECTORS_PER_CODE * len(self.dynamics.vectors)
+            if enough and sum(map(len, context)) >= VECTORS_PER_CODE * len(self.context.vectors):
+                break
+        self.context.initialise(torch.cat(context))
+        self.dynamics.initialise(torch.cat(dynamics))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"context": self.context.state_dict(), "dynamics": self.dynamics.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.context.load_state_dict(state["context"])
+        self.dynamics.load_state_dict(state["dynamics"])
+
+
+def usage(counts: Tensor) -> dict[str, float]:
+    """Of code counts: the share of codes that occur, and their perplexity.
+
+    Perplexity is the number of equally frequent codes that would be as hard to guess.
+    """
+    shares = counts.double() / counts.sum()
+    return {
+        "usage": (counts > 0).double().mean().item(),
+        "perplexity": torch.special.entr(shares).sum().exp().item(),
+    }
+
+
+def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
+    """Lloyd's algorithm from random distinct vectors. A centre that loses all its vectors stays where it is."""
+    distinct = torch.unique(vectors, dim=0)
+    chosen = torch.randperm(len(distinct))[:num_centres].to(vectors.device)
+    centres = distinct[chosen]
+    if len(centres) < num_centres:  # fewer distinct vectors than codes: the rest starts near some of them
+        extra = centres[torch.randint(len(centres), (num_centres - len(centres),)).to(vectors.device)]
+        centres = torch.cat([centres, extra + 0.01 * vectors.std() * torch.randn_like(extra)])
+    for _ in range(iterations):
+        nearest = torch.cdist(vectors, centres).argmin(dim=1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
+        counts = torch.bincount(nearest, minlength=num_centres).unsqueeze(1)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres
+
+
+def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
+    """At most ``num`` distinct latents, drawn as k-means++ draws its centres.
+
+    The probability is proportional to the squared distance from the nearest code vector.
+    """
+    distinct = torch.unique(latents, dim=0)
+    errors = torch.cdist(distinct, vectors).amin(dim=1).square()
+    num = min(num, int((errors > 0).sum()))
+    if num == 0:
+        return latents[:0]
+    return distinct[torch.multinomial(errors.cpu(), num).to(latents.device)]
+
+
+def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if moment in optimizer.state.get(parameter, {}):
+            optimizer.state[parameter][moment][rows] = 0

@@ -1,0 +1,54 @@
+"""``python -m ivideogpt.training.export``: put a trained tokenizer and a trained transformer into one model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.pretrained import (
+    ModelMetadata,
+    load_tokenizer,
+    load_transformer,
+    save_tokenizer,
+    transformer_folder,
+)
+from ivideogpt.world_model import WorldModel
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportArgs:
+    """Write a model folder. Without a transformer only its tokenizer, so that a transformer can be trained on that."""
+
+    tokenizer: str = option(REQUIRED, "run folder of train_tokenizer.py, or the tokenizer's own")
+    transformer: str | None = option(None, "run folder of train_gpt.py, or one of its checkpoints")
+    output: str = option(REQUIRED, "model folder to write")
+    dtype: str = option("float32", "precision of the files", choices=DTYPES)
+
+    def validate(self) -> None:
+        """Any of them goes with any other."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(ExportArgs, argv)
+    dtype = getattr(torch, args.dtype)
+    tokenizer = load_tokenizer(args.tokenizer)
+    if args.transformer is None:
+        save_tokenizer(tokenizer, Path(args.output) / "tokenizer", dtype)
+        return
+    folder = transformer_folder(args.transformer)
+    metadata = ModelMetadata.read(folder)
+    if metadata is None:
+        raise UserError(f"{folder} has no ivideogpt.json: name a folder that train_gpt.py wrote")
+    layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
+    WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)
+
+
+if __name__ == "__main__":
+    cli(main)

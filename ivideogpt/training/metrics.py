@@ -1,0 +1,91 @@
+"""What is measured between two log lines: means of metrics, and the pace of training."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+
+class MetricWindow:
+    """Means of metrics since the last log line. Part of a checkpoint, so a resumed run logs the same means."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
+        for name, value in metrics.items():
+            value = torch.as_tensor(value).detach().double()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def take(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over steps and processes; empties the window."""
+        if not self._sums:
+            return {}
+        means = torch.stack([total.cpu() / self._counts[name] for name, total in self._sums.items()])
+        means = accelerator.reduce(means.to(accelerator.device, torch.float32), "mean").cpu()
+        result = dict(zip(self._sums, means.tolist(), strict=True))
+        self._sums, self._counts = {}, {}
+        return result
+
+    def means(self) -> dict[str, Tensor | float]:
+        """Means on this process, still on their device."""
+        return {name: total / self._counts[name] for name, total in self._sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": {name: total.item() for name, total in self._sums.items()}, "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state["sums"].items()}
+        self._counts = dict(state["counts"])
+
+
+class Pace:
+    """Speed since the last log line: clips a second, where the time went, when the run will end."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._steps = self._clips = 0
+        self._parts: dict[str, float] = {}
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        """``with pace.timing("data"):`` around a part of the step."""
+        start = time.perf_counter()
+        yield
+        self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - start
+
+    def add_clips(self, clips: int) -> None:
+        self._clips += clips
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def take(self, steps_left: int) -> dict[str, float]:
+        seconds, steps = time.perf_counter() - self._start, max(self._steps, 1)
+        pace = {
+            "clips_per_s": self._clips / seconds,
+            "step_s": seconds / steps,
+            **{f"{part}_s": part_seconds / steps for part, part_seconds in self._parts.items()},
+            "memory_gb": _memory_gb(),
+            "eta_min": steps_left * seconds / steps / 60,
+        }
+        self.__init__()  # type: ignore[misc]
+        return pace
+
+
+def _memory_gb() -> float:
+    """Largest memory so far: of the accelerator if there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

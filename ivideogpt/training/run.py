@@ -1,0 +1,228 @@
+"""One training run and its record: processes, folder, seed, trackers, metrics. Knows nothing of models or data.
+
+A run's folder is named once, by the main process. Nothing is written before the run is entered (``with run:``), so a
+command that fails while it builds its parts leaves no trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from PIL import Image
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, step_of
+
+logger = logging.getLogger(__name__)
+
+RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transformers", "numpy")
+
+
+@dataclass
+class Run:
+    """What every part of a training script shares: ``accelerator``, ``directory``, ``seed``, the record of metrics.
+
+    ``checkpoint`` is the one to resume from. ``facts`` go into run.json.
+    """
+
+    args: TokenizerArgs | GptArgs
+    accelerator: Accelerator
+    directory: Path
+    seed: int
+    checkpoint: Path | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+    stop_requested: bool = False
+
+    def __enter__(self) -> Run:
+        with ExitStack() as stack:
+            if self.is_main_process:
+                self._open_folder()
+            self.accelerator.wait_for_everyone()
+            self._start_trackers()
+            stack.callback(self._end)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                stack.callback(signal.signal, number, signal.signal(number, self._request_stop))
+            stack.enter_context(logging_redirect_tqdm())
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._exit.__exit__(*exception)
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def config_file(self) -> Path:
+        """run.json, or one beside it for the part of a run that was resumed; config.json is the trained model's."""
+        name = "run.json" if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
+        return self.directory / name
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.directory / "metrics.jsonl"
+
+    # ---- the record
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
+        if not self.is_main_process:
+            return
+        with self.metrics_file.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+        self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
+        logger.info("step %d %s  %s", step, split, text)
+
+    def log_image(self, step: int, name: str, image: Image.Image) -> None:
+        """A picture to ``images/`` in the run folder and to the trackers."""
+        if not self.is_main_process:
+            return
+        folder = self.directory / "images"
+        folder.mkdir(exist_ok=True)
+        image.save(folder / f"{name}-{step:07d}.png")
+        pixels = np.asarray(image)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
+            elif tracker.name == "wandb":
+                tracker.log_images({name: [pixels]}, step=step)
+
+    def progress_bar(self, finished: int, total: int) -> tqdm[Any]:
+        """A bar on a terminal; elsewhere the log lines say it all."""
+        disable = None if self.is_main_process else True
+        return tqdm(initial=finished, total=total, disable=disable, dynamic_ncols=True, unit="step", smoothing=0.05)
+
+    def should_stop(self) -> bool:
+        """Has any process been asked to stop (SIGTERM, SIGINT)?"""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested
+        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    # ---- start and end
+
+    def _open_folder(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=self.checkpoint is not None)
+        if self.checkpoint is not None:
+            _forget_lines_after(self.metrics_file, step_of(self.checkpoint))
+        self.config_file.write_text(json.dumps(self.configuration(), indent=2) + "\n")
+        logger.info("run folder %s", self.directory)
+
+    def configuration(self) -> dict[str, Any]:
+        """The full resolved configuration: what was asked, on what, with which versions."""
+        return {
+            "args": dataclasses.asdict(self.args) | {"seed": self.seed},
+            "command": sys.argv,
+            "git_commit": _git_commit(),
+            "versions": {"python": sys.version.split()[0]} | {name: _version(name) for name in RECORDED_PACKAGES},
+            "num_processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "mixed_precision": self.accelerator.mixed_precision,
+            "resumed_from": None if self.checkpoint is None else str(self.checkpoint),
+            **self.facts,
+        }
+
+    def _start_trackers(self) -> None:
+        config = {name: _flat(value) for name, value in self.configuration()["args"].items()}
+        self.accelerator.init_trackers(
+            self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
+        )
+
+    def _end(self) -> None:
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        """First time: finish the current step and save. Second time: stop at once."""
+        if self.stop_requested:
+            raise KeyboardInterrupt
+        logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
+        self.stop_requested = True
+
+
+def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
+    """Start the processes' common ground and name the run. Writes nothing yet."""
+    files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, as soon as that has a name
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files
+    )
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    place = [_place_of(args, checkpoint_prefix) if accelerator.is_main_process else None]
+    checkpoint, directory, seed = broadcast_object_list(place)[0]
+    files.project_dir, files.logging_dir = str(directory), str(directory / args.logging_dir)
+    set_seed(seed, device_specific=True)
+    return Run(args, accelerator, directory, seed, checkpoint)
+
+
+def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Path | None, Path, int]:
+    """(checkpoint to resume from, run folder, seed)."""
+    output_dir = Path(args.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, args.exp_name, checkpoint_prefix)
+    seed = args.seed if args.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
+    if checkpoint is not None:
+        return checkpoint, run_directory_of(checkpoint, checkpoint_prefix), seed
+    return None, _new_folder_name(output_dir, args.exp_name), seed
+
+
+def _new_folder_name(output_dir: Path, exp_name: str) -> Path:
+    while (folder := output_dir / f"{datetime.now():%Y-%m-%d-%H:%M:%S}-{exp_name}").exists():
+        time.sleep(0.1)
+    return folder
+
+
+def _tracker_names(args: TokenizerArgs | GptArgs) -> list[str]:
+    if isinstance(args, GptArgs) and not args.with_tracking:
+        return []
+    return [name for name in args.report_to.split(",") if name != "none"]
+
+
+def _forget_lines_after(metrics_file: Path, step: int) -> None:
+    """Metrics that a killed run wrote after the checkpoint that it is resumed from will come again."""
+    if metrics_file.exists():
+        lines = metrics_file.read_text().splitlines(keepends=True)
+        kept = [line for line in lines if re.match(r'\{"step": (\d+)', line) and json.loads(line)["step"] <= step]
+        metrics_file.write_text("".join(kept))
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _flat(value: Any) -> int | float | str | bool:
+    """Trackers take plain values only."""
+    return value if isinstance(value, int | float | str | bool) else str(value)

@@ -1,0 +1,77 @@
+"""Whose turn it is, and how far training has come. Knows nothing of models.
+
+Tokenizer training alternates between a generator and a discriminator phase, and every finished phase counts as one
+step, as in the published recipes: before the discriminator starts, its turn is an idle step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import get_scheduler
+
+
+class Phase(Enum):
+    GENERATOR = "generator"
+    DISCRIMINATOR = "discriminator"
+    IDLE = "idle"
+
+
+@dataclass(frozen=True)
+class PhaseSchedule:
+    """Generator on even numbers of finished steps, discriminator on odd ones from ``disc_start`` on."""
+
+    max_steps: int
+    disc_start: int
+    first_step: int = 0
+
+    def phase(self, finished_steps: int) -> Phase:
+        if finished_steps % 2 == 0:
+            return Phase.GENERATOR
+        return Phase.DISCRIMINATOR if finished_steps >= self.disc_start else Phase.IDLE
+
+    @property
+    def generator_updates(self) -> int:
+        """Updates that the generator's optimizer makes in the whole run."""
+        return (self.max_steps + 1) // 2 - (self.first_step + 1) // 2
+
+    @property
+    def discriminator_updates(self) -> int:
+        return max(self.max_steps // 2 - max(self.first_step, self.disc_start) // 2, 0)
+
+
+@dataclass
+class TrainProgress:
+    """How far a run has come; part of every checkpoint."""
+
+    step: int = 0
+    clips: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return vars(self).copy()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+
+def every(step: int, interval: int) -> bool:
+    return step % interval == 0
+
+
+def validates_at(step: int, interval: int, skip_first: bool) -> bool:
+    """Steps 1, 1 + n, 1 + 2n, ..."""
+    return step % interval == 1 % interval and not (skip_first and step == 1)
+
+
+def within_phase_pair(step: int, interval: int) -> bool:
+    """Does a multiple of ``interval`` fall on ``step``, a finished generator phase, or on the phase that follows it?"""
+    return step % interval in (0, interval - 1)
+
+
+def build_scheduler(name: str, optimizer: Optimizer, warmup_updates: int, updates: int) -> LRScheduler:
+    """A learning-rate schedule in updates of its own optimizer, whatever the number of processes."""
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup_updates, num_training_steps=updates)

@@ -1,0 +1,39 @@
+"""The documented commands as a user types them, one each; everything else is tested within this process."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_train_tokenizer(tokenizer_command, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "bf16"]
+    flags = ["--max_train_steps", "2", "--report_to", "tensorboard", "--dataloader_num_workers", "1"]
+    done = run(*launch, "train_tokenizer.py", *tokenizer_command, *flags)
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert (folder / "unwrapped_model" / "config.json").is_file()
+    assert '"mixed_precision": "bf16"' in (folder / "run.json").read_text()
+    assert list((folder / "logs").rglob("events.out.tfevents*"))
+    assert "WITHOUT the perceptual loss" in done.stderr
+
+
+def test_train_gpt(gpt_command, tmp_path):
+    done = run(sys.executable, "train_gpt.py", *gpt_command, "--max_train_steps", "2", "--mixed_precision", "bf16")
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert {"config.json", "model.safetensors", "ivideogpt.json", "run.json"} <= {
+        path.name for path in folder.iterdir()
+    }
+
+
+def test_wrong_flags():
+    done = run(sys.executable, "train_gpt.py", "--pretrained_model_name_or_path", "tokenizer", "--lora")
+    assert (done.returncode, done.stderr) == (2, "error: not supported yet: --lora\n")

@@ -1,0 +1,173 @@
+"""Transformer training from beginning to end on a tiny model."""
+
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.pretrained import save_transformer
+from ivideogpt.training import export, tokenize_dataset
+from ivideogpt.training.gpt_trainer import Conditioning, TokenBatch, accuracy
+from ivideogpt.training.optim import weight_decay_groups
+from ivideogpt.world_model import WorldModel
+from tests.parity.networks import tokenizer, transformer
+from tests.training.conftest import build_gpt, fit, metrics_of
+
+STEPS = 4
+WITH_ACTIONS = ["--action_conditioned", "--reward_prediction", "--action_recon", "0.1"]
+
+
+@pytest.fixture
+def finished_run(gpt_command):
+    argv = [*gpt_command, *WITH_ACTIONS, "--max_train_steps", str(STEPS), "--checkpointing_steps", "1"]
+    return fit(build_gpt(argv))
+
+
+def test_run_resume_and_use(finished_run, gpt_command, tiny_world_model, tmp_path):
+    """One life of a run: it leaves what is documented, resumes to the bit, and its result is a world model."""
+    lines = metrics_of(finished_run)
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [1, 3, 4]
+    assert {"loss", "ce", "reward", "action_recon", "perplexity", "accuracy"} <= set(lines[-1])
+    assert (finished_run / "checkpoints" / "checkpoint_2" / "model.safetensors").is_file()
+
+    interrupted = tmp_path / "again" / finished_run.name
+    shutil.copytree(finished_run, interrupted)
+    for step in (3, 4):
+        shutil.rmtree(interrupted / "checkpoints" / f"checkpoint_{step}")
+    argv = [*gpt_command, *WITH_ACTIONS, "--max_train_steps", str(STEPS), "--output_dir", str(tmp_path / "again")]
+    resumed = fit(build_gpt([*argv, "--resume_from_checkpoint", "latest"]))
+    assert resumed == interrupted
+    assert metrics_of(resumed) == lines
+    weights = [load_file(run / "model.safetensors") for run in (finished_run, resumed)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+    folders = [
+        "--tokenizer",
+        str(tiny_world_model),
+        "--transformer",
+        str(finished_run),
+        "--output",
+        str(tmp_path / "m"),
+    ]
+    export.main([*folders, "--dtype", "float16"])
+    model = WorldModel.from_pretrained(tmp_path / "m")
+    assert model.metadata.segment_length == 4
+    assert model.metadata.reward_prediction
+    rollout = model.predict(torch.rand(1, 2, 3, 64, 64), torch.rand(1, 2, 4))
+    assert rollout.frames.shape == (1, 1, 2, 3, 64, 64)
+    assert rollout.rewards.shape == (1, 1, 2)
+
+
+def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tmp_path):
+    """A store of other clips, or made by another tokenizer, would train a transformer that fits nothing."""
+    tokens = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(clips)]
+    for split in ("train", "test"):
+        output = ["--split", split, "--output", str(tmp_path / split), "--device", "cpu"]
+        tokenize_dataset.main([*tokens, "--segment_length", "4", "--stride", "3", *output])
+    from_tokens = [*gpt_command, "--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
+    place = from_tokens.index("--dataset_path")
+    del from_tokens[place : place + 2]
+    run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned"]))
+    assert [line["split"] for line in metrics_of(run)] == ["train", "validation"]
+    with pytest.raises(UserError, match="--context_length or --segment_length"):
+        build_gpt([*from_tokens, "--max_train_steps", "1", "--segment_length", "5"])
+    with pytest.raises(UserError, match="not --action_dim 3"):
+        build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned", "--action_dim", "3"])
+    other = tmp_path / "other"
+    shutil.copytree(tiny_world_model / "tokenizer", other)
+    weights = load_file(other / "diffusion_pytorch_model.safetensors")
+    weights["quant_conv.bias"] += 1
+    save_file(weights, other / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="another tokenizer"):
+        build_gpt([*from_tokens, "--max_train_steps", "1", "--pretrained_model_name_or_path", str(other)])
+
+
+def test_action_free_start_inside_an_action_model(gpt_command, tmp_path):
+    """``load_internal_llm``: the language model is loaded, the action input starts fresh."""
+    small = transformer(tokenizer())
+    save_transformer(small, tmp_path / "act-free")
+    start = ["--pretrained_transformer_path", str(tmp_path / "act-free"), "--action_conditioned"]
+    trainer = build_gpt([*gpt_command, *start, "--load_internal_llm", "--max_train_steps", "1"])
+    assert torch.equal(trainer.model.llm.lm_head.weight, small.lm_head.weight)
+    assert (trainer.model.action_linear.weight == 0).all()
+    with pytest.raises(UserError, match="load_internal_llm"):
+        build_gpt([*gpt_command, *start, "--max_train_steps", "1"])
+
+
+def test_goal_conditioned_clips_start_with_their_last_frame(gpt_command):
+    trainer = build_gpt([*gpt_command, "--goal_conditioned", "--max_train_steps", "1"])
+    frames = next(trainer.batches).frames
+    assert torch.equal(frames[:, 0], frames[:, -1])
+    assert trainer.metadata.goal_conditioned
+
+
+def test_the_tokenizer_is_frozen_and_never_drops_out(gpt_command):
+    trainer = build_gpt([*gpt_command, "--max_train_steps", "1"])
+    frozen = trainer.to_tokens.tokenizer
+    assert not frozen.training
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    clips = next(trainer.batches)
+    assert torch.equal(trainer.to_tokens(clips).tokens, trainer.to_tokens(clips).tokens)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients(gpt_command):
+    gradients = []
+    for flags in ([], ["--gradient_checkpointing"]):
+        trainer = build_gpt([*gpt_command, *flags, "--llama_attn_drop", "0", "--max_train_steps", "1"])
+        trainer.loss_of(trainer.next_tokens()).total.backward()
+        gradients.append(trainer.model.model.layers[0].mlp.up_proj.weight.grad)
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--segment_length", "40"], "at most 32 frames fit"),
+        (["--action_conditioned", "--action_dim", "5"], "5"),
+        (["--resolution", "256"], "give --resolution 64"),
+        (["--pretrained_model_name_or_path", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(gpt_command, tmp_path, flags, message):
+    with pytest.raises(UserError, match=message):
+        fit(build_gpt([*gpt_command, *flags, "--max_train_steps", "1"]))
+    assert not (tmp_path / "runs").exists()
+
+
+# ---- parts
+
+
+def test_accuracy_looks_at_the_next_token():
+    """Off by one, and the accuracy of a perfect model is that of chance."""
+    layout = TokenLayout(1, 1, context_codes=2, dynamics_codes=2, context_tokens=2, dynamics_tokens=2)
+    tokens = torch.tensor([[0, 1, 5, 2, 3]])
+    logits = torch.nn.functional.one_hot(tokens.roll(-1, dims=1), 6).float()
+    assert accuracy(logits, layout.labels(tokens)) == 1
+    logits[0, 2] = torch.nn.functional.one_hot(torch.tensor(0), 6)  # the prediction of the token at position 3
+    assert accuracy(logits, layout.labels(tokens)) == 0.5
+
+
+def test_conditioning_withholds_what_was_not_asked_for():
+    """A store has actions whether or not the model reads them."""
+    batch = TokenBatch(torch.zeros(1, 3), torch.ones(1, 2, 4), torch.tensor([[-1.0, 3.0]]))
+    free = Conditioning(actions=False, rewards=False, symlog=False)(batch)
+    assert (free.actions, free.rewards) == (None, None)
+    full = Conditioning(actions=True, rewards=True, symlog=True)(batch)
+    assert full.actions is batch.actions
+    assert torch.allclose(full.rewards, torch.tensor([[-1.0, 3.0]]).sign() * torch.log(torch.tensor([[2.0, 4.0]])))
+
+
+def test_weight_decay_groups():
+    """embed_no_wd exempts biases, norms and the input embedding; output head, action input and heads decay."""
+    model = transformer(tokenizer(), action_dim=4, reward_prediction=True)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decaying, exempt = ({names[p] for p in group["params"]} for group in weight_decay_groups(model, 0.1, True))
+    assert {"llm.lm_head.weight", "action_linear.weight", "reward_linear.weight"} <= decaying
+    assert {"llm.model.embed_tokens.weight", "llm.model.norm.weight", "action_linear.bias"} <= exempt
+    assert all(name.endswith((".bias", "norm.weight", "layernorm.weight", "embed_tokens.weight")) for name in exempt)
+    assert decaying | exempt == set(names.values())
+    (everything,) = weight_decay_groups(model, 0.1, False)
+    assert len(everything["params"]) == len(names)

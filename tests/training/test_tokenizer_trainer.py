@@ -1,0 +1,183 @@
+"""Tokenizer training from beginning to end on a tiny model."""
+
+import os
+import shutil
+import signal
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from ivideogpt.errors import UserError
+from ivideogpt.pretrained import load_tokenizer
+from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
+from tests.training.conftest import build_tokenizer, fit, metrics_of
+
+STEPS = 5  # generator phases at steps 1, 3 and 5
+
+
+def complete_command(command, output_dir):
+    return [*command, "--max_train_steps", str(STEPS), "--output_dir", str(output_dir)]
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """Folder of the one uninterrupted run that several tests look at."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def finished_run(tokenizer_command, runs):
+    if not any(runs.iterdir()):
+        fit(build_tokenizer([*complete_command(tokenizer_command, runs), "--checkpointing_steps", "1"]))
+    (run,) = runs.iterdir()
+    return run
+
+
+def test_what_a_run_leaves_behind(finished_run):
+    """Documented paths: other commands are given them."""
+    assert finished_run.name[20:] == "toy"
+    for folder in (finished_run, finished_run / "unwrapped_model", finished_run / "checkpoint-5" / "unwrapped_model"):
+        tokenizer = load_tokenizer(folder)
+        assert tokenizer.context_length == 2
+    assert not list(finished_run.rglob("*unfinished*"))
+    picture = np.asarray(Image.open(finished_run / "images" / "validation-0000001.png"))
+    assert picture.std() > 10
+    assert (finished_run / "images" / "train-0000004.png").is_file()
+    lines = metrics_of(finished_run)
+    assert [(line["step"], line["split"]) for line in lines] == [
+        (1, "train"), (1, "validation"), (3, "train"), (5, "train"), (5, "validation"),
+    ]  # fmt: skip
+    assert {"loss", "recon", "commit", "lr", "grad_norm", "context_usage", "dynamics_perplexity"} <= set(lines[0])
+
+
+@pytest.mark.parametrize("step", [1, 2, 4])
+def test_resumed_run_equals_the_uninterrupted_one(finished_run, tokenizer_command, tmp_path, step):
+    """To the bit, at every phase of the alternation: dropout, data order, moments, schedule, codebook counts."""
+    interrupted = tmp_path / "again" / finished_run.name
+    shutil.copytree(finished_run, interrupted)
+    for later in range(step + 1, STEPS + 1):
+        shutil.rmtree(interrupted / f"checkpoint-{later}")
+    argv = complete_command(tokenizer_command, interrupted.parent)
+    resumed = fit(build_tokenizer([*argv, "--resume_from_checkpoint", "latest"]))
+    assert resumed == interrupted
+    assert metrics_of(resumed) == metrics_of(finished_run)
+    weights = [load_file(run / "diffusion_pytorch_model.safetensors") for run in (finished_run, resumed)]
+    assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
+
+
+def test_a_signal_saves_and_stops(tokenizer_command, monkeypatch):
+    """A pre-empted run loses at most one step, and is not taken for a finished one."""
+    phase = TokenizerTrainer.run_phase
+
+    def run_phase(trainer):
+        if trainer.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        phase(trainer)
+
+    monkeypatch.setattr(TokenizerTrainer, "run_phase", run_phase)
+    handler = signal.getsignal(signal.SIGTERM)
+    run = fit(build_tokenizer([*tokenizer_command, "--max_train_steps", "100"]))
+    assert (run / "checkpoint-2" / "state.pt").is_file()
+    assert not (run / "unwrapped_model").exists()
+    assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_idle_phases_load_no_batch(tokenizer_command):
+    """Before the discriminator starts, half of the batches would be read for nothing."""
+    trainer = build_tokenizer([*tokenizer_command, "--max_train_steps", "6", "--restart_dead_codes", "0"])
+    fit(trainer)
+    assert trainer.clips.state_dict() == {"samples": 3}
+    assert trainer.progress.clips == 3
+
+
+def test_accumulation_takes_the_mean_over_batches(tokenizer_command):
+    """Two batches of one must move the weights as one batch of two."""
+    argv = [*tokenizer_command, "--max_train_steps", "1", "--no_aug", "--learning_rate", "1e-3", "--skip_first_val"]
+    argv += ["--restart_dead_codes", "0", "--lr_scheduler", "constant"]
+    argv[argv.index("--train_batch_size") + 1] = "2"
+    gradients = []
+    for flags in ([], ["--gradient_accumulation_steps", "2", "--train_batch_size", "1"]):
+        trainer = build_tokenizer([*argv, *flags])
+        trainer.model.eval()  # dropout draws other numbers for another batch size
+        keep_gradients(trainer, gradients)
+        trainer.generator_phase()
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-4 * gradients[0].abs().max())
+
+
+def keep_gradients(trainer, kept):
+    update = trainer.update
+
+    def keeping():
+        kept.append(torch.cat([p.grad.flatten() for p in trainer.model.parameters() if p.grad is not None]))
+        return update()
+
+    trainer.update = keeping
+
+
+def test_selected_params_freezes_the_codebooks(tokenizer_command):
+    """Frozen codebooks must not collect gradients that enter the clip norm."""
+    argv = [*tokenizer_command, "--restart_dead_codes", "0", "--selected_params", "--max_train_steps", "1"]
+    trainer = build_tokenizer(argv)
+    before = trainer.model.quantize.embedding.weight.clone()
+    trainer.loss_of(trainer.next_frames())[0].total.backward()
+    assert trainer.model.quantize.embedding.weight.grad is None
+    trainer.update()
+    assert torch.equal(trainer.model.quantize.embedding.weight, before)
+
+
+def test_channels_last_trains_the_same_model(tokenizer_command):
+    """A memory format is not a different model: same losses, and weights that anyone can load."""
+    losses = []
+    for flags in ([], ["--channels_last"]):
+        argv = [*tokenizer_command, "--max_train_steps", "1", "--skip_first_val", "--restart_dead_codes", "0"]
+        run = fit(build_tokenizer([*argv, *flags]))
+        losses.append(metrics_of(run)[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert load_tokenizer(run).quant_conv.weight.is_contiguous()
+
+
+def test_codebooks_start_from_data(tokenizer_command):
+    """Codes drawn near zero are never used: hundreds of them died in a trial."""
+    trainer = build_tokenizer([*tokenizer_command, "--max_train_steps", "1"])
+    trainer.start()
+    (context, dynamics) = next(trainer.latents_of_batches())
+    for latents, book in ((context, trainer.codebooks.context), (dynamics, trainer.codebooks.dynamics)):
+        distance = torch.cdist(latents, book.vectors.detach()).amin(dim=1).mean()
+        assert distance < latents.std(dim=0).norm()
+
+
+def test_start_from_pretrained_weights_with_less_context(tokenizer_command, tiny_world_model):
+    argv = [*tokenizer_command, "--pretrained_model_name_or_path", str(tiny_world_model), "--context_length", "1"]
+    trainer = build_tokenizer([*argv, "--max_train_steps", "1"])
+    assert trainer.model.context_length == 1
+    assert trainer.model.training
+
+
+def test_validation_clips_are_the_same_every_time(tokenizer_command):
+    trainer = build_tokenizer([*tokenizer_command, "--max_train_steps", "1"])
+    first, again = (next(islice(trainer.validation_clips.first(1), 1)).frames for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--dataset_path", "nowhere"], "nowhere"),
+        (["--resolution", "32"], "resolution"),
+        (["--model_config_name_or_path", "nowhere.json"], "nowhere.json"),
+        (["--resume_from_checkpoint", "nowhere"], "no complete checkpoint"),
+        (["--context_length", "3", "--pretrained_model_name_or_path", "MODEL"], "choose 1 to 2"),
+    ],
+)
+def test_bad_input_is_refused_and_leaves_nothing(tokenizer_command, tiny_world_model, tmp_path, flags, message):
+    flags = [flag.replace("MODEL", str(tiny_world_model)) for flag in flags]
+    with pytest.raises(UserError, match=message):
+        fit(build_tokenizer([*tokenizer_command, *flags, "--max_train_steps", "1"]))
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,20 @@
+"""Train a transformer on a tokenizer's tokens: ``accelerate launch train_gpt.py --help``, or plain ``python``."""
+
+from __future__ import annotations
+
+from ivideogpt.errors import cli
+from ivideogpt.training.args import GptArgs, parse
+
+
+def main() -> None:
+    args = parse(GptArgs)
+    # The libraries take seconds to import: wrong flags, and --help, are answered before.
+    from ivideogpt.training.gpt_trainer import build_gpt_trainer
+
+    trainer = build_gpt_trainer(args)
+    with trainer.run:
+        trainer.fit()
+
+
+if __name__ == "__main__":
+    cli(main)

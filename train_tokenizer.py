@@ -1,0 +1,20 @@
+"""Train a tokenizer: ``accelerate launch train_tokenizer.py --help``, or plain ``python``."""
+
+from __future__ import annotations
+
+from ivideogpt.errors import cli
+from ivideogpt.training.args import TokenizerArgs, parse
+
+
+def main() -> None:
+    args = parse(TokenizerArgs)
+    # The libraries take seconds to import: wrong flags, and --help, are answered before.
+    from ivideogpt.training.tokenizer_trainer import build_tokenizer_trainer
+
+    trainer = build_tokenizer_trainer(args)
+    with trainer.run:
+        trainer.fit()
+
+
+if __name__ == "__main__":
+    cli(main)
