@@ -50,6 +50,7 @@ class EpisodeConfig:
     camera: str
     noise: tuple[float, ...]
     random_fraction: float
+    wander: bool
     demo: bool
 
 
@@ -139,7 +140,7 @@ class Recorder:
         settings = self._config.episode
         rng = episode_rng(settings.seed, task, number)
         env = self._environment(task)
-        behaviour = Behaviour(settings.noise, settings.random_fraction)
+        behaviour = Behaviour(settings.noise, settings.random_fraction, settings.wander)
         env_seed = int(rng.integers(2**31))
         policy = behaviour.policy(task, env.workspace, number, rng)
         return record_episode(env, policy, env_seed, settings.episode_length)
@@ -253,6 +254,7 @@ def parse_args(argv: list[str] | None = None) -> Config:
             camera=args.camera,
             noise=tuple(args.noise),
             random_fraction=args.random_fraction,
+            wander=not args.demo if args.wander is None else args.wander,
             demo=args.demo,
         ),
     )
@@ -274,6 +276,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--noise", type=float, nargs="+", help=noise_help)
     add("--random_fraction", type=float, help="part of the episodes with a random policy (default: 0.25; demo: 0)")
+    wander_help = "move on at random once the scripted policy has come to rest (default: yes; demo: no)"
+    add("--wander", action=argparse.BooleanOptionalAction, help=wander_help)
     add("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     add("--demo", action="store_true", help="write successful episodes only, in the replay buffer's format")
     add("--compress", action="store_true", help="smaller files, but slow to read windows from")

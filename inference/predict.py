@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from inference.utils import NPZParser, Segment
 from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.video_prediction import reconstruct_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata
@@ -190,19 +191,10 @@ def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) ->
     return Prediction(
         context=rollout.context[0].cpu(),
         futures=futures,
-        reconstruction=reconstruct_future(model, frames)[0],
+        reconstruction=reconstruct_future(model, frames)[0].cpu(),
         rewards=None if rollout.rewards is None else rollout.rewards[0].cpu(),
         seconds=seconds,
     )
-
-
-def reconstruct_future(model: WorldModel, frames: Tensor) -> Tensor:
-    """Clips (B, T, 3, H, W) to their true future through the tokenizer and back, (B, F, 3, H, W)."""
-    tokenizer, frames = model.tokenizer, frames.to(model.device)
-    encoded = tokenizer.encode_context(frames[:, : tokenizer.context_length])
-    codes = tokenizer.encode_dynamics(frames[:, tokenizer.context_length :], encoded.features)
-    decoded = tokenizer.decode_dynamics(codes, tokenizer.decode_context(encoded.codes))
-    return decoded.float().clamp(0, 1).cpu()
 
 
 def score(segment: Segment, prediction: Prediction) -> Scores:

@@ -7,6 +7,7 @@ generator that is passed in.
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -72,6 +73,26 @@ class RandomReacher:
         return np.append(velocity, self._grip) + self._noise()
 
 
+class Restless:
+    """Follows one policy until the hand has come to rest, for good or because it is stuck, then another.
+
+    A scripted policy is done after half an episode; the rest would be pictures of a still arm.
+    """
+
+    PATIENCE = 10  # agent steps: longer than a gripper takes to close
+    REST = 0.01  # metres
+
+    def __init__(self, policy: Policy, when_idle: Policy) -> None:
+        self._policy, self._when_idle = policy, when_idle
+        self._recent: deque[np.ndarray] = deque(maxlen=self.PATIENCE)
+
+    def __call__(self, state: np.ndarray) -> np.ndarray:
+        self._recent.append(state[:3].copy())
+        if len(self._recent) == self.PATIENCE and np.ptp(self._recent, axis=0).max() < self.REST:
+            self._policy = self._when_idle
+        return self._policy(state)
+
+
 def scripted_policy(task: str) -> Policy:
     from metaworld.policies import ENV_POLICY_MAP
 
@@ -85,6 +106,7 @@ class Behaviour:
 
     noise_levels: tuple[float, ...]
     random_fraction: float
+    wander: bool = True  # on, after the hand has come to rest
 
     def policy(
         self, task: str, workspace: tuple[np.ndarray, np.ndarray], episode: int, rng: np.random.Generator
@@ -92,4 +114,5 @@ class Behaviour:
         if rng.random() < self.random_fraction:
             return RandomReacher(workspace, rng)
         level = self.noise_levels[episode % len(self.noise_levels)]
-        return NoisyPolicy(scripted_policy(task), CorrelatedNoise(level, bursts=rng.random() < 0.5, rng=rng))
+        scripted = NoisyPolicy(scripted_policy(task), CorrelatedNoise(level, bursts=rng.random() < 0.5, rng=rng))
+        return Restless(scripted, RandomReacher(workspace, rng)) if self.wander else scripted

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from inference.predict import PredictArgs
+from ivideogpt.evaluation.__main__ import EvaluationArgs
 from ivideogpt.flags import parse
 from ivideogpt.training.args import GptArgs, TokenizerArgs
 
@@ -33,6 +34,7 @@ def parse_recorder(argv: list[str]) -> object:
 PARSERS = {
     "inference/predict.py": lambda argv: parse(PredictArgs, argv),
     "datasets/record_metaworld.py": parse_recorder,
+    "-m ivideogpt.evaluation": lambda argv: parse(EvaluationArgs, argv),
     "train_tokenizer.py": lambda argv: parse(TokenizerArgs, argv),
     "train_gpt.py": lambda argv: parse(GptArgs, argv),
 }
@@ -46,8 +48,10 @@ def test_command(command, monkeypatch):
     if program == "bash":
         subprocess.run(["bash", "-n", *rest], check=True)
     else:
-        script, *argv = rest[1:] if program == "accelerate" else rest
         assert program in ("python", "accelerate")
+        script, *argv = rest[1:] if program == "accelerate" else rest
+        if script == "-m":
+            script, argv = f"-m {argv[0]}", argv[1:]
         PARSERS[script](argv)
 
 

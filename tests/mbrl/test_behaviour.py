@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mbrl.behaviour import Behaviour, CorrelatedNoise, NoisyPolicy, RandomReacher
+from mbrl.behaviour import Behaviour, CorrelatedNoise, NoisyPolicy, RandomReacher, Restless
 
 WORKSPACE = np.array([-0.5, 0.4, 0.05]), np.array([0.5, 1.0, 0.5])
 
@@ -50,9 +50,20 @@ def test_random_reacher_gets_about():
     assert reached.mean() > 1.5 * trembled.mean()
 
 
+def test_restless_policy_wanders_once_the_hand_rests():
+    """Bug prevented: episodes whose second half is a still picture, which teaches nothing and flatters copying."""
+    policy = Restless(lambda state: np.zeros(4), lambda state: np.ones(4))
+    moving, still = (np.linspace(0, 1, 50), np.ones(Restless.PATIENCE))
+    taken = [policy(np.full(39, place))[0] for place in np.concatenate([moving, still, 5 + moving])]
+    first = taken.index(1.0)
+    assert len(moving) < first < len(moving) + Restless.PATIENCE
+    assert not any(taken[:first])
+    assert all(taken[first:])
+
+
 def test_behaviour_takes_noise_levels_in_turn_and_random_policies_at_their_rate():
     pytest.importorskip("metaworld")
-    behaviour = Behaviour((0.0, 0.7), random_fraction=0.25)
+    behaviour = Behaviour((0.0, 0.7), random_fraction=0.25, wander=False)
     policies = [behaviour.policy("reach", WORKSPACE, i, np.random.default_rng(i)) for i in range(200)]
     random = [isinstance(policy, RandomReacher) for policy in policies]
     assert 0.17 < np.mean(random) < 0.33
