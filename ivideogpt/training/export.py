@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +31,8 @@ class ExportArgs:
     transformer: str | None = option(None, "run folder of train_gpt.py, or one of its checkpoints")
     output: str = option(REQUIRED, "model folder to write")
     dtype: str = option("float32", "precision of the files", choices=DTYPES)
+    temperature: float | None = option(None, "of sampling, when its users do not say")
+    top_k: int | None = option(None, "of sampling, when its users do not say; 1 takes the likeliest tokens", minimum=1)
 
     def validate(self) -> None:
         """Any of them goes with any other."""
@@ -46,6 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = ModelMetadata.read(folder)
     if metadata is None:
         raise UserError(f"{folder} has no ivideogpt.json: name a folder that train_gpt.py wrote")
+    chosen: dict[str, Any] = {} if args.temperature is None else {"temperature": args.temperature}
+    chosen |= {} if args.top_k is None else {"top_k": args.top_k}
+    metadata = replace(metadata, generation=replace(metadata.generation, **chosen))
     layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)
 

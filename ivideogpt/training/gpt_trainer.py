@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,6 +28,8 @@ from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.data.token_store import TokenBatch, TokenLoader, TokenStore
 from ivideogpt.data.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.errors import UserError
+from ivideogpt.evaluation.video_prediction import predict_future
+from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.pretrained import (
@@ -49,28 +52,55 @@ from ivideogpt.training.run import Run, build_run
 from ivideogpt.training.schedule import TrainProgress, build_scheduler, every, validates_at
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQModel
-from ivideogpt.world_model import evaluating
+from ivideogpt.world_model import WorldModel, evaluating
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0
 
-ToTokens = Callable[[Any], TokenBatch]
+CLIPS_SHOWN = 3
+
+
+class Source(Protocol):
+    """Where clips come from: what a batch is as tokens to train on, and as frames to look at."""
+
+    def tokens(self, batch: Any) -> TokenBatch: ...
+
+    def clips(self, batch: Any) -> ClipBatch: ...
 
 
 @dataclass(frozen=True)
-class PixelsToTokens:
-    """Clips to tokens, by a frozen tokenizer in eval mode and in the run's precision."""
+class PixelSource:
+    """Batches are clips, which a frozen tokenizer reads in eval mode and in the run's precision."""
 
     tokenizer: CompressiveVQModel
     accelerator: Accelerator
 
     @torch.no_grad()
-    def __call__(self, clips: ClipBatch) -> TokenBatch:
+    def tokens(self, batch: ClipBatch) -> TokenBatch:
         with self.accelerator.autocast():
-            tokens, _ = self.tokenizer.tokenize(clips.frames, self.tokenizer.context_length)
-        return TokenBatch(tokens, clips.actions, clips.rewards)
+            tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
+        return TokenBatch(tokens, batch.actions, batch.rewards)
+
+    def clips(self, batch: ClipBatch) -> ClipBatch:
+        return batch
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Batches are tokens already. Their frames are what the tokenizer makes of them."""
+
+    tokenizer: CompressiveVQModel
+
+    def tokens(self, batch: TokenBatch) -> TokenBatch:
+        return batch
+
+    @torch.no_grad()
+    def clips(self, batch: TokenBatch) -> ClipBatch:
+        frames = self.tokenizer.detokenize(batch.tokens, self.tokenizer.context_length)
+        return ClipBatch(frames.clamp(0, 1), batch.actions, batch.rewards)
 
 
 @dataclass(frozen=True)
@@ -101,7 +131,8 @@ class GptTrainer:
     scheduler: LRScheduler
     batches: BatchStream
     validation_batches: Loader | None
-    to_tokens: ToTokens
+    source: Source
+    tokenizer: CompressiveVQModel
     conditioning: Conditioning
     progress: TrainProgress = field(default_factory=TrainProgress)
     window: MetricWindow = field(default_factory=MetricWindow)
@@ -130,7 +161,7 @@ class GptTrainer:
         if self.run.checkpoint is not None:
             self.checkpoints.load(self.run.checkpoint)
             logger.info("resumed from %s", self.run.checkpoint)
-        with self.run.progress_bar(self.progress.step, self.args.max_train_steps) as bar:
+        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_step) as bar:
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.window.add(self.update())
                 self.progress.step += 1
@@ -173,15 +204,18 @@ class GptTrainer:
         with self.pace.timing("data"):
             batch = next(self.batches)
         with self.pace.timing("tokenize"):
-            return self.to_tokens(batch)
+            return self.source.tokens(batch)
 
     def loss_of(self, batch: TokenBatch) -> LossTerms:
         batch = self.conditioning(batch)
         terms = transformer_loss(self.model, batch.tokens, self.layout, batch.actions, batch.rewards)
         transformer = self.accelerator.unwrap_model(self.model)
-        if isinstance(transformer, HeadModelWithAction) and transformer.action_recon_loss is not None:
-            return replace(terms, parts=terms.parts | {"action_recon": transformer.action_recon_loss})
-        return terms
+        if not isinstance(transformer, HeadModelWithAction) or transformer.action_recon_loss is None:
+            return terms
+        # The model's own loss holds the weighted reconstruction of actions; what is logged as ce must not.
+        weighted = (transformer.action_recon or 0.0) * transformer.action_recon_loss
+        parts = {"ce": terms.parts["ce"] - weighted, "action_recon": transformer.action_recon_loss}
+        return replace(terms, parts=terms.parts | parts)
 
     # ---- between steps
 
@@ -197,18 +231,32 @@ class GptTrainer:
             self.save_checkpoint()
 
     def validate(self, step: int) -> None:
-        """Teacher-forced loss, perplexity and accuracy over the first clips of the test split."""
+        """Teacher-forced loss, perplexity and accuracy over the first clips of the test split, and a sampled future."""
         if self.validation_batches is None:
             return
         window = MetricWindow()
         llm = language_model(self.accelerator.unwrap_model(self.model))
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
             for batch in self.validation_batches.first(self.args.max_eval_iters):
-                tokens = self.to_tokens(batch.to(self.accelerator.device))
+                batch = batch.to(self.accelerator.device)
+                tokens = self.source.tokens(batch)
                 window.add(self.loss_of(tokens).detached())
                 window.add({"accuracy": accuracy(logits[-1], self.layout.labels(tokens.tokens))})
         metrics = window.take(self.accelerator)
         self.run.log(step, "validation", metrics | {"perplexity": math.exp(metrics["ce"])})
+        if self.run.is_main_process:
+            self.run.log_image(step, "validation", self.picture(self.source.clips(batch)))
+
+    def picture(self, clips: ClipBatch) -> Image.Image:
+        """One sampled future of some clips beside the true one."""
+        world_model = WorldModel(self.tokenizer, self.accelerator.unwrap_model(self.model), self.metadata)
+        actions = None if clips.actions is None else clips.actions[:CLIPS_SHOWN]
+        shown = ClipBatch(clips.frames[:CLIPS_SHOWN], actions)
+        context = shown.frames[:, : self.layout.context_frames]
+        predicted = torch.cat([context, predict_future(world_model, shown, seed=VALIDATION_SEED)], dim=1)
+        pairs = zip(to_pixels(shown.frames), to_pixels(predicted), strict=True)
+        groups = [sample_rows(truth, prediction, "prediction") for truth, prediction in pairs]
+        return Image.fromarray(contact_sheet(groups, self.layout.context_frames))
 
     # ---- files
 
@@ -255,7 +303,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     accelerator = run.accelerator
     tokenizer = build_frozen_tokenizer(args).to(accelerator.device)
     layout = tokenizer.layout(args.segment_length - args.context_length)
-    train_batches, validation_batches, to_tokens = build_batches(args, run, tokenizer, layout)
+    train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
     transformer = build_model(args, layout, run.checkpoint)
     optimizer = build_adamw(weight_decay_groups(transformer, args.weight_decay, args.embed_no_wd), args.learning_rate)
     updates = args.max_train_steps - args.start_completed_steps
@@ -275,7 +323,8 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         scheduler=scheduler,
         batches=BatchStream(train_batches, accelerator.device),
         validation_batches=validation_batches,
-        to_tokens=to_tokens,
+        source=source,
+        tokenizer=tokenizer,
         conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
         progress=TrainProgress(step=args.start_completed_steps),
     )
@@ -321,8 +370,8 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
 
 def build_batches(
     args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
-) -> tuple[Loader, Loader | None, ToTokens]:
-    """Training batches, validation batches that are the same every time, and how either becomes tokens."""
+) -> tuple[Loader, Loader | None, Source]:
+    """Training batches, validation batches that are the same every time, and what either is made of."""
     place = {"rank": run.accelerator.process_index, "world_size": run.accelerator.num_processes}
     eval_batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
     if args.token_store is None:
@@ -330,20 +379,15 @@ def build_batches(
         return (
             build_loader(config, "train", run.seed, **place),
             build_loader(replace(config, batch_size=eval_batch_size), "test", VALIDATION_SEED, **place),
-            PixelsToTokens(tokenizer, run.accelerator),
+            PixelSource(tokenizer, run.accelerator),
         )
     train_store = open_token_store(args.token_store, args, tokenizer, layout)
     train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, **place)
     if args.eval_token_store is None:
         logger.warning("no validation: --token_store without --eval_token_store")
-        return train_batches, None, stored_tokens
+        return train_batches, None, TokenSource(tokenizer)
     eval_store = open_token_store(args.eval_token_store, args, tokenizer, layout)
-    return train_batches, TokenLoader(eval_store, eval_batch_size, VALIDATION_SEED, **place), stored_tokens
-
-
-def stored_tokens(batch: TokenBatch) -> TokenBatch:
-    """Batches of a token store are tokens already."""
-    return batch
+    return train_batches, TokenLoader(eval_store, eval_batch_size, VALIDATION_SEED, **place), TokenSource(tokenizer)
 
 
 def clip_config(args: GptArgs) -> DataConfig:

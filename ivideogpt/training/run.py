@@ -110,10 +110,17 @@ class Run:
             elif tracker.name == "wandb":
                 tracker.log_images({name: [pixels]}, step=step)
 
-    def progress_bar(self, finished: int, total: int) -> tqdm[Any]:
-        """A bar on a terminal; elsewhere the log lines say it all."""
-        disable = None if self.is_main_process else True
-        return tqdm(initial=finished, total=total, disable=disable, dynamic_ncols=True, unit="step", smoothing=0.05)
+    def progress_bar(self, finished_steps: int, total_steps: int, clips_per_step: float) -> tqdm[Any]:
+        """A bar on a terminal, in clips; elsewhere the log lines say it all."""
+        return tqdm(
+            initial=finished_steps,
+            total=total_steps,
+            unit="clip",
+            unit_scale=clips_per_step,
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=None if self.is_main_process else True,
+        )
 
     def should_stop(self) -> bool:
         """Has any process been asked to stop (SIGTERM, SIGINT)?"""

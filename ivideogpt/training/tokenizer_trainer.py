@@ -99,7 +99,8 @@ class TokenizerTrainer:
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         self.start()
-        with self.run.progress_bar(self.progress.step, self.args.max_train_steps) as bar:
+        clips_per_step = self.clips_per_phase / 2  # every other step is the discriminator's
+        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step) as bar:
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.run_phase()
                 self.progress.step += 1

@@ -14,7 +14,7 @@ Frames are in [0, 1] on the way in and unclamped on the way out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -225,6 +225,16 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         dynamics = self.encode_dynamics(pixel_values[:, context_length:], context.features)
         tokens = layout.pack(FrameTokens(context.codes, dynamics))
         return tokens, layout.labels(tokens)
+
+    @overload
+    def detokenize(
+        self, indices: Tensor, context_length: int, cache: ContextCache | None = ..., return_cache: Literal[False] = ...
+    ) -> Tensor: ...
+
+    @overload
+    def detokenize(
+        self, indices: Tensor, context_length: int, cache: ContextCache | None = ..., *, return_cache: Literal[True]
+    ) -> tuple[Tensor, ContextCache]: ...
 
     def detokenize(
         self, indices: Tensor, context_length: int, cache: ContextCache | None = None, return_cache: bool = False

@@ -10,9 +10,9 @@ RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
 TASKS=${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
 EPISODES=${EPISODES:-60}
-TOKENIZER_STEPS=${TOKENIZER_STEPS:-30000} # phases: half of them update the tokenizer
+TOKENIZER_STEPS=${TOKENIZER_STEPS:-40000} # phases: half of them update the tokenizer
 TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-12000}
-MIXED_PRECISION=${MIXED_PRECISION:-bf16}
+MIXED_PRECISION=${MIXED_PRECISION:-no}
 LAUNCH=${LAUNCH:-python} # or: accelerate launch
 
 TOKENIZER_NAME=metaworld-64-tiny-tokenizer
@@ -27,11 +27,11 @@ python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" 
 
 $LAUNCH train_tokenizer.py --exp_name "$TOKENIZER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
     --model_config_name_or_path configs/ctx_vae64_tiny --resolution 64 --context_length 2 \
-    --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --segment_length 6 --segment_horizon 16 --rand_select \
-    --train_batch_size 6 --learning_rate 5e-4 --lr_scheduler cosine --lr_warmup_steps 200 \
-    --max_train_steps "$TOKENIZER_STEPS" --disc_start 1000005 \
-    --motion_weight 4 --gradient_weight 1 --restart_dead_codes 500 \
-    --log_image_steps 2000 --validation_steps 2000 --max_eval_iters 20 --checkpointing_steps 1000 --keep_last_n 2 \
+    --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --segment_length 6 --segment_horizon 16 --rand_select --no_aug \
+    --train_batch_size 4 --learning_rate 1e-3 --lr_scheduler constant_with_warmup --lr_warmup_steps 100 \
+    --max_train_steps "$TOKENIZER_STEPS" --disc_start 1000005 --channels_last --cross_attention_dropout 0 \
+    --motion_weight 3 --gradient_weight 0.5 --restart_dead_codes 100 --codebook_decay 0.99 \
+    --log_image_steps 2000 --validation_steps 2000 --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 \
     --resume_from_checkpoint latest
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.

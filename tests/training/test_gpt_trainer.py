@@ -1,5 +1,6 @@
 """Transformer training from beginning to end on a tiny model."""
 
+import math
 import shutil
 
 import pytest
@@ -30,7 +31,11 @@ def test_run_resume_and_use(finished_run, gpt_command, tiny_world_model, tmp_pat
     """One life of a run: it leaves what is documented, resumes to the bit, and its result is a world model."""
     lines = metrics_of(finished_run)
     assert [line["step"] for line in lines if line["split"] == "validation"] == [1, 3, 4]
-    assert {"loss", "ce", "reward", "action_recon", "perplexity", "accuracy"} <= set(lines[-1])
+    last = lines[-1]
+    assert last["loss"] == pytest.approx(last["ce"] + last["reward"] + 0.1 * last["action_recon"], rel=1e-4)
+    assert last["perplexity"] == pytest.approx(math.exp(last["ce"]))
+    assert 0 <= last["accuracy"] <= 1
+    assert (finished_run / "images" / "validation-0000003.png").is_file()
     assert (finished_run / "checkpoints" / "checkpoint_2" / "model.safetensors").is_file()
 
     interrupted = tmp_path / "again" / finished_run.name
@@ -106,11 +111,11 @@ def test_goal_conditioned_clips_start_with_their_last_frame(gpt_command):
 
 def test_the_tokenizer_is_frozen_and_never_drops_out(gpt_command):
     trainer = build_gpt([*gpt_command, "--max_train_steps", "1"])
-    frozen = trainer.to_tokens.tokenizer
+    frozen = trainer.tokenizer
     assert not frozen.training
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     clips = next(trainer.batches)
-    assert torch.equal(trainer.to_tokens(clips).tokens, trainer.to_tokens(clips).tokens)
+    assert torch.equal(trainer.source.tokens(clips).tokens, trainer.source.tokens(clips).tokens)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(gpt_command):
