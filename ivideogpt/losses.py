@@ -55,9 +55,8 @@ class TokenizerLoss:
         self.config = config
         self.lpips = lpips
 
-    def __call__(self, frames: Tensor, output: Any) -> LossTerms:
-        """``frames`` (B, T, 3, H, W) in [0, 1]; ``output`` what the tokenizer's forward returned with its losses."""
-        num_context = frames.shape[1] * len(output.ref_sample) // (len(output.ref_sample) + len(output.sample))
+    def __call__(self, frames: Tensor, output: Any, num_context: int) -> LossTerms:
+        """``frames`` (B, T, 3, H, W) in [0, 1], ``output`` what the tokenizer's forward returned with its losses."""
         context, future = frames[:, :num_context], frames[:, num_context:]
         config = self.config
         future_share, context_share = self._shares(context.shape[1], future.shape[1])
@@ -132,12 +131,13 @@ def transformer_loss(
     """
     labels = layout.labels(tokens)
     if actions is None:
-        loss = model(input_ids=tokens, labels=labels).loss
+        loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
         return LossTerms(loss, {"ce": loss})
     result = model(input_ids=tokens, labels=labels, action=actions)
     outputs, predicted = result if isinstance(result, tuple) else (result, None)
-    parts = {"ce": outputs.loss}
-    total = outputs.loss
+    total, parts = outputs.loss, {"ce": outputs.cross_entropy}
+    if outputs.action_recon_loss is not None:
+        parts["action_recon"] = outputs.action_recon_loss
     if rewards is not None and predicted is not None:
         # reward k is read at future frame k: the reward of arriving there, by the action taken at frame t - 1 + k
         first = layout.context_frames - 1

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
-from ivideogpt.state_dicts import load_strict
+from ivideogpt.state_dicts import load_strict, read_foreign_tensors
 
 VGG_FILE = "vgg16-397923af.pth"
 LINEAR_FILE = "vgg.pth"
-DEFAULT_FOLDER = Path("pretrained_models/lpips")
 
 # Channels of the convolutions (each followed by ReLU) in the five slices that end at relu1_2 .. relu5_3.
 _SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -99,8 +98,8 @@ class LPIPS(nn.Module):
         if missing:
             raise UserError(f"LPIPS weights missing: put {' and '.join(missing)} into {folder}")
         model = cls()
-        tensors = torch.load(folder / LINEAR_FILE, weights_only=True, map_location="cpu")
-        vgg = torch.load(folder / VGG_FILE, weights_only=True, map_location="cpu")
+        tensors = read_foreign_tensors(folder / LINEAR_FILE)
+        vgg = read_foreign_tensors(folder / VGG_FILE)
         for name in model.net.state_dict():
             _, published = name.split(".", 1)  # slice2.5.weight is features.5.weight
             if f"features.{published}" in vgg:

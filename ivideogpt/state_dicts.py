@@ -114,7 +114,15 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype |
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
     save_file(contiguous, aside, metadata={"format": "pt"})
+    aside.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
     aside.replace(file)
+
+
+def _umask() -> int:
+    """What the process takes away from new files' permissions; it can only be read by setting it."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -113,6 +113,7 @@ class Behaviour:
     ) -> Policy:
         if rng.random() < self.random_fraction:
             return RandomReacher(workspace, rng)
-        level = self.noise_levels[episode % len(self.noise_levels)]
+        # Shifted by one every hundred, as every hundredth episode is for testing and those want all levels, too.
+        level = self.noise_levels[(episode + episode // 100) % len(self.noise_levels)]
         scripted = NoisyPolicy(scripted_policy(task), CorrelatedNoise(level, bursts=rng.random() < 0.5, rng=rng))
         return Restless(scripted, RandomReacher(workspace, rng)) if self.wander else scripted

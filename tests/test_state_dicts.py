@@ -51,3 +51,10 @@ def test_a_damaged_file_is_named(tmp_path):
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"model\.safetensors is no safetensors file or is damaged"):
         read_tensors(file)
+
+
+def test_saved_files_have_the_usual_permissions(tmp_path):
+    """Weights that only their owner can read fail for everybody else on a shared machine."""
+    save_tensors({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "usual").touch()
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode

@@ -8,6 +8,7 @@ Dimension keys: B batch, L tokens, T = t + F frames, t context frames, F future 
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,14 @@ from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer.decoder import CachedLlama, DecodedFrames, FrameDecoder
 from ivideogpt.transformer.sampling import Sampling
+
+
+@dataclass
+class ActionModelOutput(CausalLMOutputWithPast):
+    """``loss`` is the sum; its terms are beside it. The reconstruction is not weighted yet."""
+
+    cross_entropy: Tensor | None = None
+    action_recon_loss: Tensor | None = None
 
 
 class HeadModelWithAction(nn.Module):
@@ -121,7 +130,7 @@ class HeadModelWithAction(nn.Module):
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         action: Tensor | None = None,
-    ) -> CausalLMOutputWithPast | tuple[CausalLMOutputWithPast, Tensor]:
+    ) -> ActionModelOutput | tuple[ActionModelOutput, Tensor]:
         """Next-token logits and loss; with a reward head also its predictions, (B, F, 1).
 
         With ``labels`` the loss includes action reconstruction, if the model has it.
@@ -137,18 +146,18 @@ class HeadModelWithAction(nn.Module):
             output_hidden_states=has_heads,
             use_cache=False,
         )
+        result = ActionModelOutput(loss=outputs.loss, logits=outputs.logits, cross_entropy=outputs.loss)
         if not has_heads:
-            return outputs
+            return result
         hidden = outputs.hidden_states[-1]  # after the final norm
-        outputs.hidden_states = None
         if self.action_recon is not None:
-            reconstruction_loss = self._reconstruct_actions(hidden, input_ids, action)
-            self.action_recon_loss = reconstruction_loss.detach()
+            result.action_recon_loss = self._reconstruct_actions(hidden, input_ids, action)
+            self.action_recon_loss = result.action_recon_loss.detach()
             if labels is not None:
-                outputs.loss = outputs.loss + self.action_recon * reconstruction_loss
+                result.loss = result.loss + self.action_recon * result.action_recon_loss
         if self.reward_linear is None:
-            return outputs
-        return outputs, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions])
+            return result
+        return result, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions])
 
     def generate(
         self,

@@ -199,6 +199,8 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
 
     def encode_dynamics(self, frames: Tensor, features: ContextFeatures) -> Tensor:
         """(B, F, 3, H, W) in [0, 1], with the features of their context, to codes (B, F, 16)."""
+        if frames.shape[1] == 0:  # which the networks refuse
+            return frames.new_zeros(len(frames), 0, DYNAMICS_GRID**2, dtype=torch.int64)
         latents = self._dynamics_latents(frames.flatten(0, 1), features)
         return self.dynamics_quantize.nearest_codes(latents).unflatten(0, frames.shape[:2])
 
@@ -212,6 +214,8 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
     def decode_dynamics(self, codes: Tensor, cache: ContextCache) -> Tensor:
         """(B, F, 16) codes to frames (B, F, 3, H, W). The F frames may be later frames or samples of the same one."""
         batch, length = codes.shape[:2]
+        if length == 0:
+            return cache.frames[:, :0]
         vectors = self.dynamics_quantize.embedding(codes).flatten(0, 1)
         return self._decode_dynamics(vectors, cache.features).unflatten(0, (batch, length))
 

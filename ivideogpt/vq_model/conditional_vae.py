@@ -65,16 +65,16 @@ class CrossAttention(nn.Module):
     def forward(self, hidden: Tensor, context: KeysValues) -> Tensor:
         """(B F, C, R, R) to the same shape: SiLU(hidden + attention)."""
         rows, channels = hidden.shape[:2]
-        clips = len(context.keys)
+        clips, area = len(context.keys), self.resolution**2
         tokens = self.q_norm(hidden.flatten(2)).transpose(1, 2) + self.q_pos_emb  # (B F, R^2, C)
         queries = F.linear(tokens, self.att.in_proj_weight[:channels], self.att.in_proj_bias[:channels])
         attended = F.scaled_dot_product_attention(
-            _split_heads(queries.reshape(clips, -1, channels)),
+            _split_heads(queries.reshape(clips, rows // clips * area, channels)),
             context.keys,
             context.values,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        attended = attended.transpose(1, 2).reshape(rows, -1, channels)
+        attended = attended.transpose(1, 2).reshape(rows, area, channels)
         attended = self.dropout(self.att.out_proj(attended)).transpose(1, 2)
         return F.silu(hidden + attended.reshape(hidden.shape))
 
@@ -87,7 +87,7 @@ class CrossAttention(nn.Module):
 
 def _split_heads(tokens: Tensor) -> Tensor:
     """(B, L, C) -> (B, heads, L, C / heads)."""
-    return tokens.unflatten(-1, (NUM_HEADS, -1)).transpose(1, 2)
+    return tokens.unflatten(-1, (NUM_HEADS, tokens.shape[-1] // NUM_HEADS)).transpose(1, 2)
 
 
 class _AttendsToContext(nn.Module):

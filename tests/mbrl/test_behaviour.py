@@ -67,5 +67,5 @@ def test_behaviour_takes_noise_levels_in_turn_and_random_policies_at_their_rate(
     policies = [behaviour.policy("reach", WORKSPACE, i, np.random.default_rng(i)) for i in range(200)]
     random = [isinstance(policy, RandomReacher) for policy in policies]
     assert 0.17 < np.mean(random) < 0.33
-    levels = {(i % 2, p._noise._scale) for i, p in enumerate(policies) if isinstance(p, NoisyPolicy)}
+    levels = {((i + i // 100) % 2, p._noise._scale) for i, p in enumerate(policies) if isinstance(p, NoisyPolicy)}
     assert levels == {(0, 0.0), (1, 0.7)}

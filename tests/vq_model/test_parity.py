@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ivideogpt.errors import UserError
 from ivideogpt.lpips import LPIPS
 from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 from tests.parity.formulas import assert_close, assert_record, assert_state_dict_matches, clip, fill, golden
@@ -105,3 +106,12 @@ def test_published_lpips_files_load(tmp_path):
     for name, tensor in loaded.state_dict().items():
         if name.startswith(("lin", "net.")):
             assert torch.equal(tensor, tensors[name])
+
+
+@pytest.mark.parametrize("name", ["vgg.pth", "vgg16-397923af.pth"])
+def test_damaged_lpips_files_are_named(tmp_path, name):
+    torch.save({}, tmp_path / "vgg.pth")
+    torch.save({}, tmp_path / "vgg16-397923af.pth")
+    (tmp_path / name).write_bytes(b"half a download")
+    with pytest.raises(UserError, match=name):
+        LPIPS.from_folder(tmp_path)

@@ -74,12 +74,32 @@ def test_primitives_compose_to_tokenize_and_detokenize(tokenizer):
 
 
 @torch.no_grad()
-def test_code_search_stays_in_float32_under_autocast(tokenizer):
+def test_code_search_is_in_float32_whatever_it_is_given(tokenizer):
     """In bfloat16 the search returns other codes than the model was trained with."""
-    latents = torch.randn(500, CONFIG["latent_channels"])
-    exact = torch.cdist(latents, tokenizer.quantize.embedding.weight).argmin(dim=1)
+    latents = torch.randn(500, CONFIG["latent_channels"]).bfloat16()
+    codebook = tokenizer.quantize.embedding.weight
+    exact = torch.cdist(latents.double(), codebook.double()).argmin(dim=1)
+    rounded = (latents[:, None] - codebook.bfloat16()).square().sum(dim=2).argmin(dim=1)
+    assert not torch.equal(rounded, exact)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(tokenizer.quantize.nearest_codes(latents), exact)
+
+
+def test_codebooks_stay_in_float32_when_the_networks_do_not(saved, tokenizer):
+    model = CompressiveVQModel.from_pretrained(saved, torch_dtype=torch.bfloat16)
+    assert model.quant_conv.weight.dtype == torch.bfloat16
+    for name in ("quantize.embedding.weight", "dynamics_quantize.embedding.weight"):
+        assert torch.equal(model.state_dict()[name], tokenizer.state_dict()[name])
+    tokens, _ = model.tokenize(clip(1, 3, 64, 64), 2)
+    assert model.detokenize(tokens, 2).shape == (1, 3, 3, 64, 64)
+
+
+@torch.no_grad()
+def test_a_context_without_a_future_is_a_clip_too(tokenizer):
+    frames = clip(2, 2, 64, 64)
+    tokens, _ = tokenizer.tokenize(frames, 2)
+    assert tokens.shape == (2, tokenizer.layout(0).sequence_length)
+    assert tokenizer.detokenize(tokens, 2).shape == frames.shape
 
 
 def test_shrinking_the_context_keeps_the_last_frames(saved):

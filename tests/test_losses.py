@@ -1,0 +1,115 @@
+"""Losses against numbers worked out by hand: weights, shares and above all which reward belongs to which frame."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from ivideogpt.layout import TokenLayout
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
+from tests.parity import networks
+from tests.parity.formulas import actions, golden
+
+CONTEXT, FUTURE = 2, 4
+
+
+@pytest.fixture
+def frames():
+    return torch.full((3, CONTEXT + FUTURE, 3, 8, 8), 0.5)
+
+
+def output(frames, context_error=0.0, future_error=0.0):
+    """A tokenizer's output that is off by so much everywhere, with commitment losses 5 and 7."""
+    return SimpleNamespace(
+        ref_sample=frames[:, :CONTEXT].flatten(0, 1) + context_error,
+        sample=frames[:, CONTEXT:].flatten(0, 1) + future_error,
+        commit_loss=torch.tensor(5.0),
+        dyn_commit_loss=torch.tensor(7.0),
+    )
+
+
+def loss(config, frames, out, lpips=None):
+    return TokenizerLoss(config, lpips)(frames, out, CONTEXT)
+
+
+@pytest.mark.parametrize(("kind", "context", "future"), [("l1", 0.1, 0.3), ("l2", 0.01, 0.09)])
+def test_reconstruction_is_weighted_and_commitment_is_not(frames, kind, context, future):
+    terms = loss(TokenizerLossConfig(kind, recon_weight=2.0), frames, output(frames, 0.1, 0.3))
+    assert terms.parts["ref_recon"].item() == pytest.approx(context)
+    assert terms.parts["recon"].item() == pytest.approx(future)
+    assert terms.total.item() == pytest.approx(2 * (context + future) + 5 + 7)
+
+
+def test_balanced_loss_weighs_by_the_number_of_frames(frames):
+    """F/T for the future and t/T for the context, not the other way round, and never the commitment."""
+    terms = loss(TokenizerLossConfig(balanced=True), frames, output(frames, 0.1, 0.3))
+    assert terms.total.item() == pytest.approx(0.3 * 4 / 6 + 0.1 * 2 / 6 + 12)
+
+
+class BrightnessDistance(nn.Module):
+    """Stands in for LPIPS: the difference of mean brightness, and a note of the range that it was given."""
+
+    def forward(self, ours, theirs):
+        assert theirs.unique().tolist() == [0.0]  # frames of 0.5 as they are in [-1, 1]
+        return (ours.mean(dim=(1, 2, 3)) - theirs.mean(dim=(1, 2, 3))).abs()
+
+
+def test_lpips_sees_frames_in_minus_one_to_one(frames):
+    terms = loss(TokenizerLossConfig(perc_weight=10.0), frames, output(frames, 0.1, 0.3), BrightnessDistance())
+    assert terms.parts["ref_perc"].item() == pytest.approx(0.2)
+    assert terms.parts["perc"].item() == pytest.approx(0.6)
+    assert terms.total.item() == pytest.approx(0.1 + 0.3 + 10 * (0.2 + 0.6) + 12, rel=1e-5)
+
+
+def test_motion_weight_counts_pixels_that_left_the_last_context_frame(frames):
+    """Half of the last future frame has moved in full: an eighth of all future pixels counts three times more."""
+    frames[:, -1, :, :4] += 0.2
+    terms = loss(TokenizerLossConfig(motion_weight=3.0), frames, output(frames, 0.0, 0.3))
+    assert terms.parts["recon"].item() == pytest.approx(0.3 * (1 + 3 / 8))
+
+
+def test_gradient_weight_punishes_lost_edges_only(frames):
+    config = TokenizerLossConfig(gradient_weight=1.0)
+    assert loss(config, frames, output(frames, 0.1, 0.3)).parts["gradient"].item() == pytest.approx(0, abs=1e-6)
+    edge = output(frames)
+    edge.sample[:, :, 4:] += 0.7  # one of seven horizontal lines between rows
+    assert loss(config, frames, edge).parts["gradient"].item() == pytest.approx(0.7 / 7)
+
+
+class RewardsByFrame(nn.Module):
+    """Predicts 10, 11, ... for the future frames of a clip."""
+
+    def forward(self, input_ids, labels, action):
+        zero = torch.zeros(())
+        outputs = SimpleNamespace(loss=zero, cross_entropy=zero, action_recon_loss=None)
+        return outputs, (10.0 + torch.arange(FUTURE)).expand(len(input_ids), -1)[..., None]
+
+
+def test_future_frame_k_is_rewarded_for_the_action_that_led_to_it():
+    """The released code trained on rewards one step late. rewards[:, j] is what actions[:, j] earned at frame j."""
+    layout = TokenLayout(CONTEXT, FUTURE, context_codes=8, dynamics_codes=8)
+    tokens = torch.zeros(3, layout.sequence_length, dtype=torch.int64)
+    rewards = (10.0 - (CONTEXT - 1) + torch.arange(CONTEXT + FUTURE)).expand(3, -1)
+    terms = transformer_loss(RewardsByFrame(), tokens, layout, torch.zeros(3, 6, 4), rewards)
+    assert terms.parts["reward"].item() == 0
+    late = transformer_loss(RewardsByFrame(), tokens, layout, torch.zeros(3, 6, 4), rewards - 1, reward_weight=0.5)
+    assert late.total.item() == pytest.approx(0.5)
+
+
+def test_parts_are_unweighted_and_the_cross_entropy_is_pure():
+    """Action reconstruction inside the logged cross-entropy would make runs with and without it incomparable."""
+    record = golden()["transformer"]["ctx2"]["act_cond"]
+    model = networks.transformer(
+        networks.tokenizer(), action_dim=4, reward_prediction=True, action_recon=record["action_recon_weight"]
+    )
+    tokens = torch.tensor(golden()["tokenizer"]["ctx2_64"]["tokens"])
+    layout = model.layout.with_future_frames(FUTURE)
+    with torch.no_grad():
+        terms = transformer_loss(model, tokens, layout, actions(len(tokens), CONTEXT + FUTURE, 4))
+    reconstruction = record["action_recon_loss"]
+    assert terms.parts["action_recon"].item() == pytest.approx(reconstruction, abs=1e-4)
+    assert terms.parts["ce"].item() == pytest.approx(record["loss"] - 0.5 * reconstruction, abs=1e-4)
+    assert terms.total.item() == pytest.approx(record["loss"], abs=1e-4)
