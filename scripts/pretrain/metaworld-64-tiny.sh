@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
 # Run it again to go on after an interruption. Paths and sizes come from the environment:
-#   DATA=... RUNS=... MODEL=... TASKS="..." EPISODES=60 TOKENIZER_STEPS=... TRANSFORMER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
+#   DATA=... RUNS=... MODEL=... EPISODES=60 TOKENIZER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 DATA=${DATA:-data/metaworld}
+HELD_OUT=${HELD_OUT:-data/metaworld-heldout}
 RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
 TASKS=${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
 EPISODES=${EPISODES:-60}
-TOKENIZER_STEPS=${TOKENIZER_STEPS:-40000} # phases: half of them update the tokenizer
-TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-12000}
-MIXED_PRECISION=${MIXED_PRECISION:-no}
+TOKENIZER_STEPS=${TOKENIZER_STEPS:-6000} # phases: half of them update the tokenizer
+TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-6000}
+MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
 LAUNCH=${LAUNCH:-python} # or: accelerate launch
 
 TOKENIZER_NAME=metaworld-64-tiny-tokenizer
@@ -24,32 +25,35 @@ newest_run() { # the newest run folder of an experiment
 
 read -ra tasks <<<"$TASKS"
 python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
+python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes 12 --seed 1000
 
 $LAUNCH train_tokenizer.py --exp_name "$TOKENIZER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
     --model_config_name_or_path configs/ctx_vae64_tiny --resolution 64 --context_length 2 \
     --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --segment_length 6 --segment_horizon 16 --rand_select --no_aug \
-    --train_batch_size 4 --learning_rate 1e-3 --lr_scheduler constant_with_warmup --lr_warmup_steps 100 \
+    --train_batch_size 4 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
     --max_train_steps "$TOKENIZER_STEPS" --disc_start 1000005 --channels_last --cross_attention_dropout 0 \
     --motion_weight 3 --gradient_weight 0.5 --restart_dead_codes 100 --codebook_decay 0.99 \
     --log_image_steps 2000 --validation_steps 2000 --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 \
     --resume_from_checkpoint latest
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.
-python -m ivideogpt.training.export --tokenizer "$(newest_run "$TOKENIZER_NAME")" --output "$MODEL" --dtype float16
+python -m ivideogpt.training.export --tokenizer "$(newest_run "$TOKENIZER_NAME")" --output "$RUNS/exported" --dtype float16
 
 for split in train test; do
-    python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$MODEL/tokenizer" --dataset_path "$DATA" \
-        --segment_length 16 --stride 2 --split "$split" --output "$RUNS/tokens/$split"
+    python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --dataset_path "$DATA" \
+        --segment_length 16 --stride 4 --split "$split" --output "$RUNS/tokens/$split"
 done
 
 $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
-    --pretrained_model_name_or_path "$MODEL/tokenizer" --config_name configs/llama/config_tiny.json \
+    --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --config_name configs/llama/config_tiny.json \
     --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
     --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
     --per_device_train_batch_size 8 --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
-    --weight_decay 0.01 --embed_no_wd --llama_attn_drop 0.1 --max_grad_norm 1.0 --max_train_steps "$TRANSFORMER_STEPS" \
+    --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --max_train_steps "$TRANSFORMER_STEPS" \
     --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest
 
-python -m ivideogpt.training.export --tokenizer "$MODEL/tokenizer" --transformer "$(newest_run "$TRANSFORMER_NAME")" \
-    --output "$MODEL" --dtype float16
+python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$TRANSFORMER_NAME")" \
+    --output "$MODEL" --dtype float16 --top_k 1
+python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips 120 \
+    --output_path "$RUNS/scores.json"
 echo "finished: $MODEL"
