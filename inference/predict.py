@@ -6,6 +6,7 @@ Without arguments: the bundled model on a bundled episode. Everything that a fla
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -21,21 +22,25 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from inference.utils import NPZParser, Segment
+from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
+from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.episodes import open_episode
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.video_prediction import reconstruct_future
+from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
-from ivideogpt.utils.video_metric import frame_psnr, frame_ssim
 from ivideogpt.world_model import WorldModel
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("float32", "bfloat16", "float16")
-METRICS = {"psnr": frame_psnr, "ssim": frame_ssim}
+
+logger = logging.getLogger(__name__)
 
 Scores = dict[str, dict[str, Tensor]]  # of what, by which metric, (N, F)
 
@@ -67,8 +72,7 @@ class PredictArgs:
             raise UserError("--segment_length counts the context and --horizon does not: give one of them")
         if not 0 <= self.seed < 2**32:
             raise UserError(f"--seed is {self.seed}: it must be between 0 and {2**32 - 1}")
-        if Path(self.output_path).exists() and not Path(self.output_path).is_dir():
-            raise UserError(f"--output_path {self.output_path} is a file: name a folder")
+        check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 
 @dataclass(frozen=True)
@@ -78,24 +82,29 @@ class Prediction:
     Attributes:
         context: (t, 3, H, W) reconstructed.
         futures: (N, F, 3, H, W).
-        reconstruction: (F, 3, H, W) the true future through the tokenizer alone: the best that a prediction can look.
+        references: what to measure them against, (1, F, 3, H, W) each.
         rewards: (N, F) if the model predicts them.
         seconds: what the futures took, reading the context included.
     """
 
     context: Tensor
     futures: Tensor
-    reconstruction: Tensor
+    references: dict[str, Tensor]
     rewards: Tensor | None
     seconds: float
 
 
 def with_episode(args: PredictArgs) -> PredictArgs:
-    """The first bundled episode where none is named. Looked for before a model is loaded, or even downloaded."""
-    if args.input_path is not None:
-        if not Path(args.input_path).is_file():
-            raise UserError(f"--input_path {args.input_path}: no such file")
-        return args
+    """The first bundled episode where none is named. Opened before a model is loaded, or even downloaded."""
+    args = args if args.input_path is not None else with_bundled_episode(args)
+    assert args.input_path is not None
+    if not Path(args.input_path).is_file():
+        raise UserError(f"--input_path {args.input_path}: no such file")
+    open_episode(args.input_path, dataset_info(args.dataset_name or "").image_key)
+    return args
+
+
+def with_bundled_episode(args: PredictArgs) -> PredictArgs:
     samples = sorted(BUNDLED_SAMPLES.glob("*.npz"))
     if not samples:
         raise UserError(f"there is no bundled episode in {BUNDLED_SAMPLES}: name one with --input_path")
@@ -163,12 +172,29 @@ def metadata_with_flags(metadata: ModelMetadata, args: PredictArgs) -> ModelMeta
     )
 
 
+def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
+    """Frames of the episode from one frame of the segment to the next, if so many fit."""
+    names = [] if dataset_name is None else [dataset_name]
+    info = dataset_info(dataset_name or "")
+    step = info.step(stepsize_as_trained(names, metadata.dataset_step))
+    if dataset_name is not None and not is_known(dataset_name):
+        logger.warning(
+            "--dataset_name %s is in no table: frames are %d apart, from array %r", dataset_name, step, info.image_key
+        )
+    return step
+
+
 def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
     """What the model is shown and what really followed. A goal-conditioned model sees the last frame first."""
     assert args.input_path is not None
+    step = frame_step(args.dataset_name, metadata)
     np.random.seed(args.seed)  # the parser's first draw is where the segment starts
     segment = NPZParser(metadata.segment_length, metadata.resolution).parse_segment(
-        args.input_path, args.dataset_name, load_action=metadata.action_dim is not None, action_dim=metadata.action_dim
+        args.input_path,
+        args.dataset_name,
+        load_action=metadata.action_dim is not None,
+        action_dim=metadata.action_dim,
+        step=step,
     )
     if metadata.goal_conditioned:
         *others, goal = segment.indices
@@ -178,20 +204,15 @@ def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
 
 @torch.inference_mode()
 def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) -> Prediction:
-    context_length, num_frames = model.metadata.context_length, len(segment.frames)
-    frames, actions = segment.frames[None], None
-    if segment.actions is not None and model.action_dim is not None:
-        actions = segment.actions[None, context_length - 1 : num_frames - 1]
+    clip = ClipBatch(segment.frames[None], None if segment.actions is None else segment.actions[None])
     started = time.perf_counter()
-    rollout = model.predict(
-        frames[:, :context_length], actions, num_frames - context_length, num_samples=num_samples, seed=seed
-    )
+    rollout = sample_futures(model, clip, seed, num_samples)
     futures = rollout.frames[0].cpu()  # waits for the device
     seconds = time.perf_counter() - started
     return Prediction(
         context=rollout.context[0].cpu(),
         futures=futures,
-        reconstruction=reconstruct_future(model, frames)[0].cpu(),
+        references={name: frames.cpu() for name, frames in references(model, clip.frames).items()},
         rewards=None if rollout.rewards is None else rollout.rewards[0].cpu(),
         seconds=seconds,
     )
@@ -199,14 +220,9 @@ def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) ->
 
 def score(segment: Segment, prediction: Prediction) -> Scores:
     """Every predicted frame, (N, F), of the prediction and of what it is to be measured against."""
-    context_length = len(prediction.context)
-    truth, last_context = segment.frames[context_length:], segment.frames[context_length - 1]
-    scored = {
-        "prediction": prediction.futures,
-        "reconstruction": prediction.reconstruction[None],
-        "copy_last_frame": last_context.expand_as(truth)[None],
-    }
-    return {name: {key: metric(truth, frames) for key, metric in METRICS.items()} for name, frames in scored.items()}
+    truth = segment.frames[len(prediction.context) :]
+    scored = {"prediction": prediction.futures, **prediction.references}
+    return {name: score_frames(truth, frames) for name, frames in scored.items()}
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, float]]:

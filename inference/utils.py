@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ivideogpt.data.catalog import DatasetInfo, dataset_info
+from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.episodes import NpzEpisode, check_carries, open_episode
 from ivideogpt.data.segments import Indices, fitting_step, last_start
 from ivideogpt.data.transforms import resize, unit_range
@@ -47,8 +47,13 @@ class NPZParser:
         load_action: bool = False,
         load_reward: bool = False,
         action_dim: int | None = None,
+        step: int | None = None,
     ) -> Segment:
         """The same, with rewards too.
+
+        Args:
+            action_dim: refuse an episode with another one.
+            step: distance of the frames; unless given, the dataset's.
 
         Raises:
             UserError: the file is damaged, too short, or lacks what is asked for.
@@ -56,7 +61,7 @@ class NPZParser:
         info = dataset_info(dataset_name or "")
         episode = open_episode(path, info.image_key)
         check_carries(episode, load_action, load_reward, action_dim)
-        indices = self._draw(episode, info)
+        indices = self._draw(episode, step or info.step())
         actions = episode.actions(indices) if load_action else None
         rewards = episode.rewards(indices) if load_reward else None
         return Segment(
@@ -66,13 +71,13 @@ class NPZParser:
             indices=tuple(indices.tolist()),
         )
 
-    def _draw(self, episode: NpzEpisode, info: DatasetInfo) -> Indices:
+    def _draw(self, episode: NpzEpisode, step: int) -> Indices:
         if episode.num_frames < self.segment_length:
             raise UserError(
                 f"{episode.path}: {episode.num_frames} frames, fewer than the segment's {self.segment_length}; "
                 "choose a longer episode or a shorter segment_length"
             )
-        step = fitting_step(info.step(), self.segment_length, episode.num_frames)
+        step = fitting_step(step, self.segment_length, episode.num_frames)
         # The legacy generator, as documented: other people's seeds must give the segments that they know.
         start = np.random.randint(last_start(episode.num_frames, self.segment_length, step) + 1)
         return start + step * np.arange(self.segment_length)

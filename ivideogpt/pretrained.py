@@ -15,9 +15,10 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_type_hints
 
 import huggingface_hub
 import torch
@@ -107,6 +108,23 @@ class ModelMetadata:
     goal_conditioned: bool = False
     generation: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(ModelMetadata).items():
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(f"{name} is {getattr(self, name)!r}, expected {getattr(kind, '__name__', kind)}")
+        if self.segment_length <= self.context_length:
+            raise UserError(
+                f"segment_length {self.segment_length} leaves no frame to predict after context_length "
+                f"{self.context_length}: it counts the context"
+            )
+        if self.action_normalization is not None:
+            lengths = [len(self.action_normalization.mean), len(self.action_normalization.std)]
+            if lengths != [self.action_dim, self.action_dim]:
+                raise UserError(
+                    f"action_normalization has a mean of {lengths[0]} and a std of {lengths[1]} numbers, expected "
+                    f"action_dim = {self.action_dim} of each"
+                )
+
     @classmethod
     def infer(cls, tokenizer: CompressiveVQModel, transformer: Transformer) -> ModelMetadata:
         """What the networks themselves say, for checkpoints without metadata."""
@@ -133,7 +151,9 @@ class ModelMetadata:
                 )
             values["generation"] = Sampling(**values.get("generation", {}))
             return cls(**values)
-        except TypeError as error:
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        except (TypeError, AttributeError) as error:  # an unknown key, or no object where one is expected
             known = ", ".join(each.name for each in fields(cls))
             raise UserError(f"{file}: {error}; its keys are {known}") from error
 
@@ -153,8 +173,8 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
         raise UserError(f"no checkpoint folder {path_or_hub_id}")
     try:
         return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except Exception as error:  # the hub's client raises many kinds: a proxy's errors are no OSError
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{path_or_hub_id} is neither a local folder nor a model that the hub gives us: {reason}"
         ) from error
@@ -224,10 +244,11 @@ def build_transformer(
 ) -> Transformer:
     """A new transformer with random weights, for clips of ``layout``, whose vocabulary replaces the config's.
 
-    An ``action_dim`` makes it action-conditioned; the two heads exist for such models only.
+    An ``action_dim`` makes it action-conditioned; the two heads exist for such models only. ``config`` is not changed.
     """
     if action_dim is None and (reward_prediction or action_recon is not None):
         raise UserError("reward_prediction and action_recon need an action-conditioned model: set action_conditioned")
+    config = deepcopy(config)
     config.vocab_size = layout.vocab_size
     llm = LlamaForCausalLM(config)
     if action_dim is None:

@@ -187,8 +187,8 @@ class WorldModel:
         frame, so of a clip's actions it is ``[:, t - 1 : T - 1]``.
         """
         horizon = self._horizon(actions, horizon)
-        _check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
         session = self.start(context, num_samples, sampling=sampling, seed=seed, on_full=on_full, max_frames=horizon)
+        _check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)
         of_steps = [None] * horizon if actions is None else actions.unbind(-2)
         steps = [session.step(action) for action in of_steps]
@@ -229,10 +229,12 @@ class WorldModel:
             raise UserError(
                 f"the transformer has {self.transformer.context} context frames, the tokenizer {context_length}"
             )
-        stated = (self.metadata.context_length, self.metadata.action_dim)
-        actual = (context_length, self.action_dim)
+        stated = (self.metadata.resolution, self.metadata.context_length, self.metadata.action_dim)
+        actual = (self.tokenizer.config.resolution, context_length, self.action_dim)
         if stated != actual:
-            raise UserError(f"the metadata says context_length, action_dim = {stated}, but the networks have {actual}")
+            raise UserError(
+                f"the metadata says resolution, context_length, action_dim = {stated}, but the networks have {actual}"
+            )
 
 
 class Session:
@@ -258,6 +260,8 @@ class Session:
             raise UserError(f"num_samples is {num_samples}, must be at least 1")
         if on_full not in ("slide", "error"):
             raise UserError(f"on_full is {on_full!r}, must be 'slide' or 'error'")
+        if max_frames is not None and max_frames < 1:
+            raise UserError(f"max_frames is {max_frames}, must be at least 1, or None for as many as fit")
         if sampling.separators == "sampled" and world_model.action_dim is not None:
             raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
         _check_context(context, world_model)
@@ -280,7 +284,6 @@ class Session:
             self._decoder.expand(num_samples)
         # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
         self._recent = [frame[:, None].expand(-1, num_samples, -1, -1, -1) for frame in context.unbind(1)]
-        self.check_room(1)
 
     @torch.no_grad()
     def step(self, action: Tensor | None = None) -> Step:
@@ -300,11 +303,6 @@ class Session:
             UserError: the positions do not suffice and the session may not slide.
         """
         room, at_all = self._decoder.frames_left, self._layout.future_frames_that_fit(self._decoder.capacity)
-        if at_all < 1:
-            raise UserError(
-                f"not one frame fits after {self._layout.context_frames} context frames into {self._decoder.capacity} "
-                "positions; the transformer needs more max_position_embeddings or less context"
-            )
         if self._on_full == "error" and num_frames > room:
             raise UserError(
                 f"{num_frames} more frames do not fit, {room} do ({at_all} after each context); "

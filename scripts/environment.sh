@@ -1,29 +1,33 @@
 # Sourced by quickstart.sh and test.sh: goes to the repository's root and puts .venv first on the PATH.
 # The environment is made on the first run; later runs compare a checksum and do nothing. VENV=... names another folder.
-# PYTHON=... names the interpreter to make it with (3.11 or newer).
+# PYTHON=... names the interpreter to make it with (3.11, 3.12 or 3.13: MuJoCo has no wheels for later ones).
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV=${VENV:-$PWD/.venv}
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
-        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+        if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
             echo "$candidate"
             return
         fi
     done
-    echo "error: Python 3.11 or newer is needed; name one with PYTHON=/path/to/python" >&2
+    echo "error: Python 3.11, 3.12 or 3.13 is needed${PYTHON:+ and $PYTHON is none of them};" \
+        "name one with PYTHON=/path/to/python" >&2
     return 1
 }
 
 install_requirements() {
-    local stamp="$VENV/.installed" wanted python
+    local stamp="$VENV/.installed" wanted python clear=()
     wanted="$(cat requirements.txt pyproject.toml | cksum) $PWD"
-    if [ ! -x "$VENV/bin/python" ]; then
+    if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         python=$(find_python)
         echo "making $VENV with $("$python" --version)"
-        "$python" -m venv "$VENV"
+        if [ -f "$VENV/pyvenv.cfg" ]; then # half-made, or its interpreter is gone; any other folder keeps its files
+            clear=(--clear)
+        fi
+        "$python" -m venv ${clear[@]+"${clear[@]}"} "$VENV"
     fi
     if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
         echo "installing requirements.txt (about 2 GB, a few minutes)"

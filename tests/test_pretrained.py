@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import pickle
-from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub
@@ -152,6 +151,23 @@ def test_a_hub_id_without_network_is_one_line(monkeypatch):
     assert "\n" not in str(error.value)
 
 
+class ProxyError(Exception):
+    """As the hub's HTTP client has them: no OSError."""
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(ProxyError("403 Forbidden\nfrom the proxy"), "403 Forbidden"), (ProxyError(), "ProxyError")],
+)
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch, error, reason):
+    def download(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    with pytest.raises(UserError, match=f"a model that the hub gives us: {reason}$"):
+        resolve_folder("nobody/nothing")
+
+
 # ---- parts
 
 
@@ -216,6 +232,13 @@ def test_architecture_files():
     assert {(c.rms_norm_eps, c.max_position_embeddings, c.tie_word_embeddings) for c in sizes.values()} == {
         (1e-6, 1024, False)
     }
+
+
+def test_building_leaves_the_callers_config_alone():
+    """Two models of one config, for tokenizers of different size."""
+    config = llama_config(vocab_size=8192)
+    transformer(tokenizer(), config=config)
+    assert config.vocab_size == 8192
 
 
 # ---- starting points of training
@@ -361,10 +384,8 @@ def test_foreign_files_are_read_without_running_them(tmp_path):
 
 
 def test_metadata_is_checked(saved):
-    metadata = ModelMetadata.read(saved)
-    assert metadata == replace(metadata)
     change_json(saved / "ivideogpt.json", context_length=1)
-    with pytest.raises(UserError, match="metadata says context_length"):
+    with pytest.raises(UserError, match=r"metadata says resolution, context_length, action_dim = \(64, 1, 4\)"):
         WorldModel.from_pretrained(saved)
     change_json(saved / "ivideogpt.json", contxt_length=1)
     with pytest.raises(UserError, match="contxt_length"):
@@ -372,3 +393,26 @@ def test_metadata_is_checked(saved):
     (saved / "ivideogpt.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         ModelMetadata.read(saved)
+    (saved / "ivideogpt.json").write_text("[]")
+    with pytest.raises(UserError, match="must hold one JSON object"):
+        ModelMetadata.read(saved)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"segment_length": 2}, "segment_length 2 leaves no frame to predict after context_length 2"),
+        ({"segment_length": "16"}, "segment_length is '16', expected int"),
+        ({"dataset_step": 1.5}, r"dataset_step is 1.5, expected int \| None"),
+        ({"action_normalization": {"mean": [0] * 3, "std": [1] * 4}}, "a mean of 3 and a std of 4 numbers, .* = 4 of"),
+        ({"action_normalization": {"mean": [0] * 4}}, "std"),
+        ({"action_normalization": [0, 1]}, "list"),
+        ({"generation": {"temperature": 0}}, "temperature is 0"),
+        ({"generation": 1}, "mapping"),
+    ],
+)
+def test_values_of_the_metadata_are_checked(saved, values, message):
+    """They would fail later, far from the file that holds them."""
+    change_json(saved / "ivideogpt.json", **values)
+    with pytest.raises(UserError, match=f"ivideogpt.json: .*{message}"):
+        WorldModel.from_pretrained(saved)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt import Sampling, Session, WorldModel
+from ivideogpt.errors import UserError
 from ivideogpt.pretrained import ActionNormalization, ModelMetadata, build_transformer, language_model
 from ivideogpt.transformer import HeadModelWithAction
 from tests.parity.formulas import actions, assert_close, assert_record, clip, fill, golden
@@ -252,6 +253,21 @@ def test_without_a_seed_the_global_generator_decides():
     assert not torch.equal(predict(1), predict(2))
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_session_may_enter_and_leave_inference_mode(inside):
+    """One prediction inside used to break the model for good, and a session could not change sides."""
+    model = world_model(action_dim=4, reward_prediction=True)
+    action = actions(2, 2, 4)
+    expected = model.predict(context_of(2), action, num_samples=2, sampling=GREEDY)
+    with torch.inference_mode(inside):
+        session = model.start(context_of(2), num_samples=2, sampling=GREEDY)
+        steps = [session.step(action[:, 0])]
+    with torch.inference_mode(not inside):
+        steps.append(session.step(action[:, 1]))
+    assert torch.equal(torch.stack([step.frames for step in steps], dim=2), expected.frames)
+    assert torch.equal(model.predict(context_of(2), action, num_samples=2, sampling=GREEDY).frames, expected.frames)
+
+
 # ---- shapes, units, defaults
 
 
@@ -326,8 +342,14 @@ def test_a_session_that_may_not_slide_says_when_it_is_full():
         session.step()
     with pytest.raises(ValueError, match="3 more frames do not fit, 2 do"):
         model.predict(context_of(2), horizon=3, on_full="error")
-    with pytest.raises(ValueError, match="not one frame fits"):
-        world_model(frames_that_fit=0).start(context_of(2))
+
+
+@pytest.mark.parametrize(("context_length", "frames_that_fit"), [(2, 0), (4, None)])
+def test_a_context_that_leaves_no_position_is_refused(context_length, frames_that_fit):
+    """Four context frames alone are 1028 tokens."""
+    model = world_model(context_length, frames_that_fit=frames_that_fit)
+    with pytest.raises(UserError, match=f"not one frame fits after {context_length} context frames"):
+        model.start(context_of(context_length))
 
 
 def frames_with(value: float) -> Tensor:
@@ -347,6 +369,7 @@ def frames_with(value: float) -> Tensor:
         (None, lambda m: m.start(frames_with(float("nan"))), "NaN"),
         (None, lambda m: m.start(context_of(2), num_samples=0), "num_samples is 0"),
         (None, lambda m: m.start(context_of(2), on_full="stop"), "on_full is 'stop'"),
+        (None, lambda m: m.start(context_of(2), max_frames=0), "max_frames is 0"),
         (None, lambda m: m.predict(context_of(2), actions(2, 2, 4)), "action-free"),
         (None, lambda m: m.predict(context_of(2), horizon=0), "horizon is 0"),
         (4, lambda m: m.predict(context_of(2)), "action-conditioned"),
@@ -359,6 +382,7 @@ def frames_with(value: float) -> Tensor:
         ),
         (4, lambda m: m.predict(context_of(2), actions(2, 2, 4)[0]), r"shape \(2, 4\), expected"),
         (4, lambda m: m.predict(context_of(2), actions(2, 2, 4) / 0), "NaN"),
+        (4, lambda m: m.predict(context_of(2)[0], actions(1, 2, 4)), r"context frames have shape \(2, 3, 64, 64\)"),
         (4, lambda m: m.start(context_of(2), 3).step(torch.zeros(2, 2, 4)), r"expected \(2, 4\) or, .* \(2, 3, 4\)"),
         (4, lambda m: m.start(context_of(2)).step(), "action-conditioned"),
         (4, lambda m: m.start(context_of(2)[:0]), "expected"),
@@ -377,6 +401,8 @@ def test_parts_that_do_not_belong_together_are_refused():
         WorldModel(free.tokenizer, other)
     with pytest.raises(ValueError, match="metadata"):
         WorldModel(free.tokenizer, free.transformer, conditioned.metadata)
+    with pytest.raises(ValueError, match=r"resolution, context_length, action_dim = \(128, 2, None\)"):
+        WorldModel(free.tokenizer, free.transformer, replace(free.metadata, resolution=128))
     with pytest.raises(ValueError, match="2 context frames, the tokenizer 1"):
         WorldModel(tokenizer(context_length=1), conditioned.transformer)
     assert isinstance(WorldModel(free.tokenizer, free.transformer).metadata, ModelMetadata)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -45,7 +46,37 @@ class DatasetInfo:
 
 def dataset_info(name: str) -> DatasetInfo:
     """Facts of a listed dataset; anything else has step 1 and its frames under ``image``."""
-    return DatasetInfo(name, **_table("oxe_datasets")["datasets"].get(name, {}))
+    return DatasetInfo(name, **_paced_datasets().get(name, {}))
+
+
+def is_known(name: str) -> bool:
+    """Whether a table has a dataset of this name: an open one, or Meta-World or a task of it."""
+    return name.removesuffix("-v3") in {*_paced_datasets(), "metaworld", *_table("metaworld_tasks")}
+
+
+def stepsize_as_trained(names: Collection[str], trained_step: int | None) -> int:
+    """The ``video_stepsize`` for a model whose clips had frames ``trained_step`` apart (None: unknown).
+
+    Datasets with a pace of their own keep it, with a warning where the model was trained at another. No other name says
+    anything about distance in time, so that the model's decides.
+    """
+    if trained_step is None:
+        return 1
+    stepsize = 1 if any(name in _paced_datasets() for name in names) else trained_step * REFERENCE_STEP
+    for name in names:
+        step = dataset_info(name).step(stepsize)
+        if step != trained_step:
+            logger.warning(
+                "dataset %s has its frames %d apart, but the model was trained on frames %d apart",
+                name,
+                step,
+                trained_step,
+            )
+    return stepsize
+
+
+def _paced_datasets() -> dict[str, Any]:
+    return _table("oxe_datasets")["datasets"]
 
 
 @lru_cache

@@ -9,12 +9,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ivideogpt.data.catalog import stepsize_as_trained
 from ivideogpt.data.clips import DataConfig
+from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.loaders import build_evaluation_clips
-from ivideogpt.data.segments import SegmentSpec
+from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import VideoScores, score_clips
 from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.pretrained import ModelMetadata
 from ivideogpt.world_model import WorldModel
 
 
@@ -26,6 +30,7 @@ class EvaluationArgs:
     dataset_path: str = option(REQUIRED, "folder that holds one folder of .npz episodes per dataset")
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
     split: str = option("test", "which episodes", choices=("train", "test", "all"))
+    video_stepsize: int | None = option(None, "as in training; unless given, what the checkpoint says", minimum=1)
     num_clips: int = option(100, "clips, one of each episode in turn", minimum=1)
     batch_size: int = option(10, "clips at a time", minimum=2)
     late_frames: int = option(7, "also report the last so many frames by themselves", minimum=1)
@@ -36,24 +41,35 @@ class EvaluationArgs:
     def validate(self) -> None:
         if self.num_clips % self.batch_size == 1:
             raise UserError("the last batch would hold one clip, whose actions cannot be shuffled: change --batch_size")
+        if self.output_path is not None:
+            if Path(self.output_path).is_dir():
+                raise UserError(f"--output_path {self.output_path} is a folder: name a .json file")
+            check_folder_can_be_written(Path(self.output_path).parent, "--output_path")
 
 
 def evaluate(args: EvaluationArgs) -> VideoScores:
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, args.device)
-    metadata = model.metadata
-    config = DataConfig(
+    config = data_config(args, model.metadata)
+    clips = build_evaluation_clips(config, args.split, args.num_clips, args.seed)  # type: ignore[arg-type]
+    total = -(-args.num_clips // args.batch_size)
+    return score_clips(model, tqdm(clips, total=total, desc="batches", unit="batch"), args.seed)
+
+
+def data_config(args: EvaluationArgs, metadata: ModelMetadata) -> DataConfig:
+    """Clips of the form that the model was trained on."""
+    mix = resolve_mix(args.oxe_data_mixes_type, Path(args.dataset_path))
+    return DataConfig(
         dataset_path=args.dataset_path,
-        mix=args.oxe_data_mixes_type,
-        segment=SegmentSpec("contiguous", metadata.segment_length, metadata.context_length),
-        video_stepsize=1,
+        mix=mix,
+        segment=SegmentSpec(
+            segment_kind(goal_conditioned=metadata.goal_conditioned), metadata.segment_length, metadata.context_length
+        ),
+        video_stepsize=args.video_stepsize or stepsize_as_trained([name for name, _ in mix], metadata.dataset_step),
         image_size=metadata.resolution,
         batch_size=args.batch_size,
         load_action=metadata.action_dim is not None,
         action_dim=metadata.action_dim,
     )
-    clips = build_evaluation_clips(config, args.split, args.num_clips, args.seed)  # type: ignore[arg-type]
-    total = -(-args.num_clips // args.batch_size)
-    return score_clips(model, tqdm(clips, total=total, desc="batches", unit="batch"), args.seed)
 
 
 def report(args: EvaluationArgs, scores: VideoScores) -> dict[str, Any]:

@@ -15,16 +15,22 @@ from torch import Tensor
 
 from ivideogpt.data.clips import ClipBatch
 from ivideogpt.utils.video_metric import PSNR_EPSILON, frame_psnr, frame_ssim
-from ivideogpt.world_model import WorldModel
+from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
 # A pixel counts as moving where a channel differs by more than this from the last context frame (frames are in [0, 1]).
 MOVING_THRESHOLD = 0.05
 
+METRICS = {"psnr": frame_psnr, "ssim": frame_ssim}
 
-def copy_last_frame(clips: ClipBatch, num_context: int) -> Tensor:
+
+def score_frames(truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
+    """Every metric of every frame: (..., C, H, W), which broadcast, to (...)."""
+    return {name: metric(truth, frames) for name, metric in METRICS.items()}
+
+
+def copy_last_frame(frames: Tensor, num_context: int) -> Tensor:
     """The last context frame for ever: what a model of a still world would predict, (B, F, C, H, W)."""
-    future = clips.frames[:, num_context:]
-    return clips.frames[:, num_context - 1 : num_context].expand_as(future)
+    return frames[:, num_context - 1 : num_context].expand_as(frames[:, num_context:])
 
 
 @torch.inference_mode()
@@ -34,17 +40,31 @@ def reconstruct_future(model: WorldModel, frames: Tensor) -> Tensor:
     The best that a prediction can look.
     """
     tokenizer, frames = model.tokenizer, frames.to(model.device)
-    encoded = tokenizer.encode_context(frames[:, : tokenizer.context_length])
-    codes = tokenizer.encode_dynamics(frames[:, tokenizer.context_length :], encoded.features)
-    decoded = tokenizer.decode_dynamics(codes, tokenizer.decode_context(encoded.codes))
+    with evaluating(tokenizer):
+        encoded = tokenizer.encode_context(frames[:, : tokenizer.context_length])
+        codes = tokenizer.encode_dynamics(frames[:, tokenizer.context_length :], encoded.features)
+        decoded = tokenizer.decode_dynamics(codes, tokenizer.decode_context(encoded.codes))
     return decoded.float().clamp(0, 1)
 
 
-def predict_future(model: WorldModel, clips: ClipBatch, seed: int) -> Tensor:
-    """One sampled future of each clip under its recorded actions, (B, F, C, H, W)."""
+def references(model: WorldModel, frames: Tensor) -> dict[str, Tensor]:
+    """What a prediction is measured against beside the truth, (B, F, C, H, W) each."""
+    return {
+        "reconstruction": reconstruct_future(model, frames),
+        "copy_last_frame": copy_last_frame(frames, model.metadata.context_length),
+    }
+
+
+def sample_futures(model: WorldModel, clips: ClipBatch, seed: int, num_samples: int = 1) -> Rollout:
+    """Futures of each clip under its recorded actions. The one at the last context frame leads to the first."""
     t, num_frames = model.metadata.context_length, clips.frames.shape[1]
     actions = None if model.action_dim is None or clips.actions is None else clips.actions[:, t - 1 : num_frames - 1]
-    return model.predict(clips.frames[:, :t], actions, num_frames - t, seed=seed).frames[:, 0]
+    return model.predict(clips.frames[:, :t], actions, num_frames - t, num_samples=num_samples, seed=seed)
+
+
+def predict_future(model: WorldModel, clips: ClipBatch, seed: int) -> Tensor:
+    """One sampled future of each clip, (B, F, C, H, W)."""
+    return sample_futures(model, clips, seed).frames[:, 0]
 
 
 def futures(model: WorldModel, clips: ClipBatch, seed: int) -> dict[str, Tensor]:
@@ -54,8 +74,7 @@ def futures(model: WorldModel, clips: ClipBatch, seed: int) -> dict[str, Tensor]
     """
     candidates = {
         "prediction": predict_future(model, clips, seed),
-        "reconstruction": reconstruct_future(model, clips.frames),
-        "copy_last_frame": copy_last_frame(clips, model.metadata.context_length),
+        **references(model, clips.frames),
     }
     if model.action_dim is not None and clips.actions is not None:
         shuffled = ClipBatch(clips.frames, clips.actions.roll(1, dims=0))
@@ -110,9 +129,9 @@ def score_clips(model: WorldModel, batches: Iterable[ClipBatch], seed: int = 0) 
         truth = clips.frames[:, t:]
         moving = moving_pixels(truth, clips.frames[:, t - 1])
         for name, frames in futures(model, clips, seed + number).items():
-            of = collected.setdefault(name, {})
-            of.setdefault("psnr", []).append(frame_psnr(truth, frames).cpu())
-            of.setdefault("ssim", []).append(frame_ssim(truth, frames).cpu())
-            of.setdefault("moving_psnr", []).append(moving_psnr(truth, frames, moving).cpu())
-    scores = {name: {metric: torch.cat(parts) for metric, parts in of.items()} for name, of in collected.items()}
-    return VideoScores(t, scores)
+            scores = {**score_frames(truth, frames), "moving_psnr": moving_psnr(truth, frames, moving)}
+            for metric, values in scores.items():
+                collected.setdefault(name, {}).setdefault(metric, []).append(values.cpu())
+    return VideoScores(
+        t, {name: {metric: torch.cat(parts) for metric, parts in of.items()} for name, of in collected.items()}
+    )

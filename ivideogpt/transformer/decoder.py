@@ -46,7 +46,8 @@ class KVCache:
 
     def _repeated(self, filled: Tensor, n: int) -> Tensor:
         layers, rows, *rest = filled.shape
-        expanded = filled.new_empty(layers, rows * n, *rest)
+        with torch.inference_mode(False):  # see CachedLlama
+            expanded = filled.new_empty(layers, rows * n, *rest)
         expanded[:, :, :, : self.length] = filled[:, :, :, : self.length].repeat_interleave(n, dim=1)
         return expanded
 
@@ -68,6 +69,9 @@ class CachedLlama:
 
     It reads the module's weights and keeps joined copies of some: after the module has been trained or moved, call
     :meth:`refresh`. It holds no cache, so that one instance serves many rollouts.
+
+    What is written to again is allocated outside inference mode, whatever mode the caller is in: a tensor made inside
+    could never be written to outside.
     """
 
     def __init__(self, llm: LlamaForCausalLM) -> None:
@@ -87,6 +91,7 @@ class CachedLlama:
     def device(self) -> torch.device:
         return self.embeddings.device
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def refresh(self) -> None:
         """Read the module's weights again."""
@@ -100,6 +105,7 @@ class CachedLlama:
         cos, sin = model.rotary_emb(self.embeddings, positions)
         self.cos, self.sin = cos[0], sin[0]  # (positions, head dim)
 
+    @torch.inference_mode(False)
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         shape = (len(self.layers), batch, self.num_key_value_heads, capacity, self.head_dim)
         return KVCache(self.embeddings.new_empty(shape), self.embeddings.new_empty(shape))
@@ -245,9 +251,17 @@ class FrameDecoder:
         """Read prompts (B, 257 t), all but the separator at their end, which enters with the first frame.
 
         ``max_frames`` bounds the memory of the cache; by default it reaches to the model's last position.
+
+        Raises:
+            UserError: the model has no positions for the prompt and one frame.
         """
         assert prompt.shape[1] == self.layout.prompt_length
         capacity = self.llama.num_positions
+        if self.layout.future_frames_that_fit(capacity) < 1:
+            raise UserError(
+                f"not one frame fits after {self.layout.context_frames} context frames into {capacity} positions; "
+                "the transformer needs more max_position_embeddings or less context"
+            )
         if max_frames is not None:
             capacity = min(capacity, self.layout.with_future_frames(max_frames).sequence_length)
         self.cache = self.llama.new_cache(len(prompt), capacity)
@@ -282,7 +296,16 @@ class FrameDecoder:
         return DecodedFrame(tokens=torch.stack([separator, *frame], dim=1), reward=self._reward())
 
     def rollout(self, num_frames: int, action_embeddings: Tensor | None = None) -> DecodedFrames:
-        """Draw ``num_frames`` frames; ``action_embeddings`` is (B, F, D)."""
+        """Draw ``num_frames`` frames; ``action_embeddings`` is (B, F, D).
+
+        Raises:
+            UserError: there are no positions for so many.
+        """
+        if num_frames > self.frames_left:
+            raise UserError(
+                f"{num_frames} frames do not fit, {self.frames_left} do: "
+                "the transformer needs more max_position_embeddings, or ask for fewer"
+            )
         embeddings = [None] * num_frames if action_embeddings is None else action_embeddings.unbind(1)
         frames = [self.step(embedding) for embedding in embeddings]
         rewards = [frame.reward for frame in frames if frame.reward is not None]

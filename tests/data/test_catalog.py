@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from ivideogpt.data import DATASET_NAMED_MIXES
-from ivideogpt.data.catalog import DatasetPaths, EpisodeFinder, dataset_info, keep_some
+from ivideogpt.data.catalog import (
+    DatasetPaths,
+    EpisodeFinder,
+    dataset_info,
+    is_known,
+    keep_some,
+    stepsize_as_trained,
+)
 from ivideogpt.data.dataset_mixes import METAWORLD_TASKS, resolve_mix
 from ivideogpt.errors import UserError
 
@@ -45,6 +52,36 @@ def test_image_keys():
     assert dataset_info("language_table").image_key == "rgb"
     assert dataset_info("bair_robot_pushing").image_key == "aux1_image"
     assert dataset_info("my-own-robot").image_key == "image"
+
+
+@pytest.mark.parametrize(
+    "name", ["bridge", "bair_robot_pushing", "vp2_robodesk", "metaworld", "plate-slide", "hammer-v3"]
+)
+def test_known_names(name):
+    assert is_known(name)
+    assert not is_known(name[:-1])
+
+
+@pytest.mark.parametrize(
+    ("names", "trained_step", "steps", "warnings"),
+    [
+        (["my-own-robot", "plate-slide"], 4, [4, 4], 0),
+        (["my-own-robot"], None, [1], 0),
+        (["bridge"], None, [2], 0),
+        (["bridge"], 2, [2], 0),
+        (["bridge"], 4, [2], 1),
+        (["bridge", "my-own-robot"], 4, [2, 1], 2),
+        ([], 4, [], 0),
+    ],
+)
+def test_the_models_frame_distance_stands_in_for_an_unknown_one(names, trained_step, steps, warnings, caplog):
+    stepsize = stepsize_as_trained(names, trained_step)
+    assert [dataset_info(name).step(stepsize) for name in names] == steps
+    assert len(caplog.records) == warnings
+
+
+def test_without_a_dataset_the_models_frame_distance_counts():
+    assert dataset_info("").step(stepsize_as_trained([], 4)) == 4
 
 
 def test_all_named_mixes_are_there_and_their_datasets_are_listed():

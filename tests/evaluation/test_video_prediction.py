@@ -10,10 +10,20 @@ import pytest
 import torch
 
 from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.loaders import build_evaluation_clips
 from ivideogpt.evaluation import video_prediction
-from ivideogpt.evaluation.video_prediction import copy_last_frame, moving_pixels, moving_psnr, score_clips
+from ivideogpt.evaluation.__main__ import EvaluationArgs, data_config
+from ivideogpt.evaluation.video_prediction import (
+    copy_last_frame,
+    moving_pixels,
+    moving_psnr,
+    reconstruct_future,
+    score_clips,
+)
+from ivideogpt.flags import parse
+from ivideogpt.pretrained import ModelMetadata
 from ivideogpt.world_model import WorldModel
-from tests.data.synthetic import write_episode
+from tests.data.synthetic import write_dataset, write_episode
 
 
 @pytest.fixture
@@ -32,7 +42,7 @@ def random_clips(model: WorldModel, batch: int) -> ClipBatch:
 
 def test_copying_repeats_the_last_context_frame():
     frames = torch.rand(2, 5, 3, 8, 8)
-    copied = copy_last_frame(ClipBatch(frames), num_context=2)
+    copied = copy_last_frame(frames, num_context=2)
     assert copied.shape == (2, 3, 3, 8, 8)
     assert torch.equal(copied, frames[:, 1:2].expand(-1, 3, -1, -1, -1))
 
@@ -72,6 +82,15 @@ def test_predictions_get_the_actions_that_led_on_from_the_last_context_frame(mod
     assert torch.equal(shuffled, true[[2, 0, 1]])
 
 
+def test_the_tokenizer_is_in_eval_mode_and_gets_its_mode_back(model):
+    """Its attention has dropout: in the middle of training a reconstruction would be another one every time."""
+    frames = random_clips(model, 2).frames
+    expected = reconstruct_future(model, frames)
+    model.tokenizer.train()
+    assert torch.equal(reconstruct_future(model, frames), expected)
+    assert all(module.training for module in model.tokenizer.modules())
+
+
 def test_scores_cover_every_future_frame_of_every_clip(model):
     scores = score_clips(model, [random_clips(model, 3), random_clips(model, 2)])
     num_future = model.metadata.segment_length - model.metadata.context_length
@@ -90,6 +109,29 @@ def episodes(tmp_path):
         action = rng.normal(size=(9, 4)).astype(np.float32)
         write_episode(tmp_path / "data" / "noise" / f"{number}.npz", 9, image=image, action=action)
     return tmp_path / "data"
+
+
+def numbered_clip(folder, metadata: ModelMetadata, *flags: str) -> list[int]:
+    """The frame numbers of one clip that the command would score. Episodes have 20 frames, as their pixels say."""
+    required = ("--pretrained_model_name_or_path", "unused", "--dataset_path", str(folder))
+    config = data_config(parse(EvaluationArgs, [*required, *flags]), metadata)
+    (clip,) = build_evaluation_clips(config, "all", 1, seed=0)
+    return (clip.frames[0, :, 0, 0, 0] * 255).round().int().tolist()
+
+
+def test_a_goal_comes_first_as_in_training(tmp_path):
+    """Frame 0 in its place would tell the model to end where it began."""
+    write_dataset(tmp_path / "robot")
+    goal, *others = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, goal_conditioned=True))
+    assert others == list(range(others[0], others[0] + 4))
+    assert goal == others[-1]
+
+
+@pytest.mark.parametrize(("flags", "step"), [((), 4), (("--video_stepsize", "6"), 2)])
+def test_frames_are_as_far_apart_as_in_training(tmp_path, flags, step):
+    write_dataset(tmp_path / "robot")
+    numbers = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, dataset_step=4), *flags)
+    assert set(np.diff(numbers)) == {step}
 
 
 def run(*flags: str) -> subprocess.CompletedProcess:

@@ -47,6 +47,11 @@ def test_native_steps_are_shrunk_to_the_episode(path):
     assert starts(NPZParser(4, 8), path, "bridge") == set(range(33))
 
 
+def test_a_step_that_is_asked_for_replaces_the_datasets(path):
+    assert set(np.diff(NPZParser(4, 8).parse_segment(path, "toto", step=3).indices)) == {3}
+    assert set(np.diff(NPZParser(4, 8).parse_segment(path, step=20).indices)) == {10}
+
+
 def test_actions_and_rewards_only_if_asked_for(path):
     assert NPZParser(4, 8).parse(path, None)[1] is None
     segment = NPZParser(4, 8).parse_segment(path, load_reward=True)

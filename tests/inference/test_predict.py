@@ -178,6 +178,29 @@ def test_goal_conditioned_moves_the_last_frame_to_the_front(episode):
     assert torch.equal(moved.frames[0], plain.frames[-1])
 
 
+def test_frames_are_as_far_apart_as_in_training(episode, caplog):
+    """At another pace even a perfect model looks wrong. A dataset that is paced otherwise is used, with a warning."""
+    metadata = replace(world_model().metadata, dataset_step=2, segment_length=3)
+
+    def steps(*flags: str) -> set[int]:
+        args = predict_args("--input_path", str(episode), *flags)
+        return set(np.diff(predict.read_segment(args, metadata).indices))
+
+    assert steps() == {2}
+    assert steps("--dataset_name", "metaworld") == {2}
+    assert steps("--dataset_name", "bridge") == {2}
+    assert not caplog.records
+    assert steps("--dataset_name", "toto") == {4}  # 10, shrunk to the episode
+    assert "dataset toto has its frames 10 apart, but the model was trained on frames 2 apart" in caplog.text
+
+
+def test_a_mistyped_dataset_is_pointed_out_once(episode, caplog):
+    args = predict_args("--input_path", str(episode), "--dataset_name", "brigde")
+    predict.read_segment(args, world_model().metadata)
+    (record,) = caplog.records
+    assert record.getMessage() == "--dataset_name brigde is in no table: frames are 1 apart, from array 'image'"
+
+
 def test_baseline_repeats_the_last_context_frame():
     """Repeating another frame would make every model look good."""
     segment = numbered_segment(SEGMENT_LENGTH)
@@ -274,9 +297,26 @@ def test_bad_flags(flags, run):
     assert_refused(run(*flags), *BAD_FLAGS[flags])
 
 
-def test_output_path_that_is_a_file(run, tmp_path):
+@pytest.fixture
+def no_model(monkeypatch):
+    """Fails the test if a model is loaded: that may be a download of gigabytes."""
+    monkeypatch.setattr(predict, "load_model", lambda args: pytest.fail("a model was loaded"))
+
+
+@pytest.mark.parametrize("path", ["taken", "taken/below/it"])
+def test_output_path_that_is_no_folder(path, run, tmp_path, no_model):
     (tmp_path / "taken").write_text("")
-    assert_refused(run("--output_path", str(tmp_path / "taken")), "taken")
+    assert_refused(run("--output_path", str(tmp_path / path)), "--output_path", "taken is a file")
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "no image"])
+def test_the_episode_is_looked_at_first(kind, run, episode, no_model):
+    BAD_EPISODES[kind][0](episode)
+    assert_refused(run(), str(episode))
+
+
+def test_the_datasets_camera_is_looked_for_first(run, episode, no_model):
+    assert_refused(run("--dataset_name", "language_table"), "'rgb'")
 
 
 def reshape_a_tensor(model: Path) -> None:

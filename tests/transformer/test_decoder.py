@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
+from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer import CachedLlama, FrameDecoder, Sampling
 from tests.parity.formulas import fill
@@ -147,6 +148,39 @@ def test_refresh_reads_weights_that_changed_in_place():
     with torch.no_grad():
         actual = llama.logits(llama.forward(llama.embed(ids), llama.new_cache(2, 20)))
         torch.testing.assert_close(actual, model(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_refresh_after_a_start_inside_inference_mode():
+    """A joined projection made inside could never be written to outside: every later rollout would fail."""
+    with torch.inference_mode():
+        llama = CachedLlama(llm())
+    llama.refresh()
+    with torch.inference_mode():
+        llama.refresh()
+    assert not llama.layers[0].qkv.is_inference()
+
+
+@pytest.mark.parametrize("inside_first", [True, False])
+def test_a_rollout_may_enter_and_leave_inference_mode(inside_first):
+    """A notebook that prefills inside and steps outside, or the other way round, writes to the same cache."""
+    model = llm()
+    with torch.inference_mode(inside_first):
+        decoder = decoder_of(model, Sampling(greedy=True))
+        decoder.expand(2)
+        first = decoder.step()
+    with torch.inference_mode(not inside_first):
+        second = decoder.step()
+    expected = decoder_of(model, Sampling(greedy=True)).rollout(2).tokens.repeat_interleave(2, dim=0)
+    assert torch.equal(torch.cat([first.tokens, second.tokens], dim=1), expected)
+
+
+def test_frames_without_positions_are_refused():
+    """An assertion would come after the whole prefill, or in the middle of the rollout."""
+    short = FrameDecoder(CachedLlama(llm(max_position_embeddings=200)), LAYOUT, Sampling())
+    with pytest.raises(UserError, match="not one frame fits after 1 context frames into 200 positions"):
+        short.prefill(PROMPT)
+    with pytest.raises(UserError, match="4 frames do not fit, 3 do"):
+        decoder_of(llm(max_position_embeddings=LAYOUT.sequence_length), Sampling()).rollout(4)
 
 
 def test_adapters_must_be_merged_first():

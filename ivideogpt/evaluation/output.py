@@ -1,0 +1,21 @@
+"""Where a command may write. Asked before hours of work, not after."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ivideogpt.errors import UserError
+
+
+def check_folder_can_be_written(folder: Path, flag: str) -> None:
+    """Creates nothing: a command that is refused for another reason leaves no folder behind.
+
+    Raises:
+        UserError: it is no folder, or cannot become one, or nothing can be put into it.
+    """
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise UserError(f"{flag}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: nothing can be written to {existing}: name another folder")
