@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from ivideogpt.errors import cli
 from ivideogpt.training.args import GptArgs, parse
 
@@ -9,11 +11,12 @@ from ivideogpt.training.args import GptArgs, parse
 def main() -> None:
     args = parse(GptArgs)
     # The libraries take seconds to import: wrong flags, and --help, are answered before.
-    from ivideogpt.training.gpt_trainer import build_gpt_trainer
+    from ivideogpt.training.build_gpt import build_gpt_trainer
 
     trainer = build_gpt_trainer(args)
     with trainer.run:
         trainer.fit()
+    sys.exit(trainer.run.exit_code)
 
 
 if __name__ == "__main__":

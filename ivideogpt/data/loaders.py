@@ -6,6 +6,9 @@ workers and ranks share a stream by taking different k.
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -18,6 +21,7 @@ from torch.utils.data import DataLoader
 from ivideogpt.data.catalog import OWN_SPLITS, Split
 from ivideogpt.data.clips import ClipBatch, ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
+from ivideogpt.data.position import StreamPosition
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.data.transforms import Augmentation, Range, unit_range
 from ivideogpt.errors import UserError
@@ -41,12 +45,12 @@ class BatchNumbers:
             yield list(range(first, last if self.num_samples is None else min(last, self.num_samples)))
 
 
-class ClipLoader:
+class ClipLoader(StreamPosition):
     """An endless stream of :class:`ClipBatch`. Iterating goes on where the last iteration or the state stopped."""
 
     def __init__(self, clips: ClipDataset, numbers: BatchNumbers) -> None:
+        super().__init__(numbers.batch_size, numbers.rank, numbers.world_size)
         self.clips = clips
-        self.position = 0  # batches handed out on each rank
         self._numbers = numbers
         self._batches: DataLoader[Any] = DataLoader(
             clips,
@@ -54,6 +58,7 @@ class ClipLoader:
             num_workers=clips.config.num_workers,
             collate_fn=_as_it_is,
             persistent_workers=clips.config.num_workers > 0,
+            worker_init_fn=_obey_the_trainer_only,
             generator=torch.Generator(),  # starting an iteration draws a number: not from the trainer's generator
         )
 
@@ -69,23 +74,30 @@ class ClipLoader:
         """
         return self._between(0, num_batches)
 
-    def state_dict(self) -> dict[str, int]:
-        return {"samples": self.position * self._samples_per_step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on after the samples already used, by however many ranks and in batches of whatever size."""
-        self.position = -(-state["samples"] // self._samples_per_step)
-
-    @property
-    def _samples_per_step(self) -> int:
-        return self._numbers.batch_size * self._numbers.world_size
-
     def _between(self, start: int, stop: int | None) -> Iterator[ClipBatch]:
         self._numbers.start, self._numbers.stop = start, stop
         for batch in self._batches:
             if isinstance(batch, UserError):
                 raise batch
             yield replace(batch, frames=unit_range(batch.frames))
+
+
+def _obey_the_trainer_only(worker: int) -> None:
+    """Ignore signals to the whole job: asked to stop, the trainer still needs batches to finish its step.
+
+    SIGTERM of the trainer's own must go on working. It is how Python ends workers at exit, and it waits until they do.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_dismissal, daemon=True).start()
+
+
+def _await_dismissal() -> None:
+    trainer = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(batch: Any) -> Any:

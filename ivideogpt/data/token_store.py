@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ivideogpt.data.position import StreamPosition
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 
@@ -199,18 +200,17 @@ class TokenStore:
             )
 
 
-class TokenLoader:
+class TokenLoader(StreamPosition):
     """An endless stream of :class:`TokenBatch`: clips shuffled by the seed and epoch; ranks take turns at batches.
 
     The few clips that do not fill the last step of an epoch are left out of it; the next epoch leaves out others.
     """
 
     def __init__(self, store: TokenStore, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
+        super().__init__(batch_size, rank, world_size)
         self.store = store
-        self.batch_size = batch_size
-        self.position = 0  # batches handed out on each rank
-        self._seed, self._rank, self._world_size = seed, rank, world_size
-        self._steps_per_epoch = len(store) // (batch_size * world_size)
+        self._seed = seed
+        self._steps_per_epoch = len(store) // self.samples_per_step
         if self._steps_per_epoch == 0:
             raise UserError(
                 f"{store.folder} holds {len(store)} clips, fewer than one step of {world_size} x {batch_size}; "
@@ -227,20 +227,9 @@ class TokenLoader:
         """The same batches on every call. Does not move the stream's position."""
         return map(self._batch, range(num_batches))
 
-    def state_dict(self) -> dict[str, int]:
-        return {"samples": self.position * self._samples_per_step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on after the samples already used: exactly, if batches and ranks are as before."""
-        self.position = -(-state["samples"] // self._samples_per_step)
-
-    @property
-    def _samples_per_step(self) -> int:
-        return self.batch_size * self._world_size
-
     def _batch(self, position: int) -> TokenBatch:
         epoch, step = divmod(position, self._steps_per_epoch)
-        first = (step * self._world_size + self._rank) * self.batch_size
+        first = (step * self.world_size + self.rank) * self.batch_size
         return self.store.read(_shuffled(len(self.store), self._seed, epoch)[first : first + self.batch_size])
 
 

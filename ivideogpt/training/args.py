@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ivideogpt.errors import UserError
@@ -13,8 +14,19 @@ __all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
 
 PROJECT = Path(__file__).parents[2]
 LPIPS_FOLDER = "pretrained_models/lpips"
+# What only matters to clips that are read as pixels.
+PIXEL_FLAGS = (
+    "oxe_data_mixes_type",
+    "dataset_size",
+    "sthsth_root_path",
+    "video_stepsize",
+    "strong_aug",
+    "no_aug",
+    "dataloader_num_workers",
+)
 TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
+MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
@@ -37,24 +49,26 @@ class TokenizerArgs:
     # Data
     dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
     oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
-    dataset_size: int | None = option(None, "keep that many distinct episodes")
+    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
     sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
-    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle")
-    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset")
+    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle", minimum=1)
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
     rand_select: bool = option(False, "future frames: a sorted random choice from the horizon")
     rand_shuffle: bool = option(False, "all frames: a random choice from the horizon in random order")
     strong_aug: bool = option(False, "stronger augmentation")
     no_aug: bool = option(False, "no augmentation")
-    dataloader_num_workers: int = option(0, "data worker processes")
+    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
 
     # Loss
     vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
-    recon_weight: float = option(1.0, "weight of the reconstruction loss")
-    perc_weight: float = option(1.0, "weight of LPIPS")
+    recon_weight: float = option(1.0, "weight of the reconstruction loss", minimum=0)
+    perc_weight: float = option(1.0, "weight of LPIPS", minimum=0)
     lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
     balanced_loss: bool = option(False, "weigh future by F/T and context by t/T in reconstruction and LPIPS")
-    motion_weight: float = option(0.0, "extra reconstruction weight where a frame differs from the last context frame")
-    gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)")
+    motion_weight: float = option(
+        0.0, "extra reconstruction weight where a frame differs from the last context frame", minimum=0
+    )
+    gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)", minimum=0)
     disc_start: int = option(0, "step from which the discriminator takes part")
     disc_weight: float = option(0.8, "weight of the adversarial term")
     disc_depth: int = option(4, "convolutions of the discriminator")
@@ -75,23 +89,23 @@ class TokenizerArgs:
         1_000_000, "finished phases (generator and discriminator phases alternate)", minimum=1
     )
     num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
-    learning_rate: float = option(1e-4, "learning rate of the tokenizer")
+    learning_rate: float = option(1e-4, "learning rate of the tokenizer", minimum=0)
     discr_learning_rate: float = option(1e-4, "learning rate of the discriminator")
     scale_lr: bool = option(False, "multiply learning rates by devices x batch size x accumulation steps")
     lr_scheduler: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
     discr_lr_scheduler: str = option("constant_with_warmup", "schedule of the discriminator", choices=SCHEDULES)
-    lr_warmup_steps: int = option(500, "warm-up in optimizer updates")
+    lr_warmup_steps: int = option(500, "warm-up in optimizer updates", minimum=0)
     adam_beta1: float = option(0.9, "AdamW")
     adam_beta2: float = option(0.999, "AdamW")
-    adam_weight_decay: float = option(0.0, "AdamW")
-    adam_epsilon: float = option(1e-8, "AdamW")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    adam_weight_decay: float = option(0.0, "AdamW", minimum=0)
+    adam_epsilon: float = option(1e-8, "AdamW", minimum=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", minimum=0)
     use_8bit_adam: bool = option(False, "8-bit Adam of bitsandbytes", later=True)
     use_ema: bool = option(False, "keep an exponential moving average of the weights", later=True)
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass", later=True)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
 
     # Machine
-    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)")
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
     mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
     allow_tf32: bool = option(False, "TF32 matrix products on CUDA")
     channels_last: bool = option(False, "channels-last memory format of images and convolutions")
@@ -112,7 +126,7 @@ class TokenizerArgs:
     keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
     latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
-    start_global_step: int = option(0, "start counting at this step")
+    start_global_step: int = option(0, "start counting at this step", minimum=0)
 
     # Nothing any more
     dataset_name: str = option("robotic", "only robotic video is left", inert=True)
@@ -123,8 +137,8 @@ class TokenizerArgs:
     weighted_gan: bool = option(False, "gone", inert=True)
 
     def validate(self) -> None:
-        _check_clips(self.context_length, self.segment_length)
-        _check_trackers(self.report_to)
+        _check_what_both_share(self)
+        _check_shares(self, "codebook_decay", "cross_attention_dropout", "adam_beta1", "adam_beta2")
         if self.lpips_folder is not None and not self.lpips_folder.is_dir():
             raise UserError(f"--lpips_path {self.lpips_path}: no such folder")
         if self.rand_select and self.rand_shuffle:
@@ -137,8 +151,11 @@ class TokenizerArgs:
             raise UserError(
                 "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"
             )
-        if not 0 <= self.codebook_decay < 1:
-            raise UserError(f"--codebook_decay is {self.codebook_decay}, must be at least 0 and less than 1")
+        if self.pretrained_model_name_or_path and self.model_config_name_or_path:
+            warnings.warn(
+                "--model_config_name_or_path has no effect: --pretrained_model_name_or_path says what the model is",
+                stacklevel=3,
+            )
         if self.disc_start < self.max_train_steps:
             raise UserError(
                 f"not supported yet: the discriminator. --disc_start {self.disc_start} comes before "
@@ -169,7 +186,7 @@ class GptArgs:
     llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
     action_conditioned: bool = option(False, "condition each frame on an action")
     action_dim: int = option(4, "dimension of the actions", minimum=1)
-    action_recon: float | None = option(None, "weight of the reconstruction of actions")
+    action_recon: float | None = option(None, "weight of the reconstruction of actions", minimum=0)
     reward_prediction: bool = option(False, "predict rewards")
     symlog: bool = option(False, "predict the symmetric logarithm of rewards")
     goal_conditioned: bool = option(False, "the first frame is the goal")
@@ -183,15 +200,15 @@ class GptArgs:
     eval_token_store: str | None = option(None, "stored tokens of the test split, for validation with --token_store")
     dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
     oxe_data_mixes_type: str = option("select", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
-    dataset_size: int | None = option(None, "keep that many distinct episodes")
+    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
     sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
     resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
     context_length: int = option(1, "context frames t of a clip")
     segment_length: int = option(2, "frames T of a clip, context included")
-    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset")
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
     strong_aug: bool = option(False, "stronger augmentation")
     no_aug: bool = option(False, "no augmentation")
-    dataloader_num_workers: int = option(4, "data worker processes")
+    dataloader_num_workers: int = option(4, "data worker processes", minimum=0)
 
     # Optimisation
     per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
@@ -201,16 +218,16 @@ class GptArgs:
     gradient_accumulation_steps: int = option(1, "batches per optimizer update", minimum=1)
     max_train_steps: int = option(1_000_000, "optimizer updates", minimum=1)
     num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
-    learning_rate: float = option(5e-5, "peak learning rate")
-    weight_decay: float = option(0.0, "AdamW")
+    learning_rate: float = option(5e-5, "peak learning rate", minimum=0)
+    weight_decay: float = option(0.0, "AdamW", minimum=0)
     embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
     lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
-    num_warmup_steps: int = option(5000, "warm-up in optimizer updates")
-    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)")
+    num_warmup_steps: int = option(5000, "warm-up in optimizer updates", minimum=0)
+    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)", minimum=0)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
 
     # Machine
-    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)")
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
     mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
 
     # Record
@@ -228,7 +245,7 @@ class GptArgs:
     keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
     latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
-    start_completed_steps: int = option(0, "start counting at this step")
+    start_completed_steps: int = option(0, "start counting at this step", minimum=0)
 
     # Evaluation by generation
     use_eval_dataset: bool = option(False, "validate on the evaluation sets of DATASET.yaml", later=True)
@@ -236,7 +253,7 @@ class GptArgs:
     use_fvd: bool = option(False, "score generated clips with FVD", later=True)
     eval_only: bool = option(False, "evaluate, do not train", later=True)
     i3d_path: str = option("pretrained_models/i3d/i3d_torchscript.pt", "I3D weights for FVD", later=True)
-    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)", later=True)
     eval_generate_times: int = option(1, "generated samples per clip", later=True)
     max_generate_batchsize: int | None = option(None, "rows per generation call", later=True)
     max_decode_batchsize: int | None = option(None, "rows per decoding call", later=True)
@@ -247,12 +264,9 @@ class GptArgs:
     trust_remote_code: bool = option(False, "no remote code is ever run", inert=True)
 
     def validate(self) -> None:
-        _check_clips(self.context_length, self.segment_length)
-        _check_trackers(self.report_to)
-        if self.token_store and self.dataset_path:
-            raise UserError("--token_store and --dataset_path are two sources of clips: give one")
-        if self.eval_token_store and not self.token_store:
-            raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
+        _check_what_both_share(self)
+        _check_shares(self, "llama_attn_drop")
+        self._check_token_store()
         if self.action_conditioned and self.goal_conditioned:
             raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")
         for flag in ("reward_prediction", "action_recon"):
@@ -265,6 +279,24 @@ class GptArgs:
         if not self.config_path.exists():
             raise UserError(f"--config_name {self.config_name}: no such file")
 
+    def _check_token_store(self) -> None:
+        if self.eval_token_store and not self.token_store:
+            raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
+        if not self.token_store:
+            return
+        if self.dataset_path:
+            raise UserError("--token_store and --dataset_path are two sources of clips: give one")
+        if self.goal_conditioned:
+            raise UserError(
+                "--goal_conditioned needs pixels: the clips of a --token_store do not start with their goal"
+            )
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [f"--{name}" for name in PIXEL_FLAGS if getattr(self, name) != defaults[name]]
+        if given:
+            warnings.warn(
+                f"with --token_store, which holds finished clips, {', '.join(given)} does nothing", stacklevel=4
+            )
+
     @property
     def config_path(self) -> Path:
         return here_or_in_project(self.config_name)
@@ -272,6 +304,23 @@ class GptArgs:
     @property
     def checkpoints_kept(self) -> int | None:
         return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+
+def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
+    _check_clips(args.context_length, args.segment_length)
+    _check_trackers(args.report_to)
+    if args.strong_aug and args.no_aug:
+        raise UserError("--strong_aug and --no_aug contradict each other: give one")
+    if args.seed is not None and args.seed >= MAX_SEED:
+        raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
+
+
+def _check_shares(args: TokenizerArgs | GptArgs, *names: str) -> None:
+    """Dropout, decay of means: numbers of which 1 would leave nothing."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"--{name} is {value}: it must be at least 0 and less than 1")
 
 
 def _check_clips(context_length: int, segment_length: int) -> None:

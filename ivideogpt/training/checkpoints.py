@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 SHARED_STATE = "state.pt"
 UNFINISHED = ".unfinished-"
+SET_ASIDE = "rolled-back-"
 RUN_DATE = r"\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d-"
 
 # Name prefixes of a run's checkpoints, relative to its folder: the published layouts of both training scripts.
@@ -118,6 +119,17 @@ def complete_checkpoints(run_directory: Path, prefix: str) -> list[Path]:
     """Checkpoint folders of a run in order of their steps."""
     folders = [path for path in run_directory.glob(f"{prefix}*") if (path / SHARED_STATE).is_file()]
     return sorted(folders, key=step_of)
+
+
+def set_aside_later(checkpoint: Path) -> None:
+    """Rename the later checkpoints of a run that goes back to ``checkpoint``: they are no part of it any more."""
+    prefix = checkpoint.name.rstrip("0123456789")
+    for folder in complete_checkpoints(checkpoint.parent, prefix):
+        if step_of(folder) > step_of(checkpoint):
+            aside = folder.with_name(SET_ASIDE + folder.name)
+            logger.warning("going back to %s: %s is set aside as %s", checkpoint.name, folder.name, aside.name)
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
 
 
 def step_of(folder: Path) -> int:

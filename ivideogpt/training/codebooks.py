@@ -5,9 +5,8 @@ Knows latents, codes and the optimizer's moments of the code vectors; knows no i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -19,11 +18,28 @@ from ivideogpt.vq_model import CompressiveVQOutput
 
 KMEANS_ITERATIONS = 10
 VECTORS_PER_CODE = 8  # data that a codebook is initialised from
+VECTORS_AT_A_TIME = 4096
 FORGOTTEN = 1e-6  # a running mean of so little weight is rounding error
+
+
+class Tensors:
+    """Tensors that change in place, as one piece of state."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in self._tensors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._tensors.items():
+            tensor.copy_(state[name])
 
 
 class Codebook:
     """One codebook and what it has been used for.
+
+    ``means`` are the same in all processes, ``counts`` are each one's own.
 
     Args:
         name: prefix of its metrics.
@@ -42,6 +58,8 @@ class Codebook:
         self._sums = vectors.detach().clone()  # of latents, weighted like _weights
         self._counts_since_log = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         self._counts_since_restart = self._counts_since_log.clone()
+        self.means = Tensors({"weights": self._weights, "sums": self._sums})
+        self.counts = Tensors({"since_log": self._counts_since_log, "since_restart": self._counts_since_restart})
 
     def observe(self, codes: Tensor, latents: Tensor) -> None:
         """Take note of the codes of a training batch, any shape, and of the latents (..., d) that they stand for."""
@@ -70,8 +88,9 @@ class Codebook:
 
     @torch.no_grad()
     def initialise(self, latents: Tensor) -> None:
-        """Move the code vectors to cluster centres of ``latents`` (n, d)."""
-        self.vectors.copy_(broadcast(kmeans(latents.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
+        """Move the code vectors to cluster centres of ``latents`` (n, d), or of some of them if they are many."""
+        some = latents[torch.randperm(len(latents))[: VECTORS_PER_CODE * len(self.vectors)].to(latents.device)]
+        self.vectors.copy_(broadcast(kmeans(some.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
         self._begin_means_anew(torch.arange(len(self.vectors)))
 
     @torch.no_grad()
@@ -94,21 +113,6 @@ class Codebook:
     def _begin_means_anew(self, rows: Tensor) -> None:
         self._weights[rows] = 1
         self._sums[rows] = self.vectors.detach()[rows]
-
-    def state_dict(self) -> dict[str, Any]:
-        return {name: tensor.cpu() for name, tensor in self._state().items()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, tensor in self._state().items():
-            tensor.copy_(state[name])
-
-    def _state(self) -> dict[str, Tensor]:
-        return {
-            "since_log": self._counts_since_log,
-            "since_restart": self._counts_since_restart,
-            "weights": self._weights,
-            "sums": self._sums,
-        }
 
 
 @dataclass(frozen=True)
@@ -149,19 +153,13 @@ class Codebooks:
         self.context.initialise(torch.cat(context))
         self.dynamics.initialise(torch.cat(dynamics))
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"context": self.context.state_dict(), "dynamics": self.dynamics.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.context.load_state_dict(state["context"])
-        self.dynamics.load_state_dict(state["dynamics"])
-
 
 def usage(counts: Tensor) -> dict[str, float]:
     """Of code counts: the share of codes that occur, and their perplexity.
 
     Perplexity is the number of equally frequent codes that would be as hard to guess.
     """
+    counts = counts.cpu()  # not every accelerator has float64
     shares = counts.double() / counts.sum()
     return {
         "usage": (counts > 0).double().mean().item(),
@@ -178,11 +176,16 @@ def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
         extra = centres[torch.randint(len(centres), (num_centres - len(centres),)).to(vectors.device)]
         centres = torch.cat([centres, extra + 0.01 * vectors.std() * torch.randn_like(extra)])
     for _ in range(iterations):
-        nearest = torch.cdist(vectors, centres).argmin(dim=1)
+        nearest = _nearest(vectors, centres)
         sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
         counts = torch.bincount(nearest, minlength=num_centres).unsqueeze(1)
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
     return centres
+
+
+def _nearest(vectors: Tensor, centres: Tensor) -> Tensor:
+    """Which centre is nearest to each vector, in parts that fit into memory."""
+    return torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in vectors.split(VECTORS_AT_A_TIME)])
 
 
 def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:

@@ -23,7 +23,7 @@ class MetricWindow:
 
     def add(self, metrics: Mapping[str, Tensor | float]) -> None:
         for name, value in metrics.items():
-            value = torch.as_tensor(value).detach().double()
+            value = torch.as_tensor(value).detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._counts[name] = self._counts.get(name, 0) + 1
 
@@ -32,7 +32,7 @@ class MetricWindow:
         if not self._sums:
             return {}
         means = torch.stack([total.cpu() / self._counts[name] for name, total in self._sums.items()])
-        means = accelerator.reduce(means.to(accelerator.device, torch.float32), "mean").cpu()
+        means = accelerator.reduce(means.to(accelerator.device), "mean").cpu()
         result = dict(zip(self._sums, means.tolist(), strict=True))
         self._sums, self._counts = {}, {}
         return result
@@ -45,7 +45,7 @@ class MetricWindow:
         return {"sums": {name: total.item() for name, total in self._sums.items()}, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._sums = {name: torch.tensor(total, dtype=torch.float64) for name, total in state["sums"].items()}
+        self._sums = {name: torch.tensor(total) for name, total in state["sums"].items()}
         self._counts = dict(state["counts"])
 
 

@@ -1,4 +1,4 @@
-"""Optimizers: parameter groups, AdamW, clipping."""
+"""Optimizers: parameter groups, AdamW, norms of gradients."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
+import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -31,8 +32,10 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ivideogpt.training.args import GptArgs, TokenizerArgs
-from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, step_of
+from ivideogpt.errors import UserError
+from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
+from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
+from ivideogpt.training.resume import RECORD, check_unchanged, recorded_args
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +46,7 @@ RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transform
 class Run:
     """What every part of a training script shares: ``accelerator``, ``directory``, ``seed``, the record of metrics.
 
-    ``checkpoint`` is the one to resume from. ``facts`` go into run.json.
+    ``checkpoint`` is the one to resume from. ``facts`` go into run.json. ``exit_code`` is the command's.
     """
 
     args: TokenizerArgs | GptArgs
@@ -52,7 +55,8 @@ class Run:
     seed: int
     checkpoint: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    stop_requested: bool = False
+    stop_signal: int = 0
+    exit_code: int = 0
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
@@ -60,15 +64,17 @@ class Run:
                 self._open_folder()
             self.accelerator.wait_for_everyone()
             self._start_trackers()
-            stack.callback(self._end)
+            stack.callback(self.accelerator.end_training)
             for number in (signal.SIGTERM, signal.SIGINT):
                 stack.callback(signal.signal, number, signal.signal(number, self._request_stop))
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self._exit.__exit__(*exception)
+    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        if kind is None:  # a process that failed cannot wait for the others: they may be waiting for it elsewhere
+            self.accelerator.wait_for_everyone()
+        self._exit.__exit__(kind, *exception)
 
     @property
     def is_main_process(self) -> bool:
@@ -77,7 +83,7 @@ class Run:
     @property
     def config_file(self) -> Path:
         """run.json, or one beside it for the part of a run that was resumed; config.json is the trained model's."""
-        name = "run.json" if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
+        name = RECORD if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
         return self.directory / name
 
     @property
@@ -125,9 +131,16 @@ class Run:
     def should_stop(self) -> bool:
         """Has any process been asked to stop (SIGTERM, SIGINT)?"""
         if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum") > 0)
+            return self.stop_signal != 0
+        signals = self.accelerator.gather(torch.tensor([self.stop_signal], device=self.accelerator.device))
+        if signals.any():
+            self.stop_signal = int(signals.max())
+        return bool(signals.any())
+
+    def stopped_after(self, step: int) -> None:
+        """The run ends before its time: whoever started the command must not take it for finished."""
+        self.exit_code = 128 + self.stop_signal
+        logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
     # ---- start and end
 
@@ -135,6 +148,7 @@ class Run:
         self.directory.mkdir(parents=True, exist_ok=self.checkpoint is not None)
         if self.checkpoint is not None:
             _forget_lines_after(self.metrics_file, step_of(self.checkpoint))
+            set_aside_later(self.checkpoint)
         self.config_file.write_text(json.dumps(self.configuration(), indent=2) + "\n")
         logger.info("run folder %s", self.directory)
 
@@ -147,7 +161,6 @@ class Run:
             "versions": {"python": sys.version.split()[0]} | {name: _version(name) for name in RECORDED_PACKAGES},
             "num_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
-            "mixed_precision": self.accelerator.mixed_precision,
             "resumed_from": None if self.checkpoint is None else str(self.checkpoint),
             **self.facts,
         }
@@ -158,16 +171,12 @@ class Run:
             self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
         )
 
-    def _end(self) -> None:
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """First time: finish the current step and save. Second time: stop at once."""
-        if self.stop_requested:
+        if self.stop_signal:
             raise KeyboardInterrupt
         logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
-        self.stop_requested = True
+        self.stop_signal = number
 
 
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
@@ -176,6 +185,9 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files
     )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
+    args = dataclasses.replace(args, mixed_precision=accelerator.mixed_precision)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     place = [_place_of(args, checkpoint_prefix) if accelerator.is_main_process else None]
@@ -189,10 +201,14 @@ def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Pa
     """(checkpoint to resume from, run folder, seed)."""
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, args.exp_name, checkpoint_prefix)
-    seed = args.seed if args.seed is not None else int(np.random.SeedSequence().generate_state(1)[0])
-    if checkpoint is not None:
-        return checkpoint, run_directory_of(checkpoint, checkpoint_prefix), seed
-    return None, _new_folder_name(output_dir, args.exp_name), seed
+    if checkpoint is None:
+        seed = secrets.randbelow(MAX_SEED) if args.seed is None else args.seed
+        return None, _new_folder_name(output_dir, args.exp_name), seed
+    directory = run_directory_of(checkpoint, checkpoint_prefix)
+    recorded = recorded_args(directory)
+    seed = recorded["seed"] if args.seed is None else args.seed
+    check_unchanged(dataclasses.asdict(args) | {"seed": seed}, recorded)
+    return checkpoint, directory, seed
 
 
 def _new_folder_name(output_dir: Path, exp_name: str) -> Path:
@@ -210,9 +226,17 @@ def _tracker_names(args: TokenizerArgs | GptArgs) -> list[str]:
 def _forget_lines_after(metrics_file: Path, step: int) -> None:
     """Metrics that a killed run wrote after the checkpoint that it is resumed from will come again."""
     if metrics_file.exists():
-        lines = metrics_file.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if re.match(r'\{"step": (\d+)', line) and json.loads(line)["step"] <= step]
-        metrics_file.write_text("".join(kept))
+        lines = metrics_file.read_text().splitlines()
+        aside = metrics_file.with_suffix(".partial")
+        aside.write_text("".join(f"{line}\n" for line in lines if _is_until(line, step)))
+        os.replace(aside, metrics_file)
+
+
+def _is_until(line: str, step: int) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except ValueError:  # the run was killed while it wrote the line
+        return False
 
 
 def _git_commit() -> str | None:

@@ -6,7 +6,6 @@ where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import logging
 import os
@@ -22,14 +21,38 @@ from tqdm import tqdm
 from ivideogpt.data.clips import ClipBatch, DataConfig, Source, build_sources
 from ivideogpt.data.episodes import EpisodeReader, check_carries
 from ivideogpt.data.segments import Indices, SegmentSpec, windows
-from ivideogpt.data.token_store import TOKENIZE, TokenBatch, TokenStoreMeta, TokenStoreWriter, state_checksum
+from ivideogpt.data.token_store import TokenBatch, TokenStoreMeta, TokenStoreWriter, state_checksum
 from ivideogpt.data.transforms import unit_range
 from ivideogpt.errors import UserError
-from ivideogpt.layout import FrameTokens, TokenLayout
+from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import load_tokenizer
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizeArgs:
+    """Store every clip of a dataset as tokens."""
+
+    pretrained_model_name_or_path: str = option(REQUIRED, "tokenizer folder or hub id")
+    dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
+    oxe_data_mixes_type: str = option(
+        "folder:*", "mix of datasets; its weights do not count: every clip is stored once"
+    )
+    segment_length: int = option(16, "frames of a clip", minimum=1)
+    context_length: int | None = option(None, "context frames (default: the tokenizer's)", minimum=1)
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
+    stride: int = option(1, "native frames from the start of a clip to the next one's", minimum=1)
+    split: str = option("train", "which episodes", choices=("train", "test"))
+    output: str = option(REQUIRED, "folder of the store; an unfinished one goes on")
+    batch_size: int = option(16, "clips at a time", minimum=1)
+    mixed_precision: str = option("no", "autocast precision", choices=("no", "bf16"))
+    device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
+
+    def validate(self) -> None:
+        """The tokenizer's context, which the segment length has to exceed, is not known yet."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +120,14 @@ class ClipTokenizer:
     """Frames in [0, 1] to flat token ids, on a device, in eval mode."""
 
     model: CompressiveVQModel
-    layout: TokenLayout
     device: torch.device
     autocast: bool
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:
-        frames = frames.to(self.device)
-        num_context = self.layout.context_frames
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            context = self.model.encode_context(frames[:, :num_context])
-            dynamics = self.model.encode_dynamics(frames[:, num_context:], context.features)
-        return self.layout.pack(FrameTokens(context.codes, dynamics)).cpu()
+            tokens, _ = self.model.tokenize(frames.to(self.device), self.model.context_length)
+        return tokens.cpu()
 
 
 def write_tokens(tokenizer: ClipTokenizer, clips: Clips, writer: TokenStoreWriter, batch_size: int) -> None:
@@ -123,10 +142,10 @@ def write_tokens(tokenizer: ClipTokenizer, clips: Clips, writer: TokenStoreWrite
 
 
 def main(argv: Sequence[str]) -> None:
-    args = _parser().parse_args(argv)
+    args = parse(TokenizeArgs, argv)
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
-    if args.context_length is not None and args.context_length != model.context_length:
+    if args.context_length is not None:
         model.set_context_length(args.context_length)
     layout = _layout(model, args.segment_length)
     config = DataConfig(
@@ -152,7 +171,7 @@ def main(argv: Sequence[str]) -> None:
         tokenizer=state_checksum(model.state_dict()),
     )
     writer = TokenStoreWriter(args.output, meta)
-    write_tokens(ClipTokenizer(model, layout, device, args.mixed_precision == "bf16"), clips, writer, args.batch_size)
+    write_tokens(ClipTokenizer(model, device, args.mixed_precision == "bf16"), clips, writer, args.batch_size)
     print(f"{writer.num_stored} clips of {clips.num_episodes} episodes in {args.output}")
 
 
@@ -162,37 +181,3 @@ def _layout(model: CompressiveVQModel, segment_length: int) -> TokenLayout:
             f"--segment_length {segment_length} has no future after {model.context_length} context frames; raise it"
         )
     return model.layout(segment_length - model.context_length)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=TOKENIZE, description="Store every clip of a dataset as tokens.")
-    add = parser.add_argument
-    add("--pretrained_model_name_or_path", required=True, help="tokenizer folder, or hub id")
-    add("--dataset_path", help="folder that holds one folder of .npz episodes per dataset")
-    add(
-        "--oxe_data_mixes_type",
-        default="folder:*",
-        help="mix of datasets; its weights do not count: every clip is stored once",
-    )
-    add("--segment_length", type=_positive, default=16, help="frames of a clip")
-    add("--context_length", type=_positive, help="context frames (default: the tokenizer's)")
-    add(
-        "--video_stepsize",
-        type=_positive,
-        default=1,
-        help="distance of frames, in units of 3 Hz frames of each dataset",
-    )
-    add("--stride", type=_positive, default=1, help="native frames from the start of a clip to the next one's")
-    add("--split", choices=["train", "test"], default="train")
-    add("--output", required=True, help="folder of the store; an unfinished one goes on")
-    add("--batch_size", type=_positive, default=16)
-    add("--mixed_precision", choices=["no", "bf16"], default="no")
-    add("--device", help="default: cuda if there is one, else cpu")
-    return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
-    return value

@@ -1,4 +1,6 @@
 import inspect
+import multiprocessing
+import subprocess
 from dataclasses import replace
 from itertools import islice
 
@@ -80,6 +82,20 @@ def test_workers_do_not_change_the_stream(config):
     """Workers that share a random state feed the same clips several times."""
     config = replace(config, augmentation=Augmentation())
     assert_same(take(build_loader(config), 4), take(build_loader(replace(config, num_workers=2)), 4))
+
+
+def test_workers_obey_their_trainer_only(config):
+    """A scheduler's signal to all processes must not take the last checkpoint; a worker that nobody can end hangs."""
+    others = set(multiprocessing.active_children())
+    batches = iter(build_loader(replace(config, num_workers=1)))
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - others
+    for name in ("-TERM", "-INT"):
+        subprocess.run(["kill", name, str(worker.pid)], check=True)
+    assert len(take(batches, 5)) == 5
+    worker.terminate()
+    worker.join(timeout=60)
+    assert worker.exitcode == 0
 
 
 def test_ranks_share_one_stream(config):

@@ -8,8 +8,10 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
-from ivideogpt.training.gpt_trainer import GptTrainer, build_gpt_trainer
-from ivideogpt.training.tokenizer_trainer import TokenizerTrainer, build_tokenizer_trainer
+from ivideogpt.training.build_gpt import build_gpt_trainer
+from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
+from ivideogpt.training.gpt_trainer import GptTrainer
+from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
 from tests.data.synthetic import write_episode
 from tests.parity.formulas import golden
 
@@ -69,6 +71,15 @@ def gpt_command(clips, tmp_path, tiny_world_model) -> list[str]:
         --log_steps 1 --validation_steps 2 --max_eval_iters 1 --num_warmup_steps 1 --llama_attn_drop 0.1
         --output_dir {tmp_path / "runs"} --exp_name toy
     """.split()
+
+
+def without(argv: list[str], *flags: str) -> list[str]:
+    """A command less some flags with their values."""
+    argv = argv.copy()
+    for flag in flags:
+        place = argv.index(flag)
+        del argv[place : place + 2]
+    return argv
 
 
 def build_tokenizer(argv: list[str]) -> TokenizerTrainer:

@@ -78,10 +78,26 @@ def test_values_have_the_types_of_their_fields():
         (TokenizerArgs, ["--model_type", "vqgan", *NO_GAN], "ctx_vqgan"),
         (TokenizerArgs, ["--train_batch_size", "0", *NO_GAN], "--train_batch_size is 0: it must be at least 1"),
         (TokenizerArgs, ["--seed", "x", *NO_GAN], "invalid int value: 'x'"),
+        (TokenizerArgs, ["--seed", "-1", *NO_GAN], "--seed is -1: it must be at least 0"),
+        (TokenizerArgs, ["--seed", str(2**32), *NO_GAN], "--seed is 4294967296: it must be less than"),
+        (TokenizerArgs, ["--dataset_size", "0", *NO_GAN], "--dataset_size is 0: it must be at least 1"),
+        (TokenizerArgs, ["--dataloader_num_workers", "-1", *NO_GAN], "--dataloader_num_workers is -1"),
+        (
+            TokenizerArgs,
+            ["--cross_attention_dropout", "1.5", *NO_GAN],
+            "--cross_attention_dropout is 1.5: .* less than 1",
+        ),
+        (TokenizerArgs, ["--codebook_decay", "1", *NO_GAN], "--codebook_decay is 1.0: .* less than 1"),
+        (TokenizerArgs, ["--no_aug", "--strong_aug", *NO_GAN], "--strong_aug and --no_aug"),
         (TokenizerArgs, ["--learning_rat", "1", *NO_GAN], "unrecognized arguments: --learning_rat"),
         (TokenizerArgs, ["--lpips_path", "nowhere", *NO_GAN], "nowhere"),
         (GptArgs, [], "--pretrained_model_name_or_path"),
         (GptArgs, [*GPT, "--lora"], "not supported yet: --lora"),
+        (GptArgs, [*GPT, "--lpips_path", "elsewhere"], "not supported yet: --lpips_path"),
+        (GptArgs, [*GPT, "--no_aug", "--strong_aug"], "--strong_aug and --no_aug"),
+        (GptArgs, [*GPT, "--llama_attn_drop", "-0.1"], "--llama_attn_drop is -0.1"),
+        (GptArgs, [*GPT, "--token_store", "a", "--goal_conditioned"], "--goal_conditioned needs pixels"),
+        (GptArgs, [*GPT, "--eval_token_store", "a"], "goes with --token_store"),
         (GptArgs, [*GPT, "--eval_only", "--use_fvd"], "not supported yet: --use_fvd, --eval_only"),
         (GptArgs, [*GPT, "--reward_prediction"], "needs --action_conditioned"),
         (GptArgs, [*GPT, "--action_conditioned", "--goal_conditioned"], "--goal_conditioned"),
@@ -103,6 +119,26 @@ def test_inert_flags_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         parse(GptArgs, GPT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "argv", "message"),
+    [
+        (
+            GptArgs,
+            [*GPT, "--token_store", "a", "--no_aug", "--dataset_size", "9"],
+            "--dataset_size, --no_aug does nothing",
+        ),
+        (
+            TokenizerArgs,
+            [*NO_GAN, "--pretrained_model_name_or_path", "a", "--model_config_name_or_path", "b"],
+            "--model_config_name_or_path has no effect",
+        ),
+    ],
+)
+def test_flags_that_others_make_useless_warn(kind, argv, message):
+    with pytest.warns(UserWarning, match=message):
+        parse(kind, argv)
 
 
 def test_default_config_is_found_from_anywhere(tmp_path, monkeypatch):

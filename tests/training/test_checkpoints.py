@@ -17,6 +17,7 @@ from ivideogpt.training.checkpoints import (
     complete_checkpoints,
     find_checkpoint,
     run_directory_of,
+    set_aside_later,
 )
 from ivideogpt.training.schedule import TrainProgress
 
@@ -83,6 +84,20 @@ def test_keep_last(tmp_path):
         "checkpoint-9",
         "checkpoint-10",
     ]
+
+
+def test_going_back_keeps_the_new_checkpoints(tmp_path):
+    """Resumed from an early checkpoint, a run must not take what it wrote later for newer than what it writes now."""
+    checkpoints = checkpoints_of(tmp_path, TrainProgress(), keep_last=2)
+    for step in (1000, 5000):
+        checkpoints.save(step)
+    set_aside_later(tmp_path / "checkpoint-1000")
+    assert (tmp_path / "rolled-back-checkpoint-5000" / "weights").is_file()
+    checkpoints_of(tmp_path, TrainProgress(), keep_last=1).save(1500)
+    assert complete_checkpoints(tmp_path, TOKENIZER_CHECKPOINTS) == [tmp_path / "checkpoint-1500"]
+    checkpoints.save(5000)
+    set_aside_later(tmp_path / "checkpoint-1500")
+    assert find_checkpoint(str(tmp_path), tmp_path, "toy", TOKENIZER_CHECKPOINTS) == tmp_path / "checkpoint-1500"
 
 
 def test_latest_is_the_newest_of_all_runs_of_that_name(tmp_path):

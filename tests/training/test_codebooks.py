@@ -5,6 +5,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ivideogpt.training import codebooks
 from ivideogpt.training.codebooks import Codebook, badly_represented, kmeans, usage
 
 
@@ -24,12 +25,23 @@ def test_statistics_start_again_after_every_log_line(codebook):
     assert codebook.take_statistics() == {}
 
 
-def test_kmeans_finds_clusters():
-    centres = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
-    vectors = (centres[:, None] + 0.1 * torch.randn(3, 50, 2)).flatten(0, 1)
-    found = kmeans(vectors, 3, iterations=10)
-    assert torch.cdist(vectors, found).amin(dim=1).max() < 8  # every vector has a centre nearer than another cluster
-    assert found.shape == (3, 2)
+def test_kmeans_finds_clusters(monkeypatch):
+    """Two clusters are found from any start, also when vectors are looked at a few at a time."""
+    monkeypatch.setattr(codebooks, "VECTORS_AT_A_TIME", 7)
+    clusters = torch.tensor([[0.0, 0.0], [10.0, 0.0]])[:, None] + torch.randn(2, 50, 2)
+    found = kmeans(clusters.flatten(0, 1), 2, iterations=10)
+    torch.testing.assert_close(found[found[:, 0].argsort()], clusters.mean(dim=1))
+
+
+def test_a_start_from_data_looks_at_some_of_it(codebook, monkeypatch):
+    """All latents of a batch against all codes of a large codebook do not fit into memory."""
+    seen = []
+    monkeypatch.setattr(codebooks, "kmeans", lambda vectors, *rest: seen.append(vectors) or kmeans(vectors, *rest))
+    latents = torch.arange(1000.0)[:, None].expand(-1, 3)
+    codebook.initialise(latents)
+    assert seen[0].shape == (codebooks.VECTORS_PER_CODE * 8, 3)
+    assert seen[0].mean() > 200  # not just the first ones
+    assert codebook.vectors.detach().std() > 100
 
 
 def test_kmeans_with_fewer_distinct_vectors_than_centres():
@@ -70,8 +82,14 @@ def test_fewer_latents_than_dead_codes():
 def test_counts_survive_a_checkpoint(codebook):
     codebook.observe(torch.tensor([0, 0, 3]), torch.ones(3, 3))
     other = Codebook("context", codebook.vectors, codebook.accelerator)
-    other.load_state_dict(codebook.state_dict())
+    other.counts.load_state_dict(codebook.counts.state_dict())
     assert other.take_statistics() == codebook.take_statistics()
+
+
+def test_what_processes_share_is_apart_from_what_is_their_own(codebook):
+    """Counts of one process, given to all on resuming, would be reduced to a multiple of themselves."""
+    assert set(codebook.means.state_dict()) == {"weights", "sums"}
+    assert set(codebook.counts.state_dict()) == {"since_log", "since_restart"}
 
 
 def test_vectors_follow_the_means_of_their_latents():
@@ -93,7 +111,7 @@ def test_running_means_survive_a_checkpoint():
     make = lambda: Codebook("context", nn.Parameter(torch.ones(4, 3)), Accelerator(cpu=True), decay=0.9)  # noqa: E731
     codebook, other = make(), make()
     codebook.observe(torch.tensor([0, 1, 1]), torch.randn(3, 3))
-    other.load_state_dict(codebook.state_dict())
+    other.means.load_state_dict(codebook.means.state_dict())
     latents = torch.randn(2, 3)
     for each in (codebook, other):
         each.observe(torch.tensor([1, 3]), latents)

@@ -1,9 +1,13 @@
 """The documented commands as a user types them, one each; everything else is tested within this process."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+
+from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, complete_checkpoints
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,6 +27,26 @@ def test_train_tokenizer(tokenizer_command, tmp_path):
     assert '"mixed_precision": "bf16"' in (folder / "run.json").read_text()
     assert list((folder / "logs").rglob("events.out.tfevents*"))
     assert "WITHOUT the perceptual loss" in done.stderr
+
+
+def test_a_signal_to_all_processes_saves_and_says_so(tokenizer_command, tmp_path):
+    """Schedulers signal data workers too: those must not take the checkpoint with them. 143 is no success."""
+    flags = ["--max_train_steps", "10000", "--disc_start", "10000", "--skip_first_val", "--dataloader_num_workers", "1"]
+    command = [sys.executable, "train_tokenizer.py", *tokenizer_command, *flags]
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=file, start_new_session=True)
+    try:
+        while process.poll() is None and not list(tmp_path.glob("runs/*/metrics.jsonl")):
+            time.sleep(0.1)
+        assert process.poll() is None, log.read_text()
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=120) == 128 + signal.SIGTERM, log.read_text()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert len(complete_checkpoints(folder, TOKENIZER_CHECKPOINTS)) == 1
 
 
 def test_train_gpt(gpt_command, tmp_path):

@@ -11,23 +11,29 @@ from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import save_transformer
 from ivideogpt.training import export, tokenize_dataset
-from ivideogpt.training.gpt_trainer import Conditioning, TokenBatch, accuracy
+from ivideogpt.training.gpt_trainer import accuracy
 from ivideogpt.training.optim import weight_decay_groups
+from ivideogpt.training.token_sources import Conditioning, TokenBatch, TokenSource
 from ivideogpt.world_model import WorldModel
 from tests.parity.networks import tokenizer, transformer
-from tests.training.conftest import build_gpt, fit, metrics_of
+from tests.training.conftest import build_gpt, fit, metrics_of, without
 
 STEPS = 4
 WITH_ACTIONS = ["--action_conditioned", "--reward_prediction", "--action_recon", "0.1"]
 
 
 @pytest.fixture
-def finished_run(gpt_command):
-    argv = [*gpt_command, *WITH_ACTIONS, "--max_train_steps", str(STEPS), "--checkpointing_steps", "1"]
-    return fit(build_gpt(argv))
+def seedless_command(gpt_command):
+    """The run draws its own seed."""
+    return [*without(gpt_command, "--seed"), *WITH_ACTIONS, "--max_train_steps", str(STEPS)]
 
 
-def test_run_resume_and_use(finished_run, gpt_command, tiny_world_model, tmp_path):
+@pytest.fixture
+def finished_run(seedless_command):
+    return fit(build_gpt([*seedless_command, "--checkpointing_steps", "1"]))
+
+
+def test_run_resume_and_use(finished_run, seedless_command, tiny_world_model, tmp_path):
     """One life of a run: it leaves what is documented, resumes to the bit, and its result is a world model."""
     lines = metrics_of(finished_run)
     assert [line["step"] for line in lines if line["split"] == "validation"] == [1, 3, 4]
@@ -42,7 +48,7 @@ def test_run_resume_and_use(finished_run, gpt_command, tiny_world_model, tmp_pat
     shutil.copytree(finished_run, interrupted)
     for step in (3, 4):
         shutil.rmtree(interrupted / "checkpoints" / f"checkpoint_{step}")
-    argv = [*gpt_command, *WITH_ACTIONS, "--max_train_steps", str(STEPS), "--output_dir", str(tmp_path / "again")]
+    argv = [*seedless_command, "--output_dir", str(tmp_path / "again")]
     resumed = fit(build_gpt([*argv, "--resume_from_checkpoint", "latest"]))
     assert resumed == interrupted
     assert metrics_of(resumed) == lines
@@ -72,9 +78,8 @@ def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tm
     for split in ("train", "test"):
         output = ["--split", split, "--output", str(tmp_path / split), "--device", "cpu"]
         tokenize_dataset.main([*tokens, "--segment_length", "4", "--stride", "3", *output])
-    from_tokens = [*gpt_command, "--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
-    place = from_tokens.index("--dataset_path")
-    del from_tokens[place : place + 2]
+    from_tokens = without(gpt_command, "--dataset_path", "--oxe_data_mixes_type", "--dataloader_num_workers")
+    from_tokens += ["--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
     run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned"]))
     assert [line["split"] for line in metrics_of(run)] == ["train", "validation"]
     with pytest.raises(UserError, match="--context_length or --segment_length"):
@@ -119,11 +124,15 @@ def test_the_tokenizer_is_frozen_and_never_drops_out(gpt_command):
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(gpt_command):
-    gradients = []
+    gradients, calls = [], []
     for flags in ([], ["--gradient_checkpointing"]):
         trainer = build_gpt([*gpt_command, *flags, "--llama_attn_drop", "0", "--max_train_steps", "1"])
+        layer, calls_of_layer = trainer.model.model.layers[0].mlp, []
+        layer.register_forward_pre_hook(lambda *_, calls=calls_of_layer: calls.append(None))
         trainer.loss_of(trainer.next_tokens()).total.backward()
-        gradients.append(trainer.model.model.layers[0].mlp.up_proj.weight.grad)
+        gradients.append(layer.up_proj.weight.grad)
+        calls.append(len(calls_of_layer))
+    assert calls == [1, 2]
     assert torch.allclose(gradients[0], gradients[1], atol=1e-6)
 
 
@@ -163,6 +172,19 @@ def test_conditioning_withholds_what_was_not_asked_for():
     full = Conditioning(actions=True, rewards=True, symlog=True)(batch)
     assert full.actions is batch.actions
     assert torch.allclose(full.rewards, torch.tensor([[-1.0, 3.0]]).sign() * torch.log(torch.tensor([[2.0, 4.0]])))
+
+
+def test_only_clips_that_are_shown_are_decoded():
+    """A validation batch of pixels may not fit beside the transformer."""
+    model = tokenizer()
+    tokens, _ = model.eval().tokenize(torch.rand(3, 4, 3, 64, 64), 2)
+    whole = model.detokenize(tokens, 2).clamp(0, 1)
+    decoded = []
+    model.decode_context, decode = lambda codes: decoded.append(len(codes)) or decode(codes), model.decode_context
+    clips = TokenSource(model).clips(TokenBatch(tokens, torch.ones(3, 4, 4)), 2)
+    assert decoded == [2]
+    assert clips.actions.shape == (2, 4, 4)
+    torch.testing.assert_close(clips.frames, whole[:2])
 
 
 def test_weight_decay_groups():

@@ -1,0 +1,177 @@
+"""Everything that ``train_gpt.py`` needs, from its flags."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from ivideogpt.data.catalog import dataset_info
+from ivideogpt.data.clips import DataConfig
+from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.data.segments import SegmentSpec, segment_kind
+from ivideogpt.data.token_store import TokenLoader, TokenStore
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.pretrained import (
+    TRANSFORMER_WEIGHTS,
+    ModelMetadata,
+    Transformer,
+    build_transformer,
+    initialise_transformer,
+    language_model,
+    load_tokenizer,
+    read_llama_config,
+)
+from ivideogpt.state_dicts import load_strict, read_tensors
+from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
+from ivideogpt.training.args import GptArgs
+from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS
+from ivideogpt.training.clip_batches import VALIDATION_SEED, build_clip_loaders, clip_config
+from ivideogpt.training.gpt_trainer import GptTrainer
+from ivideogpt.training.optim import build_adamw, weight_decay_groups
+from ivideogpt.training.run import Run, build_run
+from ivideogpt.training.schedule import TrainProgress, build_scheduler
+from ivideogpt.training.stream import BatchStream, Loader
+from ivideogpt.training.token_sources import Conditioning, PixelSource, Source, TokenSource
+from ivideogpt.vq_model import CompressiveVQModel
+
+logger = logging.getLogger(__name__)
+
+
+def build_gpt_trainer(args: GptArgs) -> GptTrainer:
+    """A trainer with all its parts. Writes nothing."""
+    run = build_run(args, TRANSFORMER_CHECKPOINTS)
+    accelerator = run.accelerator
+    tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
+    adapt_tokenizer(tokenizer, args.context_length, args.resolution)
+    tokenizer = tokenizer.requires_grad_(False).to(accelerator.device)
+    layout = tokenizer.layout(args.segment_length - args.context_length)
+    train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
+    transformer = build_model(args, layout, run.checkpoint)
+    optimizer = build_adamw(weight_decay_groups(transformer, args.weight_decay, args.embed_no_wd), args.learning_rate)
+    updates = args.max_train_steps - args.start_completed_steps
+    scheduler = build_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, updates)
+    model, prepared_optimizer = accelerator.prepare(transformer, optimizer)
+    run.facts["transformer"] = {
+        "config": language_model(transformer).config.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in transformer.parameters()),
+    }
+    return GptTrainer(
+        args=args,
+        run=run,
+        model=model,
+        layout=layout,
+        metadata=build_metadata(args, tokenizer),
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        batches=BatchStream(train_batches, accelerator.device),
+        validation_batches=validation_batches,
+        source=source,
+        tokenizer=tokenizer,
+        conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
+        progress=TrainProgress(step=args.start_completed_steps),
+    )
+
+
+def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> Transformer:
+    """A new transformer, with the weights of the run's checkpoint or of the starting point if there is one."""
+    config = read_llama_config(args.config_path)
+    if layout.sequence_length > config.max_position_embeddings:
+        fits = layout.context_frames + layout.future_frames_that_fit(config.max_position_embeddings)
+        raise UserError(
+            f"--segment_length {args.segment_length} takes {layout.sequence_length} tokens, but the transformer has "
+            f"{config.max_position_embeddings} positions: at most {fits} frames fit"
+        )
+    if args.llama_attn_drop is not None:
+        config.attention_dropout = args.llama_attn_drop
+    transformer = build_transformer(
+        config,
+        layout,
+        action_dim=args.action_dim if args.action_conditioned else None,
+        reward_prediction=args.reward_prediction,
+        action_recon=args.action_recon,
+    )
+    if checkpoint is not None:
+        file = checkpoint / TRANSFORMER_WEIGHTS
+        load_strict(transformer, read_tensors(file), str(file))
+    elif args.pretrained_transformer_path is not None:
+        initialise_transformer(transformer, args.pretrained_transformer_path, args.load_internal_llm)
+    if args.gradient_checkpointing:
+        language_model(transformer).gradient_checkpointing_enable()
+    return transformer.train()
+
+
+def build_batches(
+    args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
+) -> tuple[Loader, Loader | None, Source]:
+    """Training batches, validation batches that are the same every time, and what either is made of."""
+    eval_batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
+    if args.token_store is None:
+        return (*build_clip_loaders(pixel_config(args), run, eval_batch_size), PixelSource(tokenizer, run.accelerator))
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    train_store = open_token_store(args.token_store, args, tokenizer, layout)
+    train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, rank, world_size)
+    if args.eval_token_store is None:
+        logger.warning("no validation: --token_store without --eval_token_store")
+        return train_batches, None, TokenSource(tokenizer)
+    eval_store = open_token_store(args.eval_token_store, args, tokenizer, layout)
+    eval_batches = TokenLoader(eval_store, eval_batch_size, VALIDATION_SEED, rank, world_size)
+    return train_batches, eval_batches, TokenSource(tokenizer)
+
+
+def pixel_config(args: GptArgs) -> DataConfig:
+    kind = segment_kind(goal_conditioned=args.goal_conditioned)
+    segment = SegmentSpec(kind, args.segment_length, args.context_length)
+    return replace(
+        clip_config(args, segment, args.per_device_train_batch_size),
+        load_action=args.action_conditioned,
+        load_reward=args.reward_prediction,
+        action_dim=args.action_dim if args.action_conditioned else None,
+    )
+
+
+def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:
+    """A store that holds what this run asks for.
+
+    Raises:
+        UserError: its clips are of another shape, or another tokenizer made them, or it lacks actions or rewards.
+    """
+    store = TokenStore(path)
+    if store.meta.layout != layout:
+        raise UserError(
+            f"{path} holds clips of {store.meta.layout.context_frames} context and {store.meta.layout.future_frames} "
+            f"future frames with {store.meta.layout.vocab_size} ids; this run asks for {layout.context_frames}, "
+            f"{layout.future_frames} and {layout.vocab_size}: change --context_length or --segment_length, or the store"
+        )
+    store.check_tokenizer(tokenizer.state_dict())
+    if args.action_conditioned and store.meta.action_dim != args.action_dim:
+        raise UserError(f"{path} has actions of dimension {store.meta.action_dim}, not --action_dim {args.action_dim}")
+    if args.reward_prediction and not store.meta.has_rewards:
+        raise UserError(f"--reward_prediction needs rewards, and {path} has none")
+    return store
+
+
+def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    return ModelMetadata(
+        resolution=tokenizer.config.resolution,
+        context_length=args.context_length,
+        segment_length=args.segment_length,
+        dataset_step=dataset_step(args),
+        action_dim=args.action_dim if args.action_conditioned else None,
+        reward_prediction=args.reward_prediction,
+        symlog=args.symlog,
+        goal_conditioned=args.goal_conditioned,
+    )
+
+
+def dataset_step(args: GptArgs) -> int | None:
+    """Native frames between the frames of a clip; None if the datasets of the mix differ in it."""
+    if args.token_store is not None:
+        meta = TokenStore(args.token_store).meta
+        names, video_stepsize = meta.datasets, meta.video_stepsize
+    else:
+        mix = resolve_mix(args.oxe_data_mixes_type, Path(args.dataset_path) if args.dataset_path else None)
+        names, video_stepsize = tuple(name for name, _ in mix), args.video_stepsize
+    steps = {dataset_info(name).step(video_stepsize) for name in names}
+    return steps.pop() if len(steps) == 1 else None

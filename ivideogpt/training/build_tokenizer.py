@@ -1,0 +1,138 @@
+"""Everything that ``train_tokenizer.py`` needs, from its flags."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from ivideogpt.data.segments import SegmentSpec, segment_kind
+from ivideogpt.errors import UserError
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.lpips import LPIPS
+from ivideogpt.pretrained import load_tokenizer
+from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
+from ivideogpt.training.args import PROJECT, TokenizerArgs
+from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
+from ivideogpt.training.clip_batches import build_clip_loaders, clip_config
+from ivideogpt.training.codebooks import Codebook, Codebooks
+from ivideogpt.training.optim import build_adamw, trainable_parameters
+from ivideogpt.training.run import build_run
+from ivideogpt.training.schedule import PhaseSchedule, TrainProgress, build_scheduler
+from ivideogpt.training.stream import BatchStream
+from ivideogpt.training.tokenizer_trainer import WEIGHTS_FOLDER, TokenizerTrainer
+from ivideogpt.vq_model import CompressiveVQModel
+
+logger = logging.getLogger(__name__)
+
+CONFIG_OF_RESOLUTION = {64: PROJECT / "configs" / "ctx_vae64", 256: PROJECT / "configs" / "ctx_vae"}
+
+
+def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
+    """A trainer with all its parts. Writes nothing."""
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    accelerator = run.accelerator
+    config = clip_config(args, segment_spec(args), args.train_batch_size)
+    train_clips, validation_clips = build_clip_loaders(config, run, args.train_batch_size)
+    tokenizer = build_tokenizer(args, run.checkpoint)
+    loss = build_loss(args, accelerator.device)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+
+    schedule = PhaseSchedule(args.max_train_steps, args.disc_start, args.start_global_step)
+    optimizer = build_adamw(
+        trainable_parameters(tokenizer),
+        args.learning_rate * _learning_rate_scale(args, accelerator),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        epsilon=args.adam_epsilon,
+    )
+    scheduler = build_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, schedule.generator_updates)
+    model, prepared_optimizer = accelerator.prepare(tokenizer, optimizer)
+    run.facts["tokenizer"] = {
+        "config": json.loads(tokenizer.to_json_string()),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "lpips": loss.lpips is not None,
+    }
+    decay = args.codebook_decay or None
+    codebooks = Codebooks(
+        Codebook("context", tokenizer.quantize.embedding.weight, accelerator, decay),
+        Codebook("dynamics", tokenizer.dynamics_quantize.embedding.weight, accelerator, decay),
+    )
+    return TokenizerTrainer(
+        args=args,
+        run=run,
+        model=model,
+        loss=loss,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        schedule=schedule,
+        codebooks=codebooks,
+        clips=BatchStream(train_clips, accelerator.device),
+        validation_clips=validation_clips,
+        progress=TrainProgress(step=args.start_global_step),
+    )
+
+
+def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> CompressiveVQModel:
+    """From the run's checkpoint, from pretrained weights, or from a config with fresh weights."""
+    if checkpoint is not None:
+        model = load_tokenizer(checkpoint / WEIGHTS_FOLDER)
+    elif args.pretrained_model_name_or_path is not None:
+        model = load_tokenizer(args.pretrained_model_name_or_path)
+    else:
+        config = read_config(args.model_config_name_or_path, args.resolution)
+        flags = {"context_length": args.context_length, "resolution": args.resolution}
+        model = CompressiveVQModel.from_config({**config, **flags})
+    adapt_tokenizer(model, args.context_length, args.resolution)
+    model.set_cross_attention_dropout(args.cross_attention_dropout)
+    if args.selected_params or args.codebook_decay:
+        model.quantize.requires_grad_(False)
+        model.dynamics_quantize.requires_grad_(False)
+    if args.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    return model.train().to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+
+
+def read_config(path: str | None, resolution: int) -> dict[str, Any]:
+    """A tokenizer's config.json (a file, or the folder it is in), or the one for a resolution."""
+    if path is None and resolution not in CONFIG_OF_RESOLUTION:
+        raise UserError(f"no default architecture for --resolution {resolution}: give --model_config_name_or_path")
+    file = Path(path) if path is not None else CONFIG_OF_RESOLUTION[resolution]
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model_config_name_or_path {file}: no readable JSON file ({error})") from error
+
+
+def segment_spec(args: TokenizerArgs) -> SegmentSpec:
+    kind = segment_kind(args.rand_select, args.rand_shuffle)
+    horizon = args.segment_horizon if kind in ("sparse_future", "shuffled") else None
+    return SegmentSpec(kind, args.segment_length, args.context_length, horizon)
+
+
+def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
+    """With LPIPS if its weights are there, and a plain word if they are not."""
+    config = TokenizerLossConfig(
+        reconstruction=args.vae_loss,  # type: ignore[arg-type]
+        recon_weight=args.recon_weight,
+        perc_weight=args.perc_weight,
+        balanced=args.balanced_loss,
+        motion_weight=args.motion_weight,
+        gradient_weight=args.gradient_weight,
+    )
+    if args.lpips_folder is not None:
+        return TokenizerLoss(config, LPIPS.from_folder(args.lpips_folder).to(device))
+    if args.perc_weight > 0:
+        logger.warning("training WITHOUT the perceptual loss: no LPIPS weights in %s", args.lpips_path)
+    return TokenizerLoss(config)
+
+
+def _learning_rate_scale(args: TokenizerArgs, accelerator: Accelerator) -> int:
+    if not args.scale_lr:
+        return 1
+    return accelerator.num_processes * args.train_batch_size * args.gradient_accumulation_steps

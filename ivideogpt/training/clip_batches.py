@@ -1,0 +1,40 @@
+"""Training and validation clips as both training scripts ask for them. Knows flags and loaders; knows no model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ivideogpt.data.clips import DataConfig
+from ivideogpt.data.loaders import ClipLoader, build_loader
+from ivideogpt.data.segments import SegmentSpec
+from ivideogpt.data.transforms import STRONG_AUGMENTATION, Augmentation
+from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.run import Run
+
+VALIDATION_SEED = 0
+
+
+def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size: int) -> DataConfig:
+    """Clips of frames alone, by the flags that both scripts have."""
+    augmentation = STRONG_AUGMENTATION if args.strong_aug else Augmentation()
+    return DataConfig(
+        dataset_path=args.dataset_path,
+        mix=args.oxe_data_mixes_type,
+        segment=segment,
+        video_stepsize=args.video_stepsize,
+        image_size=args.resolution,
+        batch_size=batch_size,
+        num_workers=args.dataloader_num_workers,
+        augmentation=None if args.no_aug else augmentation,
+        dataset_size=args.dataset_size,
+        sthsth_root_path=args.sthsth_root_path,
+    )
+
+
+def build_clip_loaders(config: DataConfig, run: Run, eval_batch_size: int) -> tuple[ClipLoader, ClipLoader]:
+    """Training clips, and validation clips that are the same every time."""
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    return (
+        build_loader(config, "train", run.seed, rank, world_size),
+        build_loader(replace(config, batch_size=eval_batch_size), "test", VALIDATION_SEED, rank, world_size),
+    )

@@ -1,0 +1,65 @@
+"""What a resumed run must have in common with the run that it goes on with. Knows flags and run.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ivideogpt.errors import UserError
+
+RECORD = "run.json"
+
+# How long to train, what to write and where, and how to fit into the machine. All other flags decide what is trained.
+MAY_CHANGE = frozenset(
+    {
+        "max_train_steps",
+        "num_train_epochs",
+        "gradient_checkpointing",
+        "dataloader_num_workers",
+        "per_device_eval_batch_size",
+        "eval_token_store",
+        "validation_steps",
+        "max_eval_iters",
+        "skip_first_val",
+        "log_steps",
+        "log_grad_norm_steps",
+        "log_image_steps",
+        "checkpointing_steps",
+        "keep_last_n",
+        "latest_checkpoint_only",
+        "resume_from_checkpoint",
+        "output_dir",
+        "exp_name",
+        "with_tracking",
+        "report_to",
+        "tracker_project_name",
+        "logging_dir",
+        "local_rank",
+        "cache_dir",
+    }
+)
+
+
+def recorded_args(run_directory: Path) -> dict[str, Any]:
+    """The flags that a run began with."""
+    file = run_directory / RECORD
+    try:
+        return json.loads(file.read_text())["args"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{file}: no readable record of the run to resume ({error})") from error
+
+
+def check_unchanged(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:
+    """Raises UserError if a flag that decides what is trained differs from the record."""
+    different = [
+        f"--{name} {value} (was {recorded[name]})"
+        for name, value in asked.items()
+        if name not in MAY_CHANGE and name in recorded and recorded[name] != value
+    ]
+    if different:
+        raise UserError(
+            f"a resumed run keeps its settings, but given {', '.join(different)}: start a new run for that, "
+            "without --resume_from_checkpoint or under another --exp_name"
+        )

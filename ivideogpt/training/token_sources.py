@@ -1,0 +1,77 @@
+"""What a batch is to the transformer: tokens to train on, and a few clips to look at.
+
+Dimension keys: B clips, T frames, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.token_store import TokenBatch
+from ivideogpt.vq_model import CompressiveVQModel
+
+
+class Source(Protocol):
+    """Where clips come from."""
+
+    def tokens(self, batch: Any) -> TokenBatch: ...
+
+    def clips(self, batch: Any, num_clips: int) -> ClipBatch:
+        """The first clips of a batch as frames, with their actions if it has them."""
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """Batches are clips, which a frozen tokenizer reads in eval mode and in the run's precision."""
+
+    tokenizer: CompressiveVQModel
+    accelerator: Accelerator
+
+    @torch.no_grad()
+    def tokens(self, batch: ClipBatch) -> TokenBatch:
+        with self.accelerator.autocast():
+            tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
+        return TokenBatch(tokens, batch.actions, batch.rewards)
+
+    def clips(self, batch: ClipBatch, num_clips: int) -> ClipBatch:
+        return ClipBatch(batch.frames[:num_clips], _first(batch.actions, num_clips))
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Batches are tokens already. Their frames are what the tokenizer makes of them."""
+
+    tokenizer: CompressiveVQModel
+
+    def tokens(self, batch: TokenBatch) -> TokenBatch:
+        return batch
+
+    @torch.no_grad()
+    def clips(self, batch: TokenBatch, num_clips: int) -> ClipBatch:
+        frames = self.tokenizer.detokenize(batch.tokens[:num_clips], self.tokenizer.context_length)
+        return ClipBatch(frames.clamp(0, 1), _first(batch.actions, num_clips))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Which parts of a batch the model is given, and in which space its rewards are."""
+
+    actions: bool
+    rewards: bool
+    symlog: bool
+
+    def __call__(self, batch: TokenBatch) -> TokenBatch:
+        rewards = batch.rewards if self.rewards else None
+        if rewards is not None and self.symlog:
+            rewards = rewards.sign() * rewards.abs().log1p()
+        return replace(batch, actions=batch.actions if self.actions else None, rewards=rewards)
+
+
+def _first(rows: Tensor | None, number: int) -> Tensor | None:
+    return None if rows is None else rows[:number]

@@ -1,0 +1,76 @@
+"""A run's record and its end, whatever happened before."""
+
+import json
+
+import pytest
+import torch
+
+from ivideogpt.errors import UserError
+from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
+from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
+from ivideogpt.training.metrics import MetricWindow
+from ivideogpt.training.resume import MAY_CHANGE, recorded_args
+from ivideogpt.training.run import _forget_lines_after, build_run
+
+
+@pytest.fixture
+def args(tmp_path):
+    flags = f"--output_dir {tmp_path} --report_to none --disc_start 1000005"
+    return parse(TokenizerArgs, flags.split())
+
+
+def test_a_line_that_a_killed_run_cut_off_is_dropped(tmp_path):
+    """It must neither stop the run from resuming nor stay in the record."""
+    file = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "split": "train", "loss": 0.5}) for step in (1, 2, 3)]
+    file.write_text("\n".join([lines[0], "\0\0", *lines[1:], lines[1][:15]]))
+    _forget_lines_after(file, step=2)
+    assert file.read_text() == f"{lines[0]}\n{lines[1]}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_failed_process_does_not_wait_for_the_others(args, monkeypatch):
+    """They may be waiting for its gradients: nobody would ever see its error."""
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    waited = []
+    with pytest.raises(UserError), run:  # noqa: PT012
+        monkeypatch.setattr(run.accelerator, "wait_for_everyone", lambda: waited.append(True))
+        raise UserError("a bad episode")
+    assert waited == []
+
+
+def test_float16_on_the_cpu_is_refused(args, tmp_path):
+    """Accelerate would train in float32 without a word."""
+    half = parse(TokenizerArgs, f"--output_dir {tmp_path} --mixed_precision fp16 --disc_start 1000005".split())
+    with pytest.raises(UserError, match="--mixed_precision fp16 needs an accelerator"):
+        build_run(half, TOKENIZER_CHECKPOINTS)
+
+
+def test_a_drawn_seed_and_the_precision_are_on_record(args):
+    """What was left open must be the same when the run is resumed."""
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    with run:
+        recorded = recorded_args(run.directory)
+    assert recorded["seed"] == run.seed
+    assert recorded["mixed_precision"] == "no"
+
+
+def test_a_run_without_a_record_is_not_resumed(tmp_path):
+    with pytest.raises(UserError, match=r"run\.json: no readable record"):
+        recorded_args(tmp_path)
+
+
+def test_what_may_change_are_flags():
+    """A renamed flag would be refused on resuming."""
+    flags = set(TokenizerArgs.__dataclass_fields__) | set(GptArgs.__dataclass_fields__)
+    assert not MAY_CHANGE - flags
+
+
+def test_metrics_are_kept_in_float32():
+    """Some accelerators have no float64."""
+    window = MetricWindow()
+    window.add({"loss": 1.0})
+    window.load_state_dict(window.state_dict())
+    window.add({"loss": 2.0})
+    mean = window.means()["loss"]
+    assert (mean.item(), mean.dtype) == (1.5, torch.float32)
