@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,12 +23,11 @@ HERE = Path(__file__).parent
 Module = TypeVar("Module", bound=nn.Module)
 
 
-@cache
 def golden() -> dict[str, Any]:
+    """Read anew every time: a test that changes what it got must not change the reference of another."""
     return json.loads((HERE / "golden.json").read_text())
 
 
-@cache
 def checkpoint_keys() -> dict[str, dict[str, list[int]]]:
     return json.loads((HERE / "checkpoint_keys.json").read_text())
 

@@ -43,8 +43,11 @@ def clips(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_config(tmp_path_factory) -> Path:
     """As small as 32 groups in the cross-attention's norms allow."""
-    config = golden()["tokenizer"]["ctx2_64"]["config"]
-    config |= {"block_out_channels": [8, 32, 32], "norm_num_groups": 4, "latent_channels": 8}
+    config = golden()["tokenizer"]["ctx2_64"]["config"] | {
+        "block_out_channels": [8, 32, 32],
+        "norm_num_groups": 4,
+        "latent_channels": 8,
+    }
     file = tmp_path_factory.mktemp("configs") / "tokenizer.json"
     file.write_text(json.dumps(config))
     return file
