@@ -362,8 +362,13 @@ class Session:
         return rows.unflatten(0, (-1, self.num_samples))
 
 
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|): the space in which rewards may be trained."""
+    return x.sign() * x.abs().log1p()
+
+
 def symexp(x: Tensor) -> Tensor:
-    """The inverse of sign(x) log(1 + |x|)."""
+    """The inverse of :func:`symlog`."""
     return x.sign() * x.abs().expm1()
 
 

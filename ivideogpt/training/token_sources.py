@@ -15,6 +15,7 @@ from torch import Tensor
 from ivideogpt.data.clips import ClipBatch
 from ivideogpt.data.token_store import TokenBatch
 from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import symlog
 
 
 class Source(Protocol):
@@ -69,7 +70,7 @@ class Conditioning:
     def __call__(self, batch: TokenBatch) -> TokenBatch:
         rewards = batch.rewards if self.rewards else None
         if rewards is not None and self.symlog:
-            rewards = rewards.sign() * rewards.abs().log1p()
+            rewards = symlog(rewards)
         return replace(batch, actions=batch.actions if self.actions else None, rewards=rewards)
 
 
