@@ -45,6 +45,9 @@ class TokenizerArgs:
     segment_length: int = option(5, "frames T of a clip, context included")
     selected_params: bool = option(False, "freeze both codebooks")
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
+    align_cross_attention: bool = option(
+        False, "overwrite the attention to the context frames with a start that copies them (not when resuming)"
+    )
 
     # Data
     dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")

@@ -88,6 +88,8 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> Compressive
         flags = {"context_length": args.context_length, "resolution": args.resolution}
         model = CompressiveVQModel.from_config({**config, **flags})
     adapt_tokenizer(model, args.context_length, args.resolution)
+    if args.align_cross_attention and checkpoint is None:
+        model.align_cross_attention()
     model.set_cross_attention_dropout(args.cross_attention_dropout)
     if args.selected_params or args.codebook_decay:
         model.quantize.requires_grad_(False)

@@ -177,6 +177,11 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self.cond_decoder.set_context_length(context_length)
         self.register_to_config(context_length=context_length)
 
+    def align_cross_attention(self) -> None:
+        """Overwrite all cross-attention with a start that copies the context: see :meth:`CrossAttention.align`."""
+        self.cond_encoder.align()
+        self.cond_decoder.align()
+
     def set_cross_attention_dropout(self, probability: float) -> None:
         """Dropout of attention to the context in training mode, 0.1 unless set. No tensor's shape depends on it."""
         self.cond_encoder.set_dropout(probability)

@@ -19,6 +19,13 @@ from ivideogpt.vq_model.vae import project_out, run_block
 NUM_HEADS = 4
 DROPOUT = 0.1
 
+# Cross-attention that starts aligned (see `CrossAttention.align`): the logit of a query's own place, above those of
+# unrelated places near 0, and the size of the position code next to features of unit variance.
+ALIGNED_LOGIT = 10.0
+POSITION_SCALE = 3.0
+# The code of frames before the last context frame is shorter, so that the last one has most of the attention.
+EARLIER_FRAMES_SCALE = 0.8
+
 
 class KeysValues(NamedTuple):
     """What one cross-attention block needs of the context: each (B, heads, t R^2, C / heads)."""
@@ -78,11 +85,53 @@ class CrossAttention(nn.Module):
         attended = self.dropout(self.att.out_proj(attended)).transpose(1, 2)
         return F.silu(hidden + attended.reshape(hidden.shape))
 
+    @torch.no_grad()
+    def align(self) -> None:
+        """Start as a copy: each place of the future frame reads the same place of the context, mostly its last frame.
+
+        With zero position embeddings (the start that the architecture defines) attention is a mean over the whole
+        context, the same for every place. Its gradients stay small while a frame's own tokens still explain most of
+        the error, and short trainings end with attention as flat as it began.
+
+        A code of the place, orthogonal between unrelated places, lies in a subspace as wide as a head; queries and
+        keys read that subspace, values everything else.
+        """
+        channels = self.q_pos_emb.shape[1]
+        width = channels // NUM_HEADS
+        basis = nn.init.orthogonal_(self.q_pos_emb.new_empty(channels, width))
+        code = POSITION_SCALE * _place_code(self.resolution, width).to(basis) @ basis.T  # (R^2, C)
+        frame_scale = torch.full((self.context_length, 1, 1), EARLIER_FRAMES_SCALE).to(code)
+        frame_scale[-1] = 1
+        self.q_pos_emb.copy_(code)
+        self.kv_pos_emb.copy_((frame_scale * code).flatten(0, 1))
+
+        identity = torch.eye(channels).to(basis)
+        own_logit = POSITION_SCALE**2 * width / width**0.5  # |code|^2 / sqrt(head width), before the gain
+        read_place = (ALIGNED_LOGIT / own_logit) ** 0.5 * basis.T.repeat(NUM_HEADS, 1)  # the same in every head
+        self.att.in_proj_weight.copy_(torch.cat([read_place, read_place, identity - basis @ basis.T]))
+        self.att.in_proj_bias.zero_()
+        self.att.out_proj.weight.copy_(identity)
+        self.att.out_proj.bias.zero_()
+
     def keep_last_frames(self, context_length: int) -> None:
         """Drop the position embeddings of all but the last ``context_length`` context frames."""
         self.context_length = context_length
         kept = self.kv_pos_emb[-context_length * self.resolution**2 :]
         self.kv_pos_emb = nn.Parameter(kept.detach().clone())
+
+
+def _place_code(resolution: int, width: int) -> Tensor:
+    """Codes (R^2, width) of unit variance: sines and cosines of row and column.
+
+    The frequencies are odd multiples of pi / (2 n), for which two codes' product falls to zero one step away.
+    """
+    num_frequencies = width // 4
+    frequencies = torch.pi * (torch.arange(num_frequencies) + 0.5) / num_frequencies
+    angles = torch.arange(resolution)[:, None] * frequencies
+    axis = 2**0.5 * torch.cat([angles.sin(), angles.cos()], dim=1)  # (R, width / 2)
+    rows = axis[:, None].expand(-1, resolution, -1)
+    columns = axis[None].expand(resolution, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def _split_heads(tokens: Tensor) -> Tensor:
@@ -126,6 +175,10 @@ class _AttendsToContext(nn.Module):
     def set_context_length(self, context_length: int) -> None:
         for block in self._attentions():
             block.keep_last_frames(context_length)
+
+    def align(self) -> None:
+        for block in self._attentions():
+            block.align()
 
     def set_dropout(self, probability: float) -> None:
         for block in self._attentions():

@@ -226,6 +226,24 @@ def test_start_from_pretrained_weights_with_less_context(tokenizer_command, tiny
     assert trainer.model.training
 
 
+def test_aligned_attention_is_where_a_run_starts_not_where_it_resumes(tokenizer_command):
+    """Aligned again, it would lose what it has learned."""
+
+    def place_code(trainer):
+        return trainer.model.cond_decoder.cross_att_blocks[0].q_pos_emb.detach().clone()
+
+    argv = [*tokenizer_command, "--max_train_steps", "1", "--checkpointing_steps", "1"]
+    assert not place_code(build_tokenizer(argv)).any()
+    trainer = build_tokenizer([*argv, "--align_cross_attention"])
+    assert place_code(trainer).any()
+    run = fit(trainer)
+    learned = place_code(trainer)
+    flags = ["--align_cross_attention", "--resume_from_checkpoint", "latest"]
+    resumed = build_tokenizer([*argv, *flags])
+    assert resumed.run.directory == run
+    assert torch.equal(place_code(resumed), learned)
+
+
 def test_validation_clips_are_the_same_every_time(tokenizer_command):
     trainer = build_tokenizer([*tokenizer_command, "--max_train_steps", "1"])
     first, again = (next(islice(trainer.validation_clips.first(1), 1)).frames for _ in range(2))

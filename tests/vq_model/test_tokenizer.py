@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from ivideogpt.errors import UserError
 from ivideogpt.layout import FrameTokens
 from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.vq_model.conditional_vae import CrossAttention
 from tests.parity.formulas import clip, fill, golden
 
 CONFIG = golden()["tokenizer"]["ctx2_64"]["config"]
@@ -108,6 +109,20 @@ def test_shrinking_the_context_keeps_the_last_frames(saved):
     model.set_context_length(1)
     assert torch.equal(model.cond_decoder.cross_att_blocks[0].kv_pos_emb, before[256:])
     assert model.context_length == model.config.context_length == 1
+
+
+@torch.no_grad()
+def test_aligned_attention_reads_the_same_place_of_the_last_context_frame():
+    """With the plain start attention is flat: a clip's own objects cannot come from its context frames."""
+    torch.manual_seed(0)
+    attention = CrossAttention(channels=64, resolution=16, context_length=2).eval()
+    attention.align()
+    hidden, context = torch.randn(1, 64, 16, 16), torch.randn(2, 64, 16, 16)
+    plain = attention(hidden, attention.project_context(context))
+    context[1, :, 5, 9] = torch.randn(64)  # the last frame, one place
+    change = (attention(hidden, attention.project_context(context)) - plain).square().sum(dim=1)[0]
+    assert change.argmax() == 5 * 16 + 9
+    assert change[5, 9] > 0.8 * change.sum()
 
 
 def test_growing_the_context_is_refused(saved):
