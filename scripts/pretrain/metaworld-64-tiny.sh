@@ -14,7 +14,11 @@ EPISODES=${EPISODES:-60}
 TOKENIZER_STEPS=${TOKENIZER_STEPS:-6000} # phases: half of them update the tokenizer
 TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-6000}
 MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
-LAUNCH=${LAUNCH:-python} # or: accelerate launch
+# A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
+# OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
+LAUNCH=${LAUNCH:-python}
+TOKENIZER_BATCH=${TOKENIZER_BATCH:-4} # clips per process
+TRANSFORMER_BATCH=${TRANSFORMER_BATCH:-4}
 
 TOKENIZER_NAME=metaworld-64-tiny-tokenizer
 TRANSFORMER_NAME=metaworld-64-tiny-transformer
@@ -30,8 +34,9 @@ python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_O
 $LAUNCH train_tokenizer.py --exp_name "$TOKENIZER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
     --model_config_name_or_path configs/ctx_vae64_tiny --resolution 64 --context_length 2 \
     --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --segment_length 6 --segment_horizon 16 --rand_select --no_aug \
-    --train_batch_size 4 --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
+    --train_batch_size "$TOKENIZER_BATCH" --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
     --max_train_steps "$TOKENIZER_STEPS" --disc_start 1000005 --channels_last --cross_attention_dropout 0 \
+    --align_cross_attention --vae_loss l2 --recon_weight 20 \
     --motion_weight 3 --gradient_weight 0.5 --restart_dead_codes 100 --codebook_decay 0.99 \
     --log_image_steps 2000 --validation_steps 2000 --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 \
     --resume_from_checkpoint latest
@@ -48,7 +53,7 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
     --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --config_name configs/llama/config_tiny.json \
     --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
     --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
-    --per_device_train_batch_size 8 --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
+    --per_device_train_batch_size "$TRANSFORMER_BATCH" --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
     --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --max_train_steps "$TRANSFORMER_STEPS" \
     --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest
 
