@@ -120,6 +120,7 @@ def transformer_loss(
     actions: Tensor | None = None,
     rewards: Tensor | None = None,
     reward_weight: float = 1.0,
+    inputs: Tensor | None = None,
 ) -> LossTerms:
     """Next-token cross-entropy of future frames, plus the terms of the heads that the model has.
 
@@ -128,12 +129,14 @@ def transformer_loss(
         tokens: (B, L) ids.
         actions: (B, T, D) of the whole clip; frame k of the future takes ``actions[:, t - 1 + k]``.
         rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the head's space.
+        inputs: (B, L) what the model reads, if that differs from the ``tokens`` that it is to predict.
     """
     labels = layout.labels(tokens)
+    inputs = tokens if inputs is None else inputs
     if actions is None:
-        loss = model(input_ids=tokens, labels=labels, use_cache=False).loss
+        loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
         return LossTerms(loss, {"ce": loss})
-    result = model(input_ids=tokens, labels=labels, action=actions)
+    result = model(input_ids=inputs, labels=labels, action=actions)
     outputs, predicted = result if isinstance(result, tuple) else (result, None)
     total, parts = outputs.loss, {"ce": outputs.cross_entropy}
     if outputs.action_recon_loss is not None:

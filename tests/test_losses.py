@@ -113,3 +113,17 @@ def test_parts_are_unweighted_and_the_cross_entropy_is_pure():
     assert terms.parts["action_recon"].item() == pytest.approx(reconstruction, abs=1e-4)
     assert terms.parts["ce"].item() == pytest.approx(record["loss"] - 0.5 * reconstruction, abs=1e-4)
     assert terms.total.item() == pytest.approx(record["loss"], abs=1e-4)
+
+
+def test_labels_do_not_follow_the_inputs():
+    """A model that reads a stale history is to predict the true one."""
+    model = networks.transformer(networks.tokenizer(), action_dim=4)
+    tokens = torch.tensor(golden()["tokenizer"]["ctx2_64"]["tokens"])
+    layout = model.layout.with_future_frames(FUTURE)
+    taken = actions(len(tokens), CONTEXT + FUTURE, 4)
+    read = tokens.clone()
+    read[:, -1] = read[:, -2]
+    with torch.no_grad():
+        loss = transformer_loss(model, tokens, layout, taken, inputs=read).total
+        plain = transformer_loss(model, tokens, layout, taken).total
+    assert loss == plain  # nothing is predicted from the last token, and as a label it stays

@@ -186,6 +186,9 @@ class GptArgs:
     config_name: str = option("configs/llama/config.json", "architecture of the transformer")
     pretrained_transformer_path: str | None = option(None, "folder whose model.safetensors to start from")
     load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
+    stale_tokens: float = option(
+        0.0, "replace up to this share of the future tokens that are read by older ones, so that actions count (0: off)"
+    )
     llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
     action_conditioned: bool = option(False, "condition each frame on an action")
     action_dim: int = option(4, "dimension of the actions", minimum=1)
@@ -268,7 +271,7 @@ class GptArgs:
 
     def validate(self) -> None:
         _check_what_both_share(self)
-        _check_shares(self, "llama_attn_drop")
+        _check_shares(self, "llama_attn_drop", "stale_tokens")
         self._check_token_store()
         if self.action_conditioned and self.goal_conditioned:
             raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")

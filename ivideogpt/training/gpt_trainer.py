@@ -33,6 +33,7 @@ from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.run import Run
 from ivideogpt.training.schedule import TrainProgress, every, validates_at
+from ivideogpt.training.stale_tokens import with_stale_tokens
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, Source
 from ivideogpt.utils.video_io import to_pixels
@@ -113,7 +114,7 @@ class GptTrainer:
         for index in range(num_batches):
             batch = self.next_tokens()
             with nullcontext() if index == num_batches - 1 else self.accelerator.no_sync(self.model):
-                terms = self.loss_of(batch)
+                terms = self.loss_of(batch, self.args.stale_tokens)
                 self.accelerator.backward(terms.total / num_batches)
             window.add(terms.detached())
         metrics = window.means() | {"lr": self.scheduler.get_last_lr()[0]}
@@ -132,9 +133,10 @@ class GptTrainer:
         with self.pace.timing("tokenize"):
             return self.source.tokens(batch)
 
-    def loss_of(self, batch: TokenBatch) -> LossTerms:
+    def loss_of(self, batch: TokenBatch, stale_share: float = 0.0) -> LossTerms:
         batch = self.conditioning(batch)
-        return transformer_loss(self.model, batch.tokens, self.layout, batch.actions, batch.rewards)
+        inputs = with_stale_tokens(batch.tokens, self.layout, stale_share) if stale_share else batch.tokens
+        return transformer_loss(self.model, batch.tokens, self.layout, batch.actions, batch.rewards, inputs=inputs)
 
     # ---- between steps
 
