@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.conversion import write_episode
 from ivideogpt.errors import UserError, cli
 from mbrl.behaviour import Behaviour, Policy
 from mbrl.metaworld_env import ACTION_DIM, CAMERAS, PAPER_TASKS, MetaWorldEnv, canonical_task, task_names
@@ -128,10 +129,10 @@ class Recorder:
             return True
         episode = self._play(task, number)
         if not self._config.episode.demo:
-            self._save(folder / f"eps_{number:08d}.npz", number, vars(episode))
+            write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)
         elif episode.success.any():
             name = f"{datetime.now():%Y%m%dT%H%M%S}_{number}_{len(episode.image) - 1}.npz"
-            self._save(folder / name, number, to_replay(episode))
+            write_episode(folder / name, to_replay(episode), self._config.compress)
         else:
             return False
         return True
@@ -151,14 +152,6 @@ class Recorder:
             settings = self._config.episode
             self._env = MetaWorldEnv(task, settings.image_size, settings.action_repeat, settings.camera)
         return self._env
-
-    def _save(self, path: Path, number: int, arrays: dict[str, np.ndarray]) -> None:
-        partial = path.with_name(f".{number}.partial")
-        # Uncompressed unless asked: a window of frames can then be read through a memory map.
-        write: Callable[..., None] = np.savez_compressed if self._config.compress else np.savez
-        with partial.open("wb") as file:
-            write(file, **arrays)
-        partial.replace(path)
 
     def close(self) -> None:
         if self._env is not None:

@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from inference.utils import NPZParser, Segment
+from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
-from ivideogpt.data.clips import ClipBatch
 from ivideogpt.data.episodes import open_episode
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.output import check_folder_can_be_written

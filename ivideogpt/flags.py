@@ -37,9 +37,17 @@ def option(
     minimum: float | None = None,
     inert: bool = False,
     later: bool = False,
+    positional: bool = False,
 ) -> Any:
-    """A dataclass field that is a command-line flag."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "inert": inert, "later": later}
+    """A dataclass field that is a command-line flag, or an argument without one."""
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "inert": inert,
+        "later": later,
+        "positional": positional,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -72,6 +80,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: type) -> None:
     settings: dict[str, Any] = {"help": field.metadata["help"].replace("%", "%%")}
+    if field.metadata["positional"]:
+        parser.add_argument(field.name, type=kind, **settings)
+        return
     if field.default is REQUIRED:
         settings["required"] = True
     else:

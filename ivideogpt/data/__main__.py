@@ -7,7 +7,12 @@ import sys
 
 from ivideogpt.errors import UserError, cli
 
-COMMANDS = {"tokenize": "ivideogpt.training.tokenize_dataset"}
+COMMANDS = {
+    "inspect": "ivideogpt.data.inspect_episodes",
+    "preview": "ivideogpt.evaluation.preview_episodes",
+    "validate": "ivideogpt.data.validate_episodes",
+    "tokenize": "ivideogpt.training.tokenize_dataset",
+}
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
 
+from ivideogpt.data.folder_index import npz_files
 from ivideogpt.errors import UserError
 
 Split = Literal["train", "test", "all"]
@@ -37,6 +37,8 @@ class DatasetInfo:
 
     def step(self, video_stepsize: int = 1) -> int:
         """Native frames from one frame of a clip to the next."""
+        if self.name == SOMETHING_SOMETHING:
+            return 1
         return max(round(video_stepsize * self.base_step / REFERENCE_STEP), 1)
 
     @property
@@ -52,6 +54,11 @@ def dataset_info(name: str) -> DatasetInfo:
 def is_known(name: str) -> bool:
     """Whether a table has a dataset of this name: an open one, or Meta-World or a task of it."""
     return name.removesuffix("-v3") in {*_paced_datasets(), "metaworld", *_table("metaworld_tasks")}
+
+
+def something_something_labels() -> frozenset[int]:
+    """The classes of Something-Something v2 whose videos are trained on."""
+    return frozenset(_table("something_v2_labels")["selected_label_ids"])
 
 
 def stepsize_as_trained(names: Collection[str], trained_step: int | None) -> int:
@@ -112,7 +119,10 @@ class DatasetPaths:
         known = {field.name for field in fields(cls)}
         if not isinstance(entries, dict) or not entries.keys() <= known:
             raise UserError(f"{path}: expected only the keys {', '.join(sorted(known))}; found {entries}")
-        return cls(**{key: path.parent / value for key, value in entries.items() if value})
+        for key, value in entries.items():
+            if value and not isinstance(value, str):
+                raise UserError(f"{path}: {key} is {value!r}; expected one path")
+        return cls(**{key: path.parent / Path(value).expanduser() for key, value in entries.items() if value})
 
 
 @dataclass(frozen=True)
@@ -147,14 +157,11 @@ class EpisodeFinder:
         if name in OWN_SPLITS:
             return self._own_split(name, split)
         files = npz_files(self.folder(name))
-        chosen = [file for i, file in enumerate(files) if split == "all" or (i % TEST_EVERY == 0) == (split == "test")]
+        chosen = [files[i] for i in in_split(len(files), split)]
         if name == "robo_net":
             chosen = self._without_robonet_test(chosen)
         if not chosen:
-            raise UserError(
-                f"{self.folder(name)}: no {split} episodes among {len(files)} .npz files "
-                f"(the first of every {TEST_EVERY} is the test split); add episodes"
-            )
+            raise UserError(f"{self.folder(name)}: {no_episodes(split, len(files))}")
         return chosen
 
     def folder(self, name: str) -> Path:
@@ -176,7 +183,11 @@ class EpisodeFinder:
             raise UserError(
                 f"dataset {name!r}: DATASET.yaml has no {key}; set it to the folder of the converted episodes"
             )
-        files = sorted(str(file) for file in folder.glob(pattern))
+        below, _ = os.path.split(pattern)
+        folders = [found for found in folder.glob(below) if found.is_dir()] if below else [folder]
+        if not folder.is_dir():
+            raise UserError(f"dataset {name!r}: no folder {folder}; correct {key} in DATASET.yaml")
+        files = [file for found in sorted(folders, key=lambda found: f"{found}/") for file in npz_files(found)]
         if not files:
             raise UserError(f"dataset {name!r}: no files {folder / pattern}; correct {key} in DATASET.yaml")
         return files
@@ -196,18 +207,15 @@ class EpisodeFinder:
         return [file for file in files if os.path.basename(file) not in excluded]
 
 
-def npz_files(folder: Path) -> list[str]:
-    """The npz files directly inside a folder, sorted by name. Hidden ones are files still being written."""
-    with os.scandir(folder) as entries:
-        names = sorted(
-            entry.name for entry in entries if entry.name.endswith(".npz") and not entry.name.startswith(".")
-        )
-    return [str(folder / name) for name in names]
+def in_split(num_episodes: int, split: Split) -> range | list[int]:
+    """The numbers of a split's episodes, for datasets that come without one."""
+    if split == "train":
+        return [number for number in range(num_episodes) if number % TEST_EVERY]
+    return range(0, num_episodes, TEST_EVERY if split == "test" else 1)
 
 
-def keep_some(files: list[str], number: int | None) -> list[str]:
-    """That many distinct episodes, the same ones every time; all of them if there are no more."""
-    if number is None or number >= len(files):
-        return files
-    chosen = np.random.default_rng(0).choice(len(files), number, replace=False)
-    return [files[i] for i in np.sort(chosen)]
+def no_episodes(split: Split, num_episodes: int) -> str:
+    return (
+        f"no {split} episodes among {num_episodes} episodes (the first of every {TEST_EVERY} is the test split); "
+        "add episodes"
+    )

@@ -1,77 +1,39 @@
 """Clips by number: which episode, which frames, in which form. Knows how the parts of this package make one sample.
 
-Sample k of a stream depends on the seed and k alone, whatever process makes it.
+Sample k of a stream depends on the seed and k alone, whatever process makes it: also where a bad episode is replaced.
 Shapes: B batch, T frames, H W pixels, D action dimension.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from ivideogpt.data.catalog import (
-    SOMETHING_SOMETHING,
-    DatasetInfo,
-    DatasetPaths,
-    EpisodeFinder,
-    Split,
-    dataset_info,
-    keep_some,
-)
+from ivideogpt.data.batches import BadEpisode, PackedClips
+from ivideogpt.data.catalog import DatasetInfo, DatasetPaths, Split, dataset_info
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
-from ivideogpt.data.episodes import EpisodeReader, check_carries, open_episode
+from ivideogpt.data.episode_sets import EpisodeSets
+from ivideogpt.data.episodes import EpisodeReader, Episodes, check_carries, keep_some
+from ivideogpt.data.npz_arrays import InflatedArrays
 from ivideogpt.data.segments import Indices, SegmentSpec, SegmentStrategy
 from ivideogpt.data.transforms import Augmentation, Preprocess
 from ivideogpt.errors import UserError
 
-
-@dataclass(frozen=True)
-class ClipBatch:
-    """Frames (B, T, 3, H, W) float32 in [0, 1], actions (B, T, D) and rewards (B, T) float32 where asked for."""
-
-    frames: Tensor
-    actions: Tensor | None = None
-    rewards: Tensor | None = None
-
-    @classmethod
-    def concatenate(cls, clips: Sequence[ClipBatch]) -> ClipBatch:
-        """All rows of clips that carry the same things."""
-        dims = {clip.actions.shape[-1] for clip in clips if clip.actions is not None}
-        if len(dims) > 1:
-            raise UserError(
-                f"the mix holds actions of {sorted(dims)} dimensions; choose datasets of one dimension or drop actions"
-            )
-        return cls(
-            torch.cat([clip.frames for clip in clips]),
-            _cat_present([clip.actions for clip in clips]),
-            _cat_present([clip.rewards for clip in clips]),
-        )
-
-    def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
-        actions, rewards = (
-            part if part is None else part.to(device, non_blocking=non_blocking)
-            for part in (self.actions, self.rewards)
-        )
-        return ClipBatch(self.frames.to(device, non_blocking=non_blocking), actions, rewards)
-
-
-def _cat_present(parts: list[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None
+OnBadEpisode = Literal["error", "skip"]
+MAX_BAD_IN_A_ROW = 100  # a source whose episodes are nearly all bad is no data
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Which clips to draw, from which episodes, in which form."""
 
-    dataset_path: str | None = None  # folder of <dataset>/*.npz; the four sets of DATASET.yaml need none
+    # Folder of <dataset>/*.npz, or lerobot:<folder>[@<camera>],...; the four sets of DATASET.yaml need none.
+    dataset_path: str | None = None
     mix: str | Mix = "frac"  # see resolve_mix
     segment: SegmentSpec = field(default_factory=SegmentSpec)
     video_stepsize: int = 1
@@ -85,11 +47,17 @@ class DataConfig:
     action_dim: int | None = None  # refuse episodes with another one
     dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
     sthsth_root_path: str | None = None
+    on_bad_episode: OnBadEpisode = "error"  # skip: draw another one of its dataset
+    cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
 
     def __post_init__(self) -> None:
         for name in ("video_stepsize", "image_size", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.on_bad_episode not in get_args(OnBadEpisode):
+            raise UserError(f"on_bad_episode must be error or skip, got {self.on_bad_episode!r}")
+        if self.cache_mb < 0:
+            raise UserError(f"cache_mb must be at least 0, got {self.cache_mb}")
         if self.segment.kind == "goal_first" and self.load_action:
             raise UserError("goal-conditioned clips carry no actions; drop action_conditioned or goal_conditioned")
 
@@ -99,12 +67,12 @@ class Source:
     """The episodes of one dataset's split and how clips are cut from them."""
 
     info: DatasetInfo
-    files: Sequence[str]
+    episodes: Episodes
     segments: SegmentStrategy
     preprocess: Preprocess
 
     def open(self, index: int) -> EpisodeReader:
-        return open_episode(self.files[index], self.info.image_key)
+        return self.episodes.open(index)
 
     def cut(
         self,
@@ -113,44 +81,60 @@ class Source:
         rng: np.random.Generator,
         with_actions: bool = False,
         with_rewards: bool = False,
-    ) -> ClipBatch:
-        """These frames as a batch of one, with pixels in 0..255: 8 bits are cheaper to hand over than floats."""
+    ) -> PackedClips:
+        """These frames as a batch of one."""
         pixels = self.preprocess(episode.read(indices), rng)
+        colour = self.preprocess.colour(rng)
         actions = episode.actions(indices) if with_actions else None
         rewards = episode.rewards(indices) if with_rewards else None
-        return ClipBatch(
+        return PackedClips(
             pixels[None],
+            colour,
             None if actions is None else torch.from_numpy(actions)[None],
             None if rewards is None else torch.from_numpy(rewards)[None],
         )
 
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
-    """The mix's datasets with their weights. The first episode of each is checked."""
-    root = Path(config.dataset_path) if config.dataset_path else None
-    find = EpisodeFinder(root, DatasetPaths.load(config.dataset_yaml))
+    """The mix's datasets with their weights. The first episode of each is checked, and its first frame read."""
     sources = []
-    for name, weight in resolve_mix(config.mix, root):
-        if name == SOMETHING_SOMETHING:
-            raise _something_something_missing(config)
-        info = dataset_info(name)
-        files = find(name, split)
+    find = EpisodeSets(
+        split,
+        config.dataset_path,
+        DatasetPaths.load(config.dataset_yaml),
+        InflatedArrays(config.cache_mb << 20),
+        config.sthsth_root_path,
+        config.segment.num_frames_spanned,
+    )
+    for name, weight in resolve_mix(config.mix, config.dataset_path):
+        info, episodes = dataset_info(name), find(name)
         source = Source(
             info,
-            keep_some(files, config.dataset_size) if split == "train" else files,
+            keep_some(episodes, config.dataset_size) if split == "train" else episodes,
             config.segment.strategy(info.step(config.video_stepsize)),
             Preprocess(config.image_size, info.square_crop, config.augmentation if split == "train" else None),
         )
-        _check(source.open(0), config)
+        _check_first(source, config)
         sources.append((source, weight))
     return sources
 
 
-def _something_something_missing(config: DataConfig) -> UserError:
-    return UserError(
-        f"mix {config.mix!r} holds Something-Something v2 ({SOMETHING_SOMETHING}), whose frame folders "
-        f"(sthsth_root_path {config.sthsth_root_path}) this version cannot read; choose another mix, such as select"
-    )
+def _check_first(source: Source, config: DataConfig) -> None:
+    """Raises what is wrong with the first episode; where bad ones are skipped, only if the next ones are no better."""
+    errors = []
+    for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
+        try:
+            episode = source.open(index)
+            _check(episode, config)
+            episode.read(np.zeros(1, dtype=np.int64))
+            return
+        except UserError as error:
+            errors.append(error)
+    raise errors[0] if len(errors) == 1 else _all_bad(len(errors), errors[0])
+
+
+def _all_bad(number: int, cause: UserError) -> UserError:
+    return UserError(f"{number} episodes in a row are bad, so none is skipped any more; the first: {cause}")
 
 
 def _check(episode: EpisodeReader, config: DataConfig) -> None:
@@ -171,7 +155,7 @@ class PickByWeight:
     def __call__(self, number: int, rng: np.random.Generator) -> tuple[Source, int]:
         chosen = np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right")
         source = self.sources[chosen]
-        return source, int(rng.integers(len(source.files)))
+        return source, int(rng.integers(len(source.episodes)))
 
 
 class PickInOrder:
@@ -179,7 +163,7 @@ class PickInOrder:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self._ends = np.cumsum([len(source.files) for source in sources])
+        self._ends = np.cumsum([len(source.episodes) for source in sources])
 
     @property
     def num_episodes(self) -> int:
@@ -189,7 +173,7 @@ class PickInOrder:
         number %= self.num_episodes
         chosen = int(np.searchsorted(self._ends, number, side="right"))
         source = self.sources[chosen]
-        return source, number - int(self._ends[chosen]) + len(source.files)
+        return source, number - int(self._ends[chosen]) + len(source.episodes)
 
 
 class ClipDataset(Dataset[Any]):
@@ -200,18 +184,34 @@ class ClipDataset(Dataset[Any]):
         self.pick = pick
         self.seed = seed
 
-    def __getitem__(self, number: int) -> ClipBatch:
+    def __getitem__(self, number: int) -> PackedClips:
         """Sample ``number`` as a batch of one."""
         rng = np.random.default_rng((self.seed, number))
-        source, file = self.pick(number, rng)
-        episode = source.open(file)
+        source, index = self.pick(number, rng)
+        bad: list[BadEpisode] = []
+        while True:
+            try:
+                return replace(self._cut(source, index, rng), skipped=tuple(bad))
+            except UserError as error:
+                if self.config.on_bad_episode == "error":
+                    raise
+                bad.append(BadEpisode(source.episodes.name(index), str(error)))
+                if len(bad) == MAX_BAD_IN_A_ROW:
+                    raise _all_bad(len(bad), error) from error
+            # A new generator: how many numbers the failed attempt drew must not show. The same source: it keeps its
+            # weight in the mix.
+            rng = np.random.default_rng((self.seed, number, len(bad)))
+            index = int(rng.integers(len(source.episodes)))
+
+    def _cut(self, source: Source, index: int, rng: np.random.Generator) -> PackedClips:
+        episode = source.open(index)
         _check(episode, self.config)
         indices = source.segments(episode.num_frames, rng)
         return source.cut(episode, indices, rng, self.config.load_action, self.config.load_reward)
 
-    def __getitems__(self, numbers: list[int]) -> ClipBatch | UserError:
+    def __getitems__(self, numbers: list[int]) -> PackedClips | UserError:
         """The batch of these samples. An error is returned, as raising it in a worker would bury it in a traceback."""
         try:
-            return ClipBatch.concatenate([self[number] for number in numbers])
+            return PackedClips.concatenate([self[number] for number in numbers])
         except UserError as error:
             return error

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
-from ivideogpt.data.catalog import TABLES, npz_files
+from ivideogpt.data.catalog import TABLES
+from ivideogpt.data.folder_index import has_npz_files
 from ivideogpt.errors import UserError
 
 Mix = tuple[tuple[str, float], ...]
 
 METAWORLD = "metaworld"
 FOLDERS = "folder:"
+LEROBOT = "lerobot:"
 
 # Lists of [dataset, weight]; other people's code iterates over them and passes them on as `datasets`.
 DATASET_NAMED_MIXES: dict[str, list[list[str | float]]] = json.loads((TABLES / "mixes.json").read_text())
@@ -19,11 +22,15 @@ METAWORLD_TASKS: list[str] = json.loads((TABLES / "metaworld_tasks.json").read_t
 DATASET_NAMED_MIXES[METAWORLD] = [[task, 1.0] for task in METAWORLD_TASKS]
 
 
-def resolve_mix(mix: str | Mix, dataset_path: Path | None) -> Mix:
+DatasetPath = str | os.PathLike[str] | None
+
+
+def resolve_mix(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     """Datasets with weights that sum to 1; a dataset listed twice adds up.
 
     ``mix`` is a name of :data:`DATASET_NAMED_MIXES`, ``folder:*`` for every sub-folder of ``dataset_path`` that holds
     episodes, ``folder:a,b`` for some of them, or pairs of name and weight. ``metaworld`` means its recorded tasks.
+    A ``dataset_path`` of ``lerobot:<folder>[@<camera>],...`` lists its datasets itself, so that no mix is looked up.
     """
     weights: dict[str, float] = {}
     for name, weight in _entries(mix, dataset_path):
@@ -34,9 +41,25 @@ def resolve_mix(mix: str | Mix, dataset_path: Path | None) -> Mix:
     return tuple((name, weight / total) for name, weight in weights.items() if weight > 0)
 
 
-def _entries(mix: str | Mix, dataset_path: Path | None) -> Mix:
+def is_lerobot(dataset_path: DatasetPath) -> bool:
+    return isinstance(dataset_path, str) and dataset_path.startswith(LEROBOT)
+
+
+def lerobot_folder(name: str) -> tuple[Path, str | None]:
+    """The folder of a dataset of a ``lerobot:`` path, and the camera if it names one."""
+    folder, _, camera = name.partition("@")
+    return Path(folder).expanduser(), camera or None
+
+
+def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     if not isinstance(mix, str):
         return mix
+    if is_lerobot(dataset_path):
+        names = [name for name in str(dataset_path).removeprefix(LEROBOT).split(",") if name]
+        if not names:
+            raise UserError(f"dataset_path {dataset_path}: expected {LEROBOT}<folder>[@<camera>][,<folder>...]")
+        return tuple((name, 1.0) for name in names)
+    dataset_path = Path(dataset_path) if dataset_path else None
     if mix.startswith(FOLDERS):
         wanted = mix.removeprefix(FOLDERS)
         names = _recorded(dataset_path) if wanted == "*" else [name for name in wanted.split(",") if name]
@@ -64,4 +87,4 @@ def _recorded(dataset_path: Path | None) -> list[str]:
     """Sub-folders that hold episodes, by name."""
     if dataset_path is None or not dataset_path.is_dir():
         raise UserError(f"dataset_path {dataset_path} is not a folder; expected one that holds <dataset>/*.npz")
-    return sorted(folder.name for folder in dataset_path.iterdir() if folder.is_dir() and npz_files(folder))
+    return sorted(folder.name for folder in dataset_path.iterdir() if folder.is_dir() and has_npz_files(folder))

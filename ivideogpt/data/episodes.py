@@ -1,36 +1,25 @@
-"""Reading parts of recorded episodes. Knows file formats; knows nothing of clips, datasets or tensors.
+"""Episodes, recorded in any format, and those in npz files. Knows nothing of clips, datasets or tensors.
 
 An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optionally ``action`` ``(N, D)``, or
-``(N - 1, D)`` when the last frame has none; and optionally ``reward`` ``(N,)``. Only the frames asked for are read:
-uncompressed arrays through a memory map at their place inside the zip, compressed ones by inflating no further than the
-last frame needed. Nothing is ever unpickled.
+``(N - 1, D)`` when the last frame has none; and optionally ``reward`` ``(N,)``. Only the frames asked for are read.
 """
 
 from __future__ import annotations
 
-import math
-import mmap
 import os
-import struct
-import zipfile
-import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import IO, Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, npz_members
 from ivideogpt.data.segments import Indices
 from ivideogpt.errors import UserError
 
 ACTION_KEY = "action"
 REWARD_KEY = "reward"
-
-_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the file name and of the extra field
-_CACHED_INDICES = 4096  # directories of episodes kept per process, about 1 KB each
-_MAX_DEFLATE_RATIO = 1032  # no deflated stream is smaller: a larger claim is a forged size
 
 
 class EpisodeReader(Protocol):
@@ -39,6 +28,10 @@ class EpisodeReader(Protocol):
 
     @property
     def num_frames(self) -> int: ...
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width, the same for all frames."""
 
     @property
     def action_dim(self) -> int | None:
@@ -57,55 +50,63 @@ class EpisodeReader(Protocol):
         """Rewards (n,) of the actions taken at these frames; None if the episode has none."""
 
 
+class Episodes(Protocol):
+    """The episodes of one source. Cheap to hold, and to pickle into workers: nothing is open."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> EpisodeReader:
+        """Raises UserError naming the file and what is wrong with it."""
+
+    def name(self, index: int) -> str:
+        """For messages and summaries: a path, or path#episode."""
+
+
 @dataclass(frozen=True)
-class NpzMember:
-    """One array inside an npz file: where its values start and what they are."""
+class Subset:
+    """Some of the episodes of a source. See :func:`subset`."""
 
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    fortran_order: bool
-    header_length: int
-    data_offset: int | None  # of the values within the file; None if they are compressed
+    episodes: Episodes
+    numbers: NDArray[np.int64]
 
-    @property
-    def num_bytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
+    def __len__(self) -> int:
+        return len(self.numbers)
 
-    def rows(self, indices: Indices) -> NDArray[Any]:
-        """The rows at these indices along the first axis, as a new array."""
-        if self.data_offset is not None:
-            return self._mapped(self.data_offset)[indices]
-        return self._inflated(int(indices.max()) + 1)[indices]
+    def open(self, index: int) -> EpisodeReader:
+        return self.episodes.open(int(self.numbers[index]))
 
-    def all(self) -> NDArray[Any]:
-        return self._inflated(self.shape[0]) if self.data_offset is None else np.array(self._mapped(self.data_offset))
+    def name(self, index: int) -> str:
+        return self.episodes.name(int(self.numbers[index]))
 
-    def _mapped(self, offset: int) -> NDArray[Any]:
-        # A plain mmap: numpy.memmap costs as much again as reading a window does.
-        with open(self.path, "rb") as file:
-            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return np.ndarray(self.shape, self.dtype, content, offset, order="F" if self.fortran_order else "C")
 
-    def _inflated(self, num_rows: int) -> NDArray[Any]:
-        if self.fortran_order:  # its first axis is spread over the whole stream
-            values = np.frombuffer(self._inflate(math.prod(self.shape)), self.dtype)
-            return values.reshape(self.shape[::-1]).T
-        row_shape = self.shape[1:]
-        return np.frombuffer(self._inflate(num_rows * math.prod(row_shape)), self.dtype).reshape(-1, *row_shape)
+def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> Episodes:
+    """The episodes with these numbers, in this order."""
+    return Subset(episodes, np.asarray(numbers, dtype=np.int64))
 
-    def _inflate(self, num_values: int) -> bytes:
-        num_bytes = num_values * self.dtype.itemsize
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as stream:
-                stream.read(self.header_length)
-                values = stream.read(num_bytes)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise _damaged(self.path, error) from error
-        if len(values) < num_bytes:
-            raise _damaged(self.path, f"array {self.name!r} ends early")
-        return values
+
+def keep_some(episodes: Episodes, number: int | None) -> Episodes:
+    """That many distinct episodes in order, the same ones every time; all of them if there are no more."""
+    if number is None or number >= len(episodes):
+        return episodes
+    return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
+
+
+@dataclass(frozen=True)
+class NpzEpisodes:
+    """:class:`Episodes` in one npz file each, which share what memory there is for inflated arrays."""
+
+    files: Sequence[str]
+    image_key: str = "image"
+    arrays: InflatedArrays = field(default_factory=InflatedArrays)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, index: int) -> NpzEpisode:
+        return open_episode(self.files[index], self.image_key, self.arrays)
+
+    def name(self, index: int) -> str:
+        return self.files[index]
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class NpzEpisode:
     path: str
     images: NpzMember
     members: Mapping[str, NpzMember]
+    arrays: InflatedArrays
 
     @property
     def num_frames(self) -> int:
@@ -134,7 +136,7 @@ class NpzEpisode:
         return self._member(REWARD_KEY) is not None
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
-        frames = self.images.rows(indices)
+        frames = self.arrays.rows(self.images, indices)
         if frames.dtype == np.uint8:
             return frames
         if frames.min() < 0 or frames.max() > 255:
@@ -164,7 +166,7 @@ class NpzEpisode:
         member = self._member(key)
         if member is None:
             return None
-        values = member.all().astype(np.float32)
+        values = self.arrays.rows(member, np.arange(member.shape[0])).astype(np.float32)
         if not np.isfinite(values).all():
             row = int(np.argwhere(~np.isfinite(values))[0][0])
             raise UserError(
@@ -175,8 +177,13 @@ class NpzEpisode:
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
 
 
-def open_episode(path: str | os.PathLike[str], image_key: str = "image") -> NpzEpisode:
+def open_episode(
+    path: str | os.PathLike[str], image_key: str = "image", arrays: InflatedArrays | None = None
+) -> NpzEpisode:
     """Finds the arrays and checks the frames' shape and type; reads no values yet.
+
+    Args:
+        arrays: reads the values, and may keep some. By default a compressed array is inflated for each window.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -190,7 +197,7 @@ def open_episode(path: str | os.PathLike[str], image_key: str = "image") -> NpzE
             "rename the array or choose the dataset whose image key it is"
         )
     _check_images(images)
-    return NpzEpisode(path, images, members)
+    return NpzEpisode(path, images, members, arrays or InflatedArrays())
 
 
 def check_carries(
@@ -206,61 +213,6 @@ def check_carries(
             f"{episode.path}: actions have {episode.action_dim} dimensions, expected {action_dim}; "
             "set action_dim to the data's or use a checkpoint of that dimension"
         )
-
-
-def npz_members(path: str) -> dict[str, NpzMember]:
-    """The arrays of an npz file by name. Remembered until the file changes."""
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return _npz_members(path, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=_CACHED_INDICES)
-def _npz_members(path: str, modified: int, size: int) -> dict[str, NpzMember]:
-    try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            members = [_read_member(path, size, file, archive, info) for info in arrays]
-    except (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError) as error:
-        raise _damaged(path, error) from error
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    return {member.name: member for member in members}
-
-
-def _read_member(path: str, size: int, file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NpzMember:
-    name = info.filename.removesuffix(".npy")
-    with archive.open(info) as stream:
-        try:
-            shape, fortran_order, dtype = _read_npy_header(stream)
-        except ValueError as error:
-            raise _damaged(path, f"array {name!r} has no readable header: {error}") from error
-        header_length = stream.tell()
-    stored = info.compress_type == zipfile.ZIP_STORED
-    offset = _offset_in_zip(file, info) + header_length if stored else None
-    member = NpzMember(path, name, shape, dtype, fortran_order, header_length, offset)
-    room = size - offset if offset is not None else _MAX_DEFLATE_RATIO * (info.compress_size + 1)
-    if not dtype.hasobject and (header_length + member.num_bytes != info.file_size or member.num_bytes > room):
-        raise _damaged(path, f"array {name!r} claims {member.num_bytes} bytes that are not there")
-    return member
-
-
-def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"npy format {version} is not for plain arrays")
-
-
-def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Where a member's content starts; the local header's extra field may differ from the central directory's."""
-    file.seek(info.header_offset)
-    name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
 
 
 def _check_images(member: NpzMember) -> None:
@@ -304,11 +256,3 @@ def _listed(members: dict[str, NpzMember]) -> str:
     if not members:
         return "no arrays"
     return ", ".join(f"{member.name} {member.shape} {member.dtype}" for member in members.values())
-
-
-def _damaged(path: str, reason: object) -> UserError:
-    return UserError(f"{path}: truncated or not an npz file ({reason}); record or convert it again")
-
-
-def _unreadable(path: str, error: OSError) -> UserError:
-    return UserError(f"{path}: cannot be read ({str(error.strerror).lower()}); expected an .npz episode")

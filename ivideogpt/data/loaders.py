@@ -6,11 +6,12 @@ workers and ranks share a stream by taking different k.
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -18,13 +19,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from ivideogpt.data.batches import BadEpisode, ClipBatch, PackedClips
 from ivideogpt.data.catalog import OWN_SPLITS, Split
-from ivideogpt.data.clips import ClipBatch, ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
+from ivideogpt.data.clips import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
 from ivideogpt.data.position import StreamPosition
 from ivideogpt.data.segments import SegmentSpec, segment_kind
-from ivideogpt.data.transforms import Augmentation, Range, unit_range
+from ivideogpt.data.transforms import Augmentation, Range
 from ivideogpt.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -46,11 +50,15 @@ class BatchNumbers:
 
 
 class ClipLoader(StreamPosition):
-    """An endless stream of :class:`ClipBatch`. Iterating goes on where the last iteration or the state stopped."""
+    """An endless stream of :class:`PackedClips`, to be finished by ``batch.to(device)``.
+
+    Iterating goes on where the last iteration or the state stopped.
+    """
 
     def __init__(self, clips: ClipDataset, numbers: BatchNumbers) -> None:
         super().__init__(numbers.batch_size, numbers.rank, numbers.world_size)
         self.clips = clips
+        self.bad_episodes: dict[str, str] = {}  # those skipped in batches handed out, and why
         self._numbers = numbers
         self._batches: DataLoader[Any] = DataLoader(
             clips,
@@ -58,28 +66,36 @@ class ClipLoader(StreamPosition):
             num_workers=clips.config.num_workers,
             collate_fn=_as_it_is,
             persistent_workers=clips.config.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_trainer_only,
             generator=torch.Generator(),  # starting an iteration draws a number: not from the trainer's generator
         )
 
-    def __iter__(self) -> Iterator[ClipBatch]:
+    def __iter__(self) -> Iterator[PackedClips]:
         for batch in self._between(self.position, None):
             self.position += 1
             yield batch
 
-    def first(self, num_batches: int) -> Iterator[ClipBatch]:
+    def first(self, num_batches: int) -> Iterator[PackedClips]:
         """The same batches on every call: what validation needs.
 
         Does not move the stream's position, but ends an iteration that is under way: the workers serve one at a time.
         """
         return self._between(0, num_batches)
 
-    def _between(self, start: int, stop: int | None) -> Iterator[ClipBatch]:
+    def _between(self, start: int, stop: int | None) -> Iterator[PackedClips]:
         self._numbers.start, self._numbers.stop = start, stop
         for batch in self._batches:
             if isinstance(batch, UserError):
                 raise batch
-            yield replace(batch, frames=unit_range(batch.frames))
+            self._note(batch.skipped)
+            yield batch
+
+    def _note(self, skipped: Sequence[BadEpisode]) -> None:
+        for bad in skipped:
+            if bad.name not in self.bad_episodes:
+                logger.warning("skipping a bad episode: %s", bad.cause)
+                self.bad_episodes[bad.name] = bad.cause
 
 
 def _obey_the_trainer_only(worker: int) -> None:
@@ -124,7 +140,7 @@ def build_evaluation_clips(config: DataConfig, split: Split, num_clips: int, see
         batch = clips.__getitems__(order[first : first + config.batch_size])
         if isinstance(batch, UserError):
             raise batch
-        yield replace(batch, frames=unit_range(batch.frames))
+        yield batch.to("cpu")
 
 
 class SimpleRoboticDataLoaderv2:
@@ -223,8 +239,8 @@ class EvalDataLoader:
             dataset_yaml=dataset_yaml,
         )
         ((source, _),) = build_sources(config, "test")
-        self._length = -(-len(source.files) // batch_size)
-        numbers = BatchNumbers(batch_size, num_samples=len(source.files))
+        self._length = -(-len(source.episodes) // batch_size)
+        numbers = BatchNumbers(batch_size, num_samples=len(source.episodes))
         self.loader = ClipLoader(ClipDataset(config, PickInOrder([source]), seed=0), numbers)
 
     def __len__(self) -> int:
@@ -243,7 +259,8 @@ def _benchmark(name: str) -> str:
     return name
 
 
-def _as_tuple(batch: ClipBatch) -> Tensor | tuple[Tensor, ...]:
+def _as_tuple(packed: PackedClips) -> Tensor | tuple[Tensor, ...]:
+    batch = packed.to("cpu")
     parts = tuple(part for part in (batch.frames, batch.actions, batch.rewards) if part is not None)
     return parts if len(parts) > 1 else batch.frames
 

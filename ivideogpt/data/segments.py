@@ -6,7 +6,7 @@ A strategy is a function ``(num_frames, rng) -> indices``. Every random strategy
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args
@@ -78,11 +78,25 @@ def leading(length: int) -> SegmentStrategy:
     return partial(_leading, length=length)
 
 
-def windows(num_frames: int, length: int, step: int, stride: int) -> Iterator[Indices]:
+@dataclass(frozen=True)
+class Windows:
     """All contiguous segments whose start is a multiple of ``stride``, in order; a short episode gives one."""
-    step = fitting_step(step, length, num_frames)
-    for start in range(0, last_start(num_frames, length, step) + 1, stride):
-        yield repeat_last(start + step * np.arange(length), num_frames)
+
+    num_frames: int
+    length: int
+    step: int
+    stride: int
+
+    @property
+    def fitting_step(self) -> int:
+        return fitting_step(self.step, self.length, self.num_frames)
+
+    def __len__(self) -> int:
+        return last_start(self.num_frames, self.length, self.fitting_step) // self.stride + 1
+
+    def __getitem__(self, number: int) -> Indices:
+        start = range(len(self))[number] * self.stride
+        return repeat_last(start + self.fitting_step * np.arange(self.length), self.num_frames)
 
 
 def _evenly(step: int, rng: Generator, length: int) -> Indices:
@@ -130,6 +144,17 @@ class SegmentSpec:
                 f"segment_horizon {self.horizon} has no room for segment_length {self.length} frames; "
                 "raise the horizon or shorten the segment"
             )
+
+    @property
+    def num_frames_spanned(self) -> int:
+        """Frames that an episode must have for a clip at step 1 that repeats none."""
+        match self.kind:
+            case "sparse_future" | "shuffled":
+                return self.horizon or self.length
+            case "goal_first":
+                return self.length - 1
+            case _:
+                return self.length
 
     def strategy(self, step: int = 1) -> SegmentStrategy:
         horizon = self.horizon or self.length

@@ -2,12 +2,14 @@
 
 ::
 
-    <store>/meta.json                what the tokens are, and how many clips are to come
+    <store>/meta.json                what the tokens are; in a finished store also how many clips each shard holds
     <store>/shard-00000/tokens.npy   (n, L) uint16, or uint32 for large vocabularies
                        /actions.npy  (n, T, D) float32, if the episodes have actions
                        /rewards.npy  (n, T) float32, if they have rewards
+                       /skipped.json clips that could not be read, if there are any
 
-A shard is written aside and renamed, so every shard that exists is whole; writing again goes on after the last one.
+Clips are numbered pass after pass, and shard s holds those from ``s * clips_per_shard`` on, so that processes can share
+the work. A shard is written aside and renamed: every one that exists is whole.
 Shapes: B batch, L tokens of a clip, T frames, D action dimension.
 """
 
@@ -16,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -34,8 +35,9 @@ from ivideogpt.layout import TokenLayout
 
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META = "meta.json"
-FORMAT = 1
+FORMAT = 2  # 1: one process, one pass, and the number of shards not noted
 CLIPS_PER_SHARD = 1024
+_OPEN_SHARDS = 128  # each takes up to three open files, of which a process may often have no more than 1024
 
 
 @dataclass(frozen=True)
@@ -55,42 +57,107 @@ class TokenBatch:
 
 
 @dataclass(frozen=True)
+class StoredSource:
+    """A dataset whose episodes are stored. The numbers are of one pass; None: an older store, which does not say."""
+
+    name: str
+    num_episodes: int | None = None
+    num_clips: int | None = None
+
+
+@dataclass(frozen=True)
 class TokenStoreMeta:
-    """What the tokens of a store are. Two stores with equal meta hold the same clips."""
+    """What the clips of a store are. Two stores with equal meta hold the same clips."""
 
     layout: TokenLayout
-    num_clips: int
+    num_clips: int  # of all passes
+    num_passes: int
+    augmentation: str  # of all passes but the first, by name; none if there is but one
+    seed: int  # of the augmentation
+    clips_per_shard: int
     action_dim: int | None
     has_rewards: bool
-    datasets: tuple[str, ...]
+    sources: tuple[StoredSource, ...]
     split: str
     video_stepsize: int
     stride: int
     episodes: str  # checksum of the names and lengths of the episodes
     tokenizer: str  # state_checksum of the tokenizer's weights
+    precision: str  # that the tokenizer ran in
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
         return np.dtype(np.uint16 if self.layout.vocab_size <= 2**16 else np.uint32)
 
-    def to_json(self) -> str:
-        return json.dumps({"format": FORMAT, **asdict(self)}, indent=2) + "\n"
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        return tuple(source.name for source in self.sources)
+
+    @property
+    def num_shards(self) -> int:
+        return -(-self.num_clips // self.clips_per_shard)
+
+    def clips_of(self, shard: int) -> range:
+        """Numbers of the clips that belong into a shard."""
+        return range(self.num_clips)[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
+
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Name, shape of a row and type of the arrays in a shard. T is known from the layout."""
+        num_frames = self.layout.context_frames + self.layout.future_frames
+        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+            "tokens": ((self.layout.sequence_length,), self.token_dtype)
+        }
+        if self.action_dim is not None:
+            found["actions"] = ((num_frames, self.action_dim), np.dtype(np.float32))
+        if self.has_rewards:
+            found["rewards"] = ((num_frames,), np.dtype(np.float32))
+        return found
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """``meta.json``: what is to be stored, and once all of it is, the number of clips in each shard."""
+
+    meta: TokenStoreMeta
+    shards: tuple[int, ...] | None = None
+
+    def write(self, folder: Path) -> None:
+        shards = {} if self.shards is None else {"shards": self.shards}
+        aside = folder / f"{META}.partial"
+        aside.write_text(json.dumps({"format": FORMAT, **asdict(self.meta), **shards}, indent=2) + "\n")
+        os.replace(aside, folder / META)
 
     @classmethod
     def read(cls, folder: Path) -> Self:
         file = folder / META
         try:
             values = json.loads(file.read_text())
-            if values.pop("format") != FORMAT:
-                raise ValueError(f"format is not {FORMAT}")
+            number = values.pop("format")
+            if number == 1:
+                values = _of_format_1(values, folder)
+            elif number != FORMAT:
+                raise ValueError(f"format {number}, expected {FORMAT}")
+            shards = values.pop("shards", None)
             layout = TokenLayout(**values.pop("layout"))
-            return cls(layout=layout, datasets=tuple(values.pop("datasets")), **values)
+            sources = tuple(StoredSource(**source) for source in values.pop("sources"))
+            meta = TokenStoreMeta(layout=layout, sources=sources, **values)
+            return cls(meta, None if shards is None else tuple(map(int, shards)))
         except FileNotFoundError as error:
             raise UserError(f"{folder} is no token store: it has no {META}; make one with {TOKENIZE}") from error
         except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{file}: no description of a token store ({error}); make it again with {TOKENIZE}"
             ) from error
+
+
+def _of_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Such stores can be read, but not continued: their shards grew to any size."""
+    shards = [num_rows(shard) for shard in sorted(folder.glob("shard-*"))]
+    if sum(shards) != values["num_clips"]:
+        raise ValueError(f"an unfinished store of an older version, {sum(shards)} of {values['num_clips']} clips")
+    sources = [{"name": name} for name in values.pop("datasets")]
+    unknown = {"num_passes": 1, "augmentation": "none", "seed": 0, "clips_per_shard": 0, "precision": "unknown"}
+    return {**values, **unknown, "sources": sources, "shards": shards}
 
 
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -103,93 +170,38 @@ def state_checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-class TokenStoreWriter:
-    """Appends clips to a store. An existing store goes on if it is to hold the same clips, and is refused otherwise."""
-
-    def __init__(
-        self, folder: str | os.PathLike[str], meta: TokenStoreMeta, clips_per_shard: int = CLIPS_PER_SHARD
-    ) -> None:
-        self.folder = Path(folder)
-        self.meta = meta
-        self._clips_per_shard = clips_per_shard
-        self._waiting: list[TokenBatch] = []
-        self._open()
-        self._num_shards = len(_shard_folders(self.folder))
-        self.num_stored = sum(len(_array(shard, "tokens")) for shard in _shard_folders(self.folder))
-
-    def append(self, batch: TokenBatch) -> None:
-        self._waiting.append(batch)
-        if sum(len(batch.tokens) for batch in self._waiting) >= self._clips_per_shard:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is waiting as one shard."""
-        if not self._waiting:
-            return
-        aside = self.folder / "partial"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        tokens = torch.cat([batch.tokens for batch in self._waiting]).numpy()
-        np.save(aside / "tokens.npy", tokens.astype(self.meta.token_dtype))
-        if self.meta.action_dim is not None:
-            np.save(aside / "actions.npy", _joined([batch.actions for batch in self._waiting]))
-        if self.meta.has_rewards:
-            np.save(aside / "rewards.npy", _joined([batch.rewards for batch in self._waiting]))
-        os.replace(aside, self.folder / f"shard-{self._num_shards:05d}")
-        self._num_shards += 1
-        self.num_stored += len(tokens)
-        self._waiting.clear()
-
-    def _open(self) -> None:
-        if (self.folder / META).exists():
-            present = asdict(TokenStoreMeta.read(self.folder))
-            different = [name for name, value in asdict(self.meta).items() if present[name] != value]
-            if different:
-                raise UserError(
-                    f"{self.folder} holds another token store (other {', '.join(different)}); "
-                    "choose another folder or delete it"
-                )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise UserError(f"{self.folder} is not empty and no token store; choose another folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        aside = self.folder / f"{META}.partial"
-        aside.write_text(self.meta.to_json())
-        os.replace(aside, self.folder / META)
-
-
 class TokenStore:
     """A finished store, read through memory maps."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.meta = TokenStoreMeta.read(self.folder)
-        shards = _shard_folders(self.folder)
-        self._tokens = [_array(shard, "tokens") for shard in shards]
-        self._actions = [_array(shard, "actions") for shard in shards] if self.meta.action_dim is not None else None
-        self._rewards = [_array(shard, "rewards") for shard in shards] if self.meta.has_rewards else None
-        self._ends = np.cumsum([len(tokens) for tokens in self._tokens])
-        if len(self) != self.meta.num_clips or len(self) == 0:
-            raise UserError(
-                f"{self.folder} holds {len(self)} of {self.meta.num_clips} clips; run {TOKENIZE} again to finish it"
-            )
+        manifest = Manifest.read(self.folder)
+        self.meta = manifest.meta
+        if manifest.shards is None:
+            raise UserError(f"{self.folder} is not finished; run {TOKENIZE} again to finish it")
+        self._ends = np.cumsum(manifest.shards)
+        self._starts = self._ends - manifest.shards
+        if len(self) == 0:
+            raise UserError(f"{self.folder} holds no clips; run {TOKENIZE} on episodes that have some")
+        for shard, number in enumerate(manifest.shards):
+            self._check_shard(shard, number)
+        self._open_shard = lru_cache(_OPEN_SHARDS)(self._map_shard)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
 
     def read(self, rows: NDArray[np.int64]) -> TokenBatch:
         shards = np.searchsorted(self._ends, rows, side="right")
-        starts = self._ends - [len(tokens) for tokens in self._tokens]
-        places = list(zip(shards, rows - starts[shards], strict=True))
+        places = [(self._open_shard(int(shard)), row) for shard, row in zip(shards, rows - self._starts[shards])]
 
-        def gather(arrays: list[NDArray[Any]], dtype: type[np.generic]) -> Tensor:
-            return torch.from_numpy(np.stack([arrays[shard][row] for shard, row in places]).astype(dtype))
+        def gather(name: str, dtype: type[np.generic]) -> Tensor | None:
+            if name not in self.meta.arrays():
+                return None
+            return torch.from_numpy(np.stack([arrays[name][row] for arrays, row in places]).astype(dtype))
 
-        return TokenBatch(
-            gather(self._tokens, np.int64),
-            gather(self._actions, np.float32) if self._actions is not None else None,
-            gather(self._rewards, np.float32) if self._rewards is not None else None,
-        )
+        tokens = gather("tokens", np.int64)
+        assert tokens is not None
+        return TokenBatch(tokens, gather("actions", np.float32), gather("rewards", np.float32))
 
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises UserError unless the tokens were made with these weights."""
@@ -198,6 +210,20 @@ class TokenStore:
                 f"the tokens in {self.folder} were made by another tokenizer; give the one that made them, "
                 f"or run {TOKENIZE} with this one"
             )
+
+    def _map_shard(self, shard: int) -> dict[str, NDArray[Any]]:
+        return {name: _mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
+
+    def _check_shard(self, shard: int, number: int) -> None:
+        """Raises UserError unless all its arrays are there, whole and of the form that the manifest says."""
+        folder = shard_folder(self.folder, shard)
+        for name, (row_shape, dtype) in self.meta.arrays().items() if number else ():
+            array = _mapped(folder, name)
+            if array.shape != (number, *row_shape) or array.dtype != dtype:
+                raise UserError(
+                    f"{folder / name}.npy holds {array.shape} {array.dtype}, but {META} says {(number, *row_shape)} "
+                    f"{dtype}; make the store again with {TOKENIZE}"
+                )
 
 
 class TokenLoader(StreamPosition):
@@ -238,17 +264,29 @@ def _shuffled(num_clips: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, epoch)).permutation(num_clips)
 
 
-def _joined(parts: list[Tensor | None]) -> NDArray[np.float32]:
-    return torch.cat([part for part in parts if part is not None]).numpy()
+def shard_folder(folder: Path, shard: int) -> Path:
+    return folder / f"shard-{shard:05d}"
 
 
-def _shard_folders(folder: Path) -> list[Path]:
-    return sorted(folder.glob("shard-*"))
+def num_rows(shard: Path) -> int:
+    """Clips in a shard, which may be none."""
+    file = shard / "tokens.npy"
+    try:
+        with file.open("rb") as stream:
+            np.lib.format.read_magic(stream)
+            shape, _, _ = np.lib.format.read_array_header_1_0(stream)
+    except (OSError, ValueError) as error:
+        raise _broken(file, error) from error
+    return int(shape[0])
 
 
-def _array(shard: Path, name: str) -> NDArray[Any]:
+def _mapped(shard: Path, name: str) -> NDArray[Any]:
     file = shard / f"{name}.npy"
     try:
         return np.load(file, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); make the store again with {TOKENIZE}") from error
+        raise _broken(file, error) from error
+
+
+def _broken(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file}: cannot be read ({error}); make the store again with {TOKENIZE}")

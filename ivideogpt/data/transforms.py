@@ -1,4 +1,4 @@
-"""From recorded frames to training frames: crop, resize, colour. One random draw serves a whole clip.
+"""From recorded frames to training frames: crop, resize, and the draw of colours. One draw serves a whole clip.
 
 Shapes: T frames, H W pixels, S training size. Recorded frames are (T, H, W, 3) uint8.
 """
@@ -6,17 +6,17 @@ Shapes: T frames, H W pixels, S training size. Recorded frames are (T, H, W, 3) 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.random import Generator
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from ivideogpt.data.colour import OPERATIONS, Colour
 from ivideogpt.errors import UserError
 
 Range = tuple[float, float]
@@ -64,10 +64,9 @@ class Crop:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Recorded frames (T, H, W, 3) uint8 to pixels (T, 3, S, S) in 0..255.
+    """Recorded frames (T, H, W, 3) uint8 to pixels (T, 3, S, S) in 0..255, all but their colours.
 
-    They stay 8-bit where their values are whole numbers, to be cheap to hand from a worker to the trainer, which ends
-    with :func:`unit_range`.
+    They are 8-bit where their values are whole numbers, to be cheap to hand from a worker to the device of the model.
     """
 
     size: int
@@ -79,17 +78,38 @@ class Preprocess:
         if self.augmentation is None:
             return resize(central_square(height, width)(frames) if self.square_crop else frames, self.size)
         crop = draw_crop(rng, height, width, self.augmentation)
-        resized = resize(crop(frames), self.size).to(torch.uint8)
-        coloured = draw_colour(rng, self.augmentation)(resized.permute(0, 2, 3, 1).numpy())
-        return channels_first(coloured)
+        return truncate(resize(crop(frames), self.size))
+
+    def colour(self, rng: Generator) -> Colour | None:
+        """What is to happen to the clip's colours. To be drawn after the frames were cropped."""
+        return None if self.augmentation is None else draw_colour(rng, self.augmentation)
 
 
 def resize(frames: NDArray[np.uint8], size: int) -> Tensor:
     """(T, H, W, 3) uint8 to (T, 3, S, S): float32, bilinear with antialiasing; uint8 as it is where the size fits."""
     pixels = channels_first(frames)
-    if pixels.shape[2:] == (size, size):
+    height, width = pixels.shape[2:]
+    if (height, width) == (size, size):
         return pixels
-    return F.interpolate(pixels.to(torch.float32), size=(size, size), mode="bilinear", antialias=True)
+    # Products with dense weights: for frames of training size several times as fast as torch's interpolation.
+    return resize_weights(height, size) @ (pixels.to(torch.float32) @ resize_weights(width, size).T)
+
+
+@lru_cache(maxsize=128)
+def resize_weights(length: int, size: int) -> Tensor:
+    """The share (size, length) that each pixel of a line has in each pixel of the resized line."""
+    lines = torch.eye(length)[None, None]
+    return F.interpolate(lines, size=(size, length), mode="bilinear", antialias=True)[0, 0]
+
+
+def truncate(pixels: Tensor) -> Tensor:
+    """To 8 bits, downwards."""
+    if pixels.dtype == torch.uint8:
+        return pixels
+    whole = np.empty(pixels.shape, np.uint8)
+    # Weights that sum to one less a rounding error must not darken even areas.
+    np.add(pixels.numpy(), np.float32(1e-3), out=whole, casting="unsafe")
+    return torch.from_numpy(whole)
 
 
 def channels_first(frames: NDArray[np.uint8]) -> Tensor:
@@ -98,7 +118,8 @@ def channels_first(frames: NDArray[np.uint8]) -> Tensor:
 
 def unit_range(pixels: Tensor) -> Tensor:
     """0..255 to float32 in [0, 1]."""
-    # Dividing 8-bit pixels in one go takes torch's slow path for mixed types, five times as long.
+    if pixels.device.type == "cpu":  # numpy converts and divides by the piece, in half the time
+        return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255), dtype=np.float32))
     return pixels.to(torch.float32, copy=True).div_(255)
 
 
@@ -123,46 +144,7 @@ def draw_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -> 
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
-@dataclass(frozen=True)
-class Colour:
-    """Colour changes in the order in which they apply, as Pillow defines them on 8-bit frames."""
-
-    operations: tuple[tuple[str, float], ...]
-
-    def __call__(self, frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        images = [Image.fromarray(frame) for frame in frames]
-        for name, factor in self.operations:
-            images = [_COLOUR_OPERATIONS[name](image, factor) for image in images]
-        return np.stack([np.asarray(image) for image in images])
-
-
 def draw_colour(rng: Generator, ranges: Augmentation) -> Colour:
-    factors = [(name, float(rng.uniform(*getattr(ranges, name)))) for name in _COLOUR_OPERATIONS]
-    return Colour(tuple(factors[i] for i in rng.permutation(len(factors))))
-
-
-def _brightness(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Brightness(image).enhance(factor)
-
-
-def _contrast(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Contrast(image).enhance(factor)
-
-
-def _saturation(image: Image.Image, factor: float) -> Image.Image:
-    return ImageEnhance.Color(image).enhance(factor)
-
-
-def _hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shift = int(turns * 255)  # truncated towards zero; the 8-bit wheel wraps at 256
-    turned = (np.asarray(hue, dtype=np.int16) + shift).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
-
-
-_COLOUR_OPERATIONS: dict[str, Callable[[Image.Image, float], Image.Image]] = {
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "saturation": _saturation,
-    "hue": _hue,
-}
+    """For one clip."""
+    factors = [rng.uniform(*getattr(ranges, name)) for name in OPERATIONS]
+    return Colour(np.array([factors]), rng.permutation(len(OPERATIONS))[None])

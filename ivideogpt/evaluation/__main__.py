@@ -27,7 +27,9 @@ class EvaluationArgs:
     """Score a world model on recorded episodes, beside its baselines."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a world model")
-    dataset_path: str = option(REQUIRED, "folder that holds one folder of .npz episodes per dataset")
+    dataset_path: str = option(
+        REQUIRED, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>]"
+    )
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
     split: str = option("test", "which episodes", choices=("train", "test", "all"))
     video_stepsize: int | None = option(None, "as in training; unless given, what the checkpoint says", minimum=1)
@@ -57,7 +59,7 @@ def evaluate(args: EvaluationArgs) -> VideoScores:
 
 def data_config(args: EvaluationArgs, metadata: ModelMetadata) -> DataConfig:
     """Clips of the form that the model was trained on."""
-    mix = resolve_mix(args.oxe_data_mixes_type, Path(args.dataset_path))
+    mix = resolve_mix(args.oxe_data_mixes_type, args.dataset_path)
     return DataConfig(
         dataset_path=args.dataset_path,
         mix=mix,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.batches import ClipBatch
 from ivideogpt.utils.video_metric import PSNR_EPSILON, frame_psnr, frame_ssim
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 

@@ -42,19 +42,19 @@ def contact_sheet(groups: Sequence[Sequence[Row]], context_frames: int, title: s
     rows = [row for group in groups for row in group]
     num_frames, height, width = rows[0].frames.shape[:3]
     scale = max(1, round(CELL_HEIGHT / height))
-    left = PADDING * 2 + round(max(_font(LABEL_SIZE).getlength(row.label) for row in rows))
+    left = PADDING * 2 + round(max(font(LABEL_SIZE).getlength(row.label) for row in rows))
     lefts = [left + i * (width * scale + GAP) + (i >= context_frames) * GROUP_GAP for i in range(num_frames)]
     top = PADDING * 3 + TITLE_SIZE + LABEL_SIZE
     tops = _row_tops(groups, top, height * scale)
     size = (lefts[-1] + width * scale + PADDING, tops[-1] + height * scale + PADDING)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
-    draw.text((PADDING, PADDING), title, fill=INK, font=_font(TITLE_SIZE))
+    draw.text((PADDING, PADDING), title, fill=INK, font=font(TITLE_SIZE))
     for i, x in enumerate(lefts):
         label = f"context {i}" if i < context_frames else f"frame {i}"
-        draw.text((x, top - PADDING // 2 - LABEL_SIZE), label, fill=MUTED, font=_font(LABEL_SIZE))
+        draw.text((x, top - PADDING // 2 - LABEL_SIZE), label, fill=MUTED, font=font(LABEL_SIZE))
     for row, y in zip(rows, tops):
-        draw.text((left - PADDING, y + height * scale // 2), row.label, fill=INK, font=_font(LABEL_SIZE), anchor="rm")
+        draw.text((left - PADDING, y + height * scale // 2), row.label, fill=INK, font=font(LABEL_SIZE), anchor="rm")
         for frame, x in zip(row.frames, lefts):
             sheet.paste(Image.fromarray(frame.repeat(scale, axis=0).repeat(scale, axis=1)), (x, y))
     return np.asarray(sheet)
@@ -70,5 +70,5 @@ def _row_tops(groups: Sequence[Sequence[Row]], top: int, row_height: int) -> lis
     return tops
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

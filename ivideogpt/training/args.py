@@ -7,6 +7,7 @@ import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from ivideogpt.data.dataset_mixes import is_lerobot
 from ivideogpt.errors import UserError
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -23,7 +24,11 @@ PIXEL_FLAGS = (
     "strong_aug",
     "no_aug",
     "dataloader_num_workers",
+    "on_bad_episode",
+    "cache_mb",
 )
+BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or draw another one and count it"
+CACHE_HELP = "megabytes per data worker for what was inflated of compressed episodes"
 TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
@@ -50,7 +55,9 @@ class TokenizerArgs:
     )
 
     # Data
-    dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
+    dataset_path: str | None = option(
+        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
+    )
     oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
     dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
     sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
@@ -61,6 +68,8 @@ class TokenizerArgs:
     strong_aug: bool = option(False, "stronger augmentation")
     no_aug: bool = option(False, "no augmentation")
     dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
+    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
+    cache_mb: int = option(64, CACHE_HELP, minimum=0)
 
     # Loss
     vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
@@ -204,7 +213,9 @@ class GptArgs:
     # Data
     token_store: str | None = option(None, "train from stored tokens instead of pixels")
     eval_token_store: str | None = option(None, "stored tokens of the test split, for validation with --token_store")
-    dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
+    dataset_path: str | None = option(
+        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
+    )
     oxe_data_mixes_type: str = option("select", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
     dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
     sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
@@ -215,6 +226,8 @@ class GptArgs:
     strong_aug: bool = option(False, "stronger augmentation")
     no_aug: bool = option(False, "no augmentation")
     dataloader_num_workers: int = option(4, "data worker processes", minimum=0)
+    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
+    cache_mb: int = option(64, CACHE_HELP, minimum=0)
 
     # Optimisation
     per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
@@ -315,6 +328,11 @@ class GptArgs:
 def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
     _check_clips(args.context_length, args.segment_length)
     _check_trackers(args.report_to)
+    if is_lerobot(args.dataset_path) and args.oxe_data_mixes_type != type(args).oxe_data_mixes_type:
+        warnings.warn(
+            f"--oxe_data_mixes_type {args.oxe_data_mixes_type} has no effect: a lerobot: path says what to train on",
+            stacklevel=4,
+        )
     if args.strong_aug and args.no_aug:
         raise UserError("--strong_aug and --no_aug contradict each other: give one")
     if args.seed is not None and args.seed >= MAX_SEED:

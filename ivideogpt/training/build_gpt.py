@@ -171,7 +171,7 @@ def dataset_step(args: GptArgs) -> int | None:
         meta = TokenStore(args.token_store).meta
         names, video_stepsize = meta.datasets, meta.video_stepsize
     else:
-        mix = resolve_mix(args.oxe_data_mixes_type, Path(args.dataset_path) if args.dataset_path else None)
+        mix = resolve_mix(args.oxe_data_mixes_type, args.dataset_path)
         names, video_stepsize = tuple(name for name, _ in mix), args.video_stepsize
     steps = {dataset_info(name).step(video_stepsize) for name in names}
     return steps.pop() if len(steps) == 1 else None

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+from accelerate.utils import gather_object
 
 from ivideogpt.data.clips import DataConfig
 from ivideogpt.data.loaders import ClipLoader, build_loader
@@ -12,6 +18,9 @@ from ivideogpt.training.args import GptArgs, TokenizerArgs
 from ivideogpt.training.run import Run
 
 VALIDATION_SEED = 0
+CAUSES_LISTED = 20
+
+logger = logging.getLogger(__name__)
 
 
 def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size: int) -> DataConfig:
@@ -28,13 +37,27 @@ def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size:
         augmentation=None if args.no_aug else augmentation,
         dataset_size=args.dataset_size,
         sthsth_root_path=args.sthsth_root_path,
+        on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
+        cache_mb=args.cache_mb,
     )
 
 
 def build_clip_loaders(config: DataConfig, run: Run, eval_batch_size: int) -> tuple[ClipLoader, ClipLoader]:
     """Training clips, and validation clips that are the same every time."""
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    return (
+    loaders = (
         build_loader(config, "train", run.seed, rank, world_size),
         build_loader(replace(config, batch_size=eval_batch_size), "test", VALIDATION_SEED, rank, world_size),
     )
+    if config.on_bad_episode == "skip":
+        run.at_end.append(partial(report_bad_episodes, loaders))
+    return loaders
+
+
+def report_bad_episodes(loaders: Iterable[ClipLoader]) -> None:
+    """Says how many distinct episodes all processes have skipped, and why. All of them call it."""
+    found = gather_object([bad for loader in loaders for bad in loader.bad_episodes.items()])
+    causes = dict(sorted(found))
+    logger.info("skipped %d bad episodes", len(causes))
+    for cause in islice(causes.values(), CAUSES_LISTED):
+        logger.info("skipped: %s", cause)

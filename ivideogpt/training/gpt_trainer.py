@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.token_store import TokenBatch
 from ivideogpt.evaluation.video_prediction import predict_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows

@@ -18,6 +18,8 @@ MAY_CHANGE = frozenset(
         "num_train_epochs",
         "gradient_checkpointing",
         "dataloader_num_workers",
+        "on_bad_episode",  # a run that stopped at a bad episode may go on without it
+        "cache_mb",
         "per_device_eval_batch_size",
         "eval_token_store",
         "validation_steps",

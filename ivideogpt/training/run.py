@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -57,6 +57,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     stop_signal: int = 0
     exit_code: int = 0
+    at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
@@ -73,6 +74,8 @@ class Run:
 
     def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
         if kind is None:  # a process that failed cannot wait for the others: they may be waiting for it elsewhere
+            for report in self.at_end:
+                report()
             self.accelerator.wait_for_everyone()
         self._exit.__exit__(kind, *exception)
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.token_store import TokenBatch
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import symlog

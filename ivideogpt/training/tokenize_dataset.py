@@ -1,35 +1,50 @@
-"""``python -m ivideogpt.data tokenize``: run a tokenizer over every clip of a dataset once, into a token store.
+"""``python -m ivideogpt.data tokenize``: run a tokenizer over every clip of a dataset, into a token store.
 
-Clips are all contiguous segments at every ``stride``-th start of every episode, in order, so an interrupted run goes on
-where it stopped.
+Started by ``accelerate launch -m`` or ``torchrun -m``, several processes share the shards. What is in a shard does not
+depend on who writes it, so an interrupted run goes on where it stopped, with any number of processes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
-import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ivideogpt.data.clips import ClipBatch, DataConfig, Source, build_sources
-from ivideogpt.data.episodes import EpisodeReader, check_carries
-from ivideogpt.data.segments import Indices, SegmentSpec, windows
-from ivideogpt.data.token_store import TokenBatch, TokenStoreMeta, TokenStoreWriter, state_checksum
-from ivideogpt.data.transforms import unit_range
+from ivideogpt.data.batches import BadEpisode
+from ivideogpt.data.clips import DataConfig
+from ivideogpt.data.segments import SegmentSpec
+from ivideogpt.data.token_store import CLIPS_PER_SHARD, TokenBatch, TokenStore, TokenStoreMeta, state_checksum
+from ivideogpt.data.token_store_writer import TokenStoreWriter
+from ivideogpt.data.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.errors import UserError
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import load_tokenizer
+from ivideogpt.training.args import BAD_EPISODE_HELP, CACHE_HELP
+from ivideogpt.training.stored_clips import (
+    Carried,
+    EpisodeLengths,
+    Portion,
+    Portions,
+    StoredClips,
+    first_good,
+    measure,
+    plain_and_augmented,
+)
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
+
+CAUSES_LISTED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,82 +52,51 @@ class TokenizeArgs:
     """Store every clip of a dataset as tokens."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "tokenizer folder or hub id")
-    dataset_path: str | None = option(None, "folder that holds one folder of .npz episodes per dataset")
-    oxe_data_mixes_type: str = option(
-        "folder:*", "mix of datasets; its weights do not count: every clip is stored once"
+    dataset_path: str | None = option(
+        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
     )
+    oxe_data_mixes_type: str = option(
+        "folder:*", "mix of datasets; its weights do not count: every clip is stored once a pass"
+    )
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
     segment_length: int = option(16, "frames of a clip", minimum=1)
     context_length: int | None = option(None, "context frames (default: the tokenizer's)", minimum=1)
     video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
     stride: int = option(1, "native frames from the start of a clip to the next one's", minimum=1)
     split: str = option("train", "which episodes", choices=("train", "test"))
+    num_passes: int = option(1, "how often every clip is stored: once as it is, then augmented", minimum=1)
+    strong_aug: bool = option(False, "stronger augmentation in the later passes")
+    seed: int = option(0, "of the augmentation", minimum=0)
     output: str = option(REQUIRED, "folder of the store; an unfinished one goes on")
+    clips_per_shard: int = option(CLIPS_PER_SHARD, "an interruption loses the work on one shard", minimum=1)
     batch_size: int = option(16, "clips at a time", minimum=1)
+    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
+    on_bad_episode: str = option(
+        "error", BAD_EPISODE_HELP.replace("draw another one", "leave it out"), choices=("error", "skip")
+    )
+    cache_mb: int = option(64, CACHE_HELP, minimum=0)
     mixed_precision: str = option("no", "autocast precision", choices=("no", "bf16"))
     device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
 
     def validate(self) -> None:
         """The tokenizer's context, which the segment length has to exceed, is not known yet."""
-
-
-@dataclass(frozen=True)
-class Clips:
-    """All clips of a split, in order, with what every episode carries."""
-
-    sources: tuple[Source, ...]
-    length: int
-    stride: int
-    video_stepsize: int
-    action_dim: int | None
-    has_rewards: bool
-
-    @classmethod
-    def find(cls, config: DataConfig, split: str, stride: int) -> Clips:
-        """Actions and rewards are stored if the first episode of every dataset has them (actions: of one dimension)."""
-        sources = tuple(source for source, _ in build_sources(config, split))  # type: ignore[arg-type]
-        firsts = [source.open(0) for source in sources]
-        dims = {episode.action_dim for episode in firsts}
-        if len(dims) > 1:
-            logger.warning("the datasets differ in action dimension (%s): no actions are stored", dims)
-        return cls(
-            sources,
-            config.segment.length,
-            stride,
-            config.video_stepsize,
-            action_dim=dims.pop() if len(dims) == 1 else None,
-            has_rewards=all(episode.has_rewards for episode in firsts),
-        )
-
-    def episodes(self) -> Iterator[tuple[Source, EpisodeReader]]:
-        for source in self.sources:
-            for i in range(len(source.files)):
-                yield source, source.open(i)
-
-    def __iter__(self) -> Iterator[tuple[Source, EpisodeReader, Indices]]:
-        for source, episode in self.episodes():
-            for indices in self.of(source, episode):
-                yield source, episode, indices
-
-    def of(self, source: Source, episode: EpisodeReader) -> Iterator[Indices]:
-        return windows(episode.num_frames, self.length, source.info.step(self.video_stepsize), self.stride)
-
-    def count(self) -> tuple[int, str]:
-        """Number of clips, and a checksum of the episodes that they come from."""
-        number, digest = 0, hashlib.blake2b(digest_size=16)
-        for source, episode in tqdm(self.episodes(), desc="episodes", unit="episode", total=self.num_episodes):
-            check_carries(episode, self.action_dim is not None, self.has_rewards, self.action_dim)
-            number += sum(1 for _ in self.of(source, episode))
-            digest.update(f"{source.info.name} {os.path.basename(episode.path)} {episode.num_frames}\n".encode())
-        return number, digest.hexdigest()
+        if self.num_passes > 1 and self.split == "test":
+            raise UserError("--num_passes augments, which --split test never is: store it in one pass")
+        if self.strong_aug and self.num_passes == 1:
+            raise UserError("--strong_aug is for the passes after the first: it needs --num_passes of at least 2")
 
     @property
-    def num_episodes(self) -> int:
-        return sum(len(source.files) for source in self.sources)
+    def augmentation(self) -> Augmentation | None:
+        """Of the passes after the first."""
+        if self.num_passes == 1:
+            return None
+        return STRONG_AUGMENTATION if self.strong_aug else Augmentation()
 
-    def read(self, source: Source, episode: EpisodeReader, indices: Indices) -> ClipBatch:
-        """One clip as a batch of one, with pixels in 0..255."""
-        rng = np.random.default_rng(0)  # nothing is drawn without augmentation
-        return source.cut(episode, indices, rng, self.action_dim is not None, self.has_rewards)
+    @property
+    def augmentation_name(self) -> str:
+        if self.num_passes == 1:
+            return "none"
+        return "strong" if self.strong_aug else "weak"
 
 
 @dataclass(frozen=True)
@@ -126,53 +110,116 @@ class ClipTokenizer:
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            tokens, _ = self.model.tokenize(frames.to(self.device), self.model.context_length)
+            tokens, _ = self.model.tokenize(frames, self.model.context_length)
         return tokens.cpu()
 
-
-def write_tokens(tokenizer: ClipTokenizer, clips: Clips, writer: TokenStoreWriter, batch_size: int) -> None:
-    """Append the clips that the store does not hold yet."""
-    remaining = islice(clips, writer.num_stored, None)
-    with tqdm(total=writer.meta.num_clips, initial=writer.num_stored, desc="clips", unit="clip") as progress:
-        while group := list(islice(remaining, batch_size)):
-            batch = ClipBatch.concatenate([clips.read(*clip) for clip in group])
-            writer.append(TokenBatch(tokenizer(unit_range(batch.frames)), batch.actions, batch.rewards))
-            progress.update(len(group))
-    writer.flush()
+    def batches(self, portion: Portion) -> Iterator[TokenBatch]:
+        """A portion's clips as tokens; nothing if none could be read."""
+        if portion.clips is not None:
+            frames = portion.clips.to(self.device).frames
+            yield TokenBatch(self(frames), portion.clips.actions, portion.clips.rewards)
 
 
-def main(argv: Sequence[str]) -> None:
-    args = parse(TokenizeArgs, argv)
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
-    if args.context_length is not None:
-        model.set_context_length(args.context_length)
-    layout = _layout(model, args.segment_length)
+def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> StoredClips:
+    """Opens every episode once; the processes share that."""
     config = DataConfig(
         dataset_path=args.dataset_path,
         mix=args.oxe_data_mixes_type,
         segment=SegmentSpec("contiguous", args.segment_length),
         video_stepsize=args.video_stepsize,
-        image_size=model.config.resolution,
+        image_size=image_size,
         batch_size=args.batch_size,
+        augmentation=args.augmentation,
+        sthsth_root_path=args.sthsth_root_path,
+        on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
+        cache_mb=args.cache_mb,
     )
-    clips = Clips.find(config, args.split, args.stride)
-    num_clips, episodes = clips.count()
-    meta = TokenStoreMeta(
+    plain, augmented = plain_and_augmented(config, args.split)
+    firsts = [first_good(source) for source in plain]
+    carried = Carried.by(firsts)
+    if carried.action_dim is None and any(episode.action_dim for episode in firsts):
+        logger.warning("the datasets differ in action dimension: no actions are stored")
+    part = measure(plain, carried, args.on_bad_episode == "skip", state.process_index, state.num_processes)
+    lengths = EpisodeLengths.joined(gather_object([part]))
+    return StoredClips(config, plain, augmented, carried, lengths, args.stride, args.num_passes, args.seed)
+
+
+def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokenizer: str) -> TokenStoreMeta:
+    return TokenStoreMeta(
         layout=layout,
-        num_clips=num_clips,
-        action_dim=clips.action_dim,
-        has_rewards=clips.has_rewards,
-        datasets=tuple(source.info.name for source in clips.sources),
+        num_clips=len(clips),
+        num_passes=args.num_passes,
+        augmentation=args.augmentation_name,
+        seed=args.seed,
+        clips_per_shard=args.clips_per_shard,
+        action_dim=clips.carried.action_dim,
+        has_rewards=clips.carried.rewards,
+        sources=clips.sources(),
         split=args.split,
         video_stepsize=args.video_stepsize,
         stride=args.stride,
-        episodes=episodes,
-        tokenizer=state_checksum(model.state_dict()),
+        episodes=clips.checksum(),
+        tokenizer=tokenizer,
+        precision=args.mixed_precision,
     )
-    writer = TokenStoreWriter(args.output, meta)
-    write_tokens(ClipTokenizer(model, device, args.mixed_precision == "bf16"), clips, writer, args.batch_size)
-    print(f"{writer.num_stored} clips of {clips.num_episodes} episodes in {args.output}")
+
+
+def write_tokens(
+    tokenizer: ClipTokenizer, portions: Portions, writer: TokenStoreWriter, num_workers: int = 0, show: bool = True
+) -> None:
+    """Write the shards that these portions make up."""
+    batches: list[TokenBatch] = []
+    skipped: list[BadEpisode] = []
+    with tqdm(total=portions.num_clips, desc="clips", unit="clip", disable=not show) as progress:
+        for portion in DataLoader(portions, batch_size=None, num_workers=num_workers):
+            if isinstance(portion, UserError):
+                raise portion
+            batches += tokenizer.batches(portion)
+            skipped += portion.skipped
+            if portion.is_last:
+                writer.write(portion.shard, batches, skipped)
+                batches, skipped = [], []
+            progress.update(portion.num_clips)
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse(TokenizeArgs, argv)
+    state = PartialState(cpu=args.device == "cpu")
+    device = choose_device(args.device, state)
+    model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
+    if args.context_length is not None:
+        model.set_context_length(args.context_length)
+    layout = _layout(model, args.segment_length)
+    clips = find_clips(args, model.config.resolution, state)
+    writer = TokenStoreWriter(Path(args.output), describe(args, clips, layout, state_checksum(model.state_dict())))
+    if state.is_main_process:
+        writer.begin()
+    state.wait_for_everyone()
+    missing = writer.missing()
+    state.wait_for_everyone()  # nobody writes before everyone has looked
+    mine = [(shard, writer.meta.clips_of(shard)) for shard in missing[state.process_index :: state.num_processes]]
+    tokenizer = ClipTokenizer(model, device, args.mixed_precision == "bf16")
+    portions = Portions(clips, mine, args.batch_size)
+    write_tokens(tokenizer, portions, writer, args.dataloader_num_workers, show=state.is_main_process)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        writer.finish()
+        print(report(args.output, clips, writer.skipped()))
+
+
+def choose_device(name: str | None, state: PartialState) -> torch.device:
+    if state.num_processes > 1:
+        return torch.device(state.device)
+    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def report(output: str, clips: StoredClips, skipped: Mapping[str, str]) -> str:
+    causes = {**{bad.name: bad.cause for bad in clips.lengths.bad}, **skipped}
+    lines = [f"{len(TokenStore(output))} clips of {len(clips.lengths.frames)} episodes in {output}"]
+    if causes:
+        lines.append(f"skipped {len(causes)} bad episodes")
+        lines += [f"  {' '.join(cause.split())}" for cause in islice(causes.values(), CAUSES_LISTED)]
+    return "\n".join(lines)
 
 
 def _layout(model: CompressiveVQModel, segment_length: int) -> TokenLayout:

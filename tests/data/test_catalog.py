@@ -10,7 +10,7 @@ from ivideogpt.data.catalog import (
     EpisodeFinder,
     dataset_info,
     is_known,
-    keep_some,
+    something_something_labels,
     stepsize_as_trained,
 )
 from ivideogpt.data.dataset_mixes import METAWORLD_TASKS, resolve_mix
@@ -87,6 +87,9 @@ def test_without_a_dataset_the_models_frame_distance_counts():
 def test_all_named_mixes_are_there_and_their_datasets_are_listed():
     assert PAPER_MIXES | {"metaworld"} == set(DATASET_NAMED_MIXES)
     assert len(DATASET_NAMED_MIXES["select"]) == 38
+    tasks = set(METAWORLD_TASKS)
+    for mix in DATASET_NAMED_MIXES.values():
+        assert all(name in tasks or name == "sthsth" or is_known(name) for name, _ in mix)
     assert sum(weight for _, weight in DATASET_NAMED_MIXES["select_sthsth"]) == pytest.approx(1)
 
 
@@ -135,19 +138,20 @@ def test_every_hundredth_file_by_name_is_the_test_split(tmp_path):
 
 def test_a_dataset_without_training_episodes_is_refused(tmp_path):
     touch(tmp_path, "bridge/0.npz")
-    with pytest.raises(UserError, match="no train episodes among 1"):
+    with pytest.raises(UserError, match="bridge: no train episodes among 1"):
         EpisodeFinder(tmp_path, DatasetPaths())("bridge", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no test episodes among 0"):
+        EpisodeFinder(tmp_path, DatasetPaths())("empty", "test")
 
 
-def test_dataset_size_keeps_distinct_episodes_the_same_every_time():
-    """Drawing with replacement left fewer episodes than the few-shot experiment said."""
-    files = [f"{i:03d}" for i in range(100)]
-    kept = keep_some(files, 40)
-    assert len(set(kept)) == 40
-    assert kept == sorted(kept)
-    assert kept == keep_some(files, 40)
-    assert kept != files[:40]
-    assert keep_some(files, None) == keep_some(files, 1000) == files
+def test_a_folder_that_links_to_itself_is_no_dataset(tmp_path):
+    touch(tmp_path, "bridge/0.npz")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "up").symlink_to(tmp_path)
+    assert resolve_mix("folder:*", tmp_path) == (("bridge", 1.0),)
+    with pytest.raises(UserError, match="dataset 'loop': no folder"):
+        EpisodeFinder(tmp_path, DatasetPaths())("loop", "train")
 
 
 @pytest.fixture
@@ -179,6 +183,16 @@ def test_datasets_with_a_split_of_their_own(tmp_path, dataset_yaml):
         find("tfds_robonet", "train")
 
 
+def test_files_that_are_still_being_written_are_no_episodes(tmp_path, dataset_yaml):
+    touch(tmp_path, "bair/test/.9.npz", "robodesk/push/validation/a.npz", "robodesk/push/validation/.b.npz")
+    find = EpisodeFinder(None, DatasetPaths.load(dataset_yaml))
+    assert names_of(find("vp2_robodesk", "test")) == ["a.npz"]
+    with pytest.raises(UserError, match=r"no files .*bair/test/\*\.npz; correct bair_test_dataset"):
+        find("bair_robot_pushing", "test")
+    with pytest.raises(UserError, match=r"no folder .*robosuite; correct robosuite_dataset"):
+        find("vp2_robosuite", "test")
+
+
 def test_episodes_of_the_robonet_benchmark_are_left_out(tmp_path, dataset_yaml, caplog):
     touch(tmp_path, *(f"robo_net/train_eps_{i}.npz" for i in range(4)))
     (tmp_path / "excluded.txt").write_text("google_traj1 train_eps_2.npz\nother train_eps_0.npz\n")
@@ -196,6 +210,9 @@ def test_misspelt_keys_of_dataset_yaml_are_refused(tmp_path):
     file.write_text(json.dumps(dict(bair_dataset="x")))
     with pytest.raises(UserError, match="expected only the keys bair_test_dataset"):
         DatasetPaths.load(file)
+    file.write_text("bair_train_dataset: [a, b]")
+    with pytest.raises(UserError, match=r"bair_train_dataset is .* expected one path"):
+        DatasetPaths.load(file)
 
 
 def test_the_checkouts_own_file_is_valid():
@@ -206,3 +223,19 @@ def test_tables_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert dataset_info("viola").base_step == 20
     assert np.isclose(sum(weight for _, weight in resolve_mix("select", None)), 1)
+
+
+def test_classes_of_something_something():
+    assert len(something_something_labels()) == 95
+    assert {1, 173} <= something_something_labels()
+    assert not {0, 2, 174} & something_something_labels()
+    assert dataset_info("sthsth").step(6) == 1
+
+
+def test_lerobot_folders_are_a_mix_of_their_own(tmp_path):
+    """A named mix is a flag's default: it must not be looked for in a LeRobot folder."""
+    assert resolve_mix("select", "lerobot:/a/pusht,/b/so100@front") == (("/a/pusht", 0.5), ("/b/so100@front", 0.5))
+    weighted = (("/a/pusht", 3.0), ("/b/so100@front", 1.0))
+    assert resolve_mix(weighted, "lerobot:/a/pusht,/b/so100@front") == (("/a/pusht", 0.75), ("/b/so100@front", 0.25))
+    with pytest.raises(UserError, match=r"expected lerobot:<folder>"):
+        resolve_mix("select", "lerobot:")

@@ -1,4 +1,3 @@
-import io
 import pickle
 import struct
 import zipfile
@@ -6,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from ivideogpt.data import episodes
-from ivideogpt.data.episodes import check_carries, open_episode
+from ivideogpt.data.episodes import NpzEpisodes, check_carries, keep_some, open_episode, subset
+from ivideogpt.data.packed_strings import PackedStrings
 from ivideogpt.errors import UserError
 from tests.data.synthetic import numbered_frames, write_episode
 
@@ -55,15 +54,6 @@ def test_extra_fields_of_the_local_header_are_skipped(path):
     struct.pack_into("<I", data, end + 16, struct.unpack_from("<I", data, end + 16)[0] + len(padding))
     path.write_bytes(data)
     np.testing.assert_array_equal(open_episode(path).read(PICKED), numbered_frames(20)[PICKED])
-
-
-def test_compressed_frames_are_inflated_no_further_than_needed(path, monkeypatch):
-    write_episode(path, 20, save=np.savez_compressed)
-    sizes = []
-    read = zipfile.ZipExtFile.read
-    monkeypatch.setattr(zipfile.ZipExtFile, "read", lambda self, n=-1: sizes.append(n) or read(self, n))
-    open_episode(path).read(np.array([1, 4]))
-    assert max(sizes) == 5 * 8 * 8 * 3
 
 
 def test_actions_one_short_are_padded_with_a_zero_row(path):
@@ -183,30 +173,6 @@ def test_a_damaged_stream_is_refused(path):
         open_episode(path).read(PICKED)
 
 
-def npz_with_header(path, header: bytes) -> None:
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("image.npy", header)
-
-
-def test_sizes_that_are_not_there_are_refused(path):
-    """Mapping or allocating what a forged header claims would take the process down."""
-    claim = io.BytesIO()
-    np.lib.format.write_array_header_1_0(claim, dict(descr="|u1", fortran_order=False, shape=(10**9, 64, 64, 3)))
-    npz_with_header(path, claim.getvalue() + b"few")
-    with pytest.raises(UserError, match="claims 12288000000000 bytes"):
-        open_episode(path)
-
-
-def test_pickles_are_never_loaded(path):
-    class Bomb:
-        def __reduce__(self):
-            return pytest.fail, ("unpickled",)
-
-    npz_with_header(path, pickle.dumps(Bomb()))
-    with pytest.raises(UserError, match="no readable header"):
-        open_episode(path)
-
-
 def test_a_missing_file_is_named(path):
     with pytest.raises(UserError, match=r"episode\.npz: cannot be read \(no such file"):
         open_episode(path)
@@ -215,5 +181,38 @@ def test_a_missing_file_is_named(path):
 def test_the_directory_of_a_file_is_parsed_once(path, monkeypatch):
     write_episode(path)
     open_episode(path)
-    monkeypatch.setattr(episodes.zipfile, "ZipFile", lambda *_: pytest.fail("parsed again"))
+    monkeypatch.setattr(zipfile, "ZipFile", lambda *_: pytest.fail("parsed again"))
     open_episode(path).read(PICKED)
+
+
+def test_subsets_keep_numbers_and_names_together():
+    episodes = NpzEpisodes([f"{i:03d}" for i in range(100)])
+    some = subset(subset(episodes, range(50, 100)), [3, 1])
+    assert [some.name(i) for i in range(len(some))] == ["053", "051"]
+    with pytest.raises(UserError, match="053: cannot be read"):
+        some.open(0)
+
+
+def test_dataset_size_keeps_distinct_episodes_the_same_every_time():
+    """Drawing with replacement left fewer episodes than the few-shot experiment said."""
+    episodes = NpzEpisodes([f"{i:03d}" for i in range(100)])
+    kept = names(keep_some(episodes, 40))
+    assert len(set(kept)) == 40
+    assert kept == sorted(kept)
+    assert kept == names(keep_some(episodes, 40))
+    assert kept != names(episodes)[:40]
+    assert keep_some(episodes, None) is keep_some(episodes, 1000) is episodes
+
+
+def names(episodes):
+    return [episodes.name(i) for i in range(len(episodes))]
+
+
+def test_packed_strings_are_the_strings(tmp_path):
+    strings = ["", "a", "Straße", "b\udcff", str(tmp_path)]
+    packed = pickle.loads(pickle.dumps(PackedStrings(strings)))  # noqa: S301
+    assert list(packed) == strings
+    assert (packed[-1], packed[1:3]) == (strings[-1], strings[1:3])
+    with pytest.raises(IndexError):
+        packed[5]
+    assert list(PackedStrings([])) == []

@@ -35,7 +35,11 @@ def config(folder):
 
 
 def take(loader, number):
-    return list(islice(loader, number))
+    return finished(islice(loader, number))
+
+
+def finished(batches):
+    return [batch.to("cpu") for batch in batches]
 
 
 def assert_same(batches, others):
@@ -59,7 +63,7 @@ def test_frames_actions_and_rewards_belong_together(config, kind):
 
 
 def test_resized_frames_are_floats_in_the_unit_range(config):
-    batch = next(iter(build_loader(replace(config, image_size=16))))
+    (batch,) = take(build_loader(replace(config, image_size=16)), 1)
     assert batch.frames.shape[-2:] == (16, 16)
     torch.testing.assert_close(batch.frames[:, :, 0, 0, 0] * 255, batch.rewards)
 
@@ -104,10 +108,11 @@ def test_ranks_share_one_stream(config):
     assert_same(together, [apart[i % 2][i // 2] for i in range(6)])
 
 
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_resuming_goes_on_with_the_next_sample(config, num_workers):
+def test_resuming_goes_on_with_the_next_sample(config, num_workers, augmentation):
     """Prefetched batches that were never used must come again."""
-    config = replace(config, num_workers=num_workers)
+    config = replace(config, num_workers=num_workers, augmentation=augmentation)
     loader = build_loader(config)
     take(loader, 2)
     state = loader.state_dict()
@@ -135,9 +140,9 @@ def test_iterating_leaves_the_global_generators_alone(config):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_validation_batches_are_the_same_every_time(config, num_workers):
     loader = build_loader(replace(config, num_workers=num_workers), "test", seed=3)
-    first = list(loader.first(2))
+    first = finished(loader.first(2))
     take(loader, 3)
-    assert_same(first, list(loader.first(2)))
+    assert_same(first, finished(loader.first(2)))
     assert len(first) == 2
     assert loader.state_dict() == {"samples": 9}
 
@@ -147,6 +152,24 @@ def test_only_the_training_split_is_augmented(config):
     assert len(take(build_loader(config, "test"), 1)[0].frames[0, 0].unique()) == 1
     brightness = take(build_loader(config), 1)[0]
     assert not torch.equal((brightness.frames[:, :, 0, 0, 0] * 255).round(), brightness.rewards)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_augmented_clips_travel_small(config, num_workers):
+    """Native frames, or floats, would be many times the bytes between processes and to a GPU."""
+    config = replace(config, image_size=4, augmentation=Augmentation(), num_workers=num_workers)
+    packed = next(iter(build_loader(config)))
+    assert packed.pixels.dtype == torch.uint8
+    assert packed.pixels.shape == (3, 4, 3, 4, 4)
+    assert packed.colour.factors.shape == packed.colour.order.shape == (3, 4)
+    assert next(iter(build_loader(config, "test"))).colour is None
+
+
+def test_clips_of_an_augmented_batch_differ_in_colour(config):
+    """One draw for a whole batch, or the same one on every rank, would pass for augmentation."""
+    config = replace(config, augmentation=Augmentation())
+    draws = [next(iter(build_loader(config, rank=rank, world_size=2))).colour.factors for rank in range(2)]
+    assert len(np.unique(np.concatenate(draws), axis=0)) == 6
 
 
 def test_training_never_sees_test_episodes(tmp_path):
@@ -168,7 +191,7 @@ def test_datasets_are_drawn_by_weight(folder):
 def test_short_episodes_repeat_their_last_frame_and_its_action(tmp_path):
     write_dataset(tmp_path / "a", 2, num_frames=3)
     config = DataConfig(str(tmp_path), "folder:a", SEGMENT, image_size=8, batch_size=1, load_action=True)
-    batch = next(iter(build_loader(config)))
+    (batch,) = take(build_loader(config), 1)
     assert (batch.frames[0, :, 0, 0, 0] * 255).round().tolist() == [0, 1, 2, 2]
     assert batch.actions[0, :, 0].tolist() == [0, 1, 2, 2]
 
@@ -191,7 +214,9 @@ def test_a_bad_episode_stops_the_run_with_one_line(folder, config, num_workers):
 def test_what_does_not_fit_is_found_before_training(folder, config):
     for problem, message in [
         (dict(action_dim=4), "2 dimensions, expected 4"),
-        (dict(mix="sthsth"), "Something-Something v2"),
+        (dict(mix="sthsth"), "dataset 'sthsth' needs sthsth_root_path"),
+        (dict(on_bad_episode="ignore"), "on_bad_episode must be error or skip"),
+        (dict(cache_mb=-1), "cache_mb must be at least 0"),
         (dict(mix="select_sthsth"), "no folder"),
         (dict(batch_size=0), "batch_size must be at least 1"),
         (dict(segment=SegmentSpec("goal_first", 4)), "carry no actions"),
@@ -219,6 +244,15 @@ def test_the_released_loader_yields_frames_then_actions_then_rewards(folder):
     triple = next(iter(SimpleRoboticDataLoaderv2(str(folder), "folder:*", load_action=True, **options)))
     assert [part.shape for part in triple] == [(2, 4, 3, 8, 8), (2, 4, 2), (2, 4)]
     assert torch.equal(pair[1], triple[1])
+
+
+def test_the_released_loader_yields_finished_frames(folder, config):
+    """It has no trainer behind it that would do the colours."""
+    loader = SimpleRoboticDataLoaderv2(str(folder), "folder:*", num_workers=0, image_size=8, segment_length=4, seed=0)
+    config = replace(config, augmentation=Augmentation(), batch_size=2, load_action=False, load_reward=False)
+    frames = next(iter(loader))
+    assert frames.dtype == torch.float32
+    assert torch.equal(frames, take(build_loader(config), 1)[0].frames)
 
 
 def test_the_released_loaders_keywords():

@@ -120,7 +120,7 @@ def test_all_starts_that_fit_are_drawn(num_frames, step, starts):
 @quick
 @given(lengths, steps, episodes, st.integers(1, 5))
 def test_windows_are_the_contiguous_segments_at_every_stride(length, step, num_frames, stride):
-    found = np.stack(list(segments.windows(num_frames, length, step, stride)))
+    found = np.stack(list(segments.Windows(num_frames, length, step, stride)))
     assert (found[:, 0] % stride == 0).all()
     assert (found < num_frames).all()
     step = shrunk(step, length, num_frames)

@@ -1,18 +1,21 @@
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
 
+from ivideogpt.data.batches import BadEpisode
 from ivideogpt.data.token_store import (
+    StoredSource,
     TokenBatch,
     TokenLoader,
     TokenStore,
     TokenStoreMeta,
-    TokenStoreWriter,
     state_checksum,
 )
+from ivideogpt.data.token_store_writer import TokenStoreWriter
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 
@@ -21,29 +24,38 @@ WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
 META = TokenStoreMeta(
     layout=LAYOUT,
     num_clips=20,
+    num_passes=2,
+    augmentation="weak",
+    seed=3,
+    clips_per_shard=6,
     action_dim=2,
     has_rewards=True,
-    datasets=("coffee-push",),
+    sources=(StoredSource("coffee-push", 3, 10),),
     split="train",
     video_stepsize=1,
     stride=2,
     episodes="3 episodes",
     tokenizer=state_checksum(WEIGHTS),
+    precision="no",
 )
 
 
-def clips(first, last, offset=0):
+def clips(numbers, offset=0):
     """Clip i holds tokens, actions and rewards of value i."""
-    numbers = torch.arange(first, last)
+    numbers = torch.as_tensor(list(numbers))
     tokens = (numbers[:, None] + offset).expand(-1, LAYOUT.sequence_length)
     return TokenBatch(tokens, numbers[:, None, None].float().expand(-1, 3, 2), numbers[:, None].float().expand(-1, 3))
 
 
 def write(folder, meta=META, offset=0, upto=None):
-    writer = TokenStoreWriter(folder, meta, clips_per_shard=6)
-    for first in range(writer.num_stored, upto or meta.num_clips, 4):
-        writer.append(clips(first, min(first + 4, meta.num_clips), offset))
-    writer.flush()
+    """All shards that are not there, or the first few of them."""
+    writer = TokenStoreWriter(folder, meta)
+    writer.begin()
+    for shard in writer.missing()[:upto]:
+        numbers = meta.clips_of(shard)
+        writer.write(shard, [clips(numbers[:4], offset), clips(numbers[4:], offset)])
+    if not writer.missing():
+        writer.finish()
     return TokenStore(folder)
 
 
@@ -62,7 +74,7 @@ def numbers(batches):
 
 def test_clips_come_back_from_every_shard(store):
     batch = store.read(np.array([19, 0, 7, 8]))
-    expected = clips(0, 20)
+    expected = clips(range(20))
     assert batch.tokens.dtype == torch.int64
     for name in ("tokens", "actions", "rewards"):
         assert torch.equal(getattr(batch, name), getattr(expected, name)[[19, 0, 7, 8]])
@@ -76,13 +88,15 @@ def test_large_vocabularies_keep_their_ids(tmp_path, codes, dtype):
     meta = replace(META, layout=replace(LAYOUT, context_codes=codes, dynamics_codes=codes), num_clips=4)
     store = write(tmp_path / "store", meta, offset=2 * codes - 10)
     assert store.meta.token_dtype == dtype
-    assert torch.equal(store.read(np.arange(4)).tokens, clips(0, 4, 2 * codes - 10).tokens)
+    assert torch.equal(store.read(np.arange(4)).tokens, clips(range(4), 2 * codes - 10).tokens)
 
 
 def test_stores_without_actions_and_rewards(tmp_path):
-    writer = TokenStoreWriter(tmp_path / "store", replace(META, action_dim=None, has_rewards=False, num_clips=3))
-    writer.append(TokenBatch(clips(0, 3).tokens))
-    writer.flush()
+    meta = replace(META, action_dim=None, has_rewards=False, num_clips=3)
+    writer = TokenStoreWriter(tmp_path / "store", meta)
+    writer.begin()
+    writer.write(0, [TokenBatch(clips(range(3)).tokens)])
+    writer.finish()
     batch = TokenStore(tmp_path / "store").read(np.arange(2))
     assert batch.actions is None
     assert batch.rewards is None
@@ -90,25 +104,92 @@ def test_stores_without_actions_and_rewards(tmp_path):
 
 def test_an_interrupted_store_goes_on_and_is_refused_until_it_is_whole(tmp_path):
     folder = tmp_path / "store"
-    with pytest.raises(UserError, match="holds 12 of 20 clips"):
-        write(folder, upto=12)
-    (folder / "partial").mkdir()  # a shard that was being written
-    assert torch.equal(write(folder).read(np.arange(20)).tokens, clips(0, 20).tokens)
+    with pytest.raises(UserError, match="is not finished"):
+        write(folder, upto=2)
+    (folder / "partial-00002").mkdir()  # a shard that was being written
+    (folder / "partial-00002" / "rewards.npy").touch()
+    assert torch.equal(write(folder).read(np.arange(20)).tokens, clips(range(20)).tokens)
+
+
+def test_shards_come_in_any_order_from_anybody(store, tmp_path):
+    """Several processes share the shards: a store must not depend on who was faster."""
+    writers = [TokenStoreWriter(tmp_path / "shared", META) for _ in range(2)]
+    writers[0].begin()
+    for shard in (3, 1, 0, 2):
+        writers[shard % 2].write(shard, [clips(META.clips_of(shard))])
+    writers[0].finish()
+    assert contents(tmp_path / "shared") == contents(store.folder)
+
+
+def contents(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def test_a_finished_store_is_not_written_again(store):
     writer = TokenStoreWriter(store.folder, META)
-    assert writer.num_stored == 20
-    writer.flush()
-    assert len(TokenStore(store.folder)) == 20
+    writer.begin()
+    assert writer.missing() == []
+
+
+def test_clips_that_could_not_be_read_leave_no_gap(tmp_path):
+    """Their shard is shorter, or empty, which a memory map cannot be; the others keep their numbers."""
+    writer = TokenStoreWriter(tmp_path / "store", META)
+    writer.begin()
+    bad = [BadEpisode("a.npz", "a.npz: truncated")]
+    writer.write(0, [clips(range(1, 6))], bad)
+    writer.write(1, [], bad)
+    for shard in (2, 3):
+        writer.write(shard, [clips(META.clips_of(shard))])
+    writer.finish()
+    store = TokenStore(tmp_path / "store")
+    assert len(store) == 13
+    assert store.read(np.arange(13)).rewards[:, 0].tolist() == [*range(1, 6), *range(12, 20)]
+    assert writer.skipped() == {"a.npz": "a.npz: truncated"}
 
 
 def test_another_store_is_not_appended_to(store, tmp_path):
     with pytest.raises(UserError, match=r"another token store \(other stride, tokenizer\)"):
-        TokenStoreWriter(store.folder, replace(META, stride=1, tokenizer="x"))
+        TokenStoreWriter(store.folder, replace(META, stride=1, tokenizer="x")).begin()
     (tmp_path / "precious.txt").touch()
     with pytest.raises(UserError, match="not empty"):
-        TokenStoreWriter(tmp_path, META)
+        TokenStoreWriter(tmp_path, META).begin()
+
+
+def test_only_some_shards_are_open_at_a_time(store, monkeypatch):
+    """A process may have 1024 files open; a large store has more shards."""
+    monkeypatch.setattr("ivideogpt.data.token_store._OPEN_SHARDS", 1)
+    again = TokenStore(store.folder)
+    assert torch.equal(again.read(np.arange(20)[::-1]).tokens, store.read(np.arange(20)[::-1]).tokens)
+    assert again._open_shard.cache_info().currsize == 1
+
+
+def write_format_1(folder, num_stored=20):
+    """As the first version did: one process, shards of any size, clips counted by looking at them."""
+    meta = dict(
+        layout=asdict(LAYOUT), num_clips=20, action_dim=2, has_rewards=True, datasets=["coffee-push"], split="train",
+        video_stepsize=1, stride=2, episodes="3 episodes", tokenizer=META.tokenizer,
+    )  # fmt: skip
+    folder.mkdir()
+    (folder / "meta.json").write_text(json.dumps({"format": 1, **meta}))
+    for shard, numbers in enumerate([range(8), range(8, num_stored)]):
+        (folder / f"shard-{shard:05d}").mkdir()
+        batch = clips(numbers)
+        np.save(folder / f"shard-{shard:05d}" / "tokens.npy", batch.tokens.numpy().astype(np.uint16))
+        np.save(folder / f"shard-{shard:05d}" / "actions.npy", batch.actions.numpy())
+        np.save(folder / f"shard-{shard:05d}" / "rewards.npy", batch.rewards.numpy())
+
+
+def test_stores_of_the_first_version_are_read(tmp_path):
+    write_format_1(tmp_path / "old")
+    store = TokenStore(tmp_path / "old")
+    assert torch.equal(store.read(np.arange(20)).actions, clips(range(20)).actions)
+    assert store.meta.datasets == ("coffee-push",)
+    store.check_tokenizer(WEIGHTS)
+    with pytest.raises(UserError, match="another token store"):
+        TokenStoreWriter(tmp_path / "old", META).begin()
+    write_format_1(tmp_path / "unfinished", 15)
+    with pytest.raises(UserError, match="older version, 15 of 20 clips"):
+        TokenStore(tmp_path / "unfinished")
 
 
 def test_damaged_stores_are_refused(store, tmp_path):
@@ -118,8 +199,11 @@ def test_damaged_stores_are_refused(store, tmp_path):
     (shard / "actions.npy").write_bytes(b"\x93NUMPY\x01")
     with pytest.raises(UserError, match=r"shard-00001/actions\.npy: cannot be read"):
         TokenStore(store.folder)
+    np.save(shard / "actions.npy", np.zeros((6, 3, 2)))
+    with pytest.raises(UserError, match=r"holds \(6, 3, 2\) float64, but meta\.json says \(6, 3, 2\) float32"):
+        TokenStore(store.folder)
     (store.folder / "meta.json").write_text('{"format": 99}')
-    with pytest.raises(UserError, match="format is not 1"):
+    with pytest.raises(UserError, match="format 99, expected 2"):
         TokenStore(store.folder)
 
 

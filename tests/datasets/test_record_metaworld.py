@@ -109,7 +109,7 @@ def test_resuming_records_only_what_is_missing(recording, tmp_path):
     whole = contents(tmp_path)
     kept = (folder / "eps_00000000.npz").stat().st_mtime_ns
     (folder / "eps_00000001.npz").unlink()
-    (folder / ".1.partial").write_bytes(b"left by a killed process")
+    (folder / ".eps_00000001.npz.partial").write_bytes(b"left by a killed process")
     record(tmp_path, "--tasks", "reach", "--num_episodes", "2")
     assert contents(tmp_path) == whole
     assert (folder / "eps_00000000.npz").stat().st_mtime_ns == kept

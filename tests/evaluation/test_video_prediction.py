@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data.clips import ClipBatch
+from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.loaders import build_evaluation_clips
 from ivideogpt.evaluation import video_prediction
 from ivideogpt.evaluation.__main__ import EvaluationArgs, data_config

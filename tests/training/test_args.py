@@ -89,6 +89,8 @@ def test_values_have_the_types_of_their_fields():
         ),
         (TokenizerArgs, ["--codebook_decay", "1", *NO_GAN], "--codebook_decay is 1.0: .* less than 1"),
         (TokenizerArgs, ["--no_aug", "--strong_aug", *NO_GAN], "--strong_aug and --no_aug"),
+        (TokenizerArgs, ["--on_bad_episode", "ignore", *NO_GAN], "'error', 'skip'"),
+        (GptArgs, [*GPT, "--cache_mb", "-1"], "--cache_mb is -1"),
         (TokenizerArgs, ["--learning_rat", "1", *NO_GAN], "unrecognized arguments: --learning_rat"),
         (TokenizerArgs, ["--lpips_path", "nowhere", *NO_GAN], "nowhere"),
         (GptArgs, [], "--pretrained_model_name_or_path"),
@@ -133,6 +135,11 @@ def test_inert_flags_warn():
             TokenizerArgs,
             [*NO_GAN, "--pretrained_model_name_or_path", "a", "--model_config_name_or_path", "b"],
             "--model_config_name_or_path has no effect",
+        ),
+        (
+            GptArgs,
+            [*GPT, "--dataset_path", "lerobot:a", "--oxe_data_mixes_type", "bair"],
+            "--oxe_data_mixes_type bair has no effect",
         ),
     ],
 )

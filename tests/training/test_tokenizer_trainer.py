@@ -246,7 +246,7 @@ def test_aligned_attention_is_where_a_run_starts_not_where_it_resumes(tokenizer_
 
 def test_validation_clips_are_the_same_every_time(tokenizer_command):
     trainer = build_tokenizer([*tokenizer_command, "--max_train_steps", "1"])
-    first, again = (next(islice(trainer.validation_clips.first(1), 1)).frames for _ in range(2))
+    first, again = (next(islice(trainer.validation_clips.first(1), 1)).pixels for _ in range(2))
     assert torch.equal(first, again)
 
 

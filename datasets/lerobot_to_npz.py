@@ -1,0 +1,114 @@
+"""Convert a LeRobot v3.0 folder to npz episodes. Needs pyarrow and av, not lerobot.
+
+    python datasets/lerobot_to_npz.py --input_path pusht --output_path data --resize 64
+
+writes ``data/pusht/episode_<number>.npz``, which trains with ``--dataset_path data`` and ``--oxe_data_mixes_type
+folder:pusht``. Training can also read such a folder as it is (``--dataset_path lerobot:pusht``); npz files are read
+faster. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.data.conversion import ConversionArgs, Job, Summary, require
+from ivideogpt.data.lerobot import LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
+from ivideogpt.data.settings_note import keep_settings
+from ivideogpt.data.stored_size import StoredSize
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+
+FRAMES_AT_ONCE = 16  # decoded before they are resized
+SERIES = {"action": "action", "reward": "next.reward", "success": "next.success", "state": "observation.state"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeRobotArgs(ConversionArgs):
+    """Convert a LeRobot v3.0 folder to npz episodes."""
+
+    input_path: str = option(REQUIRED, "folder that holds meta/, data/ and videos/")
+    output_path: str = option(REQUIRED, "folder that gets the folder <dataset_name>")
+    dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
+    camera: str | None = option(None, "key of the camera that becomes the array image (default: the first by name)")
+    all_cameras: bool = option(False, "store the other cameras too, under the last part of their keys")
+    resize: int | None = option(None, "store frames of this width and height (default: their own)", minimum=1)
+    square_crop: bool = option(False, "cut to the central square first")
+
+    @property
+    def dataset(self) -> str:
+        return self.dataset_name or Path(self.input_path).resolve().name
+
+
+@dataclass(frozen=True)
+class LeRobotJob(Job):
+    index: int
+
+
+@lru_cache  # once per process and camera
+def open_folder(folder: str, camera: str) -> LeRobotEpisodes:
+    return LeRobotEpisodes.open_folder(Path(folder), camera)
+
+
+def name_cameras(info: LeRobotInfo, args: LeRobotArgs) -> dict[str, str]:
+    """Arrays and the cameras that they show."""
+    first = info.camera(args.camera).key
+    if not args.all_cameras:
+        return {"image": first}
+    others = {key.rpartition(".")[2]: key for key in info.cameras if key != first}
+    taken = {"image", *SERIES} & others.keys()
+    if len(others) + 1 < len(info.cameras) or taken:
+        raise UserError(f"--all_cameras: the names of {', '.join(info.cameras)} clash; convert one --camera at a time")
+    return {"image": first, **others}
+
+
+def convert_episode(folder: str, cameras: dict[str, str], store: StoredSize, job: LeRobotJob) -> dict[str, np.ndarray]:
+    arrays = {}
+    for name, camera in cameras.items():
+        episode = open_folder(folder, camera).open(job.index)
+        arrays[name] = read_frames(episode, store)
+    series = {name: episode.series(key) for name, key in SERIES.items()}
+    numbers = {name: values for name, values in series.items() if values is not None}
+    for name in numbers.keys() & {"reward", "success"}:
+        numbers[name] = numbers[name][:, 0]
+    return arrays | numbers
+
+
+def read_frames(episode: LeRobotEpisode, store: StoredSize) -> np.ndarray:
+    every = np.arange(episode.num_frames)
+    parts = [store(episode.read(some)) for some in np.split(every, every[FRAMES_AT_ONCE::FRAMES_AT_ONCE])]
+    return np.concatenate(parts)
+
+
+def run(args: LeRobotArgs) -> Summary:
+    require("pyarrow", "av")
+    folder, output = str(Path(args.input_path).resolve()), Path(args.output_path) / args.dataset
+    cameras = name_cameras(LeRobotInfo.load(folder), args)
+    episodes = open_folder(folder, cameras["image"])
+    keep_settings(
+        output, {"input_path": folder, "cameras": cameras, "resize": args.resize, "square_crop": args.square_crop}
+    )
+    jobs = [
+        LeRobotJob(output / f"episode_{number:06d}.npz", episodes.name(index), index)
+        for index, number in enumerate(episodes.table.number)
+    ]
+    store = StoredSize(args.resize, args.square_crop)
+    return args.convert([jobs], partial(convert_episode, folder, cameras, store), args.dataset)
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
+    args = parse(LeRobotArgs)
+    print(run(args))
+    print(f"train with --dataset_path {args.output_path} --oxe_data_mixes_type folder:{args.dataset}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,271 @@
+"""Convert npz episodes to a LeRobot v3.0 folder. Needs pyarrow and av, not lerobot.
+
+    python datasets/npz_to_lerobot.py --input_path data/my_robot --output_path my_robot_lerobot --fps 10
+
+reads the npz files of a folder and of those below it, and writes a folder that LeRobot loads: ``action``,
+``next.reward`` and ``next.success`` as they are, every array of frames as a camera ``observation.images.<array>``, many
+episodes to a file. The task of an episode is the name of its folder, or what ``--task`` says. Run the same command
+again to go on after an interruption: the folder appears when it is complete.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, require, run_jobs, write_episode
+from ivideogpt.data.episodes import open_episode
+from ivideogpt.data.lerobot_writer import EncodedEpisode, LeRobotWriter
+from ivideogpt.data.npz_arrays import NpzMember, npz_members
+from ivideogpt.data.settings_note import keep_settings
+from ivideogpt.data.stored_size import StoredSize
+from ivideogpt.data.trees import files_below
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+
+CAMERA = "observation.images."
+SERIES = {"action": "action", "reward": "next.reward", "success": "next.success", "state": "observation.state"}
+VIDEO, PIXELS, LENGTH = "video.", "pixels.", "length"  # arrays of a part; the first two: for each camera
+# A key frame every other frame, as LeRobot writes them: training reads short clips from anywhere.
+ENCODERS = {
+    "h264": ("libx264", {"g": "2", "bf": "0"}),
+    "av1": ("libsvtav1", {"g": "2", "preset": "8"}),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToLeRobotArgs(ConversionArgs):
+    """Convert npz episodes to a LeRobot v3.0 folder."""
+
+    input_path: str = option(REQUIRED, "folder with .npz episodes in it or below")
+    output_path: str = option(REQUIRED, "folder to make")
+    fps: int = option(REQUIRED, "frames per second of the episodes, which npz files do not say", minimum=1)
+    task: str | None = option(None, "what the robot does, in words (default: the name of each episode's folder)")
+    robot_type: str = option("unknown", "noted in meta/info.json")
+    action_names: str | None = option(None, "names of the action's dimensions, separated by commas")
+    resize: int | None = option(None, "store frames of this width and height (default: their own)", minimum=1)
+    square_crop: bool = option(False, "cut to the central square first")
+    codec: str = option("h264", "of the videos", choices=tuple(ENCODERS))
+    crf: int = option(18, "their quality: lower is better and larger", minimum=0)
+    video_file_mb: float = option(200, "size at which a new video file is begun", minimum=0)
+    data_file_mb: float = option(100, "size at which a new data file is begun", minimum=0)
+
+    def validate(self) -> None:
+        if self.compress:
+            raise UserError("--compress is for npz files; videos have --crf")
+
+    @property
+    def names(self) -> list[str]:
+        return [name.strip() for name in (self.action_names or "").split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What every episode of the dataset holds: frame sizes by array, and numbers a frame by array."""
+
+    cameras: dict[str, tuple[int, int]]
+    series: dict[str, int]
+
+    @classmethod
+    def of(cls, path: Path, store: StoredSize) -> Contents:
+        members = npz_members(str(path))
+        frames = {name: member for name, member in members.items() if _holds_frames(member)}
+        if not frames:
+            raise UserError(f"{path}: no array of frames; expected image (N, H, W, 3) uint8")
+        sizes = {name: store(np.zeros((1, *member.shape[1:]), np.uint8)).shape[1:3] for name, member in frames.items()}
+        series = {name: members[name] for name in SERIES if name in members}
+        return cls(
+            {name: (int(height), int(width)) for name, (height, width) in sorted(sizes.items())},
+            {name: member.shape[1] if len(member.shape) > 1 else 1 for name, member in series.items()},
+        )
+
+    def __str__(self) -> str:
+        sizes = [f"{name} {height}x{width}" for name, (height, width) in self.cameras.items()]
+        return ", ".join(sizes + [f"{name} of {dimension}" for name, dimension in self.series.items()])
+
+
+def _holds_frames(member: NpzMember) -> bool:
+    return len(member.shape) == 4 and member.shape[3] == 3 and member.dtype.kind in "iu"
+
+
+@dataclass(frozen=True)
+class Encoder:
+    codec: str
+    crf: int
+    fps: int
+
+    def __call__(self, frames: np.ndarray) -> bytes:
+        """Frames (N, H, W, 3) as an mp4 file."""
+        import av
+
+        name, options = ENCODERS[self.codec]
+        content = io.BytesIO()
+        with av.open(content, "w", format="mp4") as container:
+            stream: Any = container.add_stream(name, rate=self.fps, options=options | {"crf": str(self.crf)})
+            stream.height, stream.width = frames.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            stream.codec_context.thread_count = 1  # there is a process per core
+            for frame in frames:
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        return content.getvalue()
+
+
+@dataclass(frozen=True)
+class PartJob(Job):
+    """One episode to encode into a file of its own, from which the dataset's files are put together."""
+
+    file: Path
+
+
+def encode_episode(contents: Contents, store: StoredSize, encode: Encoder, job: PartJob) -> Skipped | None:
+    try:
+        part = read_part(contents, store, encode, job.file)
+    except (UserError, OSError) as error:
+        return Skipped(job.source, str(error))
+    write_episode(job.output, part)
+    return None
+
+
+def read_part(contents: Contents, store: StoredSize, encode: Encoder, path: Path) -> dict[str, np.ndarray]:
+    """An mp4 file and statistics of its pixels for each camera, and the arrays of :data:`SERIES`."""
+    found = Contents.of(path, store)
+    if found != contents:
+        raise UserError(f"{path}: holds {found}; expected {contents}, as the first episode does")
+    part: dict[str, np.ndarray] = {}
+    for camera in contents.cameras:
+        episode = open_episode(str(path), camera)
+        frames = store(episode.read(np.arange(episode.num_frames)))
+        if part.setdefault(LENGTH, np.array(len(frames))) != len(frames):
+            raise UserError(f"{path}: {camera!r} has {len(frames)} frames, another camera {part[LENGTH]}")
+        part[VIDEO + camera] = np.frombuffer(encode(frames), np.uint8)
+        part[PIXELS + camera] = pixel_statistics(frames)
+    for name in contents.series:
+        part[name] = read_series(str(path), name, int(part[LENGTH]))
+    return part
+
+
+def read_series(path: str, name: str, num_frames: int) -> np.ndarray:
+    """(N, D); the last row may be missing and is zero then."""
+    member = npz_members(path)[name]
+    values = member.all()
+    if values.dtype.kind not in "fiub" or values.ndim > 2 or len(values) not in (num_frames, num_frames - 1):
+        raise UserError(
+            f"{path}: array {name!r} is {values.dtype} of shape {values.shape}; "
+            f"expected a row of numbers for each of {num_frames} frames, the last optional"
+        )
+    values = values.reshape(len(values), -1).astype(bool if name == "success" else np.float32)
+    if not np.isfinite(values).all():
+        raise UserError(f"{path}: array {name!r} holds NaN or infinite values; repair or leave out the episode")
+    return np.pad(values, [(0, num_frames - len(values)), (0, 0)])
+
+
+def pixel_statistics(frames: np.ndarray) -> np.ndarray:
+    """Minimum, maximum, mean and standard deviation (4, 3) of each colour, in [0, 1]."""
+    levels = np.arange(256) / 255
+    counts = np.stack([np.bincount(frames[..., c].reshape(-1), minlength=256) for c in range(3)])  # (3, 256)
+    share = counts / counts.sum(axis=1, keepdims=True)
+    mean = share @ levels
+    std = np.sqrt(np.maximum(share @ levels**2 - mean**2, 0))
+    extremes = np.array([[levels[np.flatnonzero(c)[[0, -1]]] for c in counts]])[0]
+    return np.stack([extremes[:, 0], extremes[:, 1], mean, std])
+
+
+def find_parts(root: Path, parts: Path) -> list[PartJob]:
+    files = files_below(root, {".npz"})
+    if not files:
+        raise UserError(f"--input_path {root}: no .npz files in it or below")
+    return [PartJob(parts / path.relative_to(root), str(path), path) for path in files]
+
+
+def first_contents(jobs: Iterable[PartJob], store: StoredSize) -> Contents:
+    """Of the first episode that can be read; the others have to hold the same."""
+    problem: UserError | None = None
+    for job in jobs:
+        try:
+            return Contents.of(job.file, store)
+        except UserError as error:
+            problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def check(contents: Contents, args: ToLeRobotArgs) -> None:
+    for name, (height, width) in contents.cameras.items():
+        if height % 2 or width % 2:
+            raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
+    dimension = contents.series.get("action", 0)
+    if args.names and len(args.names) != dimension:
+        raise UserError(f"--action_names gives {len(args.names)} names for actions of {dimension} dimensions")
+
+
+def assemble(jobs: Iterable[PartJob], args: ToLeRobotArgs, root: Path) -> None:
+    """The dataset's files from the parts that there are."""
+    names = {"action": args.names} if args.names else {}
+    data_limit, video_limit = args.data_file_mb * 2**20, args.video_file_mb * 2**20
+    writer = LeRobotWriter(root, args.fps, args.robot_type, names, data_limit, video_limit)
+    for job in tqdm([job for job in jobs if job.output.exists()], desc="files", unit="episode"):
+        with np.load(job.output, allow_pickle=False) as part:
+            writer.add(encoded_episode(dict(part), args.task or job.file.resolve().parent.name))
+    writer.finish()
+
+
+def encoded_episode(part: Mapping[str, np.ndarray], task: str) -> EncodedEpisode:
+    cameras = [name.removeprefix(VIDEO) for name in part if name.startswith(VIDEO)]
+    return EncodedEpisode(
+        task,
+        int(part[LENGTH]),
+        {CAMERA + name: part[VIDEO + name].tobytes() for name in cameras},
+        {CAMERA + name: part[PIXELS + name] for name in cameras},
+        {SERIES[name]: values for name, values in part.items() if name in SERIES},
+    )
+
+
+def run(args: ToLeRobotArgs) -> Summary:
+    require("pyarrow", "av")
+    output = Path(args.output_path)
+    if output.exists():
+        raise UserError(f"--output_path {output} exists already; delete it, or choose another")
+    work = output.with_name(f".{output.name}.partial")
+    store = StoredSize(args.resize, args.square_crop)
+    jobs = find_parts(Path(args.input_path), work / "parts")[: args.max_num_episodes]
+    contents = first_contents(jobs, store)
+    check(contents, args)
+    settings = {name: getattr(args, name) for name in ("fps", "codec", "crf", "resize", "square_crop")}
+    keep_settings(work, settings | {"input_path": str(Path(args.input_path).resolve()), "contents": contents})
+    summary = run_jobs(
+        jobs,
+        partial(encode_episode, contents, store, Encoder(args.codec, args.crf, args.fps)),
+        workers=args.num_workers,
+        description="encode",
+        on_bad_episode=args.on_bad_episode,
+    )
+    shutil.rmtree(work / "dataset", ignore_errors=True)  # of a run that was interrupted while putting it together
+    assemble(jobs, args, work / "dataset")
+    (work / "dataset").replace(output)
+    shutil.rmtree(work)
+    return summary
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
+    os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports errors only
+    args = parse(ToLeRobotArgs)
+    print(run(args))
+    print(f"train with --dataset_path lerobot:{args.output_path}")
+
+
+if __name__ == "__main__":
+    cli(main)

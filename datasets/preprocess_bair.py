@@ -1,0 +1,103 @@
+"""Convert BAIR robot pushing (softmotion) from tfrecords to npz episodes. Needs tensorflow_datasets, not tensorflow.
+
+    python datasets/preprocess_bair.py --input_path softmotion30_44k --save_path data/bair
+
+reads ``softmotion30_44k/{train,test}/traj_<first>_to_<last>.tfrecords`` and writes
+``data/bair/{train,test}/traj_<number>.npz``. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, require
+from ivideogpt.data.tfrecords import Record, find_records, parse_example
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+
+SPLITS = ("train", "test")
+FILE = re.compile(r"traj_(\d+)_to_(\d+)\.tfrecords")
+SIZE = 64
+ACTION_DIM = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BairArgs(ConversionArgs):
+    """Convert BAIR robot pushing (softmotion) from tfrecords to npz episodes."""
+
+    input_path: str = option(REQUIRED, "folder that holds train/ and test/ with traj_<first>_to_<last>.tfrecords")
+    save_path: str = option(REQUIRED, "folder that gets train/ and test/ with traj_<number>.npz")
+    save_gif: bool = option(False, "write both cameras as a GIF beside each episode")
+
+
+@dataclass(frozen=True)
+class BairJob(Job):
+    record: Record
+    save_gif: bool
+
+
+def find_jobs(folder: Path, output: Path, save_gif: bool) -> list[BairJob | Skipped]:
+    """The trajectories of a split, numbered from the first number in the name of their file."""
+    files = {int(match[1]): path for path in folder.glob("*") if (match := FILE.fullmatch(path.name))}
+    jobs: list[BairJob | Skipped] = []
+    for first, path in sorted(files.items()):
+        index = find_records(path)
+        for i, record in enumerate(index.records):
+            jobs.append(BairJob(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record, save_gif))
+        if index.damage:
+            jobs.append(Skipped(str(path), f"only {len(index.records)} trajectories found: {index.damage}"))
+    return jobs
+
+
+def read_trajectory(job: BairJob) -> dict[str, np.ndarray]:
+    features = parse_example(job.record.read())
+    length = sum(name.endswith("/image_main/encoded") for name in features)
+    try:
+        arrays = {
+            "image": _frames(features, "image_main", length),
+            "aux1_image": _frames(features, "image_aux1", length),
+            "action": np.array([features[f"{i}/action"] for i in range(length)], np.float32).reshape(
+                length, ACTION_DIM
+            ),
+        }
+    except (KeyError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{job.source}: no trajectory with frames of {SIZE}x{SIZE} and {ACTION_DIM}-D actions ({error})"
+        ) from error
+    if job.save_gif:
+        _save_gif(job.output.with_suffix(".gif"), arrays["image"], arrays["aux1_image"])
+    return arrays
+
+
+def _frames(features: Mapping[str, Sequence[Any]], camera: str, length: int) -> np.ndarray:
+    pixels = b"".join(features[f"{i}/{camera}/encoded"][0] for i in range(length))
+    return np.frombuffer(pixels, np.uint8).reshape(length, SIZE, SIZE, 3)
+
+
+def _save_gif(path: Path, *cameras: np.ndarray) -> None:
+    from ivideogpt.utils.video_io import side_by_side, write_gif  # imports torch, which nothing else here needs
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_gif(path, side_by_side(cameras))
+
+
+def run(args: BairArgs) -> Summary:
+    require("tensorflow_datasets")
+    source, output = Path(args.input_path), Path(args.save_path)
+    splits = [find_jobs(source / split, output / split, args.save_gif) for split in SPLITS]
+    if not any(splits):
+        raise UserError(f"--input_path {source}: no {{train,test}}/traj_<first>_to_<last>.tfrecords there")
+    return args.convert(splits, read_trajectory, "BAIR")
+
+
+if __name__ == "__main__":
+    cli(lambda: print(run(parse(BairArgs))))

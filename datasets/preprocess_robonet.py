@@ -1,0 +1,164 @@
+"""Convert RoboNet from hdf5 to npz episodes of frames and 5-D actions.
+
+    python datasets/preprocess_robonet.py --hdf5_path hdf5 --save_path data/robonet --test_list robonet_test.txt
+
+writes ``data/robonet/{train,test}/<name>.npz``. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.data.conversion import ConversionArgs, Job, Summary, require
+from ivideogpt.data.hdf5 import open_hdf5, read_array
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+
+ACTION_DIM = 5  # x, y, z, rotation, gripper
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoboNetArgs(ConversionArgs):
+    """Convert RoboNet from hdf5 to npz episodes."""
+
+    hdf5_path: str = option(REQUIRED, "folder that holds the .hdf5 files, also in sub-folders")
+    save_path: str = option(REQUIRED, "folder that gets train/ and test/ with <name>.npz")
+    test_list: str | None = option(None, "file with the names of the test split's .hdf5 files, one a line")
+    no_test_split: bool = option(False, "put every episode into train/")
+
+    def validate(self) -> None:
+        if (self.test_list is None) != self.no_test_split:
+            raise UserError(
+                "give either --test_list, the published list of the benchmark's test files, which are "
+                "not to be trained on, or --no_test_split, which puts every episode into train/"
+            )
+
+
+@dataclass(frozen=True)
+class Gripper:
+    """How the gripper of a robot is driven, and the bounds of its state."""
+
+    automatic: bool  # it closes by itself, so that actions say nothing of it
+    low: float
+    high: float
+
+
+def read_names(test_list: str | None) -> set[str]:
+    """Names without ending."""
+    if test_list is None:
+        return set()
+    try:
+        names = {Path(line.strip()).stem for line in Path(test_list).read_text().splitlines() if line.strip()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--test_list {test_list}: cannot be read ({error}); expected a text file") from error
+    if not names:
+        raise UserError(f"--test_list {test_list}: is empty; expected names of .hdf5 files, one a line")
+    return names
+
+
+def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
+    """Those of the training and of the test split."""
+    files = sorted(Path(args.hdf5_path).rglob("*.hdf5"))
+    if not files:
+        raise UserError(f"--hdf5_path {args.hdf5_path}: no .hdf5 files there")
+    test = read_names(args.test_list)
+    missing = test - {path.stem for path in files}
+    if missing:
+        print(
+            f"{len(missing)} of {len(test)} files of --test_list are not there, {min(missing)} first", file=sys.stderr
+        )
+    output = Path(args.save_path)
+    jobs = [Job(output / ("test" if path.stem in test else "train") / f"{path.stem}.npz", str(path)) for path in files]
+    return [[job for job in jobs if job.output.parent.name == split] for split in ("train", "test")]
+
+
+def read_episode(job: Job) -> dict[str, np.ndarray]:
+    """Frames (n, H, W, 3) in native size and the n - 1 actions between them."""
+    with open_hdf5(Path(job.source)) as file:
+        if file["env"].attrs["n_cams"] < 1:
+            raise UserError(f"{job.source}: has no camera")
+        frames = read_frames(file["env/cam0_video"], _text(file["env"].attrs["cam_encoding"]))
+        states, actions = read_array(file, "env/state"), read_array(file, "policy/actions")
+        length = min(len(states), len(frames), len(actions) + 1)
+        actions = to_5d(
+            actions[: length - 1], states, read_gripper(file) if actions.shape[1] == ACTION_DIM - 1 else None
+        )
+    return {"image": frames[:length], "action": actions.astype(np.float32)}
+
+
+def read_frames(camera: Any, encoding: str) -> np.ndarray:
+    """(N, H, W, 3) in RGB."""
+    if encoding == "mp4":
+        attributes = camera["frames"].attrs
+        frames = decode_mp4(read_array(camera, "frames").tobytes())
+    elif encoding == "jpg":
+        attributes = camera["frame0"].attrs
+        frames = np.stack([decode_jpg(read_array(camera, f"frame{i}").tobytes()) for i in range(int(attributes["T"]))])
+    else:
+        raise UserError(f"{camera.file.filename}: cameras are encoded as {encoding!r}; expected mp4 or jpg")
+    image_format = _text(attributes["image_format"])
+    if image_format not in ("RGB", "BGR"):
+        raise UserError(f"{camera.file.filename}: image_format is {image_format!r}; expected RGB or BGR")
+    return frames[..., ::-1] if image_format == "BGR" else frames
+
+
+def decode_mp4(content: bytes) -> np.ndarray:
+    import av
+
+    try:
+        with av.open(io.BytesIO(content)) as video:
+            video.streams.video[0].codec_context.thread_count = 1  # there is a worker for every core
+            return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+    except (av.FFmpegError, ValueError, IndexError) as error:
+        raise ValueError(f"camera 0 is no readable mp4 video: {error}") from error
+
+
+def decode_jpg(content: bytes) -> np.ndarray:
+    from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG", "PNG")).convert("RGB"))
+
+
+def read_gripper(file: Any) -> Gripper:
+    """Bounds are in the attributes of the metadata, or else in the environment's first step."""
+    attributes = file["metadata"].attrs
+    primitives = _text(attributes["primitives"]) if "primitives" in attributes else ""
+    low, high = (
+        attributes[name] if name in attributes else read_array(file, f"env/{name}")[0]
+        for name in ("low_bound", "high_bound")
+    )
+    return Gripper(primitives == "autograsp", float(low[-1]), float(high[-1]))
+
+
+def to_5d(actions: np.ndarray, states: np.ndarray, gripper: Gripper | None) -> np.ndarray:
+    """Actions (n - 1, D) to (n - 1, 5): a missing gripper is what it does next, other missing parts are zero."""
+    dim = actions.shape[1]
+    if dim >= ACTION_DIM:
+        return actions[:, :ACTION_DIM]
+    if dim < ACTION_DIM - 1:
+        return np.pad(actions, [(0, 0), (0, ACTION_DIM - dim)])
+    if gripper is None or not gripper.automatic:
+        raise UserError("actions have 4 dimensions, which only robots with the primitive 'autograsp' should have")
+    closed = states[1 : len(actions) + 1, -1] > (gripper.low + gripper.high) / 2
+    return np.concatenate([actions, np.where(closed, gripper.high, gripper.low)[:, None]], axis=1)
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def run(args: RoboNetArgs) -> Summary:
+    require("h5py", "av")
+    return args.convert(find_jobs(args), read_episode, "RoboNet")
+
+
+if __name__ == "__main__":
+    cli(lambda: print(run(parse(RoboNetArgs))))

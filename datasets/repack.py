@@ -1,0 +1,219 @@
+"""Repack a tree of npz episodes so that clips are read from it fast.
+
+    python datasets/repack.py --input_path data/oxe --output_path data/oxe64 --resize 64
+
+Compressed arrays become uncompressed ones, of which a clip is read through a memory map; int64 frames become uint8; and
+frames are resized on request as training does it, rounded to 8 bits. Everything else is carried over as it is, in the
+same folders; the originals are not touched. Each file is read back and compared before it gets its name, and its
+checksum is noted in ``<output_path>/manifest.jsonl``. Run the same command again to go on after an interruption, or
+with ``--verify`` to check what is there and make damaged files anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, run_jobs, write_episode
+from ivideogpt.data.npz_arrays import NpzMember, npz_members
+from ivideogpt.data.settings_note import keep_settings
+from ivideogpt.data.stored_size import StoredSize
+from ivideogpt.data.trees import files_below
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+
+MANIFEST = "manifest.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepackArgs(ConversionArgs):
+    """Repack a tree of npz episodes so that clips are read from it fast."""
+
+    input_path: str = option(REQUIRED, "folder with .npz files at any depth")
+    output_path: str = option(REQUIRED, "folder that gets the same files in the same folders; not inside input_path")
+    resize: int | None = option(
+        None, "store frames of this width and height, best the training resolution (default: their own)", minimum=1
+    )
+    square_crop: bool = option(False, "cut to the central square first, as training does for tfds_robonet")
+    verify: bool = option(False, "compare the files already written with their checksums; damaged ones are made anew")
+
+
+@dataclass(frozen=True)
+class Made:
+    """A line of the manifest: a file, and what of."""
+
+    file: str  # relative to the output
+    checksum: str
+    source_size: int
+    source_modified: int  # ns
+
+    @classmethod
+    def of(cls, file: str, path: Path, source: Path) -> Made:
+        status = source.stat()
+        return cls(file, checksum(path), status.st_size, status.st_mtime_ns)
+
+    def is_up_to_date(self, source: Path) -> bool:
+        status = source.stat()
+        return (status.st_size, status.st_mtime_ns) == (self.source_size, self.source_modified)
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+@dataclass(frozen=True)
+class RepackJob(Job):
+    file: str  # relative to the input
+
+
+def find_files(root: Path) -> list[str]:
+    """The npz files below, relative to it, in order."""
+    if not root.is_dir():
+        raise UserError(f"--input_path {root}: no such folder; expected one with .npz files in it or below")
+    files = [str(path.relative_to(root)) for path in files_below(root, {".npz"})]
+    if not files:
+        raise UserError(f"--input_path {root}: no .npz files in it or below")
+    return files
+
+
+def check_apart(source: Path, output: Path, files: list[str]) -> None:
+    """Raises UserError if an original could be overwritten, or an output taken for an original by the next run."""
+    if output.resolve().is_relative_to(source.resolve()):
+        raise UserError(f"--output_path {output} is inside --input_path {source}; choose a folder elsewhere")
+    folders = sorted({os.path.dirname(file) for file in files})
+    originals = {os.path.realpath(source / folder) for folder in folders}
+    for folder in folders:
+        if os.path.realpath(output / folder) in originals:
+            raise UserError(f"{output / folder} is a link to a folder of originals; choose another --output_path")
+
+
+def read_manifest(output: Path) -> dict[str, Made]:
+    """By file; a file made anew has a later line. A run that was killed may leave half a line."""
+    path = output / MANIFEST
+    made = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            entry = Made(**json.loads(line))
+        except (ValueError, TypeError):
+            continue
+        made[entry.file] = entry
+    return made
+
+
+def note(output: Path, made: Made) -> None:
+    """One write to the end of the file, so that lines of several processes do not mix."""
+    manifest = os.open(output / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(manifest, f"\n{json.dumps(vars(made))}\n".encode())
+    finally:
+        os.close(manifest)
+
+
+def remove_outdated(jobs: list[RepackJob], made: Mapping[str, Made], verify: bool) -> int:
+    """Delete outputs whose source has changed or, on request, whose content has; returns the number of the latter."""
+    num_damaged = 0
+    existing = [job for job in jobs if job.output.exists()]
+    for job in tqdm(existing, desc="verify", unit="file", disable=not verify):
+        entry = made.get(job.file)
+        if entry is None:
+            raise UserError(f"{job.output} was not written by this command; choose an empty --output_path")
+        is_damaged = verify and checksum(job.output) != entry.checksum
+        if is_damaged or not entry.is_up_to_date(Path(job.source)):
+            job.output.unlink()
+        num_damaged += is_damaged
+    return num_damaged
+
+
+def repack(output: Path, store: StoredSize, compress: bool, job: RepackJob) -> Skipped | None:
+    """Write a job's file, unless it cannot be read."""
+    try:
+        arrays = {name: repacked(member, store) for name, member in npz_members(job.source).items()}
+    except (UserError, OSError) as error:
+        return Skipped(job.source, str(error))
+    unverified = job.output.with_name(f".{job.output.name}.unverified")
+    write_episode(unverified, arrays, compress)
+    compare(unverified, arrays)
+    note(output, Made.of(job.file, unverified, Path(job.source)))
+    unverified.replace(job.output)
+    return None
+
+
+def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
+    if member.dtype.hasobject:
+        raise UserError(
+            f"{member.path}: array {member.name!r} holds pickled Python objects, which are never loaded; "
+            "store it as a plain numeric array"
+        )
+    values = member.all()
+    is_frames = values.ndim == 4 and values.shape[3] == 3 and values.dtype.kind in "iu" and values.size > 0
+    return store(as_bytes(values, member)) if is_frames else values
+
+
+def as_bytes(frames: np.ndarray, member: NpzMember) -> np.ndarray:
+    if frames.dtype == np.uint8:
+        return np.ascontiguousarray(frames)
+    if frames.min() < 0 or frames.max() > 255:
+        raise UserError(
+            f"{member.path}: array {member.name!r} holds values from {frames.min()} to {frames.max()}; "
+            "expected 0..255; store frames as uint8"
+        )
+    return frames.astype(np.uint8, order="C")
+
+
+def compare(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises UserError unless the file holds these arrays, bit for bit."""
+    members = npz_members(str(path))
+    if members.keys() != arrays.keys() or not all(is_same(members[name], array) for name, array in arrays.items()):
+        path.unlink()
+        raise UserError(f"{path}: read back other values than were written; check the disk and its free space")
+
+
+def is_same(member: NpzMember, array: np.ndarray) -> bool:
+    read = member.all() if member.data_offset is None else member.mapped()
+    if (read.dtype, read.shape) != (array.dtype, array.shape):
+        return False
+    return np.array_equal(as_raw(read), as_raw(array))  # not the values, as NaN equals nothing
+
+
+def as_raw(array: np.ndarray) -> np.ndarray:
+    return array.ravel(order="K").view(np.uint8)
+
+
+def run(args: RepackArgs) -> Summary:
+    source, output = Path(args.input_path), Path(args.output_path)
+    files = find_files(source)
+    check_apart(source, output, files)
+    settings = {name: getattr(args, name) for name in ("resize", "square_crop", "compress")}
+    keep_settings(output, settings | {"input_path": str(source.resolve())})
+    jobs = [RepackJob(output / file, str(source / file), file) for file in files[: args.max_num_episodes]]
+    num_damaged = remove_outdated(jobs, read_manifest(output), args.verify)
+    if args.verify:
+        print(f"{num_damaged} files differed from their checksums")
+    return run_jobs(
+        jobs,
+        partial(repack, output, StoredSize(args.resize, args.square_crop), args.compress),
+        workers=args.num_workers,
+        description="repack",
+        on_bad_episode=args.on_bad_episode,
+    )
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
+    print(run(parse(RepackArgs)))
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,252 @@
+"""Convert a folder of videos, each with a table of actions beside it, to npz episodes.
+
+    python datasets/videos_to_npz.py --input_path recordings --output_path data --dataset_name my_robot --resize 64
+
+reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm,gif}`` with ``<name>.csv`` or ``<name>.npy`` and writes
+``data/my_robot/<name>.npz``, which trains with ``--dataset_path data --oxe_data_mixes_type folder:my_robot``. Row i of
+the actions is what was done at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
+episodes have no actions. Run the same command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.data.action_files import SUFFIXES, Actions, Alignment, find_action_file, read_actions
+from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, require
+from ivideogpt.data.settings_note import keep_settings
+from ivideogpt.data.stored_size import StoredSize
+from ivideogpt.data.trees import files_below
+from ivideogpt.data.video_files import VideoFile, rgb
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import REQUIRED, option, parse
+
+VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".gif"}
+NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions", "resize", "square_crop")
+MAX_EPISODE_BYTES = 4 << 30  # of frames, which are in memory until the episode is written
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideosArgs(ConversionArgs):
+    """Convert a folder of videos, each with a csv or npy table of actions beside it, to npz episodes."""
+
+    input_path: str = option(REQUIRED, "folder of videos and, beside each, <its name>.csv or .npy with its actions")
+    output_path: str = option(REQUIRED, "folder that gets the folder <dataset_name>")
+    dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
+    action_columns: str | None = option(
+        None, "names, or numbers from 0, of the columns that are the action, such as x,y,grip (default: all)"
+    )
+    action_offset: int = option(0, "row i + action_offset of a table is what was done at frame i")
+    fps: float | None = option(None, "frames per second to keep (default: all)")
+    step: int = option(1, "keep one frame in so many", minimum=1)
+    skipped_actions: str = option(
+        "drop", "what becomes of the actions at frames that are not kept", choices=("drop", "sum", "mean")
+    )
+    resize: int | None = option(None, "store frames of this width and height (default: their own)", minimum=1)
+    square_crop: bool = option(False, "cut to the central square first")
+
+    def validate(self) -> None:
+        if self.fps is not None and not self.fps > 0:
+            raise UserError(f"--fps {self.fps}: must be above 0")
+        if self.fps is not None and self.step > 1:
+            raise UserError(f"--fps {self.fps} and --step {self.step} both choose frames; give one of them")
+
+    @property
+    def dataset(self) -> str:
+        return self.dataset_name or Path(self.input_path).resolve().name
+
+    @property
+    def columns(self) -> list[str]:
+        return [name.strip() for name in (self.action_columns or "").split(",") if name.strip()]
+
+
+@dataclass(frozen=True)
+class VideoJob(Job):
+    video: Path
+    actions: Path | None
+    action_dim: int | None  # of the dataset
+
+
+def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
+    """A job a video, by name. Either all videos have actions or none has."""
+    root = Path(args.input_path)
+    videos = find_videos(root)
+    tables = [find_action_file(video) for video in videos]
+    with_actions = any(tables)
+    if not with_actions:
+        refuse_stray_tables(root, videos[0])
+    action_dim = dimension((table for table in tables if table), args.columns)
+    jobs: list[VideoJob | Skipped] = []
+    for video, table in zip(videos, tables, strict=True):
+        if with_actions and table is None:
+            expected = " or ".join(video.with_suffix(suffix).name for suffix in SUFFIXES)
+            jobs.append(Skipped(str(video), f"no actions; expected {expected} beside it, as other videos have"))
+            continue
+        name = "_".join(video.relative_to(root).with_suffix("").parts)
+        output = Path(args.output_path) / args.dataset / f"{name}.npz"
+        jobs.append(VideoJob(output, str(video), video, table, action_dim))
+    return jobs
+
+
+def find_videos(root: Path) -> list[Path]:
+    found = files_below(root, VIDEOS)
+    if not found:
+        raise UserError(f"--input_path {root}: no videos there; expected files ending in {', '.join(sorted(VIDEOS))}")
+    return found
+
+
+def refuse_stray_tables(root: Path, video: Path) -> None:
+    """Misnamed tables would make a dataset without actions, which shows only when a model is trained on it."""
+    stray = files_below(root, SUFFIXES)
+    if stray:
+        raise UserError(
+            f"{stray[0]}: no table has the name of a video; expected {video.with_suffix('.csv').name} beside "
+            f"{video}; rename the tables, or move them away to convert without actions"
+        )
+
+
+def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
+    """Of the first table that can be read; the others have to agree with it."""
+    problem: UserError | None = None
+    for table in tables:
+        try:
+            return read_actions(table, columns).shape[1]
+        except UserError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None
+
+
+def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
+    actions = read_actions(job.actions, args.columns) if job.actions else None
+    if actions is not None and actions.shape[1] != job.action_dim:
+        raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
+    first = max(-args.action_offset, 0) if actions is not None else 0
+    clip = decode(VideoFile(job.video), Pace(args.fps, args.step), first, StoredSize(args.resize, args.square_crop))
+    if actions is None:
+        return {"image": clip.frames}
+    alignment = Alignment.find(clip.num_recorded, len(actions), args.action_offset)
+    kept = clip.indices <= alignment.last + 1
+    chosen = actions_at(clip.indices[kept], actions, alignment, args.skipped_actions)
+    return {"image": clip.frames[kept], "action": chosen}
+
+
+@dataclass(frozen=True)
+class Clip:
+    frames: np.ndarray  # (n, H, W, 3) uint8
+    indices: np.ndarray  # (n,) of the frames as recorded, rising
+    num_recorded: int
+
+
+def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
+    """The chosen frames from ``first`` on, each brought to its stored size at once: a long video fits no memory."""
+    pace.check(video)
+    recorded = Numbered(video.frames())
+    frames: list[np.ndarray] = []
+    indices: list[int] = []
+    for i, frame in pace.choose(recorded, first):
+        frames.append(store(rgb(frame)[None]))
+        indices.append(i)
+        if frames[-1].shape != frames[0].shape:
+            raise UserError(f"{video.path}: frame {i} has another size than the first; use --resize")
+        if len(frames) * frames[0].nbytes > MAX_EPISODE_BYTES:
+            raise UserError(
+                f"{video.path}: takes more than {MAX_EPISODE_BYTES >> 30} GB as frames; "
+                "use --resize, --fps or --step, or cut it into shorter videos"
+            )
+    if not frames:
+        raise UserError(f"{video.path}: has {recorded.count} frames, none from frame {first} on")
+    return Clip(np.concatenate(frames), np.array(indices), recorded.count)
+
+
+class Numbered:
+    """Times and frames with their numbers, counted as they pass."""
+
+    def __init__(self, frames: Iterable[tuple[float, Any]]) -> None:
+        self._frames = frames
+        self.count = 0
+
+    def __iter__(self) -> Iterator[tuple[int, float, Any]]:
+        for seconds, frame in self._frames:
+            self.count += 1
+            yield self.count - 1, seconds, frame
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Which frames are kept."""
+
+    fps: float | None
+    step: int
+
+    def check(self, video: VideoFile) -> None:
+        if self.fps is not None and video.rate is not None and self.fps > 1.01 * video.rate:
+            raise UserError(
+                f"{video.path}: has {video.rate:g} frames per second, --fps asks for {self.fps:g}; lower it"
+            )
+
+    def choose(self, frames: Numbered, first: int) -> Iterator[tuple[int, Any]]:
+        """Numbers and frames, out of all from number ``first`` on."""
+        if self.fps is not None:
+            return self._in_time(frame for frame in frames if frame[0] >= first)
+        return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
+
+    def _in_time(self, frames: Iterable[tuple[int, float, Any]]) -> Iterator[tuple[int, Any]]:
+        """The frames closest to the times k / fps after the first."""
+        assert self.fps is not None
+        before: tuple[int, float, Any] | None = None
+        start, num_kept = 0.0, 0
+        for now in frames:
+            if before is None:
+                start, before = now[1], now
+            while (wanted := start + num_kept / self.fps) <= now[1]:
+                i, _, frame = now if now[1] - wanted < wanted - before[1] else before
+                yield i, frame
+                num_kept += 1
+            before = now
+
+
+def actions_at(indices: np.ndarray, actions: Actions, alignment: Alignment, skipped: str) -> Actions:
+    """Actions (n, D) at these frames, or (n - 1, D) where the last frame has none.
+
+    Where actions at frames that are left out are summed or averaged, the last has none: what follows it is unknown.
+    """
+    rows = indices + alignment.offset
+    if skipped == "drop":
+        return actions[rows[indices <= alignment.last]]
+    combined = [actions[start:stop].sum(axis=0) for start, stop in itertools.pairwise(rows)]
+    sums: Actions = np.reshape(combined, (-1, actions.shape[1])).astype(np.float32)
+    if skipped == "mean":
+        sums /= np.maximum(np.diff(rows), 1)[:, None]
+    return sums
+
+
+def run(args: VideosArgs) -> Summary:
+    require("av")
+    jobs = find_jobs(args)
+    settings = {name: getattr(args, name) for name in NOTED} | {"input_path": str(Path(args.input_path).resolve())}
+    keep_settings(Path(args.output_path) / args.dataset, settings)
+    return args.convert([jobs], partial(convert_video, args), args.dataset)
+
+
+def main() -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
+    args = parse(VideosArgs)
+    print(run(args))
+    print(f"train with --dataset_path {args.output_path} --oxe_data_mixes_type folder:{args.dataset}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,141 @@
+"""Do actions belong to the frames that they stand beside? Estimated from how much the picture moves. Arrays only.
+
+``action[i]`` should lead from ``image[i]`` to ``image[i + 1]``. So the motion between those two is compared with the
+size of ``action[i + k]`` for some shifts k, and the shift under which they go together best is reported: 0 is right. A
+shift above 0 says that the picture moved *before* its action, which only a wrong recording does. A shift below 0 is
+what every robot shows that answers late, and says little.
+
+Large actions do not mean motion where actions are positions to go to: there it is their change that does.
+Shapes: N frames, D action dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Series = NDArray[np.floating[Any]]
+
+MAX_SHIFT = 2
+SHIFTS = tuple(range(-MAX_SHIFT, MAX_SHIFT + 1))
+MIN_CORRELATION = 0.25  # below it, the picture tells too little of the actions
+SURE = 0.999
+_BLOCK = 10  # neighbouring frames are alike: blocks of so many count as one observation
+_MIN_BLOCKS = 15
+_SWITCH_VALUES = 3  # a dimension with no more distinct values, such as a gripper's, is not a movement
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How well motion goes together with actions shifted by k, over all episodes looked at."""
+
+    signal: str  # of the actions: size or change
+    correlations: dict[int, float]  # by shift
+    best_shift: int
+    confidence: float  # probability that the best shift beats its rivals: all others, or above 0 all that may be right
+    num_blocks: int
+
+    @property
+    def is_clear(self) -> bool:
+        enough = self.num_blocks >= _MIN_BLOCKS and self.correlations[self.best_shift] >= MIN_CORRELATION
+        return enough and self.confidence >= SURE
+
+    @property
+    def is_wrong(self) -> bool:
+        return self.is_clear and self.best_shift > 0
+
+    @property
+    def verdict(self) -> str:
+        shift = self.best_shift
+        if self.is_wrong:
+            return (
+                f"action[i+{shift}] goes with the motion from image[i] to image[i+1], so actions come "
+                f"{_frames(shift)} late: row i should hold what is done at image[i]; drop the first {_rows(shift)}"
+            )
+        if self.correlations[shift] < MIN_CORRELATION:
+            return "cannot be told: the motion in the picture hardly follows the actions"
+        if shift > 0 or (shift == 0 and not self.is_clear):
+            return "cannot be told: neighbouring shifts fit about as well"
+        if shift == 0:
+            return "as it should be: action[i] goes with the motion from image[i] to image[i+1]"
+        return (
+            f"no fault seen: the motion follows the actions by {_frames(-shift)}, as it does where a robot or camera "
+            "lags (or where actions are stored early)"
+        )
+
+
+def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> Alignment | None:
+    """From the motion (N - 1,) after each frame and the actions (N, D) of some episodes; None if nothing moves."""
+    if not motions:
+        return None
+    scale = _scale(np.concatenate(actions))
+    of_size = [np.linalg.norm(rows / scale, axis=1) for rows in actions]
+    of_change = [np.linalg.norm(np.diff(rows, axis=0, prepend=rows[:1]) / scale, axis=1) for rows in actions]
+    candidates = [_compare(motions, of_size, "size"), _compare(motions, of_change, "change")]
+    found = [candidate for candidate in candidates if candidate is not None]
+    return max(found, key=lambda alignment: max(alignment.correlations.values()), default=None)
+
+
+def _scale(actions: Series) -> Series:
+    """Standard deviation of each dimension; infinite where it is a switch or constant, which takes it out."""
+    deviation = actions.std(axis=0)
+    switches = [len(np.unique(column)) <= _SWITCH_VALUES for column in actions.T]
+    return np.where(switches | (deviation == 0), np.inf, deviation)
+
+
+def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) -> Alignment | None:
+    """Correlations, averaged over all frames, and how surely the best one is better than the others."""
+    pairs = [_products(motion, signal) for motion, signal in zip(motions, signals)]
+    products = [pair for pair in pairs if pair is not None]
+    if not products:
+        return None
+    means = np.concatenate(products, axis=1).mean(axis=1)
+    best = int(means.argmax())
+    blocks = np.concatenate([_block_means(product) for product in products], axis=1)
+    rivals = [i for i, shift in enumerate(SHIFTS) if (shift <= 0 if SHIFTS[best] > 0 else i != best)]
+    confidence = min(_probability_positive(blocks[best] - blocks[rival]) for rival in rivals)
+    correlations = {shift: float(mean) for shift, mean in zip(SHIFTS, means)}
+    return Alignment(name, correlations, SHIFTS[best], confidence, blocks.shape[1])
+
+
+def _products(motion: Series, signal: Series) -> NDArray[np.float64] | None:
+    """Of standardised motion and signal, (shifts, n): their mean is the correlation. All shifts see the same motion."""
+    frames = np.arange(MAX_SHIFT, len(motion) - MAX_SHIFT)
+    if len(frames) < _BLOCK:
+        return None
+    parts = [_standardised(motion[frames]), *(_standardised(signal[frames + shift]) for shift in SHIFTS)]
+    if any(part is None for part in parts):
+        return None
+    first, *rest = parts
+    return np.stack([first * other for other in rest])  # type: ignore[operator]
+
+
+def _standardised(values: Series) -> NDArray[np.float64] | None:
+    deviation = values.std()
+    return (values - values.mean()) / deviation if deviation > 1e-6 * (abs(values.mean()) + 1e-6) else None
+
+
+def _block_means(products: NDArray[np.float64]) -> NDArray[np.float64]:
+    num_blocks = products.shape[1] // _BLOCK
+    return products[:, : num_blocks * _BLOCK].reshape(len(products), num_blocks, _BLOCK).mean(axis=2)
+
+
+def _probability_positive(differences: NDArray[np.float64]) -> float:
+    """That the mean of these is above 0, by the normal approximation."""
+    if len(differences) < 2:
+        return 0.5
+    error = differences.std(ddof=1) / math.sqrt(len(differences))
+    return 0.5 * math.erfc(-differences.mean() / (error + 1e-12) / math.sqrt(2))
+
+
+def _frames(number: int) -> str:
+    return f"{number} frame{'s' * (number > 1)}"
+
+
+def _rows(number: int) -> str:
+    return "row" if number == 1 else f"{number} rows"

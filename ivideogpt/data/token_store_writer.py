@@ -1,0 +1,88 @@
+"""Writing a token store: shards in any order, by any number of processes. Their form is described in token_store.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ivideogpt.data.batches import BadEpisode
+from ivideogpt.data.token_store import META, Manifest, TokenBatch, TokenStoreMeta, num_rows, shard_folder
+from ivideogpt.errors import UserError
+
+SKIPPED = "skipped.json"
+
+
+@dataclass(frozen=True)
+class TokenStoreWriter:
+    """A store that is being made. One process begins and finishes it; any may write shards, each another one."""
+
+    folder: Path
+    meta: TokenStoreMeta
+
+    def begin(self) -> None:
+        """Make the folder, or make sure that what it holds is a part of the same store.
+
+        Raises:
+            UserError: it holds something else.
+        """
+        if (self.folder / META).exists():
+            self._check_same()
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not empty and no token store; choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        Manifest(self.meta).write(self.folder)
+
+    def missing(self) -> list[int]:
+        """Shards that are still to be written."""
+        return [shard for shard in range(self.meta.num_shards) if not shard_folder(self.folder, shard).exists()]
+
+    def write(self, shard: int, batches: Sequence[TokenBatch], skipped: Sequence[BadEpisode] = ()) -> None:
+        """All clips of a shard but those that could not be read."""
+        aside = self.folder / f"partial-{shard:05d}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        parts: dict[str, list[Tensor] | list[Tensor | None]] = {
+            "tokens": [batch.tokens for batch in batches],
+            "actions": [batch.actions for batch in batches],
+            "rewards": [batch.rewards for batch in batches],
+        }
+        for name, (row_shape, dtype) in self.meta.arrays().items():
+            np.save(aside / f"{name}.npy", _joined(parts[name], row_shape).astype(dtype))
+        if skipped:
+            (aside / SKIPPED).write_text(json.dumps([asdict(bad) for bad in skipped], indent=2) + "\n")
+        os.replace(aside, shard_folder(self.folder, shard))
+
+    def finish(self) -> None:
+        """Note in the manifest what is there, once all shards are."""
+        assert not self.missing()
+        folders = [shard_folder(self.folder, shard) for shard in range(self.meta.num_shards)]
+        Manifest(self.meta, tuple(map(num_rows, folders))).write(self.folder)
+
+    def skipped(self) -> dict[str, str]:
+        """Episodes of which clips could not be read, and why."""
+        files = sorted(self.folder.glob(f"shard-*/{SKIPPED}"))
+        return {bad["name"]: bad["cause"] for file in files for bad in json.loads(file.read_text())}
+
+    def _check_same(self) -> None:
+        present = asdict(Manifest.read(self.folder).meta)
+        different = [name for name, value in asdict(self.meta).items() if present[name] != value]
+        if different:
+            raise UserError(
+                f"{self.folder} holds another token store (other {', '.join(different)}); "
+                "choose another folder or delete it"
+            )
+
+
+def _joined(parts: Sequence[Tensor | None], row_shape: tuple[int, ...]) -> NDArray[np.generic]:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors).numpy() if tensors else np.zeros((0, *row_shape))

@@ -1,0 +1,23 @@
+"""Scripts of datasets/, which is no package: imported by file, or run as their users run them."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+DATASETS = Path(__file__).resolve().parents[2] / "datasets"
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, DATASETS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def command(cwd: Path, name: str, *flags: object) -> subprocess.CompletedProcess:
+    """From another directory and without PYTHONPATH."""
+    line = [sys.executable, DATASETS / f"{name}.py", *map(str, flags)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)

@@ -1,0 +1,129 @@
+"""What all converters share, on jobs that need no input."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from ivideogpt.data.conversion import Job, Skipped, check_arrays, convert, write_episode
+from ivideogpt.data.episodes import open_episode
+from ivideogpt.errors import UserError
+
+FRAMES = np.zeros((3, 4, 5, 3), np.uint8)
+
+
+@dataclass(frozen=True)
+class NumberedJob(Job):
+    number: int
+
+
+def make(job):
+    if job.number % 4 == 3:
+        raise UserError("every fourth is bad")
+    return {"image": np.full((2, 4, 5, 3), job.number, np.uint8), "action": np.zeros((1, 2), np.float32)}
+
+
+def jobs(folder, number=6):
+    return [NumberedJob(folder / f"{i}.npz", f"source {i}", i) for i in range(number)]
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_what_was_done_and_why_not(tmp_path, capsys):
+    """Bug prevented: a bad episode that ends a conversion of days, or that is left out in silence."""
+    summary = convert(jobs(tmp_path), make)
+    assert (summary.written, summary.existing) == (5, 0)
+    assert summary.skipped == (Skipped("source 3", "every fourth is bad"),)
+    assert str(summary).splitlines() == [
+        "5 episodes written, 0 were there before, 1 skipped",
+        "  skipped: source 3: every fourth is bad",
+    ]
+    assert names(tmp_path) == ["0.npz", "1.npz", "2.npz", "4.npz", "5.npz"]
+    assert open_episode(tmp_path / "4.npz").read(np.array([1])).max() == 4
+    assert "skipped: source 3: every fourth is bad" in capsys.readouterr().err
+
+
+def test_resuming_writes_only_what_is_missing(tmp_path):
+    convert(jobs(tmp_path, 2), make)
+    (tmp_path / "0.npz").unlink()
+    (tmp_path / ".0.npz.partial").write_bytes(b"left by a killed process")
+    kept = (tmp_path / "1.npz").stat().st_mtime_ns
+    summary = convert(jobs(tmp_path, 3), make)
+    assert (summary.written, summary.existing) == (2, 1)
+    assert (tmp_path / "1.npz").stat().st_mtime_ns == kept
+    assert names(tmp_path) == ["0.npz", "1.npz", "2.npz"]
+
+
+def test_the_first_so_many_include_those_that_exist(tmp_path):
+    """Bug prevented: the same command converting more and more episodes."""
+    for written in (2, 0):
+        assert convert(iter(jobs(tmp_path)), make, max_num_episodes=2).written == written
+    assert names(tmp_path) == ["0.npz", "1.npz"]
+
+
+def test_an_error_on_request(tmp_path):
+    with pytest.raises(UserError, match="source 3: every fourth is bad; repair it"):
+        convert(jobs(tmp_path), make, on_bad_episode="error")
+    assert names(tmp_path) == ["0.npz", "1.npz", "2.npz"]
+
+
+def test_nothing_but_bad_episodes_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="none of 1 episodes could be converted; the first: source 3"):
+        convert(jobs(tmp_path)[3:4], make)
+
+
+def test_two_episodes_of_one_name(tmp_path):
+    """Bug prevented: the second one taken for the first one's file of an earlier run."""
+    for existing in (0, 2):
+        summary = convert([*jobs(tmp_path, 2), NumberedJob(tmp_path / "0.npz", "other", 5)], make)
+        assert summary.existing == existing
+        assert [skip.source for skip in summary.skipped] == ["other"]
+    assert open_episode(tmp_path / "0.npz").read(np.array([0])).max() == 0
+
+
+def test_a_place_that_cannot_be_written_ends_the_run(tmp_path):
+    """Bug prevented: a full disk counted as a million bad episodes."""
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(UserError, match="cannot be written"):
+        convert(jobs(tmp_path / "folder"), make)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    class Unwritable:
+        def __array__(self, *args, **kwargs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_episode(tmp_path / "a.npz", {"image": FRAMES, "action": Unwritable()})
+    assert names(tmp_path) == []
+
+
+def test_compressed_files_are_smaller(tmp_path):
+    write = functools.partial(write_episode, arrays={"image": np.zeros((9, 64, 64, 3), np.uint8)})
+    write(tmp_path / "a.npz")
+    write(tmp_path / "b.npz", compress=True)
+    assert (tmp_path / "b.npz").stat().st_size < (tmp_path / "a.npz").stat().st_size / 10
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({}, "no camera"),
+        ({"image": FRAMES.astype(np.float32)}, "float32"),
+        ({"image": FRAMES[..., :1]}, "expected uint8 frames"),
+        ({"image": FRAMES[:0]}, "expected uint8 frames"),
+        ({"image": FRAMES, "aux": FRAMES[:2]}, r"equally many frames, found \[2, 3\]"),
+        ({"image": FRAMES, "action": np.zeros((1, 4))}, r"\(1, 4\) for 3 frames"),
+        ({"image": FRAMES, "action": np.zeros((4, 4))}, r"\(4, 4\) for 3 frames"),
+        ({"image": FRAMES, "action": np.full((3, 4), np.nan)}, "NaN"),
+        ({"image": FRAMES, "action": np.array([None] * 3)}, "Python objects"),
+    ],
+)
+def test_what_loaders_would_refuse_is_not_written(arrays, message):
+    with pytest.raises(UserError, match=message):
+        check_arrays(arrays)

@@ -1,0 +1,127 @@
+"""docs/data.md is what a newcomer follows: its walk-through is run as it stands, its other commands are parsed."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from inference.predict import PredictArgs
+from ivideogpt.data.inspect_episodes import InspectArgs
+from ivideogpt.data.validate_episodes import ValidateArgs
+from ivideogpt.evaluation.preview_episodes import PreviewArgs
+from ivideogpt.flags import parse
+from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.export import ExportArgs
+from ivideogpt.training.tokenize_dataset import TokenizeArgs
+from tests.datasets.scripts import load_script
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "data.md").read_text()
+WALK_THROUGH, *OTHER_BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
+
+MODULES = {
+    ("ivideogpt.data", "inspect"): InspectArgs,
+    ("ivideogpt.data", "preview"): PreviewArgs,
+    ("ivideogpt.data", "validate"): ValidateArgs,
+    ("ivideogpt.data", "tokenize"): TokenizeArgs,
+    ("ivideogpt.training.export",): ExportArgs,
+}
+SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
+
+
+def commands() -> list[list[str]]:
+    """Those in blocks and those in tables."""
+    lines = "".join([WALK_THROUGH, *OTHER_BLOCKS]).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"\| `(python [^`]+)` \|", TEXT)
+    return [words for line in lines if (words := shlex.split(line, comments=True)) and "=" not in words[0]]
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command)[:60])
+def test_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rest = command[2:] if command[0] == "accelerate" else command[1:]
+    if rest[0] == "-m":
+        names = next(names for names in MODULES if tuple(rest[1 : 1 + len(names)]) == names)
+        parse(MODULES[names], rest[1 + len(names) :])
+    elif rest[0] in SCRIPTS:
+        parse(SCRIPTS[rest[0]], rest[1:])
+    elif rest[0] == "datasets/record_metaworld.py":
+        load_script("record_metaworld").parse_args(rest[1:])
+    else:
+        script = load_script(Path(rest[0]).stem)
+        (kind,) = (
+            value
+            for name, value in vars(script).items()
+            if name.endswith("Args") and value.__module__ == script.__name__
+        )
+        parse(kind, rest[1:])
+
+
+def test_there_are_commands_of_every_kind():
+    """The test above passes on a page without commands."""
+    scripts = {word for command in commands() for word in command if word.startswith("datasets/")}
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "datasets").glob("*.py")} == scripts
+    assert {command[3] for command in commands() if command[1:3] == ["-m", "ivideogpt.data"]} == {
+        "inspect", "preview", "validate", "tokenize",
+    }  # fmt: skip
+
+
+def record(folder: Path, name: str, seed: int) -> None:
+    """A video at 10 frames per second of a square that follows the first two of four numbers."""
+    rng = np.random.default_rng(seed)
+    moves = rng.integers(-3, 4, (30, 2))
+    place = np.array([40, 40])
+    with av.open(str(folder / f"{name}.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        for move in moves:
+            frame = np.full((96, 128, 3), 60, np.uint8)
+            frame[place[0] : place[0] + 20, place[1] : place[1] + 20] = (250, 120, 30)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            place = np.clip(place + move, 0, 70)
+        container.mux(stream.encode())
+    rows = np.concatenate([moves, np.zeros((30, 1)), rng.integers(0, 2, (30, 1))], axis=1)
+    np.savetxt(folder / f"{name}.csv", rows, delimiter=",", header="x,y,z,grip", comments="")
+
+
+def small(script: str) -> str:
+    """The same commands with less work."""
+    for flag, value in {
+        "max_train_steps": 2,
+        "disc_start": 9,
+        "segment_length": 4,
+        "train_batch_size": 1,
+        "dataloader_num_workers": 0,
+    }.items():
+        script = re.sub(rf"--{flag} \d+", f"--{flag} {value}", script)
+    script = script.replace("train_tokenizer.py ", "train_tokenizer.py --segment_horizon 6 --skip_first_val ")
+    return script.replace("train_gpt.py ", "train_gpt.py --max_eval_iters 1 --skip_first_val ")
+
+
+def test_the_walk_through(tiny_world_model, tmp_path):
+    """From videos to a prediction with a newcomer's model, command by command."""
+    (tmp_path / "recordings").mkdir()
+    for number in (1, 2, 3):
+        record(tmp_path / "recordings", f"pick-{number:03d}", number)
+    for name in ("train_tokenizer.py", "train_gpt.py", "datasets", "inference", "ivideogpt"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    shutil.copytree(tiny_world_model, tmp_path / "pretrained_models" / "ivideogpt-metaworld-64-tiny")
+    (tmp_path / "configs" / "llama").mkdir(parents=True)
+    shutil.copy(tiny_world_model / "transformer" / "config.json", tmp_path / "configs" / "llama" / "config_tiny.json")
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", small(WALK_THROUGH)],
+        cwd=tmp_path, env=os.environ | {"PATH": path, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "my_robot: 3 episodes, 45 frames read, 0 bad" in done.stdout
+    assert "my_robot: 3 episodes, 3 looked at" in done.stdout
+    assert len(list((tmp_path / "preview").glob("my_robot-pick-*.png"))) == 3
+    assert list((tmp_path / "outputs" / "my_robot").glob("*.gif"))

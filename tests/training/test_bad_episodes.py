@@ -1,0 +1,48 @@
+"""What the training scripts do about episodes that cannot be used, and about LeRobot folders."""
+
+import logging
+import os
+import shutil
+
+import pytest
+
+from ivideogpt.errors import UserError
+from tests.data import lerobot_folder
+from tests.training.conftest import build_gpt, build_tokenizer, fit, metrics_of, without
+
+
+@pytest.fixture
+def damaged(clips, tmp_path):
+    """The clips with one bad episode of three to train on."""
+    folder = shutil.copytree(clips, tmp_path / "damaged")
+    path = folder / "squares" / "2.npz"
+    os.truncate(path, 1000)
+    return path
+
+
+@pytest.mark.parametrize(("script", "num_workers"), [("tokenizer", 0), ("gpt", 1)])
+def test_bad_episodes_stop_a_run_or_are_counted_at_its_end(script, num_workers, damaged, request, caplog):
+    command = without(request.getfixturevalue(f"{script}_command"), "--dataset_path")
+    if script == "gpt":
+        command = without(command, "--dataloader_num_workers")
+    command += ["--dataset_path", str(damaged.parents[1]), "--dataloader_num_workers", str(num_workers)]
+    command += ["--max_train_steps", "5", "--skip_first_val"]
+    build = build_tokenizer if script == "tokenizer" else build_gpt
+    with pytest.raises(UserError, match=rf"{damaged}: truncated"):
+        fit(build(command))
+    with caplog.at_level(logging.INFO):
+        run = fit(build([*command, "--on_bad_episode", "skip", "--cache_mb", "1"]))
+    assert metrics_of(run)
+    said = [record.message for record in caplog.records]
+    assert "skipped 1 bad episodes" in said
+    assert any(str(damaged) in line for line in said[said.index("skipped 1 bad episodes") :])
+
+
+@pytest.mark.parametrize("script", ["tokenizer", "gpt"])
+def test_lerobot_folders_are_trained_on_as_they_are(script, tmp_path, request):
+    folder = lerobot_folder.write_folder(tmp_path / "so100")
+    command = without(request.getfixturevalue(f"{script}_command"), "--dataset_path", "--oxe_data_mixes_type")
+    command += ["--dataset_path", f"lerobot:{folder}", "--max_train_steps", "2"]
+    if script == "gpt":
+        command += ["--action_conditioned", "--action_dim", "3", "--reward_prediction"]
+    assert metrics_of(fit((build_tokenizer if script == "tokenizer" else build_gpt)(command)))
