@@ -23,7 +23,7 @@ OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 _NOTHING = -1  # in place of the number of an operation
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue
 _NUM_PLANES = 5
-_PIXELS_AT_ONCE = 2**15  # on a CPU, for the sake of its cache
+_PIXELS_AT_ONCE = 2**16  # on a CPU, for the sake of its cache
 
 Amounts = NDArray[np.float64]  # (n,)
 Operation = Callable[[Tensor, Tensor], None]  # pixels, planes
@@ -59,8 +59,8 @@ class Colour:
             for piece in frames:
                 part = changed[clips, piece]
                 part.copy_(pixels[clips, piece])
-                if planes.shape[1:] != part[:, :, 0].shape:
-                    planes = part.new_empty(_NUM_PLANES, *part[:, :, 0].shape)
+                if planes.shape[1:] != part.shape[:2] + part.shape[3:]:
+                    planes = part.new_empty(_NUM_PLANES, *part.shape[:2], *part.shape[3:])
                 for operation in operations:
                     operation(part, planes)
                 part.div_(255)
