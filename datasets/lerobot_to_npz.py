@@ -9,7 +9,6 @@ faster. Run the same command again to go on after an interruption.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -19,32 +18,23 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Summary, require
-from ivideogpt.data.lerobot import LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
+from ivideogpt.data.conversion import Job, NpzDatasetArgs, Summary, require
+from ivideogpt.data.lerobot import SERIES, LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, option, parse
 
 FRAMES_AT_ONCE = 16  # decoded before they are resized
-SERIES = {"action": "action", "reward": "next.reward", "success": "next.success", "state": "observation.state"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class LeRobotArgs(ConversionArgs):
+class LeRobotArgs(NpzDatasetArgs):
     """Convert a LeRobot v3.0 folder to npz episodes."""
 
     input_path: str = option(REQUIRED, "folder that holds meta/, data/ and videos/")
-    output_path: str = option(REQUIRED, "folder that gets the folder <dataset_name>")
-    dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
     camera: str | None = option(None, "key of the camera that becomes the array image (default: the first by name)")
     all_cameras: bool = option(False, "store the other cameras too, under the last part of their keys")
-    resize: int | None = option(None, "store frames of this width and height (default: their own)", minimum=1)
-    square_crop: bool = option(False, "cut to the central square first")
-
-    @property
-    def dataset(self) -> str:
-        return self.dataset_name or Path(self.input_path).resolve().name
 
 
 @dataclass(frozen=True)
@@ -99,15 +89,13 @@ def run(args: LeRobotArgs) -> Summary:
         LeRobotJob(output / f"episode_{number:06d}.npz", episodes.name(index), index)
         for index, number in enumerate(episodes.table.number)
     ]
-    store = StoredSize(args.resize, args.square_crop)
-    return args.convert([jobs], partial(convert_episode, folder, cameras, store), args.dataset)
+    return args.convert([jobs], partial(convert_episode, folder, cameras, args.store), args.dataset)
 
 
 def main() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
     args = parse(LeRobotArgs)
     print(run(args))
-    print(f"train with --dataset_path {args.output_path} --oxe_data_mixes_type folder:{args.dataset}")
+    print(args.how_to_train)
 
 
 if __name__ == "__main__":

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, require, run_jobs, write_episode
+from ivideogpt.data.conversion import FrameArgs, Job, Skipped, Summary, require, run_jobs, write_episode
 from ivideogpt.data.episodes import open_episode
+from ivideogpt.data.lerobot import SERIES
 from ivideogpt.data.lerobot_writer import EncodedEpisode, LeRobotWriter
 from ivideogpt.data.npz_arrays import NpzMember, npz_members
 from ivideogpt.data.settings_note import keep_settings
@@ -36,7 +37,6 @@ from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, option, parse
 
 CAMERA = "observation.images."
-SERIES = {"action": "action", "reward": "next.reward", "success": "next.success", "state": "observation.state"}
 VIDEO, PIXELS, LENGTH = "video.", "pixels.", "length"  # arrays of a part; the first two: for each camera
 # A key frame every other frame, as LeRobot writes them: training reads short clips from anywhere.
 ENCODERS = {
@@ -46,7 +46,7 @@ ENCODERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToLeRobotArgs(ConversionArgs):
+class ToLeRobotArgs(FrameArgs):
     """Convert npz episodes to a LeRobot v3.0 folder."""
 
     input_path: str = option(REQUIRED, "folder with .npz episodes in it or below")
@@ -55,8 +55,6 @@ class ToLeRobotArgs(ConversionArgs):
     task: str | None = option(None, "what the robot does, in words (default: the name of each episode's folder)")
     robot_type: str = option("unknown", "noted in meta/info.json")
     action_names: str | None = option(None, "names of the action's dimensions, separated by commas")
-    resize: int | None = option(None, "store frames of this width and height (default: their own)", minimum=1)
-    square_crop: bool = option(False, "cut to the central square first")
     codec: str = option("h264", "of the videos", choices=tuple(ENCODERS))
     crf: int = option(18, "their quality: lower is better and larger", minimum=0)
     video_file_mb: float = option(200, "size at which a new video file is begun", minimum=0)
@@ -239,15 +237,14 @@ def run(args: ToLeRobotArgs) -> Summary:
     if output.exists():
         raise UserError(f"--output_path {output} exists already; delete it, or choose another")
     work = output.with_name(f".{output.name}.partial")
-    store = StoredSize(args.resize, args.square_crop)
     jobs = find_parts(Path(args.input_path), work / "parts")[: args.max_num_episodes]
-    contents = first_contents(jobs, store)
+    contents = first_contents(jobs, args.store)
     check(contents, args)
     settings = {name: getattr(args, name) for name in ("fps", "codec", "crf", "resize", "square_crop")}
     keep_settings(work, settings | {"input_path": str(Path(args.input_path).resolve()), "contents": contents})
     summary = run_jobs(
         jobs,
-        partial(encode_episode, contents, store, Encoder(args.codec, args.crf, args.fps)),
+        partial(encode_episode, contents, args.store, Encoder(args.codec, args.crf, args.fps)),
         workers=args.num_workers,
         description="encode",
         on_bad_episode=args.on_bad_episode,
@@ -260,7 +257,6 @@ def run(args: ToLeRobotArgs) -> Summary:
 
 
 def main() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports errors only
     args = parse(ToLeRobotArgs)
     print(run(args))

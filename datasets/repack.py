@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, run_jobs, write_episode
-from ivideogpt.data.npz_arrays import NpzMember, npz_members
+from ivideogpt.data.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
+from ivideogpt.data.npz_arrays import NpzMember, as_bytes, npz_members
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.data.trees import files_below
@@ -37,15 +37,11 @@ MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepackArgs(ConversionArgs):
+class RepackArgs(FrameArgs):
     """Repack a tree of npz episodes so that clips are read from it fast."""
 
     input_path: str = option(REQUIRED, "folder with .npz files at any depth")
     output_path: str = option(REQUIRED, "folder that gets the same files in the same folders; not inside input_path")
-    resize: int | None = option(
-        None, "store frames of this width and height, best the training resolution (default: their own)", minimum=1
-    )
-    square_crop: bool = option(False, "cut to the central square first, as training does for tfds_robonet")
     verify: bool = option(False, "compare the files already written with their checksums; damaged ones are made anew")
 
 
@@ -158,18 +154,7 @@ def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
         )
     values = member.all()
     is_frames = values.ndim == 4 and values.shape[3] == 3 and values.dtype.kind in "iu" and values.size > 0
-    return store(as_bytes(values, member)) if is_frames else values
-
-
-def as_bytes(frames: np.ndarray, member: NpzMember) -> np.ndarray:
-    if frames.dtype == np.uint8:
-        return np.ascontiguousarray(frames)
-    if frames.min() < 0 or frames.max() > 255:
-        raise UserError(
-            f"{member.path}: array {member.name!r} holds values from {frames.min()} to {frames.max()}; "
-            "expected 0..255; store frames as uint8"
-        )
-    return frames.astype(np.uint8, order="C")
+    return store(np.ascontiguousarray(as_bytes(values, member))) if is_frames else values
 
 
 def compare(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -203,17 +188,12 @@ def run(args: RepackArgs) -> Summary:
         print(f"{num_damaged} files differed from their checksums")
     return run_jobs(
         jobs,
-        partial(repack, output, StoredSize(args.resize, args.square_crop), args.compress),
+        partial(repack, output, args.store, args.compress),
         workers=args.num_workers,
         description="repack",
         on_bad_episode=args.on_bad_episode,
     )
 
 
-def main() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
-    print(run(parse(RepackArgs)))
-
-
 if __name__ == "__main__":
-    cli(main)
+    cli(lambda: print(run(parse(RepackArgs))))

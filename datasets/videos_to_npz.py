@@ -11,7 +11,6 @@ episodes have no actions. Run the same command again to go on after an interrupt
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.action_files import SUFFIXES, Actions, Alignment, find_action_file, read_actions
-from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, require
+from ivideogpt.data.conversion import Job, NpzDatasetArgs, Skipped, Summary, require
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.data.trees import files_below
@@ -38,12 +37,10 @@ MAX_EPISODE_BYTES = 4 << 30  # of frames, which are in memory until the episode 
 
 
 @dataclass(frozen=True, kw_only=True)
-class VideosArgs(ConversionArgs):
+class VideosArgs(NpzDatasetArgs):
     """Convert a folder of videos, each with a csv or npy table of actions beside it, to npz episodes."""
 
     input_path: str = option(REQUIRED, "folder of videos and, beside each, <its name>.csv or .npy with its actions")
-    output_path: str = option(REQUIRED, "folder that gets the folder <dataset_name>")
-    dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
     action_columns: str | None = option(
         None, "names, or numbers from 0, of the columns that are the action, such as x,y,grip (default: all)"
     )
@@ -53,18 +50,12 @@ class VideosArgs(ConversionArgs):
     skipped_actions: str = option(
         "drop", "what becomes of the actions at frames that are not kept", choices=("drop", "sum", "mean")
     )
-    resize: int | None = option(None, "store frames of this width and height (default: their own)", minimum=1)
-    square_crop: bool = option(False, "cut to the central square first")
 
     def validate(self) -> None:
         if self.fps is not None and not self.fps > 0:
             raise UserError(f"--fps {self.fps}: must be above 0")
         if self.fps is not None and self.step > 1:
             raise UserError(f"--fps {self.fps} and --step {self.step} both choose frames; give one of them")
-
-    @property
-    def dataset(self) -> str:
-        return self.dataset_name or Path(self.input_path).resolve().name
 
     @property
     def columns(self) -> list[str]:
@@ -134,7 +125,7 @@ def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
     if actions is not None and actions.shape[1] != job.action_dim:
         raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0
-    clip = decode(VideoFile(job.video), Pace(args.fps, args.step), first, StoredSize(args.resize, args.square_crop))
+    clip = decode(VideoFile(job.video), Pace(args.fps, args.step), first, args.store)
     if actions is None:
         return {"image": clip.frames}
     alignment = Alignment.find(clip.num_recorded, len(actions), args.action_offset)
@@ -242,10 +233,9 @@ def run(args: VideosArgs) -> Summary:
 
 
 def main() -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch in the worker processes, of which there is one a core
     args = parse(VideosArgs)
     print(run(args))
-    print(f"train with --dataset_path {args.output_path} --oxe_data_mixes_type folder:{args.dataset}")
+    print(args.how_to_train)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.errors import UserError
-from ivideogpt.flags import option
+from ivideogpt.flags import REQUIRED, option
 
 BAD_EPISODES = ("error", "skip")
 
@@ -108,6 +109,37 @@ class ConversionArgs:
                 len(jobs) if self.max_num_episodes is None else min(len(jobs), self.max_num_episodes) for jobs in splits
             ),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameArgs(ConversionArgs):
+    """The flags of converters that can change the size of frames."""
+
+    resize: int | None = option(
+        None, "store frames of this width and height, best the training resolution (default: their own)", minimum=1
+    )
+    square_crop: bool = option(False, "cut to the central square first, as training does for tfds_robonet")
+
+    @property
+    def store(self) -> StoredSize:
+        return StoredSize(self.resize, self.square_crop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpzDatasetArgs(FrameArgs):
+    """The flags of converters that make one dataset from one folder."""
+
+    input_path: str  # a flag of the subclass, which says what is in it
+    output_path: str = option(REQUIRED, "folder that gets the folder <dataset_name>")
+    dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
+
+    @property
+    def dataset(self) -> str:
+        return self.dataset_name or Path(self.input_path).resolve().name
+
+    @property
+    def how_to_train(self) -> str:
+        return f"train with --dataset_path {self.output_path} --oxe_data_mixes_type folder:{self.dataset}"
 
 
 def convert(
@@ -303,6 +335,7 @@ def _processes(workers: int) -> Iterator[Outcomes]:
 
 def start_worker() -> None:
     """What a worker process does first: it leaves Ctrl-C to its parent, and ends with it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, as there is a process a core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

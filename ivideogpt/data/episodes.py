@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, npz_members
+from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, as_bytes, npz_members
 from ivideogpt.data.segments import Indices
 from ivideogpt.errors import UserError
 
@@ -136,15 +136,7 @@ class NpzEpisode:
         return self._member(REWARD_KEY) is not None
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
-        frames = self.arrays.rows(self.images, indices)
-        if frames.dtype == np.uint8:
-            return frames
-        if frames.min() < 0 or frames.max() > 255:
-            raise UserError(
-                f"{self.path}: array {self.images.name!r} holds values from {frames.min()} to {frames.max()}; "
-                "expected 0..255; store frames as uint8"
-            )
-        return frames.astype(np.uint8)
+        return as_bytes(self.arrays.rows(self.images, indices), self.images)
 
     def actions(self, indices: Indices) -> NDArray[np.float32] | None:
         values = self._series(ACTION_KEY)

@@ -15,12 +15,31 @@ from ivideogpt.data.episodes import Episodes, NpzEpisodes
 from ivideogpt.data.folder_index import has_npz_files, npz_files
 from ivideogpt.data.lerobot import LeRobotEpisodes
 from ivideogpt.errors import UserError
+from ivideogpt.flags import REQUIRED, option
 
 
 @dataclass(frozen=True)
 class NamedEpisodes:
     name: str
     episodes: Episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodesArgs:
+    """The flags of all commands on recorded episodes; theirs are added in a subclass."""
+
+    path: str = option(
+        REQUIRED,
+        "an .npz episode, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
+        positional=True,
+    )
+    image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
+
+    def validate(self) -> None:
+        """Flags of the subclass that do not fit together."""
+
+    def find(self) -> list[NamedEpisodes]:
+        return find_episodes(self.path, self.image_key)
 
 
 def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes]:

@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ivideogpt.data.npz_arrays import MAX_DEFLATE_RATIO
 from ivideogpt.errors import UserError
-
-_MAX_COMPRESSION = 1032  # what deflate can reach at most: a larger claim is a forged size
 
 
 @contextmanager
@@ -33,7 +32,7 @@ def read_array(group: Any, name: str) -> np.ndarray:
     dataset = group[name]
     if not hasattr(dataset, "shape"):
         raise UserError(f"{group.file.filename}: {group.name}/{name} is no array")
-    if dataset.nbytes > _MAX_COMPRESSION * dataset.id.get_storage_size():
+    if dataset.nbytes > MAX_DEFLATE_RATIO * dataset.id.get_storage_size():
         raise UserError(f"{group.file.filename}: {group.name}/{name} claims {dataset.nbytes} bytes that are not there")
     return dataset[()]
 

@@ -13,29 +13,20 @@ from tqdm import tqdm
 
 from ivideogpt.data.alignment import SHIFTS, Alignment
 from ivideogpt.data.dataset_report import DatasetReport, summarise
-from ivideogpt.data.find_episodes import NamedEpisodes, find_episodes, sample
+from ivideogpt.data.find_episodes import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.data.inspection import inspect_episode
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import option, parse
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectArgs:
+class InspectArgs(EpisodesArgs):
     """Describe recorded episodes, and point at what looks wrong with them."""
 
-    path: str = option(
-        REQUIRED,
-        "an .npz episode, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
-        positional=True,
-    )
     max_episodes: int = option(50, "look at so many episodes of each dataset, chosen by the seed", minimum=1)
     max_frames: int = option(500, "look at the first so many frames of an episode", minimum=1)
-    image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
     seed: int = option(0, "decides which episodes are looked at", minimum=0)
     json: bool = option(False, "print JSON")
-
-    def validate(self) -> None:
-        """Nothing contradicts anything."""
 
 
 def inspect_dataset(dataset: NamedEpisodes, args: InspectArgs) -> DatasetReport:
@@ -91,7 +82,7 @@ def as_json(report: DatasetReport) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> None:
     args = parse(InspectArgs, argv)
-    reports = [inspect_dataset(dataset, args) for dataset in find_episodes(args.path, args.image_key)]
+    reports = [inspect_dataset(dataset, args) for dataset in args.find()]
     if args.json:
         print(json.dumps([as_json(report) for report in reports], indent=2))
     else:

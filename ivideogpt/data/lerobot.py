@@ -34,6 +34,8 @@ ACTION = "action"
 REWARD = "next.reward"
 TIMESTAMP = "timestamp"
 EPISODE = "episode_index"
+# Arrays of our npz episodes and the features that hold the same.
+SERIES = {"action": ACTION, "reward": REWARD, "success": "next.success", "state": "observation.state"}
 
 
 @dataclass(frozen=True)

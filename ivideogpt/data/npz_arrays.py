@@ -26,7 +26,7 @@ from ivideogpt.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the file name and of the extra field
 _CACHED_DIRECTORIES = 4096  # of npz files, kept per process, about 2 KB each
-_MAX_DEFLATE_RATIO = 1032  # no deflated stream is smaller: a larger claim is a forged size
+MAX_DEFLATE_RATIO = 1032  # no deflated stream is smaller: a larger claim is a forged size
 _BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # recorded video of this size never compresses so well
 # What zipfile and zlib raise for damaged files: NotImplementedError for versions, RuntimeError for encryption.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError)
@@ -198,6 +198,22 @@ def _npz_members(path: str, modified: int, size: int, inode: int) -> dict[str, N
     return {member.name: member for member in members}
 
 
+def as_bytes(frames: NDArray[Any], member: NpzMember) -> NDArray[np.uint8]:
+    """Frames of this array as uint8, whatever integers they were stored as.
+
+    Raises:
+        UserError: values outside 0..255.
+    """
+    if frames.dtype == np.uint8:
+        return frames
+    if frames.min() < 0 or frames.max() > 255:
+        raise UserError(
+            f"{member.path}: array {member.name!r} holds values from {frames.min()} to {frames.max()}; "
+            "expected 0..255; store frames as uint8"
+        )
+    return frames.astype(np.uint8)
+
+
 def _read_member(
     path: str, modified: int, size: int, file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo
 ) -> NpzMember:
@@ -222,7 +238,7 @@ def _check_size(member: NpzMember, info: zipfile.ZipInfo, file_size: int) -> Non
     if member.dtype.hasobject:
         return
     claimed, compressed = member.num_bytes, info.compress_size + 1
-    room = _MAX_DEFLATE_RATIO * compressed if member.data_offset is None else file_size - member.data_offset
+    room = MAX_DEFLATE_RATIO * compressed if member.data_offset is None else file_size - member.data_offset
     if min(member.shape, default=0) < 0 or member.header_length + claimed != info.file_size or claimed > room:
         raise _damaged(member.path, f"array {member.name!r} claims {claimed} bytes that are not there")
     if claimed > max(_BOMB_BYTES, _BOMB_RATIO * min(compressed, file_size)):

@@ -20,30 +20,21 @@ from tqdm import tqdm
 
 from ivideogpt.data.conversion import start_worker
 from ivideogpt.data.episodes import EpisodeReader, Episodes, NpzEpisode
-from ivideogpt.data.find_episodes import NamedEpisodes, find_episodes
+from ivideogpt.data.find_episodes import EpisodesArgs, NamedEpisodes
 from ivideogpt.data.inspection import chunks
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import option, parse
 
 _WORTH_A_PROCESS = 200  # episodes: a worker starts in the time that it takes to read so many small ones
 _CHUNK = 16  # episodes handed to a worker at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateArgs:
+class ValidateArgs(EpisodesArgs):
     """Read everything in recorded episodes; list the bad ones and why. Exit code 1 if there are any."""
 
-    path: str = option(
-        REQUIRED,
-        "an .npz episode, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
-        positional=True,
-    )
-    image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
     num_workers: int | None = option(None, "processes (default: all cores, fewer for few episodes)", minimum=1)
     json: bool = option(False, "print JSON")
-
-    def validate(self) -> None:
-        """Nothing contradicts anything."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +156,7 @@ def as_text(validation: Validation) -> str:
 def main(argv: Sequence[str]) -> None:
     args = parse(ValidateArgs, argv)
     validations = []
-    for dataset in find_episodes(args.path, args.image_key):
+    for dataset in args.find():
         fitting = 1 + len(dataset.episodes) // _WORTH_A_PROCESS
         num_workers = args.num_workers or min(os.cpu_count() or 1, fitting)
         validations.append(validate_dataset(dataset, num_workers))

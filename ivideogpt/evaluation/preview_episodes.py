@@ -13,30 +13,24 @@ import numpy as np
 from tqdm import tqdm
 
 from ivideogpt.data.episodes import EpisodeReader
-from ivideogpt.data.find_episodes import NamedEpisodes, find_episodes, sample
+from ivideogpt.data.find_episodes import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.episode_pictures import Curves, Excerpt, episode_film, episode_sheet
 from ivideogpt.evaluation.output import check_folder_can_be_written
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import option, parse
 from ivideogpt.utils.video_io import write_gif, write_png
 
 FILM_FRAMES = 120  # more are thinned out
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreviewArgs:
+class PreviewArgs(EpisodesArgs):
     """Draw a contact sheet and a GIF of some recorded episodes, with their actions."""
 
-    path: str = option(
-        REQUIRED,
-        "an .npz episode, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
-        positional=True,
-    )
     output_path: str = option("preview", "folder for the pictures")
     num_episodes: int = option(3, "of each dataset, chosen by the seed", minimum=1)
     num_frames: int = option(9, "frames in a row of the contact sheet", minimum=2)
     fps: float = option(10, "of the GIFs", minimum=0.1)
-    image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
     seed: int = option(0, "decides which episodes are drawn", minimum=0)
 
     def validate(self) -> None:
@@ -99,7 +93,7 @@ def file_stem(dataset: str, episode: str) -> str:
 
 def main(argv: Sequence[str]) -> None:
     args = parse(PreviewArgs, argv)
-    datasets = find_episodes(args.path, args.image_key)
+    datasets = args.find()
     Path(args.output_path).mkdir(parents=True, exist_ok=True)
     sheets = [sheet for dataset in datasets for sheet in preview_dataset(dataset, args)]
     if not sheets:
