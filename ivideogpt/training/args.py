@@ -196,7 +196,7 @@ class GptArgs:
     pretrained_transformer_path: str | None = option(None, "folder whose model.safetensors to start from")
     load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
     stale_tokens: float = option(
-        0.0, "replace up to this share of the future tokens that are read by older ones, so that actions count (0: off)"
+        0.0, "replace up to this share of the history by older tokens, so that actions count (0: off)"
     )
     llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
     action_conditioned: bool = option(False, "condition each frame on an action")

@@ -12,17 +12,24 @@ def with_stale_tokens(tokens: Tensor, layout: TokenLayout, max_share: float) -> 
     """The input (B, L) with some dynamics tokens replaced by those of the same place in an earlier future frame.
 
     Most tokens equal those of the frame before, so a transformer first learns to repeat them, and its rollouts stand
-    still whatever the actions say. A history that cannot be trusted leaves context and actions to predict from. Labels
-    stay what they are.
+    still whatever the actions say. A history that cannot be trusted leaves context and actions to predict from. In
+    half of the clips stale tokens come from one frame, as if the robot had stood still since then; in the others each
+    comes from a frame of its own. Labels stay what they are.
 
     Args:
-        max_share: the share of a clip's tokens that is replaced is drawn uniformly from 0 to this.
+        max_share: the share of a clip's tokens that is replaced is this times the root of a uniform number: mostly a
+            large one.
     """
     codes = layout.unpack(tokens)
-    shape = codes.dynamics.shape
-    share = max_share * torch.rand(shape[0], 1, 1, device=tokens.device)
-    is_stale = torch.rand(shape, device=tokens.device) < share
-    age = torch.arange(1, shape[1] + 1, device=tokens.device)[:, None]
-    earlier = (torch.rand(shape, device=tokens.device) * age).long()  # any frame up to its own: nothing of the future
+    clips, num_frames, _ = shape = codes.dynamics.shape
+
+    def uniform(*size: int) -> Tensor:
+        return torch.rand(size, device=tokens.device)
+
+    frame = torch.arange(num_frames, device=tokens.device)[:, None]
+    stands_still_from = (uniform(clips, 1, 1) * num_frames).long()
+    any_earlier = (uniform(*shape) * (frame + 1)).long()  # up to its own frame: nothing of the future
+    earlier = torch.where(uniform(clips, 1, 1) < 0.5, frame.minimum(stands_still_from), any_earlier)
+    is_stale = uniform(*shape) < max_share * uniform(clips, 1, 1).sqrt()
     dynamics = torch.where(is_stale, codes.dynamics.gather(1, earlier), codes.dynamics)
     return layout.pack(FrameTokens(codes.context, dynamics))
