@@ -5,11 +5,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
+from tests.parity.formulas import golden
 from tests.parity.networks import world_model
 
 
@@ -25,3 +29,58 @@ def tiny_world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     world_model(action_dim=4).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """Accelerate keeps its state in the process, and refuses another precision there."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_config(tmp_path_factory) -> Path:
+    """As small as 32 groups in the cross-attention's norms allow."""
+    config = golden()["tokenizer"]["ctx2_64"]["config"] | {
+        "block_out_channels": [8, 32, 32],
+        "norm_num_groups": 4,
+        "latent_channels": 8,
+    }
+    file = tmp_path_factory.mktemp("configs") / "tokenizer.json"
+    file.write_text(json.dumps(config))
+    return file
+
+
+@pytest.fixture
+def trains(tiny_world_model, tokenizer_config, tmp_path, monkeypatch):
+    """Two steps of each training script on a dataset: ``trains(action_dim=4, dataset_path=folder)``.
+
+    ``dataset_yaml`` stands for the checkout's DATASET.yaml; without ``action_dim`` the transformer is action-free; the
+    rest are flags of both scripts.
+    """
+    from ivideogpt.data import catalog
+    from tests.training.conftest import build_gpt, build_tokenizer, fit, metrics_of
+
+    def train(action_dim: int | None = None, dataset_yaml: Path | None = None, **flags: object) -> None:
+        if dataset_yaml is not None:
+            monkeypatch.setattr(catalog, "DATASET_YAML", dataset_yaml)
+        both = f"""
+            --resolution 64 --context_length 2 --segment_length 3 --seed 0 --log_steps 1 --max_eval_iters 1
+            --report_to none --output_dir {tmp_path / "runs"} {" ".join(f"--{name} {flags[name]}" for name in flags)}
+        """
+        of_tokenizer = f"--model_config_name_or_path {tokenizer_config} --train_batch_size 1"
+        of_tokenizer += " --max_train_steps 4 --disc_start 9"  # every other phase is idle
+        of_transformer = f"""
+            --pretrained_model_name_or_path {tiny_world_model / "tokenizer"} --per_device_train_batch_size 1
+            --config_name {tiny_world_model / "transformer" / "config.json"} --max_train_steps 2
+        """
+        if action_dim is not None:
+            of_transformer += f"--action_conditioned --action_dim {action_dim}"
+        for build, own in ((build_tokenizer, of_tokenizer), (build_gpt, of_transformer)):
+            lines = metrics_of(fit(build(f"{both} {own} --dataloader_num_workers 0".split())))
+            losses = [line["loss"] for line in lines if line["split"] == "train"]
+            assert len(losses) == 2
+            assert all(map(math.isfinite, losses))
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+    return train

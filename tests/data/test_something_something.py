@@ -97,6 +97,10 @@ def test_clips_are_augmented_and_mixed_like_all_others(config, tmp_path, num_wor
     assert not torch.allclose(plain, augmented, atol=0.01)
 
 
+def test_it_trains(root, dataset_yaml, trains):
+    trains(oxe_data_mixes_type="sthsth", dataset_yaml=dataset_yaml, sthsth_root_path=root)
+
+
 def test_the_step_stays_one(config):
     frames = first_frames(replace(config, video_stepsize=6))
     assert ((frames.mean(dim=(2, 3, 4)).diff(dim=1) * 255).round() == 8).all()

@@ -81,8 +81,8 @@ def written(episodes, tmp_path_factory):
     return folder
 
 
-def test_to_npz_by_the_command_and_into_the_loader(recorded, tmp_path):
-    """From a LeRobot folder to batches, in two processes from any directory."""
+def test_to_npz_by_the_command_and_into_training(recorded, trains, tmp_path):
+    """From a LeRobot folder to batches and two steps, in two processes from any directory."""
     done = command(tmp_path, "lerobot_to_npz", "--input_path", recorded, "--output_path", "out", "--num_workers", 2)
     assert done.returncode == 0, done.stderr
     assert "5 episodes written" in done.stdout
@@ -94,6 +94,7 @@ def test_to_npz_by_the_command_and_into_the_loader(recorded, tmp_path):
     frame, number = batch.actions[..., 0], batch.actions[..., 1]
     torch.testing.assert_close(batch.rewards, 100 * number + frame)
     torch.testing.assert_close(batch.frames.mean(dim=(2, 3, 4)) * 255, 20 + 40 * number + 3 * frame, atol=2, rtol=0)
+    trains(oxe_data_mixes_type="folder:pusht", action_dim=3, dataset_path=tmp_path / "out")
 
 
 def test_cameras_series_and_resuming(recorded, tmp_path):
@@ -207,12 +208,13 @@ def test_both_readers_agree_on_every_video_frame(written):
             np.testing.assert_allclose(shown[first + i].astype(int), picture(name, i), atol=CODEC_ERROR)
 
 
-def test_the_written_folder_is_read_without_conversion(written):
+def test_the_written_folder_trains_without_conversion(written, trains):
     """What ``--dataset_path lerobot:<folder>`` does."""
     config = DataConfig(f"lerobot:{written}", segment=SegmentSpec(length=4), image_size=16, load_action=True)
     batch = next(iter(build_loader(config))).to("cpu")
     assert batch.frames.shape[1:] == (4, 3, 16, 16)
     assert batch.actions.shape[1:] == (4, 3)
+    trains(action_dim=3, dataset_path=f"lerobot:{written}")
 
 
 def test_many_files_go_into_several_folders(episodes, tmp_path, monkeypatch):

@@ -153,7 +153,7 @@ def source(tmp_path):
     return tmp_path / "in"
 
 
-def test_the_test_list_decides_and_loaders_read_both_splits(source, tmp_path):
+def test_the_test_list_decides_and_both_splits_train(source, trains, tmp_path):
     flags = words(hdf5_path=source, save_path="out", test_list="test.txt", num_workers=2)
     done = command(tmp_path, "preprocess_robonet", *flags)
     assert done.returncode == 0, done.stderr
@@ -166,6 +166,7 @@ def test_the_test_list_decides_and_loaders_read_both_splits(source, tmp_path):
     config = DataConfig(mix="tfds_robonet", segment=segment, batch_size=2, load_action=True, dataset_yaml=str(yaml))
     for split in ("train", "test"):
         assert next(iter(build_loader(config, split))).actions.shape == (2, 4, 5)
+    trains(oxe_data_mixes_type="tfds_robonet", action_dim=5, dataset_yaml=yaml)
 
 
 @pytest.mark.parametrize("flags", [[], ["--test_list", "x", "--no_test_split"]])

@@ -55,8 +55,8 @@ def load_one(tmp_path, mix, key, split):
     return next(iter(build_loader(config, split))).to("cpu")
 
 
-def test_robodesk(robodesk, tmp_path):
-    """Sub-folders are kept, and noise goes by its level."""
+def test_robodesk(robodesk, trains, tmp_path):
+    """Sub-folders are kept, noise goes by its level, and what is written trains."""
     convert(robodesk, tmp_path / "out")
     contents = episodes(tmp_path / "out")
     assert [name for name in contents if name.startswith("push_red")] == [
@@ -74,6 +74,7 @@ def test_robodesk(robodesk, tmp_path):
     for split in ("train", "test"):
         batch = load_one(tmp_path, "vp2_robodesk", "robodesk_dataset", split)
         np.testing.assert_allclose(batch.actions[0, 0, 0] * 2, batch.frames[0, 0, 0, 0, 0] * 255, atol=1e-4)
+    trains(oxe_data_mixes_type="vp2_robodesk", action_dim=5, dataset_yaml=tmp_path / "DATASET.yaml")
 
 
 def test_robosuite(tmp_path):

@@ -80,6 +80,10 @@ def test_files_and_arrays(recording):
     }
 
 
+def test_it_trains(recording, trains):
+    trains(oxe_data_mixes_type="folder:*", action_dim=4, dataset_path=recording)
+
+
 def test_actions_are_taken_at_their_image_and_rewards_are_what_they_earned(recording):
     """Bug prevented: actions or rewards off by one row. They are replayed in a fresh environment."""
     with np.load(recording / "door-lock" / "eps_00000001.npz") as file:

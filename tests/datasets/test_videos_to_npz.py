@@ -75,8 +75,8 @@ def shown(frames):
     return np.round(numbers).astype(int).tolist()
 
 
-def test_the_command_converts_and_its_output_is_read_by_the_loader(tmp_path):
-    """From videos and tables to batches, by the documented command, from any directory and in two processes."""
+def test_the_command_converts_and_its_output_is_read_and_trains(trains, tmp_path):
+    """From videos and tables to training, by the documented command, from any directory and in two processes."""
     for i in range(3):
         write_video(tmp_path / "videos" / f"take{i}.mp4")
         write_csv(tmp_path / "videos" / f"take{i}.csv")
@@ -95,6 +95,7 @@ def test_the_command_converts_and_its_output_is_read_by_the_loader(tmp_path):
     np.testing.assert_array_equal(batch.actions[:, :, 0].numpy(), (starts + torch.arange(4)).numpy())
     levels = batch.frames.mean(dim=(2, 3, 4)) * 255 / 8
     np.testing.assert_allclose(levels.numpy(), batch.actions[:, :, 0].numpy(), atol=0.25)
+    trains(oxe_data_mixes_type="folder:my_robot", action_dim=2, dataset_path=tmp_path / "data")
 
 
 @pytest.mark.parametrize("suffix", [".mov", ".webm", ".avi", ".MP4"])

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from accelerate.state import AcceleratorState
 
 from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.build_gpt import build_gpt_trainer
@@ -16,13 +15,6 @@ from tests.data.synthetic import write_episode
 from tests.parity.formulas import golden
 
 TIMINGS = {"clips_per_s", "step_s", "data_s", "tokenize_s", "memory_gb", "eta_min"}
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerator():
-    """Accelerate keeps its state in the process, and refuses another precision there."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
@@ -38,19 +30,6 @@ def clips(tmp_path_factory) -> Path:
         actions = rng.normal(size=(12, 4)).astype(np.float32)
         write_episode(folder / "squares" / f"{number}.npz", 12, image=frames, action=actions)
     return folder
-
-
-@pytest.fixture(scope="session")
-def tokenizer_config(tmp_path_factory) -> Path:
-    """As small as 32 groups in the cross-attention's norms allow."""
-    config = golden()["tokenizer"]["ctx2_64"]["config"] | {
-        "block_out_channels": [8, 32, 32],
-        "norm_num_groups": 4,
-        "latent_channels": 8,
-    }
-    file = tmp_path_factory.mktemp("configs") / "tokenizer.json"
-    file.write_text(json.dumps(config))
-    return file
 
 
 @pytest.fixture
