@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ivideogpt.layout import TokenLayout
+from ivideogpt.layout import DYNAMICS_GRID, TokenLayout
 
 # A pixel that has changed by this much since the last context frame (frames are in [0, 1]) counts as moving in full.
 FULL_MOTION = 0.1
+# A patch moves if a pixel of it has changed by more than this since the last context frame.
+NO_MOTION = 2 / 255
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class LossTerms:
 class TokenizerLossConfig:
     """Weights of the tokenizer's loss terms.
 
-    ``motion_weight`` and ``gradient_weight`` are additions to the paper's loss (0 turns them off): more weight where a
-    future pixel differs from the last context frame, and an L1 on image gradients that keeps edges sharp.
+    ``motion_weight``, ``gradient_weight`` and ``still_weight`` are additions to the paper's loss (0 turns them off):
+    more weight where a future pixel differs from the last context frame, an L1 on image gradients that keeps edges
+    sharp, and dynamics latents of zero where nothing has moved: tokens then tell what changes and not what is there.
     """
 
     reconstruction: Literal["l1", "l2"] = "l1"
@@ -43,6 +47,7 @@ class TokenizerLossConfig:
     balanced: bool = False
     motion_weight: float = 0.0
     gradient_weight: float = 0.0
+    still_weight: float = 0.0
 
 
 class TokenizerLoss:
@@ -78,6 +83,10 @@ class TokenizerLoss:
             total = total + config.gradient_weight * (
                 future_share * parts["gradient"] + context_share * parts["ref_gradient"]
             )
+        if config.still_weight:
+            still = ~moving_patches(frames, num_context)
+            parts["still"] = _share_of_energy(output.dynamics_latents.float(), still)
+            total = total + config.still_weight * parts["still"]
         if self.lpips is not None:
             parts["perc"] = self._perceptual(sample, future)
             parts["ref_perc"] = self._perceptual(ref_sample, context)
@@ -103,6 +112,20 @@ def _motion(context: Tensor, future: Tensor) -> Tensor:
     """How much each future pixel differs from the last context frame, 0 to 1: (B, F, 1, H, W)."""
     change = (future - context[:, -1:]).abs().amax(dim=2, keepdim=True)
     return (change / FULL_MOTION).clamp(max=1)
+
+
+def moving_patches(frames: Tensor, num_context: int) -> Tensor:
+    """Which patches, one a dynamics token, differ from the last context frame: (B F, 16) of clips (B, T, 3, H, W)."""
+    context, future = frames[:, :num_context], frames[:, num_context:]
+    change = (future - context[:, -1:]).abs().amax(dim=2).flatten(0, 1)
+    return F.adaptive_max_pool2d(change[:, None], DYNAMICS_GRID).flatten(1) > NO_MOTION
+
+
+def _share_of_energy(latents: Tensor, chosen: Tensor) -> Tensor:
+    """Mean square of the chosen latents (N, patches, d), as a share of that of the others. No length helps it."""
+    energy = latents.square().mean(dim=-1)
+    of_others = (energy.detach() * ~chosen).sum() / (~chosen).sum().clamp(min=1)
+    return (energy * chosen).sum() / chosen.sum().clamp(min=1) / of_others.clamp(min=1e-6)
 
 
 def _gradient_difference(reconstruction: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ivideogpt.layout import TokenLayout
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, moving_patches, transformer_loss
 from tests.parity import networks
 from tests.parity.formulas import actions, golden
 
@@ -77,6 +77,21 @@ def test_gradient_weight_punishes_lost_edges_only(frames):
     edge = output(frames)
     edge.sample[:, :, 4:] += 0.7  # one of seven horizontal lines between rows
     assert loss(config, frames, edge).parts["gradient"].item() == pytest.approx(0.7 / 7)
+
+
+def test_still_weight_wants_short_latents_where_nothing_moves():
+    frames = torch.full((1, CONTEXT + 1, 3, 64, 64), 0.5)
+    frames[0, 0] = 0  # only the last context frame is compared with
+    frames[0, -1, 2, 20, 50] += 0.1  # one pixel, of the patch in row 1, column 3
+    moving = moving_patches(frames, CONTEXT)
+    assert moving.nonzero().tolist() == [[0, 7]]
+    out = output(frames)
+    out.dynamics_latents = torch.full((1, 16, 5), 3.0).masked_fill(moving[..., None], 6.0).requires_grad_()
+    terms = loss(TokenizerLossConfig(still_weight=2.0), frames, out)
+    assert terms.parts["still"].item() == pytest.approx(9 / 36)
+    assert terms.total.item() == pytest.approx(12 + 2 * 9 / 36)
+    terms.total.backward()
+    assert not out.dynamics_latents.grad[moving].any()  # longer latents elsewhere would be no gain
 
 
 class RewardsByFrame(nn.Module):

@@ -51,7 +51,7 @@ class TokenizerArgs:
     selected_params: bool = option(False, "freeze both codebooks")
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
     align_cross_attention: bool = option(
-        False, "overwrite the attention to the context frames with a start that copies them (not when resuming)"
+        False, "start the halves for future frames from the plain ones and what differs from the context"
     )
 
     # Data
@@ -81,6 +81,9 @@ class TokenizerArgs:
         0.0, "extra reconstruction weight where a frame differs from the last context frame", minimum=0
     )
     gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)", minimum=0)
+    still_weight: float = option(
+        0.0, "weight of dynamics latents where nothing moves, so that tokens tell what changes", minimum=0
+    )
     disc_start: int = option(0, "step from which the discriminator takes part")
     disc_weight: float = option(0.8, "weight of the adversarial term")
     disc_depth: int = option(4, "convolutions of the discriminator")
@@ -159,6 +162,8 @@ class TokenizerArgs:
             raise UserError(
                 f"--segment_horizon {self.segment_horizon} has no room for --segment_length {self.segment_length}"
             )
+        if self.still_weight and not self.codebook_decay:
+            raise UserError("--still_weight keeps a code vector at zero: it needs --codebook_decay, 0.99 for instance")
         if (self.restart_dead_codes or self.codebook_decay) and self.selected_params:
             raise UserError(
                 "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"

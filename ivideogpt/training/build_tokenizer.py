@@ -60,7 +60,7 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     decay = args.codebook_decay or None
     codebooks = Codebooks(
         Codebook("context", tokenizer.quantize.embedding.weight, accelerator, decay),
-        Codebook("dynamics", tokenizer.dynamics_quantize.embedding.weight, accelerator, decay),
+        Codebook("dynamics", tokenizer.dynamics_quantize.embedding.weight, accelerator, decay, bool(args.still_weight)),
     )
     return TokenizerTrainer(
         args=args,
@@ -88,8 +88,6 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> Compressive
         flags = {"context_length": args.context_length, "resolution": args.resolution}
         model = CompressiveVQModel.from_config({**config, **flags})
     adapt_tokenizer(model, args.context_length, args.resolution)
-    if args.align_cross_attention and checkpoint is None:
-        model.align_cross_attention()
     model.set_cross_attention_dropout(args.cross_attention_dropout)
     if args.selected_params or args.codebook_decay:
         model.quantize.requires_grad_(False)
@@ -125,6 +123,7 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         perc_weight=args.perc_weight,
         balanced=args.balanced_loss,
         motion_weight=args.motion_weight,
+        still_weight=args.still_weight,
         gradient_weight=args.gradient_weight,
     )
     if args.lpips_folder is not None:

@@ -47,10 +47,19 @@ class Codebook:
         accelerator: all processes end up with the same vectors.
         decay: of the running means of their latents that the vectors are set to after every batch (van den Oord et al.
             2017, appendix A.1); ``None`` leaves them to the optimizer.
+        keep_zero: the first vector is zero and stays so, whatever it stands for.
     """
 
-    def __init__(self, name: str, vectors: nn.Parameter, accelerator: Accelerator, decay: float | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        vectors: nn.Parameter,
+        accelerator: Accelerator,
+        decay: float | None = None,
+        keep_zero: bool = False,
+    ) -> None:
         self.name = name
+        self.keep_zero = keep_zero
         self.vectors = vectors
         self.accelerator = accelerator
         self.decay = decay
@@ -78,7 +87,7 @@ class Codebook:
         self._weights.lerp_(counts, 1 - self.decay)
         self._sums.lerp_(sums, 1 - self.decay)
         weights = self._weights.unsqueeze(1)
-        self.vectors.copy_(torch.where(weights > FORGOTTEN, self._sums / weights, self.vectors))
+        self._set_vectors(torch.where(weights > FORGOTTEN, self._sums / weights, self.vectors))
 
     def take_statistics(self) -> dict[str, float]:
         """Share of the codes in use and perplexity since the last time."""
@@ -90,7 +99,7 @@ class Codebook:
     def initialise(self, latents: Tensor) -> None:
         """Move the code vectors to cluster centres of ``latents`` (n, d), or of some of them if they are many."""
         some = latents[torch.randperm(len(latents))[: VECTORS_PER_CODE * len(self.vectors)].to(latents.device)]
-        self.vectors.copy_(broadcast(kmeans(some.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
+        self._set_vectors(broadcast(kmeans(some.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
         self._begin_means_anew(torch.arange(len(self.vectors)))
 
     @torch.no_grad()
@@ -100,15 +109,23 @@ class Codebook:
         The optimizer forgets what it knew of them. Returns their number, as a metric.
         """
         dead = self.accelerator.reduce(self._counts_since_restart, "sum") == 0
+        if self.keep_zero:
+            dead[0] = False
         self._counts_since_restart.zero_()
         rows = dead.nonzero().flatten()
         vectors = self.vectors.detach().clone()
         new = badly_represented(latents.flatten(0, -2).float(), vectors, num=len(rows))
         vectors[rows[: len(new)]] = new.to(vectors)
-        self.vectors.copy_(broadcast(vectors))
+        self._set_vectors(broadcast(vectors))
         _forget_moments(optimizer, self.vectors, rows)
         self._begin_means_anew(rows)
         return {f"{self.name}_dead_codes": float(len(rows))}
+
+    @torch.no_grad()
+    def _set_vectors(self, vectors: Tensor) -> None:
+        self.vectors.copy_(vectors)
+        if self.keep_zero:
+            self.vectors[0] = 0
 
     def _begin_means_anew(self, rows: Tensor) -> None:
         self._weights[rows] = 1
@@ -122,23 +139,27 @@ class Codebooks:
     context: Codebook
     dynamics: Codebook
 
-    def observe(self, output: CompressiveVQOutput) -> None:
-        """Take note of a training batch's forward pass."""
+    def observe(self, output: CompressiveVQOutput, moving: Tensor | None = None) -> None:
+        """Take note of a training batch's forward pass; of the dynamics only where ``moving`` (B F, 16), if given."""
         assert output.context_codes is not None
         assert output.context_latents is not None
         assert output.dynamics_codes is not None
         assert output.dynamics_latents is not None
         self.context.observe(output.context_codes, output.context_latents)
-        self.dynamics.observe(output.dynamics_codes, output.dynamics_latents)
+        self.dynamics.observe(
+            *(_chosen(of, moving) for of in (output.dynamics_codes, output.dynamics_latents.detach()))
+        )
 
     def take_statistics(self) -> dict[str, float]:
         return self.context.take_statistics() | self.dynamics.take_statistics()
 
-    def restart_dead_codes(self, output: CompressiveVQOutput, optimizer: Optimizer) -> dict[str, Tensor | float]:
+    def restart_dead_codes(
+        self, output: CompressiveVQOutput, optimizer: Optimizer, moving: Tensor | None = None
+    ) -> dict[str, Tensor | float]:
         assert output.context_latents is not None
         assert output.dynamics_latents is not None
         context = self.context.restart_dead_codes(output.context_latents, optimizer)
-        return context | self.dynamics.restart_dead_codes(output.dynamics_latents, optimizer)
+        return context | self.dynamics.restart_dead_codes(_chosen(output.dynamics_latents, moving), optimizer)
 
     def initialise(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
         """Start both from data: pairs of context and dynamics latents, as many as it takes."""
@@ -152,6 +173,10 @@ class Codebooks:
                 break
         self.context.initialise(torch.cat(context))
         self.dynamics.initialise(torch.cat(dynamics))
+
+
+def _chosen(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else values[mask]
 
 
 def usage(counts: Tensor) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -21,7 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.data.loaders import ClipLoader
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
-from ivideogpt.losses import LossTerms, TokenizerLoss
+from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.args import TokenizerArgs
@@ -45,6 +46,7 @@ from ivideogpt.world_model import evaluating
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FOLDER = "unwrapped_model"
+CLIPS_TO_ALIGN = 32
 CLIPS_SHOWN = 3
 
 
@@ -110,9 +112,23 @@ class TokenizerTrainer:
         if self.run.checkpoint is not None:
             self.checkpoints.load(self.run.checkpoint)
             logger.info("resumed from %s", self.run.checkpoint)
-        elif self.args.restart_dead_codes and self.args.pretrained_model_name_or_path is None:
+            return
+        if self.args.align_cross_attention:
+            logger.info("aligning cross-attention")
+            self.align_cross_attention()
+        if self.args.restart_dead_codes and self.args.pretrained_model_name_or_path is None:
             logger.info("initialising the codebooks from data")
             self.codebooks.initialise(self.latents_of_batches())
+
+    @torch.no_grad()
+    def align_cross_attention(self) -> None:
+        """With the first clips of this process; the first process decides."""
+        model = self.accelerator.unwrap_model(self.model)
+        batches = [self.next_frames() for _ in range(-(-CLIPS_TO_ALIGN // self.args.train_batch_size))]
+        context = torch.cat([split(frames, self.args.context_length)[0] for frames in batches])
+        model.align_cross_attention(context)
+        for parameter in model.parameters():
+            parameter.copy_(broadcast(parameter.detach()))
 
     def finish(self) -> None:
         """Final weights, or a checkpoint if the run was stopped."""
@@ -142,14 +158,18 @@ class TokenizerTrainer:
         for index in range(num_batches):
             with self.pace.timing("data"):
                 frames = self.next_frames()
+            moving = None
+            if self.args.still_weight:
+                frames = with_still_frame(frames, self.args.context_length)
+                moving = moving_patches(frames, self.args.context_length)
             with nullcontext() if index == num_batches - 1 else self.accelerator.no_sync(self.model):
                 terms, output = self.loss_of(frames)
                 self.accelerator.backward(terms.total / num_batches)
-            self.codebooks.observe(output)
+            self.codebooks.observe(output, moving)
             window.add(terms.detached())
         metrics = window.means() | self.update()
         if self.args.restart_dead_codes and within_phase_pair(self.progress.step + 1, self.args.restart_dead_codes):
-            metrics |= self.codebooks.restart_dead_codes(output, self.optimizer)
+            metrics |= self.codebooks.restart_dead_codes(output, self.optimizer, moving)
         self.shown = frames[:CLIPS_SHOWN]
         return metrics
 
@@ -179,10 +199,13 @@ class TokenizerTrainer:
         """Encoder outputs of training batches, without end."""
         model = self.accelerator.unwrap_model(self.model)
         while True:
-            context, future = split(self.next_frames(), self.args.context_length)
+            frames = self.next_frames()
+            context, future = split(frames, self.args.context_length)
             with evaluating(model), torch.no_grad(), self.accelerator.autocast():
-                latents = model.latents(context.flatten(0, 1), future.flatten(0, 1))
-            yield latents  # not inside: what runs between two batches would run in eval mode
+                of_context, of_future = model.latents(context.flatten(0, 1), future.flatten(0, 1))
+            if self.args.still_weight:
+                of_future = of_future[moving_patches(frames, self.args.context_length).flatten()]
+            yield of_context, of_future  # not inside: what runs between two batches would run in eval mode
 
     # ---- between steps
 
@@ -238,6 +261,11 @@ class TokenizerTrainer:
 def split(frames: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
     """Context and future frames of clips."""
     return frames[:, :context_length], frames[:, context_length:]
+
+
+def with_still_frame(frames: Tensor, context_length: int) -> Tensor:
+    """Clips whose future ends with a frame in which nothing has moved; a robot seldom shows one."""
+    return torch.cat([frames, frames[:, context_length - 1 : context_length]], dim=1)
 
 
 def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:

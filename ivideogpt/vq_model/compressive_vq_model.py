@@ -64,7 +64,7 @@ class CompressiveVQOutput(BaseOutput):
         ref_sample: reconstructed context frames (B t, 3, H, W), if losses were asked for, like all that follow.
         commit_loss, dyn_commit_loss: codebook and commitment terms of both quantizers.
         context_latents, context_codes, dynamics_latents, dynamics_codes: inputs and results of both quantizers, for
-            the upkeep of the codebooks.
+            the upkeep of the codebooks. Dynamics latents (B F, 16, d) have a gradient.
     """
 
     sample: Tensor
@@ -177,10 +177,21 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self.cond_decoder.set_context_length(context_length)
         self.register_to_config(context_length=context_length)
 
-    def align_cross_attention(self) -> None:
-        """Overwrite all cross-attention with a start that copies the context: see :meth:`CrossAttention.align`."""
-        self.cond_encoder.align()
-        self.cond_decoder.align()
+    @torch.no_grad()
+    def align_cross_attention(self, context: Tensor) -> None:
+        """Overwrite the conditional halves with a start that sees what differs from the context, and adds to it.
+
+        They become copies of the plain halves, and their attention reads the same place of the last context frame (see
+        :meth:`CrossAttention.align`): subtracted in the encoder, added in the decoder.
+
+        Args:
+            context: context frames (B, t, 3, H, W) of a few dozen clips: positions take up what varies least in them.
+        """
+        latents, features = self._context_latents(context.flatten(0, 1))
+        self.cond_encoder.align(self.encoder, features)
+        vectors = self.quantize(latents).latents
+        _, features = self.decoder(self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2))))
+        self.cond_decoder.align(self.decoder, features)
 
     def set_cross_attention_dropout(self, probability: float) -> None:
         """Dropout of attention to the context in training mode, 0.1 unless set. No tensor's shape depends on it."""
@@ -295,7 +306,7 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
             dyn_commit_loss=dynamics.loss,
             context_latents=context_latents.detach(),
             context_codes=context.codes,
-            dynamics_latents=dynamics_latents.detach(),
+            dynamics_latents=dynamics_latents,
             dynamics_codes=dynamics.codes,
         )
 

@@ -21,10 +21,10 @@ DROPOUT = 0.1
 
 # Cross-attention that starts aligned (see `CrossAttention.align`): the logit of a query's own place, above those of
 # unrelated places near 0, and the size of the position code next to features of unit variance.
-ALIGNED_LOGIT = 10.0
+ALIGNED_LOGIT = 14.0
 POSITION_SCALE = 3.0
-# The code of frames before the last context frame is shorter, so that the last one has most of the attention.
-EARLIER_FRAMES_SCALE = 0.8
+# The code of frames before the last context frame is shorter, so that the last one has nearly all of the attention.
+EARLIER_FRAMES_SCALE = 0.6
 
 
 class KeysValues(NamedTuple):
@@ -86,20 +86,27 @@ class CrossAttention(nn.Module):
         return F.silu(hidden + attended.reshape(hidden.shape))
 
     @torch.no_grad()
-    def align(self) -> None:
-        """Start as a copy: each place of the future frame reads the same place of the context, mostly its last frame.
+    def align(self, features: Tensor) -> None:
+        """Start by reading, at each place of a future frame, the same place of the last context frame.
 
         With zero position embeddings (the start that the architecture defines) attention is a mean over the whole
         context, the same for every place. Its gradients stay small while a frame's own tokens still explain most of
         the error, and short trainings end with attention as flat as it began.
 
-        A code of the place, orthogonal between unrelated places, lies in a subspace as wide as a head; queries and
-        keys read that subspace, values everything else.
+        A code of the place, orthogonal between unrelated places, lies in a subspace as wide as a head, the one in which
+        features differ least; queries and keys read that subspace, values everything else.
+
+        Args:
+            features: those of the context frames of some clips, (B t, C, R, R).
         """
+        frames = features.unflatten(0, (-1, self.context_length)).transpose(1, 2).flatten(2)  # as `project_context`
+        normed = F.group_norm(frames, self.kv_norm.num_groups, eps=self.kv_norm.eps).transpose(1, 2).flatten(0, 1)
         channels = self.q_pos_emb.shape[1]
         width = channels // NUM_HEADS
-        basis = nn.init.orthogonal_(self.q_pos_emb.new_empty(channels, width))
+        basis = torch.linalg.eigh(torch.cov(normed.T.float())).eigenvectors[:, :width]  # the smallest come first
         code = POSITION_SCALE * _place_code(self.resolution, width).to(basis) @ basis.T  # (R^2, C)
+        for norm in (self.q_norm, self.kv_norm):
+            norm.reset_parameters()
         frame_scale = torch.full((self.context_length, 1, 1), EARLIER_FRAMES_SCALE).to(code)
         frame_scale[-1] = 1
         self.q_pos_emb.copy_(code)
@@ -111,6 +118,25 @@ class CrossAttention(nn.Module):
         self.att.in_proj_weight.copy_(torch.cat([read_place, read_place, identity - basis @ basis.T]))
         self.att.in_proj_bias.zero_()
         self.att.out_proj.weight.copy_(identity)
+        self.att.out_proj.bias.zero_()
+
+    @torch.no_grad()
+    def align_to_difference(self, features: Tensor) -> None:
+        """As :meth:`align`, but what is read is subtracted: little is left of a frame that equals the context.
+
+        This takes features of the same layers in both frames, as they are at the start.
+        """
+        self.align(features)
+        of_groups = features.transpose(0, 1).reshape(self.kv_norm.num_groups, -1)
+        per_group = len(self.att.out_proj.weight) // len(of_groups)
+        scale, offset = (of.repeat_interleave(per_group) for of in (of_groups.std(dim=1), of_groups.mean(dim=1)))
+        self.att.out_proj.weight.copy_(-scale.diag())
+        self.att.out_proj.bias.copy_(-offset)
+
+    @torch.no_grad()
+    def silence(self) -> None:
+        """Start by adding nothing."""
+        self.att.out_proj.weight.zero_()
         self.att.out_proj.bias.zero_()
 
     def keep_last_frames(self, context_length: int) -> None:
@@ -176,10 +202,6 @@ class _AttendsToContext(nn.Module):
         for block in self._attentions():
             block.keep_last_frames(context_length)
 
-    def align(self) -> None:
-        for block in self._attentions():
-            block.align()
-
     def set_dropout(self, probability: float) -> None:
         for block in self._attentions():
             block.dropout.p = probability
@@ -203,6 +225,18 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
         blocks = [*self.down_blocks, self.mid_block]
         return project_out(self, self._run_attending(blocks, self.conv_in(sample), context))
 
+    def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
+        """Start as the plain encoder on what differs from the last context frame.
+
+        Args:
+            features: the plain encoder's feature list of some clips' context frames.
+        """
+        _copy_shared(plain, self)
+        first, *others = self._attentions()
+        first.align_to_difference(features[self.attention_levels[0]])
+        for block in others:
+            block.silence()
+
 
 class ConditionalDecoder(_AttendsToContext, vae.Decoder):
     """Latents (B F, latent_channels, 16, 16) and the context's keys and values to frames (B F, 3, H, W)."""
@@ -222,3 +256,15 @@ class ConditionalDecoder(_AttendsToContext, vae.Decoder):
     def forward(self, latents: Tensor, context: Sequence[KeysValues]) -> Tensor:
         blocks = [self.mid_block, *self.up_blocks]
         return project_out(self, self._run_attending(blocks, self.conv_in(latents), context))
+
+    def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
+        """Start as the plain decoder, with features of the last context frame added: as for the encoder."""
+        _copy_shared(plain, self)
+        for block, level in zip(self._attentions(), self.attention_levels, strict=True):
+            block.align(features[level])
+
+
+def _copy_shared(plain: nn.Module, conditional: nn.Module) -> None:
+    """Weights of all that the two have in common."""
+    shared = conditional.state_dict().keys() & plain.state_dict().keys()
+    conditional.load_state_dict({name: plain.state_dict()[name] for name in shared}, strict=False)

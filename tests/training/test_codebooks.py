@@ -116,3 +116,18 @@ def test_running_means_survive_a_checkpoint():
     for each in (codebook, other):
         each.observe(torch.tensor([1, 3]), latents)
     assert torch.equal(codebook.vectors, other.vectors)
+
+
+def test_the_code_for_nothing_moves_stays_at_zero():
+    """It stands for all still patches; pulled away from zero or restarted, it would say something of its own."""
+    vectors = nn.Parameter(torch.randn(4, 3), requires_grad=False)
+    codebook = Codebook("dynamics", vectors, Accelerator(cpu=True), decay=0.5, keep_zero=True)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))])
+    codebook.initialise(torch.randn(64, 3))
+    assert not vectors[0].any()
+    codebook.observe(torch.tensor([0, 1]), torch.ones(2, 3))
+    assert not vectors[0].any()
+    assert codebook.restart_dead_codes(torch.randn(8, 3), optimizer)["dynamics_dead_codes"] == 2  # 2 and 3
+    assert codebook.restart_dead_codes(torch.randn(8, 3), optimizer)["dynamics_dead_codes"] == 3  # not 0
+    assert not vectors[0].any()
+    assert vectors[1:].any(dim=1).all()

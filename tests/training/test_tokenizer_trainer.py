@@ -235,13 +235,25 @@ def test_aligned_attention_is_where_a_run_starts_not_where_it_resumes(tokenizer_
     argv = [*tokenizer_command, "--max_train_steps", "1", "--checkpointing_steps", "1"]
     assert not place_code(build_tokenizer(argv)).any()
     trainer = build_tokenizer([*argv, "--align_cross_attention"])
-    assert place_code(trainer).any()
     run = fit(trainer)
+    assert place_code(trainer).any()
     learned = place_code(trainer)
     flags = ["--align_cross_attention", "--resume_from_checkpoint", "latest"]
     resumed = build_tokenizer([*argv, *flags])
     assert resumed.run.directory == run
     assert torch.equal(place_code(resumed), learned)
+
+
+def test_still_patches_have_no_part_in_the_codebook(tokenizer_command):
+    """They are most of all patches, and would take up the codes that motion needs."""
+    argv = [*tokenizer_command, "--max_train_steps", "1", "--still_weight", "0.1", "--codebook_decay", "0.9"]
+    trainer = build_tokenizer([*argv, "--align_cross_attention"])
+    trainer.start()
+    metrics = trainer.generator_phase()
+    assert metrics["still"] > 0
+    num_patches = trainer.args.train_batch_size * 3 * 16  # two future frames and the still one
+    assert 0 < trainer.codebooks.dynamics._counts_since_log.sum() < num_patches / 2
+    assert not trainer.model.dynamics_quantize.embedding.weight[0].any()
 
 
 def test_validation_clips_are_the_same_every_time(tokenizer_command):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -116,13 +117,34 @@ def test_aligned_attention_reads_the_same_place_of_the_last_context_frame():
     """With the plain start attention is flat: a clip's own objects cannot come from its context frames."""
     torch.manual_seed(0)
     attention = CrossAttention(channels=64, resolution=16, context_length=2).eval()
-    attention.align()
+    attention.align(torch.randn(40, 64, 16, 16))
     hidden, context = torch.randn(1, 64, 16, 16), torch.randn(2, 64, 16, 16)
     plain = attention(hidden, attention.project_context(context))
     context[1, :, 5, 9] = torch.randn(64)  # the last frame, one place
     change = (attention(hidden, attention.project_context(context)) - plain).square().sum(dim=1)[0]
     assert change.argmax() == 5 * 16 + 9
     assert change[5, 9] > 0.8 * change.sum()
+
+
+@torch.no_grad()
+def test_attention_aligned_to_the_difference_leaves_little_of_a_still_frame():
+    """Otherwise tokens say again what the context shows, and a transformer has to learn to read it there."""
+    torch.manual_seed(0)
+    features = torch.einsum("cd,ndhw->nchw", torch.randn(64, 8), torch.randn(40, 8, 16, 16)) + 5
+    features += 0.05 * torch.randn_like(features)
+    attention = CrossAttention(channels=64, resolution=16, context_length=2).eval()
+    attention.align_to_difference(features)
+    context = attention.project_context(features[:2])
+    still, other = attention(features[1:2], context), attention(features[2:3], context)
+    assert still.square().mean() < 0.1 * other.square().mean()
+
+
+@torch.no_grad()
+def test_aligning_copies_the_plain_halves(tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.align_cross_attention(clip(8, 2, 64, 64))
+    assert torch.equal(tokenizer.cond_encoder.conv_in.weight, tokenizer.encoder.conv_in.weight)
+    assert torch.equal(tokenizer.cond_decoder.conv_out.weight, tokenizer.decoder.conv_out.weight)
 
 
 def test_growing_the_context_is_refused(saved):
