@@ -154,10 +154,11 @@ def transformer_loss(
         rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the head's space.
         inputs: (B, L) what the model reads, if that differs from the ``tokens`` that it is to predict.
     """
-    labels = layout.labels(tokens)
+    # from the first future separator on: the prompt has no labels and needs no logits
+    labels = layout.labels(tokens)[:, layout.prompt_length - 1 :]
     inputs = tokens if inputs is None else inputs
     if actions is None:
-        loss = model(input_ids=inputs, labels=labels, use_cache=False).loss
+        loss = model(input_ids=inputs, labels=labels, logits_to_keep=labels.shape[1], use_cache=False).loss
         return LossTerms(loss, {"ce": loss})
     result = model(input_ids=inputs, labels=labels, action=actions)
     outputs, predicted = result if isinstance(result, tuple) else (result, None)

@@ -162,7 +162,8 @@ class GptTrainer:
                 batch = batch.to(self.accelerator.device)
                 tokens = self.source.tokens(batch)
                 window.add(self.loss_of(tokens).detached())
-                window.add({"accuracy": accuracy(logits[-1], self.layout.labels(tokens.tokens))})
+                labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
+                window.add({"accuracy": accuracy(logits[-1], labels)})
         metrics = window.take(self.accelerator)
         self.run.log(step, "validation", metrics | {"perplexity": math.exp(metrics["ce"])})
         if self.run.is_main_process:
@@ -193,7 +194,7 @@ class GptTrainer:
 
 @contextmanager
 def latest_logits(llm: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds the logits (B, L, vocabulary) of the language model's latest forward pass."""
+    """A list that holds the logits (B, n, vocabulary) of the language model's latest forward pass."""
     latest: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:

@@ -133,7 +133,8 @@ class HeadModelWithAction(nn.Module):
     ) -> ActionModelOutput | tuple[ActionModelOutput, Tensor]:
         """Next-token logits and loss; with a reward head also its predictions, (B, F, 1).
 
-        With ``labels`` the loss includes action reconstruction, if the model has it.
+        ``labels`` (B, n) belong to the last n tokens, and only those get logits. With labels the loss includes action
+        reconstruction, if the model has it.
         """
         if action is None:
             raise UserError("this model is action-conditioned: forward needs action, (batch, frames, action_dim)")
@@ -142,6 +143,7 @@ class HeadModelWithAction(nn.Module):
             inputs_embeds=self.embed(input_ids, action),
             attention_mask=attention_mask,
             labels=labels,
+            logits_to_keep=0 if labels is None else labels.shape[1],
             position_ids=position_ids,
             output_hidden_states=has_heads,
             use_cache=False,
