@@ -11,7 +11,8 @@ RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
 TASKS=${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
 EPISODES=${EPISODES:-60}
-TOKENIZER_STEPS=${TOKENIZER_STEPS:-6000} # phases: half of them update the tokenizer
+TOKENIZER_STEPS=${TOKENIZER_STEPS:-4000} # phases, of both stages of the tokenizer: half of them update it
+ALIGNED_STEPS=${ALIGNED_STEPS:-4000}
 TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-6000}
 MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
 # A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
@@ -31,15 +32,22 @@ read -ra tasks <<<"$TASKS"
 python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
 python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes 12 --seed 1000
 
-$LAUNCH train_tokenizer.py --exp_name "$TOKENIZER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
-    --model_config_name_or_path configs/ctx_vae64_tiny --resolution 64 --context_length 2 \
-    --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --segment_length 6 --segment_horizon 16 --rand_select --no_aug \
-    --train_batch_size "$TOKENIZER_BATCH" --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 \
-    --max_train_steps "$TOKENIZER_STEPS" --disc_start 1000005 --channels_last --cross_attention_dropout 0 \
-    --align_cross_attention --vae_loss l2 --recon_weight 20 \
-    --motion_weight 3 --gradient_weight 0.5 --restart_dead_codes 100 --codebook_decay 0.99 \
-    --log_image_steps 2000 --validation_steps 2000 --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 \
-    --resume_from_checkpoint latest
+train_tokenizer() { # name, phases, how to start
+    local name=$1 steps=$2
+    shift 2
+    $LAUNCH train_tokenizer.py --exp_name "$name" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+        --resolution 64 --context_length 2 --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --no_aug \
+        --segment_length 6 --segment_horizon 16 --rand_select --train_batch_size "$TOKENIZER_BATCH" \
+        --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps "$steps" \
+        --disc_start 1000005 --channels_last --cross_attention_dropout 0 --vae_loss l2 --recon_weight 20 --motion_weight 3 \
+        --gradient_weight 0.5 --restart_dead_codes 100 --codebook_decay 0.99 --log_image_steps 2000 --validation_steps 2000 \
+        --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest "$@"
+}
+
+# First it learns to see. Then its halves for future frames start anew, from the difference to the context.
+train_tokenizer "$TOKENIZER_NAME-plain" "$TOKENIZER_STEPS" --model_config_name_or_path configs/ctx_vae64_tiny
+train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_cross_attention --still_weight 1 \
+    --pretrained_model_name_or_path "$(newest_run "$TOKENIZER_NAME-plain")/unwrapped_model"
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.
 python -m ivideogpt.training.export --tokenizer "$(newest_run "$TOKENIZER_NAME")" --output "$RUNS/exported" --dtype float16
@@ -54,7 +62,7 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
     --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
     --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
     --per_device_train_batch_size "$TRANSFORMER_BATCH" --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
-    --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.95 --max_train_steps "$TRANSFORMER_STEPS" \
+    --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.7 --max_train_steps "$TRANSFORMER_STEPS" \
     --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest
 
 python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$TRANSFORMER_NAME")" \
