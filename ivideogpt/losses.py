@@ -17,7 +17,7 @@ from ivideogpt.layout import DYNAMICS_GRID, TokenLayout
 # A pixel that has changed by this much since the last context frame (frames are in [0, 1]) counts as moving in full.
 FULL_MOTION = 0.1
 # A patch moves if a pixel of it has changed by more than this since the last context frame.
-NO_MOTION = 2 / 255
+NO_MOTION = 2.5 / 255  # between two steps of 8-bit pixels
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ class TokenizerLoss:
                 future_share * parts["gradient"] + context_share * parts["ref_gradient"]
             )
         if config.still_weight:
-            still = ~moving_patches(frames, num_context)
-            parts["still"] = _share_of_energy(output.dynamics_latents.float(), still)
+            parts["still"] = _energy_ratio(output.dynamics_latents.float(), moving_patches(frames, num_context))
             total = total + config.still_weight * parts["still"]
         if self.lpips is not None:
             parts["perc"] = self._perceptual(sample, future)
@@ -110,22 +109,29 @@ class TokenizerLoss:
 
 def _motion(context: Tensor, future: Tensor) -> Tensor:
     """How much each future pixel differs from the last context frame, 0 to 1: (B, F, 1, H, W)."""
-    change = (future - context[:, -1:]).abs().amax(dim=2, keepdim=True)
-    return (change / FULL_MOTION).clamp(max=1)
+    return (_change(context, future) / FULL_MOTION).clamp(max=1)
+
+
+def _change(context: Tensor, future: Tensor) -> Tensor:
+    """Of each future pixel since the last context frame, the largest of its channels: (B, F, 1, H, W)."""
+    return (future - context[:, -1:]).abs().amax(dim=2, keepdim=True)
 
 
 def moving_patches(frames: Tensor, num_context: int) -> Tensor:
     """Which patches, one a dynamics token, differ from the last context frame: (B F, 16) of clips (B, T, 3, H, W)."""
-    context, future = frames[:, :num_context], frames[:, num_context:]
-    change = (future - context[:, -1:]).abs().amax(dim=2).flatten(0, 1)
-    return F.adaptive_max_pool2d(change[:, None], DYNAMICS_GRID).flatten(1) > NO_MOTION
+    change = _change(frames[:, :num_context], frames[:, num_context:]).flatten(0, 1)
+    return F.adaptive_max_pool2d(change, DYNAMICS_GRID).flatten(1) > NO_MOTION
 
 
-def _share_of_energy(latents: Tensor, chosen: Tensor) -> Tensor:
-    """Mean square of the chosen latents (N, patches, d), as a share of that of the others. No length helps it."""
+def _energy_ratio(latents: Tensor, moving: Tensor) -> Tensor:
+    """Mean square of the still latents, as a share of that of the moving ones, which have no gradient; 0 without any.
+
+    Latents (N, patches, d), ``moving`` (N, patches).
+    """
     energy = latents.square().mean(dim=-1)
-    of_others = (energy.detach() * ~chosen).sum() / (~chosen).sum().clamp(min=1)
-    return (energy * chosen).sum() / chosen.sum().clamp(min=1) / of_others.clamp(min=1e-6)
+    of_moving = (energy.detach() * moving).sum() / moving.sum().clamp(min=1)
+    of_still = (energy * ~moving).sum() / (~moving).sum().clamp(min=1)
+    return torch.where(moving.any(), of_still / of_moving.clamp(min=1e-6), 0)
 
 
 def _gradient_difference(reconstruction: Tensor, truth: Tensor, weights: Tensor) -> Tensor:

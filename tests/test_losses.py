@@ -92,6 +92,8 @@ def test_still_weight_wants_short_latents_where_nothing_moves():
     assert terms.total.item() == pytest.approx(12 + 2 * 9 / 36)
     terms.total.backward()
     assert not out.dynamics_latents.grad[moving].any()  # longer latents elsewhere would be no gain
+    at_rest = frames[:, 1:2].expand(-1, CONTEXT + 1, -1, -1, -1)
+    assert loss(TokenizerLossConfig(still_weight=2.0), at_rest, out).parts["still"] == 0  # there is no length to go by
 
 
 class RewardsByFrame(nn.Module):
@@ -128,6 +130,18 @@ def test_parts_are_unweighted_and_the_cross_entropy_is_pure():
     assert terms.parts["action_recon"].item() == pytest.approx(reconstruction, abs=1e-4)
     assert terms.parts["ce"].item() == pytest.approx(record["loss"] - 0.5 * reconstruction, abs=1e-4)
     assert terms.total.item() == pytest.approx(record["loss"], abs=1e-4)
+
+
+def test_an_action_free_models_loss_is_the_mean_over_all_future_tokens():
+    model = networks.transformer(networks.tokenizer())
+    tokens = torch.tensor(golden()["tokenizer"]["ctx2_64"]["tokens"])
+    layout = TokenLayout(CONTEXT, FUTURE, 0, 0)
+    with torch.no_grad():
+        logits = model(tokens).logits
+        expected = torch.nn.functional.cross_entropy(
+            logits[:, layout.prompt_length - 1 : -1].flatten(0, 1), tokens[:, layout.prompt_length :].flatten()
+        )
+        assert transformer_loss(model, tokens, layout).total.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_labels_do_not_follow_the_inputs():

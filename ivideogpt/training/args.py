@@ -50,8 +50,8 @@ class TokenizerArgs:
     segment_length: int = option(5, "frames T of a clip, context included")
     selected_params: bool = option(False, "freeze both codebooks")
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
-    align_cross_attention: bool = option(
-        False, "start the halves for future frames from the plain ones and what differs from the context"
+    align_to_context: bool = option(
+        False, "OVERWRITE the halves for future frames: a start from the plain ones and what differs from the context"
     )
 
     # Data
@@ -161,6 +161,11 @@ class TokenizerArgs:
         if (self.rand_select or self.rand_shuffle) and self.segment_horizon < self.segment_length:
             raise UserError(
                 f"--segment_horizon {self.segment_horizon} has no room for --segment_length {self.segment_length}"
+            )
+        if self.align_to_context and self.pretrained_model_name_or_path is None:
+            raise UserError(
+                "--align_to_context copies the halves for context frames, which have to be trained: train without it "
+                "first, then give that run as --pretrained_model_name_or_path"
             )
         if self.still_weight and not self.codebook_decay:
             raise UserError("--still_weight keeps a code vector at zero: it needs --codebook_decay, 0.99 for instance")

@@ -5,8 +5,9 @@ Knows latents, codes and the optimizer's moments of the code vectors; knows no i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +15,12 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ivideogpt.errors import UserError
 from ivideogpt.vq_model import CompressiveVQOutput
 
 KMEANS_ITERATIONS = 10
 VECTORS_PER_CODE = 8  # data that a codebook is initialised from
+MAX_BATCHES_TO_START = 1000  # clips in which little moves give few vectors
 VECTORS_AT_A_TIME = 4096
 FORGOTTEN = 1e-6  # a running mean of so little weight is rounding error
 
@@ -95,9 +98,18 @@ class Codebook:
         self._counts_since_log.zero_()
         return {f"{self.name}_{name}": value for name, value in usage(counts).items()} if counts.any() else {}
 
+    def has_enough(self, parts: Sequence[Tensor]) -> bool:
+        """For :meth:`initialise`."""
+        return sum(map(len, parts)) >= VECTORS_PER_CODE * len(self.vectors)
+
     @torch.no_grad()
     def initialise(self, latents: Tensor) -> None:
         """Move the code vectors to cluster centres of ``latents`` (n, d), or of some of them if they are many."""
+        if not len(latents):
+            raise UserError(
+                f"the {self.name} codebook cannot start from data: nothing moves in {MAX_BATCHES_TO_START} batches of "
+                "clips; give longer clips or larger steps between frames, or leave out --restart_dead_codes"
+            )
         some = latents[torch.randperm(len(latents))[: VECTORS_PER_CODE * len(self.vectors)].to(latents.device)]
         self._set_vectors(broadcast(kmeans(some.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
         self._begin_means_anew(torch.arange(len(self.vectors)))
@@ -161,18 +173,18 @@ class Codebooks:
         context = self.context.restart_dead_codes(output.context_latents, optimizer)
         return context | self.dynamics.restart_dead_codes(_chosen(output.dynamics_latents, moving), optimizer)
 
-    def initialise(self, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-        """Start both from data: pairs of context and dynamics latents, as many as it takes."""
-        context: list[Tensor] = []
-        dynamics: list[Tensor] = []
-        for context_latents, dynamics_latents in batches:
-            context.append(context_latents)
-            dynamics.append(dynamics_latents)
-            enough = sum(map(len, dynamics)) >= VECTORS_PER_CODE * len(self.dynamics.vectors)
-            if enough and sum(map(len, context)) >= VECTORS_PER_CODE * len(self.context.vectors):
+    def initialise(self, batches: Iterable[tuple[Tensor, Tensor]], only_dynamics: bool = False) -> None:
+        """Start from data: pairs of context and dynamics latents, as many as it takes."""
+        books = [self.context, self.dynamics][only_dynamics:]
+        collected: list[list[Tensor]] = [[] for _ in books]
+        for latents in islice(batches, MAX_BATCHES_TO_START):
+            for book, parts, part in zip(books, collected, latents[only_dynamics:], strict=True):
+                if not book.has_enough(parts):
+                    parts.append(part)
+            if all(book.has_enough(parts) for book, parts in zip(books, collected, strict=True)):
                 break
-        self.context.initialise(torch.cat(context))
-        self.dynamics.initialise(torch.cat(dynamics))
+        for book, parts in zip(books, collected, strict=True):
+            book.initialise(torch.cat(parts))
 
 
 def _chosen(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -184,7 +184,8 @@ def write_tokens(
 
 def main(argv: Sequence[str]) -> None:
     args = parse(TokenizeArgs, argv)
-    state = PartialState(cpu=args.device == "cpu")
+    # Without being told, accelerate takes several processes on a machine without a GPU for strangers to one another.
+    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     device = choose_device(args.device, state)
     model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
     if args.context_length is not None:

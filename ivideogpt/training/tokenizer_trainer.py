@@ -113,20 +113,21 @@ class TokenizerTrainer:
             self.checkpoints.load(self.run.checkpoint)
             logger.info("resumed from %s", self.run.checkpoint)
             return
-        if self.args.align_cross_attention:
-            logger.info("aligning cross-attention")
-            self.align_cross_attention()
-        if self.args.restart_dead_codes and self.args.pretrained_model_name_or_path is None:
+        if self.args.align_to_context:
+            logger.info("aligning the halves for future frames to the context")
+            self.align_to_context()
+        is_new = self.args.pretrained_model_name_or_path is None
+        if self.args.restart_dead_codes and (is_new or self.args.align_to_context):
             logger.info("initialising the codebooks from data")
-            self.codebooks.initialise(self.latents_of_batches())
+            self.codebooks.initialise(self.latents_of_batches(), only_dynamics=not is_new)
 
     @torch.no_grad()
-    def align_cross_attention(self) -> None:
+    def align_to_context(self) -> None:
         """With the first clips of this process; the first process decides."""
         model = self.accelerator.unwrap_model(self.model)
         batches = [self.next_frames() for _ in range(-(-CLIPS_TO_ALIGN // self.args.train_batch_size))]
         context = torch.cat([split(frames, self.args.context_length)[0] for frames in batches])
-        model.align_cross_attention(context)
+        model.align_to_context(context)
         for parameter in model.parameters():
             parameter.copy_(broadcast(parameter.detach()))
 
@@ -196,7 +197,7 @@ class TokenizerTrainer:
         return next(self.clips).frames
 
     def latents_of_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Encoder outputs of training batches, without end."""
+        """Encoder outputs of training batches, without end: those that the codes are to stand for."""
         model = self.accelerator.unwrap_model(self.model)
         while True:
             frames = self.next_frames()

@@ -178,19 +178,18 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self.register_to_config(context_length=context_length)
 
     @torch.no_grad()
-    def align_cross_attention(self, context: Tensor) -> None:
+    def align_to_context(self, context: Tensor) -> None:
         """Overwrite the conditional halves with a start that sees what differs from the context, and adds to it.
 
-        They become copies of the plain halves, and their attention reads the same place of the last context frame (see
-        :meth:`CrossAttention.align`): subtracted in the encoder, added in the decoder.
+        They take the weights of the plain halves, and attention reads the same place of the last context frame (see
+        :meth:`CrossAttention.align`): the encoder subtracts it, the decoder adds it.
 
         Args:
             context: context frames (B, t, 3, H, W) of a few dozen clips: positions take up what varies least in them.
         """
         latents, features = self._context_latents(context.flatten(0, 1))
         self.cond_encoder.align(self.encoder, features)
-        vectors = self.quantize(latents).latents
-        _, features = self.decoder(self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2))))
+        _, features = self._decode_plainly(self.quantize.embedding(self.quantize.nearest_codes(latents)))
         self.cond_decoder.align(self.decoder, features)
 
     def set_cross_attention_dropout(self, probability: float) -> None:
@@ -332,9 +331,12 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
 
     def _decode_context(self, vectors: Tensor) -> tuple[Tensor, ContextFeatures]:
         """(B t, 16, 16, d) to frames and the keys and values of the conditional decoder."""
-        latents = self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2)))
-        frames, features = self.decoder(latents)
+        frames, features = self._decode_plainly(vectors)
         return frames, self.cond_decoder.project_context(features)
+
+    def _decode_plainly(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B t, 16, 16, d) to frames and the decoder's feature list."""
+        return self.decoder(self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2))))
 
     def _decode_dynamics(self, vectors: Tensor, features: ContextFeatures) -> Tensor:
         """(B F, 16, d) to frames (B F, 3, H, W)."""

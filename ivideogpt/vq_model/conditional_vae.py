@@ -124,7 +124,7 @@ class CrossAttention(nn.Module):
     def align_to_difference(self, features: Tensor) -> None:
         """As :meth:`align`, but what is read is subtracted: little is left of a frame that equals the context.
 
-        This takes features of the same layers in both frames, as they are at the start.
+        That is, if both frames went through equal layers.
         """
         self.align(features)
         of_groups = features.transpose(0, 1).reshape(self.kv_norm.num_groups, -1)
@@ -228,13 +228,16 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
         """Start as the plain encoder on what differs from the last context frame.
 
+        The first attention subtracts; later ones find other features than the plain encoder's, and say nothing yet.
+
         Args:
             features: the plain encoder's feature list of some clips' context frames.
         """
         _copy_shared(plain, self)
         first, *others = self._attentions()
         first.align_to_difference(features[self.attention_levels[0]])
-        for block in others:
+        for block, level in zip(others, self.attention_levels[1:], strict=True):
+            block.align(features[level])
             block.silence()
 
 
@@ -258,13 +261,17 @@ class ConditionalDecoder(_AttendsToContext, vae.Decoder):
         return project_out(self, self._run_attending(blocks, self.conv_in(latents), context))
 
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
-        """Start as the plain decoder, with features of the last context frame added: as for the encoder."""
+        """Start as the plain decoder, to which attention adds features of the last context frame."""
         _copy_shared(plain, self)
         for block, level in zip(self._attentions(), self.attention_levels, strict=True):
             block.align(features[level])
 
 
 def _copy_shared(plain: nn.Module, conditional: nn.Module) -> None:
-    """Weights of all that the two have in common."""
-    shared = conditional.state_dict().keys() & plain.state_dict().keys()
-    conditional.load_state_dict({name: plain.state_dict()[name] for name in shared}, strict=False)
+    """Weights of all that the two have in common. Self-attention that one alone has starts by adding nothing."""
+    weights = plain.state_dict()
+    shared = conditional.state_dict().keys() & weights.keys()
+    conditional.load_state_dict({name: weights[name] for name in shared}, strict=False)
+    for name, parameter in conditional.named_parameters():
+        if ".to_out.0." in name and name not in shared:
+            nn.init.zeros_(parameter)

@@ -46,7 +46,7 @@ train_tokenizer() { # name, phases, how to start
 
 # First it learns to see. Then its halves for future frames start anew, from the difference to the context.
 train_tokenizer "$TOKENIZER_NAME-plain" "$TOKENIZER_STEPS" --model_config_name_or_path configs/ctx_vae64_tiny
-train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_cross_attention --still_weight 1 \
+train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_to_context --still_weight 1 \
     --pretrained_model_name_or_path "$(newest_run "$TOKENIZER_NAME-plain")/unwrapped_model"
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.

@@ -226,29 +226,36 @@ def test_start_from_pretrained_weights_with_less_context(tokenizer_command, tiny
     assert trainer.model.training
 
 
-def test_aligned_attention_is_where_a_run_starts_not_where_it_resumes(tokenizer_command):
+@pytest.fixture
+def aligned_command(tokenizer_command, tiny_world_model):
+    return [
+        *without(tokenizer_command, "--model_config_name_or_path"),
+        *["--pretrained_model_name_or_path", str(tiny_world_model), "--align_to_context", "--max_train_steps", "1"],
+    ]
+
+
+def test_the_aligned_start_is_where_a_run_starts_not_where_it_resumes(aligned_command):
     """Aligned again, it would lose what it has learned."""
 
     def place_code(trainer):
         return trainer.model.cond_decoder.cross_att_blocks[0].q_pos_emb.detach().clone()
 
-    argv = [*tokenizer_command, "--max_train_steps", "1", "--checkpointing_steps", "1"]
-    assert not place_code(build_tokenizer(argv)).any()
-    trainer = build_tokenizer([*argv, "--align_cross_attention"])
+    trainer = build_tokenizer([*aligned_command, "--checkpointing_steps", "1"])
+    before = place_code(trainer)
     run = fit(trainer)
-    assert place_code(trainer).any()
     learned = place_code(trainer)
-    flags = ["--align_cross_attention", "--resume_from_checkpoint", "latest"]
-    resumed = build_tokenizer([*argv, *flags])
+    assert not torch.allclose(learned, before, atol=0.1)
+    resumed = build_tokenizer([*aligned_command, "--resume_from_checkpoint", "latest"])
     assert resumed.run.directory == run
+    resumed.start()
     assert torch.equal(place_code(resumed), learned)
 
 
-def test_still_patches_have_no_part_in_the_codebook(tokenizer_command):
+def test_still_patches_have_no_part_in_the_codebook(aligned_command):
     """They are most of all patches, and would take up the codes that motion needs."""
-    argv = [*tokenizer_command, "--max_train_steps", "1", "--still_weight", "0.1", "--codebook_decay", "0.9"]
-    trainer = build_tokenizer([*argv, "--align_cross_attention"])
+    trainer = build_tokenizer([*aligned_command, "--still_weight", "0.1", "--codebook_decay", "0.9"])
     trainer.start()
+    assert not trainer.model.dynamics_quantize.embedding.weight[0].any()
     metrics = trainer.generator_phase()
     assert metrics["still"] > 0
     num_patches = trainer.args.train_batch_size * 3 * 16  # two future frames and the still one

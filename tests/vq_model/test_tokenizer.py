@@ -140,10 +140,20 @@ def test_attention_aligned_to_the_difference_leaves_little_of_a_still_frame():
 
 
 @torch.no_grad()
-def test_aligning_copies_the_plain_halves(tokenizer):
+def test_aligned_to_the_context_little_is_left_of_a_still_frame(tokenizer):
+    """What the first attention hands on is all that the rest of the encoder gets to see."""
+    torch.manual_seed(0)
     tokenizer = copy.deepcopy(tokenizer)
-    tokenizer.align_cross_attention(clip(8, 2, 64, 64))
-    assert torch.equal(tokenizer.cond_encoder.conv_in.weight, tokenizer.encoder.conv_in.weight)
+    clips = torch.rand(16, 1, 3, 8, 8).repeat_interleave(8, dim=3).repeat_interleave(8, dim=4).expand(-1, 2, -1, -1, -1)
+    tokenizer.align_to_context(clips)
+    first, *others = tokenizer.cond_encoder.cross_att_blocks
+    energies = []
+    first.register_forward_hook(lambda module, inputs, output: energies.append(output.square().mean().item()))
+    for future in (clips[:, -1], clips[:, -1].roll(1, dims=0)):
+        tokenizer.latents(clips.flatten(0, 1), future)
+    still, moving = energies
+    assert still < 0.2 * moving
+    assert not any(block.att.out_proj.weight.any() for block in others)
     assert torch.equal(tokenizer.cond_decoder.conv_out.weight, tokenizer.decoder.conv_out.weight)
 
 
