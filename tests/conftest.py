@@ -59,7 +59,7 @@ def trains(tiny_world_model, tokenizer_config, tmp_path, monkeypatch):
     rest are flags of both scripts.
     """
     from ivideogpt.data import catalog
-    from tests.training.conftest import build_gpt, build_tokenizer, fit, metrics_of
+    from tests.training.runs import build_gpt, build_tokenizer, fit, metrics_of
 
     def train(action_dim: int | None = None, dataset_yaml: Path | None = None, **flags: object) -> None:
         if dataset_yaml is not None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
 # Run it again to go on after an interruption. Paths and sizes come from the environment:
-#   DATA=... RUNS=... MODEL=... EPISODES=60 TOKENIZER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
+#   DATA=... RUNS=... MODEL=... EPISODES=60 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -11,8 +11,8 @@ RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
 TASKS=${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
 EPISODES=${EPISODES:-60}
-TOKENIZER_STEPS=${TOKENIZER_STEPS:-4000} # phases, of both stages of the tokenizer: half of them update it
-ALIGNED_STEPS=${ALIGNED_STEPS:-4000}
+PLAIN_STEPS=${PLAIN_STEPS:-4000} # phases of the tokenizer's first stage, of which half are updates
+ALIGNED_STEPS=${ALIGNED_STEPS:-4000} # and of its second
 TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-6000}
 MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
 # A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
@@ -45,7 +45,7 @@ train_tokenizer() { # name, phases, how to start
 }
 
 # First it learns to see. Then its halves for future frames start anew, from the difference to the context.
-train_tokenizer "$TOKENIZER_NAME-plain" "$TOKENIZER_STEPS" --model_config_name_or_path configs/ctx_vae64_tiny
+train_tokenizer "$TOKENIZER_NAME-plain" "$PLAIN_STEPS" --model_config_name_or_path configs/ctx_vae64_tiny
 train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_to_context --still_weight 1 \
     --pretrained_model_name_or_path "$(newest_run "$TOKENIZER_NAME-plain")/unwrapped_model"
 

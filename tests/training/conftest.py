@@ -6,15 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
-from ivideogpt.training.build_gpt import build_gpt_trainer
-from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
-from ivideogpt.training.gpt_trainer import GptTrainer
-from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
 from tests.data.synthetic import write_episode
 from tests.parity.formulas import golden
-
-TIMINGS = {"clips_per_s", "step_s", "data_s", "tokenize_s", "memory_gb", "eta_min"}
 
 
 @pytest.fixture(scope="session")
@@ -53,33 +46,3 @@ def gpt_command(clips, tmp_path, tiny_world_model) -> list[str]:
         --log_steps 1 --validation_steps 2 --max_eval_iters 1 --num_warmup_steps 1 --llama_attn_drop 0.1
         --output_dir {tmp_path / "runs"} --exp_name toy
     """.split()
-
-
-def without(argv: list[str], *flags: str) -> list[str]:
-    """A command less some flags with their values."""
-    argv = argv.copy()
-    for flag in flags:
-        place = argv.index(flag)
-        del argv[place : place + 2]
-    return argv
-
-
-def build_tokenizer(argv: list[str]) -> TokenizerTrainer:
-    return build_tokenizer_trainer(parse(TokenizerArgs, argv))
-
-
-def build_gpt(argv: list[str]) -> GptTrainer:
-    return build_gpt_trainer(parse(GptArgs, argv))
-
-
-def fit(trainer: TokenizerTrainer | GptTrainer) -> Path:
-    """Returns the run's folder."""
-    with trainer.run:
-        trainer.fit()
-    return trainer.run.directory
-
-
-def metrics_of(run: Path) -> list[dict]:
-    """The record without what differs from machine to machine."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMINGS} for line in lines]

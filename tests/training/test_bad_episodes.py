@@ -8,7 +8,7 @@ import pytest
 
 from ivideogpt.errors import UserError
 from tests.data import lerobot_folder
-from tests.training.conftest import build_gpt, build_tokenizer, fit, metrics_of, without
+from tests.training.runs import build_gpt, build_tokenizer, fit, metrics_of, without
 
 
 @pytest.fixture

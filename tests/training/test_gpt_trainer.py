@@ -16,7 +16,7 @@ from ivideogpt.training.optim import weight_decay_groups
 from ivideogpt.training.token_sources import Conditioning, TokenBatch, TokenSource
 from ivideogpt.world_model import WorldModel
 from tests.parity.networks import tokenizer, transformer
-from tests.training.conftest import build_gpt, fit, metrics_of, without
+from tests.training.runs import build_gpt, fit, metrics_of, without
 
 STEPS = 4
 WITH_ACTIONS = ["--action_conditioned", "--reward_prediction", "--action_recon", "0.1"]

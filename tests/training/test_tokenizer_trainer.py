@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import load_tokenizer
 from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
-from tests.training.conftest import build_tokenizer, fit, metrics_of, without
+from tests.training.runs import build_tokenizer, fit, metrics_of, without
 
 STEPS = 5  # generator phases at steps 1, 3 and 5
 
