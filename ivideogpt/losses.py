@@ -142,6 +142,21 @@ def _gradient_difference(reconstruction: Tensor, truth: Tensor, weights: Tensor)
     return vertical.mean() + horizontal.mean()
 
 
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Of a discriminator's logits of real and of reconstructed frames, any shape."""
+    return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+
+
+def adaptive_weight(reference: Tensor, loss: Tensor, parameter: Tensor) -> Tensor:
+    """By what ``loss`` is to be multiplied so that its gradient at ``parameter`` is as long as that of ``reference``.
+
+    Both graphs are kept. At most 10,000 (VQGAN, Esser et al. 2021, equation 7).
+    """
+    (wanted,) = torch.autograd.grad(reference, parameter, retain_graph=True)
+    (found,) = torch.autograd.grad(loss, parameter, retain_graph=True)
+    return (wanted.float().norm() / found.float().norm().clamp(min=1e-8)).clamp(max=1e4).detach()
+
+
 def transformer_loss(
     model: nn.Module,
     tokens: Tensor,

@@ -9,7 +9,14 @@ import torch
 from torch import nn
 
 from ivideogpt.layout import TokenLayout
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, moving_patches, transformer_loss
+from ivideogpt.losses import (
+    TokenizerLoss,
+    TokenizerLossConfig,
+    adaptive_weight,
+    hinge_loss,
+    moving_patches,
+    transformer_loss,
+)
 from tests.parity import networks
 from tests.parity.formulas import actions, golden
 
@@ -130,6 +137,20 @@ def test_parts_are_unweighted_and_the_cross_entropy_is_pure():
     assert terms.parts["action_recon"].item() == pytest.approx(reconstruction, abs=1e-4)
     assert terms.parts["ce"].item() == pytest.approx(record["loss"] - 0.5 * reconstruction, abs=1e-4)
     assert terms.total.item() == pytest.approx(record["loss"], abs=1e-4)
+
+
+def test_hinge_loss_is_content_with_what_is_beyond_the_margin():
+    real, fake = torch.tensor([2.0, 0.5]), torch.tensor([-3.0, 0.0])
+    assert hinge_loss(real, fake).item() == pytest.approx(0.25 + 0.5)
+
+
+def test_the_adversarial_gradient_is_made_as_long_as_the_reference():
+    layer = torch.tensor([3.0, 4.0], requires_grad=True)
+    reference, gan = 10 * layer.sum(), -0.1 * layer[0]
+    assert adaptive_weight(reference, gan, layer).item() == pytest.approx(10 * 2**0.5 / 0.1)
+    assert adaptive_weight(reference, 1e-9 * gan, layer) == 1e4
+    assert adaptive_weight(reference, 0 * gan, layer) == 1e4
+    assert layer.grad is None
 
 
 def test_an_action_free_models_loss_is_the_mean_over_all_future_tokens():

@@ -87,7 +87,7 @@ class TokenizerArgs:
     disc_start: int = option(0, "step from which the discriminator takes part")
     disc_weight: float = option(0.8, "weight of the adversarial term")
     disc_depth: int = option(4, "convolutions of the discriminator")
-    discriminator_config_name_or_path: str | None = option(None, "file of discriminator weights", later=True)
+    discriminator_config_name_or_path: str | None = option(None, "file of discriminator weights to start from")
 
     # Codebooks
     codebook_decay: float = option(
@@ -173,16 +173,24 @@ class TokenizerArgs:
             raise UserError(
                 "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"
             )
+        if self.disc_start < self.max_train_steps:
+            self._check_discriminator()
         if self.pretrained_model_name_or_path and self.model_config_name_or_path:
             warnings.warn(
                 "--model_config_name_or_path has no effect: --pretrained_model_name_or_path says what the model is",
                 stacklevel=3,
             )
-        if self.disc_start < self.max_train_steps:
+
+    def _check_discriminator(self) -> None:
+        size = self.resolution // 2**self.disc_depth
+        if self.disc_depth < 1 or size < 2:
             raise UserError(
-                f"not supported yet: the discriminator. --disc_start {self.disc_start} comes before "
-                f"--max_train_steps {self.max_train_steps}: give a --disc_start of {self.max_train_steps} or more"
+                f"--disc_depth {self.disc_depth} leaves {size} x {size} logits of frames at --resolution "
+                f"{self.resolution}; give a depth of at least 1 that leaves 2 x 2"
             )
+        weights = self.discriminator_config_name_or_path
+        if weights is not None and not Path(weights).is_file():
+            raise UserError(f"--discriminator_config_name_or_path {weights}: no such file")
 
     @property
     def checkpoints_kept(self) -> int | None:

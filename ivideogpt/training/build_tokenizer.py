@@ -15,7 +15,9 @@ from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.lpips import LPIPS
 from ivideogpt.pretrained import load_tokenizer
+from ivideogpt.state_dicts import PICKLES, load_strict, read_foreign_tensors, read_tensors
 from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
+from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import PROJECT, TokenizerArgs
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
 from ivideogpt.training.clip_batches import build_clip_loaders, clip_config
@@ -25,7 +27,7 @@ from ivideogpt.training.run import build_run
 from ivideogpt.training.schedule import PhaseSchedule, TrainProgress, build_scheduler
 from ivideogpt.training.stream import BatchStream
 from ivideogpt.training.tokenizer_trainer import WEIGHTS_FOLDER, TokenizerTrainer
-from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 
 logger = logging.getLogger(__name__)
 
@@ -71,10 +73,33 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
         scheduler=scheduler,
         schedule=schedule,
         codebooks=codebooks,
+        adversary=build_adversary(args, schedule, accelerator),
         clips=BatchStream(train_clips, accelerator.device),
         validation_clips=validation_clips,
         progress=TrainProgress(step=args.start_global_step),
     )
+
+
+def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: Accelerator) -> Adversary | None:
+    """None if the run ends before ``--disc_start``."""
+    if not schedule.discriminator_updates:
+        return None
+    discriminator = Discriminator(args.disc_depth)
+    if args.discriminator_config_name_or_path is not None:
+        path = Path(args.discriminator_config_name_or_path)
+        read = read_foreign_tensors if path.suffix in PICKLES else read_tensors
+        load_strict(discriminator, read(path), str(path))
+    optimizer = build_adamw(
+        trainable_parameters(discriminator),
+        args.discr_learning_rate * _learning_rate_scale(args, accelerator),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        epsilon=args.adam_epsilon,
+    )
+    updates = schedule.discriminator_updates
+    scheduler = build_scheduler(args.discr_lr_scheduler, optimizer, args.lr_warmup_steps, updates)
+    model, prepared_optimizer = accelerator.prepare(discriminator, optimizer)
+    return Adversary(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
 
 
 def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> CompressiveVQModel:

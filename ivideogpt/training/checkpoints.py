@@ -106,6 +106,11 @@ class Checkpoints:
             )
         for path, parts in ((folder / SHARED_STATE, self.shared), (process_file, self.local)):
             state = torch.load(path, map_location="cpu", weights_only=True)
+            if missing := parts.keys() - state.keys():
+                raise UserError(
+                    f"{folder} lacks {', '.join(sorted(missing))}, which this run needs; resume it with the flags that "
+                    "it was begun with, or start a new run from its weights"
+                )
             for name, part in parts.items():
                 part.load_state_dict(state[name])
 

@@ -25,6 +25,7 @@ from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.state_dicts import save_tensors
+from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import TokenizerArgs
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState
 from ivideogpt.training.codebooks import Codebooks
@@ -41,6 +42,7 @@ from ivideogpt.training.schedule import (
 )
 from ivideogpt.training.stream import BatchStream
 from ivideogpt.utils.video_io import to_pixels
+from ivideogpt.vq_model import CompressiveVQOutput
 from ivideogpt.world_model import evaluating
 
 logger = logging.getLogger(__name__)
@@ -62,6 +64,7 @@ class TokenizerTrainer:
     scheduler: LRScheduler
     schedule: PhaseSchedule
     codebooks: Codebooks
+    adversary: Adversary | None  # None: no discriminator takes part
     clips: BatchStream
     validation_clips: ClipLoader
     progress: TrainProgress = field(default_factory=TrainProgress)
@@ -83,6 +86,7 @@ class TokenizerTrainer:
                 "progress": self.progress,
                 "context_means": self.codebooks.context.means,
                 "dynamics_means": self.codebooks.dynamics.means,
+                **(self.adversary.state() if self.adversary is not None else {}),
                 **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
             },
             local={
@@ -148,7 +152,7 @@ class TokenizerTrainer:
             case Phase.GENERATOR:
                 self.window.add(self.generator_phase())
             case Phase.DISCRIMINATOR:
-                raise NotImplementedError("TokenizerArgs.validate admits no discriminator yet")
+                self.window.add(self.discriminator_phase())
             case Phase.IDLE:
                 pass
 
@@ -165,6 +169,8 @@ class TokenizerTrainer:
                 moving = moving_patches(frames, self.args.context_length)
             with nullcontext() if index == num_batches - 1 else self.accelerator.no_sync(self.model):
                 terms, output = self.loss_of(frames)
+                if self.adversary is not None and self.progress.step >= self.args.disc_start:
+                    terms = self.adversary.added_to(terms, reconstructed_frames(output), self.last_layer)
                 self.accelerator.backward(terms.total / num_batches)
             self.codebooks.observe(output, moving)
             window.add(terms.detached())
@@ -173,6 +179,26 @@ class TokenizerTrainer:
             metrics |= self.codebooks.restart_dead_codes(output, self.optimizer, moving)
         self.shown = frames[:CLIPS_SHOWN]
         return metrics
+
+    def discriminator_phase(self) -> dict[str, Tensor | float]:
+        """One update of the discriminator from ``gradient_accumulation_steps`` batches of its own."""
+        assert self.adversary is not None
+        num_batches = self.args.gradient_accumulation_steps
+        window = MetricWindow()
+        for index in range(num_batches):
+            with self.pace.timing("data"):
+                frames = self.next_frames()
+            with torch.no_grad():
+                output = reconstruct(self.model, frames, self.args.context_length)
+            real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
+            is_last = index == num_batches - 1
+            window.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
+        self.count_clips()
+        return window.means() | self.adversary.update()
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.accelerator.unwrap_model(self.model).cond_decoder.conv_out.weight
 
     def loss_of(self, frames: Tensor) -> tuple[LossTerms, Any]:
         """Loss of clips (B, T, 3, H, W), and the forward pass it comes from."""
@@ -189,9 +215,12 @@ class TokenizerTrainer:
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad()
+        self.count_clips()
+        return metrics
+
+    def count_clips(self) -> None:
         self.progress.clips += self.clips_per_phase
         self.pace.add_clips(self.clips_per_phase)
-        return metrics
 
     def next_frames(self) -> Tensor:
         return next(self.clips).frames
@@ -278,6 +307,12 @@ def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
         segment_len=future.shape[1],
         return_loss=True,
     )
+
+
+def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
+    """All frames of all clips, (B T, 3, H, W): the context's, then the future's."""
+    assert output.ref_sample is not None
+    return torch.cat([output.ref_sample, output.sample])
 
 
 def reconstruction_sheet(truth: Tensor, reconstruction: Tensor, context_length: int) -> Image.Image:

@@ -71,7 +71,8 @@ def test_values_have_the_types_of_their_fields():
     ("kind", "argv", "message"),
     [
         (TokenizerArgs, ["--use_ema", *NO_GAN], "not supported yet: --use_ema"),
-        (TokenizerArgs, [], "--disc_start 0 .* --max_train_steps 1000000"),
+        (TokenizerArgs, ["--resolution", "64", "--disc_depth", "6"], "--disc_depth 6 leaves 1 x 1"),
+        (TokenizerArgs, ["--discriminator_config_name_or_path", "nowhere.pth"], "nowhere.pth: no such file"),
         (TokenizerArgs, ["--context_length", "5", *NO_GAN], "context_length 5 and --segment_length 5"),
         (TokenizerArgs, ["--rand_select", "--rand_shuffle", *NO_GAN], "give one"),
         (TokenizerArgs, ["--rand_select", "--segment_length", "20", *NO_GAN], "--segment_horizon 16"),

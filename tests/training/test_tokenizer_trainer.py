@@ -19,11 +19,11 @@ from ivideogpt.pretrained import load_tokenizer
 from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
 from tests.training.runs import build_tokenizer, fit, metrics_of, without
 
-STEPS = 5  # generator phases at steps 1, 3 and 5
+STEPS = 5  # generator phases at steps 1, 3 and 5, the discriminator's at step 4
 
 
 def complete_command(command, output_dir):
-    return [*command, "--max_train_steps", str(STEPS), "--output_dir", str(output_dir)]
+    return [*command, "--max_train_steps", str(STEPS), "--disc_start", "2", "--output_dir", str(output_dir)]
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +53,14 @@ def test_what_a_run_leaves_behind(finished_run):
     assert (finished_run / "images" / "train-0000004.png").is_file()
     lines = metrics_of(finished_run)
     assert [(line["step"], line["split"]) for line in lines] == [
-        (1, "train"), (1, "validation"), (3, "train"), (5, "train"), (5, "validation"),
+        (1, "train"), (1, "validation"), (3, "train"), (4, "train"), (5, "train"), (5, "validation"),
     ]  # fmt: skip
     assert {"loss", "recon", "commit", "lr", "grad_norm", "context_usage", "dynamics_perplexity"} <= set(lines[0])
+    assert [{"gan", "gan_scale"} <= set(line) for line in lines] == [False, False, True, False, True, False]
+    assert [{"disc_loss", "disc_lr", "disc_grad_norm"} <= set(line) for line in lines].index(True) == 3
 
 
-@pytest.mark.parametrize("step", [1, 2, 4])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_resumed_run_equals_the_uninterrupted_one(finished_run, tokenizer_command, tmp_path, step):
     """To the bit, at every phase of the alternation: dropout, data order, moments, schedule, codebook counts.
 
@@ -118,6 +120,27 @@ def test_idle_phases_load_no_batch(tokenizer_command):
     fit(trainer)
     assert trainer.clips.state_dict() == {"samples": 3}
     assert trainer.progress.clips == 3
+
+
+def test_the_discriminator_learns_from_batches_of_its_own_and_the_tokenizer_rests(tokenizer_command):
+    argv = [*tokenizer_command, "--max_train_steps", "4", "--disc_start", "0", "--lr_warmup_steps", "0"]
+    trainer = build_tokenizer(argv)
+    trainer.run_phase()
+    tokenizer = [parameter.detach().clone() for parameter in trainer.model.parameters()]
+    discriminator = [parameter.detach().clone() for parameter in trainer.adversary.discriminator.parameters()]
+    assert all(parameter.grad is None for parameter in trainer.adversary.discriminator.parameters())
+    trainer.progress.step = 1
+    trainer.run_phase()
+    assert trainer.clips.state_dict() == {"samples": 2}
+    assert all(map(torch.equal, trainer.model.parameters(), tokenizer))
+    assert not torch.equal(next(trainer.adversary.discriminator.parameters()), discriminator[0])
+
+
+def test_a_checkpoint_without_discriminator_is_refused_by_a_run_with_one(tokenizer_command):
+    run = fit(build_tokenizer([*tokenizer_command, "--max_train_steps", "1", "--checkpointing_steps", "1"]))
+    argv = [*tokenizer_command, "--max_train_steps", "300", "--resume_from_checkpoint", str(run)]
+    with pytest.raises(UserError, match=r"checkpoint-1 lacks discriminator, .*; resume it with the flags"):
+        fit(build_tokenizer(argv))
 
 
 def test_accumulation_takes_the_mean_over_batches(tokenizer_command):
