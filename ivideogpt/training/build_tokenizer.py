@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import nn
+from torch.optim import AdamW
 
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
@@ -45,13 +47,7 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
 
     schedule = PhaseSchedule(args.max_train_steps, args.disc_start, args.start_global_step)
-    optimizer = build_adamw(
-        trainable_parameters(tokenizer),
-        args.learning_rate * _learning_rate_scale(args, accelerator),
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        epsilon=args.adam_epsilon,
-    )
+    optimizer = build_optimizer(tokenizer, args.learning_rate, args, accelerator)
     scheduler = build_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, schedule.generator_updates)
     model, prepared_optimizer = accelerator.prepare(tokenizer, optimizer)
     run.facts["tokenizer"] = {
@@ -89,17 +85,21 @@ def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: A
         path = Path(args.discriminator_config_name_or_path)
         read = read_foreign_tensors if path.suffix in PICKLES else read_tensors
         load_strict(discriminator, read(path), str(path))
-    optimizer = build_adamw(
-        trainable_parameters(discriminator),
-        args.discr_learning_rate * _learning_rate_scale(args, accelerator),
-        betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        epsilon=args.adam_epsilon,
-    )
+    optimizer = build_optimizer(discriminator, args.discr_learning_rate, args, accelerator)
     updates = schedule.discriminator_updates
     scheduler = build_scheduler(args.discr_lr_scheduler, optimizer, args.lr_warmup_steps, updates)
     model, prepared_optimizer = accelerator.prepare(discriminator, optimizer)
     return Adversary(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs, accelerator: Accelerator) -> AdamW:
+    return build_adamw(
+        trainable_parameters(model),
+        learning_rate * _learning_rate_scale(args, accelerator),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        epsilon=args.adam_epsilon,
+    )
 
 
 def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> CompressiveVQModel:
