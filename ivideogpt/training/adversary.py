@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.losses import LossTerms, adaptive_weight, hinge_loss
+from ivideogpt.training.optim import accumulating, advance
 
 
 @dataclass
@@ -47,7 +48,7 @@ class Adversary:
 
     def backward(self, real: Tensor, reconstructed: Tensor, num_batches: int, is_last: bool) -> Mapping[str, Tensor]:
         """Gradients of the discriminator from one of ``num_batches`` batches of frames (N, 3, H, W)."""
-        with nullcontext() if is_last else self.accelerator.no_sync(self.discriminator):
+        with accumulating(self.accelerator, self.discriminator, is_last):
             logits = self.discriminator(torch.cat([real, reconstructed])).float()
             of_real, of_fake = logits.chunk(2)
             loss = hinge_loss(of_real, of_fake)
@@ -63,9 +64,7 @@ class Adversary:
         metrics: dict[str, Tensor | float] = {"disc_lr": self.scheduler.get_last_lr()[0]}
         parameters = self.discriminator.parameters()
         metrics["disc_grad_norm"] = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        advance(self.optimizer, self.scheduler)
         return metrics
 
     def state(self) -> dict[str, Any]:

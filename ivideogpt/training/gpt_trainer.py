@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ivideogpt.training.args import GptArgs
 from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState
 from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.metrics import MetricWindow, Pace
+from ivideogpt.training.optim import accumulating, advance
 from ivideogpt.training.run import Run
 from ivideogpt.training.schedule import TrainProgress, every, validates_at
 from ivideogpt.training.stale_tokens import with_stale_tokens
@@ -113,16 +114,14 @@ class GptTrainer:
         window = MetricWindow()
         for index in range(num_batches):
             batch = self.next_tokens()
-            with nullcontext() if index == num_batches - 1 else self.accelerator.no_sync(self.model):
+            with accumulating(self.accelerator, self.model, is_last=index == num_batches - 1):
                 terms = self.loss_of(batch, self.args.stale_tokens)
                 self.accelerator.backward(terms.total / num_batches)
             window.add(terms.detached())
         metrics = window.means() | {"lr": self.scheduler.get_last_lr()[0]}
         if self.args.max_grad_norm is not None:
             metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        advance(self.optimizer, self.scheduler)
         self.progress.clips += self.clips_per_step
         self.pace.add_clips(self.clips_per_step)
         return metrics

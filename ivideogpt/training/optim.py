@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 NORM_LAYERS = ("LlamaRMSNorm", "RMSNorm", "LayerNorm", "GroupNorm")
 
@@ -45,6 +48,18 @@ def _exempt_parameters(model: nn.Module) -> set[nn.Parameter]:
         elif isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             exempt.add(bias)
     return exempt
+
+
+def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """For each batch of an update: processes exchange gradients only at the last one."""
+    return nullcontext() if is_last else accelerator.no_sync(model)
+
+
+def advance(optimizer: Optimizer, scheduler: LRScheduler) -> None:
+    """One update with the gradients that there are, and none left over."""
+    optimizer.step()
+    scheduler.step()
+    optimizer.zero_grad()
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:

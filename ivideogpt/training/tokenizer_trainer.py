@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from ivideogpt.training.args import TokenizerArgs
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState
 from ivideogpt.training.codebooks import Codebooks
 from ivideogpt.training.metrics import MetricWindow, Pace
-from ivideogpt.training.optim import gradient_norms
+from ivideogpt.training.optim import accumulating, advance, gradient_norms
 from ivideogpt.training.run import Run
 from ivideogpt.training.schedule import (
     Phase,
@@ -167,7 +166,7 @@ class TokenizerTrainer:
             if self.args.still_weight:
                 frames = with_still_frame(frames, self.args.context_length)
                 moving = moving_patches(frames, self.args.context_length)
-            with nullcontext() if index == num_batches - 1 else self.accelerator.no_sync(self.model):
+            with accumulating(self.accelerator, self.model, is_last=index == num_batches - 1):
                 terms, output = self.loss_of(frames)
                 if self.adversary is not None and self.progress.step >= self.args.disc_start:
                     terms = self.adversary.added_to(terms, reconstructed_frames(output), self.last_layer)
@@ -212,9 +211,7 @@ class TokenizerTrainer:
         if within_phase_pair(self.progress.step + 1, self.args.log_grad_norm_steps):
             # after clipping, which takes the factor of 16-bit training out of gradients
             metrics |= gradient_norms(self.accelerator.unwrap_model(self.model))
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad()
+        advance(self.optimizer, self.scheduler)
         self.count_clips()
         return metrics
 
