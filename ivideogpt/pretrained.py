@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, weights_file
+from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
 from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.vq_model import CompressiveVQModel
 
@@ -40,6 +40,7 @@ CONFIG_FILE = "config.json"
 TOKENIZER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER_WEIGHTS = "model.safetensors"
 LLM_PREFIX = "llm."
+PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
 OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
 RELEASED_SEGMENT_LENGTH = 16
 
@@ -211,6 +212,21 @@ def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None)
     _read_json(folder / CONFIG_FILE)
     weights_file(folder, TOKENIZER_WEIGHTS)
     return CompressiveVQModel.from_pretrained(folder, torch_dtype=dtype or torch.float32).eval()
+
+
+def is_plain_tokenizer(path_or_hub_id: str | Path) -> bool:
+    """Does the folder hold an ordinary VQ-VAE, such as aMUSEd's: the halves for context frames and nothing else?"""
+    file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
+    return file.is_file() and {name.partition(".")[0] for name in tensor_names(file)} == PLAIN_PARTS
+
+
+def initialise_from_plain_tokenizer(tokenizer: CompressiveVQModel, path_or_hub_id: str | Path) -> None:
+    """Load an ordinary VQ-VAE into a new tokenizer. The halves for future frames are copies; the rest is logged."""
+    file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
+    may_lack = [name for name in tokenizer.state_dict() if name.partition(".")[0] not in PLAIN_PARTS]
+    load_strict(tokenizer, read_tensors(file), str(file), may_lack)
+    fresh = tokenizer.copy_plain_halves()
+    logger.info("taken from %s: %s; starting fresh: %s", file, ", ".join(sorted(PLAIN_PARTS)), ", ".join(fresh))
 
 
 def save_tokenizer(tokenizer: CompressiveVQModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -89,13 +89,26 @@ def weights_file(folder: Path, name: str) -> Path:
     raise UserError(f"{file} is missing")
 
 
+def tensor_names(file: Path) -> list[str]:
+    """Names of the tensors in a safetensors file, without reading them."""
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError) as error:
+        raise _damaged(file, error) from error
+
+
 def read_tensors(file: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """All tensors of a safetensors file; floating-point ones as ``dtype`` if that is given."""
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is no safetensors file or is damaged ({error})") from error
+        raise _damaged(file, error) from error
     return _cast(tensors, dtype)
+
+
+def _damaged(file: Path, error: Exception) -> UserError:
+    return UserError(f"{file} is no safetensors file or is damaged ({error})")
 
 
 def read_foreign_tensors(file: Path) -> dict[str, Tensor]:

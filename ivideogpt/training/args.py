@@ -115,8 +115,8 @@ class TokenizerArgs:
     adam_weight_decay: float = option(0.0, "AdamW", minimum=0)
     adam_epsilon: float = option(1e-8, "AdamW", minimum=0)
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", minimum=0)
-    use_8bit_adam: bool = option(False, "8-bit Adam of bitsandbytes", later=True)
-    use_ema: bool = option(False, "keep an exponential moving average of the weights", later=True)
+    use_8bit_adam: bool = option(False, "8-bit AdamW of bitsandbytes, which has to be installed")
+    use_ema: bool = option(False, "validate and end with a running mean of the weights (in ema_model/ of checkpoints)")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
 
     # Machine
@@ -173,12 +173,18 @@ class TokenizerArgs:
             raise UserError(
                 "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"
             )
+        if self.use_8bit_adam:
+            self._check_8bit_adam()
         if self.disc_start < self.max_train_steps:
             self._check_discriminator()
-        if self.pretrained_model_name_or_path and self.model_config_name_or_path:
-            warnings.warn(
-                "--model_config_name_or_path has no effect: --pretrained_model_name_or_path says what the model is",
-                stacklevel=3,
+
+    def _check_8bit_adam(self) -> None:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
+        if self.restart_dead_codes and not self.codebook_decay:
+            raise UserError(
+                "--restart_dead_codes clears the moments of code vectors, which --use_8bit_adam packs: drop one, or "
+                "take the code vectors from the optimizer with --codebook_decay 0.99"
             )
 
     def _check_discriminator(self) -> None:

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import Optimizer
 
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.lpips import LPIPS
-from ivideogpt.pretrained import load_tokenizer
+from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
 from ivideogpt.state_dicts import PICKLES, load_strict, read_foreign_tensors, read_tensors
 from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
 from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import PROJECT, TokenizerArgs
+from ivideogpt.training.averaging import AveragedWeights
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
 from ivideogpt.training.clip_batches import build_clip_loaders, clip_config
 from ivideogpt.training.codebooks import Codebook, Codebooks
@@ -42,7 +43,7 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     accelerator = run.accelerator
     config = clip_config(args, segment_spec(args), args.train_batch_size)
     train_clips, validation_clips = build_clip_loaders(config, run, args.train_batch_size)
-    tokenizer = build_tokenizer(args, run.checkpoint)
+    tokenizer, fresh_codebooks = build_tokenizer(args, run.checkpoint)
     loss = build_loss(args, accelerator.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
 
@@ -69,6 +70,8 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
         scheduler=scheduler,
         schedule=schedule,
         codebooks=codebooks,
+        fresh_codebooks=fresh_codebooks,
+        average=AveragedWeights(tokenizer) if args.use_ema else None,
         adversary=build_adversary(args, schedule, accelerator),
         clips=BatchStream(train_clips, accelerator.device),
         validation_clips=validation_clips,
@@ -92,26 +95,20 @@ def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: A
     return Adversary(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
 
 
-def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs, accelerator: Accelerator) -> AdamW:
+def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs, accelerator: Accelerator) -> Optimizer:
     return build_adamw(
         trainable_parameters(model),
         learning_rate * _learning_rate_scale(args, accelerator),
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         epsilon=args.adam_epsilon,
+        in_8bit=args.use_8bit_adam,
     )
 
 
-def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> CompressiveVQModel:
-    """From the run's checkpoint, from pretrained weights, or from a config with fresh weights."""
-    if checkpoint is not None:
-        model = load_tokenizer(checkpoint / WEIGHTS_FOLDER)
-    elif args.pretrained_model_name_or_path is not None:
-        model = load_tokenizer(args.pretrained_model_name_or_path)
-    else:
-        config = read_config(args.model_config_name_or_path, args.resolution)
-        flags = {"context_length": args.context_length, "resolution": args.resolution}
-        model = CompressiveVQModel.from_config({**config, **flags})
+def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[CompressiveVQModel, frozenset[str]]:
+    """A tokenizer in training mode, and which of its codebooks know nothing yet."""
+    model, fresh_codebooks = starting_tokenizer(args, checkpoint)
     adapt_tokenizer(model, args.context_length, args.resolution)
     model.set_cross_attention_dropout(args.cross_attention_dropout)
     if args.selected_params or args.codebook_decay:
@@ -119,7 +116,26 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> Compressive
         model.dynamics_quantize.requires_grad_(False)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
-    return model.train().to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+    model.train().to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+    return model, fresh_codebooks
+
+
+def starting_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[CompressiveVQModel, frozenset[str]]:
+    """From the run's checkpoint, from pretrained weights of a whole tokenizer or of its plain halves, or all new."""
+    start = args.pretrained_model_name_or_path
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint / WEIGHTS_FOLDER), frozenset()
+    if start is not None and not is_plain_tokenizer(start):
+        if args.model_config_name_or_path is not None:
+            logger.warning("--model_config_name_or_path has no effect: %s says what the model is", start)
+        return load_tokenizer(start), frozenset({"dynamics"} if args.align_to_context else ())
+    config = read_config(args.model_config_name_or_path, args.resolution)
+    flags = {"context_length": args.context_length, "resolution": args.resolution}
+    model = CompressiveVQModel.from_config({**config, **flags})
+    if start is None:
+        return model, frozenset({"context", "dynamics"})
+    initialise_from_plain_tokenizer(model, start)
+    return model, frozenset({"dynamics"})
 
 
 def read_config(path: str | None, resolution: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Knows latents, codes and the optimizer's moments of the code vectors; knows no i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -173,17 +173,18 @@ class Codebooks:
         context = self.context.restart_dead_codes(output.context_latents, optimizer)
         return context | self.dynamics.restart_dead_codes(_chosen(output.dynamics_latents, moving), optimizer)
 
-    def initialise(self, batches: Iterable[tuple[Tensor, Tensor]], only_dynamics: bool = False) -> None:
-        """Start from data: pairs of context and dynamics latents, as many as it takes."""
-        books = [self.context, self.dynamics][only_dynamics:]
-        collected: list[list[Tensor]] = [[] for _ in books]
-        for latents in islice(batches, MAX_BATCHES_TO_START):
-            for book, parts, part in zip(books, collected, latents[only_dynamics:], strict=True):
+    def initialise(self, batches: Iterable[tuple[Tensor, Tensor]], names: Collection[str]) -> None:
+        """Start the codebooks of these names from data: pairs of context and dynamics latents, as many as it takes."""
+        collected: dict[Codebook, list[Tensor]] = {
+            book: [] for book in (self.context, self.dynamics) if book.name in names
+        }
+        for of_context, of_dynamics in islice(batches, MAX_BATCHES_TO_START):
+            for book, parts in collected.items():
                 if not book.has_enough(parts):
-                    parts.append(part)
-            if all(book.has_enough(parts) for book, parts in zip(books, collected, strict=True)):
+                    parts.append(of_context if book is self.context else of_dynamics)
+            if all(book.has_enough(parts) for book, parts in collected.items()):
                 break
-        for book, parts in zip(books, collected, strict=True):
+        for book, parts in collected.items():
             book.initialise(torch.cat(parts))
 
 

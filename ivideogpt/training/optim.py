@@ -20,7 +20,13 @@ def build_adamw(
     betas: tuple[float, float] = (0.9, 0.999),
     weight_decay: float = 0.0,
     epsilon: float = 1e-8,
-) -> AdamW:
+    in_8bit: bool = False,
+) -> Optimizer:
+    """AdamW in one fused kernel, or bitsandbytes' one with moments of 8 bits."""
+    if in_8bit:
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=epsilon)
     return AdamW(groups, lr=learning_rate, betas=betas, weight_decay=weight_decay, eps=epsilon, fused=True)
 
 

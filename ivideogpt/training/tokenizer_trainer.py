@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import TokenizerArgs
+from ivideogpt.training.averaging import AveragedWeights
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState
 from ivideogpt.training.codebooks import Codebooks
 from ivideogpt.training.metrics import MetricWindow, Pace
@@ -47,6 +49,7 @@ from ivideogpt.world_model import evaluating
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FOLDER = "unwrapped_model"
+AVERAGE_FOLDER = "ema_model"
 CLIPS_TO_ALIGN = 32
 CLIPS_SHOWN = 3
 
@@ -63,6 +66,8 @@ class TokenizerTrainer:
     scheduler: LRScheduler
     schedule: PhaseSchedule
     codebooks: Codebooks
+    fresh_codebooks: frozenset[str]  # names of those that know nothing yet
+    average: AveragedWeights | None  # None: what is trained is what is used
     adversary: Adversary | None  # None: no discriminator takes part
     clips: BatchStream
     validation_clips: ClipLoader
@@ -78,7 +83,7 @@ class TokenizerTrainer:
         self.checkpoints = Checkpoints(
             self.run.directory,
             TOKENIZER_CHECKPOINTS,
-            write_weights=lambda folder: self.write_weights(folder / WEIGHTS_FOLDER),
+            write_weights=self.write_checkpoint_weights,
             shared={
                 "optimizer": self.optimizer,
                 "scheduler": self.scheduler,
@@ -86,6 +91,7 @@ class TokenizerTrainer:
                 "context_means": self.codebooks.context.means,
                 "dynamics_means": self.codebooks.dynamics.means,
                 **(self.adversary.state() if self.adversary is not None else {}),
+                **({"average": self.average} if self.average is not None else {}),
                 **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
             },
             local={
@@ -119,10 +125,9 @@ class TokenizerTrainer:
         if self.args.align_to_context:
             logger.info("aligning the halves for future frames to the context")
             self.align_to_context()
-        is_new = self.args.pretrained_model_name_or_path is None
-        if self.args.restart_dead_codes and (is_new or self.args.align_to_context):
-            logger.info("initialising the codebooks from data")
-            self.codebooks.initialise(self.latents_of_batches(), only_dynamics=not is_new)
+        if self.args.restart_dead_codes and self.fresh_codebooks:
+            logger.info("initialising from data: codebook of %s", " and of ".join(sorted(self.fresh_codebooks)))
+            self.codebooks.initialise(self.latents_of_batches(), self.fresh_codebooks)
 
     @torch.no_grad()
     def align_to_context(self) -> None:
@@ -140,8 +145,9 @@ class TokenizerTrainer:
             self.save_checkpoint()
             self.run.stopped_after(self.progress.step)
             return
-        self.write_weights(self.run.directory)
-        self.write_weights(self.run.directory / WEIGHTS_FOLDER)
+        with self.averaged():
+            self.write_weights(self.run.directory)
+            self.write_weights(self.run.directory / WEIGHTS_FOLDER)
         logger.info("finished: %s", self.run.directory / WEIGHTS_FOLDER)
 
     # ---- one step
@@ -212,6 +218,8 @@ class TokenizerTrainer:
             # after clipping, which takes the factor of 16-bit training out of gradients
             metrics |= gradient_norms(self.accelerator.unwrap_model(self.model))
         advance(self.optimizer, self.scheduler)
+        if self.average is not None:
+            self.average.update()
         self.count_clips()
         return metrics
 
@@ -257,12 +265,17 @@ class TokenizerTrainer:
     def validate(self, step: int) -> None:
         """Losses over the first clips of the test split, and a picture."""
         window = MetricWindow()
-        with evaluating(self.model), torch.no_grad():
+        with self.averaged(), evaluating(self.model), torch.no_grad():
             for batch in self.validation_clips.first(self.args.max_eval_iters):
                 frames = batch.to(self.accelerator.device).frames
                 window.add(self.loss_of(frames)[0].detached())
+            picture = self.picture(frames[:CLIPS_SHOWN])
         self.run.log(step, "validation", window.take(self.accelerator))
-        self.run.log_image(step, "validation", self.picture(frames[:CLIPS_SHOWN]))
+        self.run.log_image(step, "validation", picture)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The weights that the run is to be judged by."""
+        return nullcontext() if self.average is None else self.average.applied()
 
     def picture(self, frames: Tensor) -> Image.Image:
         """Truth, reconstruction, frame difference and error of some clips (B, T, 3, H, W)."""
@@ -276,6 +289,13 @@ class TokenizerTrainer:
     def save_checkpoint(self) -> None:
         folder = self.checkpoints.save(self.progress.step)
         logger.info("saved %s", folder)
+
+    def write_checkpoint_weights(self, folder: Path) -> None:
+        """Those to go on training with, and the averaged ones."""
+        self.write_weights(folder / WEIGHTS_FOLDER)
+        if self.average is not None:
+            with self.averaged():
+                self.write_weights(folder / AVERAGE_FOLDER)
 
     def write_weights(self, folder: Path) -> None:
         """config.json and the weights, in the published format. All processes call it."""

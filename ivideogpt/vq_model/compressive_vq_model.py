@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import CONTEXT_GRID, DYNAMICS_GRID, FrameTokens, TokenLayout
-from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, KeysValues
+from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, KeysValues, copy_shared
 from ivideogpt.vq_model.quantizer import Quantized, VectorQuantizer
 from ivideogpt.vq_model.vae import Decoder, Encoder
 
@@ -191,6 +191,16 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self.cond_encoder.align(self.encoder, features)
         _, features = self._decode_plainly(self.quantize.embedding(self.quantize.nearest_codes(latents)))
         self.cond_decoder.align(self.decoder, features)
+
+    def copy_plain_halves(self) -> list[str]:
+        """Start the conditional halves as the plain ones, where they have the same parts. Returns the others."""
+        return [
+            *(f"cond_encoder.{name}" for name in copy_shared(self.encoder, self.cond_encoder)),
+            "quant_linear",
+            "dynamics_quantize",
+            "post_quant_linear",
+            *(f"cond_decoder.{name}" for name in copy_shared(self.decoder, self.cond_decoder)),
+        ]
 
     def set_cross_attention_dropout(self, probability: float) -> None:
         """Dropout of attention to the context in training mode, 0.1 unless set. No tensor's shape depends on it."""

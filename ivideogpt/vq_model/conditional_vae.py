@@ -233,7 +233,7 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
         Args:
             features: the plain encoder's feature list of some clips' context frames.
         """
-        _copy_shared(plain, self)
+        _start_as(plain, self)
         first, *others = self._attentions()
         first.align_to_difference(features[self.attention_levels[0]])
         for block, level in zip(others, self.attention_levels[1:], strict=True):
@@ -262,16 +262,23 @@ class ConditionalDecoder(_AttendsToContext, vae.Decoder):
 
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
         """Start as the plain decoder, to which attention adds features of the last context frame."""
-        _copy_shared(plain, self)
+        _start_as(plain, self)
         for block, level in zip(self._attentions(), self.attention_levels, strict=True):
             block.align(features[level])
 
 
-def _copy_shared(plain: nn.Module, conditional: nn.Module) -> None:
-    """Weights of all that the two have in common. Self-attention that one alone has starts by adding nothing."""
-    weights = plain.state_dict()
-    shared = conditional.state_dict().keys() & weights.keys()
-    conditional.load_state_dict({name: weights[name] for name in shared}, strict=False)
+def copy_shared(plain: nn.Module, conditional: nn.Module) -> list[str]:
+    """Weights of all that the two have in common. Returns the parts that ``conditional`` has by itself."""
+    weights, names = plain.state_dict(), conditional.state_dict().keys()
+    conditional.load_state_dict({name: weights[name] for name in names & weights.keys()}, strict=False)
+    own = [name for name in names if name not in weights]
+    return sorted({".".join(name.split(".")[:2]) for name in own})
+
+
+def _start_as(plain: nn.Module, conditional: nn.Module) -> None:
+    """As :func:`copy_shared`, where the self-attention that one alone has begins by adding nothing."""
+    copy_shared(plain, conditional)
+    shared = plain.state_dict().keys()
     for name, parameter in conditional.named_parameters():
         if ".to_out.0." in name and name not in shared:
             nn.init.zeros_(parameter)

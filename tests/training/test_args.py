@@ -70,7 +70,7 @@ def test_values_have_the_types_of_their_fields():
 @pytest.mark.parametrize(
     ("kind", "argv", "message"),
     [
-        (TokenizerArgs, ["--use_ema", *NO_GAN], "not supported yet: --use_ema"),
+        (TokenizerArgs, ["--use_8bit_adam", *NO_GAN], "pip install bitsandbytes"),
         (TokenizerArgs, ["--resolution", "64", "--disc_depth", "6"], "--disc_depth 6 leaves 1 x 1"),
         (TokenizerArgs, ["--discriminator_config_name_or_path", "nowhere.pth"], "nowhere.pth: no such file"),
         (TokenizerArgs, ["--context_length", "5", *NO_GAN], "context_length 5 and --segment_length 5"),
@@ -133,11 +133,6 @@ def test_inert_flags_warn():
             GptArgs,
             [*GPT, "--token_store", "a", "--no_aug", "--dataset_size", "9"],
             "--dataset_size, --no_aug does nothing",
-        ),
-        (
-            TokenizerArgs,
-            [*NO_GAN, "--pretrained_model_name_or_path", "a", "--model_config_name_or_path", "b"],
-            "--model_config_name_or_path has no effect",
         ),
         (
             GptArgs,

@@ -1,5 +1,7 @@
 """Tokenizer training from beginning to end on a tiny model."""
 
+import inspect
+import json
 import os
 import shutil
 import signal
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import VQModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -23,7 +26,16 @@ STEPS = 5  # generator phases at steps 1, 3 and 5, the discriminator's at step 4
 
 
 def complete_command(command, output_dir):
-    return [*command, "--max_train_steps", str(STEPS), "--disc_start", "2", "--output_dir", str(output_dir)]
+    return [
+        *command,
+        "--max_train_steps",
+        str(STEPS),
+        "--disc_start",
+        "2",
+        "--use_ema",
+        "--output_dir",
+        str(output_dir),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +74,7 @@ def test_what_a_run_leaves_behind(finished_run):
 
 @pytest.mark.parametrize("step", [1, 2, 3, 4])
 def test_resumed_run_equals_the_uninterrupted_one(finished_run, tokenizer_command, tmp_path, step):
-    """To the bit, at every phase of the alternation: dropout, data order, moments, schedule, codebook counts.
+    """To the bit, at every phase of the alternation: dropout, data order, moments, schedule, means, codebook counts.
 
     It goes back in a run that went on, so the checkpoints and metrics of the rest are there and must not be mixed in.
     """
@@ -255,6 +267,46 @@ def aligned_command(tokenizer_command, tiny_world_model):
         *without(tokenizer_command, "--model_config_name_or_path"),
         *["--pretrained_model_name_or_path", str(tiny_world_model), "--align_to_context", "--max_train_steps", "1"],
     ]
+
+
+def test_a_run_with_averaged_weights_ends_with_them(finished_run):
+    """And goes on training with its own: the average lags behind them."""
+    trained, averaged, final = (
+        load_tokenizer(folder).quant_conv.weight
+        for folder in (
+            finished_run / "checkpoint-5" / "unwrapped_model",
+            finished_run / "checkpoint-5" / "ema_model",
+            finished_run,
+        )
+    )
+    assert torch.equal(averaged, final)
+    assert not torch.equal(trained, final)
+    earlier = [
+        load_tokenizer(finished_run / f"checkpoint-{step}" / "unwrapped_model").quant_conv.weight for step in (1, 3)
+    ]
+    # Decay 0 at the first update, 2 / 11 at the second, 3 / 12 at the third.
+    expected = (earlier[0] * 2 / 11 + earlier[1] * 9 / 11) * 3 / 12 + trained * 9 / 12
+    torch.testing.assert_close(final, expected)
+
+
+def test_start_from_an_ordinary_vqvae(tokenizer_command, tokenizer_config, tmp_path, caplog):
+    """The public aMUSEd weights have only what context frames need; what future frames share with it begins equal."""
+    config = json.loads(tokenizer_config.read_text())
+    names = inspect.signature(VQModel.__init__).parameters
+    plain = VQModel(**{name: config[name] for name in names & config.keys()})
+    plain.save_pretrained(tmp_path / "vqvae")
+    argv = [*tokenizer_command, "--pretrained_model_name_or_path", str(tmp_path / "vqvae"), "--max_train_steps", "1"]
+    with caplog.at_level("INFO"):
+        trainer = build_tokenizer(argv)
+    model, expected = trainer.model, plain.state_dict()
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.items())
+    shared = [name for name in expected if name.startswith(("encoder.", "decoder."))]
+    assert all(torch.equal(model.state_dict()[f"cond_{name}"], expected[name]) for name in shared)
+    assert "cond_encoder.mid_block.attentions, quant_linear, dynamics_quantize, post_quant_linear" in caplog.text
+    dynamics = model.dynamics_quantize.embedding.weight.detach().clone()
+    trainer.start()
+    assert torch.equal(model.quantize.embedding.weight, expected["quantize.embedding.weight"])
+    assert not torch.equal(model.dynamics_quantize.embedding.weight, dynamics)
 
 
 def test_the_aligned_start_is_where_a_run_starts_not_where_it_resumes(aligned_command):
