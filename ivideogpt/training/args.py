@@ -229,10 +229,10 @@ class GptArgs:
     reward_prediction: bool = option(False, "predict rewards")
     symlog: bool = option(False, "predict the symmetric logarithm of rewards")
     goal_conditioned: bool = option(False, "the first frame is the goal")
-    lora: bool = option(False, "train low-rank adapters only", later=True)
-    lora_r: int = option(8, "rank of the adapters", later=True)
-    lora_alpha: int = option(32, "scale of the adapters", later=True)
-    lora_dropout: float = option(0.0, "dropout of the adapters", later=True)
+    lora: bool = option(False, "train low-rank adapters of --pretrained_transformer_path; of the rest, heads only")
+    lora_r: int = option(8, "rank of the adapters", minimum=1)
+    lora_alpha: int = option(32, "scale of the adapters, divided by their rank", minimum=1)
+    lora_dropout: float = option(0.0, "dropout of the adapters")
 
     # Data
     token_store: str | None = option(None, "train from stored tokens instead of pixels")
@@ -308,7 +308,7 @@ class GptArgs:
 
     def validate(self) -> None:
         _check_what_both_share(self)
-        _check_shares(self, "llama_attn_drop", "stale_tokens")
+        _check_shares(self, "llama_attn_drop", "stale_tokens", "lora_dropout")
         self._check_token_store()
         if self.action_conditioned and self.goal_conditioned:
             raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")
@@ -319,8 +319,16 @@ class GptArgs:
             raise UserError("--symlog is about rewards: it needs --reward_prediction")
         if self.load_internal_llm and not self.pretrained_transformer_path:
             raise UserError("--load_internal_llm needs --pretrained_transformer_path")
+        if self.lora:
+            self._check_lora()
         if not self.config_path.exists():
             raise UserError(f"--config_name {self.config_name}: no such file")
+
+    def _check_lora(self) -> None:
+        if importlib.util.find_spec("peft") is None:
+            raise UserError("--lora needs peft: pip install 'ivideogpt[lora]'")
+        if self.pretrained_transformer_path is None:
+            raise UserError("--lora adapts a trained transformer: give --pretrained_transformer_path")
 
     def _check_token_store(self) -> None:
         if self.eval_token_store and not self.token_store:

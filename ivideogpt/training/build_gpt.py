@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips import DataConfig
@@ -29,12 +30,15 @@ from ivideogpt.training.args import GptArgs
 from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS
 from ivideogpt.training.clip_batches import VALIDATION_SEED, build_clip_loaders, clip_config
 from ivideogpt.training.gpt_trainer import GptTrainer
-from ivideogpt.training.optim import build_adamw, weight_decay_groups
+from ivideogpt.training.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.run import Run, build_run
 from ivideogpt.training.schedule import TrainProgress, build_scheduler
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, PixelSource, Source, TokenSource
 from ivideogpt.vq_model import CompressiveVQModel
+
+if TYPE_CHECKING:
+    from ivideogpt.training.lora import Adapters
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +53,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     layout = tokenizer.layout(args.segment_length - args.context_length)
     train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
     transformer = build_model(args, layout, run.checkpoint)
+    adapters = build_adapters(args, transformer)
     optimizer = build_adamw(weight_decay_groups(transformer, args.weight_decay, args.embed_no_wd), args.learning_rate)
     updates = args.max_train_steps - args.start_completed_steps
     scheduler = build_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, updates)
@@ -56,11 +61,13 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     run.facts["transformer"] = {
         "config": language_model(transformer).config.to_dict(),
         "parameters": sum(parameter.numel() for parameter in transformer.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in trainable_parameters(transformer)),
     }
     return GptTrainer(
         args=args,
         run=run,
         model=model,
+        adapters=adapters,
         layout=layout,
         metadata=build_metadata(args, tokenizer),
         optimizer=prepared_optimizer,
@@ -92,7 +99,7 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
         reward_prediction=args.reward_prediction,
         action_recon=args.action_recon,
     )
-    if checkpoint is not None:
+    if checkpoint is not None and not args.lora:  # whose adapters are state, beside the weights that they started from
         file = checkpoint / TRANSFORMER_WEIGHTS
         load_strict(transformer, read_tensors(file), str(file))
     elif args.pretrained_transformer_path is not None:
@@ -100,6 +107,15 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
     if args.gradient_checkpointing:
         language_model(transformer).gradient_checkpointing_enable()
     return transformer.train()
+
+
+def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
+    """None if all weights train."""
+    if not args.lora:
+        return None
+    from ivideogpt.training.lora import Adapters
+
+    return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout)
 
 
 def build_batches(

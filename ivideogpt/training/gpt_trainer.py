@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -26,7 +26,7 @@ from ivideogpt.evaluation.video_prediction import predict_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
-from ivideogpt.pretrained import ModelMetadata, language_model, save_transformer
+from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
 from ivideogpt.training.args import GptArgs
 from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState
 from ivideogpt.training.clip_batches import VALIDATION_SEED
@@ -41,8 +41,12 @@ from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating
 
+if TYPE_CHECKING:
+    from ivideogpt.training.lora import Adapters
+
 logger = logging.getLogger(__name__)
 
+ADAPTER_FOLDER = "adapter"
 CLIPS_SHOWN = 3
 
 
@@ -53,6 +57,7 @@ class GptTrainer:
     args: GptArgs
     run: Run
     model: nn.Module
+    adapters: Adapters | None  # None: all weights train
     layout: TokenLayout
     metadata: ModelMetadata
     optimizer: Optimizer
@@ -78,11 +83,21 @@ class GptTrainer:
                 "optimizer": self.optimizer,
                 "scheduler": self.scheduler,
                 "progress": self.progress,
+                **({"adapters": self.adapters} if self.adapters is not None else {}),
                 **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
             },
             local={"window": self.window, "batches": self.batches, "random": RandomState()},
             keep_last=self.args.checkpoints_kept,
         )
+
+    @property
+    def transformer(self) -> Transformer:
+        """The model itself."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def usable_transformer(self) -> Transformer:
+        """As its users will have it: adapters are merged into a copy."""
+        return self.transformer if self.adapters is None else self.adapters.merged()
 
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
@@ -155,7 +170,7 @@ class GptTrainer:
         if self.validation_batches is None:
             return
         window = MetricWindow()
-        llm = language_model(self.accelerator.unwrap_model(self.model))
+        llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
             for batch in self.validation_batches.first(self.args.max_eval_iters):
                 batch = batch.to(self.accelerator.device)
@@ -170,7 +185,7 @@ class GptTrainer:
 
     def picture(self, clips: ClipBatch) -> Image.Image:
         """One sampled future of some clips beside the true one."""
-        world_model = WorldModel(self.tokenizer, self.accelerator.unwrap_model(self.model), self.metadata)
+        world_model = WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
         context = clips.frames[:, : self.layout.context_frames]
         predicted = torch.cat([context, predict_future(world_model, clips, seed=VALIDATION_SEED)], dim=1)
         pairs = zip(to_pixels(clips.frames), to_pixels(predicted), strict=True)
@@ -185,10 +200,12 @@ class GptTrainer:
 
     def write_weights(self, folder: Path) -> None:
         """config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
-        tensors = self.accelerator.get_state_dict(self.model)
+        tensors = self.accelerator.get_state_dict(self.model) if self.adapters is None else None
         if self.accelerator.is_main_process:
-            save_transformer(self.accelerator.unwrap_model(self.model), folder, state_dict=tensors)
+            save_transformer(self.usable_transformer(), folder, state_dict=tensors)
             self.metadata.write(folder)
+            if self.adapters is not None:
+                self.adapters.save(folder / ADAPTER_FOLDER)
 
 
 @contextmanager

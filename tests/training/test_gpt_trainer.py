@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.pretrained import save_transformer
+from ivideogpt.pretrained import load_transformer, save_transformer
 from ivideogpt.training import export, tokenize_dataset
 from ivideogpt.training.gpt_trainer import accuracy
 from ivideogpt.training.optim import weight_decay_groups
@@ -105,6 +106,32 @@ def test_action_free_start_inside_an_action_model(gpt_command, tmp_path):
     assert (trainer.model.action_linear.weight == 0).all()
     with pytest.raises(UserError, match="load_internal_llm"):
         build_gpt([*gpt_command, *start, "--max_train_steps", "1"])
+
+
+def test_adapters_train_beside_frozen_weights(gpt_command, tmp_path):
+    """The result is an ordinary model, its adapter one that peft reads, and a resumed run equals the uninterrupted."""
+    base = transformer(tokenizer())
+    save_transformer(base, tmp_path / "act-free")
+    argv = [*gpt_command, *WITH_ACTIONS, "--max_train_steps", "3", "--checkpointing_steps", "1", "--lora"]
+    argv += ["--lora_r", "2", "--pretrained_transformer_path", str(tmp_path / "act-free"), "--load_internal_llm"]
+    trainer = build_gpt(argv)
+    run = fit(trainer)
+    tensors = load_file(run / "model.safetensors")
+    assert tensors.keys() == transformer(tokenizer(), 4, reward_prediction=True, action_recon=0.1).state_dict().keys()
+    own = trainer.model.llm.model.layers[0].mlp.up_proj.base_layer.weight
+    assert torch.equal(own, base.model.layers[0].mlp.up_proj.weight)
+    assert not torch.equal(own, tensors["llm.model.layers.0.mlp.up_proj.weight"])
+    assert tensors["action_linear.weight"].any()
+
+    adapted = PeftModel.from_pretrained(base, run / "adapter").eval()
+    merged = load_transformer(run, trainer.layout).llm
+    ids = torch.randint(0, 16, (1, 12))
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(input_ids=ids).logits, merged(input_ids=ids).logits, atol=1e-5, rtol=1e-4)
+
+    resumed = fit(build_gpt([*argv, "--resume_from_checkpoint", str(run / "checkpoints" / "checkpoint_1")]))
+    assert resumed == run
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(run / "model.safetensors").items())
 
 
 def test_goal_conditioned_clips_start_with_their_last_frame(gpt_command):
