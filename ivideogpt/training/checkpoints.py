@@ -12,7 +12,8 @@ import logging
 import random
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,6 +21,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
+from safetensors import SafetensorError
 
 from ivideogpt.errors import UserError
 
@@ -33,6 +36,10 @@ RUN_DATE = r"\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d-"
 # Name prefixes of a run's checkpoints, relative to its folder: the published layouts of both training scripts.
 TOKENIZER_CHECKPOINTS = "checkpoint-"
 TRANSFORMER_CHECKPOINTS = "checkpoints/checkpoint_"
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written."""
 
 
 class Stateful(Protocol):
@@ -78,18 +85,30 @@ class Checkpoints:
     keep_last: int | None = None
 
     def save(self, step: int) -> Path:
-        """Write everything needed to go on after ``step``. All processes call it."""
+        """Write everything needed to go on after ``step``. All processes call it.
+
+        Raises:
+            SaveError: in all processes, if one of them could not write. Earlier checkpoints are as they were.
+        """
         processes = PartialState()
         folder = self.run_directory / f"{self.prefix}{step}"
         unfinished = folder.with_name(UNFINISHED + folder.name)
-        if processes.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            torch.save(_state_of(self.shared), unfinished / SHARED_STATE)
+        failures: list[str] = []
+        with _noting(failures):
+            if processes.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
+                _write(_state_of(self.shared), unfinished / SHARED_STATE)
         processes.wait_for_everyone()
-        torch.save(_state_of(self.local), unfinished / _process_file(processes.process_index))
-        self.write_weights(unfinished)
-        processes.wait_for_everyone()
+        with _noting(failures):
+            _write(_state_of(self.local), unfinished / _process_file(processes.process_index))
+        with _noting(failures):
+            self.write_weights(unfinished)
+        failures = gather_object(failures)
+        if failures:
+            if processes.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise SaveError(f"{folder} could not be saved: {failures[0]}")
         if processes.is_main_process:
             _replace(folder, unfinished)
             self._forget_old_ones()
@@ -118,6 +137,15 @@ class Checkpoints:
         if self.keep_last is not None:
             for folder in complete_checkpoints(self.run_directory, self.prefix)[: -self.keep_last]:
                 shutil.rmtree(folder)
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """Take note of a failed write instead of raising: the other processes are waiting."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # the system's, torch's and safetensors' writers
+        failures.append(str(error) or type(error).__name__)
 
 
 def complete_checkpoints(run_directory: Path, prefix: str) -> list[Path]:
@@ -177,6 +205,11 @@ def run_directory_of(checkpoint: Path, prefix: str) -> Path:
 
 def _state_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
     return {name: part.state_dict() for name, part in parts.items()}
+
+
+def _write(state: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:  # opened here, its errors are the system's; torch's own name no reason
+        torch.save(state, file)
 
 
 def _process_file(rank: int) -> str:

@@ -28,7 +28,7 @@ from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
 from ivideogpt.training.args import GptArgs
-from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState
+from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, SaveError
 from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.optim import accumulating, advance
@@ -195,7 +195,14 @@ class GptTrainer:
     # ---- files
 
     def save_checkpoint(self) -> None:
-        folder = self.checkpoints.save(self.progress.step)
+        """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
+        try:
+            folder = self.checkpoints.save(self.progress.step)
+        except SaveError as error:
+            if self.progress.step == self.args.max_train_steps or self.run.stop_signal:
+                raise
+            logger.error("%s; going on without", error)
+            return
         logger.info("saved %s", folder)
 
     def write_weights(self, folder: Path) -> None:
