@@ -12,8 +12,13 @@ def main() -> None:
     args = parse(GptArgs)
     # The libraries take seconds to import: wrong flags, and --help, are answered before.
     from ivideogpt.training.build_gpt import build_gpt_trainer
+    from ivideogpt.training.debug import tiny_gpt_run
+    from ivideogpt.training.dry_run import report
 
-    trainer = build_gpt_trainer(args)
+    trainer = build_gpt_trainer(tiny_gpt_run(args) if args.debug else args)
+    if args.dry_run:
+        trainer.run.say(report(trainer))
+        return
     with trainer.run:
         trainer.fit()
     sys.exit(trainer.run.exit_code)

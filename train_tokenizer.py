@@ -12,8 +12,13 @@ def main() -> None:
     args = parse(TokenizerArgs)
     # The libraries take seconds to import: wrong flags, and --help, are answered before.
     from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
+    from ivideogpt.training.debug import tiny_tokenizer_run
+    from ivideogpt.training.dry_run import report
 
-    trainer = build_tokenizer_trainer(args)
+    trainer = build_tokenizer_trainer(tiny_tokenizer_run(args) if args.debug else args)
+    if args.dry_run:
+        trainer.run.say(report(trainer))
+        return
     with trainer.run:
         trainer.fit()
     sys.exit(trainer.run.exit_code)

@@ -143,6 +143,10 @@ class TokenizerArgs:
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
     start_global_step: int = option(0, "start counting at this step", minimum=0)
 
+    # Trying the command
+    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
+    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
+
     # Nothing any more
     dataset_name: str = option("robotic", "only robotic video is left", inert=True)
     cache_dir: str | None = option(None, "set HF_HOME instead", inert=True)
@@ -301,6 +305,10 @@ class GptArgs:
     max_generate_batchsize: int | None = option(None, "rows per generation call", later=True)
     max_decode_batchsize: int | None = option(None, "rows per decoding call", later=True)
     log_gif_interval: int = option(10, "batches between GIFs", later=True)
+
+    # Trying the command
+    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
+    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
 
     # Nothing any more
     special_token: bool = option(False, "separators are always there", inert=True)

@@ -72,8 +72,8 @@ class GptTrainer:
 
     def __post_init__(self) -> None:
         self.accelerator: Accelerator = self.run.accelerator
-        clips_per_step = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        self.clips_per_step = clips_per_step * self.accelerator.num_processes
+        clips_per_update = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.clips_per_update = clips_per_update * self.accelerator.num_processes
         self.pace = Pace()
         self.checkpoints = Checkpoints(
             self.run.directory,
@@ -95,6 +95,11 @@ class GptTrainer:
         """The model itself."""
         return self.accelerator.unwrap_model(self.model)
 
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """What takes memory, by name."""
+        yield "transformer", self.transformer
+        yield "tokenizer", self.tokenizer
+
     def usable_transformer(self) -> Transformer:
         """As its users will have it: adapters are merged into a copy."""
         return self.transformer if self.adapters is None else self.adapters.merged()
@@ -104,7 +109,7 @@ class GptTrainer:
         if self.run.checkpoint is not None:
             self.checkpoints.load(self.run.checkpoint)
             logger.info("resumed from %s", self.run.checkpoint)
-        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_step) as bar:
+        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update) as bar:
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.window.add(self.update())
                 self.progress.step += 1
@@ -137,8 +142,8 @@ class GptTrainer:
         if self.args.max_grad_norm is not None:
             metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         advance(self.optimizer, self.scheduler)
-        self.progress.clips += self.clips_per_step
-        self.pace.add_clips(self.clips_per_step)
+        self.progress.clips += self.clips_per_update
+        self.pace.add_clips(self.clips_per_update)
         return metrics
 
     def next_tokens(self) -> TokenBatch:

@@ -32,6 +32,7 @@ MAY_CHANGE = frozenset(
         "keep_last_n",
         "latest_checkpoint_only",
         "resume_from_checkpoint",
+        "dry_run",
         "output_dir",
         "exp_name",
         "with_tracking",

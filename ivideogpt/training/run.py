@@ -119,6 +119,10 @@ class Run:
             elif tracker.name == "wandb":
                 tracker.log_images({name: [pixels]}, step=step)
 
+    def say(self, text: str) -> None:
+        """An answer to whoever typed the command, once."""
+        self.accelerator.print(text)
+
     def progress_bar(self, finished_steps: int, total_steps: int, clips_per_step: float) -> tqdm[Any]:
         """A bar on a terminal, in clips; elsewhere the log lines say it all."""
         return tqdm(

@@ -76,8 +76,8 @@ class TokenizerTrainer:
 
     def __post_init__(self) -> None:
         self.accelerator: Accelerator = self.run.accelerator
-        clips_per_phase = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        self.clips_per_phase = clips_per_phase * self.accelerator.num_processes
+        clips_per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        self.clips_per_update = clips_per_update * self.accelerator.num_processes
         self.pace = Pace()
         self.shown: Tensor | None = None  # a few of the latest training clips
         self.checkpoints = Checkpoints(
@@ -104,10 +104,18 @@ class TokenizerTrainer:
             keep_last=self.args.checkpoints_kept,
         )
 
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """What takes memory, by name."""
+        yield "tokenizer", self.accelerator.unwrap_model(self.model)
+        if self.adversary is not None:
+            yield "discriminator", self.accelerator.unwrap_model(self.adversary.discriminator)
+        if self.loss.lpips is not None:
+            yield "LPIPS", self.loss.lpips
+
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         self.start()
-        clips_per_step = self.clips_per_phase / 2  # every other step is the discriminator's
+        clips_per_step = self.clips_per_update / 2  # every other step is the discriminator's
         with self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step) as bar:
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.run_phase()
@@ -224,8 +232,8 @@ class TokenizerTrainer:
         return metrics
 
     def count_clips(self) -> None:
-        self.progress.clips += self.clips_per_phase
-        self.pace.add_clips(self.clips_per_phase)
+        self.progress.clips += self.clips_per_update
+        self.pace.add_clips(self.clips_per_update)
 
     def next_frames(self) -> Tensor:
         return next(self.clips).frames

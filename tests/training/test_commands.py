@@ -59,5 +59,7 @@ def test_train_gpt(gpt_command, tmp_path):
 
 
 def test_wrong_flags():
-    done = run(sys.executable, "train_gpt.py", "--pretrained_model_name_or_path", "tokenizer", "--lora")
-    assert (done.returncode, done.stderr) == (2, "error: not supported yet: --lora\n")
+    done = run(sys.executable, "train_gpt.py", "--pretrained_model_name_or_path", "tokenizer", "--symlog")
+    assert (done.returncode, done.stderr) == (
+        2, "error: --symlog is about rewards: it needs --reward_prediction\n",
+    )  # fmt: skip

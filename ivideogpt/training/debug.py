@@ -1,0 +1,175 @@
+"""``--debug``: the same command with a tiny model, a few steps, and stand-ins for what is not there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivideogpt.data.dataset_mixes import is_lerobot
+from ivideogpt.pretrained import (
+    CONFIG_FILE,
+    build_transformer,
+    load_tokenizer,
+    read_llama_config,
+    save_tokenizer,
+    save_transformer,
+)
+from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.build_tokenizer import read_config
+from ivideogpt.vq_model import CompressiveVQModel
+
+logger = logging.getLogger(__name__)
+
+STEPS = 4
+CLIPS = 2
+EPISODES = 4  # the first is the test split
+TINY_TOKENIZER = dict(
+    layers_per_block=1,
+    norm_num_groups=4,
+    latent_channels=8,
+    num_vq_embeddings=64,
+    num_dyn_embeddings=64,
+    max_att_resolution=16,
+)
+TINY_TRANSFORMER = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+)
+FEW = dict(
+    max_train_steps=STEPS,
+    log_steps=1,
+    validation_steps=2,
+    max_eval_iters=1,
+    checkpointing_steps=2,
+    dataloader_num_workers=0,
+)
+
+
+def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
+    """``--debug`` of train_tokenizer.py."""
+    stand_ins = _StandIns(args)
+    start = args.pretrained_model_name_or_path
+    return replace(
+        stand_ins.with_episodes(args, max(args.segment_length, args.segment_horizon)),
+        **FEW,
+        pretrained_model_name_or_path=None if start is None else stand_ins.tokenizer(start),
+        model_config_name_or_path=str(stand_ins.tokenizer_config(args.model_config_name_or_path)),
+        train_batch_size=min(args.train_batch_size, CLIPS),
+        disc_start=1 if args.disc_start < args.max_train_steps else args.disc_start,
+        lr_warmup_steps=1,
+        log_grad_norm_steps=2,
+        log_image_steps=2,
+        restart_dead_codes=min(args.restart_dead_codes, 2),
+    )
+
+
+def tiny_gpt_run(args: GptArgs) -> GptArgs:
+    """``--debug`` of train_gpt.py."""
+    stand_ins = _StandIns(args)
+    tokenizer = stand_ins.tokenizer(args.pretrained_model_name_or_path)
+    start = args.pretrained_transformer_path
+    config_name = args.config_name
+    if start is None or not Path(start).exists():
+        config_name = str(stand_ins.transformer_config(args))
+        start = None if start is None else stand_ins.transformer(args, tokenizer, config_name)
+    return replace(
+        stand_ins.with_episodes(args, args.segment_length),
+        **FEW,
+        pretrained_model_name_or_path=tokenizer,
+        pretrained_transformer_path=start,
+        config_name=config_name,
+        token_store=None,
+        eval_token_store=None,
+        per_device_train_batch_size=min(args.per_device_train_batch_size, CLIPS),
+        per_device_eval_batch_size=CLIPS,
+        num_warmup_steps=1,
+    )
+
+
+class _StandIns:
+    """Episodes and models in ``<output_dir>/debug``, made where the ones that a command names do not exist.
+
+    Processes that make the same one at the same time write the same.
+    """
+
+    def __init__(self, args: TokenizerArgs | GptArgs) -> None:
+        self.folder = Path(args.output_dir) / "debug"
+        self.resolution, self.context_length = args.resolution, args.context_length
+        logger.warning("--debug: a tiny model, %d steps; stand-ins are in %s", STEPS, self.folder)
+
+    def with_episodes(self, args: Any, num_frames: int) -> Any:
+        """The run's own data if they are there, else squares that actions move."""
+        path = args.dataset_path
+        if path is not None and (is_lerobot(path) or Path(path).is_dir()) and not getattr(args, "token_store", None):
+            return args
+        action_dim = getattr(args, "action_dim", 4)
+        folder = self.folder / f"episodes-{self.resolution}-{num_frames}-{action_dim}"
+        for number in range(EPISODES):
+            _write_episode(
+                folder / "squares" / f"{number:05d}.npz", number, num_frames + 4, self.resolution, action_dim
+            )
+        return replace(args, dataset_path=str(folder), oxe_data_mixes_type="folder:squares", sthsth_root_path=None)
+
+    def tokenizer_config(self, path: str | None) -> Path:
+        config = read_config(path, self.resolution)
+        num_blocks = len(config["block_out_channels"])
+        config |= TINY_TOKENIZER | {"block_out_channels": [8] * (num_blocks - 2) + [32, 32]}
+        return _write_json(self.folder / f"tokenizer-{self.resolution}.json", config)
+
+    def tokenizer(self, path: str) -> str:
+        """A trained tokenizer, or an untrained one in its place."""
+        if Path(path).exists():
+            return path
+        folder = self.folder / f"tokenizer-{self.resolution}-{self.context_length}"
+        logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
+        if not (folder / CONFIG_FILE).exists():
+            config = json.loads(self.tokenizer_config(None).read_text())
+            shape = {"resolution": self.resolution, "context_length": self.context_length}
+            save_tokenizer(CompressiveVQModel.from_config({**config, **shape}), folder)
+        return str(folder)
+
+    def transformer_config(self, args: GptArgs) -> Path:
+        config = json.loads(args.config_path.read_text()) | TINY_TRANSFORMER
+        return _write_json(self.folder / "transformer.json", config)
+
+    def transformer(self, args: GptArgs, tokenizer: str, config_name: str) -> str:
+        """An untrained transformer in place of a trained one: action-free unless the run wants actions in it."""
+        action_dim = args.action_dim if args.action_conditioned and not args.load_internal_llm else None
+        folder = self.folder / f"transformer-{args.segment_length}-{args.context_length}-{action_dim or 'free'}"
+        logger.warning("--debug: %s is not there, %s stands in for it", args.pretrained_transformer_path, folder)
+        if not (folder / CONFIG_FILE).exists():
+            layout = load_tokenizer(tokenizer).layout(args.segment_length - args.context_length)
+            save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), folder)
+        return str(folder)
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(values, indent=2) + "\n")
+    return aside.replace(path)
+
+
+def _write_episode(path: Path, seed: int, num_frames: int, resolution: int, action_dim: int) -> None:
+    """A square that the first two action components push around on a plain picture."""
+    if path.exists():
+        return
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, size=(num_frames, action_dim)).astype(np.float32)
+    frames = np.full((num_frames, resolution, resolution, 3), 60, np.uint8)
+    size = resolution // 4
+    place = rng.uniform(0, resolution - size, size=2)
+    for frame, action in zip(frames, actions, strict=True):
+        y, x = place.astype(int)
+        frame[y : y + size, x : x + size] = (250, 120, 30)
+        place = np.clip(place + action[:2] * size / 2, 0, resolution - size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}.npz.tmp")
+    with aside.open("wb") as file:
+        np.savez(file, image=frames, action=actions, reward=actions[:, 0])
+    aside.replace(path)

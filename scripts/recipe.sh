@@ -1,0 +1,51 @@
+# Sourced by the recipes: goes to the repository's root and gives them what they share.
+# Paths and what differs from machine to machine come from the environment. A recipe's arguments go to both of its
+# commands: --debug tries them on anything, --dry_run builds them, --resume_from_checkpoint latest goes on after a stop.
+
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+DATASET_PATH=${DATASET_PATH:-data/oxe} # one folder of .npz episodes per dataset; DATASET.yaml names the benchmarks' folders
+STHSTH_ROOT_PATH=${STHSTH_ROOT_PATH:-data/sthsth} # frame folders of Something-Something v2
+PRETRAINED=${PRETRAINED:-pretrained_models}
+TOKENIZER_RUNS=${TOKENIZER_RUNS:-log_vqgan}
+TRANSFORMER_RUNS=${TRANSFORMER_RUNS:-log_trm}
+TOKENIZER=${TOKENIZER:-} # a trained tokenizer: its training is skipped
+NUM_WORKERS=${NUM_WORKERS:-16}
+MIXED_PRECISION=${MIXED_PRECISION:-bf16}
+LAUNCH=${LAUNCH:-accelerate launch}
+
+newest_run() { # folder of runs, name of the experiment
+    local newest
+    newest=$(find "$1" -maxdepth 1 -type d -name "*-$2" 2>/dev/null | sort | tail -n 1)
+    echo "${newest:-$1/<date>-$2}"
+}
+
+train_tokenizer() { # name of the experiment, learning rate, further flags
+    local name=$1 learning_rate=$2
+    shift 2
+    if [ -n "$TOKENIZER" ]; then
+        return
+    fi
+    $LAUNCH train_tokenizer.py --exp_name "$name" --output_dir "$TOKENIZER_RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+        --model_type ctx_vqgan --dataset_path "$DATASET_PATH" --dataloader_num_workers "$NUM_WORKERS" --video_stepsize 1 \
+        --segment_length 8 --train_batch_size 16 --gradient_accumulation_steps 1 --disc_start 1000005 \
+        --learning_rate "$learning_rate" --discr_learning_rate "$learning_rate" "$@"
+    TOKENIZER=$(newest_run "$TOKENIZER_RUNS" "$name")/unwrapped_model
+}
+
+train_transformer() { # name of the experiment, further flags
+    local name=$1
+    shift
+    $LAUNCH train_gpt.py --exp_name "$name" --output_dir "$TRANSFORMER_RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+        --vqgan_type ctx_vqgan --pretrained_model_name_or_path "$TOKENIZER" --config_name configs/llama/config.json \
+        --dataset_path "$DATASET_PATH" --dataloader_num_workers "$NUM_WORKERS" --video_stepsize 1 \
+        --learning_rate 1e-4 --lr_scheduler_type cosine --weight_decay 0.01 --llama_attn_drop 0.1 --embed_no_wd "$@"
+}
+
+finetune_transformer() { # name of the experiment, folder of the pre-trained model, further flags
+    local name=$1 pretrained=$2
+    shift 2
+    train_transformer "$name" --pretrained_transformer_path "$pretrained/transformer" \
+        --use_eval_dataset --use_fvd --use_frame_metrics "$@"
+}

@@ -1,0 +1,93 @@
+"""``--debug`` and ``--dry_run``: any command can be tried on any machine, and every recipe is."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ivideogpt.flags import parse
+from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.build_gpt import build_gpt_trainer
+from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
+from ivideogpt.training.debug import tiny_gpt_run, tiny_tokenizer_run
+from ivideogpt.training.dry_run import report
+from tests.training.runs import fit, metrics_of
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(
+    str(path.relative_to(ROOT / "scripts"))
+    for folder in ("pretrain", "finetune")
+    for path in (ROOT / "scripts" / folder).glob("*.sh")
+    if not path.name.startswith("metaworld")
+)
+COMMANDS = {
+    "train_tokenizer.py": (TokenizerArgs, tiny_tokenizer_run, build_tokenizer_trainer),
+    "train_gpt.py": (GptArgs, tiny_gpt_run, build_gpt_trainer),
+}
+
+
+def commands_of(recipe: str, output: Path, *flags: str) -> list[tuple[str, list[str]]]:
+    """The commands that a recipe would launch: script and arguments."""
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LAUNCH": r"printf %s\n",
+        "DATASET_PATH": str(output / "no-data"),
+        "TOKENIZER_RUNS": str(output),
+        "TRANSFORMER_RUNS": str(output),
+        "MIXED_PRECISION": "no",
+    }
+    script = ["bash", str(ROOT / "scripts" / recipe), *flags]
+    printed = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
+    commands: list[tuple[str, list[str]]] = []
+    for word in printed.splitlines():
+        if word in COMMANDS:
+            commands.append((word, []))
+        else:
+            commands[-1][1].append(word)
+    return commands
+
+
+def trained(script: str, argv: list[str]) -> Path:
+    kind, tiny, build = COMMANDS[script]
+    return fit(build(tiny(parse(kind, argv))))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe(recipe, tmp_path, monkeypatch, fresh_accelerator):
+    """Both commands of every published recipe train, on stand-ins for data and weights that nobody here has."""
+    monkeypatch.chdir(ROOT)
+    commands = commands_of(recipe, tmp_path, "--debug", "--report_to", "none")
+    assert [script for script, _ in commands] == list(COMMANDS)
+    for script, argv in commands:
+        run = trained(script, argv)
+        assert any(line["split"] == "validation" for line in metrics_of(run))
+
+
+def test_debug_uses_what_is_there(clips, tiny_world_model, tmp_path):
+    """A user's own episodes and weights are what is to be tried."""
+    argv = f"""
+        --dataset_path {clips} --oxe_data_mixes_type folder:* --resolution 64 --context_length 2 --segment_length 5
+        --pretrained_model_name_or_path {tiny_world_model / "tokenizer"} --action_conditioned
+        --pretrained_transformer_path {tiny_world_model / "transformer"} --output_dir {tmp_path} --debug
+        --config_name {tiny_world_model / "transformer" / "config.json"}
+    """
+    asked = parse(GptArgs, argv.split())
+    args = tiny_gpt_run(asked)
+    kept = ("dataset_path", "pretrained_model_name_or_path", "pretrained_transformer_path", "config_name")
+    assert [getattr(args, name) for name in kept] == [getattr(asked, name) for name in kept]
+    assert args.max_train_steps < 10
+    assert not (tmp_path / "debug").exists()
+
+
+def test_dry_run_builds_and_writes_nothing(tmp_path, monkeypatch):
+    """Full size, but for the data: how many weights, and what they take."""
+    (script, argv), _ = commands_of("finetune/bair-64-act-cond.sh", tmp_path / "runs", "--debug")
+    kind, tiny, build = COMMANDS[script]
+    args = tiny(parse(kind, argv))
+    before = sorted(tmp_path.rglob("*"))
+    lines = report(build(args)).splitlines()
+    assert sorted(tmp_path.rglob("*")) == before
+    assert f"would write {tmp_path / 'runs'}" in lines[0]
+    assert "clips: 8 frames of 64 px, of which 1 context" in lines
+    (tokenizer,) = (line for line in lines if line.startswith("tokenizer: "))
+    assert tokenizer.split()[1] == tokenizer.split()[4]  # all of it is trained
