@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from ivideogpt.data.batches import BadEpisode, ClipBatch, PackedClips
 from ivideogpt.data.catalog import OWN_SPLITS, Split
 from ivideogpt.data.clips import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
-from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, Mix
 from ivideogpt.data.position import StreamPosition
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.data.transforms import Augmentation, Range
@@ -41,6 +41,14 @@ class BatchNumbers:
     start: int = 0
     stop: int | None = None  # a batch number
     num_samples: int | None = None  # the stream's length: its last batch may be smaller
+
+    @property
+    def num_batches(self) -> int | None:
+        """Of each rank. Ranks that work together have whole batches only, so that none waits for another."""
+        if self.num_samples is None:
+            return None
+        of_all = self.batch_size * self.world_size
+        return -(-self.num_samples // of_all) if self.world_size == 1 else self.num_samples // of_all
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in count(self.start) if self.stop is None else range(self.start, self.stop):
@@ -71,17 +79,22 @@ class ClipLoader(StreamPosition):
             generator=torch.Generator(),  # starting an iteration draws a number: not from the trainer's generator
         )
 
+    @property
+    def num_batches(self) -> int | None:
+        """None: without end."""
+        return self._numbers.num_batches
+
     def __iter__(self) -> Iterator[PackedClips]:
         for batch in self._between(self.position, None):
             self.position += 1
             yield batch
 
     def first(self, num_batches: int) -> Iterator[PackedClips]:
-        """The same batches on every call: what validation needs.
+        """The same batches on every call, at most as many as there are: what validation needs.
 
         Does not move the stream's position, but ends an iteration that is under way: the workers serve one at a time.
         """
-        return self._between(0, num_batches)
+        return self._between(0, num_batches if self.num_batches is None else min(num_batches, self.num_batches))
 
     def _between(self, start: int, stop: int | None) -> Iterator[PackedClips]:
         self._numbers.start, self._numbers.stop = start, stop
@@ -228,20 +241,17 @@ class EvalDataLoader:
         load_action: bool = False,
         dataset_yaml: str | None = None,
     ) -> None:
-        name = _benchmark(dataset_name)
         config = DataConfig(
-            mix=((name, 1.0),),
-            segment=SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", segment_length),
+            mix=dataset_name,
+            segment=SegmentSpec(length=segment_length),
             image_size=image_size,
             batch_size=batch_size,
             num_workers=num_workers,
             load_action=load_action,
             dataset_yaml=dataset_yaml,
         )
-        ((source, _),) = build_sources(config, "test")
-        self._length = -(-len(source.episodes) // batch_size)
-        numbers = BatchNumbers(batch_size, num_samples=len(source.episodes))
-        self.loader = ClipLoader(ClipDataset(config, PickInOrder([source]), seed=0), numbers)
+        self.loader = build_benchmark_loader(config)
+        self._length = self.loader.num_batches or 0
 
     def __len__(self) -> int:
         return self._length
@@ -250,8 +260,30 @@ class EvalDataLoader:
         return map(_as_tuple, self.loader.first(self._length))
 
 
-def _benchmark(name: str) -> str:
+def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 1) -> ClipLoader:
+    """This rank's share of a benchmark's evaluation clips, one of each test episode (see :class:`EvalDataLoader`).
+
+    ``config.mix`` names the benchmark. It says which frames its clips have: of the segment only the length counts.
+
+    Raises:
+        UserError: there is no such benchmark, or it has fewer clips than one batch for every rank.
+    """
+    name = _benchmark(config.mix)
+    segment = SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", config.segment.length)
+    config = replace(config, mix=((name, 1.0),), segment=segment, video_stepsize=1)
+    ((source, _),) = build_sources(config, "test")
+    numbers = BatchNumbers(config.batch_size, rank, world_size, num_samples=len(source.episodes))
+    if not numbers.num_batches:
+        raise UserError(
+            f"{name} has {len(source.episodes)} evaluation clips: too few for batches of {config.batch_size} on "
+            f"each of {world_size} processes; lower the evaluation batch size"
+        )
+    return ClipLoader(ClipDataset(config, PickInOrder([source]), seed=0), numbers)
+
+
+def _benchmark(mix: str | Mix) -> str:
     """The dataset of this name, or of the mix of this name that holds it alone."""
+    name = mix if isinstance(mix, str) else ",".join(name for name, _ in mix)
     if name in DATASET_NAMED_MIXES and len(DATASET_NAMED_MIXES[name]) == 1:
         name = str(DATASET_NAMED_MIXES[name][0][0])
     if name not in OWN_SPLITS:

@@ -295,16 +295,18 @@ class GptArgs:
     start_completed_steps: int = option(0, "start counting at this step", minimum=0)
 
     # Evaluation by generation
-    use_eval_dataset: bool = option(False, "validate on the evaluation sets of DATASET.yaml", later=True)
-    use_frame_metrics: bool = option(False, "score generated frames", later=True)
-    use_fvd: bool = option(False, "score generated clips with FVD", later=True)
+    use_eval_dataset: bool = option(False, "validate on the benchmark's evaluation clips, in order, not on random ones")
+    use_frame_metrics: bool = option(False, "validations also score sampled futures: PSNR, SSIM, MSE, LPIPS")
+    use_fvd: bool = option(False, "validations also score sampled futures by FVD, which needs --i3d_path")
     eval_only: bool = option(False, "evaluate, do not train", later=True)
-    i3d_path: str = option("pretrained_models/i3d/i3d_torchscript.pt", "I3D weights for FVD", later=True)
-    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)", later=True)
-    eval_generate_times: int = option(1, "generated samples per clip", later=True)
-    max_generate_batchsize: int | None = option(None, "rows per generation call", later=True)
-    max_decode_batchsize: int | None = option(None, "rows per decoding call", later=True)
-    log_gif_interval: int = option(10, "batches between GIFs", later=True)
+    i3d_path: str = option("pretrained_models/i3d/i3d_torchscript.pt", "I3D network for FVD")
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+    eval_generate_times: int = option(1, "sampled futures per clip; scores are the best one's", minimum=1)
+    max_generate_batchsize: int | None = option(
+        None, "futures that are sampled at a time (default: a batch's)", minimum=1
+    )
+    max_decode_batchsize: int | None = option(None, "clips that LPIPS and I3D see at a time (default: all)", minimum=1)
+    log_gif_interval: int = option(10, "batches between GIFs of sampled futures", minimum=1)
 
     # Trying the command
     debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
@@ -343,6 +345,8 @@ class GptArgs:
             raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
         if not self.token_store:
             return
+        if self.use_eval_dataset:
+            raise UserError("--use_eval_dataset reads frames: with --token_store give --eval_token_store")
         if self.dataset_path:
             raise UserError("--token_store and --dataset_path are two sources of clips: give one")
         if self.goal_conditioned:
@@ -355,6 +359,11 @@ class GptArgs:
             warnings.warn(
                 f"with --token_store, which holds finished clips, {', '.join(given)} does nothing", stacklevel=4
             )
+
+    @property
+    def scores_samples(self) -> bool:
+        """Do validations sample futures?"""
+        return self.use_frame_metrics or self.use_fvd
 
     @property
     def config_path(self) -> Path:

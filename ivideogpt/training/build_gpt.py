@@ -32,6 +32,7 @@ from ivideogpt.training.clip_batches import VALIDATION_SEED, build_clip_loaders,
 from ivideogpt.training.gpt_trainer import GptTrainer
 from ivideogpt.training.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.run import Run, build_run
+from ivideogpt.training.sampled_validation import build_scorer
 from ivideogpt.training.schedule import TrainProgress, build_scheduler
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, PixelSource, Source, TokenSource
@@ -77,6 +78,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         source=source,
         tokenizer=tokenizer,
         conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
+        new_scorer=build_scorer(args, accelerator.device) if args.scores_samples else None,
         progress=TrainProgress(step=args.start_completed_steps),
     )
 
@@ -124,7 +126,8 @@ def build_batches(
     """Training batches, validation batches that are the same every time, and what either is made of."""
     eval_batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
     if args.token_store is None:
-        return (*build_clip_loaders(pixel_config(args), run, eval_batch_size), PixelSource(tokenizer, run.accelerator))
+        loaders = build_clip_loaders(pixel_config(args), run, eval_batch_size, args.use_eval_dataset)
+        return (*loaders, PixelSource(tokenizer, run.accelerator))
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     train_store = open_token_store(args.token_store, args, tokenizer, layout)
     train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, rank, world_size)

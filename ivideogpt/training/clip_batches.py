@@ -11,7 +11,7 @@ from itertools import islice
 from accelerate.utils import gather_object
 
 from ivideogpt.data.clips import DataConfig
-from ivideogpt.data.loaders import ClipLoader, build_loader
+from ivideogpt.data.loaders import ClipLoader, build_benchmark_loader, build_loader
 from ivideogpt.data.segments import SegmentSpec
 from ivideogpt.data.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.training.args import GptArgs, TokenizerArgs
@@ -42,12 +42,17 @@ def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size:
     )
 
 
-def build_clip_loaders(config: DataConfig, run: Run, eval_batch_size: int) -> tuple[ClipLoader, ClipLoader]:
-    """Training clips, and validation clips that are the same every time."""
+def build_clip_loaders(
+    config: DataConfig, run: Run, eval_batch_size: int, benchmark: bool = False
+) -> tuple[ClipLoader, ClipLoader]:
+    """Training clips, and validation clips that are the same every time: random ones, or those of the benchmark."""
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    of_validation = replace(config, batch_size=eval_batch_size)
     loaders = (
         build_loader(config, "train", run.seed, rank, world_size),
-        build_loader(replace(config, batch_size=eval_batch_size), "test", VALIDATION_SEED, rank, world_size),
+        build_benchmark_loader(of_validation, rank, world_size)
+        if benchmark
+        else build_loader(of_validation, "test", VALIDATION_SEED, rank, world_size),
     )
     if config.on_bad_episode == "skip":
         run.at_end.append(partial(report_bad_episodes, loaders))

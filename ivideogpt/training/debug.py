@@ -87,6 +87,7 @@ def tiny_gpt_run(args: GptArgs) -> GptArgs:
         eval_token_store=None,
         per_device_train_batch_size=min(args.per_device_train_batch_size, CLIPS),
         per_device_eval_batch_size=CLIPS,
+        eval_generate_times=min(args.eval_generate_times, 2),
         num_warmup_steps=1,
     )
 
@@ -113,7 +114,8 @@ class _StandIns:
             _write_episode(
                 folder / "squares" / f"{number:05d}.npz", number, num_frames + 4, self.resolution, action_dim
             )
-        return replace(args, dataset_path=str(folder), oxe_data_mixes_type="folder:squares", sthsth_root_path=None)
+        args = replace(args, dataset_path=str(folder), oxe_data_mixes_type="folder:squares", sthsth_root_path=None)
+        return replace(args, use_eval_dataset=False) if isinstance(args, GptArgs) else args
 
     def tokenizer_config(self, path: str | None) -> Path:
         config = read_config(path, self.resolution)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.token_store import TokenBatch
+from ivideogpt.evaluation.clip_scorer import ClipScorer
 from ivideogpt.evaluation.video_prediction import predict_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
@@ -33,6 +34,7 @@ from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.optim import accumulating, advance
 from ivideogpt.training.run import Run
+from ivideogpt.training.sampled_validation import SampledValidation
 from ivideogpt.training.schedule import TrainProgress, every, validates_at
 from ivideogpt.training.stale_tokens import with_stale_tokens
 from ivideogpt.training.stream import BatchStream, Loader
@@ -67,6 +69,7 @@ class GptTrainer:
     source: Source
     tokenizer: CompressiveVQModel
     conditioning: Conditioning
+    new_scorer: Callable[[], ClipScorer] | None  # None: validations sample no futures
     progress: TrainProgress = field(default_factory=TrainProgress)
     window: MetricWindow = field(default_factory=MetricWindow)
 
@@ -171,10 +174,12 @@ class GptTrainer:
             self.save_checkpoint()
 
     def validate(self, step: int) -> None:
-        """Teacher-forced loss, perplexity and accuracy over the first clips of the test split, and a sampled future."""
+        """Loss, perplexity and accuracy over the first clips of the test split; sampled futures, scored if asked."""
         if self.validation_batches is None:
             return
         window = MetricWindow()
+        world_model = WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
+        sampled = self.sampled_validation(step)
         llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
             for batch in self.validation_batches.first(self.args.max_eval_iters):
@@ -183,14 +188,30 @@ class GptTrainer:
                 window.add(self.loss_of(tokens).detached())
                 labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
                 window.add({"accuracy": accuracy(logits[-1], labels)})
+                if sampled is not None:
+                    window.add(sampled.scores(world_model, self.source.clips(batch)))
         metrics = window.take(self.accelerator)
-        self.run.log(step, "validation", metrics | {"perplexity": math.exp(metrics["ce"])})
+        metrics |= {"perplexity": math.exp(metrics["ce"])} | (sampled.fvd() if sampled is not None else {})
+        self.run.log(step, "validation", metrics)
         if self.run.is_main_process:
-            self.run.log_image(step, "validation", self.picture(self.source.clips(batch, CLIPS_SHOWN)))
+            self.run.log_image(step, "validation", self.picture(world_model, self.source.clips(batch, CLIPS_SHOWN)))
 
-    def picture(self, clips: ClipBatch) -> Image.Image:
+    def sampled_validation(self, step: int) -> SampledValidation | None:
+        if self.new_scorer is None:
+            return None
+        args = self.args
+        return SampledValidation(
+            self.new_scorer(),
+            num_samples=args.eval_generate_times,
+            max_rows=args.max_generate_batchsize,
+            gif_interval=args.log_gif_interval,
+            run=self.run,
+            step=step,
+            seed=VALIDATION_SEED,
+        )
+
+    def picture(self, world_model: WorldModel, clips: ClipBatch) -> Image.Image:
         """One sampled future of some clips beside the true one."""
-        world_model = WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
         context = clips.frames[:, : self.layout.context_frames]
         predicted = torch.cat([context, predict_future(world_model, clips, seed=VALIDATION_SEED)], dim=1)
         pairs = zip(to_pixels(clips.frames), to_pixels(predicted), strict=True)

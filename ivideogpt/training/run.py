@@ -119,6 +119,14 @@ class Run:
             elif tracker.name == "wandb":
                 tracker.log_images({name: [pixels]}, step=step)
 
+    def log_video(self, step: int, name: str, path: Path) -> None:
+        """A GIF of the run folder to the trackers that take one."""
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":
+                import wandb
+
+                tracker.log({name: wandb.Video(str(path))}, step=step)
+
     def say(self, text: str) -> None:
         """An answer to whoever typed the command, once."""
         self.accelerator.print(text)

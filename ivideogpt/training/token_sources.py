@@ -23,8 +23,8 @@ class Source(Protocol):
 
     def tokens(self, batch: Any) -> TokenBatch: ...
 
-    def clips(self, batch: Any, num_clips: int) -> ClipBatch:
-        """The first clips of a batch as frames, with their actions if it has them."""
+    def clips(self, batch: Any, num_clips: int | None = None) -> ClipBatch:
+        """The clips of a batch, or the first of them, as frames, with their actions if it has them."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PixelSource:
             tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
         return TokenBatch(tokens, batch.actions, batch.rewards)
 
-    def clips(self, batch: ClipBatch, num_clips: int) -> ClipBatch:
+    def clips(self, batch: ClipBatch, num_clips: int | None = None) -> ClipBatch:
         return ClipBatch(batch.frames[:num_clips], _first(batch.actions, num_clips))
 
 
@@ -54,7 +54,7 @@ class TokenSource:
         return batch
 
     @torch.no_grad()
-    def clips(self, batch: TokenBatch, num_clips: int) -> ClipBatch:
+    def clips(self, batch: TokenBatch, num_clips: int | None = None) -> ClipBatch:
         frames = self.tokenizer.detokenize(batch.tokens[:num_clips], self.tokenizer.context_length)
         return ClipBatch(frames.clamp(0, 1), _first(batch.actions, num_clips))
 
@@ -74,5 +74,5 @@ class Conditioning:
         return replace(batch, actions=batch.actions if self.actions else None, rewards=rewards)
 
 
-def _first(rows: Tensor | None, number: int) -> Tensor | None:
+def _first(rows: Tensor | None, number: int | None) -> Tensor | None:
     return None if rows is None else rows[:number]

@@ -3,11 +3,13 @@
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from ivideogpt.data import catalog
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import load_transformer, save_transformer
@@ -15,9 +17,12 @@ from ivideogpt.training import export, tokenize_dataset
 from ivideogpt.training.gpt_trainer import accuracy
 from ivideogpt.training.optim import weight_decay_groups
 from ivideogpt.training.token_sources import Conditioning, TokenBatch, TokenSource
+from ivideogpt.utils.video_metric import frame_psnr
 from ivideogpt.world_model import WorldModel
+from tests.data.synthetic import write_episode
 from tests.parity.networks import tokenizer, transformer
 from tests.training.runs import build_gpt, fit, metrics_of, without
+from tests.utils.test_frechet import StandIn
 
 STEPS = 4
 WITH_ACTIONS = ["--action_conditioned", "--reward_prediction", "--action_recon", "0.1"]
@@ -132,6 +137,43 @@ def test_adapters_train_beside_frozen_weights(gpt_command, tmp_path):
     resumed = fit(build_gpt([*argv, "--resume_from_checkpoint", str(run / "checkpoints" / "checkpoint_1")]))
     assert resumed == run
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load_file(run / "model.safetensors").items())
+
+
+def test_validation_scores_sampled_futures(gpt_command, tmp_path):
+    """Beside copying the last frame; parts of a batch and networks that are missing change nothing else."""
+    torch.jit.script(StandIn()).save(tmp_path / "i3d.pt")
+    argv = [*gpt_command, "--action_conditioned", "--max_train_steps", "1", "--use_frame_metrics", "--use_fvd"]
+    argv += ["--per_device_eval_batch_size", "3", "--eval_generate_times", "2", "--i3d_path", str(tmp_path / "i3d.pt")]
+    trainer = build_gpt([*argv, "--max_generate_batchsize", "2"])
+    run = fit(trainer)
+    (line,) = (line for line in metrics_of(run) if line["split"] == "validation")
+    assert {"psnr", "ssim", "mse", "future_psnr", "copy_psnr", "fvd", "accuracy"} <= line.keys()
+    assert "lpips" not in line
+    assert [path.name for path in (run / "images").glob("*.gif")] == ["validation-0000001-clip-000.gif"]
+
+    (batch,) = trainer.validation_batches.first(1)
+    clips = trainer.source.clips(batch.to("cpu"))
+    copied = clips.frames[:, 1:2].expand(-1, 2, -1, -1, -1)
+    assert line["copy_psnr"] == pytest.approx(frame_psnr(clips.frames[:, 2:], copied).mean().item(), rel=1e-5)
+
+
+def test_validation_on_a_benchmark(gpt_command, clips, tmp_path, monkeypatch):
+    """Every evaluation episode once and in order, from its first frame."""
+    for path in (clips / "squares").iterdir():
+        episode = dict(np.load(path))
+        write_episode(tmp_path / "bair" / path.name, aux1_image=episode.pop("image"), image=None, **episode)
+    listing = tmp_path / "DATASET.yaml"
+    listing.write_text("bair_train_dataset: bair\nbair_test_dataset: bair\n")
+    monkeypatch.setattr(catalog, "DATASET_YAML", listing)
+    argv = [*without(gpt_command, "--dataset_path", "--oxe_data_mixes_type"), "--oxe_data_mixes_type", "bair"]
+    argv += ["--use_eval_dataset", "--max_train_steps", "1", "--per_device_eval_batch_size", "3"]
+    trainer = build_gpt([*argv, "--max_eval_iters", "100"])
+    batches = [batch.to("cpu").frames for batch in trainer.validation_batches.first(100)]
+    assert [len(batch) for batch in batches] == [3, 1]
+    first = np.load(clips / "squares" / "0.npz")["image"][:4]
+    torch.testing.assert_close(batches[0][0], torch.from_numpy(first).movedim(-1, 1) / 255)
+    with pytest.raises(UserError, match="no evaluation episodes are defined for 'folder:"):
+        build_gpt([*gpt_command, "--use_eval_dataset", "--max_train_steps", "1"])
 
 
 def test_goal_conditioned_clips_start_with_their_last_frame(gpt_command):
