@@ -20,7 +20,7 @@ def main() -> None:
         trainer.run.say(report(trainer))
         return
     with trainer.run:
-        trainer.fit()
+        trainer.evaluate() if args.eval_only else trainer.fit()
     sys.exit(trainer.run.exit_code)
 
 

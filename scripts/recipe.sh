@@ -10,6 +10,7 @@ STHSTH_ROOT_PATH=${STHSTH_ROOT_PATH:-data/sthsth} # frame folders of Something-S
 PRETRAINED=${PRETRAINED:-pretrained_models}
 TOKENIZER_RUNS=${TOKENIZER_RUNS:-log_vqgan}
 TRANSFORMER_RUNS=${TRANSFORMER_RUNS:-log_trm}
+EVALUATION_RUNS=${EVALUATION_RUNS:-log_eval}
 TOKENIZER=${TOKENIZER:-} # a trained tokenizer: its training is skipped
 NUM_WORKERS=${NUM_WORKERS:-16}
 MIXED_PRECISION=${MIXED_PRECISION:-bf16}
@@ -48,4 +49,15 @@ finetune_transformer() { # name of the experiment, folder of the pre-trained mod
     shift 2
     train_transformer "$name" --pretrained_transformer_path "$pretrained/transformer" \
         --use_eval_dataset --use_fvd --use_frame_metrics "$@"
+}
+
+evaluate() { # name, flags: 100 futures of every test clip of a benchmark, by the published protocol
+    local name=$1
+    shift
+    mkdir -p "$EVALUATION_RUNS"
+    $LAUNCH train_gpt.py --exp_name "$name-eval" --output_dir "$EVALUATION_RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+        --vqgan_type ctx_vqgan --pretrained_model_name_or_path "$MODEL/tokenizer" --config_name configs/llama/config.json \
+        --pretrained_transformer_path "$MODEL/transformer" --dataloader_num_workers "$NUM_WORKERS" --resolution 64 \
+        --per_device_train_batch_size 16 --eval_only --use_eval_dataset --use_fvd --use_frame_metrics \
+        --eval_generate_times 100 --max_generate_batchsize 80 --max_decode_batchsize 16 "$@" 2>&1 | tee "$EVALUATION_RUNS/$name-eval.log"
 }

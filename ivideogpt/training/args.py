@@ -298,7 +298,7 @@ class GptArgs:
     use_eval_dataset: bool = option(False, "validate on the benchmark's evaluation clips, in order, not on random ones")
     use_frame_metrics: bool = option(False, "validations also score sampled futures: PSNR, SSIM, MSE, LPIPS")
     use_fvd: bool = option(False, "validations also score sampled futures by FVD, which needs --i3d_path")
-    eval_only: bool = option(False, "evaluate, do not train", later=True)
+    eval_only: bool = option(False, "validate --pretrained_transformer_path once; needs no training data")
     i3d_path: str = option("pretrained_models/i3d/i3d_torchscript.pt", "I3D network for FVD")
     lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
     eval_generate_times: int = option(1, "sampled futures per clip; scores are the best one's", minimum=1)
@@ -331,6 +331,10 @@ class GptArgs:
             raise UserError("--load_internal_llm needs --pretrained_transformer_path")
         if self.lora:
             self._check_lora()
+        if self.eval_only and not self.pretrained_transformer_path:
+            raise UserError("--eval_only needs a trained transformer: give --pretrained_transformer_path")
+        if self.eval_only and self.resume_from_checkpoint:
+            raise UserError("--eval_only writes a run of its own: leave out --resume_from_checkpoint")
         if not self.config_path.exists():
             raise UserError(f"--config_name {self.config_name}: no such file")
 

@@ -28,7 +28,12 @@ from ivideogpt.state_dicts import load_strict, read_tensors
 from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
 from ivideogpt.training.args import GptArgs
 from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS
-from ivideogpt.training.clip_batches import VALIDATION_SEED, build_clip_loaders, clip_config
+from ivideogpt.training.clip_batches import (
+    VALIDATION_SEED,
+    build_clip_loaders,
+    build_validation_loader,
+    clip_config,
+)
 from ivideogpt.training.gpt_trainer import GptTrainer
 from ivideogpt.training.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.run import Run, build_run
@@ -73,7 +78,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         metadata=build_metadata(args, tokenizer),
         optimizer=prepared_optimizer,
         scheduler=scheduler,
-        batches=BatchStream(train_batches, accelerator.device),
+        batches=None if train_batches is None else BatchStream(train_batches, accelerator.device),
         validation_batches=validation_batches,
         source=source,
         tokenizer=tokenizer,
@@ -122,12 +127,14 @@ def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
 
 def build_batches(
     args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
-) -> tuple[Loader, Loader | None, Source]:
-    """Training batches, validation batches that are the same every time, and what either is made of."""
+) -> tuple[Loader | None, Loader | None, Source]:
+    """Training batches if it trains, validation batches that are the same every time, and what either is made of."""
     eval_batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
     if args.token_store is None:
-        loaders = build_clip_loaders(pixel_config(args), run, eval_batch_size, args.use_eval_dataset)
-        return (*loaders, PixelSource(tokenizer, run.accelerator))
+        source, config = PixelSource(tokenizer, run.accelerator), pixel_config(args)
+        if args.eval_only:
+            return None, build_validation_loader(config, run, eval_batch_size, args.use_eval_dataset), source
+        return (*build_clip_loaders(config, run, eval_batch_size, args.use_eval_dataset), source)
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     train_store = open_token_store(args.token_store, args, tokenizer, layout)
     train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, rank, world_size)

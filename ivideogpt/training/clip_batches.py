@@ -45,18 +45,21 @@ def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size:
 def build_clip_loaders(
     config: DataConfig, run: Run, eval_batch_size: int, benchmark: bool = False
 ) -> tuple[ClipLoader, ClipLoader]:
-    """Training clips, and validation clips that are the same every time: random ones, or those of the benchmark."""
-    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
-    of_validation = replace(config, batch_size=eval_batch_size)
-    loaders = (
-        build_loader(config, "train", run.seed, rank, world_size),
-        build_benchmark_loader(of_validation, rank, world_size)
-        if benchmark
-        else build_loader(of_validation, "test", VALIDATION_SEED, rank, world_size),
-    )
+    """Training clips, and validation clips."""
+    train = build_loader(config, "train", run.seed, run.accelerator.process_index, run.accelerator.num_processes)
+    validation = build_validation_loader(config, run, eval_batch_size, benchmark)
     if config.on_bad_episode == "skip":
-        run.at_end.append(partial(report_bad_episodes, loaders))
-    return loaders
+        run.at_end.append(partial(report_bad_episodes, (train, validation)))
+    return train, validation
+
+
+def build_validation_loader(config: DataConfig, run: Run, batch_size: int, benchmark: bool = False) -> ClipLoader:
+    """Clips that are the same every time: random ones of the test split, or those of the benchmark."""
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    config = replace(config, batch_size=batch_size)
+    if benchmark:
+        return build_benchmark_loader(config, rank, world_size)
+    return build_loader(config, "test", VALIDATION_SEED, rank, world_size)
 
 
 def report_bad_episodes(loaders: Iterable[ClipLoader]) -> None:

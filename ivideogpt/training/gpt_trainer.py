@@ -64,7 +64,7 @@ class GptTrainer:
     metadata: ModelMetadata
     optimizer: Optimizer
     scheduler: LRScheduler
-    batches: BatchStream
+    batches: BatchStream | None  # None: evaluation only
     validation_batches: Loader | None
     source: Source
     tokenizer: CompressiveVQModel
@@ -89,7 +89,11 @@ class GptTrainer:
                 **({"adapters": self.adapters} if self.adapters is not None else {}),
                 **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
             },
-            local={"window": self.window, "batches": self.batches, "random": RandomState()},
+            local={
+                "window": self.window,
+                "random": RandomState(),
+                **({"batches": self.batches} if self.batches is not None else {}),
+            },
             keep_last=self.args.checkpoints_kept,
         )
 
@@ -119,6 +123,11 @@ class GptTrainer:
                 bar.update()
                 self.after_step(self.progress.step)
         self.finish()
+
+    def evaluate(self) -> None:
+        """One validation, of the weights that the run was given."""
+        self.validate(self.progress.step)
+        logger.info("finished: %s", self.run.directory)
 
     def finish(self) -> None:
         """Final weights, or a checkpoint if the run was stopped."""
@@ -150,6 +159,7 @@ class GptTrainer:
         return metrics
 
     def next_tokens(self) -> TokenBatch:
+        assert self.batches is not None
         with self.pace.timing("data"):
             batch = next(self.batches)
         with self.pace.timing("tokenize"):

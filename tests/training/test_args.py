@@ -103,7 +103,7 @@ def test_values_have_the_types_of_their_fields():
         (GptArgs, [*GPT, "--llama_attn_drop", "-0.1"], "--llama_attn_drop is -0.1"),
         (GptArgs, [*GPT, "--token_store", "a", "--goal_conditioned"], "--goal_conditioned needs pixels"),
         (GptArgs, [*GPT, "--eval_token_store", "a"], "goes with --token_store"),
-        (GptArgs, [*GPT, "--eval_only"], "not supported yet: --eval_only"),
+        (GptArgs, [*GPT, "--eval_only"], "--eval_only needs a trained transformer"),
         (GptArgs, [*GPT, "--token_store", "a", "--use_eval_dataset"], "give --eval_token_store"),
         (GptArgs, [*GPT, "--reward_prediction"], "needs --action_conditioned"),
         (GptArgs, [*GPT, "--action_conditioned", "--goal_conditioned"], "--goal_conditioned"),

@@ -34,6 +34,7 @@ def commands_of(recipe: str, output: Path, *flags: str) -> list[tuple[str, list[
         "DATASET_PATH": str(output / "no-data"),
         "TOKENIZER_RUNS": str(output),
         "TRANSFORMER_RUNS": str(output),
+        "EVALUATION_RUNS": str(output),
         "MIXED_PRECISION": "no",
     }
     script = ["bash", str(ROOT / "scripts" / recipe), *flags]
@@ -45,6 +46,20 @@ def commands_of(recipe: str, output: Path, *flags: str) -> list[tuple[str, list[
         else:
             commands[-1][1].append(word)
     return commands
+
+
+@pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "scripts" / "evaluation").iterdir()))
+def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
+    """Without data to train on; scores go to metrics.jsonl, and the weights stay where they are."""
+    monkeypatch.chdir(ROOT)
+    ((_, argv),) = commands_of(f"evaluation/{recipe}", tmp_path, "--debug", "--report_to", "none")
+    trainer = build_gpt_trainer(tiny_gpt_run(parse(GptArgs, argv)))
+    with trainer.run:
+        trainer.evaluate()
+    (line,) = metrics_of(trainer.run.directory)
+    assert {"psnr", "ssim", "mse", "copy_psnr", "perplexity"} <= line.keys()
+    assert not list(trainer.run.directory.rglob("*.safetensors"))
+    assert (tmp_path / f"{recipe.removesuffix('.sh')}-eval.log").is_file()
 
 
 def trained(script: str, argv: list[str]) -> Path:
