@@ -146,14 +146,17 @@ class GptTrainer:
         window = MetricWindow()
         for index in range(num_batches):
             batch = self.next_tokens()
-            with accumulating(self.accelerator, self.model, is_last=index == num_batches - 1):
+            is_last = index == num_batches - 1
+            with self.pace.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
                 terms = self.loss_of(batch, self.args.stale_tokens)
                 self.accelerator.backward(terms.total / num_batches)
             window.add(terms.detached())
         metrics = window.means() | {"lr": self.scheduler.get_last_lr()[0]}
-        if self.args.max_grad_norm is not None:
-            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-        advance(self.optimizer, self.scheduler)
+        with self.pace.timing("optimizer"):
+            if self.args.max_grad_norm is not None:
+                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                metrics["grad_norm"] = norm
+            advance(self.optimizer, self.scheduler)
         self.progress.clips += self.clips_per_update
         self.pace.add_clips(self.clips_per_update)
         return metrics

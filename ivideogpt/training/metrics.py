@@ -50,19 +50,26 @@ class MetricWindow:
 
 
 class Pace:
-    """Speed since the last log line: clips a second, where the time went, when the run will end."""
+    """Speed since the last log line: clips a second, where the time went, when the run will end.
+
+    On a GPU, whose work Python does not wait for, a part is as long as the GPU is at it, or Python if that is longer.
+    """
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._steps = self._clips = 0
-        self._parts: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
         """``with pace.timing("data"):`` around a part of the step."""
         start = time.perf_counter()
+        before = _now_on_gpu()
         yield
-        self._parts[part] = self._parts.get(part, 0.0) + time.perf_counter() - start
+        self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - start
+        if before is not None and (after := _now_on_gpu()) is not None:
+            self._events.setdefault(part, []).append((before, after))
 
     def add_clips(self, clips: int) -> None:
         self._clips += clips
@@ -71,16 +78,29 @@ class Pace:
         self._steps += 1
 
     def take(self, steps_left: int) -> dict[str, float]:
+        if self._events:
+            torch.cuda.synchronize()
+        for part, pairs in self._events.items():
+            on_gpu = sum(before.elapsed_time(after) for before, after in pairs) / 1000
+            self._seconds[part] = max(self._seconds[part], on_gpu)
         seconds, steps = time.perf_counter() - self._start, max(self._steps, 1)
         pace = {
             "clips_per_s": self._clips / seconds,
             "step_s": seconds / steps,
-            **{f"{part}_s": part_seconds / steps for part, part_seconds in self._parts.items()},
+            **{f"{part}_s": part_seconds / steps for part, part_seconds in self._seconds.items()},
             "memory_gb": _memory_gb(),
             "eta_min": steps_left * seconds / steps / 60,
         }
         self.__init__()  # type: ignore[misc]
         return pace
+
+
+def _now_on_gpu() -> torch.cuda.Event | None:
+    if not torch.cuda.is_available():
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 def _memory_gb() -> float:

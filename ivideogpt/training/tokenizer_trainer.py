@@ -180,7 +180,8 @@ class TokenizerTrainer:
             if self.args.still_weight:
                 frames = with_still_frame(frames, self.args.context_length)
                 moving = moving_patches(frames, self.args.context_length)
-            with accumulating(self.accelerator, self.model, is_last=index == num_batches - 1):
+            is_last = index == num_batches - 1
+            with self.pace.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
                 terms, output = self.loss_of(frames)
                 if self.adversary is not None and self.progress.step >= self.args.disc_start:
                     terms = self.adversary.added_to(terms, reconstructed_frames(output), self.last_layer)
@@ -201,13 +202,15 @@ class TokenizerTrainer:
         for index in range(num_batches):
             with self.pace.timing("data"):
                 frames = self.next_frames()
-            with torch.no_grad():
-                output = reconstruct(self.model, frames, self.args.context_length)
-            real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
-            is_last = index == num_batches - 1
-            window.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
+            with self.pace.timing("gradients"):
+                with torch.no_grad():
+                    output = reconstruct(self.model, frames, self.args.context_length)
+                real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
+                is_last = index == num_batches - 1
+                window.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
         self.count_clips()
-        return window.means() | self.adversary.update()
+        with self.pace.timing("optimizer"):
+            return window.means() | self.adversary.update()
 
     @property
     def last_layer(self) -> Tensor:
@@ -221,13 +224,15 @@ class TokenizerTrainer:
     def update(self) -> dict[str, Tensor | float]:
         """Clip, step, schedule."""
         metrics: dict[str, Tensor | float] = {"lr": self.scheduler.get_last_lr()[0]}
-        metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+        with self.pace.timing("optimizer"):
+            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
         if within_phase_pair(self.progress.step + 1, self.args.log_grad_norm_steps):
             # after clipping, which takes the factor of 16-bit training out of gradients
             metrics |= gradient_norms(self.accelerator.unwrap_model(self.model))
-        advance(self.optimizer, self.scheduler)
-        if self.average is not None:
-            self.average.update()
+        with self.pace.timing("optimizer"):
+            advance(self.optimizer, self.scheduler)
+            if self.average is not None:
+                self.average.update()
         self.count_clips()
         return metrics
 

@@ -9,7 +9,7 @@ from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
 from ivideogpt.training.gpt_trainer import GptTrainer
 from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
 
-TIMINGS = {"clips_per_s", "step_s", "data_s", "tokenize_s", "memory_gb", "eta_min"}
+TIMINGS = {"clips_per_s", "step_s", "data_s", "tokenize_s", "gradients_s", "optimizer_s", "memory_gb", "eta_min"}
 
 
 def without(argv: list[str], *flags: str) -> list[str]:
