@@ -6,37 +6,52 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from diffusers.training_utils import EMAModel
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+MAX_DECAY = 0.9999
+WARM_UP = 9  # update n has decay n / (WARM_UP + n), as in diffusers: a young average forgets its beginning
 
 
 class AveragedWeights:
-    """Exponential moving average of the weights of ``model``, updated after each of its optimizer's updates.
+    """Exponential moving average of the trained weights of ``model``, updated after each of its optimizer's updates.
 
-    The decay is diffusers' default: n / (9 + n) at update n, at most 0.9999. The average is part of every checkpoint
-    and the same in all processes.
+    Weights that do not train, such as codebooks that are running means already, have no average of their own. The state
+    is part of every checkpoint and the same in all processes.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
-        self._average = EMAModel(model.parameters(), foreach=True)
+        self._trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._averages = {name: weight.detach().clone() for name, weight in self._trained.items()}
+        self._updates = 0
 
+    @torch.no_grad()
     def update(self) -> None:
-        self._average.step(self._model.parameters())
+        """The first one makes the average what the weights are."""
+        decay = min(self._updates / (WARM_UP + self._updates), MAX_DECAY) if self._updates else 0.0
+        torch._foreach_lerp_(list(self._averages.values()), list(self._trained.values()), 1 - decay)
+        self._updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """The model has the averaged weights inside, and its own again afterwards."""
-        self._average.store(self._model.parameters())
-        self._average.copy_to(self._model.parameters())
+        own = self._put(self._averages)
         try:
             yield
         finally:
-            self._average.restore(self._model.parameters())
+            self._put(own)
+
+    def _put(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Exchange the model's values, without a copy. Returns those that it had."""
+        before = {name: weight.data for name, weight in self._trained.items()}
+        for name, weight in self._trained.items():
+            weight.data = values[name]
+        return before
 
     def state_dict(self) -> dict[str, Any]:
-        return self._average.state_dict()
+        return {"updates": self._updates, "averages": self._averages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._average.load_state_dict(state)
-        self._average.to(device=next(self._model.parameters()).device)
+        self._updates = state["updates"]
+        for name, average in self._averages.items():
+            average.copy_(state["averages"][name])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips import DataConfig
@@ -35,6 +34,7 @@ from ivideogpt.training.clip_batches import (
     clip_config,
 )
 from ivideogpt.training.gpt_trainer import GptTrainer
+from ivideogpt.training.lora import Adapters
 from ivideogpt.training.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.run import Run, build_run
 from ivideogpt.training.sampled_validation import build_scorer
@@ -42,9 +42,6 @@ from ivideogpt.training.schedule import TrainProgress, build_scheduler
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, PixelSource, Source, TokenSource
 from ivideogpt.vq_model import CompressiveVQModel
-
-if TYPE_CHECKING:
-    from ivideogpt.training.lora import Adapters
 
 logger = logging.getLogger(__name__)
 
@@ -118,11 +115,7 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
 
 def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
     """None if all weights train."""
-    if not args.lora:
-        return None
-    from ivideogpt.training.lora import Adapters
-
-    return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout)
+    return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
 
 
 def build_batches(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,7 @@ from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, sav
 from ivideogpt.training.args import GptArgs
 from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, SaveError
 from ivideogpt.training.clip_batches import VALIDATION_SEED
+from ivideogpt.training.lora import Adapters
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.optim import accumulating, advance
 from ivideogpt.training.run import Run
@@ -42,9 +43,6 @@ from ivideogpt.training.token_sources import Conditioning, Source
 from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating
-
-if TYPE_CHECKING:
-    from ivideogpt.training.lora import Adapters
 
 logger = logging.getLogger(__name__)
 

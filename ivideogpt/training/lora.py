@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 from ivideogpt.pretrained import Transformer, language_model
@@ -27,6 +25,8 @@ class Adapters:
     """
 
     def __init__(self, transformer: Transformer, rank: int, alpha: int, dropout: float) -> None:
+        from peft import LoraConfig, inject_adapter_in_model
+
         self._transformer = transformer
         self._llm = language_model(transformer)
         self._config = LoraConfig(
@@ -36,6 +36,8 @@ class Adapters:
 
     def merged(self) -> Transformer:
         """A copy of the transformer in which they have become part of the weights: an ordinary one again."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         merged = deepcopy(self._transformer)
         for name, module in list(merged.named_modules()):
             if isinstance(module, BaseTunerLayer):
@@ -47,6 +49,8 @@ class Adapters:
 
     def save(self, folder: Path) -> None:
         """Write them by themselves, for ``PeftModel.from_pretrained`` beside the weights that they started from."""
+        from peft import get_peft_model_state_dict
+
         folder.mkdir(parents=True, exist_ok=True)
         self._config.save_pretrained(folder)
         tensors = get_peft_model_state_dict(self._llm, adapter_name=NAME, save_embedding_layers=False)

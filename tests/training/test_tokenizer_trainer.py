@@ -284,8 +284,8 @@ def test_a_run_with_averaged_weights_ends_with_them(finished_run):
     earlier = [
         load_tokenizer(finished_run / f"checkpoint-{step}" / "unwrapped_model").quant_conv.weight for step in (1, 3)
     ]
-    # Decay 0 at the first update, 2 / 11 at the second, 3 / 12 at the third.
-    expected = (earlier[0] * 2 / 11 + earlier[1] * 9 / 11) * 3 / 12 + trained * 9 / 12
+    # Decay 0 at the first update, 1 / 10 at the second, 2 / 11 at the third.
+    expected = (earlier[0] * 1 / 10 + earlier[1] * 9 / 10) * 2 / 11 + trained * 9 / 11
     torch.testing.assert_close(final, expected)
 
 
