@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -23,7 +22,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
@@ -33,6 +31,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor
 
+from benchmarks.machine import machine
 from ivideogpt.data.clips import DataConfig
 from ivideogpt.data.colour import OPERATIONS
 from ivideogpt.data.conversion import write_episode
@@ -301,19 +300,7 @@ def measure(args: BenchmarkArgs, root: Path) -> Results:
     episode = repacked / DATASET / f"{0:05d}.npz"
     startup = startup_seconds(root / "many", episode, args) if args.num_startup_episodes else {}
     memory = memory_mb(repacked, args) if args.num_memory_batches else []
-    return Results(machine(), args, rates, startup, memory)
-
-
-def machine() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {"processor": processor_name(), **versions, "pillow": version("pillow")}
-
-
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return Results(machine("numpy", "pillow"), args, rates, startup, memory)
 
 
 def main() -> None:

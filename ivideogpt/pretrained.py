@@ -335,17 +335,12 @@ def initialise_transformer(
     return fresh
 
 
-def save_transformer(
-    transformer: nn.Module,
-    folder: str | Path,
-    dtype: torch.dtype | None = None,
-    state_dict: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Write a transformer's folder. ``state_dict`` stands in for the model's own, where that is sharded."""
+def save_transformer(transformer: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    """Write a transformer's folder; ``dtype`` may be a 16-bit one to halve the file."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     language_model(transformer).config.save_pretrained(folder)
-    save_tensors(transformer.state_dict() if state_dict is None else state_dict, folder / TRANSFORMER_WEIGHTS, dtype)
+    save_tensors(transformer.state_dict(), folder / TRANSFORMER_WEIGHTS, dtype)
 
 
 def language_model(transformer: nn.Module) -> LlamaForCausalLM:

@@ -118,6 +118,7 @@ class TokenizerArgs:
     use_8bit_adam: bool = option(False, "8-bit AdamW of bitsandbytes, which has to be installed")
     use_ema: bool = option(False, "validate and end with a running mean of the weights (in ema_model/ of checkpoints)")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
 
     # Machine
     seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
@@ -272,6 +273,7 @@ class GptArgs:
     num_warmup_steps: int = option(5000, "warm-up in optimizer updates", minimum=0)
     max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)", minimum=0)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
 
     # Machine
     seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips import DataConfig
@@ -52,7 +55,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     accelerator = run.accelerator
     tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
     adapt_tokenizer(tokenizer, args.context_length, args.resolution)
-    tokenizer = tokenizer.requires_grad_(False).to(accelerator.device)
+    tokenizer = prepare_tokenizer(tokenizer.to(accelerator.device))
     layout = tokenizer.layout(args.segment_length - args.context_length)
     train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
     transformer = build_model(args, layout, run.checkpoint)
@@ -70,6 +73,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         args=args,
         run=run,
         model=model,
+        new_transformer=partial(new_transformer, args, layout),
         adapters=adapters,
         layout=layout,
         metadata=build_metadata(args, tokenizer),
@@ -85,8 +89,33 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     )
 
 
+def prepare_tokenizer(tokenizer: CompressiveVQModel) -> CompressiveVQModel:
+    """Frozen, in eval mode, and in the memory format in which convolutions are fastest, in place."""
+    return tokenizer.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def compile_transformer(transformer: Transformer) -> None:
+    """In place, so that names of tensors stay; the first steps wait for the compiler."""
+    language_model(transformer).model.compile()
+
+
 def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> Transformer:
     """A new transformer, with the weights of the run's checkpoint or of the starting point if there is one."""
+    transformer = new_transformer(args, layout)
+    if checkpoint is not None and not args.lora:  # whose adapters are state, beside the weights that they started from
+        file = checkpoint / TRANSFORMER_WEIGHTS
+        load_strict(transformer, read_tensors(file), str(file))
+    elif args.pretrained_transformer_path is not None:
+        initialise_transformer(transformer, args.pretrained_transformer_path, args.load_internal_llm)
+    if args.gradient_checkpointing:
+        language_model(transformer).gradient_checkpointing_enable()
+    if args.compile:
+        compile_transformer(transformer)
+    return transformer.train()
+
+
+def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
+    """Of the architecture that the flags describe, with random weights."""
     config = read_llama_config(args.config_path)
     if layout.sequence_length > config.max_position_embeddings:
         fits = layout.context_frames + layout.future_frames_that_fit(config.max_position_embeddings)
@@ -96,21 +125,13 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
         )
     if args.llama_attn_drop is not None:
         config.attention_dropout = args.llama_attn_drop
-    transformer = build_transformer(
+    return build_transformer(
         config,
         layout,
         action_dim=args.action_dim if args.action_conditioned else None,
         reward_prediction=args.reward_prediction,
         action_recon=args.action_recon,
     )
-    if checkpoint is not None and not args.lora:  # whose adapters are state, beside the weights that they started from
-        file = checkpoint / TRANSFORMER_WEIGHTS
-        load_strict(transformer, read_tensors(file), str(file))
-    elif args.pretrained_transformer_path is not None:
-        initialise_transformer(transformer, args.pretrained_transformer_path, args.load_internal_llm)
-    if args.gradient_checkpointing:
-        language_model(transformer).gradient_checkpointing_enable()
-    return transformer.train()
 
 
 def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:

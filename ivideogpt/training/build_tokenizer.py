@@ -116,6 +116,9 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[Compr
         model.dynamics_quantize.requires_grad_(False)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if args.compile:
+        for part in (model.encoder, model.decoder, model.cond_encoder, model.cond_decoder):
+            part.compile()
     model.train().to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
     return model, fresh_codebooks
 

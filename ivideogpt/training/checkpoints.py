@@ -94,11 +94,12 @@ class Checkpoints:
         folder = self.run_directory / f"{self.prefix}{step}"
         unfinished = folder.with_name(UNFINISHED + folder.name)
         failures: list[str] = []
+        shared = _state_of(self.shared)  # by all processes: of sharded weights each has a part
         with _noting(failures):
             if processes.is_main_process:
                 shutil.rmtree(unfinished, ignore_errors=True)
                 unfinished.mkdir(parents=True)
-                _write(_state_of(self.shared), unfinished / SHARED_STATE)
+                _write(shared, unfinished / SHARED_STATE)
         processes.wait_for_everyone()
         with _noting(failures):
             _write(_state_of(self.local), unfinished / _process_file(processes.process_index))

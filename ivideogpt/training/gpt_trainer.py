@@ -29,7 +29,7 @@ from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
 from ivideogpt.training.args import GptArgs
-from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, SaveError
+from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, SaveError, Stateful
 from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.lora import Adapters
 from ivideogpt.training.metrics import MetricWindow, Pace
@@ -37,6 +37,7 @@ from ivideogpt.training.optim import accumulating, advance
 from ivideogpt.training.run import Run
 from ivideogpt.training.sampled_validation import SampledValidation
 from ivideogpt.training.schedule import TrainProgress, every, validates_at
+from ivideogpt.training.sharding import ShardedOptimizerState, is_sharded, whole, whole_state_dict
 from ivideogpt.training.stale_tokens import with_stale_tokens
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, Source
@@ -57,6 +58,7 @@ class GptTrainer:
     args: GptArgs
     run: Run
     model: nn.Module
+    new_transformer: Callable[[], Transformer]  # of the same architecture
     adapters: Adapters | None  # None: all weights train
     layout: TokenLayout
     metadata: ModelMetadata
@@ -81,7 +83,7 @@ class GptTrainer:
             TRANSFORMER_CHECKPOINTS,
             write_weights=self.write_weights,
             shared={
-                "optimizer": self.optimizer,
+                "optimizer": self.optimizer_state(),
                 "scheduler": self.scheduler,
                 "progress": self.progress,
                 **({"adapters": self.adapters} if self.adapters is not None else {}),
@@ -106,8 +108,19 @@ class GptTrainer:
         yield "tokenizer", self.tokenizer
 
     def usable_transformer(self) -> Transformer:
-        """As its users will have it: adapters are merged into a copy."""
-        return self.transformer if self.adapters is None else self.adapters.merged()
+        """As its users will have it: a copy if it is spread over processes, which all call this, or has adapters."""
+        if self.adapters is not None:
+            return self.adapters.merged()
+        if not is_sharded(self.transformer):
+            return self.transformer
+        transformer = self.new_transformer().to(self.accelerator.device)
+        transformer.load_state_dict(whole_state_dict(self.transformer))
+        return transformer
+
+    def optimizer_state(self) -> Stateful:
+        if not is_sharded(self.transformer):
+            return self.optimizer
+        return ShardedOptimizerState(self.transformer, getattr(self.optimizer, "optimizer", self.optimizer))
 
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
@@ -153,7 +166,7 @@ class GptTrainer:
         with self.pace.timing("optimizer"):
             if self.args.max_grad_norm is not None:
                 norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-                metrics["grad_norm"] = norm
+                metrics["grad_norm"] = whole(norm)
             advance(self.optimizer, self.scheduler)
         self.progress.clips += self.clips_per_update
         self.pace.add_clips(self.clips_per_update)
@@ -244,9 +257,9 @@ class GptTrainer:
 
     def write_weights(self, folder: Path) -> None:
         """config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
-        tensors = self.accelerator.get_state_dict(self.model) if self.adapters is None else None
+        transformer = self.usable_transformer()
         if self.accelerator.is_main_process:
-            save_transformer(self.usable_transformer(), folder, state_dict=tensors)
+            save_transformer(transformer, folder)
             self.metadata.write(folder)
             if self.adapters is not None:
                 self.adapters.save(folder / ADAPTER_FOLDER)

@@ -17,6 +17,7 @@ MAY_CHANGE = frozenset(
         "max_train_steps",
         "num_train_epochs",
         "gradient_checkpointing",
+        "compile",
         "dataloader_num_workers",
         "on_bad_episode",  # a run that stopped at a bad episode may go on without it
         "cache_mb",

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training.gradients import gradients_of
-from tests.training.runs import build_gpt, build_tokenizer, metrics_of
+from tests.training.runs import build_gpt, build_tokenizer, fit, metrics_of
 
 ROOT = Path(__file__).parents[2]
 WITH_HEADS = ["--action_conditioned", "--reward_prediction", "--action_recon", "0.1"]
@@ -62,15 +62,29 @@ def test_resumed_runs_equal_the_uninterrupted_ones(tokenizer_command, gpt_comman
     commands = [(script, [*argv, "--checkpointing_steps", "1"]) for script, argv in
                 (("train_tokenizer.py", tokenizer), ("train_gpt.py", gpt))]  # fmt: skip
     in_two_processes("resume", tmp_path, commands)
-    for script, steps, weights in (
-        ("train_tokenizer.py", 4, "diffusion_pytorch_model.safetensors"),
-        ("train_gpt.py", 2, "model.safetensors"),
-    ):
-        (whole,) = (tmp_path / script / "whole").iterdir()
-        resumed = [run for folder in sorted((tmp_path / script).glob("from-*")) for run in folder.iterdir()]
-        assert len(resumed) == steps
-        assert json.loads((whole / "run.json").read_text())["num_processes"] == 2
-        expected = load_file(whole / weights)
-        for run in resumed:
-            assert metrics_of(run) == metrics_of(whole)
-            assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(run / weights).items())
+    assert_resumed(tmp_path / "train_tokenizer.py", 4, "diffusion_pytorch_model.safetensors")
+    assert_resumed(tmp_path / "train_gpt.py", 2, "model.safetensors")
+
+
+def assert_resumed(folder: Path, steps: int, weights: str) -> dict[str, torch.Tensor]:
+    """Runs from each of ``steps`` checkpoints have ended as the uninterrupted one, whose weights are returned."""
+    (whole,) = (folder / "whole").iterdir()
+    resumed = [run for started in sorted(folder.glob("from-*")) for run in started.iterdir()]
+    assert len(resumed) == steps
+    assert json.loads((whole / "run.json").read_text())["num_processes"] == 2
+    expected = load_file(whole / weights)
+    for run in resumed:
+        assert metrics_of(run) == metrics_of(whole)
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in load_file(run / weights).items())
+    return expected
+
+
+def test_sharded_weights_are_saved_whole_and_resumed(gpt_command, tmp_path):
+    """A checkpoint of one process's part would load nowhere, and moments of one part would continue another run."""
+    argv = [*gpt_command, *WITH_HEADS, "--max_train_steps", "3", "--checkpointing_steps", "1", "--max_grad_norm", "1"]
+    argv += ["--use_frame_metrics", "--llama_attn_drop", "0"]
+    in_two_processes("resume-sharded", tmp_path, [("train_gpt.py", argv)])
+    sharded = assert_resumed(tmp_path / "train_gpt.py", 2, "model.safetensors")
+    one = fit(build_gpt([*argv, "--per_device_train_batch_size", "2"]))
+    for name, tensor in load_file(one / "model.safetensors").items():
+        torch.testing.assert_close(sharded[name], tensor, atol=2e-4, rtol=1e-3)

@@ -1,4 +1,4 @@
-"""What tests run in two real processes, through torchrun: ``two_processes.py gradients|resume <folder> <argv.json>``.
+"""What tests run in two real processes, through torchrun: ``two_processes.py <what> <folder> <argv.json>``.
 
 ``argv.json`` holds the commands ``[[script, flags], ...]``.
 """
@@ -12,10 +12,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import torch
-from accelerate import PartialState
-from accelerate.state import AcceleratorState
+from typing import Any
 
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.optim import Optimizer
+
+from ivideogpt.pretrained import language_model
 from tests.training.gradients import gradients_of
 from tests.training.runs import build_gpt, build_tokenizer, fit
 
@@ -46,8 +52,30 @@ def run_and_resume(folder: Path, script: str, argv: list[str]) -> None:
     AcceleratorState._reset_state()
 
 
+def run_and_resume_sharded(folder: Path, script: str, argv: list[str]) -> None:
+    """As :func:`run_and_resume`, with FSDP2 instead of DDP: accelerate leaves that out on a CPU."""
+    Accelerator.prepare = shard
+    run_and_resume(folder, script, argv)
+
+
+def shard(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[Any, Any]:
+    for parameter in model.parameters():  # as accelerate does: each process has drawn its own
+        torch.distributed.broadcast(parameter.detach(), 0)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+    for layer in language_model(model).model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    sharded = dict(model.named_parameters())
+    for group, of_group in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = [sharded[name] for name in of_group]
+    return model, optimizer
+
+
+WHAT = {"gradients": save_gradients, "resume": run_and_resume, "resume-sharded": run_and_resume_sharded}
+
 if __name__ == "__main__":
     PartialState.destroy_process_group = lambda *_: None  # one connection for all runs
     what, folder, commands = sys.argv[1], Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
     for script, argv in commands:
-        {"gradients": save_gradients, "resume": run_and_resume}[what](folder / script, script, argv)
+        WHAT[what](folder / script, script, argv)

@@ -1,0 +1,293 @@
+"""How long a training step takes, part by part, beside the obvious way to do it in the same run.
+
+    python benchmarks/training.py --models full-64 tiny-64 --output outputs/training.json
+
+The obvious way encodes the clips of every step anew in float32, computes logits of all tokens, and updates with an
+unfused AdamW. Ours are this project's own parts as `train_gpt.py` puts them together, from pixels and from a token
+store. Weights and clips are random, which costs as much as others. Ways take turns, so that what else the machine does
+falls on all of them; times are medians.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from benchmarks.machine import machine
+from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import option, parse
+from ivideogpt.layout import TokenLayout
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
+from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
+from ivideogpt.training.build_gpt import compile_transformer, prepare_tokenizer
+from ivideogpt.training.build_tokenizer import read_config
+from ivideogpt.training.optim import build_adamw, weight_decay_groups
+from ivideogpt.training.tokenizer_trainer import reconstruct
+from ivideogpt.vq_model import CompressiveVQModel
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0
+# bf16 tensor cores without sparsity, from the data sheets
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recipe's networks and the clips that it trains on."""
+
+    tokenizer: str
+    transformer: str
+    resolution: int
+    clips: int  # of a micro-batch
+    context_length: int = 2
+    segment_length: int = 16  # of the transformer's clips
+    tokenizer_segment_length: int = 8
+
+
+MODELS = {
+    "full-64": Model("ctx_vae64", "config.json", 64, clips=2),
+    "medium-64": Model("ctx_vae64", "config_medium.json", 64, clips=1),
+    "full-256": Model("ctx_vae", "config.json", 256, clips=1),
+    "tiny-64": Model("ctx_vae64_tiny", "config_tiny.json", 64, clips=4),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkArgs:
+    """Measure how long a training step takes."""
+
+    models: str = option("full-64,tiny-64", f"comma-separated: {', '.join(MODELS)}")
+    clips: int | None = option(None, "clips of a step (default: few enough for a CPU)", minimum=1)
+    repeats: int = option(3, "steps of each way that are measured, after one that is not", minimum=1)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "where to train")
+    precision: str = option("bf16", "autocast of networks that learn", choices=("no", "bf16"))
+    tokenizer_precision: str = option("bf16", "autocast of the frozen tokenizer", choices=("no", "bf16"))
+    compile: bool = option(False, "compile our networks, as --compile of the training scripts does")
+    output: str | None = option(None, "JSON file of the results")
+
+    def validate(self) -> None:
+        for name in self.models.split(","):
+            if name not in MODELS:
+                raise UserError(f"--models {name}: choose from {', '.join(MODELS)}")
+
+
+@dataclass
+class Timer:
+    """Seconds of each part of a step, waiting for the device at its ends."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = self._now()
+        yield
+        self.seconds[name] = self._now() - start
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+Step = Callable[[Timer], None]
+
+
+class TransformerSteps:
+    """Steps of `train_gpt.py`, ours and the obvious one, on the same weights."""
+
+    def __init__(self, model: Model, args: BenchmarkArgs) -> None:
+        self.args = args
+        self.device = torch.device(args.device)
+        self.tokenizer = build_tokenizer(model, self.device).eval().requires_grad_(False)
+        self.layout: TokenLayout = self.tokenizer.layout(model.segment_length - model.context_length)
+        config = read_llama_config(CONFIGS / "llama" / model.transformer)
+        self.transformer = build_transformer(config, self.layout).train().to(self.device)
+        self.frames = torch.rand(model.clips, model.segment_length, 3, model.resolution, model.resolution).to(
+            self.device
+        )
+        with torch.no_grad():
+            self.stored, _ = self.tokenizer.tokenize(self.frames, self.tokenizer.context_length)
+
+    def obvious(self) -> Step:
+        optimizer = AdamW(
+            self.transformer.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, foreach=False, fused=False
+        )
+
+        def step(timer: Timer) -> None:
+            with timer.part("tokenize"), torch.no_grad():
+                tokens, labels = self.tokenizer.tokenize(self.frames, self.tokenizer.context_length)
+            with timer.part("gradients"):
+                with autocast(self.device, self.args.precision):
+                    loss = self.transformer(input_ids=tokens, labels=labels, use_cache=False).loss
+                loss.backward()
+            with timer.part("optimizer"):
+                update(self.transformer, optimizer)
+
+        return step
+
+    def ours(self, from_store: bool) -> Step:
+        optimizer = build_adamw(weight_decay_groups(self.transformer, WEIGHT_DECAY, True), LEARNING_RATE)
+        tokenizer = prepare_tokenizer(deepcopy(self.tokenizer))
+
+        def step(timer: Timer) -> None:
+            tokens = self.stored
+            if not from_store:
+                with timer.part("tokenize"), torch.no_grad(), autocast(self.device, self.args.tokenizer_precision):
+                    tokens, _ = tokenizer.tokenize(self.frames, tokenizer.context_length)
+            with timer.part("gradients"):
+                with autocast(self.device, self.args.precision):
+                    loss = transformer_loss(self.transformer, tokens, self.layout).total
+                loss.backward()
+            with timer.part("optimizer"):
+                update(self.transformer, optimizer)
+
+        return step
+
+    def flops(self) -> float:
+        """Of a step's matrix products: 6 per weight and token for forward and backward, 6 per pair that attends."""
+        config: Any = language_model(self.transformer).config
+        clips, length = self.stored.shape
+        of_layers = sum(p.numel() for name, p in self.transformer.named_parameters() if ".layers." in name)
+        of_pairs = config.num_hidden_layers * config.hidden_size * length  # per token; causal, so half of them count
+        labelled = length - self.layout.prompt_length + 1
+        return 6.0 * clips * (length * (of_layers + of_pairs) + labelled * config.hidden_size * config.vocab_size)
+
+
+def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
+    """One generator phase of `train_tokenizer.py` without LPIPS and discriminator."""
+    device = torch.device(args.device)
+    tokenizer = build_tokenizer(model, device).train()
+    frames = random_clips(model, model.tokenizer_segment_length, device)
+    loss, optimizer = TokenizerLoss(TokenizerLossConfig()), build_adamw(tokenizer.parameters(), LEARNING_RATE)
+
+    def step(timer: Timer) -> None:
+        with timer.part("gradients"):
+            with autocast(device, args.precision):
+                output = reconstruct(tokenizer, frames, model.context_length)
+            loss(frames, output, model.context_length).total.backward()
+        with timer.part("optimizer"):
+            update(tokenizer, optimizer)
+
+    return step
+
+
+def random_clips(model: Model, num_frames: int, device: torch.device) -> Tensor:
+    return torch.rand(model.clips, num_frames, 3, model.resolution, model.resolution).to(device)
+
+
+def build_tokenizer(model: Model, device: torch.device) -> CompressiveVQModel:
+    config = read_config(str(CONFIGS / model.tokenizer), model.resolution)
+    return CompressiveVQModel.from_config({**config, "context_length": model.context_length}).to(device)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def update(model: nn.Module, optimizer: Optimizer) -> None:
+    nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def measure(steps: dict[str, Step], args: BenchmarkArgs) -> dict[str, dict[str, float]]:
+    """Median seconds of each part of each way."""
+    device = torch.device(args.device)
+    measured: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
+    for number in range(args.repeats + 1):
+        for name, step in steps.items():
+            timer = Timer(device)
+            step(timer)
+            if number:
+                measured[name].append(timer.seconds)
+    return {
+        name: {part: statistics.median(times[part] for times in of) for part in of[0]} for name, of in measured.items()
+    }
+
+
+def measure_model(name: str, args: BenchmarkArgs) -> dict[str, Any]:
+    model = MODELS[name] if args.clips is None else replace(MODELS[name], clips=args.clips)
+    steps = TransformerSteps(model, args)
+    if args.compile:
+        compile_transformer(steps.transformer)
+    of_transformer = measure(
+        {"obvious": steps.obvious(), "from pixels": steps.ours(False), "from a token store": steps.ours(True)}, args
+    )
+    tokens, flops = steps.stored.numel(), steps.flops()
+    parameters = {"transformer": size(steps.transformer), "tokenizer": size(steps.tokenizer)}
+    del steps
+    of_tokenizer = measure({"tokenizer": tokenizer_step(model, args)}, args)
+    seconds = {way: sum(parts.values()) for way, parts in (of_transformer | of_tokenizer).items()}
+    result: dict[str, Any] = {
+        "model": name,
+        "clips": model.clips,
+        "parameters": parameters,
+        "parts_s": of_transformer | of_tokenizer,
+        "s_per_clip": {way: total / model.clips for way, total in seconds.items()},
+        "ratio": {way: seconds["obvious"] / seconds[way] for way in of_transformer},
+        "tokens_per_s": tokens / seconds["from a token store"],
+        "tflops": flops / seconds["from a token store"] / 1e12,
+    }
+    peak = peak_tflops(args)
+    return result | ({} if peak is None else {"model_flop_utilisation": result["tflops"] / peak})
+
+
+def size(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def peak_tflops(args: BenchmarkArgs) -> float | None:
+    """Of the GPU in bf16, if it is known."""
+    if not args.device.startswith("cuda") or args.precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(args.device)
+    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    lines = ["| model | clips | way | tokenize, s | gradients, s | optimizer, s | s per clip | times as fast |"]
+    lines.append("|---|---:|---|---:|---:|---:|---:|---:|")
+    for result in results:
+        for way, parts in result["parts_s"].items():
+            cells = [f"{parts[part]:.3f}" if part in parts else "" for part in ("tokenize", "gradients", "optimizer")]
+            ratio = f"{result['ratio'][way]:.2f}" if way in result["ratio"] else ""
+            cells += [f"{result['s_per_clip'][way]:.3f}", ratio]
+            lines.append(f"| {result['model']} | {result['clips']} | {way} | {' | '.join(cells)} |")
+    for result in results:
+        utilisation = result.get("model_flop_utilisation")
+        of_peak = "" if utilisation is None else f", {100 * utilisation:.1f} % of the peak"
+        lines.append(
+            f"\n{result['model']} from a token store: {result['tokens_per_s']:.0f} tokens/s, "
+            f"{result['tflops']:.3f} TFLOP/s{of_peak}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    args = parse(BenchmarkArgs)
+    torch.manual_seed(0)
+    results = [measure_model(name, args) for name in args.models.split(",")]
+    print(table(results))
+    if args.output:
+        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
+        record = {"arguments": asdict(args), "machine": machine("transformers", "diffusers"), "results": results}
+        Path(args.output).write_text(json.dumps(record | {"threads": torch.get_num_threads()}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    cli(main)

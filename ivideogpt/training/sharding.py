@@ -1,0 +1,59 @@
+"""Models whose weights are spread over processes (FSDP2): their state as whole tensors. All processes call all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+
+def is_sharded(model: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """In every process."""
+    _spread(model)
+    tensors: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    return tensors
+
+
+class ShardedOptimizerState:
+    """Of an optimizer of sharded weights: whole moments under the weights' names, whatever the number of processes.
+
+    The main process has them; each reads its own part of them.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Optimizer) -> None:
+        self._model = model
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        _spread(self._model)
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(self._model, self._optimizer, options=options)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        _spread(self._model)
+        options = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self._model, self._optimizer, state, options=options)
+
+
+def _spread(model: nn.Module) -> None:
+    """After a forward pass without a backward one, the outermost weights are still whole, and not the optimizer's."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
