@@ -1,8 +1,7 @@
-"""docs/data.md is what a newcomer follows: its walk-through is run as it stands, its other commands are parsed."""
+"""docs/data.md is what a newcomer follows: its walk-through is run as it stands."""
 
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -10,65 +9,18 @@ from pathlib import Path
 
 import av
 import numpy as np
-import pytest
 
-from inference.predict import PredictArgs
-from ivideogpt.data.inspect_episodes import InspectArgs
-from ivideogpt.data.validate_episodes import ValidateArgs
-from ivideogpt.evaluation.preview_episodes import PreviewArgs
-from ivideogpt.flags import parse
-from ivideogpt.training.args import GptArgs, TokenizerArgs
-from ivideogpt.training.export import ExportArgs
-from ivideogpt.training.tokenize_dataset import TokenizeArgs
-from tests.datasets.scripts import load_script
+from tests.documented import ROOT, blocks, commands
 
-ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "data.md").read_text()
-WALK_THROUGH, *OTHER_BLOCKS = re.findall(r"^```bash\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-
-MODULES = {
-    ("ivideogpt.data", "inspect"): InspectArgs,
-    ("ivideogpt.data", "preview"): PreviewArgs,
-    ("ivideogpt.data", "validate"): ValidateArgs,
-    ("ivideogpt.data", "tokenize"): TokenizeArgs,
-    ("ivideogpt.training.export",): ExportArgs,
-}
-SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
-
-
-def commands() -> list[list[str]]:
-    """Those in blocks and those in tables."""
-    lines = "".join([WALK_THROUGH, *OTHER_BLOCKS]).replace("\\\n", " ").splitlines()
-    lines += re.findall(r"\| `(python [^`]+)` \|", TEXT)
-    return [words for line in lines if (words := shlex.split(line, comments=True)) and "=" not in words[0]]
-
-
-@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command)[:60])
-def test_command_is_understood(command, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    rest = command[2:] if command[0] == "accelerate" else command[1:]
-    if rest[0] == "-m":
-        names = next(names for names in MODULES if tuple(rest[1 : 1 + len(names)]) == names)
-        parse(MODULES[names], rest[1 + len(names) :])
-    elif rest[0] in SCRIPTS:
-        parse(SCRIPTS[rest[0]], rest[1:])
-    elif rest[0] == "datasets/record_metaworld.py":
-        load_script("record_metaworld").parse_args(rest[1:])
-    else:
-        script = load_script(Path(rest[0]).stem)
-        (kind,) = (
-            value
-            for name, value in vars(script).items()
-            if name.endswith("Args") and value.__module__ == script.__name__
-        )
-        parse(kind, rest[1:])
+WALK_THROUGH = blocks(TEXT, "bash")[0]
 
 
 def test_there_are_commands_of_every_kind():
-    """The test above passes on a page without commands."""
-    scripts = {word for command in commands() for word in command if word.startswith("datasets/")}
+    """What is not mentioned is not found."""
+    scripts = {word for command in commands(TEXT) for word in command if word.startswith("datasets/")}
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "datasets").glob("*.py")} == scripts
-    assert {command[3] for command in commands() if command[1:3] == ["-m", "ivideogpt.data"]} == {
+    assert {command[3] for command in commands(TEXT) if command[1:3] == ["-m", "ivideogpt.data"]} == {
         "inspect", "preview", "validate", "tokenize",
     }  # fmt: skip
 

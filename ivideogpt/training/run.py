@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from PIL import Image
 from tqdm import tqdm
@@ -202,6 +202,11 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
+    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.resume_from_checkpoint is not None:
+        raise UserError(
+            "runs with DeepSpeed cannot be resumed, because its moments are not part of our checkpoints: use "
+            "configs/accelerate/fsdp2.yaml, or start a new run from the weights"
+        )
     args = dataclasses.replace(args, mixed_precision=accelerator.mixed_precision)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")

@@ -1,0 +1,70 @@
+"""Commands as documents write them, and the parsers that they would meet."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+from inference.predict import PredictArgs
+from ivideogpt.data.inspect_episodes import InspectArgs
+from ivideogpt.data.validate_episodes import ValidateArgs
+from ivideogpt.evaluation.__main__ import EvaluationArgs
+from ivideogpt.evaluation.preview_episodes import PreviewArgs
+from ivideogpt.flags import parse
+from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.export import ExportArgs
+from ivideogpt.training.tokenize_dataset import TokenizeArgs
+from tests.datasets.scripts import load_script
+
+ROOT = Path(__file__).parents[1]
+MODULES = {
+    ("ivideogpt.data", "inspect"): InspectArgs,
+    ("ivideogpt.data", "preview"): PreviewArgs,
+    ("ivideogpt.data", "validate"): ValidateArgs,
+    ("ivideogpt.data", "tokenize"): TokenizeArgs,
+    ("ivideogpt.evaluation",): EvaluationArgs,
+    ("ivideogpt.training.export",): ExportArgs,
+}
+SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
+LAUNCHER = re.compile(r"accelerate launch( --config_file (\S+))? ")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def commands(text: str) -> list[list[str]]:
+    """Those in blocks and those in tables, without settings of variables."""
+    lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
+    lines += re.findall(r"\| `(python [^`]+)` \|", text)
+    return [words for line in lines if (words := shlex.split(line, comments=True)) and "=" not in words[0]]
+
+
+def check(command: list[str]) -> None:
+    """As the command would read its arguments, from the repository's root."""
+    program, *rest = command
+    if program == "bash":
+        subprocess.run(["bash", "-n", rest[0]], check=True)
+        return
+    if program == "accelerate":
+        _, *rest = rest
+        if rest[0] == "--config_file":
+            assert Path(rest[1]).is_file()
+            rest = rest[2:]
+    else:
+        assert program == "python"
+    if rest[0] == "-m":
+        names = next(names for names in MODULES if tuple(rest[1 : 1 + len(names)]) == names)
+        parse(MODULES[names], rest[1 + len(names) :])
+    elif rest[0] in SCRIPTS:
+        parse(SCRIPTS[rest[0]], rest[1:])
+    elif rest[0] == "datasets/record_metaworld.py":
+        load_script("record_metaworld").parse_args(rest[1:])
+    else:
+        script = load_script(Path(rest[0]).stem)
+        (kind,) = (
+            value
+            for name, value in vars(script).items()
+            if name.endswith("Args") and value.__module__ == script.__name__
+        )
+        parse(kind, rest[1:])

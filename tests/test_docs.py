@@ -1,0 +1,44 @@
+"""Every command of README and docs is understood by the command that it calls; what they name exists."""
+
+import re
+from argparse import Namespace
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+from tests.documented import ROOT, check, commands
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [(page.name, command) for page in PAGES for command in commands(page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=lambda value: " ".join(value)[:60] if value else "")
+def test_command(page, command, monkeypatch):
+    """A renamed flag or a moved script makes the first thing that a newcomer tries fail."""
+    monkeypatch.chdir(ROOT)
+    check(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_named_scripts(page):
+    text = page.read_text()
+    linked = [page.parent / path for path in re.findall(r"\]\(([\w/.-]+)(?:#[\w-]+)?\)", text)]
+    named = [
+        ROOT / path
+        for path in re.findall(r"`bash (\S+)`|`((?:scripts|configs|datasets)/[\w./-]+)`", text)
+        for path in path
+        if path
+    ]
+    assert not [path for path in linked + named if not path.exists()]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").iterdir()), ids=lambda path: path.name)
+def test_accelerate_reads_its_configurations(path):
+    """Nothing here has the GPUs to run them."""
+    args: Namespace = launch_command_parser().parse_args(["--config_file", str(path), "train_gpt.py"])
+    args, defaults, _ = _validate_launch_command(args)
+    assert args.num_processes > 1
+    kind = {"multi_gpu": args.multi_gpu, "fsdp2": args.use_fsdp, "zero2": args.use_deepspeed}[path.stem]
+    assert kind
+    if path.stem == "fsdp2":
+        assert (args.fsdp_version, args.fsdp_transformer_layer_cls_to_wrap) == (2, "LlamaDecoderLayer")
