@@ -23,20 +23,15 @@ def test_command(page, command, monkeypatch):
 def test_links_and_named_scripts(page):
     text = page.read_text()
     linked = [page.parent / path for path in re.findall(r"\]\(([\w/.-]+)(?:#[\w-]+)?\)", text)]
-    named = [
-        ROOT / path
-        for path in re.findall(r"`bash (\S+)`|`((?:scripts|configs|datasets)/[\w./-]+)`", text)
-        for path in path
-        if path
-    ]
-    assert not [path for path in linked + named if not path.exists()]
+    named = re.findall(r"`(?:bash )?((?:scripts|configs|datasets|benchmarks)/[\w./-]+)[^`]*`", text)
+    assert not [path for path in linked + [ROOT / path for path in named] if not path.exists()]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").iterdir()), ids=lambda path: path.name)
 def test_accelerate_reads_its_configurations(path):
     """Nothing here has the GPUs to run them."""
     args: Namespace = launch_command_parser().parse_args(["--config_file", str(path), "train_gpt.py"])
-    args, defaults, _ = _validate_launch_command(args)
+    args, _defaults, _ = _validate_launch_command(args)
     assert args.num_processes > 1
     kind = {"multi_gpu": args.multi_gpu, "fsdp2": args.use_fsdp, "zero2": args.use_deepspeed}[path.stem]
     assert kind
