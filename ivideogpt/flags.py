@@ -1,7 +1,6 @@
 """Command-line flags from a frozen dataclass: one field a flag, its help beside it. Knows no flag in particular.
 
-A flag may be *inert* (historical, does nothing any more: warns when given) or *later* (its feature is not built yet: an
-error when given); nothing is ignored in silence.
+A flag may be *inert* (historical, does nothing any more): it warns when given. Nothing is ignored in silence.
 """
 
 from __future__ import annotations
@@ -36,7 +35,6 @@ def option(
     choices: Sequence[str] = (),
     minimum: float | None = None,
     inert: bool = False,
-    later: bool = False,
     positional: bool = False,
 ) -> Any:
     """A dataclass field that is a command-line flag, or an argument without one."""
@@ -45,7 +43,6 @@ def option(
         "choices": choices,
         "minimum": minimum,
         "inert": inert,
-        "later": later,
         "positional": positional,
     }
     return dataclasses.field(default=default, metadata=metadata)
@@ -55,7 +52,7 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     """Read flags into ``kind`` and check them before anything expensive starts.
 
     Raises:
-        UserError: the flags do not fit together, or ask for a feature that does not exist yet.
+        UserError: the flags do not fit together.
     """
     parser = _Parser(
         description=kind.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
@@ -64,7 +61,6 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     for field in _fields(kind):
         _add_flag(parser, field, _without_none(hints[field.name]))
     args = kind(**vars(parser.parse_args(argv)))
-    _refuse_later_features(args)
     _check_minima(args)
     args.validate()
     _warn_of_inert_flags(args)
@@ -112,17 +108,6 @@ def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
     return dataclasses.fields(kind)
 
 
-def _given(args: Flags, status: str) -> list[dataclasses.Field[Any]]:
-    """Flags of a status whose value is not the default."""
-    return [field for field in _fields(args) if field.metadata[status] and getattr(args, field.name) != field.default]
-
-
-def _refuse_later_features(args: Flags) -> None:
-    given = _given(args, "later")
-    if given:
-        raise UserError("not supported yet: " + ", ".join(f"--{field.name}" for field in given))
-
-
 def _check_minima(args: Flags) -> None:
     for field in _fields(args):
         value, minimum = getattr(args, field.name), field.metadata["minimum"]
@@ -131,5 +116,7 @@ def _check_minima(args: Flags) -> None:
 
 
 def _warn_of_inert_flags(args: Flags) -> None:
-    for field in _given(args, "inert"):
+    for field in _fields(args):
+        if not field.metadata["inert"] or getattr(args, field.name) == field.default:
+            continue
         warnings.warn(f"--{field.name} has no effect ({field.metadata['help']})", stacklevel=3)

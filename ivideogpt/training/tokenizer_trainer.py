@@ -43,6 +43,7 @@ from ivideogpt.training.schedule import (
 )
 from ivideogpt.training.stream import BatchStream
 from ivideogpt.utils.video_io import to_pixels
+from ivideogpt.utils.video_metric import frame_psnr
 from ivideogpt.vq_model import CompressiveVQOutput
 from ivideogpt.world_model import evaluating
 
@@ -276,12 +277,13 @@ class TokenizerTrainer:
             self.run.log(step, "train", metrics)
 
     def validate(self, step: int) -> None:
-        """Losses over the first clips of the test split, and a picture."""
+        """Losses and PSNR over the first clips of the test split, and a picture."""
         window = MetricWindow()
         with self.averaged(), evaluating(self.model), torch.no_grad():
             for batch in self.validation_clips.first(self.args.max_eval_iters):
                 frames = batch.to(self.accelerator.device).frames
-                window.add(self.loss_of(frames)[0].detached())
+                terms, output = self.loss_of(frames)
+                window.add(terms.detached() | reconstruction_psnr(frames, output, self.args.context_length))
             picture = self.picture(frames[:CLIPS_SHOWN])
         self.run.log(step, "validation", window.take(self.accelerator))
         self.run.log_image(step, "validation", picture)
@@ -350,6 +352,16 @@ def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
     """All frames of all clips, (B T, 3, H, W): the context's, then the future's."""
     assert output.ref_sample is not None
     return torch.cat([output.ref_sample, output.sample])
+
+
+def reconstruction_psnr(frames: Tensor, output: CompressiveVQOutput, context_length: int) -> dict[str, Tensor]:
+    """In dB, means over a batch's context and over its future frames."""
+    assert output.ref_sample is not None
+    context, future = (part.flatten(0, 1) for part in split(frames, context_length))
+    return {
+        "psnr_context": frame_psnr(context, output.ref_sample.clamp(0, 1)).mean(),
+        "psnr_future": frame_psnr(future, output.sample.clamp(0, 1)).mean(),
+    }
 
 
 def reconstruction_sheet(truth: Tensor, reconstruction: Tensor, context_length: int) -> Image.Image:

@@ -2,35 +2,32 @@
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
 # Run it again to go on after an interruption. Paths and sizes come from the environment:
 #   DATA=... RUNS=... MODEL=... EPISODES=60 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
+# A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
+# OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
+LAUNCH=${LAUNCH:-python}
+source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
 DATA=${DATA:-data/metaworld}
 HELD_OUT=${HELD_OUT:-data/metaworld-heldout}
 RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
 TASKS=${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
-EPISODES=${EPISODES:-60}
+EPISODES=${EPISODES:-60} # of each task
+HELD_OUT_EPISODES=${HELD_OUT_EPISODES:-12}
 PLAIN_STEPS=${PLAIN_STEPS:-4000} # phases of the tokenizer's first stage, of which half are updates
 ALIGNED_STEPS=${ALIGNED_STEPS:-4000} # and of its second
-TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-6000}
-MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
-# A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
-# OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
-LAUNCH=${LAUNCH:-python}
+TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-8000}
+STRIDE=${STRIDE:-9} # frames from one stored clip of an episode to the next
 TOKENIZER_BATCH=${TOKENIZER_BATCH:-4} # clips per process
 TRANSFORMER_BATCH=${TRANSFORMER_BATCH:-4}
 
 TOKENIZER_NAME=metaworld-64-tiny-tokenizer
 TRANSFORMER_NAME=metaworld-64-tiny-transformer
 
-newest_run() { # the newest run folder of an experiment
-    find "$RUNS" -maxdepth 1 -type d -name "*-$1" | sort | tail -n 1
-}
-
 read -ra tasks <<<"$TASKS"
 python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
-python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes 12 --seed 1000
+python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes "$HELD_OUT_EPISODES" --seed 1000
 
 train_tokenizer() { # name, phases, how to start
     local name=$1 steps=$2
@@ -47,14 +44,14 @@ train_tokenizer() { # name, phases, how to start
 # First it learns to see. Then its halves for future frames start anew, from the difference to the context.
 train_tokenizer "$TOKENIZER_NAME-plain" "$PLAIN_STEPS" --model_config_name_or_path configs/ctx_vae64_tiny
 train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_to_context --still_weight 1 \
-    --pretrained_model_name_or_path "$(newest_run "$TOKENIZER_NAME-plain")/unwrapped_model"
+    --pretrained_model_name_or_path "$(newest_run "$RUNS" "$TOKENIZER_NAME-plain")/unwrapped_model"
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.
-python -m ivideogpt.training.export --tokenizer "$(newest_run "$TOKENIZER_NAME")" --output "$RUNS/exported" --dtype float16
+python -m ivideogpt.training.export --tokenizer "$(newest_run "$RUNS" "$TOKENIZER_NAME")" --output "$RUNS/exported" --dtype float16
 
 for split in train test; do
     python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --dataset_path "$DATA" \
-        --segment_length 16 --stride 4 --split "$split" --output "$RUNS/tokens/$split"
+        --segment_length 16 --stride "$STRIDE" --split "$split" --output "$RUNS/tokens/$split"
 done
 
 $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
@@ -62,11 +59,11 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
     --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
     --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
     --per_device_train_batch_size "$TRANSFORMER_BATCH" --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
-    --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.7 --max_train_steps "$TRANSFORMER_STEPS" \
+    --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.9 --max_train_steps "$TRANSFORMER_STEPS" \
     --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest
 
-python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$TRANSFORMER_NAME")" \
+python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME")" \
     --output "$MODEL" --dtype float16 --top_k 1
-python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips 120 \
+python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
     --output_path "$RUNS/scores.json"
 echo "finished: $MODEL"

@@ -68,6 +68,7 @@ def test_what_a_run_leaves_behind(finished_run):
         (1, "train"), (1, "validation"), (3, "train"), (4, "train"), (5, "train"), (5, "validation"),
     ]  # fmt: skip
     assert {"loss", "recon", "commit", "lr", "grad_norm", "context_usage", "dynamics_perplexity"} <= set(lines[0])
+    assert {"psnr_context", "psnr_future"} <= set(lines[1])
     assert [{"gan", "gan_scale"} <= set(line) for line in lines] == [False, False, True, False, True, False]
     assert [{"disc_loss", "disc_lr", "disc_grad_norm"} <= set(line) for line in lines].index(True) == 3
 
