@@ -84,6 +84,15 @@ class Checkpoints:
     local: Mapping[str, Stateful]
     keep_last: int | None = None
 
+    def save_or_report(self, step: int, must_succeed: bool) -> None:
+        """As :meth:`save`, with a line in the log. A failure is no more than that, unless it ``must_succeed``."""
+        try:
+            logger.info("saved %s", self.save(step))
+        except SaveError as error:
+            if must_succeed:
+                raise
+            logger.error("%s; going on without", error)
+
     def save(self, step: int) -> Path:
         """Write everything needed to go on after ``step``. All processes call it.
 

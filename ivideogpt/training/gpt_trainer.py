@@ -29,7 +29,7 @@ from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
 from ivideogpt.training.args import GptArgs
-from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, SaveError, Stateful
+from ivideogpt.training.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, Stateful
 from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.lora import Adapters
 from ivideogpt.training.metrics import MetricWindow, Pace
@@ -246,14 +246,8 @@ class GptTrainer:
 
     def save_checkpoint(self) -> None:
         """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
-        try:
-            folder = self.checkpoints.save(self.progress.step)
-        except SaveError as error:
-            if self.progress.step == self.args.max_train_steps or self.run.stop_signal:
-                raise
-            logger.error("%s; going on without", error)
-            return
-        logger.info("saved %s", folder)
+        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal != 0
+        self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
 
     def write_weights(self, folder: Path) -> None:
         """config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""

@@ -28,7 +28,7 @@ from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import TokenizerArgs
 from ivideogpt.training.averaging import AveragedWeights
-from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState, SaveError
+from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState
 from ivideogpt.training.codebooks import Codebooks
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.optim import accumulating, advance, gradient_norms
@@ -303,14 +303,8 @@ class TokenizerTrainer:
 
     def save_checkpoint(self) -> None:
         """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
-        try:
-            folder = self.checkpoints.save(self.progress.step)
-        except SaveError as error:
-            if self.progress.step == self.args.max_train_steps or self.run.stop_signal:
-                raise
-            logger.error("%s; going on without", error)
-            return
-        logger.info("saved %s", folder)
+        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal != 0
+        self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
 
     def write_checkpoint_weights(self, folder: Path) -> None:
         """Those to go on training with, and the averaged ones."""

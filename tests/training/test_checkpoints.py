@@ -60,12 +60,15 @@ def test_round_trip(tmp_path):
     assert draws() == expected
 
 
-def test_a_failed_save_leaves_the_previous_one(tmp_path):
+def test_a_failed_save_leaves_the_previous_one(tmp_path, caplog):
     """A full disk must not cost the run."""
     progress = TrainProgress()
     checkpoints_of(tmp_path, progress).save(1)
     with no_room_for_files(), pytest.raises(SaveError, match=r"checkpoint-2 could not be saved: .*File too large"):
         checkpoints_of(tmp_path, progress).save(2)
+    with no_room_for_files():
+        checkpoints_of(tmp_path, progress).save_or_report(2, must_succeed=False)
+    assert "checkpoint-2 could not be saved" in caplog.text
     assert [folder.name for folder in tmp_path.iterdir()] == ["checkpoint-1"]
     checkpoints_of(tmp_path, progress).save(2)
     assert (tmp_path / "checkpoint-2" / "weights").read_text() == "all of them"
