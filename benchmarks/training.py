@@ -141,7 +141,11 @@ class TransformerSteps:
         return step
 
     def ours(self, from_store: bool) -> Step:
-        optimizer = build_adamw(weight_decay_groups(self.transformer, WEIGHT_DECAY, True), LEARNING_RATE)
+        transformer = self.transformer
+        if self.args.compile:
+            transformer = deepcopy(transformer)
+            compile_transformer(transformer)
+        optimizer = build_adamw(weight_decay_groups(transformer, WEIGHT_DECAY, True), LEARNING_RATE)
         tokenizer = prepare_tokenizer(deepcopy(self.tokenizer))
 
         def step(timer: Timer) -> None:
@@ -151,10 +155,10 @@ class TransformerSteps:
                     tokens, _ = tokenizer.tokenize(self.frames, tokenizer.context_length)
             with timer.part("gradients"):
                 with autocast(self.device, self.args.precision):
-                    loss = transformer_loss(self.transformer, tokens, self.layout).total
+                    loss = transformer_loss(transformer, tokens, self.layout).total
                 loss.backward()
             with timer.part("optimizer"):
-                update(self.transformer, optimizer)
+                update(transformer, optimizer)
 
         return step
 
@@ -223,8 +227,6 @@ def measure(steps: dict[str, Step], args: BenchmarkArgs) -> dict[str, dict[str, 
 def measure_model(name: str, args: BenchmarkArgs) -> dict[str, Any]:
     model = MODELS[name] if args.clips is None else replace(MODELS[name], clips=args.clips)
     steps = TransformerSteps(model, args)
-    if args.compile:
-        compile_transformer(steps.transformer)
     of_transformer = measure(
         {"obvious": steps.obvious(), "from pixels": steps.ours(False), "from a token store": steps.ours(True)}, args
     )

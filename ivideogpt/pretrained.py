@@ -335,12 +335,17 @@ def initialise_transformer(
     return fresh
 
 
-def save_transformer(transformer: nn.Module, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a transformer's folder; ``dtype`` may be a 16-bit one to halve the file."""
+def save_transformer(
+    transformer: nn.Module,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a transformer's folder. ``tensors`` stand in for its own, where it has only a part of them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     language_model(transformer).config.save_pretrained(folder)
-    save_tensors(transformer.state_dict(), folder / TRANSFORMER_WEIGHTS, dtype)
+    save_tensors(transformer.state_dict() if tensors is None else tensors, folder / TRANSFORMER_WEIGHTS, dtype)
 
 
 def language_model(transformer: nn.Module) -> LlamaForCausalLM:

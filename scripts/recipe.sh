@@ -16,10 +16,13 @@ NUM_WORKERS=${NUM_WORKERS:-16}
 MIXED_PRECISION=${MIXED_PRECISION:-bf16}
 LAUNCH=${LAUNCH:-accelerate launch}
 
-newest_run() { # folder of runs, name of the experiment
+case " $* " in *" --debug "*) DEBUG=/debug ;; *) DEBUG= ;; esac # where such runs are kept apart
+case " $* " in *" --dry_run "*) DRY_RUN=1 ;; *) DRY_RUN= ;; esac
+
+newest_run() { # folder of runs, name of the experiment, a file that a finished run has
     local newest
-    newest=$(find "$1" -maxdepth 1 -type d -name "*-$2" 2>/dev/null | sort | tail -n 1)
-    echo "${newest:-$1/<date>-$2}"
+    newest=$(ls -td "$1"/????-??-??-??:??:??-"$2"/"$3" 2>/dev/null | head -n 1 || true)
+    echo "${newest:+$(dirname "$newest")}"
 }
 
 train_tokenizer() { # name of the experiment, learning rate, further flags
@@ -32,12 +35,16 @@ train_tokenizer() { # name of the experiment, learning rate, further flags
         --model_type ctx_vqgan --dataset_path "$DATASET_PATH" --dataloader_num_workers "$NUM_WORKERS" --video_stepsize 1 \
         --segment_length 8 --train_batch_size 16 --gradient_accumulation_steps 1 --disc_start 1000005 \
         --learning_rate "$learning_rate" --discr_learning_rate "$learning_rate" "$@"
-    TOKENIZER=$(newest_run "$TOKENIZER_RUNS" "$name")/unwrapped_model
+    TOKENIZER=$(newest_run "$TOKENIZER_RUNS$DEBUG" "$name" unwrapped_model)/unwrapped_model
 }
 
 train_transformer() { # name of the experiment, further flags
     local name=$1
     shift
+    if [ -n "$DRY_RUN" ] && [ ! -d "$TOKENIZER" ] && [ -z "$DEBUG" ]; then
+        echo "the transformer's dry run needs a trained tokenizer: TOKENIZER=<folder> bash $0 --dry_run"
+        return
+    fi
     $LAUNCH train_gpt.py --exp_name "$name" --output_dir "$TRANSFORMER_RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
         --vqgan_type ctx_vqgan --pretrained_model_name_or_path "$TOKENIZER" --config_name configs/llama/config.json \
         --dataset_path "$DATASET_PATH" --dataloader_num_workers "$NUM_WORKERS" --video_stepsize 1 \

@@ -26,7 +26,6 @@ MODULES = {
     ("ivideogpt.training.export",): ExportArgs,
 }
 SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
-LAUNCHER = re.compile(r"accelerate launch( --config_file (\S+))? ")
 
 
 def blocks(text: str, language: str) -> list[str]:

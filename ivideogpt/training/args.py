@@ -158,6 +158,7 @@ class TokenizerArgs:
 
     def validate(self) -> None:
         _check_what_both_share(self)
+        _check_start(self, "start_global_step")
         _check_shares(self, "codebook_decay", "cross_attention_dropout", "adam_beta1", "adam_beta2")
         if self.lpips_folder is not None and not self.lpips_folder.is_dir():
             raise UserError(f"--lpips_path {self.lpips_path}: no such folder")
@@ -184,7 +185,7 @@ class TokenizerArgs:
             self._check_discriminator()
 
     def _check_8bit_adam(self) -> None:
-        if importlib.util.find_spec("bitsandbytes") is None:
+        if not _is_installed("bitsandbytes"):
             raise UserError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
         if self.restart_dead_codes and not self.codebook_decay:
             raise UserError(
@@ -322,6 +323,9 @@ class GptArgs:
         _check_what_both_share(self)
         _check_shares(self, "llama_attn_drop", "stale_tokens", "lora_dropout")
         self._check_token_store()
+        _check_start(self, "start_completed_steps")
+        if self.use_eval_dataset and self.goal_conditioned:
+            raise UserError("--use_eval_dataset: the benchmarks' clips do not start with their goal")
         if self.action_conditioned and self.goal_conditioned:
             raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")
         for flag in ("reward_prediction", "action_recon"):
@@ -341,7 +345,7 @@ class GptArgs:
             raise UserError(f"--config_name {self.config_name}: no such file")
 
     def _check_lora(self) -> None:
-        if importlib.util.find_spec("peft") is None:
+        if not _is_installed("peft"):
             raise UserError("--lora needs peft: pip install 'ivideogpt[lora]'")
         if self.pretrained_transformer_path is None:
             raise UserError("--lora adapts a trained transformer: give --pretrained_transformer_path")
@@ -351,8 +355,9 @@ class GptArgs:
             raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
         if not self.token_store:
             return
-        if self.use_eval_dataset:
-            raise UserError("--use_eval_dataset reads frames: with --token_store give --eval_token_store")
+        for flag in ("use_eval_dataset", "use_frame_metrics", "use_fvd", "eval_only"):
+            if getattr(self, flag):
+                raise UserError(f"--{flag} needs true frames, and a --token_store has none: give --dataset_path")
         if self.dataset_path:
             raise UserError("--token_store and --dataset_path are two sources of clips: give one")
         if self.goal_conditioned:
@@ -394,6 +399,14 @@ def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
         raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
 
 
+def _check_start(args: TokenizerArgs | GptArgs, name: str) -> None:
+    if getattr(args, name) >= args.max_train_steps:
+        raise UserError(
+            f"--{name} {getattr(args, name)} leaves no step to do: --max_train_steps is {args.max_train_steps}, and "
+            "counts from 0"
+        )
+
+
 def _check_shares(args: TokenizerArgs | GptArgs, *names: str) -> None:
     """Dropout, decay of means: numbers of which 1 would leave nothing."""
     for name in names:
@@ -410,11 +423,18 @@ def _check_clips(context_length: int, segment_length: int) -> None:
         )
 
 
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it was kept from being imported
+        return False
+
+
 def _check_trackers(report_to: str) -> None:
     for name in report_to.split(","):
         if name not in TRACKERS:
             raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}, or several with commas between them")
-        if name not in ("all", "none") and importlib.util.find_spec(name) is None:
+        if name not in ("all", "none") and not _is_installed(name):
             raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")
 
 

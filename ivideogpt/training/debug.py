@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from ivideogpt.data.dataset_mixes import is_lerobot
+from ivideogpt.data.catalog import OWN_SPLITS, DatasetPaths
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, is_lerobot
 from ivideogpt.pretrained import (
-    CONFIG_FILE,
+    TOKENIZER_WEIGHTS,
+    TRANSFORMER_WEIGHTS,
     build_transformer,
     load_tokenizer,
     read_llama_config,
@@ -53,12 +59,17 @@ FEW = dict(
 def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
     """``--debug`` of train_tokenizer.py."""
     stand_ins = _StandIns(args)
-    start = args.pretrained_model_name_or_path
+    start, config = args.pretrained_model_name_or_path, args.model_config_name_or_path
+    if start is None or not Path(start).exists():
+        start = None if start is None else stand_ins.tokenizer(start)
+        config = None if start is not None else str(stand_ins.tokenizer_config(config))
     return replace(
         stand_ins.with_episodes(args, max(args.segment_length, args.segment_horizon)),
         **FEW,
-        pretrained_model_name_or_path=None if start is None else stand_ins.tokenizer(start),
-        model_config_name_or_path=str(stand_ins.tokenizer_config(args.model_config_name_or_path)),
+        output_dir=str(stand_ins.folder),
+        start_global_step=0,
+        pretrained_model_name_or_path=start,
+        model_config_name_or_path=config,
         train_batch_size=min(args.train_batch_size, CLIPS),
         disc_start=1 if args.disc_start < args.max_train_steps else args.disc_start,
         lr_warmup_steps=1,
@@ -80,11 +91,11 @@ def tiny_gpt_run(args: GptArgs) -> GptArgs:
     return replace(
         stand_ins.with_episodes(args, args.segment_length),
         **FEW,
+        output_dir=str(stand_ins.folder),
+        start_completed_steps=0,
         pretrained_model_name_or_path=tokenizer,
         pretrained_transformer_path=start,
         config_name=config_name,
-        token_store=None,
-        eval_token_store=None,
         per_device_train_batch_size=min(args.per_device_train_batch_size, CLIPS),
         per_device_eval_batch_size=CLIPS,
         eval_generate_times=min(args.eval_generate_times, 2),
@@ -95,25 +106,33 @@ def tiny_gpt_run(args: GptArgs) -> GptArgs:
 class _StandIns:
     """Episodes and models in ``<output_dir>/debug``, made where the ones that a command names do not exist.
 
-    Processes that make the same one at the same time write the same.
+    Their content depends on what they stand for alone, and each is written aside and renamed, so that several
+    processes may make the same one.
     """
 
     def __init__(self, args: TokenizerArgs | GptArgs) -> None:
         self.folder = Path(args.output_dir) / "debug"
         self.resolution, self.context_length = args.resolution, args.context_length
-        logger.warning("--debug: a tiny model, %d steps; stand-ins are in %s", STEPS, self.folder)
+        logger.warning("--debug: a tiny model and %d steps; the run, and what stands in, are in %s", STEPS, self.folder)
 
     def with_episodes(self, args: Any, num_frames: int) -> Any:
         """The run's own data if they are there, else squares that actions move."""
-        path = args.dataset_path
-        if path is not None and (is_lerobot(path) or Path(path).is_dir()) and not getattr(args, "token_store", None):
+        if isinstance(args, GptArgs) and args.token_store is not None:
+            if Path(args.token_store).is_dir():
+                return args
+            logger.warning("--debug: no token store %s; clips are read as pixels", args.token_store)
+            args = replace(args, token_store=None, eval_token_store=None)
+        elif _has_data(args):
             return args
-        action_dim = getattr(args, "action_dim", 4)
+        action_dim = args.action_dim if isinstance(args, GptArgs) else 4
         folder = self.folder / f"episodes-{self.resolution}-{num_frames}-{action_dim}"
         for number in range(EPISODES):
             _write_episode(
                 folder / "squares" / f"{number:05d}.npz", number, num_frames + 4, self.resolution, action_dim
             )
+        logger.warning(
+            "--debug: %s of %s is not there, %s stands in for it", args.oxe_data_mixes_type, args.dataset_path, folder
+        )
         args = replace(args, dataset_path=str(folder), oxe_data_mixes_type="folder:squares", sthsth_root_path=None)
         return replace(args, use_eval_dataset=False) if isinstance(args, GptArgs) else args
 
@@ -128,26 +147,55 @@ class _StandIns:
         if Path(path).exists():
             return path
         folder = self.folder / f"tokenizer-{self.resolution}-{self.context_length}"
+        config = json.loads(self.tokenizer_config(None).read_text())
+        shape = {"resolution": self.resolution, "context_length": self.context_length}
+        with _made_in(folder, TOKENIZER_WEIGHTS) as aside:
+            if aside is not None:
+                save_tokenizer(CompressiveVQModel.from_config({**config, **shape}), aside)
         logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
-        if not (folder / CONFIG_FILE).exists():
-            config = json.loads(self.tokenizer_config(None).read_text())
-            shape = {"resolution": self.resolution, "context_length": self.context_length}
-            save_tokenizer(CompressiveVQModel.from_config({**config, **shape}), folder)
         return str(folder)
 
     def transformer_config(self, args: GptArgs) -> Path:
-        config = json.loads(args.config_path.read_text()) | TINY_TRANSFORMER
-        return _write_json(self.folder / "transformer.json", config)
+        config = read_llama_config(args.config_path).to_dict() | TINY_TRANSFORMER
+        return _write_json(self.folder / "transformer.json", config | {"head_dim": None})
 
     def transformer(self, args: GptArgs, tokenizer: str, config_name: str) -> str:
         """An untrained transformer in place of a trained one: action-free unless the run wants actions in it."""
         action_dim = args.action_dim if args.action_conditioned and not args.load_internal_llm else None
-        folder = self.folder / f"transformer-{args.segment_length}-{args.context_length}-{action_dim or 'free'}"
+        layout = load_tokenizer(tokenizer).layout(args.segment_length - args.context_length)
+        folder = self.folder / f"transformer-{layout.vocab_size}-{layout.num_frames}-{action_dim or 'free'}"
+        with _made_in(folder, TRANSFORMER_WEIGHTS) as aside:
+            if aside is not None:
+                save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), aside)
         logger.warning("--debug: %s is not there, %s stands in for it", args.pretrained_transformer_path, folder)
-        if not (folder / CONFIG_FILE).exists():
-            layout = load_tokenizer(tokenizer).layout(args.segment_length - args.context_length)
-            save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), folder)
         return str(folder)
+
+
+def _has_data(args: TokenizerArgs | GptArgs) -> bool:
+    """A folder of datasets, or a benchmark whose folders DATASET.yaml names."""
+    path = args.dataset_path
+    if path is not None and (is_lerobot(path) or Path(path).is_dir()):
+        return True
+    names = [str(name) for name, _ in DATASET_NAMED_MIXES.get(args.oxe_data_mixes_type, [])]
+    if not names or not OWN_SPLITS.keys() >= set(names):
+        return False
+    folders = DatasetPaths.load()
+    return all(getattr(folders, key) for name in names for key, _ in (OWN_SPLITS[name].train, OWN_SPLITS[name].test))
+
+
+@contextmanager
+def _made_in(folder: Path, last_file: str) -> Iterator[Path | None]:
+    """A folder to write what is to be in ``folder``, from the same random numbers always; None if it is there."""
+    if (folder / last_file).is_file():
+        yield None
+        return
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield aside
+    if folder.exists():  # another process was first, or one before did not finish
+        shutil.rmtree(folder, ignore_errors=True)
+    aside.rename(folder)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> Path:

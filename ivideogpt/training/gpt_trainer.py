@@ -113,7 +113,8 @@ class GptTrainer:
             return self.adapters.merged()
         if not is_sharded(self.transformer):
             return self.transformer
-        transformer = self.new_transformer().to(self.accelerator.device)
+        with torch.random.fork_rng():  # its random weights are no part of the run
+            transformer = self.new_transformer().to(self.accelerator.device)
         transformer.load_state_dict(whole_state_dict(self.transformer))
         return transformer
 
@@ -251,9 +252,13 @@ class GptTrainer:
 
     def write_weights(self, folder: Path) -> None:
         """config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
-        transformer = self.usable_transformer()
+        transformer, tensors = self.transformer, None
+        if is_sharded(transformer):
+            tensors = whole_state_dict(transformer, only_main=True)
+        elif self.adapters is not None:
+            transformer = self.adapters.merged()
         if self.accelerator.is_main_process:
-            save_transformer(transformer, folder)
+            save_transformer(transformer, folder, tensors=tensors)
             self.metadata.write(folder)
             if self.adapters is not None:
                 self.adapters.save(folder / ADAPTER_FOLDER)

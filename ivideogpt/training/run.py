@@ -202,11 +202,7 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     )
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
-    if accelerator.distributed_type == DistributedType.DEEPSPEED and args.resume_from_checkpoint is not None:
-        raise UserError(
-            "runs with DeepSpeed cannot be resumed, because its moments are not part of our checkpoints: use "
-            "configs/accelerate/fsdp2.yaml, or start a new run from the weights"
-        )
+    check_distribution(args, accelerator.distributed_type)
     args = dataclasses.replace(args, mixed_precision=accelerator.mixed_precision)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -215,6 +211,16 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     files.project_dir, files.logging_dir = str(directory), str(directory / args.logging_dir)
     set_seed(seed, device_specific=True)
     return Run(args, accelerator, directory, seed, checkpoint)
+
+
+def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> None:
+    """Raises UserError for ways of spreading a model that do not go with what is asked."""
+    if kind == DistributedType.DEEPSPEED:
+        raise UserError("DeepSpeed is not supported: configs/accelerate/fsdp2.yaml and zero2.yaml shard without it")
+    if kind == DistributedType.FSDP and isinstance(args, TokenizerArgs):
+        raise UserError("FSDP is for transformers: train the tokenizer with configs/accelerate/multi_gpu.yaml")
+    if kind == DistributedType.FSDP and isinstance(args, GptArgs) and args.lora:
+        raise UserError("--lora does not go with FSDP: adapters fit one GPU, use configs/accelerate/multi_gpu.yaml")
 
 
 def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Path | None, Path, int]:

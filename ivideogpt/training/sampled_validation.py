@@ -74,7 +74,7 @@ class SampledValidation:
         folder.mkdir(exist_ok=True)
         path = folder / f"validation-{self.step:07d}-clip-{self.batches:03d}.gif"
         write_gif(path, side_by_side([to_pixels(truth), to_pixels(sample)]))
-        self.run.log_video(self.step, "validation", path)
+        self.run.log_video(self.step, f"validation-clip-{self.batches:03d}", path)
 
 
 def build_scorer(args: GptArgs, device: torch.device) -> Callable[[], ClipScorer]:

@@ -24,10 +24,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """In every process."""
+def whole_state_dict(model: nn.Module, only_main: bool = False) -> dict[str, Tensor]:
+    """In every process, or in the main process's own memory; the others get nothing then."""
     _spread(model)
-    tensors: dict[str, Any] = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=only_main)
+    tensors: dict[str, Any] = get_model_state_dict(model, options=options)
     return tensors
 
 

@@ -108,14 +108,16 @@ class HeadModelWithAction(nn.Module):
     def has_reward_head(self) -> bool:
         return self.reward_linear is not None
 
-    def get_input_embeddings(self, ids: Tensor) -> Tensor:
-        return self.llm.get_input_embeddings()(ids)
+    def get_input_embeddings(self, ids: Tensor | None = None) -> Tensor | nn.Embedding:
+        """Of ids; without any the module itself, which is what libraries ask of a language model."""
+        embedding = self.llm.get_input_embeddings()
+        return embedding if ids is None else embedding(ids)
 
     def embed(self, ids: Tensor, action: Tensor) -> Tensor:
         """Tokens (B, L) and a clip's actions (B, T, A) to embeddings (B, L, D)."""
         layout = self._layout_of(ids)
         positions = layout.action_positions.to(ids.device)
-        embeddings = self.get_input_embeddings(ids)
+        embeddings = self.llm.get_input_embeddings()(ids)
         of_actions = self.embed_actions(self._actions_to_future(action, layout.future_frames))
         return embeddings.index_add(1, positions, of_actions.to(embeddings.dtype))
 

@@ -7,6 +7,10 @@ MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
 # OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
 LAUNCH=${LAUNCH:-python}
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
+if [ $# -gt 0 ]; then
+    echo "error: $0 takes no arguments; see its first lines for what the environment may say" >&2
+    exit 2
+fi
 
 DATA=${DATA:-data/metaworld}
 HELD_OUT=${HELD_OUT:-data/metaworld-heldout}
@@ -44,10 +48,10 @@ train_tokenizer() { # name, phases, how to start
 # First it learns to see. Then its halves for future frames start anew, from the difference to the context.
 train_tokenizer "$TOKENIZER_NAME-plain" "$PLAIN_STEPS" --model_config_name_or_path configs/ctx_vae64_tiny
 train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_to_context --still_weight 1 \
-    --pretrained_model_name_or_path "$(newest_run "$RUNS" "$TOKENIZER_NAME-plain")/unwrapped_model"
+    --pretrained_model_name_or_path "$(newest_run "$RUNS" "$TOKENIZER_NAME-plain" unwrapped_model)/unwrapped_model"
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.
-python -m ivideogpt.training.export --tokenizer "$(newest_run "$RUNS" "$TOKENIZER_NAME")" --output "$RUNS/exported" --dtype float16
+python -m ivideogpt.training.export --tokenizer "$(newest_run "$RUNS" "$TOKENIZER_NAME" unwrapped_model)" --output "$RUNS/exported" --dtype float16
 
 for split in train test; do
     python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --dataset_path "$DATA" \
@@ -62,7 +66,7 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
     --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.9 --max_train_steps "$TRANSFORMER_STEPS" \
     --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest
 
-python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME")" \
+python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
     --output "$MODEL" --dtype float16 --top_k 1
 python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
     --output_path "$RUNS/scores.json"

@@ -1,7 +1,10 @@
 """Flags: every documented one exists with its default, and what cannot work is refused in one line."""
 
 import dataclasses
+import sys
 import warnings
+from importlib.machinery import ModuleSpec
+from types import ModuleType
 
 import pytest
 
@@ -70,7 +73,6 @@ def test_values_have_the_types_of_their_fields():
 @pytest.mark.parametrize(
     ("kind", "argv", "message"),
     [
-        (TokenizerArgs, ["--use_8bit_adam", *NO_GAN], "pip install bitsandbytes"),
         (TokenizerArgs, ["--resolution", "64", "--disc_depth", "6"], "--disc_depth 6 leaves 1 x 1"),
         (TokenizerArgs, ["--discriminator_config_name_or_path", "nowhere.pth"], "nowhere.pth: no such file"),
         (TokenizerArgs, ["--context_length", "5", *NO_GAN], "context_length 5 and --segment_length 5"),
@@ -104,7 +106,10 @@ def test_values_have_the_types_of_their_fields():
         (GptArgs, [*GPT, "--token_store", "a", "--goal_conditioned"], "--goal_conditioned needs pixels"),
         (GptArgs, [*GPT, "--eval_token_store", "a"], "goes with --token_store"),
         (GptArgs, [*GPT, "--eval_only"], "--eval_only needs a trained transformer"),
-        (GptArgs, [*GPT, "--token_store", "a", "--use_eval_dataset"], "give --eval_token_store"),
+        (GptArgs, [*GPT, "--token_store", "a", "--use_eval_dataset"], "--use_eval_dataset needs true frames"),
+        (GptArgs, [*GPT, "--use_eval_dataset", "--goal_conditioned"], "do not start with their goal"),
+        (GptArgs, [*GPT, "--start_completed_steps", "1000000"], "leaves no step to do"),
+        (TokenizerArgs, [*NO_GAN, "--start_global_step", "9", "--max_train_steps", "9"], "leaves no step to do"),
         (GptArgs, [*GPT, "--reward_prediction"], "needs --action_conditioned"),
         (GptArgs, [*GPT, "--action_conditioned", "--goal_conditioned"], "--goal_conditioned"),
         (GptArgs, [*GPT, "--token_store", "a", "--dataset_path", "b"], "give one"),
@@ -116,6 +121,17 @@ def test_refused(kind, argv, message):
     """Wrong flags cost hours if they are noticed after the data is loaded, or never."""
     with pytest.raises(UserError, match=message):
         parse(kind, argv)
+
+
+def test_8bit_adam_needs_a_package_and_leaves_code_vectors_alone(monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError, match="pip install bitsandbytes"):
+        parse(TokenizerArgs, ["--use_8bit_adam", *NO_GAN])
+    found = ModuleType("bitsandbytes")
+    found.__spec__ = ModuleSpec("bitsandbytes", None)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", found)
+    with pytest.raises(UserError, match=r"--codebook_decay 0\.99"):
+        parse(TokenizerArgs, ["--use_8bit_adam", "--restart_dead_codes", "9", *NO_GAN])
 
 
 def test_inert_flags_warn():

@@ -1,9 +1,12 @@
 """``--debug`` and ``--dry_run``: any command can be tried on any machine, and every recipe is."""
 
+import inspect
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
+from diffusers import VQModel
 
 from ivideogpt.flags import parse
 from ivideogpt.training.args import GptArgs, TokenizerArgs
@@ -94,15 +97,50 @@ def test_debug_uses_what_is_there(clips, tiny_world_model, tmp_path):
     assert not (tmp_path / "debug").exists()
 
 
+def test_debug_says_what_it_replaces(tmp_path, caplog):
+    """A path with a typing error must not pass for a dataset that trains."""
+    argv = f"--dataset_path {tmp_path}/typo --resolution 64 --output_dir {tmp_path} --debug --start_global_step 7"
+    args = tiny_tokenizer_run(parse(TokenizerArgs, [*argv.split(), "--context_length", "2"]))
+    assert f"{tmp_path}/typo is not there" in caplog.text
+    assert (args.output_dir, args.start_global_step) == (str(tmp_path / "debug"), 0)
+
+
+def test_debug_starts_from_an_ordinary_vqvae_that_is_there(tokenizer_config, clips, tmp_path):
+    """Its own architecture is the one that fits its weights."""
+    config = json.loads(tokenizer_config.read_text())
+    names = inspect.signature(VQModel.__init__).parameters
+    VQModel(**{name: config[name] for name in names & config.keys()}).save_pretrained(tmp_path / "vqvae")
+    argv = f"""
+        --dataset_path {clips} --oxe_data_mixes_type folder:* --resolution 64 --context_length 2 --debug
+        --pretrained_model_name_or_path {tmp_path / "vqvae"} --model_config_name_or_path {tokenizer_config}
+        --output_dir {tmp_path} --report_to none
+    """
+    build_tokenizer_trainer(tiny_tokenizer_run(parse(TokenizerArgs, argv.split())))
+
+
+@pytest.mark.parametrize("script", ["pretrain/oxe-64-act-free.sh"])
+def test_a_recipe_takes_the_tokenizer_that_it_trained(script, tmp_path):
+    """Not a run under the same name that never finished, or that only tried the command."""
+    finished, killed = (tmp_path / f"2026-01-0{day}-00:00:00-oxe-64-act-free-tokenizer" for day in (1, 2))
+    (finished / "unwrapped_model").mkdir(parents=True)
+    killed.mkdir()
+    tried = tmp_path / "debug" / "2026-01-03-00:00:00-oxe-64-act-free-tokenizer" / "unwrapped_model"
+    tried.mkdir(parents=True)
+    for flags, expected in (((), finished / "unwrapped_model"), (("--debug",), tried)):
+        _, (_, argv) = commands_of(script, tmp_path, *flags)
+        assert argv[argv.index("--pretrained_model_name_or_path") + 1] == str(expected)
+    assert [name for name, _ in commands_of(script, tmp_path / "empty", "--dry_run")] == ["train_tokenizer.py"]
+
+
 def test_dry_run_builds_and_writes_nothing(tmp_path, monkeypatch):
-    """Full size, but for the data: how many weights, and what they take."""
+    """How many weights, and what they take."""
     (script, argv), _ = commands_of("finetune/bair-64-act-cond.sh", tmp_path / "runs", "--debug")
     kind, tiny, build = COMMANDS[script]
     args = tiny(parse(kind, argv))
     before = sorted(tmp_path.rglob("*"))
     lines = report(build(args)).splitlines()
     assert sorted(tmp_path.rglob("*")) == before
-    assert f"would write {tmp_path / 'runs'}" in lines[0]
+    assert f"would write {tmp_path / 'runs' / 'debug'}" in lines[0]
     assert "clips: 8 frames of 64 px, of which 1 context" in lines
     (tokenizer,) = (line for line in lines if line.startswith("tokenizer: "))
     assert tokenizer.split()[1] == tokenizer.split()[4]  # all of it is trained
