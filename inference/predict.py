@@ -202,6 +202,14 @@ def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
     return segment
 
 
+def number_of_samples(args: PredictArgs, model: WorldModel) -> int:
+    """One where all would be equal."""
+    if args.repeat_times == 1 or not model.metadata.generation.is_deterministic:
+        return args.repeat_times
+    print("one future, of the likeliest tokens, as the checkpoint asks for; --top_k 100 samples several", flush=True)
+    return 1
+
+
 @torch.inference_mode()
 def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) -> Prediction:
     clip = ClipBatch(segment.frames[None], None if segment.actions is None else segment.actions[None])
@@ -242,7 +250,7 @@ def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: P
         "dataset_name": args.dataset_name,
         "frames": segment.indices,
         "metadata": asdict(model.metadata),
-        "num_samples": args.repeat_times,
+        "num_samples": len(prediction.futures),
         "seed": args.seed,
         "device": str(model.device),
         "dtype": args.dtype,
@@ -273,14 +281,14 @@ def print_table(args: PredictArgs, metrics: dict[str, Any]) -> None:
     for name, of in metrics["scores"].items():
         print(f"{name.replace('_', ' '):<24}{of['psnr']:>8.2f}{of['ssim']:>8.4f}")
     print(f"\n{metrics['frames_per_second']:.1f} frames per second on {metrics['device']} ({metrics['dtype']})")
-    print(f"{metrics['num_samples']} GIFs, contact-sheet.png and metrics.json in {args.output_path}")
+    print(f"pred-samples-*.gif, contact-sheet.png and metrics.json are in {args.output_path}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = with_episode(parse(PredictArgs, argv))
     model = load_model(args)
     segment = read_segment(args, model.metadata)
-    prediction = predict(model, segment, args.repeat_times, args.seed)
+    prediction = predict(model, segment, number_of_samples(args, model), args.seed)
     metrics = report(args, segment, model, prediction)
     write(args, segment, prediction, metrics)
     print_table(args, metrics)

@@ -4,15 +4,11 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from tests.documented import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
-BUNDLED_TRANSFORMER = ROOT / "pretrained_models/ivideogpt-metaworld-64-tiny/transformer/model.safetensors"
 
 
-@pytest.mark.skipif(not BUNDLED_TRANSFORMER.exists(), reason=f"{BUNDLED_TRANSFORMER} is not there yet")
 def test_python():
     """The example in the README is what people copy."""
     (code,) = blocks(README, "python")

@@ -30,6 +30,11 @@ class Sampling:
     separators: Literal["forced", "sampled"] = "forced"
     dynamics_only: bool = False
 
+    @property
+    def is_deterministic(self) -> bool:
+        """Are all samples of a context the same?"""
+        return self.greedy or self.top_k == 1
+
     def __post_init__(self) -> None:
         if not self.temperature > 0:
             raise UserError(

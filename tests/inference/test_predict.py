@@ -88,6 +88,14 @@ def test_writes_gifs_contact_sheet_and_metrics(run, episode):
         assert word in printed
 
 
+def test_equal_samples_are_written_once(run):
+    """A checkpoint that asks for the likeliest tokens would fill the sheet with one future."""
+    _, printed, _, output = run("--top_k", "1")
+    assert [path.name for path in output.glob("*.gif")] == ["pred-samples-0.gif"]
+    assert "--top_k 100 samples several" in printed
+    assert json.loads((output / "metrics.json").read_text())["num_samples"] == 1
+
+
 def test_gif_has_the_truth_left_and_reconstruction_then_prediction_right(tiny_world_model, episode, run):
     """The right half is what the model made of the left half's context, not a copy of it."""
     *_, output = run("--repeat_times", "1")
