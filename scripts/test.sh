@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# All checks: ruff, ruff format, mypy, pytest. Makes .venv if there is none. Arguments go to pytest.
+# All checks: ruff, ruff format, mypy, pytest on all cores. Makes .venv if there is none. Arguments go to pytest.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_rendering
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses auto --dist worksteal "$@"

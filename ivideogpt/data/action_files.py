@@ -138,7 +138,7 @@ class Alignment:
             raise UserError(
                 f"{num_rows} rows of actions for {num_frames} frames; expected {num_frames}, or {num_frames - 1} "
                 "without the last; row i is what was done at frame i: cut the video or the table so that they agree, "
-                "or say with --action_offset by how many rows the table leads"
+                "or give --action_offset 1 if row i is the command that led to frame i"
             )
         first, last = max(-offset, 0), min(num_frames, num_rows - offset) - 1
         if last < first:

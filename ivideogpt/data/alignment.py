@@ -60,7 +60,11 @@ class Alignment:
         if self.correlations[shift] < MIN_CORRELATION:
             return "cannot be told: the motion in the picture hardly follows the actions"
         if shift > 0 or (shift == 0 and not self.is_clear):
-            return "cannot be told: neighbouring shifts fit about as well"
+            fits = f"shift {shift} fits best" + (", as it should" if shift == 0 else "")
+            return (
+                f"cannot be told for sure: {fits}, with a confidence of {self.confidence:.1%} where {SURE:.1%} would "
+                "settle it; more episodes help, and so does the preview"
+            )
         if shift == 0:
             return "as it should be: action[i] goes with the motion from image[i] to image[i+1]"
         return (

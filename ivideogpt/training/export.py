@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.tokenizer)
     if args.transformer is None:
         save_tokenizer(tokenizer, Path(args.output) / "tokenizer", dtype)
+        print(f"tokenizer: {args.output}")
         return
     folder = transformer_folder(args.transformer)
     metadata = ModelMetadata.read(folder)
@@ -54,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = replace(metadata, generation=replace(metadata.generation, **chosen))
     layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)
+    print(f"model folder: {args.output}")
 
 
 if __name__ == "__main__":
