@@ -234,6 +234,9 @@ def save_tokenizer(tokenizer: CompressiveVQModel, folder: str | Path, dtype: tor
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save_config(folder)
+    config = folder / CONFIG_FILE
+    values = {key: value for key, value in _read_json(config).items() if key != "_name_or_path"}  # of one machine
+    config.write_text(json.dumps(values, indent=2) + "\n")
     save_tensors(tokenizer.state_dict(), folder / TOKENIZER_WEIGHTS, dtype)
 
 
