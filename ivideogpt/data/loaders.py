@@ -251,13 +251,12 @@ class EvalDataLoader:
             dataset_yaml=dataset_yaml,
         )
         self.loader = build_benchmark_loader(config)
-        self._length = self.loader.num_batches or 0
 
     def __len__(self) -> int:
-        return self._length
+        return self.loader.num_batches or 0
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
-        return map(_as_tuple, self.loader.first(self._length))
+        return map(_as_tuple, self.loader.first(len(self)))
 
 
 def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 1) -> ClipLoader:

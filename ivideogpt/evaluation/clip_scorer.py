@@ -8,12 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ivideogpt.evaluation import video_prediction
 from ivideogpt.evaluation.video_prediction import copy_last_frame
 from ivideogpt.lpips import LPIPS
 from ivideogpt.utils.frechet import I3D, FeatureStats
-from ivideogpt.utils.video_metric import frame_mse, frame_psnr, frame_ssim
+from ivideogpt.utils.video_metric import frame_mse
 
-METRICS = {"mse": frame_mse, "psnr": frame_psnr, "ssim": frame_ssim}
+METRICS = {"mse": frame_mse, **video_prediction.METRICS}
 LESS_IS_BETTER = ("mse", "lpips")
 
 

@@ -28,7 +28,7 @@ class AveragedWeights:
     @torch.no_grad()
     def update(self) -> None:
         """The first one makes the average what the weights are."""
-        decay = min(self._updates / (WARM_UP + self._updates), MAX_DECAY) if self._updates else 0.0
+        decay = min(self._updates / (WARM_UP + self._updates), MAX_DECAY)
         torch._foreach_lerp_(list(self._averages.values()), list(self._trained.values()), 1 - decay)
         self._updates += 1
 
