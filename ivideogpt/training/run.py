@@ -24,7 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
@@ -36,6 +35,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
 from ivideogpt.training.resume import RECORD, check_unchanged, recorded_args
+from ivideogpt.training.trackers import track_gif, track_image
 
 logger = logging.getLogger(__name__)
 
@@ -112,20 +112,13 @@ class Run:
         folder = self.directory / "images"
         folder.mkdir(exist_ok=True)
         image.save(folder / f"{name}-{step:07d}.png")
-        pixels = np.asarray(image)
         for tracker in self.accelerator.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: pixels[None]}, step=step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({name: [pixels]}, step=step)
+            track_image(tracker, step, name, image)
 
     def log_video(self, step: int, name: str, path: Path) -> None:
-        """A GIF of the run folder to the trackers that take one."""
+        """A GIF of the run folder to the trackers."""
         for tracker in self.accelerator.trackers:
-            if tracker.name == "wandb":
-                import wandb
-
-                tracker.log({name: wandb.Video(str(path))}, step=step)
+            track_gif(tracker, step, name, path)
 
     def say(self, text: str) -> None:
         """An answer to whoever typed the command, once."""

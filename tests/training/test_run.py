@@ -1,9 +1,12 @@
 """A run's record and its end, whatever happened before."""
 
+import io
 import json
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from ivideogpt.errors import UserError
 from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
@@ -74,3 +77,23 @@ def test_metrics_are_kept_in_float32():
     window.add({"loss": 2.0})
     mean = window.means()["loss"]
     assert (mean.item(), mean.dtype) == (1.5, torch.float32)
+
+
+def test_pictures_and_gifs_reach_tensorboard_as_they_are(tmp_path):
+    args = parse(TokenizerArgs, f"--output_dir {tmp_path} --disc_start 1000005".split())
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    frames = [Image.new("RGB", (8, 4), colour) for colour in ("red", "green", "blue")]
+    film = tmp_path / "film.gif"
+    frames[0].save(film, save_all=True, append_images=frames[1:])
+    with run:
+        run.log_image(3, "grid", frames[0])
+        run.log_video(3, "film", film)
+    logged = {
+        value.tag: (event.step, value.image.encoded_image_string)
+        for events in run.directory.rglob("events.out.tfevents*")
+        for event in EventFileLoader(str(events)).Load()
+        for value in event.summary.value
+    }
+    assert logged["film"] == (3, film.read_bytes())
+    step, picture = logged["grid"]
+    assert (step, Image.open(io.BytesIO(picture)).getpixel((0, 0))) == (3, (255, 0, 0))
