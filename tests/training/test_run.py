@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from PIL import Image
-from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from ivideogpt.errors import UserError
 from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
@@ -91,7 +91,7 @@ def test_pictures_and_gifs_reach_tensorboard_as_they_are(tmp_path):
     logged = {
         value.tag: (event.step, value.image.encoded_image_string)
         for events in run.directory.rglob("events.out.tfevents*")
-        for event in EventFileLoader(str(events)).Load()
+        for event in LegacyEventFileLoader(str(events)).Load()
         for value in event.summary.value
     }
     assert logged["film"] == (3, film.read_bytes())
