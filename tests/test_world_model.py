@@ -15,16 +15,10 @@ from ivideogpt.pretrained import ActionNormalization, ModelMetadata, build_trans
 from ivideogpt.transformer import HeadModelWithAction
 from tests.parity.formulas import actions, assert_close, assert_record, clip, fill, golden
 from tests.parity.networks import SEGMENT_LENGTH, llama_config, tokenizer, world_model
+from tests.transformer.naive_random import NaiveRandom
 
 GREEDY = Sampling(greedy=True)
 SAMPLED = Sampling(temperature=1.2, top_k=20)
-
-
-def naive_token(logits: Tensor, sampling: Sampling, generator: torch.Generator | None) -> Tensor:
-    if sampling.greedy:
-        return logits.argmax(-1)
-    logits, ids = (logits / sampling.temperature).topk(sampling.top_k)
-    return ids.gather(1, torch.multinomial(logits.softmax(-1), 1, generator=generator))[:, 0]
 
 
 @torch.no_grad()
@@ -34,7 +28,7 @@ def naive_rollout(
     num_samples: int,
     num_frames: int,
     sampling: Sampling,
-    generator: torch.Generator | None = None,
+    random: NaiveRandom | None = None,
     action: Tensor | None = None,
 ) -> Tensor:
     """Tokens (B N, L) of ``num_frames`` future frames; ``action`` is (B N, F, D)."""
@@ -52,7 +46,8 @@ def naive_rollout(
             for k, position in enumerate(range(layout.prompt_length - 1, ids.shape[1], layout.step_length)):
                 if isinstance(model.transformer, HeadModelWithAction):
                     embeddings[:, position] += model.transformer.action_linear(action[:, k])
-            new = naive_token(llm(inputs_embeds=embeddings, logits_to_keep=1).logits[:, -1], sampling, generator)
+            logits = llm(inputs_embeds=embeddings, logits_to_keep=1).logits[:, -1]
+            new = logits.argmax(-1) if sampling.greedy else random.token(logits, sampling)
         ids = torch.cat([ids, new[:, None]], dim=1)
         drawn += 1
     return ids
@@ -82,8 +77,8 @@ def test_prediction_equals_the_naive_loop(context_length, action_dim, sampling):
     rollout = model.predict(context, action, horizon, num_samples, sampling=sampling, seed=7)
 
     per_sample = None if action is None else action.repeat_interleave(num_samples, dim=0)
-    generator = torch.Generator().manual_seed(7)
-    tokens = naive_rollout(model, context, num_samples, horizon, sampling, generator, per_sample)
+    random = NaiveRandom(7, num_samples=num_samples)
+    tokens = naive_rollout(model, context, num_samples, horizon, sampling, random, per_sample)
     assert torch.equal(rollout.tokens.flatten(0, 1), tokens)
     torch.testing.assert_close(rollout.frames.flatten(0, 1), naive_frames(model, tokens), atol=1e-4, rtol=1e-4)
     with torch.no_grad():
@@ -96,7 +91,7 @@ def test_sampled_separators_equal_the_naive_loop():
     model = world_model()
     sampling = replace(SAMPLED, separators="sampled")
     rollout = model.predict(context_of(2), horizon=3, sampling=sampling, seed=1)
-    tokens = naive_rollout(model, context_of(2), 1, 3, sampling, torch.Generator().manual_seed(1))
+    tokens = naive_rollout(model, context_of(2), 1, 3, sampling, NaiveRandom(1))
     assert torch.equal(rollout.tokens.flatten(0, 1), tokens)
     torch.testing.assert_close(rollout.frames.flatten(0, 1), naive_frames(model, tokens), atol=1e-4, rtol=1e-4)
 
@@ -116,13 +111,13 @@ def test_a_full_session_goes_on_from_its_last_frames(goal_conditioned):
     context, action = context_of(2, batch=1), actions(1, 5, 4)
     rollout = model.predict(context, action, num_samples=2, sampling=SAMPLED, seed=3)
 
-    generator, action = torch.Generator().manual_seed(3), action.repeat_interleave(2, dim=0)
+    random, action = NaiveRandom(3, clips=[0], num_samples=2), action.repeat_interleave(2, dim=0)
     goal, recent, num_samples = context[:, :1].repeat_interleave(2, dim=0), context, 2
     expected = []
     for first in (0, 2, 4):
         num_frames = min(2, 5 - first)
         of_steps = action[:, first : first + num_frames]
-        tokens = naive_rollout(model, recent, num_samples, num_frames, SAMPLED, generator, of_steps)
+        tokens = naive_rollout(model, recent, num_samples, num_frames, SAMPLED, random, of_steps)
         expected.append(naive_frames(model, tokens))
         recent, num_samples = expected[-1][:, -2:], 1
         if goal_conditioned:

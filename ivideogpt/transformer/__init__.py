@@ -1,7 +1,17 @@
 """The transformer: tokens and actions to next tokens and rewards."""
 
 from ivideogpt.transformer.action_model import HeadModelWithAction
-from ivideogpt.transformer.decoder import CachedLlama, FrameDecoder
-from ivideogpt.transformer.sampling import Sampling, sample
+from ivideogpt.transformer.decoder import FrameDecoder, FrameModel
+from ivideogpt.transformer.llama import CachedLlama
+from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed, sample
 
-__all__ = ["CachedLlama", "FrameDecoder", "HeadModelWithAction", "Sampling", "sample"]
+__all__ = [
+    "CachedLlama",
+    "FrameDecoder",
+    "FrameModel",
+    "HeadModelWithAction",
+    "RandomStreams",
+    "Sampling",
+    "drawn_seed",
+    "sample",
+]

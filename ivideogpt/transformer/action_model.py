@@ -19,8 +19,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer.decoder import CachedLlama, DecodedFrames, FrameDecoder
-from ivideogpt.transformer.sampling import Sampling
+from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder, FrameModel
+from ivideogpt.transformer.llama import CachedLlama
+from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 
 
 @dataclass
@@ -221,7 +222,8 @@ class HeadModelWithAction(nn.Module):
                 f"the prompt has {prompt.shape[1]} tokens, expected {layout.prompt_length}: {self.context} context "
                 "frames, each followed by a separator"
             )
-        decoder = FrameDecoder(CachedLlama(self.llm), layout, sampling, reward_head, generator)
+        streams = RandomStreams.of_clips(drawn_seed(generator), torch.arange(len(prompt)))
+        decoder = FrameDecoder(FrameModel(CachedLlama(self.llm), layout, sampling, reward_head), streams)
         decoder.prefill(prompt, max_frames=num_frames)
         return decoder.rollout(num_frames, action_embeddings)
 

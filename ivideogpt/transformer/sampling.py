@@ -46,18 +46,73 @@ class Sampling:
             raise UserError(f"separators is {self.separators!r}, must be 'forced' or 'sampled'")
 
 
-def sample(logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None) -> Tensor:
-    """One id a row, (B,) int64, from logits (B, V). Temperature first, then top-k. Never waits for the device."""
-    if sampling.greedy:
+@dataclass(frozen=True)
+class RandomStreams:
+    """A stream of random numbers for each row: a hash of the row's key, the number of the draw and the token's id.
+
+    What a row draws depends on nothing but its key: not on the other rows of the batch, the device, or the order in
+    which rows are worked on.
+
+    Attributes:
+        keys: (B,) int64.
+    """
+
+    keys: Tensor
+
+    @classmethod
+    def of_clips(cls, seed: int, clips: Tensor, num_samples: int = 1) -> RandomStreams:
+        """Streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip."""
+        of_seed = _mixed(torch.tensor(seed, dtype=torch.int64))
+        of_clips = _mixed(of_seed + clips)[:, None]
+        return cls(_mixed(of_clips + torch.arange(num_samples)).flatten())
+
+    def to(self, device: torch.device) -> RandomStreams:
+        return RandomStreams(self.keys.to(device))
+
+    def draws(self, first: int | Tensor, count: int) -> Tensor:
+        """What tells draws ``first``, ``first + 1``, ... of every row apart, (count, B) int64, for :func:`sample`."""
+        numbers = torch.arange(count, device=self.keys.device)[:, None] + first
+        return _mixed(self.keys + numbers)
+
+
+def drawn_seed(generator: torch.Generator | None) -> int:
+    """A seed from a generator, torch's global one if it is None."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
+
+
+def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Tensor:
+    """One id a row, (B,) int64, from logits (B, V). Temperature first, then top-k. Never waits for the device.
+
+    Each id gets Gumbel noise, a hash of the id and the row's ``draw`` (B,) (see :meth:`RandomStreams.draws`): the
+    highest sum is drawn with the softmax's probability. ``draw`` may be None where sampling is deterministic.
+    """
+    if sampling.is_deterministic:
         return logits.argmax(-1)
+    assert draw is not None
     logits = logits.float() / sampling.temperature
     if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
-        return _draw(logits, generator)
-    likeliest, ids = logits.topk(sampling.top_k, dim=-1)
-    return ids.gather(-1, _draw(likeliest, generator)[:, None]).squeeze(-1)
+        ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)
+    else:
+        logits, ids = logits.topk(sampling.top_k, dim=-1)
+    winner = (logits + _gumbel(draw[:, None] ^ ids)).argmax(-1, keepdim=True)
+    return ids.gather(-1, winner).squeeze(-1)
 
 
-def _draw(logits: Tensor, generator: torch.Generator | None) -> Tensor:
-    """A race of exponential clocks, as in ``torch.multinomial``, which would wait for the device to check its input."""
-    clocks = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits.softmax(-1) / clocks).argmax(-1)
+def _gumbel(x: Tensor) -> Tensor:
+    """Gumbel-distributed float32 numbers from int64 ones."""
+    uniform = _shifted(_mixed(x), 40).float().add_(0.5).mul_(2.0**-24)  # 24 bits, which float32 holds: never 0 nor 1
+    return uniform.log_().neg_().log_().neg_()
+
+
+def _mixed(x: Tensor) -> Tensor:
+    """SplitMix64's output function on int64, whose products wrap around as unsigned ones do."""
+    x = x + -0x61C8864680B583EB
+    x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
+    x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right; int64's own repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

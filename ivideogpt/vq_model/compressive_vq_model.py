@@ -54,6 +54,11 @@ class ContextCache:
         """The cache of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
         return ContextCache(self.frames[rows], [entry.select(rows) for entry in self.features])
 
+    def replace(self, rows: Tensor, other: ContextCache) -> ContextCache:
+        """The cache with the clips of ``other`` at ``rows``, (len(other.frames),) indices."""
+        features = [mine.replace(rows, new) for mine, new in zip(self.features, other.features, strict=True)]
+        return ContextCache(self.frames.index_copy(0, rows, other.frames), features)
+
 
 @dataclass
 class CompressiveVQOutput(BaseOutput):
@@ -236,11 +241,17 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         frames, features = self._decode_context(vectors.unflatten(1, (CONTEXT_GRID, CONTEXT_GRID)))
         return ContextCache(frames.unflatten(0, (batch, length)), features)
 
-    def decode_dynamics(self, codes: Tensor, cache: ContextCache) -> Tensor:
-        """(B, F, 16) codes to frames (B, F, 3, H, W). The F frames may be later frames or samples of the same one."""
+    def decode_dynamics(self, codes: Tensor, cache: ContextCache, max_frames: int | None = None) -> Tensor:
+        """(B, F, 16) codes to frames (B, F, 3, H, W). The F frames may be later frames or samples of the same one.
+
+        ``max_frames`` bounds how many are decoded at once, and with it the memory.
+        """
         batch, length = codes.shape[:2]
         if length == 0:
             return cache.frames[:, :0]
+        if max_frames is not None and batch * length > max_frames:
+            clips = torch.arange(batch, device=codes.device).split(max(1, max_frames // length))
+            return torch.cat([self._decode_some(codes[some], cache.select(some), max_frames) for some in clips])
         vectors = self.dynamics_quantize.embedding(codes).flatten(0, 1)
         return self._decode_dynamics(vectors, cache.features).unflatten(0, (batch, length))
 
@@ -325,6 +336,9 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         context, features = self._context_latents(sample)
         dynamics = self._dynamics_latents(dyn_sample, self.cond_encoder.project_context(features))
         return context.flatten(0, -2).float(), dynamics.flatten(0, -2).float()
+
+    def _decode_some(self, codes: Tensor, cache: ContextCache, max_frames: int) -> Tensor:
+        return torch.cat([self.decode_dynamics(part, cache) for part in codes.split(max_frames, dim=1)], dim=1)
 
     # ---- halves, between pixels and channel-last code vectors
 

@@ -36,6 +36,9 @@ class KeysValues(NamedTuple):
     def select(self, rows: Tensor) -> KeysValues:
         return KeysValues(self.keys[rows], self.values[rows])
 
+    def replace(self, rows: Tensor, other: KeysValues) -> KeysValues:
+        return KeysValues(self.keys.index_copy(0, rows, other.keys), self.values.index_copy(0, rows, other.values))
+
 
 class CrossAttention(nn.Module):
     """One future frame's features attend to the features of all t context frames of its clip.

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer import CachedLlama, FrameDecoder, Sampling
+from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, RandomStreams, Sampling
 from tests.parity.formulas import fill
 from tests.parity.networks import llama_config
 
@@ -23,8 +23,9 @@ def llm(**changes) -> LlamaForCausalLM:
     return fill(LlamaForCausalLM(llama_config(**changes)))
 
 
-def decoder_of(model: LlamaForCausalLM, sampling: Sampling, **options) -> FrameDecoder:
-    decoder = FrameDecoder(CachedLlama(model), LAYOUT, sampling, **options)
+def decoder_of(model: LlamaForCausalLM, sampling: Sampling, num_samples: int = 1, **options) -> FrameDecoder:
+    streams = RandomStreams.of_clips(0, torch.arange(len(PROMPT)), num_samples)
+    decoder = FrameDecoder(FrameModel(CachedLlama(model), LAYOUT, sampling, **options), streams)
     decoder.prefill(PROMPT)
     return decoder
 
@@ -44,7 +45,7 @@ def naive(model: LlamaForCausalLM, num_frames: int, forced: bool) -> torch.Tenso
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}], ids=["multi-head", "grouped-query"])
-def test_cached_forward_equals_hugging_face(changes):
+def test_cached_forward_equals_hugging_face(changes, kernels):
     """In pieces of any size: the prefill, two positions (a last token and a separator), single ones."""
     model = llm(**changes)
     ids = torch.randint(114, (2, 60), generator=torch.Generator().manual_seed(1))
@@ -57,7 +58,7 @@ def test_cached_forward_equals_hugging_face(changes):
 
 
 @pytest.mark.parametrize("separators", ["forced", "sampled"])
-def test_greedy_tokens_equal_those_of_the_naive_loop(separators):
+def test_greedy_tokens_equal_those_of_the_naive_loop(separators, kernels):
     model = llm()
     decoded = decoder_of(model, Sampling(greedy=True, separators=separators)).rollout(3)
     assert decoded.tokens.shape == (2, 3 * LAYOUT.step_length)
@@ -92,7 +93,7 @@ def test_passes_per_frame(monkeypatch, sampling, has_reward_head, expected):
     assert [after - before for before, after in itertools.pairwise(totals)] == expected
 
 
-def test_reward_head_changes_no_token_and_reads_the_last_token():
+def test_reward_head_changes_no_token_and_reads_the_last_token(kernels):
     model, head = llm(), fill(torch.nn.Linear(64, 1))
     with_rewards = decoder_of(model, Sampling(greedy=True), reward_head=head).rollout(3)
     assert torch.equal(with_rewards.tokens, decoder_of(model, Sampling(greedy=True)).rollout(3).tokens)
@@ -103,10 +104,10 @@ def test_reward_head_changes_no_token_and_reads_the_last_token():
     torch.testing.assert_close(with_rewards.rewards, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_expand_shares_one_prefill_and_may_come_late():
+def test_expand_shares_one_prefill_and_may_come_late(kernels):
     """Expanding before or between frames equals starting with repeated prompts."""
     model = llm()
-    once = decoder_of(model, Sampling(greedy=True))
+    once = decoder_of(model, Sampling(greedy=True), num_samples=3)
     once.expand(3)
     twice = decoder_of(model, Sampling(greedy=True))
     first = twice.step().tokens.repeat_interleave(3, dim=0)
@@ -129,7 +130,7 @@ def test_room():
     assert decoder.frames_left == 3
     decoder.rollout(3)
     assert decoder.frames_left == 0
-    assert decoder.cache.length == LAYOUT.sequence_length - 1, "the last token of all has not entered"
+    assert set(decoder.cache.lengths) == {LAYOUT.sequence_length - 1}, "the last token of all has not entered"
     decoder.prefill(PROMPT, max_frames=2)
     assert (decoder.frames_left, decoder.capacity) == (2, LAYOUT.with_future_frames(2).sequence_length)
 
@@ -176,7 +177,8 @@ def test_a_rollout_may_enter_and_leave_inference_mode(inside_first):
 
 def test_frames_without_positions_are_refused():
     """An assertion would come after the whole prefill, or in the middle of the rollout."""
-    short = FrameDecoder(CachedLlama(llm(max_position_embeddings=200)), LAYOUT, Sampling())
+    model = FrameModel(CachedLlama(llm(max_position_embeddings=200)), LAYOUT, Sampling())
+    short = FrameDecoder(model, RandomStreams.of_clips(0, torch.arange(2)))
     with pytest.raises(UserError, match="not one frame fits after 1 context frames into 200 positions"):
         short.prefill(PROMPT)
     with pytest.raises(UserError, match="4 frames do not fit, 3 do"):

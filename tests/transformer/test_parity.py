@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer, read_llama_config
-from ivideogpt.transformer import CachedLlama, FrameDecoder, HeadModelWithAction, Sampling
+from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, HeadModelWithAction, RandomStreams, Sampling
 from tests.parity.formulas import actions, assert_close, assert_record, assert_state_dict_matches, fill, golden
 
 
@@ -48,8 +48,9 @@ def test_action_free_forward(case):
     assert_record(outputs.logits[:, -1], case.record["act_free"]["logits_last"])
 
 
-def test_action_free_greedy_with_sampled_separators(case):
-    decoder = FrameDecoder(CachedLlama(case.llm()), case.layout, Sampling(greedy=True, separators="sampled"))
+def test_action_free_greedy_with_sampled_separators(case, kernels):
+    model = FrameModel(CachedLlama(case.llm()), case.layout, Sampling(greedy=True, separators="sampled"))
+    decoder = FrameDecoder(model, RandomStreams.of_clips(0, torch.arange(len(case.prompt))))
     decoder.prefill(case.prompt)
     tokens = decoder.rollout(case.layout.future_frames).tokens
     assert tokens[:, 1:].tolist() == case.record["act_free"]["greedy_new_tokens"]

@@ -3,40 +3,58 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ivideogpt.transformer import Sampling, sample
+from ivideogpt.transformer import RandomStreams, Sampling, sample
+from tests.transformer.naive_random import NaiveRandom
 
-LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).repeat(4000, 1)
+LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).repeat(20000, 1)
+STREAMS = RandomStreams.of_clips(seed=0, clips=torch.arange(len(LOGITS)))
 
 
-def frequencies(sampling: Sampling) -> torch.Tensor:
-    ids = sample(LOGITS, sampling, torch.Generator().manual_seed(0))
+def frequencies(ids: torch.Tensor) -> torch.Tensor:
     return torch.bincount(ids, minlength=4) / len(ids)
 
 
 def test_frequencies_follow_the_tempered_distribution():
     for temperature in (0.5, 1.0, 2.0):
         expected = (LOGITS[0] / temperature).softmax(-1)
-        actual = frequencies(Sampling(temperature=temperature, top_k=None))
-        torch.testing.assert_close(actual, expected, atol=0.03, rtol=0)
+        actual = sample(LOGITS, Sampling(temperature=temperature, top_k=None), STREAMS.draws(0, 1)[0])
+        torch.testing.assert_close(frequencies(actual), expected, atol=0.012, rtol=0)
+
+
+def test_draws_of_one_row_follow_the_distribution_too():
+    """A hash that is good from row to row may still be poor from draw to draw."""
+    draws = RandomStreams.of_clips(seed=5, clips=torch.tensor([3])).draws(0, 20000)[:, 0]
+    actual = sample(LOGITS, Sampling(top_k=None), draws)
+    torch.testing.assert_close(frequencies(actual), LOGITS[0].softmax(-1), atol=0.012, rtol=0)
+    again = torch.stack([actual[:-1], actual[1:]])[:, actual[:-1] == 1]
+    torch.testing.assert_close(frequencies(again[1]), LOGITS[0].softmax(-1), atol=0.015, rtol=0)
 
 
 def test_top_k_keeps_the_likeliest_and_renormalises():
-    actual = frequencies(Sampling(top_k=2))
     expected = torch.zeros(4)
     expected[[1, 3]] = LOGITS[0, [1, 3]].softmax(-1)
-    torch.testing.assert_close(actual, expected, atol=0.03, rtol=0)
+    actual = sample(LOGITS, Sampling(top_k=2), STREAMS.draws(7, 1)[0])
+    torch.testing.assert_close(frequencies(actual), expected, atol=0.012, rtol=0)
 
 
-def test_greedy_takes_the_likeliest():
-    assert (sample(LOGITS, Sampling(greedy=True)) == 1).all()
+@pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(top_k=1)])
+def test_the_likeliest_needs_no_random_numbers(sampling):
+    assert (sample(LOGITS, sampling) == 1).all()
 
 
-def test_draws_are_those_of_multinomial():
-    """The race of exponential clocks stands in for torch.multinomial, draw for draw."""
-    torch.manual_seed(3)
-    expected = torch.multinomial(LOGITS.softmax(-1), 1)[:, 0]
-    torch.manual_seed(3)
-    assert torch.equal(sample(LOGITS, Sampling(top_k=None)), expected)
+@pytest.mark.parametrize("sampling", [Sampling(top_k=20), Sampling(temperature=0.7, top_k=None)])
+def test_draws_are_those_of_the_naive_hash(sampling):
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
+    streams, naive = RandomStreams.of_clips(11, torch.tensor([4, 0, 9]), num_samples=2), NaiveRandom(11, (4, 0, 9), 2)
+    for draw in streams.draws(0, 5):
+        assert torch.equal(sample(logits, sampling, draw), naive.token(logits, sampling))
+
+
+def test_what_a_row_draws_does_not_depend_on_the_others():
+    together = RandomStreams.of_clips(2, torch.tensor([7, 8]), num_samples=3)
+    alone = RandomStreams.of_clips(2, torch.tensor([8]), num_samples=2)
+    assert torch.equal(together.draws(4, 3)[:, 3:5], alone.draws(4, 3))
+    assert len(set(together.draws(0, 50).flatten().tolist())) == 300, "rows and draws are told apart"
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": -1.0}, {"top_k": 0}, {"separators": "none"}])

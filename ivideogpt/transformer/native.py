@@ -1,0 +1,268 @@
+"""Passes of few positions on a CPU through compiled code: ``native_pass.cpp``, built at first use and kept.
+
+Knows weights, cache and positions; knows no tokens. Where it cannot be built, :mod:`ivideogpt.transformer.llama` does
+the same with torch's own kernels, after one line in the log.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("native_pass.cpp")
+SWITCH = "IVIDEOGPT_NATIVE"  # 0 turns compiled passes off
+COMPILE_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
+VECTOR_WIDTH = 16  # floats; all widths must be multiples of it
+MAX_HEAD_DIM = 256
+# Above so many positions a general matrix product is as fast: each weight is used often enough.
+MAX_LANES = 40
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("layers", "width", "heads", "key_value_heads", "head_dim", "mlp_width")),
+        *((name, ctypes.c_int32) for name in ("threads", "batch", "capacity", "lanes", "shared_length")),
+        ("epsilon", ctypes.c_float),
+    ]
+
+
+LAYER_TENSORS = ("input_norm", "qkv", "output", "mlp_norm", "gate_up", "down")
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in LAYER_TENSORS]
+
+
+class _Cache(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("keys", "values", "cos", "sin", "rows", "owners", "positions")]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer of a LLaMA, with the projections that read the same input joined into one matrix."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    output: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Heads(NamedTuple):
+    """Numbers of query heads and of key and value heads, and their size."""
+
+    queries: int
+    keys_values: int
+    dim: int
+
+
+class Attention:
+    """The new positions of one pass and the cache that they are written to.
+
+    Args:
+        keys, values: (layers, B, G, C, d).
+        positions: (B, n); what comes before them is filled.
+        owners, shared_length: see :class:`~ivideogpt.transformer.llama.KVCache`.
+    """
+
+    def __init__(
+        self, keys: Tensor, values: Tensor, positions: Tensor, owners: Tensor | None, shared_length: int
+    ) -> None:
+        batch, length = positions.shape
+        self.keys, self.values = keys, values
+        self.positions = positions.to(torch.int32).flatten()
+        self.rows = torch.arange(batch, dtype=torch.int32).repeat_interleave(length)
+        if owners is None:  # a row's own past is shared by its new positions
+            self.owners, self.shared_length = self.rows, int(self.positions.min())
+        else:
+            self.owners, self.shared_length = owners.repeat_interleave(length), shared_length
+
+    @property
+    def num_lanes(self) -> int:
+        """All new positions of all rows."""
+        return len(self.positions)
+
+
+class NativePass:
+    """The passes of one set of weights. Holds their addresses: make a new one when they have moved."""
+
+    def __init__(
+        self,
+        library: ctypes.CDLL,
+        layers: list[LayerWeights],
+        final_norm: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        heads: Heads,
+        epsilon: float,
+    ) -> None:
+        self._library = library
+        self._kept = layers  # their memory is read by address
+        self._final_norm = final_norm
+        self._cos, self._sin = cos, sin
+        self._is_bfloat16 = final_norm.dtype == torch.bfloat16
+        self._heads, self._epsilon = heads, epsilon
+        self._layers = (_Layer * len(layers))(
+            *(_Layer(*(getattr(layer, name).data_ptr() for name in LAYER_TENSORS)) for layer in layers)
+        )
+        self._width = len(final_norm)
+        self._mlp_width = layers[0].down.shape[1]
+
+    def forward(self, embeddings: Tensor, attention: Attention) -> Tensor:
+        """Embeddings (B, n, D) to last hidden states after the final norm, (B, n, D) float32. Fills the cache."""
+        lanes, heads = attention.num_lanes, self._heads
+        hidden = embeddings.reshape(lanes, self._width).to(torch.float32, copy=True)
+        normed = torch.empty_like(hidden)
+        of_lane = 2 * (heads.queries + heads.keys_values) * heads.dim + 3 * self._mlp_width + self._width
+        scratch, scores = torch.empty(lanes * of_lane), self._room_for_scores(attention)
+        self._library.llama_pass(
+            *self._arguments(attention),
+            self._layers,
+            _pointer(self._final_norm),
+            *map(_pointer, (hidden, normed, scratch, scores)),
+        )
+        return normed.view(embeddings.shape)
+
+    def attend(self, layer: int, qkv: Tensor, attention: Attention) -> Tensor:
+        """Joined projections (B, n, (H + 2 G) d) of one layer to what attention finds, (B, n, H d). Fills the cache."""
+        projected = qkv.reshape(attention.num_lanes, -1).float().contiguous()
+        attended = torch.empty(attention.num_lanes, self._heads.queries * self._heads.dim)
+        scores = self._room_for_scores(attention)
+        self._library.llama_attention(*self._arguments(attention), layer, *map(_pointer, (projected, attended, scores)))
+        return attended.view(*qkv.shape[:2], -1).to(qkv.dtype)
+
+    def linear(self, x: Tensor, weight: Tensor) -> Tensor:
+        """``F.linear`` of few rows: x (..., K), weight (O, K) of the pass's precision, to (..., O) float32."""
+        rows = x.reshape(-1, x.shape[-1]).float().contiguous()
+        out = torch.empty(len(rows), len(weight))
+        self._library.llama_linear(
+            _pointer(rows),
+            _pointer(weight),
+            int(self._is_bfloat16),
+            _pointer(out),
+            len(rows),
+            weight.shape[1],
+            len(weight),
+            torch.get_num_threads(),
+        )
+        return out.view(*x.shape[:-1], len(weight))
+
+    def _arguments(self, attention: Attention) -> tuple[Any, ...]:
+        """What passes and attention alone have in common."""
+        shape = _Shape(
+            len(self._layers),
+            self._width,
+            *self._heads,
+            self._mlp_width,
+            torch.get_num_threads(),
+            attention.keys.shape[1],
+            attention.keys.shape[3],
+            attention.num_lanes,
+            attention.shared_length,
+            self._epsilon,
+        )
+        tensors = (
+            attention.keys,
+            attention.values,
+            self._cos,
+            self._sin,
+            attention.rows,
+            attention.owners,
+            attention.positions,
+        )
+        cache = _Cache(*(tensor.data_ptr() for tensor in tensors))
+        return ctypes.byref(shape), ctypes.byref(cache), int(self._is_bfloat16)
+
+    def _room_for_scores(self, attention: Attention) -> Tensor:
+        """Of every head of every lane."""
+        return torch.empty(attention.num_lanes * self._heads.queries * (attention.keys.shape[3] + VECTOR_WIDTH))
+
+
+def supports(layers: list[LayerWeights], head_dim: int) -> bool:
+    """Can compiled code run these weights?"""
+    first = layers[0]
+    return (
+        first.qkv.device.type == "cpu"
+        and first.qkv.dtype in (torch.float32, torch.bfloat16)
+        and all(size % VECTOR_WIDTH == 0 for size in (head_dim, *first.qkv.shape, *first.down.shape))
+        and head_dim <= MAX_HEAD_DIM
+        and all(getattr(layer, name).is_contiguous() for layer in layers for name in LAYER_TENSORS)
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled code; None, after one line in the log, where there is none."""
+    if os.environ.get(SWITCH) == "0":
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_built()))
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        logger.warning("decoding with torch's own kernels, slower on a CPU: no compiled ones (%s)", reason)
+        return None
+    for function in (loaded.llama_pass, loaded.llama_attention, loaded.llama_linear):
+        function.restype = None
+    return loaded
+
+
+def _built() -> Path:
+    """The shared library, compiled unless an earlier process has left it.
+
+    Raises:
+        OSError: there is no compiler, or nowhere to write.
+        CalledProcessError: the compiler refuses the code.
+    """
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        raise OSError("no C++ compiler: install g++")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    made_of = [SOURCE.read_text(), version, *COMPILE_FLAGS, _processor()]
+    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivideogpt"
+    built = folder / f"native_pass-{digest}.so"
+    if built.exists():
+        return built
+    folder.mkdir(parents=True, exist_ok=True)
+    logger.info("compiling the decoder for this processor, once: %s", built)
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        made, linked = Path(aside) / "pass.o", Path(aside) / "pass.so"
+        # Linked without OpenMP's library: its symbols are those that torch has loaded, so that both share one set of
+        # threads. A second one would fight over the cores.
+        for command in (
+            [compiler, *COMPILE_FLAGS, "-c", str(SOURCE), "-o", str(made)],
+            [compiler, "-shared", str(made), "-o", str(linked)],
+        ):
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        os.replace(linked, built)
+    return built
+
+
+def _processor() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Whoever calls must hold the tensor until the address is no longer used: nothing else does."""
+    return ctypes.c_void_p(tensor.data_ptr())
