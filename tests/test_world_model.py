@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt import Sampling, Session, WorldModel
+from ivideogpt import world_model as world_model_module
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import ActionNormalization, ModelMetadata, build_transformer, language_model
 from ivideogpt.transformer import HeadModelWithAction
@@ -410,3 +411,80 @@ def test_on_a_gpu():
     first, second = (model.predict(context_of(2), actions(2, 2, 4), num_samples=2, seed=1) for _ in range(2))
     assert first.frames.device.type == first.rewards.device.type == "cuda"
     assert torch.equal(first.tokens, second.tokens)
+
+
+# ---- rows of a session
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_clips_begin_anew_one_by_one(num_samples):
+    """Two frames fit: the clip that began anew slides later than its neighbour, and neither notices the other."""
+    model = world_model(action_dim=4, frames_that_fit=2, reward_prediction=True)
+    first, second, third = context_of(2, batch=3).split(1)
+    action = actions(2, 4, 4)
+    session = model.start(torch.cat([first, second]), num_samples, sampling=GREEDY)
+    steps = [session.step(action[:, 0])]
+    session.reset_rows(torch.tensor([False, True]), third)
+    steps += [session.step(action[:, k]) for k in range(1, 4)]
+
+    undisturbed = model.predict(first, action[:1], num_samples=num_samples, sampling=GREEDY)
+    anew = model.predict(third, action[1:, 1:], num_samples=num_samples, sampling=GREEDY)
+    frames, rewards = (torch.stack([getattr(step, name) for step in steps], dim=2) for name in ("frames", "reward"))
+    close = {"atol": 1e-4, "rtol": 1e-4}
+    torch.testing.assert_close(frames[:1], undisturbed.frames, **close)
+    torch.testing.assert_close(frames[1:, :, 1:], anew.frames, **close)
+    torch.testing.assert_close(rewards[1:, :, 1:], anew.rewards, **close)
+    torch.testing.assert_close(session.context, torch.cat([undisturbed.context, anew.context]), **close)
+    assert session.prompt.shape == (2, model.layout.prompt_length)
+
+
+@pytest.mark.parametrize("before_sliding", [True, False])
+def test_dropped_clips_change_nothing_for_the_others(before_sliding):
+    model = world_model(action_dim=4, frames_that_fit=2)
+    context, action = context_of(2, batch=3), actions(3, 5, 4)
+    expected = model.predict(context, action, num_samples=2, sampling=SAMPLED, seed=4).frames
+    session = model.start(context, 2, sampling=SAMPLED, seed=4)
+    num_steps = 1 if before_sliding else 3
+    for k in range(num_steps):
+        session.step(action[:, k])
+    session.drop_rows(torch.tensor([True, False, False]))
+    frames = torch.stack([session.step(action[1:, k]).frames for k in range(num_steps, 5)], dim=2)
+    torch.testing.assert_close(frames, expected[1:, :, num_steps:], atol=1e-4, rtol=1e-4)
+
+
+def test_what_a_clip_draws_depends_on_its_number_alone():
+    """Evaluations in batches of any size, on any number of processes, give the same samples."""
+    model = world_model()
+    context = context_of(2, batch=3)
+    together = model.predict(context, horizon=2, num_samples=3, sampling=SAMPLED, seed=2, clip_numbers=[10, 11, 12])
+    alone = model.predict(context[1:2], horizon=2, num_samples=2, sampling=SAMPLED, seed=2, clip_numbers=[11])
+    assert torch.equal(together.tokens[1:2, :2], alone.tokens)
+
+
+def test_deterministic_futures_leave_the_global_generator_alone():
+    model = world_model()
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    model.predict(context_of(2), horizon=1, sampling=GREEDY)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_masks_that_do_not_fit_are_refused():
+    session = world_model(action_dim=4).start(context_of(2))
+    with pytest.raises(UserError, match=r"expected bool of shape \(2,\)"):
+        session.reset_rows(torch.tensor([True]), context_of(2, batch=1))
+    with pytest.raises(UserError, match=r"expected .* = \(1, 2, 3, 64, 64\)"):
+        session.reset_rows(torch.tensor([True, False]), context_of(2, batch=2))
+    with pytest.raises(UserError, match="would leave no clip"):
+        session.drop_rows(torch.tensor([True, True]))
+    with pytest.raises(UserError, match="1 clip_numbers were given for 2 clips"):
+        world_model().start(context_of(2), clip_numbers=[3])
+
+
+def test_many_frames_are_decoded_in_parts(monkeypatch):
+    model = world_model()
+    expected = model.predict(context_of(2), horizon=2, num_samples=3, sampling=GREEDY)
+    monkeypatch.setitem(world_model_module.PIXELS_AT_ONCE, "cpu", 2 * 64**2)
+    in_parts = model.predict(context_of(2), horizon=2, num_samples=3, sampling=GREEDY)
+    torch.testing.assert_close(in_parts.frames, expected.frames, atol=1e-5, rtol=1e-5)

@@ -195,3 +195,50 @@ def test_adapters_must_be_merged_first():
     model.model.layers[0].self_attn.o_proj = Adapted(64, 64, bias=False)
     with pytest.raises(ValueError, match="merge adapters"):
         CachedLlama(model)
+
+
+@pytest.mark.parametrize("num_samples", [1, 3])
+@pytest.mark.parametrize("has_reward_head", [False, True])
+def test_rows_begin_anew_while_others_go_on(num_samples, has_reward_head, kernels):
+    """A row's tokens and rewards are those of a rollout of its own, whatever the rows beside it do."""
+    model, options = llm(), {}
+    if has_reward_head:
+        options["reward_head"] = fill(torch.nn.Linear(64, 1))
+    greedy = Sampling(greedy=True)
+    together = decoder_of(model, greedy, num_samples, **options)
+    together.expand(num_samples)
+    together.step()
+    together.step()
+    new_prompt = PROMPT.flip(1)[:1].clone()
+    new_prompt[:, -1] = LAYOUT.future_separator
+    rows = torch.arange(num_samples, 2 * num_samples)
+    together.reset_rows(rows, new_prompt.repeat_interleave(num_samples, dim=0))
+    assert together.full_rows().tolist() == []
+    third = together.step()
+
+    alone = decoder_of(model, greedy, **options)
+    of_first_row = alone.rollout(3)
+    alone.prefill(new_prompt.repeat(2, 1))
+    of_new_row = alone.rollout(1)
+    step = LAYOUT.step_length
+    expected = torch.stack([of_first_row.tokens[0, -step:], of_new_row.tokens[0]]).repeat_interleave(num_samples, dim=0)
+    assert torch.equal(third.tokens, expected)
+    if has_reward_head:
+        rewards = torch.stack([of_first_row.rewards[0, -1], of_new_row.rewards[0, 0]]).repeat_interleave(num_samples)
+        torch.testing.assert_close(third.reward, rewards, atol=1e-4, rtol=1e-4)
+
+
+def test_dropped_rows_change_nothing_for_the_others(kernels):
+    model, sampling = llm(), Sampling(top_k=20)
+    whole, fewer = (decoder_of(model, sampling, num_samples=2) for _ in range(2))
+    for decoder in (whole, fewer):
+        decoder.expand(2)
+        decoder.step()
+    fewer.keep_rows(torch.tensor([2, 3]))
+    assert torch.equal(fewer.step().tokens, whole.step().tokens[2:])
+
+
+def test_rows_with_sampled_separators_keep_step():
+    decoder = decoder_of(llm(), Sampling(separators="sampled"))
+    with pytest.raises(UserError, match="separators='sampled'"):
+        decoder.reset_rows(torch.tensor([0]), PROMPT[:1])
