@@ -42,6 +42,7 @@ from ivideogpt.transformer import (
     CachedLlama,
     FrameDecoder,
     FrameModel,
+    GraphPool,
     HeadModelWithAction,
     RandomStreams,
     Sampling,
@@ -104,6 +105,7 @@ class WorldModel:
         self.transformer = transformer
         self.metadata = metadata or ModelMetadata.infer(tokenizer, transformer)
         self._llama: CachedLlama | None = None
+        self._graphs = GraphPool()
         self._check_parts()
 
     @classmethod
@@ -233,6 +235,11 @@ class WorldModel:
             self._llama.refresh()
         return self._llama
 
+    @property
+    def graphs(self) -> GraphPool | None:
+        """Where sessions capture their frames, on devices that can."""
+        return self._graphs if self.device.type == "cuda" else None
+
     def _horizon(self, actions: Tensor | None, horizon: int | None) -> int:
         if horizon is None:
             horizon = self.layout.future_frames if actions is None or actions.ndim < 2 else actions.shape[-2]
@@ -302,6 +309,7 @@ class Session:
         self._decoder = FrameDecoder(
             FrameModel(world_model.cached_llama(), self._layout, sampling, world_model.reward_head),
             RandomStreams.of_clips(seed, numbers, num_samples),
+            world_model.graphs,
         )
         context = context.to(world_model.device, torch.float32)
         # one row a clip; samples that have slid have one each

@@ -1,14 +1,17 @@
 """The transformer: tokens and actions to next tokens and rewards."""
 
 from ivideogpt.transformer.action_model import HeadModelWithAction
-from ivideogpt.transformer.decoder import FrameDecoder, FrameModel
+from ivideogpt.transformer.decoder import FrameDecoder
+from ivideogpt.transformer.frame_model import FrameModel
 from ivideogpt.transformer.llama import CachedLlama
 from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed, sample
+from ivideogpt.transformer.static_frames import GraphPool
 
 __all__ = [
     "CachedLlama",
     "FrameDecoder",
     "FrameModel",
+    "GraphPool",
     "HeadModelWithAction",
     "RandomStreams",
     "Sampling",

@@ -19,7 +19,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder, FrameModel
+from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder
+from ivideogpt.transformer.frame_model import FrameModel
 from ivideogpt.transformer.llama import CachedLlama
 from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 

@@ -3,31 +3,24 @@
 Knows tokens, embeddings and the cache; knows no pixels and no actions (they arrive as embeddings).
 
 Rungs, each usable alone: :func:`~ivideogpt.transformer.sampling.sample` -> ``CachedLlama.forward`` (one pass) ->
-:func:`draw_frame` -> ``FrameDecoder.step`` (one frame of every row) -> ``FrameDecoder.rollout`` (many frames).
+``FrameModel.draw_frame`` -> ``FrameDecoder.step`` (one frame of every row) -> ``FrameDecoder.rollout`` (many frames).
 
-Shapes: B rows (samples of one prompt are adjacent rows), D width, V vocabulary.
+Shapes: B rows (samples of one prompt are adjacent rows), D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ivideogpt.errors import UserError
-from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer.llama import CachedLlama, KVCache
-from ivideogpt.transformer.sampling import RandomStreams, Sampling, sample
-
-
-@dataclass(frozen=True)
-class DecodedFrame:
-    """``tokens`` (B, 17): the separator in front of a frame and the frame's ids, as drawn. ``reward`` (B,) or None."""
-
-    tokens: Tensor
-    reward: Tensor | None
+from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
+from ivideogpt.transformer.llama import KVCache
+from ivideogpt.transformer.sampling import RandomStreams
+from ivideogpt.transformer.static_frames import GraphPool, StaticFrames
 
 
 @dataclass(frozen=True)
@@ -38,74 +31,22 @@ class DecodedFrames:
     rewards: Tensor | None
 
 
-@dataclass(frozen=True)
-class FrameModel:
-    """What draws frames: networks, where tokens stand, and how they are drawn.
-
-    With forced separators a frame costs sixteen passes: its last token enters together with the next separator. With
-    a reward head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with
-    its frame. With sampled separators it enters alone, to draw the next one: seventeen, but for the first frame.
-    """
-
-    llama: CachedLlama
-    layout: TokenLayout
-    sampling: Sampling
-    reward_head: nn.Linear | None = None
-
-    @property
-    def leaves_last_token(self) -> bool:
-        """Does a frame's last token wait for the next separator?"""
-        return self.reward_head is None
-
-    @property
-    def joins_last_token(self) -> bool:
-        """Do they enter in one pass?"""
-        return self.leaves_last_token and self.sampling.separators == "forced"
-
-    def draw_frame(
-        self, forward: Callable[[Tensor], Tensor], entering: Tensor, action: Tensor | None, draws: Tensor
-    ) -> DecodedFrame:
-        """Draw one frame of every row.
-
-        Args:
-            forward: embeddings (B, n, D) of the next positions to hidden states.
-            entering: (B, n) ids that enter first; the last is the separator.
-            action: (B, D), added to the separator's embedding, or None.
-            draws: (16, B) what tells the draws apart, see :class:`RandomStreams`.
-        """
-        embeddings = self.llama.embed(entering)
-        if action is not None:
-            embeddings = torch.cat([embeddings[:, :-1], embeddings[:, -1:] + action[:, None].to(embeddings)], dim=1)
-        tokens = [entering[:, -1]]
-        for draw in draws:
-            tokens.append(self._draw_dynamics(forward(embeddings)[:, -1], draw))
-            embeddings = self.llama.embed(tokens[-1][:, None])
-        reward = None
-        if self.reward_head is not None:
-            hidden = forward(embeddings)[:, -1].to(self.reward_head.weight.dtype)
-            reward = self.reward_head(hidden).squeeze(-1).float()
-        return DecodedFrame(torch.stack(tokens, dim=1), reward)
-
-    def draw_separator(self, hidden: Tensor, draw: Tensor) -> Tensor:
-        return sample(self.llama.logits(hidden), self.sampling, draw)
-
-    def _draw_dynamics(self, hidden: Tensor, draw: Tensor) -> Tensor:
-        logits = self.llama.logits(hidden)
-        if not self.sampling.dynamics_only:
-            return sample(logits, self.sampling, draw)
-        first, end = self.layout.context_codes, self.layout.frame_separator
-        return first + sample(logits[:, first:end], self.sampling, draw)
-
-
 class FrameDecoder:
     """Draws future frames, one :meth:`step` each, after one :meth:`prefill`. Owns the cache of one rollout.
 
     Rows keep step with one another, but may stand at different places: see :meth:`reset_rows`.
+
+    Args:
+        streams: what each row draws.
+        graphs: where frames are captured for a GPU, if they are to be: sampled separators cannot.
     """
 
-    def __init__(self, model: FrameModel, streams: RandomStreams) -> None:
+    def __init__(self, model: FrameModel, streams: RandomStreams, graphs: GraphPool | None = None) -> None:
         self.model = model
         self.streams = streams.to(model.llama.device)
+        self._graphs = graphs if model.sampling.separators == "forced" else None
+        self._static: StaticFrames | None = None
+        self._give_back: weakref.finalize | None = None
         self.cache = model.llama.new_cache(0, 0)
         self.frames_drawn: list[int] = []  # of every row since its prompt
         self._num_draws = 0
@@ -151,6 +92,7 @@ class FrameDecoder:
             )
         if max_frames is not None:
             capacity = min(capacity, layout.with_future_frames(max_frames).sequence_length)
+        self._leave_static()
         self.cache = self.model.llama.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
         self.frames_drawn = [0] * len(prompts)
@@ -158,6 +100,7 @@ class FrameDecoder:
     def expand(self, n: int) -> None:
         """Continue every row n times; the copies become adjacent rows."""
         self.cache = self.cache.expand(n, share=self.model.llama.shares_prompts)
+        self._leave_static()
         self.frames_drawn = [drawn for drawn in self.frames_drawn for _ in range(n)]
         if self._pending is not None:
             self._pending = self._pending.repeat_interleave(n, dim=0)
@@ -174,15 +117,18 @@ class FrameDecoder:
         aside = self.model.llama.new_cache(len(rows), self.model.layout.prompt_length)
         pending = self._read(prompts, aside)
         self.cache.replace(rows, aside)
+        if self._static is not None:
+            self._static.place(self.cache)
         if pending is not None:
             assert self._pending is not None
-            self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
+            self._pending.index_copy_(0, rows.to(pending.device), pending)
         for row in rows.tolist():
             self.frames_drawn[row] = 0
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""
         self.cache = self.cache.select(rows)
+        self._leave_static()
         self.frames_drawn = [self.frames_drawn[row] for row in rows.tolist()]
         self.streams = RandomStreams(self.streams.keys[rows])
         if self._pending is not None:
@@ -191,13 +137,9 @@ class FrameDecoder:
     @torch.no_grad()
     def step(self, action_embedding: Tensor | None = None) -> DecodedFrame:
         """Draw one frame. ``action_embedding`` (B, D) is added to the embedding of the separator in front of it."""
-        entering = self._next_separator()[:, None]
-        if self._pending is not None:
-            entering = torch.cat([self._pending, entering], dim=1)
-        frame = self.model.draw_frame(
-            self._forward, entering, action_embedding, self._draws(self.model.layout.dynamics_tokens)
-        )
-        self._pending = frame.tokens[:, -1:] if self.model.leaves_last_token else None
+        if self._graphs is not None and self._static is None:
+            self._enter_static(self._graphs)
+        frame = self._step(action_embedding) if self._static is None else self._replay(self._static, action_embedding)
         self.frames_drawn = [drawn + 1 for drawn in self.frames_drawn]
         return frame
 
@@ -219,6 +161,41 @@ class FrameDecoder:
             tokens=torch.cat([frame.tokens for frame in frames], dim=1),
             rewards=torch.stack(rewards, dim=1) if rewards else None,
         )
+
+    def _step(self, action_embedding: Tensor | None) -> DecodedFrame:
+        entering = self._next_separator()[:, None]
+        if self._pending is not None:
+            entering = torch.cat([self._pending, entering], dim=1)
+        draws = self._draws(self.model.layout.dynamics_tokens)
+        frame = self.model.draw_frame(self._forward, entering, action_embedding, draws)
+        self._pending = frame.tokens[:, -1:].clone() if self.model.leaves_last_token else None
+        return frame
+
+    def _replay(self, static: StaticFrames, action_embedding: Tensor | None) -> DecodedFrame:
+        frame = static.draw(action_embedding, self.cache.num_rows)
+        self._num_draws += self.model.layout.dynamics_tokens
+        self.cache.advance(self.model.passed_positions)
+        return frame
+
+    def _enter_static(self, graphs: GraphPool) -> None:
+        """Go on in buffers at fixed addresses. ``cache`` and ``_pending`` are views of them from then on."""
+        static = graphs.borrow(self.model, self.cache.num_rows, self.capacity)
+        if static is None:
+            self._graphs = None
+            return
+        self.cache = static.load(self.cache, self._pending, self.streams, self._num_draws)
+        if self._pending is not None:
+            self._pending = static.entering[: self.cache.num_rows, :-1]
+        self._static, self._give_back = static, weakref.finalize(self, graphs.give_back, static)
+
+    def _leave_static(self) -> None:
+        """The buffers may belong to another session from now on."""
+        if self._static is None or self._give_back is None:
+            return
+        if self._pending is not None:
+            self._pending = self._pending.clone()
+        self._give_back()
+        self._static = self._give_back = None
 
     def _forward(self, embeddings: Tensor) -> Tensor:
         return self.model.llama.forward(embeddings, self.cache)

@@ -127,6 +127,7 @@ class CachedLlama:
         self.num_positions: int = config.max_position_embeddings
         self.norm_epsilon: float = config.rms_norm_eps
         self.layers: list[LayerWeights] = []
+        self.cos = self.sin = torch.empty(0, device="meta")  # not made yet
         self.refresh()
 
     @property
@@ -143,10 +144,22 @@ class CachedLlama:
         self.head = self.llm.lm_head.weight.detach()
         old: list[LayerWeights | None] = [*self.layers] or [None] * len(model.layers)
         self.layers = [_read_layer(*pair) for pair in zip(model.layers, old, strict=True)]
-        positions = torch.arange(self.num_positions, device=self.device)[None]
-        cos, sin = model.rotary_emb(self.embeddings[:1].float(), positions)
-        self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()  # (positions, head dim), float32
+        if self.cos.device != self.device:
+            positions = torch.arange(self.num_positions, device=self.device)[None]
+            cos, sin = model.rotary_emb(self.embeddings[:1].float(), positions)
+            self.cos, self.sin = cos[0].contiguous(), sin[0].contiguous()  # (positions, head dim), float32
         self.native = self._build_native()
+
+    @property
+    def width(self) -> int:
+        return self.embeddings.shape[1]
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """Where the weights are. A captured graph reads them there and nowhere else."""
+        of_layers = [getattr(layer, name) for layer in self.layers for name in native.LAYER_TENSORS]
+        tensors = [*of_layers, self.embeddings, self.final_norm, self.head, self.cos, self.sin]
+        return tuple(tensor.data_ptr() for tensor in tensors)
 
     @property
     def shares_prompts(self) -> bool:
@@ -238,7 +251,9 @@ class _AttentionAt:
         self.positions, self.end = positions, end
         self.rows = torch.arange(len(positions), device=positions.device)[:, None]
         self.cos, self.sin = (table[positions][:, None].to(keys.dtype) for table in (llama.cos, llama.sin))
-        self.mask = _until(positions, end)[:, None]
+        # as numbers, for which attention would otherwise turn it in every layer
+        visible = _until(positions, end)[:, None]
+        self.mask = torch.zeros_like(visible, dtype=keys.dtype).masked_fill_(~visible, float("-inf"))
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         queries, new_keys, new_values = _heads(self.llama, qkv, self.cos, self.sin)

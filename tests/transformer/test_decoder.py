@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, RandomStreams, Sampling
+from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, GraphPool, RandomStreams, Sampling
 from tests.parity.formulas import fill
 from tests.parity.networks import llama_config
 
@@ -23,9 +23,11 @@ def llm(**changes) -> LlamaForCausalLM:
     return fill(LlamaForCausalLM(llama_config(**changes)))
 
 
-def decoder_of(model: LlamaForCausalLM, sampling: Sampling, num_samples: int = 1, **options) -> FrameDecoder:
+def decoder_of(
+    model: LlamaForCausalLM, sampling: Sampling, num_samples: int = 1, graphs: GraphPool | None = None, **options
+) -> FrameDecoder:
     streams = RandomStreams.of_clips(0, torch.arange(len(PROMPT)), num_samples)
-    decoder = FrameDecoder(FrameModel(CachedLlama(model), LAYOUT, sampling, **options), streams)
+    decoder = FrameDecoder(FrameModel(CachedLlama(model), LAYOUT, sampling, **options), streams, graphs)
     decoder.prefill(PROMPT)
     return decoder
 

@@ -1,0 +1,90 @@
+"""How one frame of tokens is drawn, whatever the passes run on.
+
+Knows tokens, embeddings and logits; knows no cache.
+
+Shapes: B rows, n positions, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt.layout import TokenLayout
+from ivideogpt.transformer.llama import CachedLlama
+from ivideogpt.transformer.sampling import Sampling, sample
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """``tokens`` (B, 17): the separator in front of a frame and the frame's ids, as drawn. ``reward`` (B,) or None."""
+
+    tokens: Tensor
+    reward: Tensor | None
+
+
+@dataclass(frozen=True)
+class FrameModel:
+    """What draws frames: networks, where tokens stand, and how they are drawn.
+
+    With forced separators a frame costs sixteen passes: its last token enters together with the next separator. With
+    a reward head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with
+    its frame. With sampled separators it enters alone, to draw the next one: seventeen, but for the first frame.
+    """
+
+    llama: CachedLlama
+    layout: TokenLayout
+    sampling: Sampling
+    reward_head: nn.Linear | None = None
+
+    @property
+    def leaves_last_token(self) -> bool:
+        """Does a frame's last token wait for the next separator?"""
+        return self.reward_head is None
+
+    @property
+    def joins_last_token(self) -> bool:
+        """Do they enter in one pass?"""
+        return self.leaves_last_token and self.sampling.separators == "forced"
+
+    @property
+    def passed_positions(self) -> int:
+        """Positions that a frame fills in the cache."""
+        return self.layout.step_length
+
+    def draw_frame(
+        self, forward: Callable[[Tensor], Tensor], entering: Tensor, action: Tensor | None, draws: Tensor
+    ) -> DecodedFrame:
+        """Draw one frame of every row.
+
+        Args:
+            forward: embeddings (B, n, D) of the next positions to hidden states.
+            entering: (B, n) ids that enter first; the last is the separator.
+            action: (B, D), added to the separator's embedding, or None.
+            draws: (16, B) what tells the draws apart, see :class:`RandomStreams`.
+        """
+        embeddings = self.llama.embed(entering)
+        if action is not None:
+            embeddings = torch.cat([embeddings[:, :-1], embeddings[:, -1:] + action[:, None].to(embeddings)], dim=1)
+        tokens = [entering[:, -1]]
+        for draw in draws:
+            tokens.append(self._draw_dynamics(forward(embeddings)[:, -1], draw))
+            embeddings = self.llama.embed(tokens[-1][:, None])
+        reward = None
+        if self.reward_head is not None:
+            hidden = forward(embeddings)[:, -1].to(self.reward_head.weight.dtype)
+            reward = self.reward_head(hidden).squeeze(-1).float()
+        return DecodedFrame(torch.stack(tokens, dim=1), reward)
+
+    def draw_separator(self, hidden: Tensor, draw: Tensor) -> Tensor:
+        return sample(self.llama.logits(hidden), self.sampling, draw)
+
+    def _draw_dynamics(self, hidden: Tensor, draw: Tensor) -> Tensor:
+        logits = self.llama.logits(hidden)
+        if not self.sampling.dynamics_only:
+            return sample(logits, self.sampling, draw)
+        first, end = self.layout.context_codes, self.layout.frame_separator
+        return first + sample(logits[:, first:end], self.sampling, draw)
