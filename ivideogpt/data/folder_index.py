@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivideogpt.errors import UserError
+from ivideogpt.user_cache import user_cache
 
 INDEXED_FROM = 5000  # files; fewer are listed as fast as an index is read
 # Clocks of file systems tick in steps of up to 2 s, within which a file may appear unnoticed, and servers' run apart.
@@ -72,10 +73,9 @@ def _has_settled(state: list[int]) -> bool:
 
 
 def _index_file(folder: Path) -> Path | None:
-    """None for a user without a home: a shared place could hold anyone's list."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = user_cache()
     name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=16).hexdigest()
-    return Path(cache, "ivideogpt", "folders", f"{name}.json") if os.path.isabs(cache) else None
+    return None if cache is None else cache / "folders" / f"{name}.json"
 
 
 def _read(index: Path, folder: Path, state: list[int]) -> list[str] | None:

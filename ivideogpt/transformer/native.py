@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ivideogpt.user_cache import user_cache
+
 logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("native_pass.cpp")
@@ -235,7 +237,9 @@ def _built() -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = [SOURCE.read_text(), version, *COMPILE_FLAGS, _processor()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ivideogpt"
+    folder = user_cache()
+    if folder is None:
+        raise OSError("no folder to keep them in: set HOME or XDG_CACHE_HOME")
     built = folder / f"native_pass-{digest}.so"
     if built.exists():
         return built
