@@ -30,7 +30,7 @@ from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.flags import option, parse
-from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.pretrained import ModelMetadata, language_model
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
@@ -38,7 +38,7 @@ from ivideogpt.world_model import WorldModel
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ class PredictArgs:
     top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's")
     seed: int = option(0, "decides where the segment starts and which futures are sampled")
     device: str = option("auto", "where the model runs", choices=DEVICES)
-    dtype: str = option("float32", "precision of the model", choices=DTYPES)
+    dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
 
     def validate(self) -> None:
         if self.segment_length and self.horizon:
@@ -124,9 +124,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(args: PredictArgs) -> WorldModel:
-    model = WorldModel.from_pretrained(
-        args.pretrained_model_name_or_path, choose_device(args.device), getattr(torch, args.dtype)
-    )
+    dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
     return adapt(model, args)
 
 
@@ -240,6 +239,13 @@ def summarise(scores: Scores) -> dict[str, dict[str, float]]:
     return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
 
 
+def precisions(model: WorldModel) -> str:
+    tokenizer, transformer = (
+        str(network.dtype).removeprefix("torch.") for network in (model.tokenizer, language_model(model.transformer))
+    )
+    return tokenizer if tokenizer == transformer else f"tokenizer {tokenizer}, transformer {transformer}"
+
+
 def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: Prediction) -> dict[str, Any]:
     """What ``metrics.json`` says. Scores are over predicted frames only."""
     scores = score(segment, prediction)
@@ -253,7 +259,7 @@ def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: P
         "num_samples": len(prediction.futures),
         "seed": args.seed,
         "device": str(model.device),
-        "dtype": args.dtype,
+        "dtype": precisions(model),
         "scores": summarise(scores),
         "scores_per_frame": per_frame,
         "scores_per_sample": {key: values.mean(dim=1).tolist() for key, values in scores["prediction"].items()},

@@ -7,6 +7,7 @@ Shapes: B rows of the cache, n new positions of each, D width, H heads (G of key
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -177,7 +178,8 @@ class CachedLlama:
     def logits(self, hidden: Tensor) -> Tensor:
         if self.native is not None and hidden[..., 0].numel() <= native.MAX_LANES:
             return self.native.linear(hidden, self.head)
-        return F.linear(hidden.to(self.head.dtype), self.head)
+        head = self.head.float() if self.widens else self.head
+        return F.linear(hidden.to(head.dtype), head)
 
     def forward(self, embeddings: Tensor, cache: KVCache) -> Tensor:
         """Append n positions, (B, n, D), to the cache and return their last hidden states after the final norm."""
@@ -203,14 +205,24 @@ class CachedLlama:
         return self._forward(embeddings, _AttentionAt(self, keys, values, positions, end))
 
     def _forward(self, hidden: Tensor, attention: _Attention) -> Tensor:
-        for index, layer in enumerate(self.layers):
+        if self.widens:
+            hidden = hidden.float()
+        for index, layer in enumerate(_widened(self.layers) if self.widens else self.layers):
             qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv)
             hidden = hidden + F.linear(attention(index, qkv), layer.output)
             hidden = hidden + _mlp(self._norm(hidden, layer.mlp_norm), layer)
         return self._norm(hidden, self.final_norm)
 
+    @property
+    def widens(self) -> bool:
+        """Are 16-bit weights turned to float32, layer by layer, for products of many rows?
+
+        Compiled code, which multiplies few rows, widens in registers.
+        """
+        return self.native is not None and self.head.dtype == torch.bfloat16 and not native.multiplies_bfloat16()
+
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, x.shape[-1:], weight, self.norm_epsilon)
+        return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), self.norm_epsilon)
 
     def _build_native(self) -> NativePass | None:
         if not native.supports(self.layers, self.head_dim):
@@ -228,7 +240,8 @@ class _AttentionFrom:
     def __init__(self, llama: CachedLlama, keys: Tensor, values: Tensor, start: int, n: int) -> None:
         self.llama, self.keys, self.values = llama, keys, values
         self.start, self.end = start, start + n
-        self.cos, self.sin = (table[start : self.end].to(keys.dtype) for table in (llama.cos, llama.sin))
+        precision = torch.float32 if llama.widens else keys.dtype
+        self.cos, self.sin = (table[start : self.end].to(precision) for table in (llama.cos, llama.sin))
         # sdpa needs none for a single position or a square
         self.mask = (
             None if start == 0 or n == 1 else _until(torch.arange(start, self.end, device=keys.device), self.end)
@@ -239,8 +252,9 @@ class _AttentionFrom:
         keys, values = self.keys[layer], self.values[layer]
         keys[:, :, self.start : self.end] = new_keys
         values[:, :, self.start : self.end] = new_values
-        keys, values = keys[:, :, : self.end], values[:, :, : self.end]
-        return _attended(queries, keys, values, self.mask, is_causal=self.start == 0 and qkv.shape[1] > 1)
+        if self.start == 0:
+            return _attended(queries, new_keys, new_values, None, is_causal=True)
+        return _attended(queries, keys[:, :, : self.end], values[:, :, : self.end], self.mask)
 
 
 class _AttentionAt:
@@ -305,6 +319,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def _mlp(x: Tensor, layer: LayerWeights) -> Tensor:
     gate, up = F.linear(x, layer.gate_up).chunk(2, dim=-1)
     return F.linear(F.silu(gate) * up, layer.down)
+
+
+def _widened(layers: list[LayerWeights]) -> Iterator[LayerWeights]:
+    """One after the other in float32, all in the same memory: new memory each time would take longer than the copy."""
+    room = layers[0].float()
+    yield room
+    for layer in layers[1:]:
+        yield room.copy_(layer)
 
 
 def _read_layer(layer: LlamaDecoderLayer, old: LayerWeights | None) -> LayerWeights:

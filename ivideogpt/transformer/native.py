@@ -31,8 +31,8 @@ SWITCH = "IVIDEOGPT_NATIVE"  # 0 turns compiled passes off
 COMPILE_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fopenmp", "-fPIC")
 VECTOR_WIDTH = 16  # floats; all widths must be multiples of it
 MAX_HEAD_DIM = 256
-# Above so many positions a general matrix product is as fast: each weight is used often enough.
-MAX_LANES = 40
+# Above so many positions a general matrix product is faster (two cores with AVX-512, 138M parameters).
+MAX_LANES = 64
 
 
 class _Shape(ctypes.Structure):
@@ -64,6 +64,15 @@ class LayerWeights:
     mlp_norm: Tensor
     gate_up: Tensor
     down: Tensor
+
+    def float(self) -> LayerWeights:
+        """A copy in float32."""
+        return LayerWeights(*(getattr(self, name).to(torch.float32, copy=True) for name in LAYER_TENSORS))
+
+    def copy_(self, other: LayerWeights) -> LayerWeights:
+        for name in LAYER_TENSORS:
+            getattr(self, name).copy_(getattr(other, name))
+        return self
 
 
 class Heads(NamedTuple):
@@ -256,6 +265,12 @@ def _built() -> Path:
             subprocess.run(command, capture_output=True, text=True, check=True)
         os.replace(linked, built)
     return built
+
+
+@functools.cache
+def multiplies_bfloat16() -> bool:
+    """Has this CPU units for products of bfloat16 matrices? Without them float32 is the faster one."""
+    return "amx_bf16" in _processor()
 
 
 def _processor() -> str:

@@ -112,7 +112,7 @@ inline void tile(const float* x, const T* weights, float* out, int inner, int ou
 constexpr int BLOCK = 16;  // outputs whose weights stay in the cache while all lanes pass over them
 
 template <class T>
-inline void block(const float* x, const T* weights, float* out, int lanes, int inner, int out_stride) {
+__attribute__((noinline)) void block(const float* x, const T* weights, float* out, int lanes, int inner, int out_stride) {
     int lane = 0;
     for (; lane + 5 <= lanes; lane += 5)
         for (int o = 0; o < BLOCK; o += 4)
