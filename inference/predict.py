@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -124,7 +124,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def load_model(args: PredictArgs) -> WorldModel:
-    dtype = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
     return adapt(model, args)
 
