@@ -145,31 +145,39 @@ def main() -> None:
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []
-    for name in args.models.split(","):
+    try:
+        measure(args, results, agreement)
+    finally:  # what there is, also when it is cut short
+        texts = [speed_table(results), parts_table(results), scaling_notes(results)] if results else []
+        texts += [agreement_table(agreement)] if agreement else []
+        print("\n\n".join(text for text in texts if text), flush=True)
+
+
+def measure(args: BenchmarkArgs, results: list[dict[str, Any]], agreement: list[dict[str, Any]]) -> None:
+    """Appends to both lists."""
+    models, dtypes, device = args.models.split(","), args.dtypes.split(","), torch.device(args.device)
+    for name in models:
         for result in measure_model(name, args):
             results.append(result)
             write(args, results, agreement)
             print(progress(result), file=sys.stderr, flush=True)
-        free(args)
-    if args.agreement:
-        for name in args.models.split(","):
-            agreement += measure_agreement(name, args.dtypes.split(","), torch.device(args.device), args.frames)
-            write(args, results, agreement)
-            free(args)
-    texts = [speed_table(results), parts_table(results), scaling_notes(results)]
-    texts += [agreement_table(agreement)] if agreement else []
-    print("\n\n".join(text for text in texts if text))
+        free(device)
+    for name in models if args.agreement else []:
+        agreement += measure_agreement(name, dtypes, device, args.frames)
+        write(args, results, agreement)
+        free(device)
 
 
 def progress(result: dict[str, Any]) -> str:
-    speeds = {name: way.get("error") or round(way["frames_per_s"], 1) for name, way in result["ways"].items()}
-    return f"{case_name(result)}: frames/s {speeds}"
+    ways = result["ways"].items()
+    speeds = [f"{name}: {way.get('error') or format(way['frames_per_s'], '.3g')}" for name, way in ways]
+    return f"{case_name(result)} | frames/s {', '.join(speeds)}"
 
 
-def free(args: BenchmarkArgs) -> None:
+def free(device: torch.device) -> None:
     """One model's memory before the next is loaded."""
     gc.collect()
-    if args.device.startswith("cuda"):
+    if device.type == "cuda":
         torch.cuda.empty_cache()
 
 

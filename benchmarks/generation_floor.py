@@ -47,9 +47,13 @@ class Rates:
 # ---- the machine
 
 
-@cache
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """TF32 is on for float32 products, as it is in convolutions."""
+    """Measured once. TF32 is on for float32 products, as it is in convolutions."""
+    return _measure_rates(torch.empty(0, device=device).device, dtype)  # cuda and cuda:0 are one
+
+
+@cache
+def _measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     numbers = torch.ones(BYTES_READ[device.type] // dtype.itemsize, dtype=dtype, device=device)
     copy = torch.empty_like(numbers)
     of_reading = numbers.nbytes / _fastest(numbers.sum, device)

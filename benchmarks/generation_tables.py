@@ -10,7 +10,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
     lines = header("frames/s", "times as fast", "first frame, ms", "step, ms", "p95", "peak, MB")
     for result, name, way in rows(results):
         step = way.get("step_s", {})
-        cells = [f"{way['frames_per_s']:.1f}", f"{way['ratio']:.2f}" if "ratio" in way else ""]
+        cells = [f"{way['frames_per_s']:.3g}", f"{way['ratio']:.2f}" if "ratio" in way else ""]
         cells += [_ms(way.get("first_frame_s")), _ms(step.get("median")), _ms(step.get("p95"))]
         lines.append(line(result, name, *cells, f"{way['peak_bytes'] / 1e6:.0f}"))
     return "\n".join(lines + failures(results))

@@ -1,6 +1,6 @@
 """How long a training step takes, part by part, beside the obvious way to do it in the same run.
 
-    python benchmarks/training.py --models full-64 tiny-64 --output outputs/training.json
+    python benchmarks/training.py --models full-64,tiny-64 --output outputs/training.json
 
 The obvious way encodes the clips of every step anew in float32, computes logits of all tokens, and updates with an
 unfused AdamW. Ours are this project's own parts as `train_gpt.py` puts them together, from pixels and from a token
