@@ -78,7 +78,7 @@ run_parts() {
     # shellcheck disable=SC2086
     {
         # by name or by mark; modules whose packages are missing do not stop the others
-        part tests 90 "$PYTHON" -m pytest -q -k gpu --continue-on-collection-errors -p no:cacheprovider
+        part tests 90 "$PYTHON" -m pytest -q -k "gpu or cuda" --continue-on-collection-errors -p no:cacheprovider
         benchmark generation-full-64 150 generation.py --models full-64 --batches 1,8,32,128 --samples 1 $ours --repeats 2
         benchmark generation-bundled 70 generation.py --models bundled --batches 1 --samples 1,5,100 $ours --agreement
         benchmark generation-medium-64 130 generation.py --models medium-64 --batches 1,8,32,128 --samples 1 $ours \
