@@ -1,6 +1,6 @@
 """How long a training step takes, part by part, beside the obvious way to do it in the same run.
 
-    python benchmarks/training.py --models full-64 tiny-64 --output outputs/training.json
+    python benchmarks/training.py --models full-64,tiny-64 --output outputs/training.json
 
 The obvious way encodes the clips of every step anew in float32, computes logits of all tokens, and updates with an
 unfused AdamW. Ours are this project's own parts as `train_gpt.py` puts them together, from pixels and from a token
@@ -13,11 +13,9 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,42 +26,20 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.machine import machine
+from benchmarks.models import CONFIGS, MODELS, Model, build_tokenizer
+from benchmarks.timer import Timer
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
 from ivideogpt.layout import TokenLayout
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
 from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
 from ivideogpt.training.build_gpt import compile_transformer, prepare_tokenizer
-from ivideogpt.training.build_tokenizer import read_config
 from ivideogpt.training.optim import build_adamw, weight_decay_groups
 from ivideogpt.training.tokenizer_trainer import reconstruct
-from ivideogpt.vq_model import CompressiveVQModel
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0
 # bf16 tensor cores without sparsity, from the data sheets
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
-
-
-@dataclass(frozen=True)
-class Model:
-    """A recipe's networks and the clips that it trains on."""
-
-    tokenizer: str
-    transformer: str
-    resolution: int
-    clips: int  # of a micro-batch
-    context_length: int = 2
-    segment_length: int = 16  # of the transformer's clips
-    tokenizer_segment_length: int = 8
-
-
-MODELS = {
-    "full-64": Model("ctx_vae64", "config.json", 64, clips=2),
-    "medium-64": Model("ctx_vae64", "config_medium.json", 64, clips=1),
-    "full-256": Model("ctx_vae", "config.json", 256, clips=1),
-    "tiny-64": Model("ctx_vae64_tiny", "config_tiny.json", 64, clips=4),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,25 +59,6 @@ class BenchmarkArgs:
         for name in self.models.split(","):
             if name not in MODELS:
                 raise UserError(f"--models {name}: choose from {', '.join(MODELS)}")
-
-
-@dataclass
-class Timer:
-    """Seconds of each part of a step, waiting for the device at its ends."""
-
-    device: torch.device
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        start = self._now()
-        yield
-        self.seconds[name] = self._now() - start
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 Step = Callable[[Timer], None]
@@ -192,11 +149,6 @@ def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
 
 def random_clips(model: Model, num_frames: int, device: torch.device) -> Tensor:
     return torch.rand(model.clips, num_frames, 3, model.resolution, model.resolution).to(device)
-
-
-def build_tokenizer(model: Model, device: torch.device) -> CompressiveVQModel:
-    config = read_config(str(CONFIGS / model.tokenizer), model.resolution)
-    return CompressiveVQModel.from_config({**config, "context_length": model.context_length}).to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -1,0 +1,74 @@
+"""The models that benchmarks measure: recipes with random weights, which cost as much as any, and the bundled one."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ivideogpt.layout import TokenLayout
+from ivideogpt.pretrained import build_transformer, read_llama_config
+from ivideogpt.training.build_tokenizer import read_config
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import WorldModel
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = ROOT / "configs"
+BUNDLED_FOLDER = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
+ACTION_DIM = 4
+ACTION_SCALE = 0.02  # of random action weights, which start at zero in training: as large as embeddings
+
+
+@dataclass(frozen=True)
+class Model:
+    """A recipe's networks and the clips that it trains on."""
+
+    tokenizer: str
+    transformer: str
+    resolution: int
+    clips: int  # of a micro-batch
+    context_length: int = 2
+    segment_length: int = 16  # of the transformer's clips
+    tokenizer_segment_length: int = 8
+
+
+MODELS = {
+    "full-64": Model("ctx_vae64", "config.json", 64, clips=2),
+    "medium-64": Model("ctx_vae64", "config_medium.json", 64, clips=1),
+    "full-256": Model("ctx_vae", "config.json", 256, clips=1),
+    "tiny-64": Model("ctx_vae64_tiny", "config_tiny.json", 64, clips=4),
+}
+BUNDLED = "bundled"
+
+
+def build_tokenizer(model: Model, device: torch.device) -> CompressiveVQModel:
+    config = read_config(str(CONFIGS / model.tokenizer), model.resolution)
+    return CompressiveVQModel.from_config({**config, "context_length": model.context_length}).to(device)
+
+
+def build_world_model(model: Model) -> WorldModel:
+    """Action-conditioned, with random weights."""
+    tokenizer = build_tokenizer(model, torch.device("cpu"))
+    layout: TokenLayout = tokenizer.layout(model.segment_length - model.context_length)
+    config = read_llama_config(CONFIGS / "llama" / model.transformer)
+    transformer = build_transformer(config, layout, ACTION_DIM)
+    assert isinstance(transformer, HeadModelWithAction)
+    nn.init.normal_(transformer.action_linear.weight, std=ACTION_SCALE)
+    return WorldModel(tokenizer.eval(), transformer.eval())
+
+
+@contextmanager
+def checkpoint(name: str) -> Iterator[Path]:
+    """The folder of a model, so that it is loaded as a user loads one. A recipe's is gone afterwards."""
+    if name == BUNDLED:
+        yield BUNDLED_FOLDER
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        build_world_model(MODELS[name]).save_pretrained(folder)
+        yield Path(folder)
