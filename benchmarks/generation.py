@@ -31,12 +31,13 @@ from benchmarks.generation_floor import measure_rates, num_weights
 from benchmarks.generation_tables import agreement_table, case_name, parts_table, scaling_notes, speed_table
 from benchmarks.generation_ways import RELEASED, Inputs, Memory, OurWay, ReleasedWay, Turn, Way, random_inputs
 from benchmarks.machine import machine
-from benchmarks.models import BUNDLED, MODELS, checkpoint
+from benchmarks.models import BUNDLED, MODELS, checkpoint, precision
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import language_model
+from ivideogpt.world_model import fastest_precisions
 
-DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 LARGE = 10**8  # weights of a transformer whose released rollout takes minutes on a CPU
 CPU_BASELINE_FRAMES = 2  # of such a one
 
@@ -48,7 +49,7 @@ class BenchmarkArgs:
     models: str = option("full-64,bundled", f"comma-separated: {', '.join([*MODELS, BUNDLED])}")
     batches: str = option("1,8", "comma-separated numbers of clips, with one sample each")
     samples: str = option("1,5", "comma-separated numbers of samples, of one clip")
-    dtypes: str = option("float32,bfloat16", f"comma-separated types of our engine: {', '.join(DTYPES)}")
+    dtypes: str = option("float32,auto", f"comma-separated types of our engine: {', '.join(DTYPES)}")
     frames: int = option(14, "future frames of a rollout", minimum=1)
     baseline_frames: int | None = option(
         None,
@@ -103,7 +104,7 @@ def measure_model(name: str, args: BenchmarkArgs) -> Iterator[dict[str, Any]]:
 def build_way(name: str, folder: Path, args: BenchmarkArgs) -> Way:
     device = torch.device(args.device)
     if name != RELEASED:
-        return OurWay(folder, device, getattr(torch, name))
+        return OurWay(folder, device, precision(name))
     way = ReleasedWay(folder, device, args.frames)
     llm = language_model(way.world_model.transformer)
     room = way.world_model.layout.future_frames_that_fit(llm.config.max_position_embeddings)
@@ -185,7 +186,11 @@ def write(args: BenchmarkArgs, results: list[dict[str, Any]], agreement: list[di
     if not args.output:
         return
     device = torch.device(args.device)
-    rates = {dtype: asdict(measure_rates(device, getattr(torch, dtype))) for dtype in args.dtypes.split(",")}
+    chosen = {name: precision(name) for name in args.dtypes.split(",")}
+    dtypes = {
+        kind for dtype in chosen.values() for kind in (fastest_precisions(device) if dtype == "auto" else [dtype])
+    }
+    rates = {str(dtype): asdict(measure_rates(device, dtype)) for dtype in dtypes}
     record = {
         "arguments": asdict(args),
         "machine": machine("transformers", "diffusers"),

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import released
 from benchmarks.generation_ways import RELEASED, Inputs, random_inputs
-from benchmarks.models import BUNDLED, ROOT, checkpoint
+from benchmarks.models import BUNDLED, ROOT, checkpoint, precision
 from benchmarks.timer import Timer
 from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer import Sampling
@@ -34,7 +34,7 @@ def measure_agreement(name: str, dtypes: list[str], device: torch.device, frames
         expected = roll_out(reference, inputs)
         rollouts = {RELEASED: roll_out_as_released(reference, inputs)}
         for dtype in [dtype for dtype in dtypes if dtype != "float32"]:
-            rollouts[dtype] = roll_out(WorldModel.from_pretrained(folder, device, getattr(torch, dtype)), inputs)
+            rollouts[dtype] = roll_out(WorldModel.from_pretrained(folder, device, precision(dtype)), inputs)
     return [
         {"model": name, "way": way} | compare(rollout, expected, reference.layout) for way, rollout in rollouts.items()
     ]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -65,6 +65,7 @@ class ReleasedWay:
 
     def __init__(self, folder: Path, device: torch.device, num_frames: int) -> None:
         self.world_model = WorldModel.from_pretrained(folder, device, torch.float32)
+        self.world_model.tokenizer.to(memory_format=torch.contiguous_format)  # ours are channels-last
         self.num_frames = num_frames
 
     def turn(self, inputs: Inputs) -> Turn:
@@ -83,7 +84,7 @@ class ReleasedWay:
 class OurWay:
     """This project's engine, in one type of numbers."""
 
-    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | Literal["auto"]) -> None:
         self.world_model = WorldModel.from_pretrained(folder, device, dtype)
 
     def turn(self, inputs: Inputs) -> Turn:

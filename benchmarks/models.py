@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -61,6 +62,11 @@ def build_world_model(model: Model) -> WorldModel:
     assert isinstance(transformer, HeadModelWithAction)
     nn.init.normal_(transformer.action_linear.weight, std=ACTION_SCALE)
     return WorldModel(tokenizer.eval(), transformer.eval())
+
+
+def precision(name: str) -> torch.dtype | Literal["auto"]:
+    """As `WorldModel.from_pretrained` takes it."""
+    return "auto" if name == "auto" else getattr(torch, name)
 
 
 @contextmanager
