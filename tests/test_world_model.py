@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from dataclasses import replace
 
@@ -488,3 +489,20 @@ def test_many_frames_are_decoded_in_parts(monkeypatch):
     monkeypatch.setitem(world_model_module.PIXELS_AT_ONCE, "cpu", 2 * 64**2)
     in_parts = model.predict(context_of(2), horizon=2, num_samples=3, sampling=GREEDY)
     torch.testing.assert_close(in_parts.frames, expected.frames, atol=1e-5, rtol=1e-5)
+
+
+def test_a_long_session_takes_no_more_memory_than_a_short_one():
+    """Over many slides, with samples that part and clips that begin anew."""
+    model = world_model(action_dim=4, frames_that_fit=2)
+    session = model.start(context_of(2), num_samples=2, sampling=SAMPLED, seed=0)
+
+    def tensor_bytes_after(num_steps: int) -> int:
+        for _ in range(num_steps):
+            session.step(torch.zeros(2, 4))
+        session.reset_rows(torch.tensor([True, False]), context_of(2, batch=1))
+        gc.collect()
+        return sum(item.untyped_storage().nbytes() for item in gc.get_objects() if type(item) is Tensor)
+
+    tensor_bytes_after(3)
+    after_few = tensor_bytes_after(5)
+    assert tensor_bytes_after(25) <= after_few

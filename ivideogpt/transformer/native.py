@@ -1,7 +1,7 @@
-"""Passes of few positions on a CPU through compiled code: ``native_pass.cpp``, built at first use and kept.
+"""Passes of few positions on a CPU, and draws, by compiled code: ``native_pass.cpp``, built at first use and kept.
 
-Knows weights, cache and positions; knows no tokens. Where it cannot be built, :mod:`ivideogpt.transformer.llama` does
-the same with torch's own kernels, after one line in the log.
+Knows weights, cache and positions; knows no layout of tokens. Where it cannot be built, torch's own kernels do the same
+(:mod:`ivideogpt.transformer.llama`), after one line in the log.
 """
 
 from __future__ import annotations
@@ -205,6 +205,23 @@ class NativePass:
         return torch.empty(attention.num_lanes * self._heads.queries * (attention.keys.shape[3] + VECTOR_WIDTH))
 
 
+def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: float, top_k: int | None) -> Tensor:
+    """As :func:`ivideogpt.transformer.sampling.sample`: logits (B, V) and draws (B,) int64 to ids (B,)."""
+    logits, draws = logits.float().contiguous(), draws.contiguous()
+    room, chosen = torch.empty_like(logits), torch.empty_like(draws)
+    library.llama_sample(
+        _pointer(logits),
+        _pointer(draws),
+        ctypes.c_float(temperature),
+        top_k or 0,
+        *logits.shape,
+        torch.get_num_threads(),
+        _pointer(room),
+        _pointer(chosen),
+    )
+    return chosen
+
+
 def supports(layers: list[LayerWeights], head_dim: int) -> bool:
     """Can compiled code run these weights?"""
     first = layers[0]
@@ -228,7 +245,7 @@ def library() -> ctypes.CDLL | None:
         reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         logger.warning("decoding with torch's own kernels, slower on a CPU: no compiled ones (%s)", reason)
         return None
-    for function in (loaded.llama_pass, loaded.llama_attention, loaded.llama_linear):
+    for function in (loaded.llama_pass, loaded.llama_attention, loaded.llama_linear, loaded.llama_sample):
         function.restype = None
     return loaded
 

@@ -1,4 +1,4 @@
-// One pass of a LLaMA with a cache, for few positions at a time: what decoding on a CPU waits for.
+// One pass of a LLaMA with a cache, for few positions at a time, and one draw: what decoding on a CPU waits for.
 //
 // A general matrix product treats a handful of rows as a thin matrix and reads weights at a fraction of the memory's
 // speed, most of all 16-bit ones. Here weights are streamed once a pass, widened to float in registers, and multiplied
@@ -7,9 +7,11 @@
 //
 // A "lane" is one new position of one row of the batch. Everything is row-major and contiguous.
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 namespace {
 
@@ -368,6 +370,19 @@ void attention(const Shape& s, const Cache& cache, int layer, const float* qkv, 
     attend<T>(s, cache, layer, qkv, scores, attended);
 }
 
+// `ivideogpt/transformer/sampling.py` in unsigned integers.
+inline uint64_t mixed(uint64_t x) {
+    x += 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+    x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+    return x ^ (x >> 31);
+}
+
+inline float gumbel(uint64_t x) {
+    float uniform = (float(mixed(x) >> 40) + 0.5f) * 0x1p-24f;
+    return -std::log(-std::log(uniform));
+}
+
 template <class T>
 void linear(const float* x, const void* weights, float* out, int lanes, int inner, int outputs, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -389,6 +404,30 @@ void llama_pass(const Shape* shape, const Cache* cache, int32_t is_bfloat16, con
 void llama_attention(const Shape* shape, const Cache* cache, int32_t is_bfloat16, int32_t layer, const float* qkv,
                      float* attended, float* scores) {
     (is_bfloat16 ? attention<bfloat16> : attention<float>)(*shape, *cache, layer, qkv, attended, scores);
+}
+
+// out[row] = the id with the highest logit / temperature + noise among the `top_k` highest, or all if that is 0.
+// `room` is for a copy of the logits (rows, vocabulary).
+void llama_sample(const float* logits, const int64_t* draws, float temperature, int32_t top_k, int32_t rows,
+                  int32_t vocabulary, int32_t threads, float* room, int64_t* out) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows > 4)
+    for (int row = 0; row < rows; row++) {
+        const float* of_row = logits + int64_t(row) * vocabulary;
+        float least = -INFINITY, highest = -INFINITY;
+        if (top_k > 0 && top_k < vocabulary) {
+            float* copy = room + int64_t(row) * vocabulary;
+            std::memcpy(copy, of_row, vocabulary * sizeof(float));
+            std::nth_element(copy, copy + top_k - 1, copy + vocabulary, std::greater<float>());
+            least = copy[top_k - 1];
+        }
+        int64_t chosen = 0;
+        for (int id = 0; id < vocabulary; id++) {
+            if (of_row[id] < least) continue;
+            float noisy = of_row[id] / temperature + gumbel(uint64_t(draws[row]) ^ uint64_t(id));
+            if (noisy > highest) highest = noisy, chosen = id;
+        }
+        out[row] = chosen;
+    }
 }
 
 // out (lanes, outputs) = x (lanes, inner) weights (outputs, inner)^T

@@ -14,14 +14,14 @@ def frequencies(ids: torch.Tensor) -> torch.Tensor:
     return torch.bincount(ids, minlength=4) / len(ids)
 
 
-def test_frequencies_follow_the_tempered_distribution():
+def test_frequencies_follow_the_tempered_distribution(kernels):
     for temperature in (0.5, 1.0, 2.0):
         expected = (LOGITS[0] / temperature).softmax(-1)
         actual = sample(LOGITS, Sampling(temperature=temperature, top_k=None), STREAMS.draws(0, 1)[0])
         torch.testing.assert_close(frequencies(actual), expected, atol=0.012, rtol=0)
 
 
-def test_draws_of_one_row_follow_the_distribution_too():
+def test_draws_of_one_row_follow_the_distribution_too(kernels):
     """A hash that is good from row to row may still be poor from draw to draw."""
     draws = RandomStreams.of_clips(seed=5, clips=torch.tensor([3])).draws(0, 20000)[:, 0]
     actual = sample(LOGITS, Sampling(top_k=None), draws)
@@ -30,7 +30,7 @@ def test_draws_of_one_row_follow_the_distribution_too():
     torch.testing.assert_close(frequencies(again[1]), LOGITS[0].softmax(-1), atol=0.015, rtol=0)
 
 
-def test_top_k_keeps_the_likeliest_and_renormalises():
+def test_top_k_keeps_the_likeliest_and_renormalises(kernels):
     expected = torch.zeros(4)
     expected[[1, 3]] = LOGITS[0, [1, 3]].softmax(-1)
     actual = sample(LOGITS, Sampling(top_k=2), STREAMS.draws(7, 1)[0])
@@ -43,7 +43,7 @@ def test_the_likeliest_needs_no_random_numbers(sampling):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=20), Sampling(temperature=0.7, top_k=None)])
-def test_draws_are_those_of_the_naive_hash(sampling):
+def test_draws_are_those_of_the_naive_hash(sampling, kernels):
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
     streams, naive = RandomStreams.of_clips(11, torch.tensor([4, 0, 9]), num_samples=2), NaiveRandom(11, (4, 0, 9), 2)
     for draw in streams.draws(0, 5):
