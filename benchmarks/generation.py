@@ -190,7 +190,7 @@ def write(args: BenchmarkArgs, results: list[dict[str, Any]], agreement: list[di
     dtypes = {
         kind for dtype in chosen.values() for kind in (fastest_precisions(device) if dtype == "auto" else [dtype])
     }
-    rates = {str(dtype): asdict(measure_rates(device, dtype)) for dtype in dtypes}
+    rates = {str(dtype).removeprefix("torch."): asdict(measure_rates(device, dtype)) for dtype in dtypes}
     record = {
         "arguments": asdict(args),
         "machine": machine("transformers", "diffusers"),
