@@ -4,14 +4,17 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from tests.documented import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
 
 
-def test_python():
-    """The example in the README is what people copy."""
-    (code,) = blocks(README, "python")
+@pytest.mark.parametrize("page", ["README.md", "docs/rollouts.md"])
+def test_python(page):
+    """Examples are what people copy."""
+    (code,) = blocks((ROOT / page).read_text(), "python")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
