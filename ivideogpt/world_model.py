@@ -14,6 +14,7 @@ L tokens. Rows of a batch of B N are ordered clip by clip.
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -314,11 +315,11 @@ class Session:
         self._on_full = on_full
         self._max_frames = max_frames
         numbers = torch.arange(len(context)) if clip_numbers is None else torch.tensor(clip_numbers)
-        if not isinstance(seed, int):
-            seed = 0 if sampling.is_deterministic else drawn_seed(seed)
+        if seed is None or isinstance(seed, torch.Generator):
+            seed = drawn_seed(seed, sampling)
         self._decoder = FrameDecoder(
             FrameModel(world_model.cached_llama(), self._layout, sampling, world_model.reward_head),
-            RandomStreams.of_clips(seed, numbers, num_samples),
+            RandomStreams.of_clips(operator.index(seed), numbers, num_samples),
             world_model.graphs,
         )
         context = context.to(world_model.device, torch.float32)
@@ -367,6 +368,7 @@ class Session:
             UserError: mask and context do not fit, or separators are sampled.
         """
         self._check_mask(mask)
+        self._decoder.check_reset()
         if not mask.any():
             return
         _check_context(context, self._world_model, batch=int(mask.sum()))
@@ -437,8 +439,8 @@ class Session:
             # samples of one clip look like later frames of it to the tokenizer, which decodes them against one context
             codes = codes.unflatten(0, (len(self._context_cache.frames), -1))
             pixels = PIXELS_AT_ONCE.get(codes.device.type, PIXELS_AT_ONCE["cpu"])
-            max_frames = max(1, pixels // tokenizer.config.resolution**2)
-            frames = tokenizer.decode_dynamics(codes, self._context_cache, max_frames)
+            frames_at_once = max(1, pixels // tokenizer.config.resolution**2)
+            frames = tokenizer.decode_dynamics(codes, self._context_cache, frames_at_once)
         return self._by_sample(frames.flatten(0, 1).float().clamp(0, 1))
 
     def _remember(self, frames: Tensor) -> None:
@@ -472,7 +474,7 @@ class Session:
 def fastest_precisions(device: torch.device) -> tuple[torch.dtype, torch.dtype]:
     """For the tokenizer and for the transformer: bfloat16 where it is faster than float32."""
     if device.type == "cuda":
-        precision = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+        precision = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
         return precision, precision
     if device.type != "cpu":
         return torch.float32, torch.float32

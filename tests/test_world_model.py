@@ -6,6 +6,7 @@ import gc
 import inspect
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -251,9 +252,10 @@ def test_without_a_seed_the_global_generator_decides():
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_a_session_may_enter_and_leave_inference_mode(inside):
+@pytest.mark.parametrize("reward_prediction", [True, False])
+def test_a_session_may_enter_and_leave_inference_mode(inside, reward_prediction):
     """One prediction inside used to break the model for good, and a session could not change sides."""
-    model = world_model(action_dim=4, reward_prediction=True)
+    model = world_model(action_dim=4, reward_prediction=reward_prediction)
     action = actions(2, 2, 4)
     expected = model.predict(context_of(2), action, num_samples=2, sampling=GREEDY)
     with torch.inference_mode(inside):
@@ -261,7 +263,10 @@ def test_a_session_may_enter_and_leave_inference_mode(inside):
         steps = [session.step(action[:, 0])]
     with torch.inference_mode(not inside):
         steps.append(session.step(action[:, 1]))
+        session.reset_rows(torch.tensor([True, False]), context_of(2)[:1])
+        anew = session.step(action[:, 0])
     assert torch.equal(torch.stack([step.frames for step in steps], dim=2), expected.frames)
+    torch.testing.assert_close(anew.frames[:1], expected.frames[:1, :, 0], atol=1e-4, rtol=1e-4)
     assert torch.equal(model.predict(context_of(2), action, num_samples=2, sampling=GREEDY).frames, expected.frames)
 
 
@@ -469,6 +474,20 @@ def test_deterministic_futures_leave_the_global_generator_alone():
     torch.manual_seed(1)
     model.predict(context_of(2), horizon=1, sampling=GREEDY)
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_a_refused_reset_changes_nothing():
+    session = world_model().start(context_of(2), sampling=replace(SAMPLED, separators="sampled"))
+    before = session.prompt.clone()
+    with pytest.raises(UserError, match="separators='sampled'"):
+        session.reset_rows(torch.tensor([True, False]), 1 - context_of(2, batch=1))
+    assert torch.equal(session.prompt, before)
+
+
+def test_numbers_of_any_library_are_seeds():
+    model = world_model()
+    expected, actual = (model.predict(context_of(2), horizon=1, seed=seed).tokens for seed in (3, np.int64(3)))
+    assert torch.equal(actual, expected)
 
 
 def test_masks_that_do_not_fit_are_refused():

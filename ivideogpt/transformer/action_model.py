@@ -223,7 +223,7 @@ class HeadModelWithAction(nn.Module):
                 f"the prompt has {prompt.shape[1]} tokens, expected {layout.prompt_length}: {self.context} context "
                 "frames, each followed by a separator"
             )
-        streams = RandomStreams.of_clips(drawn_seed(generator), torch.arange(len(prompt)))
+        streams = RandomStreams.of_clips(drawn_seed(generator, sampling), torch.arange(len(prompt)))
         decoder = FrameDecoder(FrameModel(CachedLlama(self.llm), layout, sampling, reward_head), streams)
         decoder.prefill(prompt, max_frames=num_frames)
         return decoder.rollout(num_frames, action_embeddings)

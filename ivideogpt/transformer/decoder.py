@@ -97,8 +97,13 @@ class FrameDecoder:
         self._pending = self._read(prompts, self.cache)
         self.frames_drawn = [0] * len(prompts)
 
-    def expand(self, n: int) -> None:
-        """Continue every row n times; the copies become adjacent rows."""
+    def expand(self, n: int, streams: RandomStreams | None = None) -> None:
+        """Continue every row n times; the copies become adjacent rows.
+
+        ``streams`` are those of all rows from then on, unless the decoder was made with them.
+        """
+        if streams is not None:
+            self.streams = streams.to(self.model.llama.device)
         self.cache = self.cache.expand(n, share=self.model.llama.shares_prompts)
         self._leave_static()
         self.frames_drawn = [drawn for drawn in self.frames_drawn for _ in range(n)]
@@ -110,20 +115,28 @@ class FrameDecoder:
         """Begin some rows anew from prompts (len(rows), 257 t). All samples of a prompt must be among them.
 
         Raises:
+            UserError: see :meth:`check_reset`.
+        """
+        self.check_reset()
+        aside = self.model.llama.new_cache(len(rows), self.model.layout.prompt_length)
+        pending = self._read(prompts, aside)
+        self.cache.replace(rows, aside)
+        if pending is not None:
+            assert self._pending is not None
+            self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
+        if self._static is not None:
+            self._pending = self._static.place(self.cache, self._pending)
+        for row in rows.tolist():
+            self.frames_drawn[row] = 0
+
+    def check_reset(self) -> None:
+        """Make sure that rows may begin anew.
+
+        Raises:
             UserError: separators are sampled, so that a row's first frame takes another number of passes.
         """
         if self.model.sampling.separators == "sampled":
             raise UserError("rows cannot begin anew one by one with separators='sampled': use 'forced'")
-        aside = self.model.llama.new_cache(len(rows), self.model.layout.prompt_length)
-        pending = self._read(prompts, aside)
-        self.cache.replace(rows, aside)
-        if self._static is not None:
-            self._static.place(self.cache)
-        if pending is not None:
-            assert self._pending is not None
-            self._pending.index_copy_(0, rows.to(pending.device), pending)
-        for row in rows.tolist():
-            self.frames_drawn[row] = 0
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""
@@ -137,6 +150,7 @@ class FrameDecoder:
     @torch.no_grad()
     def step(self, action_embedding: Tensor | None = None) -> DecodedFrame:
         """Draw one frame. ``action_embedding`` (B, D) is added to the embedding of the separator in front of it."""
+        assert len(self.streams.keys) == self.cache.num_rows, "every row needs a stream"
         if self._graphs is not None and self._static is None:
             self._enter_static(self._graphs)
         frame = self._step(action_embedding) if self._static is None else self._replay(self._static, action_embedding)
@@ -178,14 +192,13 @@ class FrameDecoder:
         return frame
 
     def _enter_static(self, graphs: GraphPool) -> None:
-        """Go on in buffers at fixed addresses. ``cache`` and ``_pending`` are views of them from then on."""
+        """Go on in buffers at fixed addresses. ``cache`` and ``_pending`` are views of them meanwhile."""
         static = graphs.borrow(self.model, self.cache.num_rows, self.capacity)
         if static is None:
             self._graphs = None
             return
-        self.cache = static.load(self.cache, self._pending, self.streams, self._num_draws)
-        if self._pending is not None:
-            self._pending = static.entering[: self.cache.num_rows, :-1]
+        self.cache = static.load(self.cache, self.streams, self._num_draws)
+        self._pending = static.place(self.cache, self._pending)
         self._static, self._give_back = static, weakref.finalize(self, graphs.give_back, static)
 
     def _leave_static(self) -> None:

@@ -26,6 +26,9 @@ from ivideogpt.transformer.native import LayerWeights, NativePass
 class KVCache:
     """Keys and values of every layer, (layers, B, G, C, d). ``lengths`` says how many positions of each row are filled.
 
+    What is not filled holds finite numbers: attention that is masked still multiplies them. Only compiled passes, which
+    read nothing else than what is filled, take memory as it comes (``is_finite`` is False then).
+
     ``owners`` (B,) int32, if given, are the rows that hold the first ``shared_length`` positions of each row: samples
     of one prompt keep it once.
     """
@@ -35,6 +38,7 @@ class KVCache:
     lengths: list[int]
     owners: Tensor | None = None
     shared_length: int = 0
+    is_finite: bool = True
 
     @property
     def num_rows(self) -> int:
@@ -51,7 +55,7 @@ class KVCache:
 
     def positions(self, n: int) -> Tensor:
         """Where the next n positions of every row go, (B, n) int64 on the CPU."""
-        return torch.tensor(self.lengths)[:, None] + torch.arange(n)
+        return torch.tensor(self.lengths, device="cpu")[:, None] + torch.arange(n, device="cpu")
 
     def advance(self, n: int) -> None:
         self.lengths = [length + n for length in self.lengths]
@@ -61,32 +65,38 @@ class KVCache:
         """Every row n times, in a cache of its own; with ``share`` the copies read what is there from the first."""
         owners, shared, filled = self.owners, self.shared_length, max(self.lengths)
         if owners is None and share:
-            owners, shared = torch.arange(self.num_rows, dtype=torch.int32), min(self.lengths)
+            owners, shared = torch.arange(self.num_rows, dtype=torch.int32, device="cpu"), min(self.lengths)
+        assert owners is None or min(self.lengths) >= shared, "rows that began anew have left what is shared"
         parts = []
         for part in (self.keys, self.values):
-            expanded = _empty_like(part, self.num_rows * n)
+            expanded = self._like(part, self.num_rows * n)
             expanded[:, ::n, :, :shared] = part[:, :, :, :shared]
             expanded[:, :, :, shared:filled] = part[:, :, :, shared:filled].repeat_interleave(n, dim=1)
             parts.append(expanded)
         lengths = [length for length in self.lengths for _ in range(n)]
         owners = None if owners is None else owners.repeat_interleave(n) * n
-        return KVCache(parts[0], parts[1], lengths, owners, shared)
+        return KVCache(parts[0], parts[1], lengths, owners, shared, self.is_finite)
 
     def select(self, rows: Tensor) -> KVCache:
         """Some rows, in a cache of their own. Rows that share a prompt must stay together."""
         lengths = [self.lengths[row] for row in rows.tolist()]
         parts = []
         for part in (self.keys, self.values):
-            kept = _empty_like(part, len(rows))
+            kept = self._like(part, len(rows))
             kept[:, :, :, : max(self.lengths)] = part[:, rows, :, : max(self.lengths)]
             parts.append(kept)
         if self.owners is None:
-            return KVCache(parts[0], parts[1], lengths)
-        new_number = torch.full((self.num_rows,), -1, dtype=torch.int32)
-        new_number[rows.cpu()] = torch.arange(len(rows), dtype=torch.int32)
+            return KVCache(parts[0], parts[1], lengths, is_finite=self.is_finite)
+        new_number = torch.full((self.num_rows,), -1, dtype=torch.int32, device="cpu")
+        new_number[rows.cpu()] = torch.arange(len(rows), dtype=torch.int32, device="cpu")
         owners = new_number[self.owners[rows.cpu()].long()]
         assert (owners >= 0).all(), "a prompt's owner must stay with the rows that read it"
-        return KVCache(parts[0], parts[1], lengths, owners, self.shared_length)
+        return KVCache(parts[0], parts[1], lengths, owners, self.shared_length, self.is_finite)
+
+    def _like(self, part: Tensor, num_rows: int) -> Tensor:
+        with torch.inference_mode(False):  # see CachedLlama
+            make = part.new_zeros if self.is_finite else part.new_empty
+            return make(part.shape[0], num_rows, *part.shape[2:])
 
     def replace(self, rows: Tensor, other: KVCache) -> None:
         """Overwrite rows by those of a cache whose rows have one length. They read their own memory from then on.
@@ -99,12 +109,7 @@ class KVCache:
         for row in rows.tolist():
             self.lengths[row] = length
         if self.owners is not None:
-            self.owners[rows.cpu()] = rows.cpu().to(torch.int32)
-
-
-def _empty_like(part: Tensor, num_rows: int) -> Tensor:
-    with torch.inference_mode(False):  # see CachedLlama
-        return part.new_empty(part.shape[0], num_rows, *part.shape[2:])
+            self.owners = self.owners.index_copy(0, rows.cpu(), rows.cpu().to(torch.int32))
 
 
 class CachedLlama:
@@ -170,7 +175,9 @@ class CachedLlama:
     @torch.inference_mode(False)
     def new_cache(self, batch: int, capacity: int) -> KVCache:
         shape = (len(self.layers), batch, self.num_key_value_heads, capacity, self.head_dim)
-        return KVCache(self.embeddings.new_empty(shape), self.embeddings.new_empty(shape), [0] * batch)
+        is_finite = self.native is None
+        make = self.embeddings.new_zeros if is_finite else self.embeddings.new_empty
+        return KVCache(make(shape), make(shape), [0] * batch, is_finite=is_finite)
 
     def embed(self, ids: Tensor) -> Tensor:
         return F.embedding(ids, self.embeddings)
@@ -188,10 +195,10 @@ class CachedLlama:
         cache.advance(n)
         if self.native is not None and start != 0:
             assert positions is not None
-            attention = native.Attention(cache.keys, cache.values, positions, cache.owners, cache.shared_length)
-            if embeddings[..., 0].numel() <= native.MAX_LANES:
-                return self.native.forward(embeddings, attention)
-            return self._forward(embeddings, _NativeAttention(self.native, attention))
+            lanes = native.Lanes(cache.keys, cache.values, positions, cache.owners, cache.shared_length)
+            if lanes.count <= native.MAX_LANES:
+                return self.native.forward(embeddings, lanes)
+            return self._forward(embeddings, _NativeAttention(self.native, lanes))
         if start is not None:
             return self._forward(embeddings, _AttentionFrom(self, cache.keys, cache.values, start, n))
         assert positions is not None
@@ -225,7 +232,7 @@ class CachedLlama:
         return F.rms_norm(x, x.shape[-1:], weight.to(x.dtype), self.norm_epsilon)
 
     def _build_native(self) -> NativePass | None:
-        if not native.supports(self.layers, self.head_dim):
+        if not native.supports(self.layers, [self.embeddings, self.final_norm, self.head], self.head_dim):
             return None
         library = native.library()
         if library is None:
@@ -265,15 +272,15 @@ class _AttentionAt:
         self.positions, self.end = positions, end
         self.rows = torch.arange(len(positions), device=positions.device)[:, None]
         self.cos, self.sin = (table[positions][:, None].to(keys.dtype) for table in (llama.cos, llama.sin))
-        # as numbers, for which attention would otherwise turn it in every layer
+        # In numbers: attention would turn one of booleans into them, in every layer again.
         visible = _until(positions, end)[:, None]
         self.mask = torch.zeros_like(visible, dtype=keys.dtype).masked_fill_(~visible, float("-inf"))
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
         queries, new_keys, new_values = _heads(self.llama, qkv, self.cos, self.sin)
         keys, values = self.keys[layer], self.values[layer]
-        keys[self.rows, :, self.positions] = new_keys.transpose(1, 2)
-        values[self.rows, :, self.positions] = new_values.transpose(1, 2)
+        keys[self.rows, :, self.positions] = new_keys.transpose(1, 2).to(keys.dtype)
+        values[self.rows, :, self.positions] = new_values.transpose(1, 2).to(keys.dtype)
         return _attended(queries, keys[:, :, : self.end], values[:, :, : self.end], self.mask)
 
 
@@ -282,10 +289,10 @@ class _NativeAttention:
     """Attention by compiled code, between matrix products by torch: for many rows on a CPU."""
 
     passes: NativePass
-    place: native.Attention
+    lanes: native.Lanes
 
     def __call__(self, layer: int, qkv: Tensor) -> Tensor:
-        return self.passes.attend(layer, qkv, self.place)
+        return self.passes.attend(layer, qkv, self.lanes)
 
 
 _Attention = _AttentionFrom | _AttentionAt | _NativeAttention

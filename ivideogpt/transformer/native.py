@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -83,8 +84,8 @@ class Heads(NamedTuple):
     dim: int
 
 
-class Attention:
-    """The new positions of one pass and the cache that they are written to.
+class Lanes:
+    """The new positions of one pass, one lane each, and the cache that they are written to.
 
     Args:
         keys, values: (layers, B, G, C, d).
@@ -98,14 +99,14 @@ class Attention:
         batch, length = positions.shape
         self.keys, self.values = keys, values
         self.positions = positions.to(torch.int32).flatten()
-        self.rows = torch.arange(batch, dtype=torch.int32).repeat_interleave(length)
+        self.rows = torch.arange(batch, dtype=torch.int32, device="cpu").repeat_interleave(length)
         if owners is None:  # a row's own past is shared by its new positions
             self.owners, self.shared_length = self.rows, int(self.positions.min())
         else:
             self.owners, self.shared_length = owners.repeat_interleave(length), shared_length
 
     @property
-    def num_lanes(self) -> int:
+    def count(self) -> int:
         """All new positions of all rows."""
         return len(self.positions)
 
@@ -135,33 +136,33 @@ class NativePass:
         self._width = len(final_norm)
         self._mlp_width = layers[0].down.shape[1]
 
-    def forward(self, embeddings: Tensor, attention: Attention) -> Tensor:
+    def forward(self, embeddings: Tensor, lanes: Lanes) -> Tensor:
         """Embeddings (B, n, D) to last hidden states after the final norm, (B, n, D) float32. Fills the cache."""
-        lanes, heads = attention.num_lanes, self._heads
-        hidden = embeddings.reshape(lanes, self._width).to(torch.float32, copy=True)
+        count, heads = lanes.count, self._heads
+        hidden = embeddings.reshape(count, self._width).to(torch.float32, copy=True).contiguous()
         normed = torch.empty_like(hidden)
         of_lane = 2 * (heads.queries + heads.keys_values) * heads.dim + 3 * self._mlp_width + self._width
-        scratch, scores = torch.empty(lanes * of_lane), self._room_for_scores(attention)
+        scratch, scores = _room(count * of_lane), self._room_for_scores(lanes)
         self._library.llama_pass(
-            *self._arguments(attention),
+            *self._arguments(lanes),
             self._layers,
             _pointer(self._final_norm),
             *map(_pointer, (hidden, normed, scratch, scores)),
         )
         return normed.view(embeddings.shape)
 
-    def attend(self, layer: int, qkv: Tensor, attention: Attention) -> Tensor:
+    def attend(self, layer: int, qkv: Tensor, lanes: Lanes) -> Tensor:
         """Joined projections (B, n, (H + 2 G) d) of one layer to what attention finds, (B, n, H d). Fills the cache."""
-        projected = qkv.reshape(attention.num_lanes, -1).float().contiguous()
-        attended = torch.empty(attention.num_lanes, self._heads.queries * self._heads.dim)
-        scores = self._room_for_scores(attention)
-        self._library.llama_attention(*self._arguments(attention), layer, *map(_pointer, (projected, attended, scores)))
+        projected = qkv.reshape(lanes.count, -1).float().contiguous()
+        attended = _room(lanes.count, self._heads.queries * self._heads.dim)
+        scores = self._room_for_scores(lanes)
+        self._library.llama_attention(*self._arguments(lanes), layer, *map(_pointer, (projected, attended, scores)))
         return attended.view(*qkv.shape[:2], -1).to(qkv.dtype)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
         """``F.linear`` of few rows: x (..., K), weight (O, K) of the pass's precision, to (..., O) float32."""
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
-        out = torch.empty(len(rows), len(weight))
+        out = _room(len(rows), len(weight))
         self._library.llama_linear(
             _pointer(rows),
             _pointer(weight),
@@ -174,7 +175,7 @@ class NativePass:
         )
         return out.view(*x.shape[:-1], len(weight))
 
-    def _arguments(self, attention: Attention) -> tuple[Any, ...]:
+    def _arguments(self, lanes: Lanes) -> tuple[Any, ...]:
         """What passes and attention alone have in common."""
         shape = _Shape(
             len(self._layers),
@@ -182,31 +183,32 @@ class NativePass:
             *self._heads,
             self._mlp_width,
             torch.get_num_threads(),
-            attention.keys.shape[1],
-            attention.keys.shape[3],
-            attention.num_lanes,
-            attention.shared_length,
+            lanes.keys.shape[1],
+            lanes.keys.shape[3],
+            lanes.count,
+            lanes.shared_length,
             self._epsilon,
         )
         tensors = (
-            attention.keys,
-            attention.values,
+            lanes.keys,
+            lanes.values,
             self._cos,
             self._sin,
-            attention.rows,
-            attention.owners,
-            attention.positions,
+            lanes.rows,
+            lanes.owners,
+            lanes.positions,
         )
         cache = _Cache(*(tensor.data_ptr() for tensor in tensors))
         return ctypes.byref(shape), ctypes.byref(cache), int(self._is_bfloat16)
 
-    def _room_for_scores(self, attention: Attention) -> Tensor:
+    def _room_for_scores(self, lanes: Lanes) -> Tensor:
         """Of every head of every lane."""
-        return torch.empty(attention.num_lanes * self._heads.queries * (attention.keys.shape[3] + VECTOR_WIDTH))
+        return _room(lanes.count * self._heads.queries * (lanes.keys.shape[3] + VECTOR_WIDTH))
 
 
 def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: float, top_k: int | None) -> Tensor:
     """As :func:`ivideogpt.transformer.sampling.sample`: logits (B, V) and draws (B,) int64 to ids (B,)."""
+    assert len(draws) == len(logits), f"{len(draws)} draws for {len(logits)} rows"
     logits, draws = logits.float().contiguous(), draws.contiguous()
     room, chosen = torch.empty_like(logits), torch.empty_like(draws)
     library.llama_sample(
@@ -222,15 +224,16 @@ def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: flo
     return chosen
 
 
-def supports(layers: list[LayerWeights], head_dim: int) -> bool:
-    """Can compiled code run these weights?"""
+def supports(layers: list[LayerWeights], others: list[Tensor], head_dim: int) -> bool:
+    """Can compiled code run these weights? ``others`` are those outside of layers."""
     first = layers[0]
+    tensors = [*(getattr(layer, name) for layer in layers for name in LAYER_TENSORS), *others]
     return (
-        first.qkv.device.type == "cpu"
-        and first.qkv.dtype in (torch.float32, torch.bfloat16)
+        {tensor.device.type for tensor in tensors} == {"cpu"}
+        and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.bfloat16})
         and all(size % VECTOR_WIDTH == 0 for size in (head_dim, *first.qkv.shape, *first.down.shape))
         and head_dim <= MAX_HEAD_DIM
-        and all(getattr(layer, name).is_contiguous() for layer in layers for name in LAYER_TENSORS)
+        and all(tensor.is_contiguous() for tensor in tensors)
     )
 
 
@@ -257,10 +260,10 @@ def _built() -> Path:
         OSError: there is no compiler, or nowhere to write.
         CalledProcessError: the compiler refuses the code.
     """
-    compiler = shutil.which(os.environ.get("CXX", "g++"))
-    if compiler is None:
-        raise OSError("no C++ compiler: install g++")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"there is no {compiler[0]}: install g++, or name another compiler in CXX")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
     made_of = [SOURCE.read_text(), version, *COMPILE_FLAGS, _processor()]
     digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     folder = user_cache()
@@ -276,8 +279,8 @@ def _built() -> Path:
         # Linked without OpenMP's library: its symbols are those that torch has loaded, so that both share one set of
         # threads. A second one would fight over the cores.
         for command in (
-            [compiler, *COMPILE_FLAGS, "-c", str(SOURCE), "-o", str(made)],
-            [compiler, "-shared", str(made), "-o", str(linked)],
+            [*compiler, *COMPILE_FLAGS, "-c", str(SOURCE), "-o", str(made)],
+            [*compiler, "-shared", str(made), "-o", str(linked)],
         ):
             subprocess.run(command, capture_output=True, text=True, check=True)
         os.replace(linked, built)
@@ -297,6 +300,11 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+
+
+def _room(*shape: int) -> Tensor:
+    """What compiled code writes floats to, whatever torch's defaults are."""
+    return torch.empty(*shape, dtype=torch.float32, device="cpu")
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:

@@ -379,7 +379,7 @@ inline uint64_t mixed(uint64_t x) {
 }
 
 inline float gumbel(uint64_t x) {
-    float uniform = (float(mixed(x) >> 40) + 0.5f) * 0x1p-24f;
+    float uniform = (float(mixed(x) >> 41) + 0.5f) * 0x1p-23f;
     return -std::log(-std::log(uniform));
 }
 

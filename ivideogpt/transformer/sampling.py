@@ -63,9 +63,10 @@ class RandomStreams:
     @classmethod
     def of_clips(cls, seed: int, clips: Tensor, num_samples: int = 1) -> RandomStreams:
         """Streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip."""
-        of_seed = _mixed(torch.tensor(seed, dtype=torch.int64))
+        wrapped = (seed + 2**63) % 2**64 - 2**63
+        of_seed = _mixed(torch.tensor(wrapped, dtype=torch.int64, device=clips.device))
         of_clips = _mixed(of_seed + clips)[:, None]
-        return cls(_mixed(of_clips + torch.arange(num_samples)).flatten())
+        return cls(_mixed(of_clips + torch.arange(num_samples, device=clips.device)).flatten())
 
     def to(self, device: torch.device) -> RandomStreams:
         return RandomStreams(self.keys.to(device))
@@ -76,8 +77,10 @@ class RandomStreams:
         return _mixed(self.keys + numbers)
 
 
-def drawn_seed(generator: torch.Generator | None) -> int:
-    """A seed from a generator, torch's global one if it is None."""
+def drawn_seed(generator: torch.Generator | None, sampling: Sampling) -> int:
+    """A seed from a generator, torch's global one if it is None; nothing is drawn where nothing is random."""
+    if sampling.is_deterministic:
+        return 0
     device = "cpu" if generator is None else generator.device
     return int(torch.randint(2**62, (), generator=generator, device=device))
 
@@ -104,7 +107,7 @@ def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Te
 
 def _gumbel(x: Tensor) -> Tensor:
     """Gumbel-distributed float32 numbers from int64 ones."""
-    uniform = _shifted(_mixed(x), 40).float().add_(0.5).mul_(2.0**-24)  # 24 bits, which float32 holds: never 0 nor 1
+    uniform = _shifted(_mixed(x), 41).float().add_(0.5).mul_(2.0**-23)  # 23 bits and a half: exact, never 0 nor 1
     return uniform.log_().neg_().log_().neg_()
 
 

@@ -34,7 +34,7 @@ class StaticFrames:
     def __init__(self, model: FrameModel, num_rows: int, capacity: int) -> None:
         llama, layout = model.llama, model.layout
         self.model = model
-        self.addresses = llama.addresses
+        self.addresses = addresses_of(model)
         self.num_rows, self.capacity = num_rows, capacity
         self.cache = llama.new_cache(num_rows, -(-capacity // ALIGNMENT) * ALIGNMENT)
         self.cache.keys.zero_()  # what is not filled is masked, but must be numbers
@@ -50,24 +50,26 @@ class StaticFrames:
         self.reward = torch.zeros(num_rows, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def load(self, cache: KVCache, waiting: Tensor | None, streams: RandomStreams, num_draws: int) -> KVCache:
+    def load(self, cache: KVCache, streams: RandomStreams, num_draws: int) -> KVCache:
         """Take over a session's rows. Returns their part of the cache here."""
         rows, filled = cache.num_rows, max(cache.lengths)
         parts = []
         for mine, its in ((self.cache.keys, cache.keys), (self.cache.values, cache.values)):
             mine[:, :rows, :, :filled] = its[:, :, :, :filled]
+            mine[:, :rows, :, filled:] = 0  # an earlier session's may not be finite
             parts.append(mine[:, :rows, :, : self.capacity])
-        if waiting is not None:
-            self.entering[:rows, :-1] = waiting
         self.keys[:rows] = streams.keys
         self.num_draws.fill_(num_draws)
-        taken = KVCache(parts[0], parts[1], list(cache.lengths))
-        self.place(taken)
-        return taken
+        return KVCache(parts[0], parts[1], list(cache.lengths))
 
-    def place(self, cache: KVCache) -> None:
-        """Note where the rows of a session stand."""
-        self.positions[: cache.num_rows] = torch.tensor(cache.lengths).to(self.positions.device, non_blocking=True)
+    def place(self, cache: KVCache, waiting: Tensor | None) -> Tensor | None:
+        """Note where the rows of a session stand, and the ids (B, 1) that wait to enter; returns where these are."""
+        rows = cache.num_rows
+        self.positions[:rows] = torch.tensor(cache.lengths, device="cpu").to(self.positions.device, non_blocking=True)
+        if waiting is None:
+            return None
+        self.entering[:rows, :-1] = waiting
+        return self.entering[:rows, :-1]
 
     def draw(self, action: Tensor | None, num_rows: int) -> DecodedFrame:
         """One frame of the first ``num_rows`` rows."""
@@ -89,8 +91,8 @@ class StaticFrames:
             nonlocal num_passed
             offsets = torch.arange(num_passed, num_passed + embeddings.shape[1], device=start.device)
             num_passed += embeddings.shape[1]
-            # rows that nobody uses may run over the end
-            positions = (start[:, None] + offsets).clamp_(max=self.cache.capacity - 1)
+            # rows that nobody uses run over the end
+            positions = (start[:, None] + offsets).clamp_(max=self.capacity - 1)
             return model.llama.forward_at(
                 embeddings, self.cache.keys, self.cache.values, positions, self.cache.capacity
             )
@@ -106,15 +108,16 @@ class StaticFrames:
 
     def capture(self) -> None:
         """Record a run as a CUDA graph. Buffers hold nonsense afterwards."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(2):  # libraries set themselves up in the first runs, which a capture must not see
-                self.run()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.run()
+        with torch.cuda.device(self.positions.device):
+            aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):  # libraries set themselves up in the first runs, which a capture must not see
+                    self.run()
+                # other threads, a data loader's for instance, may go on using the device meanwhile
+                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                    self.run()
+            torch.cuda.current_stream().wait_stream(aside)
         self.graph = graph
 
 
@@ -130,23 +133,29 @@ class GraphPool:
         if self.failed:
             return None
         num_rows = bucket(num_rows)
-        addresses = model.llama.addresses  # weights that have moved since are read at their old place
+        addresses = addresses_of(model)
         self.idle = [frames for frames in self.idle if frames.addresses == addresses]
         for frames in self.idle:
             if (frames.model, frames.num_rows, frames.capacity) == (model, num_rows, capacity):
                 self.idle.remove(frames)
                 return frames
-        frames = StaticFrames(model, num_rows, capacity)
         try:
+            frames = StaticFrames(model, num_rows, capacity)
             frames.capture()
         except RuntimeError as error:
-            self.failed = True
+            self.failed = not isinstance(error, torch.OutOfMemoryError)  # a smaller session may fit
             logger.warning("frames are drawn kernel by kernel: no CUDA graph (%s)", error)
             return None
         return frames
 
     def give_back(self, frames: StaticFrames) -> None:
         self.idle = [frames, *self.idle][:MAX_IDLE]
+
+
+def addresses_of(model: FrameModel) -> tuple[int, ...]:
+    """Where the weights are: a graph reads them there, also when they have moved since."""
+    heads = [] if model.reward_head is None else list(model.reward_head.parameters())
+    return (*model.llama.addresses, *(parameter.data_ptr() for parameter in heads))
 
 
 def bucket(num_rows: int) -> int:

@@ -241,17 +241,17 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         frames, features = self._decode_context(vectors.unflatten(1, (CONTEXT_GRID, CONTEXT_GRID)))
         return ContextCache(frames.unflatten(0, (batch, length)), features)
 
-    def decode_dynamics(self, codes: Tensor, cache: ContextCache, max_frames: int | None = None) -> Tensor:
+    def decode_dynamics(self, codes: Tensor, cache: ContextCache, frames_at_once: int | None = None) -> Tensor:
         """(B, F, 16) codes to frames (B, F, 3, H, W). The F frames may be later frames or samples of the same one.
 
-        ``max_frames`` bounds how many are decoded at once, and with it the memory.
+        ``frames_at_once`` bounds the memory.
         """
         batch, length = codes.shape[:2]
         if length == 0:
             return cache.frames[:, :0]
-        if max_frames is not None and batch * length > max_frames:
-            clips = torch.arange(batch, device=codes.device).split(max(1, max_frames // length))
-            return torch.cat([self._decode_some(codes[some], cache.select(some), max_frames) for some in clips])
+        if frames_at_once is not None and batch * length > frames_at_once:
+            clips = torch.arange(batch, device=codes.device).split(max(1, frames_at_once // length))
+            return torch.cat([self._decode_some(codes[some], cache.select(some), frames_at_once) for some in clips])
         vectors = self.dynamics_quantize.embedding(codes).flatten(0, 1)
         return self._decode_dynamics(vectors, cache.features).unflatten(0, (batch, length))
 
@@ -337,8 +337,8 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         dynamics = self._dynamics_latents(dyn_sample, self.cond_encoder.project_context(features))
         return context.flatten(0, -2).float(), dynamics.flatten(0, -2).float()
 
-    def _decode_some(self, codes: Tensor, cache: ContextCache, max_frames: int) -> Tensor:
-        return torch.cat([self.decode_dynamics(part, cache) for part in codes.split(max_frames, dim=1)], dim=1)
+    def _decode_some(self, codes: Tensor, cache: ContextCache, frames_at_once: int) -> Tensor:
+        return torch.cat([self.decode_dynamics(part, cache) for part in codes.split(frames_at_once, dim=1)], dim=1)
 
     # ---- halves, between pixels and channel-last code vectors
 

@@ -44,5 +44,5 @@ class NaiveRandom:
 
 
 def gumbel(x: int) -> float:
-    uniform = ((split_mix(x) >> 40) + 0.5) / 2**24
+    uniform = ((split_mix(x) >> 41) + 0.5) / 2**23
     return -math.log(-math.log(uniform))

@@ -113,7 +113,7 @@ def test_expand_shares_one_prefill_and_may_come_late(kernels):
     once.expand(3)
     twice = decoder_of(model, Sampling(greedy=True))
     first = twice.step().tokens.repeat_interleave(3, dim=0)
-    twice.expand(3)
+    twice.expand(3, once.streams)
     expected = decoder_of(model, Sampling(greedy=True)).rollout(2).tokens.repeat_interleave(3, dim=0)
     assert torch.equal(once.rollout(2).tokens, expected)
     assert torch.equal(torch.cat([first, twice.step().tokens], dim=1), expected)
@@ -168,7 +168,7 @@ def test_a_rollout_may_enter_and_leave_inference_mode(inside_first):
     """A notebook that prefills inside and steps outside, or the other way round, writes to the same cache."""
     model = llm()
     with torch.inference_mode(inside_first):
-        decoder = decoder_of(model, Sampling(greedy=True))
+        decoder = decoder_of(model, Sampling(greedy=True), num_samples=2)
         decoder.expand(2)
         first = decoder.step()
     with torch.inference_mode(not inside_first):

@@ -35,7 +35,11 @@ def ids(rows: int, length: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 6, 11, native.MAX_LANES, native.MAX_LANES + 3])
-@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}], ids=["multi-head", "grouped-query"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_key_value_heads": 2}, {"hidden_size": 256, "head_dim": 64}, {"hidden_size": 320, "head_dim": 80}],
+    ids=["multi-head", "grouped-query", "heads of 64", "heads of 80"],
+)
 @torch.no_grad()
 def test_any_number_of_rows(rows, changes, monkeypatch):
     """Each number of lanes takes its own path through registers; above the most, torch does the products."""
@@ -64,6 +68,65 @@ def test_bfloat16_weights_are_read_as_they_are(length, monkeypatch):
     errors = [(output - outputs[0]).abs().max() for output in outputs[1:]]
     assert errors[0] <= errors[1] * 1.5
     assert errors[0] < 0.02 * outputs[0].abs().max()
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 40])
+@pytest.mark.parametrize("head_dim", [16, 64, 80])
+@torch.no_grad()
+def test_groups_of_samples_at_different_places(num_samples, head_dim, monkeypatch):
+    """Two prompts, of which one begins anew; 40 samples are more lanes than compiled products take."""
+    results = []
+    for llama in both(torch.float32, monkeypatch, hidden_size=4 * head_dim, head_dim=head_dim):
+        cache = llama.new_cache(2, 64)
+        llama.forward(llama.embed(ids(2, 33)), cache)
+        cache = cache.expand(num_samples, share=llama.shares_prompts)
+        llama.forward(llama.embed(ids(2 * num_samples, 2)), cache)
+        aside = llama.new_cache(num_samples, 40)
+        llama.forward(llama.embed(ids(1, 33)).expand(num_samples, -1, -1), aside)
+        cache.replace(torch.arange(num_samples, 2 * num_samples), aside)
+        passes = [llama.forward(llama.embed(ids(2 * num_samples, length)), cache) for length in (2, 1, 1)]
+        results.append(llama.logits(torch.cat(passes, dim=1)))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("multiplies_bfloat16", [True, False])
+@torch.no_grad()
+def test_products_of_many_rows_with_bfloat16_weights(multiplies_bfloat16, monkeypatch):
+    """On processors with units for them, and on those where weights are widened first."""
+    monkeypatch.setattr(native, "multiplies_bfloat16", lambda: multiplies_bfloat16)
+    rows, results = native.MAX_LANES + 6, []
+    compiled, _ = both(torch.bfloat16, monkeypatch)
+    exact = CachedLlama(LlamaForCausalLM(llama_config()))
+    exact.llm.load_state_dict(compiled.llm.state_dict())
+    exact.refresh()
+    for llama in (exact, compiled):
+        cache = llama.new_cache(rows // 2, 64)
+        llama.forward(llama.embed(ids(rows // 2, 33)), cache)
+        cache = cache.expand(2, share=llama.shares_prompts)
+        results.append(llama.logits(llama.forward(llama.embed(ids(rows, 1)), cache)).float())
+    torch.testing.assert_close(*results, atol=0.05 * float(results[0].abs().max()), rtol=0)
+
+
+@torch.no_grad()
+def test_torchs_default_type_changes_nothing(monkeypatch):
+    """Room for floats that is half as large as they are would be written past its end."""
+    compiled, plain = both(torch.float32, monkeypatch)
+    outputs = []
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        for llama in (compiled, plain):
+            cache = llama.new_cache(3, 64)
+            llama.forward(llama.embed(ids(3, 30)), cache)
+            outputs.append(llama.logits(llama.forward(llama.embed(ids(3, 2)), cache)))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_of_mixed_types_are_left_to_torch():
+    model = LlamaForCausalLM(llama_config()).to(torch.bfloat16)
+    model.model.norm.float()
+    assert CachedLlama(model).native is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

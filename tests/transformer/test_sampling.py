@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ivideogpt.transformer import RandomStreams, Sampling, sample
-from tests.transformer.naive_random import NaiveRandom
+from tests.transformer.naive_random import BITS, NaiveRandom, split_mix
 
 LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).repeat(20000, 1)
 STREAMS = RandomStreams.of_clips(seed=0, clips=torch.arange(len(LOGITS)))
@@ -48,6 +48,34 @@ def test_draws_are_those_of_the_naive_hash(sampling, kernels):
     streams, naive = RandomStreams.of_clips(11, torch.tensor([4, 0, 9]), num_samples=2), NaiveRandom(11, (4, 0, 9), 2)
     for draw in streams.draws(0, 5):
         assert torch.equal(sample(logits, sampling, draw), naive.token(logits, sampling))
+
+
+def unmixed(x: int) -> int:
+    """What SplitMix64 turns into x."""
+    for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, None)):
+        y = x
+        while shift < 64:
+            y = x ^ (y >> shift)
+            if y ^ (y >> shift) == x:
+                break
+        x = y if factor is None else y * pow(factor, -1, 2**64) & BITS
+    return (x - 0x9E3779B97F4A7C15) & BITS
+
+
+@pytest.mark.parametrize("hashed", [0, BITS])
+def test_noise_is_finite_at_both_ends(hashed, kernels):
+    """Rounded to 1 the uniform number would make its id win whatever the logits: once in 16 million draws."""
+    draw = unmixed(hashed)
+    assert split_mix(draw) == hashed
+    logits = torch.tensor([[0.0, 100.0, 0.0]])
+    signed = torch.tensor([draw - 2**64 if draw >= 2**63 else draw])
+    assert sample(logits, Sampling(top_k=None), signed).item() == 1
+
+
+@pytest.mark.parametrize("seed", [0, -3, 2**63 + 5, 2**64 - 1])
+def test_any_64_bits_are_a_seed(seed):
+    keys = RandomStreams.of_clips(seed, torch.arange(2)).keys
+    assert [key % 2**64 for key in keys.tolist()] == NaiveRandom(seed & BITS).keys
 
 
 def test_what_a_row_draws_does_not_depend_on_the_others():

@@ -53,6 +53,18 @@ def test_rows_may_begin_anew_part_or_leave():
     assert torch.equal(*results)
 
 
+def test_rows_that_nobody_uses_may_run_on_for_ever():
+    """Six rows in buffers for eight; the other two never begin anew, and must stay within the model's positions."""
+    decoder = decoder_of(llm(max_position_embeddings=LAYOUT.sequence_length), Sampling(greedy=True), 3, GraphPool())
+    decoder.expand(3)
+    expected = decoder.step().tokens
+    for _ in range(7):
+        decoder.step()
+        decoder.step()
+        decoder.reset_rows(torch.arange(6), PROMPT.repeat_interleave(3, dim=0))
+        assert torch.equal(decoder.step().tokens, expected)
+
+
 def test_buffers_are_shared_by_sessions_one_after_the_other_only():
     model, graphs = llm(), GraphPool()
     frame_model = FrameModel(CachedLlama(model), LAYOUT, Sampling(greedy=True))
