@@ -378,7 +378,7 @@ class Session:
         self.prompt = self.prompt.index_copy(0, clips, prompts)
         self.context = self.context.index_copy(0, clips, cache.frames.float().clamp(0, 1))
         rows = (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
-        self._decoder.reset_rows(rows, prompts.repeat_interleave(self.num_samples, dim=0))
+        self._decoder.reset_rows(rows, prompts)
         if len(self._context_cache.frames) > len(self.prompt):
             self._context_cache = self._context_cache.replace(rows, cache.select(_repeated(cache, self.num_samples)))
         else:

@@ -112,17 +112,22 @@ class FrameDecoder:
 
     @torch.no_grad()
     def reset_rows(self, rows: Tensor, prompts: Tensor) -> None:
-        """Begin some rows anew from prompts (len(rows), 257 t). All samples of a prompt must be among them.
+        """Begin some rows anew. All samples of a prompt must be among them.
+
+        Args:
+            prompts: (len(rows) / n, 257 t); n adjacent rows begin with the same one.
 
         Raises:
             UserError: see :meth:`check_reset`.
         """
         self.check_reset()
-        aside = self.model.llama.new_cache(len(rows), self.model.layout.prompt_length)
+        num_samples = len(rows) // len(prompts)
+        aside = self.model.llama.new_cache(len(prompts), self.model.layout.prompt_length)
         pending = self._read(prompts, aside)
-        self.cache.replace(rows, aside)
+        self.cache.replace(rows, aside.expand(num_samples, share=False))
         if pending is not None:
             assert self._pending is not None
+            pending = pending.repeat_interleave(num_samples, dim=0)
             self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
         if self._static is not None:
             self._pending = self._static.place(self.cache, self._pending)

@@ -214,7 +214,7 @@ def test_rows_begin_anew_while_others_go_on(num_samples, has_reward_head, kernel
     new_prompt = PROMPT.flip(1)[:1].clone()
     new_prompt[:, -1] = LAYOUT.future_separator
     rows = torch.arange(num_samples, 2 * num_samples)
-    together.reset_rows(rows, new_prompt.repeat_interleave(num_samples, dim=0))
+    together.reset_rows(rows, new_prompt)
     assert together.full_rows().tolist() == []
     third = together.step()
 
