@@ -35,7 +35,8 @@ KEPT_IN = {
     "hydra": set(),
 }
 IMPORTED_WHERE_USED = {
-    "av", "h5py", "kornia", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets", "wandb",
+    "av", "h5py", "kornia", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets", "trackio",
+    "wandb",
 }  # fmt: skip
 
 

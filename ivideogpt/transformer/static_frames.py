@@ -37,14 +37,12 @@ class StaticFrames:
         self.addresses = addresses_of(model)
         self.num_rows, self.capacity = num_rows, capacity
         self.cache = llama.new_cache(num_rows, -(-capacity // ALIGNMENT) * ALIGNMENT)
-        self.cache.keys.zero_()  # what is not filled is masked, but must be numbers
-        self.cache.values.zero_()
         device = llama.device
         entering = 2 if model.joins_last_token else 1
         self.entering = torch.full((num_rows, entering), layout.future_separator, device=device)
         self.action = torch.zeros(num_rows, llama.width, dtype=self.cache.keys.dtype, device=device)
         self.positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
-        self.keys = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.stream_keys = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.num_draws = torch.zeros((), dtype=torch.int64, device=device)
         self.tokens = torch.zeros(num_rows, layout.step_length, dtype=torch.int64, device=device)
         self.reward = torch.zeros(num_rows, device=device)
@@ -58,7 +56,7 @@ class StaticFrames:
             mine[:, :rows, :, :filled] = its[:, :, :, :filled]
             mine[:, :rows, :, filled:] = 0  # an earlier session's may not be finite
             parts.append(mine[:, :rows, :, : self.capacity])
-        self.keys[:rows] = streams.keys
+        self.stream_keys[:rows] = streams.keys
         self.num_draws.fill_(num_draws)
         return KVCache(parts[0], parts[1], list(cache.lengths))
 
@@ -97,7 +95,7 @@ class StaticFrames:
                 embeddings, self.cache.keys, self.cache.values, positions, self.cache.capacity
             )
 
-        draws = RandomStreams(self.keys).draws(self.num_draws, model.layout.dynamics_tokens)
+        draws = RandomStreams(self.stream_keys).draws(self.num_draws, model.layout.dynamics_tokens)
         frame = model.draw_frame(forward, self.entering, self.action, draws)
         self.tokens.copy_(frame.tokens)
         if frame.reward is not None:
