@@ -377,9 +377,9 @@ class Session:
         prompts, cache = self._read(context)
         self.prompt = self.prompt.index_copy(0, clips, prompts)
         self.context = self.context.index_copy(0, clips, cache.frames.float().clamp(0, 1))
-        rows = (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
+        rows = self._rows_of(clips)
         self._decoder.reset_rows(rows, prompts)
-        if len(self._context_cache.frames) > len(self.prompt):
+        if self._samples_have_contexts:
             self._context_cache = self._context_cache.replace(rows, cache.select(_repeated(cache, self.num_samples)))
         else:
             self._context_cache = self._context_cache.replace(clips, cache)
@@ -394,12 +394,20 @@ class Session:
         if mask.all():
             raise UserError("drop_rows would leave no clip: let go of the session instead")
         clips = (~mask).nonzero().flatten().to(self.prompt.device)
-        rows = (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
+        rows = self._rows_of(clips)
         self._decoder.keep_rows(rows)
-        has_own = len(self._context_cache.frames) > len(self.prompt)
-        self._context_cache = self._context_cache.select(rows if has_own else clips)
+        self._context_cache = self._context_cache.select(rows if self._samples_have_contexts else clips)
         self.prompt, self.context = self.prompt[clips], self.context[clips]
         self._recent = [frame[clips] for frame in self._recent]
+
+    @property
+    def _samples_have_contexts(self) -> bool:
+        """Has every sample a row in the context cache, as after sliding? Otherwise every clip has."""
+        return len(self._context_cache.frames) == len(self.prompt) * self.num_samples
+
+    def _rows_of(self, clips: Tensor) -> Tensor:
+        """Indices of all samples' rows of some clips."""
+        return (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
 
     def _check_mask(self, mask: Tensor) -> None:
         if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.prompt),):
@@ -427,7 +435,7 @@ class Session:
             return
         prompts, cache = self._read(recent[full])
         self._decoder.reset_rows(full, prompts)
-        if len(self._context_cache.frames) < len(recent):
+        if not self._samples_have_contexts:
             self._context_cache = self._context_cache.select(_repeated(self._context_cache, self.num_samples))
         self._context_cache = self._context_cache.replace(full, cache)
 

@@ -48,7 +48,6 @@ class FrameDecoder:
         self._static: StaticFrames | None = None
         self._give_back: weakref.finalize | None = None
         self.cache = model.llama.new_cache(0, 0)
-        self.frames_drawn: list[int] = []  # of every row since its prompt
         self._num_draws = 0
         self._pending: Tensor | None = None  # (B, 1) the ids that have not entered the cache yet
 
@@ -65,13 +64,12 @@ class FrameDecoder:
     @property
     def frames_left(self) -> int:
         """How many more frames fit into every row."""
-        return self.frames_that_fit - max(self.frames_drawn, default=0)
+        return self.frames_that_fit - max(self._frames_drawn(), default=0)
 
     def full_rows(self) -> Tensor:
         """Indices of the rows into which no other frame fits."""
-        return torch.tensor(
-            [row for row, drawn in enumerate(self.frames_drawn) if drawn >= self.frames_that_fit]
-        ).long()
+        full = [row for row, drawn in enumerate(self._frames_drawn()) if drawn >= self.frames_that_fit]
+        return torch.tensor(full, dtype=torch.int64)
 
     @torch.no_grad()
     def prefill(self, prompts: Tensor, max_frames: int | None = None) -> None:
@@ -95,7 +93,6 @@ class FrameDecoder:
         self._leave_static()
         self.cache = self.model.llama.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
-        self.frames_drawn = [0] * len(prompts)
 
     def expand(self, n: int, streams: RandomStreams | None = None) -> None:
         """Continue every row n times; the copies become adjacent rows.
@@ -106,7 +103,6 @@ class FrameDecoder:
             self.streams = streams.to(self.model.llama.device)
         self.cache = self.cache.expand(n, share=self.model.llama.shares_prompts)
         self._leave_static()
-        self.frames_drawn = [drawn for drawn in self.frames_drawn for _ in range(n)]
         if self._pending is not None:
             self._pending = self._pending.repeat_interleave(n, dim=0)
 
@@ -131,8 +127,6 @@ class FrameDecoder:
             self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
         if self._static is not None:
             self._pending = self._static.place(self.cache, self._pending)
-        for row in rows.tolist():
-            self.frames_drawn[row] = 0
 
     def check_reset(self) -> None:
         """Make sure that rows may begin anew.
@@ -147,7 +141,6 @@ class FrameDecoder:
         """Drop all other rows. Samples of one prompt must stay or go together."""
         self.cache = self.cache.select(rows)
         self._leave_static()
-        self.frames_drawn = [self.frames_drawn[row] for row in rows.tolist()]
         self.streams = RandomStreams(self.streams.keys[rows])
         if self._pending is not None:
             self._pending = self._pending[rows]
@@ -158,9 +151,7 @@ class FrameDecoder:
         assert len(self.streams.keys) == self.cache.num_rows, "every row needs a stream"
         if self._graphs is not None and self._static is None:
             self._enter_static(self._graphs)
-        frame = self._step(action_embedding) if self._static is None else self._replay(self._static, action_embedding)
-        self.frames_drawn = [drawn + 1 for drawn in self.frames_drawn]
-        return frame
+        return self._step(action_embedding) if self._static is None else self._replay(self._static, action_embedding)
 
     def rollout(self, num_frames: int, action_embeddings: Tensor | None = None) -> DecodedFrames:
         """Draw ``num_frames`` frames; ``action_embeddings`` is (B, F, D).
@@ -181,19 +172,25 @@ class FrameDecoder:
             rewards=torch.stack(rewards, dim=1) if rewards else None,
         )
 
+    def _frames_drawn(self) -> list[int]:
+        """Of every row since its prompt, whose last token may be waiting like a frame's."""
+        layout = self.model.layout
+        return [(length - layout.prompt_length + 2) // layout.step_length for length in self.cache.lengths]
+
     def _step(self, action_embedding: Tensor | None) -> DecodedFrame:
         entering = self._next_separator()[:, None]
         if self._pending is not None:
             entering = torch.cat([self._pending, entering], dim=1)
         draws = self._draws(self.model.layout.dynamics_tokens)
         frame = self.model.draw_frame(self._forward, entering, action_embedding, draws)
+        # a copy: the frame is the caller's, who may write to it
         self._pending = frame.tokens[:, -1:].clone() if self.model.leaves_last_token else None
         return frame
 
     def _replay(self, static: StaticFrames, action_embedding: Tensor | None) -> DecodedFrame:
         frame = static.draw(action_embedding, self.cache.num_rows)
         self._num_draws += self.model.layout.dynamics_tokens
-        self.cache.advance(self.model.passed_positions)
+        self.cache.advance(self.model.layout.step_length)
         return frame
 
     def _enter_static(self, graphs: GraphPool) -> None:

@@ -50,11 +50,6 @@ class FrameModel:
         """Do they enter in one pass?"""
         return self.leaves_last_token and self.sampling.separators == "forced"
 
-    @property
-    def passed_positions(self) -> int:
-        """Positions that a frame fills in the cache."""
-        return self.layout.step_length
-
     def draw_frame(
         self, forward: Callable[[Tensor], Tensor], entering: Tensor, action: Tensor | None, draws: Tensor
     ) -> DecodedFrame:
