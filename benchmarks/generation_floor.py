@@ -107,11 +107,11 @@ def tokenizer_work(tokenizer: CompressiveVQModel, clips: int, samples: int) -> t
     device, side = tokenizer.device, tokenizer.config.resolution
     context = torch.rand(1, tokenizer.context_length, 3, side, side, device=device)
     with FlopCounterMode(display=False) as of_context:
-        codes = tokenizer.encode_context(context).codes
+        codes = tokenizer.context_codes(context)
         decoded = tokenizer.decode_context(codes)
     frame_codes = torch.zeros(1, 1, tokenizer.layout(1).dynamics_tokens, dtype=torch.int64, device=device)
     with FlopCounterMode(display=False) as of_frame:
-        tokenizer.decode_dynamics(frame_codes, decoded)
+        tokenizer.decode_dynamics(frame_codes, decoded.features)
     plain: list[nn.Module] = [
         tokenizer.encoder,
         tokenizer.quant_conv,

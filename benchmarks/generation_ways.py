@@ -112,21 +112,21 @@ class OurWay:
         """The tokenizer's part of `start` and of one step."""
         tokenizer = self.world_model.tokenizer
         with timer.part("encode_context"):
-            codes = tokenizer.encode_context(inputs.context).codes
-        with timer.part("decode_context"):
-            cache = tokenizer.decode_context(codes)
+            codes = tokenizer.context_codes(inputs.context)
+        with timer.part("context_features"):
+            features = tokenizer.decoding_features(codes)
         layout: TokenLayout = tokenizer.layout(1)
         shape = (len(codes), inputs.samples, layout.dynamics_tokens)
         frame_codes = torch.randint(layout.dynamics_codes, shape, device=codes.device)
         with timer.part("decode_frame"):
-            tokenizer.decode_dynamics(frame_codes, cache)
+            tokenizer.decode_dynamics(frame_codes, features)
 
     def summary(self, turns: list[Turn], inputs: Inputs) -> dict[str, Any]:
         seconds = medians(turns)
         steps = [step for turn in turns for step in turn.steps]
         first = statistics.median(turn.seconds["start"] + turn.steps[0] for turn in turns)
         num_frames = inputs.actions.shape[1]
-        encode = seconds["encode_context"] + seconds["decode_context"]
+        encode = seconds["encode_context"] + seconds["context_features"]
         decode = num_frames * seconds["decode_frame"]
         of_steps = statistics.median(sum(turn.steps) for turn in turns)
         least = floor(self.world_model, len(inputs.context), inputs.samples, num_frames)

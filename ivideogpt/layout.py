@@ -135,12 +135,15 @@ class TokenLayout:
     def unpack(self, ids: Tensor) -> FrameTokens:
         """Flat ids to codes. Separator positions are ignored, dynamics positions are clamped into their range."""
         frames = self.future_frames_in(ids.shape[1])
-        context = ids[:, : self.prompt_length - 1]
-        context = torch.cat([context, context.new_zeros(len(ids), 1)], dim=1)
-        context = context.unflatten(1, (self.context_frames, self.context_tokens + 1))[:, :, :-1]
         first = self.prompt_length - 1
         dynamics = ids[:, first : first + frames * self.step_length].unflatten(1, (frames, self.step_length))[:, :, 1:]
-        return FrameTokens(context=context, dynamics=self.local_dynamics(dynamics))
+        return FrameTokens(context=self.unpack_context(ids), dynamics=self.local_dynamics(dynamics))
+
+    def unpack_context(self, ids: Tensor) -> Tensor:
+        """The prompt, with or without the separator at its end or what follows, to context codes (B, t, 256)."""
+        context = ids[:, : self.prompt_length - 1]
+        context = torch.cat([context, context.new_zeros(len(ids), 1)], dim=1)
+        return context.unflatten(1, (self.context_frames, self.context_tokens + 1))[:, :, :-1]
 
     def local_dynamics(self, ids: Tensor) -> Tensor:
         """Ids at dynamics positions to codes of the dynamics codebook; ids outside its range are clamped into it."""

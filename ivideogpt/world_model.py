@@ -50,7 +50,7 @@ from ivideogpt.transformer import (
     drawn_seed,
     native,
 )
-from ivideogpt.vq_model import CompressiveVQModel, ContextCache
+from ivideogpt.vq_model import CompressiveVQModel, ContextFeatures
 
 Seed = int | torch.Generator | None
 OnFull = Literal["slide", "error"]
@@ -282,8 +282,7 @@ class Session:
     """One or more futures of a batch of clips, a frame at a time. Owns its caches and its randomness.
 
     Attributes:
-        context: (B, t, C, H, W) the context that each clip began with, as the tokenizer sees it, in [0, 1].
-        prompt: (B, 257 t) its tokens.
+        prompt: (B, 257 t) the tokens of the context that each clip began with.
     """
 
     def __init__(
@@ -324,13 +323,22 @@ class Session:
         )
         context = context.to(world_model.device, torch.float32)
         # one row a clip; samples that have slid have one each
-        self.prompt, self._context_cache = self._read(context)
+        self.prompt, self._features = self._read(context)
+        self._context: Tensor | None = None
         self._decoder.prefill(self.prompt, max_frames)
-        self.context = self._context_cache.frames.float().clamp(0, 1)
         if num_samples > 1:
             self._decoder.expand(num_samples)
         # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
         self._recent = [frame[:, None].expand(-1, num_samples, -1, -1, -1) for frame in context.unbind(1)]
+
+    @property
+    def context(self) -> Tensor:
+        """(B, t, C, H, W) The context that each clip began with, as the tokenizer sees it, in [0, 1]."""
+        if self._context is None:  # decoded when asked for: stepping does not need it
+            tokenizer, codes = self._world_model.tokenizer, self._layout.unpack_context(self.prompt)
+            with torch.no_grad(), evaluating(tokenizer):
+                self._context = tokenizer.decode_context(codes).frames.float().clamp(0, 1)
+        return self._context
 
     @torch.no_grad()
     def step(self, action: Tensor | None = None) -> Step:
@@ -374,15 +382,14 @@ class Session:
         _check_context(context, self._world_model, batch=int(mask.sum()))
         clips = mask.nonzero().flatten().to(self.prompt.device)
         context = context.to(self._world_model.device, torch.float32)
-        prompts, cache = self._read(context)
-        self.prompt = self.prompt.index_copy(0, clips, prompts)
-        self.context = self.context.index_copy(0, clips, cache.frames.float().clamp(0, 1))
+        prompts, features = self._read(context)
+        self.prompt, self._context = self.prompt.index_copy(0, clips, prompts), None
         rows = self._rows_of(clips)
         self._decoder.reset_rows(rows, prompts)
         if self._samples_have_contexts:
-            self._context_cache = self._context_cache.replace(rows, cache.select(_repeated(cache, self.num_samples)))
+            self._features = self._features.replace(rows, self._of_samples(features))
         else:
-            self._context_cache = self._context_cache.replace(clips, cache)
+            self._features = self._features.replace(clips, features)
         for k, frame in enumerate(context.unbind(1)):
             new = frame[:, None].expand(-1, self.num_samples, -1, -1, -1)
             self._recent[k] = self._recent[k].index_copy(0, clips, new)
@@ -396,18 +403,23 @@ class Session:
         clips = (~mask).nonzero().flatten().to(self.prompt.device)
         rows = self._rows_of(clips)
         self._decoder.keep_rows(rows)
-        self._context_cache = self._context_cache.select(rows if self._samples_have_contexts else clips)
-        self.prompt, self.context = self.prompt[clips], self.context[clips]
+        self._features = self._features.select(rows if self._samples_have_contexts else clips)
+        self.prompt, self._context = self.prompt[clips], None
         self._recent = [frame[clips] for frame in self._recent]
 
     @property
     def _samples_have_contexts(self) -> bool:
-        """Has every sample a row in the context cache, as after sliding? Otherwise every clip has."""
-        return len(self._context_cache.frames) == len(self.prompt) * self.num_samples
+        """Has every sample features of its own, as after sliding? Otherwise every clip has."""
+        return self._features.num_clips == len(self.prompt) * self.num_samples
 
     def _rows_of(self, clips: Tensor) -> Tensor:
         """Indices of all samples' rows of some clips."""
         return (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
+
+    def _of_samples(self, features: ContextFeatures) -> ContextFeatures:
+        """Those of clips to those of all their samples."""
+        clips = torch.arange(features.num_clips, device=self._world_model.device)
+        return features.select(clips.repeat_interleave(self.num_samples))
 
     def _check_mask(self, mask: Tensor) -> None:
         if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.prompt),):
@@ -416,13 +428,13 @@ class Session:
                 "one for each clip"
             )
 
-    def _read(self, context: Tensor) -> tuple[Tensor, ContextCache]:
+    def _read(self, context: Tensor) -> tuple[Tensor, ContextFeatures]:
         """Frames (R, t, C, H, W) to prompts (R, 257 t) and what the decoding of later frames needs of them."""
         tokenizer = self._world_model.tokenizer
         with torch.no_grad(), evaluating(tokenizer):
-            codes = tokenizer.encode_context(context).codes
-            cache = tokenizer.decode_context(codes)
-        return self._layout.pack_context(codes), cache
+            codes = tokenizer.context_codes(context)
+            features = tokenizer.decoding_features(codes)
+        return self._layout.pack_context(codes), features
 
     def _slide(self) -> None:
         """Full rows go on from their last t frames. Samples have parted by now, so each has a context of its own."""
@@ -430,14 +442,14 @@ class Session:
         full = self._decoder.full_rows().to(self._world_model.device)
         recent = torch.stack(self._recent, dim=2).flatten(0, 1)
         if len(full) == len(recent):
-            prompts, self._context_cache = self._read(recent)
+            prompts, self._features = self._read(recent)
             self._decoder.prefill(prompts, self._max_frames)
             return
-        prompts, cache = self._read(recent[full])
+        prompts, features = self._read(recent[full])
         self._decoder.reset_rows(full, prompts)
         if not self._samples_have_contexts:
-            self._context_cache = self._context_cache.select(_repeated(self._context_cache, self.num_samples))
-        self._context_cache = self._context_cache.replace(full, cache)
+            self._features = self._of_samples(self._features)
+        self._features = self._features.replace(full, features)
 
     def _decode(self, tokens: Tensor) -> Tensor:
         """Tokens (B N, 17) of one frame to frames (B, N, C, H, W) in [0, 1]."""
@@ -445,10 +457,10 @@ class Session:
         tokenizer = self._world_model.tokenizer
         with evaluating(tokenizer):
             # samples of one clip look like later frames of it to the tokenizer, which decodes them against one context
-            codes = codes.unflatten(0, (len(self._context_cache.frames), -1))
+            codes = codes.unflatten(0, (self._features.num_clips, -1))
             pixels = PIXELS_AT_ONCE.get(codes.device.type, PIXELS_AT_ONCE["cpu"])
             frames_at_once = max(1, pixels // tokenizer.config.resolution**2)
-            frames = tokenizer.decode_dynamics(codes, self._context_cache, frames_at_once)
+            frames = tokenizer.decode_dynamics(codes, self._features, frames_at_once)
         return self._by_sample(frames.flatten(0, 1).float().clamp(0, 1))
 
     def _remember(self, frames: Tensor) -> None:
@@ -511,11 +523,6 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for submodule, training in modes:
             submodule.training = training
-
-
-def _repeated(cache: ContextCache, n: int) -> Tensor:
-    """Indices that give every clip of a cache n times, one after the other."""
-    return torch.arange(len(cache.frames), device=cache.frames.device).repeat_interleave(n)
 
 
 def _check_context(context: Tensor, world_model: WorldModel, batch: int | None = None) -> None:

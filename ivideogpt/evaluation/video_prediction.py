@@ -43,7 +43,7 @@ def reconstruct_future(model: WorldModel, frames: Tensor) -> Tensor:
     with evaluating(tokenizer):
         encoded = tokenizer.encode_context(frames[:, : tokenizer.context_length])
         codes = tokenizer.encode_dynamics(frames[:, tokenizer.context_length :], encoded.features)
-        decoded = tokenizer.decode_dynamics(codes, tokenizer.decode_context(encoded.codes))
+        decoded = tokenizer.decode_dynamics(codes, tokenizer.decoding_features(encoded.codes))
     return decoded.float().clamp(0, 1)
 
 

@@ -5,9 +5,9 @@ from ivideogpt.vq_model.compressive_vq_model import (
     CompressiveVQModel,
     CompressiveVQOutput,
     ContextCache,
-    ContextFeatures,
     EncodedContext,
 )
+from ivideogpt.vq_model.conditional_vae import ContextFeatures
 from ivideogpt.vq_model.discriminator import Discriminator
 from ivideogpt.vq_model.quantizer import VectorQuantizer
 

@@ -4,8 +4,11 @@ Four primitives, from which everything else is composed::
 
     encode_context(frames)             -> codes, features
     encode_dynamics(frames, features)  -> codes
-    decode_context(codes)              -> frames, features  (a ContextCache)
-    decode_dynamics(codes, cache)      -> frames
+    decode_context(codes)              -> frames, features
+    decode_dynamics(codes, features)   -> frames
+
+Rollouts need half of two of them: :meth:`CompressiveVQModel.context_codes` leaves out the features of the first,
+:meth:`CompressiveVQModel.decoding_features` the frames of the third.
 
 Dimension keys: B clips, T = t + F frames, t context frames, F future frames, C latent channels, H W pixels.
 Frames are in [0, 1] on the way in and unclamped on the way out.
@@ -25,11 +28,9 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import CONTEXT_GRID, DYNAMICS_GRID, FrameTokens, TokenLayout
-from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, KeysValues, copy_shared
+from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, ContextFeatures, copy_shared
 from ivideogpt.vq_model.quantizer import Quantized, VectorQuantizer
 from ivideogpt.vq_model.vae import Decoder, Encoder
-
-ContextFeatures = list[KeysValues]
 
 
 @dataclass(frozen=True)
@@ -42,22 +43,10 @@ class EncodedContext:
 
 @dataclass(frozen=True)
 class ContextCache:
-    """``frames`` (B, t, 3, H, W) reconstructed, and what decoding future frames needs of the context.
-
-    One row a clip. Any number of future frames, and of samples of the same clip, decode against one row.
-    """
+    """``frames`` (B, t, 3, H, W) reconstructed, and what decoding future frames needs of the context."""
 
     frames: Tensor
     features: ContextFeatures
-
-    def select(self, rows: Tensor) -> ContextCache:
-        """The cache of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
-        return ContextCache(self.frames[rows], [entry.select(rows) for entry in self.features])
-
-    def replace(self, rows: Tensor, other: ContextCache) -> ContextCache:
-        """The cache with the clips of ``other`` at ``rows``, (len(other.frames),) indices."""
-        features = [mine.replace(rows, new) for mine, new in zip(self.features, other.features, strict=True)]
-        return ContextCache(self.frames.index_copy(0, rows, other.frames), features)
 
 
 @dataclass
@@ -227,6 +216,11 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         codes = self.quantize.nearest_codes(latents)
         return EncodedContext(codes.view(*frames.shape[:2], -1), self.cond_encoder.project_context(features))
 
+    def context_codes(self, frames: Tensor) -> Tensor:
+        """(B, t, 3, H, W) in [0, 1] to codes (B, t, 256), without the features that encoding future frames needs."""
+        latents, _ = self._context_latents(frames.flatten(0, 1))
+        return self.quantize.nearest_codes(latents).view(*frames.shape[:2], -1)
+
     def encode_dynamics(self, frames: Tensor, features: ContextFeatures) -> Tensor:
         """(B, F, 3, H, W) in [0, 1], with the features of their context, to codes (B, F, 16)."""
         if frames.shape[1] == 0:  # which the networks refuse
@@ -236,24 +230,26 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
 
     def decode_context(self, codes: Tensor) -> ContextCache:
         """(B, t, 256) codes to reconstructed frames and features."""
-        batch, length = codes.shape[:2]
-        vectors = self.quantize.embedding(codes).flatten(0, 1)
-        frames, features = self._decode_context(vectors.unflatten(1, (CONTEXT_GRID, CONTEXT_GRID)))
-        return ContextCache(frames.unflatten(0, (batch, length)), features)
+        frames, features = self._decode_context(self._context_vectors(codes))
+        return ContextCache(frames.unflatten(0, codes.shape[:2]), features)
 
-    def decode_dynamics(self, codes: Tensor, cache: ContextCache, frames_at_once: int | None = None) -> Tensor:
-        """(B, F, 16) codes to frames (B, F, 3, H, W). The F frames may be later frames or samples of the same one.
+    def decoding_features(self, codes: Tensor) -> ContextFeatures:
+        """(B, t, 256) codes to what decoding future frames needs of the context, without its frames."""
+        last_level = self.cond_decoder.attention_levels[-1]
+        features = self.decoder.features(self._context_decoder_input(self._context_vectors(codes)), last_level)
+        return self.cond_decoder.project_context(features)
 
-        ``frames_at_once`` bounds the memory.
+    def decode_dynamics(self, codes: Tensor, context: ContextFeatures, frames_at_once: int | None = None) -> Tensor:
+        """(B, F, 16) codes to frames (B, F, 3, H, W), with the decoding features of their context, one row a clip.
+
+        The F frames may be later frames or samples of the same one. ``frames_at_once`` bounds the memory.
         """
         batch, length = codes.shape[:2]
-        if length == 0:
-            return cache.frames[:, :0]
         if frames_at_once is not None and batch * length > frames_at_once:
             clips = torch.arange(batch, device=codes.device).split(max(1, frames_at_once // length))
-            return torch.cat([self._decode_some(codes[some], cache.select(some), frames_at_once) for some in clips])
+            return torch.cat([self._decode_some(codes[some], context.select(some), frames_at_once) for some in clips])
         vectors = self.dynamics_quantize.embedding(codes).flatten(0, 1)
-        return self._decode_dynamics(vectors, cache.features).unflatten(0, (batch, length))
+        return self._decode_dynamics(vectors, context).unflatten(0, (batch, length))
 
     # ---- historical interface
 
@@ -286,7 +282,9 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self._check_context_length(context_length)
         codes = self.layout(0).unpack(indices)
         cache = cache or self.decode_context(codes.context)
-        frames = torch.cat([cache.frames, self.decode_dynamics(codes.dynamics, cache)], dim=1)
+        frames = cache.frames
+        if codes.dynamics.shape[1] > 0:  # the networks refuse an empty batch
+            frames = torch.cat([frames, self.decode_dynamics(codes.dynamics, cache.features)], dim=1)
         return (frames, cache) if return_cache else frames
 
     def forward(
@@ -337,8 +335,8 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         dynamics = self._dynamics_latents(dyn_sample, self.cond_encoder.project_context(features))
         return context.flatten(0, -2).float(), dynamics.flatten(0, -2).float()
 
-    def _decode_some(self, codes: Tensor, cache: ContextCache, frames_at_once: int) -> Tensor:
-        return torch.cat([self.decode_dynamics(part, cache) for part in codes.split(frames_at_once, dim=1)], dim=1)
+    def _decode_some(self, codes: Tensor, context: ContextFeatures, frames_at_once: int) -> Tensor:
+        return torch.cat([self.decode_dynamics(part, context) for part in codes.split(frames_at_once, dim=1)], dim=1)
 
     # ---- halves, between pixels and channel-last code vectors
 
@@ -360,7 +358,15 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
 
     def _decode_plainly(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B t, 16, 16, d) to frames and the decoder's feature list."""
-        return self.decoder(self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2))))
+        return self.decoder(self._context_decoder_input(vectors))
+
+    def _context_vectors(self, codes: Tensor) -> Tensor:
+        """(B, t, 256) codes to (B t, 16, 16, d)."""
+        return self.quantize.embedding(codes).flatten(0, 1).unflatten(1, (CONTEXT_GRID, CONTEXT_GRID))
+
+    def _context_decoder_input(self, vectors: Tensor) -> Tensor:
+        """(B t, 16, 16, d) to (B t, latent_channels, 16, 16)."""
+        return self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2)))
 
     def _decode_dynamics(self, vectors: Tensor, features: ContextFeatures) -> Tensor:
         """(B F, 16, d) to frames (B F, 3, H, W)."""

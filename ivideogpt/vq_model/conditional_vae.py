@@ -6,6 +6,7 @@ Dimension keys: B clips, t context frames, F future frames (any number for the s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -38,6 +39,26 @@ class KeysValues(NamedTuple):
 
     def replace(self, rows: Tensor, other: KeysValues) -> KeysValues:
         return KeysValues(self.keys.index_copy(0, rows, other.keys), self.values.index_copy(0, rows, other.values))
+
+
+@dataclass(frozen=True)
+class ContextFeatures:
+    """What a conditional network needs of the context, one row a clip: ``blocks`` has an entry per attention block."""
+
+    blocks: list[KeysValues]
+
+    @property
+    def num_clips(self) -> int:
+        return len(self.blocks[0].keys)
+
+    def select(self, rows: Tensor) -> ContextFeatures:
+        """Those of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
+        return ContextFeatures([block.select(rows) for block in self.blocks])
+
+    def replace(self, rows: Tensor, other: ContextFeatures) -> ContextFeatures:
+        """The features with the clips of ``other`` at ``rows``, (other.num_clips,) indices."""
+        blocks = [mine.replace(rows, new) for mine, new in zip(self.blocks, other.blocks, strict=True)]
+        return ContextFeatures(blocks)
 
 
 class CrossAttention(nn.Module):
@@ -184,16 +205,14 @@ class _AttendsToContext(nn.Module):
     def _attentions(self) -> list[CrossAttention]:
         return cast(list[CrossAttention], list(self.cross_att_blocks))
 
-    def project_context(self, features: Sequence[Tensor]) -> list[KeysValues]:
-        """The plain half's feature list of B t context frames to keys and values, one entry per attention block."""
-        return [
-            block.project_context(features[level])
-            for block, level in zip(self._attentions(), self.attention_levels, strict=True)
-        ]
+    def project_context(self, features: Sequence[Tensor]) -> ContextFeatures:
+        """The plain half's feature list of B t context frames to keys and values."""
+        levels = zip(self._attentions(), self.attention_levels, strict=True)
+        return ContextFeatures([block.project_context(features[level]) for block, level in levels])
 
-    def _run_attending(self, blocks: Sequence[nn.Module], hidden: Tensor, context: Sequence[KeysValues]) -> Tensor:
+    def _run_attending(self, blocks: Sequence[nn.Module], hidden: Tensor, context: ContextFeatures) -> Tensor:
         """Run the blocks, whose outputs are levels 1, 2, ... of the feature list; attend after those that qualify."""
-        at_level = dict(zip(self.attention_levels, zip(self._attentions(), context, strict=True), strict=True))
+        at_level = dict(zip(self.attention_levels, zip(self._attentions(), context.blocks, strict=True), strict=True))
         for level, block in enumerate(blocks, start=1):
             hidden = run_block(self, block, hidden)
             if level in at_level:
@@ -224,7 +243,7 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
             CrossAttention(channels[level], sizes[level], context_length) for level in qualifying
         )
 
-    def forward(self, sample: Tensor, context: Sequence[KeysValues]) -> Tensor:
+    def forward(self, sample: Tensor, context: ContextFeatures) -> Tensor:
         blocks = [*self.down_blocks, self.mid_block]
         return project_out(self, self._run_attending(blocks, self.conv_in(sample), context))
 
@@ -259,7 +278,7 @@ class ConditionalDecoder(_AttendsToContext, vae.Decoder):
             CrossAttention(channels[level], sizes[level], context_length) for level in qualifying
         )
 
-    def forward(self, latents: Tensor, context: Sequence[KeysValues]) -> Tensor:
+    def forward(self, latents: Tensor, context: ContextFeatures) -> Tensor:
         blocks = [self.mid_block, *self.up_blocks]
         return project_out(self, self._run_attending(blocks, self.conv_in(latents), context))
 

@@ -47,6 +47,11 @@ class Decoder(vae.Decoder):
     """Latents (N, latent_channels, 16, 16) to images and features [conv_in, mid, up_0, ...]."""
 
     def forward(self, latents: Tensor) -> tuple[Tensor, list[Tensor]]:
-        stem = self.conv_in(latents)
-        features = [stem, *run_blocks(self, [self.mid_block, *self.up_blocks], stem)]
+        features = self.features(latents)
         return project_out(self, features[-1]), features
+
+    def features(self, latents: Tensor, last_level: int | None = None) -> list[Tensor]:
+        """The feature list alone, up to index ``last_level``: the later ones cost most, being the largest."""
+        stem = self.conv_in(latents)
+        blocks = [self.mid_block, *self.up_blocks]
+        return [stem, *run_blocks(self, blocks[:last_level], stem)]

@@ -42,23 +42,38 @@ def test_frames_decoded_one_by_one_equal_frames_decoded_at_once(tokenizer):
     frames = clip(2, 6, 64, 64)
     context = tokenizer.encode_context(frames[:, :2])
     codes = tokenizer.encode_dynamics(frames[:, 2:], context.features)
-    cache = tokenizer.decode_context(context.codes)
-    at_once = tokenizer.decode_dynamics(codes, cache)
+    features = tokenizer.decoding_features(context.codes)
+    at_once = tokenizer.decode_dynamics(codes, features)
     for step in range(4):
-        one = tokenizer.decode_dynamics(codes[:, step : step + 1], cache)
+        one = tokenizer.decode_dynamics(codes[:, step : step + 1], features)
         torch.testing.assert_close(one[:, 0], at_once[:, step], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
-def test_selected_rows_of_a_cache_decode_their_own_clip(tokenizer):
+def test_selected_rows_of_features_decode_their_own_clip(tokenizer):
     """Dropping or repeating clips of a batch must not mix their contexts."""
     frames = clip(3, 4, 64, 64)
     context = tokenizer.encode_context(frames[:, :2])
     codes = tokenizer.encode_dynamics(frames[:, 2:], context.features)
-    cache = tokenizer.decode_context(context.codes)
+    features = tokenizer.decoding_features(context.codes)
     rows = torch.tensor([2, 0, 2])
-    selected = tokenizer.decode_dynamics(codes[rows], cache.select(rows))
-    torch.testing.assert_close(selected, tokenizer.decode_dynamics(codes, cache)[rows], atol=1e-5, rtol=0)
+    selected = tokenizer.decode_dynamics(codes[rows], features.select(rows))
+    torch.testing.assert_close(selected, tokenizer.decode_dynamics(codes, features)[rows], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["ctx2_64", "ctx2_256"])
+def test_halves_of_primitives_equal_them(case):
+    """Features that stop a level early (more levels qualify at 256 px) or codes of another path go unnoticed."""
+    tokenizer = fill(CompressiveVQModel(**golden()["tokenizer"][case]["config"]))
+    frames = clip(2, 2, tokenizer.config.resolution, tokenizer.config.resolution)
+    codes = tokenizer.context_codes(frames)
+    assert torch.equal(codes, tokenizer.encode_context(frames).codes)
+    features, whole = tokenizer.decoding_features(codes), tokenizer.decode_context(codes).features
+    assert len(features.blocks) == len(whole.blocks) == len(tokenizer.cond_decoder.cross_att_blocks)
+    for block, expected in zip(features.blocks, whole.blocks, strict=True):
+        assert torch.equal(block.keys, expected.keys)
+        assert torch.equal(block.values, expected.values)
 
 
 @torch.no_grad()
@@ -71,7 +86,7 @@ def test_primitives_compose_to_tokenize_and_detokenize(tokenizer):
     assert torch.equal(tokens, layout.pack(FrameTokens(context.codes, dynamics)))
     assert torch.equal(labels, layout.labels(tokens))
     cache = tokenizer.decode_context(context.codes)
-    expected = torch.cat([cache.frames, tokenizer.decode_dynamics(dynamics, cache)], dim=1)
+    expected = torch.cat([cache.frames, tokenizer.decode_dynamics(dynamics, cache.features)], dim=1)
     torch.testing.assert_close(tokenizer.detokenize(tokens, 2), expected, atol=1e-5, rtol=0)
 
 
