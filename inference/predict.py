@@ -26,12 +26,12 @@ from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
 from ivideogpt.data.episodes import open_episode
 from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata, language_model
-from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
@@ -132,11 +132,15 @@ def load_model(args: PredictArgs) -> WorldModel:
 def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
     """The model with what the flags say in place of what its checkpoint says, where that can be had."""
     demand_what_is_fixed(model.metadata, args)
-    metadata = metadata_with_flags(model.metadata, args)
-    model.tokenizer.set_context_length(metadata.context_length)
-    if isinstance(model.transformer, HeadModelWithAction):
-        model.transformer.context = metadata.context_length
-    return WorldModel(model.tokenizer, model.transformer, metadata)
+    context_length = args.context_length or model.metadata.context_length
+    settings = ModelSettings(
+        context_length=context_length,
+        segment_length=context_length + args.horizon if args.horizon else args.segment_length,
+        goal_conditioned=args.goal_conditioned,
+        temperature=args.temperature,
+        top_k=args.top_k,
+    )
+    return with_settings(model, settings)
 
 
 def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
@@ -148,27 +152,6 @@ def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
             raise UserError(
                 f"--{flag} {asked} was given, but {args.pretrained_model_name_or_path} has {fixed}: leave it out"
             )
-
-
-def metadata_with_flags(metadata: ModelMetadata, args: PredictArgs) -> ModelMetadata:
-    context_length = args.context_length or metadata.context_length
-    segment_length = args.segment_length or metadata.segment_length
-    if args.horizon:
-        segment_length = context_length + args.horizon
-    if segment_length <= context_length:
-        raise UserError(f"{segment_length} frames with {context_length} context frames leave none to predict")
-    goal_conditioned = metadata.goal_conditioned if args.goal_conditioned is None else args.goal_conditioned
-    if goal_conditioned and metadata.action_dim is not None:
-        raise UserError("--goal_conditioned is for action-free models: a goal in front has no action")
-    changed: dict[str, Any] = {} if args.temperature is None else {"temperature": args.temperature}
-    changed |= {} if args.top_k is None else {"top_k": args.top_k or None}
-    return replace(
-        metadata,
-        context_length=context_length,
-        segment_length=segment_length,
-        goal_conditioned=goal_conditioned,
-        generation=replace(metadata.generation, **changed),
-    )
 
 
 def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:

@@ -12,9 +12,18 @@ from ivideogpt.state_dicts import load_strict, read_foreign_tensors
 
 VGG_FILE = "vgg16-397923af.pth"
 LINEAR_FILE = "vgg.pth"
+# The published linear layers. VGG16's file has the beginning of its sha256 sum in its name.
+LINEAR_MD5 = "d507d7349b931f0638a25a48a722f98a"
 
 # Channels of the convolutions (each followed by ReLU) in the five slices that end at relu1_2 .. relu5_3.
 _SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+
+
+def missing_weights(folder: Path) -> str | None:
+    """What to do if LPIPS cannot be had from this folder, in one line; None if it can."""
+    checksums = {VGG_FILE: "torchvision's VGG16, sha256 397923af...", LINEAR_FILE: f"linear layers, md5 {LINEAR_MD5}"}
+    missing = [f"{name} ({sum_})" for name, sum_ in checksums.items() if not (folder / name).is_file()]
+    return f"LPIPS weights missing: put {' and '.join(missing)} into {folder}" if missing else None
 
 
 class _ScalingLayer(nn.Module):
@@ -94,9 +103,9 @@ class LPIPS(nn.Module):
         Raises:
             UserError: a file is missing or holds other tensors.
         """
-        missing = [name for name in (VGG_FILE, LINEAR_FILE) if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"LPIPS weights missing: put {' and '.join(missing)} into {folder}")
+        missing = missing_weights(folder)
+        if missing is not None:
+            raise UserError(missing)
         model = cls()
         tensors = read_foreign_tensors(folder / LINEAR_FILE)
         vgg = read_foreign_tensors(folder / VGG_FILE)

@@ -182,6 +182,7 @@ class WorldModel:
         on_full: OnFull = "slide",
         max_frames: int | None = None,
         clip_numbers: Sequence[int] | None = None,
+        first_sample: int = 0,
     ) -> Session:
         """Begin a session on context frames (B, t, C, H, W) in [0, 1]. A goal-conditioned model wants the goal first.
 
@@ -194,8 +195,9 @@ class WorldModel:
             max_frames: reserve memory for that many frames only; the session is full after them.
             clip_numbers: what is drawn depends on the seed, the clip's number and the sample's number, and not on what
                 else is in the batch; by default clips are numbered 0, 1, ...
+            first_sample: number of the first sample. Those of several sessions are all those of one.
         """
-        return Session(self, context, num_samples, sampling, seed, on_full, max_frames, clip_numbers)
+        return Session(self, context, num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample)
 
     def predict(
         self,
@@ -208,6 +210,7 @@ class WorldModel:
         seed: Seed = None,
         on_full: OnFull = "slide",
         clip_numbers: Sequence[int] | None = None,
+        first_sample: int = 0,
     ) -> Rollout:
         """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
 
@@ -223,6 +226,7 @@ class WorldModel:
             on_full=on_full,
             max_frames=horizon,
             clip_numbers=clip_numbers,
+            first_sample=first_sample,
         )
         _check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)
@@ -295,6 +299,7 @@ class Session:
         on_full: OnFull = "slide",
         max_frames: int | None = None,
         clip_numbers: Sequence[int] | None = None,
+        first_sample: int = 0,
     ) -> None:
         sampling = sampling or world_model.metadata.generation
         if num_samples < 1:
@@ -318,7 +323,7 @@ class Session:
             seed = drawn_seed(seed, sampling)
         self._decoder = FrameDecoder(
             FrameModel(world_model.cached_llama(), self._layout, sampling, world_model.reward_head),
-            RandomStreams.of_clips(operator.index(seed), numbers, num_samples),
+            RandomStreams.of_clips(operator.index(seed), numbers, num_samples, first_sample),
             world_model.graphs,
         )
         context = context.to(world_model.device, torch.float32)

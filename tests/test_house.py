@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ivideogpt"
 # From the ground up. A module imports modules of lower lines only; modules of one line do not know each other.
 LAYERS = [
     {"errors"},
-    {"state_dicts", "flags", "user_cache"},
+    {"state_dicts", "flags", "user_cache", "paths", "versions"},
     {"layout", "lpips"},
     {"vq_model", "transformer", "data", "losses", "utils"},
     {"pretrained"},
@@ -35,8 +35,8 @@ KEPT_IN = {
     "hydra": set(),
 }
 IMPORTED_WHERE_USED = {
-    "av", "h5py", "kornia", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets", "trackio",
-    "wandb",
+    "av", "h5py", "kornia", "matplotlib", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets",
+    "trackio", "wandb",
 }  # fmt: skip
 
 

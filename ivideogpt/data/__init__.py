@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ivideogpt.data.batches import ClipBatch
     from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
     from ivideogpt.data.loaders import (
-        ClipBatch,
         ClipLoader,
         DataConfig,
         EvalDataLoader,
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _HOME = {
+    "ClipBatch": "batches",
     "DATASET_NAMED_MIXES": "dataset_mixes",
     "STRONG_AUGMENTATION": "transforms",
     "Augmentation": "transforms",

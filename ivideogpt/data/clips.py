@@ -48,6 +48,7 @@ class DataConfig:
     dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
     sthsth_root_path: str | None = None
     on_bad_episode: OnBadEpisode = "error"  # skip: draw another one of its dataset
+    whole_clips: bool = False  # refuse episodes shorter than a clip; otherwise their last frame is repeated
     cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
 
     def __post_init__(self) -> None:
@@ -139,6 +140,11 @@ def _all_bad(number: int, cause: UserError) -> UserError:
 
 def _check(episode: EpisodeReader, config: DataConfig) -> None:
     check_carries(episode, config.load_action, config.load_reward, config.action_dim)
+    if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
+        raise UserError(
+            f"{episode.path} has {episode.num_frames} frames, fewer than the {config.segment.num_frames_spanned} of a "
+            "clip: ask for shorter clips with --segment_length, or take the episode out"
+        )
 
 
 # From the number of a sample to the dataset and the episode that it is cut from.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from ivideogpt.data.batches import BadEpisode, ClipBatch, PackedClips
+from ivideogpt.data.batches import BadEpisode, PackedClips
 from ivideogpt.data.catalog import OWN_SPLITS, Split
 from ivideogpt.data.clips import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, Mix
@@ -141,21 +141,6 @@ def build_loader(
     return ClipLoader(clips, BatchNumbers(config.batch_size, rank, world_size))
 
 
-def build_evaluation_clips(config: DataConfig, split: Split, num_clips: int, seed: int) -> Iterator[ClipBatch]:
-    """``num_clips`` clips, one of each episode in turn: the same ones for the same seed, whatever the batch size.
-
-    Shuffled, so that clips which follow one another are of different datasets.
-    """
-    pick = PickInOrder([source for source, _ in build_sources(config, split)])
-    clips = ClipDataset(config, pick, seed)
-    order = torch.randperm(num_clips, generator=torch.Generator().manual_seed(seed)).tolist()
-    for first in range(0, num_clips, config.batch_size):
-        batch = clips.__getitems__(order[first : first + config.batch_size])
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch.to("cpu")
-
-
 class SimpleRoboticDataLoaderv2:
     """The released implementation's loader: endless frames, ``(frames, actions)`` or ``(frames, actions, rewards)``.
 
@@ -267,17 +252,23 @@ def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 
     Raises:
         UserError: there is no such benchmark, or it has fewer clips than one batch for every rank.
     """
+    clips, num_clips = benchmark_clips(config)
+    numbers = BatchNumbers(config.batch_size, rank, world_size, num_samples=num_clips)
+    if not numbers.num_batches:
+        raise UserError(
+            f"{clips.config.mix[0][0]} has {num_clips} evaluation clips: too few for batches of {config.batch_size} on "
+            f"each of {world_size} processes; lower the evaluation batch size"
+        )
+    return ClipLoader(clips, numbers)
+
+
+def benchmark_clips(config: DataConfig) -> tuple[ClipDataset, int]:
+    """A benchmark's evaluation clips in order, and how many there are (see :func:`build_benchmark_loader`)."""
     name = _benchmark(config.mix)
     segment = SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", config.segment.length)
     config = replace(config, mix=((name, 1.0),), segment=segment, video_stepsize=1)
-    ((source, _),) = build_sources(config, "test")
-    numbers = BatchNumbers(config.batch_size, rank, world_size, num_samples=len(source.episodes))
-    if not numbers.num_batches:
-        raise UserError(
-            f"{name} has {len(source.episodes)} evaluation clips: too few for batches of {config.batch_size} on "
-            f"each of {world_size} processes; lower the evaluation batch size"
-        )
-    return ClipLoader(ClipDataset(config, PickInOrder([source]), seed=0), numbers)
+    pick = PickInOrder([source for source, _ in build_sources(config, "test")])
+    return ClipDataset(config, pick, seed=0), pick.num_episodes
 
 
 def _benchmark(mix: str | Mix) -> str:

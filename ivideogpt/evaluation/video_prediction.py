@@ -2,19 +2,22 @@
 
 Knows world models and batches of clips; knows no data sets and no files.
 
-Dimension keys: B clips, T = t + F frames, t context frames, F future frames, C H W pixels.
+Dimension keys: B clips, N samples of each, T = t + F frames, t context frames, F future frames, C H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from ivideogpt.data.batches import ClipBatch
-from ivideogpt.utils.video_metric import PSNR_EPSILON, frame_psnr, frame_ssim
+from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, TRUTH, ClipScores, features_by_clip, scores_by_clip
+from ivideogpt.utils.frechet import I3D
+from ivideogpt.utils.video_metric import PSNR_EPSILON, FrameScorer, frame_psnr, frame_ssim
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
 # A pixel counts as moving where a channel differs by more than this from the last context frame (frames are in [0, 1]).
@@ -55,31 +58,34 @@ def references(model: WorldModel, frames: Tensor) -> dict[str, Tensor]:
     }
 
 
-def sample_futures(model: WorldModel, clips: ClipBatch, seed: int, num_samples: int = 1) -> Rollout:
-    """Futures of each clip under its recorded actions. The one at the last context frame leads to the first."""
+def sample_futures(
+    model: WorldModel,
+    clips: ClipBatch,
+    seed: int,
+    num_samples: int = 1,
+    clip_numbers: Sequence[int] | None = None,
+    first_sample: int = 0,
+) -> Rollout:
+    """Futures of each clip under its recorded actions. The one at the last context frame leads to the first.
+
+    What is drawn depends on the seed and the numbers of clip and sample alone.
+    """
     t, num_frames = model.metadata.context_length, clips.frames.shape[1]
     actions = None if model.action_dim is None or clips.actions is None else clips.actions[:, t - 1 : num_frames - 1]
-    return model.predict(clips.frames[:, :t], actions, num_frames - t, num_samples=num_samples, seed=seed)
+    return model.predict(
+        clips.frames[:, :t],
+        actions,
+        num_frames - t,
+        num_samples=num_samples,
+        seed=seed,
+        clip_numbers=clip_numbers,
+        first_sample=first_sample,
+    )
 
 
-def predict_future(model: WorldModel, clips: ClipBatch, seed: int) -> Tensor:
+def predict_future(model: WorldModel, clips: ClipBatch, seed: int, clip_numbers: Sequence[int] | None = None) -> Tensor:
     """One sampled future of each clip, (B, F, C, H, W)."""
-    return sample_futures(model, clips, seed).frames[:, 0]
-
-
-def futures(model: WorldModel, clips: ClipBatch, seed: int) -> dict[str, Tensor]:
-    """Everything that is scored against the true future, (B, F, C, H, W) each.
-
-    ``shuffled_actions`` predicts under the actions of the next clip of the batch: does the model listen?
-    """
-    candidates = {
-        "prediction": predict_future(model, clips, seed),
-        **references(model, clips.frames),
-    }
-    if model.action_dim is not None and clips.actions is not None:
-        shuffled = ClipBatch(clips.frames, clips.actions.roll(1, dims=0))
-        candidates["shuffled_actions"] = predict_future(model, shuffled, seed)
-    return candidates
+    return sample_futures(model, clips, seed, clip_numbers=clip_numbers).frames[:, 0]
 
 
 def moving_pixels(truth: Tensor, last_context: Tensor) -> Tensor:
@@ -88,50 +94,110 @@ def moving_pixels(truth: Tensor, last_context: Tensor) -> Tensor:
 
 
 def moving_psnr(truth: Tensor, frames: Tensor, moving: Tensor) -> Tensor:
-    """PSNR over the moving pixels of each frame, (B, F); NaN where nothing moves."""
-    squared = (truth - frames).square().mean(dim=2, keepdim=True)
-    mse = (squared * moving).sum(dim=(2, 3, 4)) / moving.sum(dim=(2, 3, 4))
+    """PSNR over the moving pixels of each frame, (..., F); NaN where nothing moves."""
+    squared = (truth - frames).square().mean(dim=-3, keepdim=True)
+    mse = (squared * moving).sum(dim=(-3, -2, -1)) / moving.sum(dim=(-3, -2, -1))
     return -10 * torch.log10(mse + PSNR_EPSILON)
 
 
 @dataclass(frozen=True)
-class VideoScores:
-    """Scores of every future frame of every clip: name of the candidate -> metric -> (clips, F)."""
+class PredictionScorer:
+    """Scores sampled futures of numbered clips, and candidates to compare them with.
 
-    num_context: int
-    frames: dict[str, dict[str, Tensor]]
+    The candidates are ``prediction``; ``reconstruction``, the true future through the tokenizer and back;
+    ``copy_last_frame``; and ``shuffled_actions``, one future under another clip's actions. All of them have the same
+    reconstructed context in front, so that they differ in the future alone.
 
-    @property
-    def num_clips(self) -> int:
-        return len(next(iter(self.frames["prediction"].values())))
+    Attributes:
+        scorer: compares frames.
+        i3d: features for FVD, of clips with and without their context; None: no FVD.
+        max_rows: futures that are sampled at a time; None: all of a batch.
+        max_videos: that I3D is given at a time.
+    """
 
-    def mean(self, first: int, last: int) -> dict[str, dict[str, float]]:
-        """Means over the frames ``first`` .. ``last`` of the clip, both included (context frames are 0 .. t - 1)."""
-        chosen = slice(first - self.num_context, last - self.num_context + 1)
-        return {
-            name: {metric: float(values[:, chosen].nanmean()) for metric, values in of.items()}
-            for name, of in self.frames.items()
+    model: WorldModel
+    scorer: FrameScorer
+    i3d: I3D | None = None
+    num_samples: int = 1
+    seed: int = 0
+    max_rows: int | None = None
+    max_videos: int | None = None
+
+    def __call__(
+        self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None = None
+    ) -> list[ClipScores]:
+        """``other_actions`` (B, T, D) are those of other clips; without them no actions are shuffled."""
+        at_a_time = len(numbers) if self.max_rows is None else max(1, self.max_rows // self.num_samples)
+        parts = []
+        for first in range(0, len(numbers), at_a_time):
+            rows = slice(first, first + at_a_time)
+            some = ClipBatch(clips.frames[rows], None if clips.actions is None else clips.actions[rows])
+            others = None if other_actions is None else other_actions[rows]
+            parts.append(self._score(numbers[rows], some.to(self.model.device), others))
+        return list(chain.from_iterable(parts))
+
+    @torch.inference_mode()
+    def _score(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None) -> list[ClipScores]:
+        scored = _Candidates(self, clips.frames, self.model.metadata.context_length)
+        for rollout in self._rollouts(numbers, clips):
+            scored.add(PREDICTION, rollout.context, rollout.frames)
+        context = rollout.context
+        for name, future in references(self.model, clips.frames).items():
+            scored.add(name, context, future[:, None])
+        if other_actions is not None:
+            shuffled = ClipBatch(clips.frames, other_actions.to(self.model.device))
+            scored.add(SHUFFLED, context, predict_future(self.model, shuffled, self.seed, numbers)[:, None])
+        return scored.by_clip(numbers)
+
+    def _rollouts(self, numbers: Sequence[int], clips: ClipBatch) -> Iterator[Rollout]:
+        """All samples, some at a time."""
+        at_a_time = min(self.max_rows or self.num_samples, self.num_samples)
+        for first in range(0, self.num_samples, at_a_time):
+            num_samples = min(at_a_time, self.num_samples - first)
+            yield sample_futures(self.model, clips, self.seed, num_samples, numbers, first)
+
+
+class _Candidates:
+    """Scores of one batch's candidates as they come. Frames are let go of once they are scored."""
+
+    def __init__(self, settings: PredictionScorer, truth: Tensor, num_context: int) -> None:
+        self._settings = settings
+        self._truth = truth
+        self._num_context = num_context
+        self._moving = moving_pixels(truth[:, num_context:], truth[:, num_context - 1])
+        self._scores: dict[str, list[dict[str, Tensor]]] = {}
+        self._features: dict[tuple[str, str], list[Tensor]] = {}
+        if settings.i3d is not None:
+            self._add_features(TRUTH, truth[:, None])
+
+    def add(self, name: str, context: Tensor, futures: Tensor) -> None:
+        """Some samples of a candidate: ``context`` (B, t, C, H, W) and ``futures`` (B, n, F, C, H, W)."""
+        num_samples, context = futures.shape[1], context[:, None]
+        true_context, true_future = self._truth[:, : self._num_context], self._truth[:, self._num_context :]
+        of_context = self._settings.scorer(true_context, context)
+        of_future = self._settings.scorer(true_future, futures)
+        scores = {
+            metric: torch.cat([of_context[metric].expand(-1, num_samples, -1), values], dim=2)
+            for metric, values in of_future.items()
         }
+        moving = moving_psnr(true_future[:, None], futures, self._moving[:, None])
+        unknown = moving.new_full((*moving.shape[:2], self._num_context), torch.nan)
+        self._scores.setdefault(name, []).append({**scores, "moving_psnr": torch.cat([unknown, moving], dim=2)})
+        if self._settings.i3d is not None:
+            self._add_features(name, torch.cat([context.expand(-1, num_samples, -1, -1, -1, -1), futures], dim=2))
 
-    def per_frame(self) -> dict[str, dict[str, list[float]]]:
-        return {
-            name: {metric: values.nanmean(dim=0).tolist() for metric, values in of.items()}
-            for name, of in self.frames.items()
+    def by_clip(self, numbers: Sequence[int]) -> list[ClipScores]:
+        scores = {
+            name: {metric: torch.cat([part[metric] for part in parts], dim=1) for metric in parts[0]}
+            for name, parts in self._scores.items()
         }
+        features = {key: torch.cat(parts, dim=1) for key, parts in self._features.items()}
+        of_clips = zip(numbers, scores_by_clip(scores), features_by_clip(features, len(numbers)), strict=True)
+        return [ClipScores.of(number, self._num_context, values, vectors) for number, values, vectors in of_clips]
 
-
-def score_clips(model: WorldModel, batches: Iterable[ClipBatch], seed: int = 0) -> VideoScores:
-    """Predict every clip once and score it. Needs batches of several clips: shuffled actions are the next clip's."""
-    collected: dict[str, dict[str, list[Tensor]]] = {}
-    t = model.metadata.context_length
-    for number, clips in enumerate(batches):
-        clips = clips.to(model.device)
-        truth = clips.frames[:, t:]
-        moving = moving_pixels(truth, clips.frames[:, t - 1])
-        for name, frames in futures(model, clips, seed + number).items():
-            scores = {**score_frames(truth, frames), "moving_psnr": moving_psnr(truth, frames, moving)}
-            for metric, values in scores.items():
-                collected.setdefault(name, {}).setdefault(metric, []).append(values.cpu())
-    return VideoScores(
-        t, {name: {metric: torch.cat(parts) for metric, parts in of.items()} for name, of in collected.items()}
-    )
+    def _add_features(self, name: str, videos: Tensor) -> None:
+        """Of samples (B, n, T, C, H, W), whole and without their context."""
+        assert self._settings.i3d is not None
+        for span, first in (("paper", 0), ("future", self._num_context)):
+            features = self._settings.i3d.in_parts(videos[:, :, first:].flatten(0, 1), self._settings.max_videos)
+            self._features.setdefault((span, name), []).append(features.float().unflatten(0, videos.shape[:2]).cpu())

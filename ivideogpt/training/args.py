@@ -10,11 +10,10 @@ from pathlib import Path
 from ivideogpt.data.dataset_mixes import is_lerobot
 from ivideogpt.errors import UserError
 from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER, here_or_in_project
 
 __all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
 
-PROJECT = Path(__file__).parents[2]
-LPIPS_FOLDER = "pretrained_models/lpips"
 # What only matters to clips that are read as pixels.
 PIXEL_FLAGS = (
     "oxe_data_mixes_type",
@@ -302,7 +301,7 @@ class GptArgs:
     use_frame_metrics: bool = option(False, "validations also score sampled futures: PSNR, SSIM, MSE, LPIPS")
     use_fvd: bool = option(False, "validations also score sampled futures by FVD, which needs --i3d_path")
     eval_only: bool = option(False, "validate --pretrained_transformer_path once; needs no training data")
-    i3d_path: str = option("pretrained_models/i3d/i3d_torchscript.pt", "I3D network for FVD")
+    i3d_path: str = option(I3D_FILE, "I3D network for FVD")
     lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
     eval_generate_times: int = option(1, "sampled futures per clip; scores are the best one's", minimum=1)
     max_generate_batchsize: int | None = option(
@@ -436,8 +435,3 @@ def _check_trackers(report_to: str) -> None:
             raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}, or several with commas between them")
         if name not in ("all", "none") and not _is_installed(name):
             raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")
-
-
-def here_or_in_project(path: str) -> Path:
-    """Defaults name files of the project, wherever the command is run from."""
-    return Path(path) if Path(path).exists() else PROJECT / path

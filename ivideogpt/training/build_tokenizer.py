@@ -16,11 +16,12 @@ from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.lpips import LPIPS
+from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
 from ivideogpt.state_dicts import PICKLES, load_strict, read_foreign_tensors, read_tensors
 from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
 from ivideogpt.training.adversary import Adversary
-from ivideogpt.training.args import PROJECT, TokenizerArgs
+from ivideogpt.training.args import TokenizerArgs
 from ivideogpt.training.averaging import AveragedWeights
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
 from ivideogpt.training.clip_batches import build_clip_loaders, clip_config

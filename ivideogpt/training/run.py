@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -36,6 +35,7 @@ from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
 from ivideogpt.training.resume import RECORD, check_unchanged, recorded_args
 from ivideogpt.training.trackers import track_gif, track_image
+from ivideogpt.versions import versions
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Run:
             "args": dataclasses.asdict(self.args) | {"seed": self.seed},
             "command": sys.argv,
             "git_commit": _git_commit(),
-            "versions": {"python": sys.version.split()[0]} | {name: _version(name) for name in RECORDED_PACKAGES},
+            "versions": versions(RECORDED_PACKAGES),
             "num_processes": self.accelerator.num_processes,
             "device": str(self.accelerator.device),
             "resumed_from": None if self.checkpoint is None else str(self.checkpoint),
@@ -263,13 +263,6 @@ def _git_commit() -> str | None:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
-        return None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
         return None
 
 

@@ -61,12 +61,16 @@ class RandomStreams:
     keys: Tensor
 
     @classmethod
-    def of_clips(cls, seed: int, clips: Tensor, num_samples: int = 1) -> RandomStreams:
-        """Streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip."""
+    def of_clips(cls, seed: int, clips: Tensor, num_samples: int = 1, first_sample: int = 0) -> RandomStreams:
+        """Streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip.
+
+        The samples are numbers ``first_sample``, ``first_sample + 1``, ...
+        """
         wrapped = (seed + 2**63) % 2**64 - 2**63
         of_seed = _mixed(torch.tensor(wrapped, dtype=torch.int64, device=clips.device))
         of_clips = _mixed(of_seed + clips)[:, None]
-        return cls(_mixed(of_clips + torch.arange(num_samples, device=clips.device)).flatten())
+        samples = first_sample + torch.arange(num_samples, device=clips.device)
+        return cls(_mixed(of_clips + samples).flatten())
 
     def to(self, device: torch.device) -> RandomStreams:
         return RandomStreams(self.keys.to(device))

@@ -94,14 +94,25 @@ class I3D:
         self.path = path
         try:
             self._network = torch.jit.load(path, map_location=device).eval()
+            self._device = torch.device(device)
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(f"{path}: no readable torchscript file for FVD ({str(error).splitlines()[0]})") from error
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
         """Videos (B, T, 3, H, W) in [0, 1] to features (B, d)."""
+        if videos.device != self._device:
+            self._network, self._device = self._network.to(videos.device), videos.device
         pixels = (videos.float().clamp(0, 1) * 255).transpose(1, 2)
-        features = self._network(pixels, rescale=True, resize=True, return_features=True)
+        try:
+            features = self._network(pixels, rescale=True, resize=True, return_features=True)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"{self.path} does not take videos of {videos.shape[1]} frames: {reason}") from error
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(videos):
             raise UserError(f"{self.path} is not the I3D of FVD: it gives no (videos, features) matrix")
         return features
+
+    def in_parts(self, videos: Tensor, max_rows: int | None) -> Tensor:
+        """The same, ``max_rows`` videos at a time."""
+        return torch.cat([self(part) for part in videos.split(max_rows or len(videos))])

@@ -2,14 +2,31 @@
 
 Frames are float in [0, 1] with any leading dimensions, ``(..., C, H, W)``; they broadcast. Every metric
 returns one number a frame, ``(...)``, computed in float32.
+
+Dimension keys: B clips, N samples of each, T frames, C H W pixels.
 """
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ivideogpt.errors import UserError
+from ivideogpt.lpips import LPIPS, missing_weights
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.utils.frechet import I3D, FeatureStats, frechet_distance
+
+__all__ = ["Evaluator", "FeatureStats", "FrameScorer", "compute_fvd", "frame_mse", "frame_psnr", "frame_ssim"]
+
+logger = logging.getLogger(__name__)
+
+compute_fvd = frechet_distance
+LESS_IS_BETTER = ("mse", "lpips", "fvd")
+FRAMES_AT_ONCE = 256  # frames of 64 x 64 pixels: of more, the intermediate pictures of SSIM take most of the memory
 PSNR_EPSILON = 1e-8
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
@@ -21,7 +38,11 @@ def frame_mse(truth: Tensor, prediction: Tensor) -> Tensor:
 
 def frame_psnr(truth: Tensor, prediction: Tensor) -> Tensor:
     """In dB. The epsilon bounds it at 80 for equal frames."""
-    return -10 * torch.log10(frame_mse(truth, prediction) + PSNR_EPSILON)
+    return _psnr(frame_mse(truth, prediction))
+
+
+def _psnr(mse: Tensor) -> Tensor:
+    return -10 * torch.log10(mse + PSNR_EPSILON)
 
 
 def frame_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
@@ -43,3 +64,112 @@ def _blur(images: Tensor) -> Tensor:
     window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
     window = (window / window.sum()).reshape(1, 1, -1, 1)
     return functional.conv2d(functional.conv2d(images, window), window.mT)
+
+
+class FrameScorer:
+    """Every metric of every frame of some clips' samples: MSE, PSNR, SSIM, and LPIPS where there is a network.
+
+    Args:
+        lpips: left out if not given.
+        max_rows: frames that are compared at a time.
+    """
+
+    def __init__(self, lpips: LPIPS | None = None, max_rows: int | None = None) -> None:
+        self.lpips = lpips
+        self.max_rows = max_rows or FRAMES_AT_ONCE
+
+    @torch.no_grad()
+    def __call__(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """``truth`` (B, T, C, H, W) and ``samples`` (B, N, T, C, H, W) in [0, 1] to (B, N, T) each.
+
+        Raises:
+            UserError: one of them holds NaN or infinity.
+        """
+        of_samples = [self._compare(truth.flatten(0, 1), sample.flatten(0, 1)) for sample in samples.unbind(1)]
+        shape = (len(of_samples), *truth.shape[:2])
+        return {
+            name: torch.stack([of[name] for of in of_samples]).view(shape).transpose(0, 1) for name in of_samples[0]
+        }
+
+    def _compare(self, truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        """(n, C, H, W) of both to (n,) each."""
+        pairs = zip(truth.float().split(self.max_rows), frames.float().split(self.max_rows), strict=True)
+        parts = [self._compare_some(*pair) for pair in pairs]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _compare_some(self, truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
+        mse = frame_mse(truth, frames)
+        if not mse.isfinite().all():
+            of = "the true frames" if not truth.isfinite().all() else "the frames to be scored"
+            raise UserError(f"{of} hold NaN or infinity, expected numbers in [0, 1]")
+        scores = {"mse": mse, "psnr": _psnr(mse), "ssim": frame_ssim(truth, frames)}
+        if self.lpips is not None:
+            scores["lpips"] = self.lpips(truth * 2 - 1, frames * 2 - 1)
+        return scores
+
+
+class Evaluator(nn.Module):
+    """The published protocol for the clips of one call: means over all frames, each metric's best of N samples.
+
+    Args:
+        i3d_path: network for :meth:`features`; without it there is no FVD.
+        max_batchsize: frames that LPIPS, and clips that I3D is given at a time.
+        lpips_path: folder of its weights; without them LPIPS is NaN, and the log says what is missing.
+    """
+
+    def __init__(
+        self,
+        i3d_path: str | Path | None = None,
+        max_batchsize: int | None = None,
+        lpips_path: str | Path = LPIPS_FOLDER,
+    ) -> None:
+        super().__init__()
+        self.max_batchsize = max_batchsize
+        self.lpips = find_lpips(lpips_path)
+        self.i3d = None if i3d_path is None else I3D(Path(i3d_path))
+
+    def forward(self, truth: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``truth`` (B, T, 3, H, W), ``prediction`` (N B, T, 3, H, W), sample by sample: MSE, PSNR, SSIM, LPIPS."""
+        if truth.ndim != 5 or prediction.shape[1:] != truth.shape[1:] or len(prediction) % len(truth):
+            raise UserError(
+                f"predictions have shape {tuple(prediction.shape)}, expected (N B, T, 3, H, W), sample by sample, for "
+                f"true clips of shape {tuple(truth.shape)}"
+            )
+        samples = prediction.unflatten(0, (-1, len(truth))).transpose(0, 1)
+        scores = FrameScorer(self.lpips, self.max_batchsize)(truth, samples)
+        means = {name: best_of_samples(name, of.mean(dim=-1)).mean() for name, of in scores.items()}
+        lpips = means.get("lpips", torch.full_like(means["mse"], torch.nan))
+        return means["mse"], means["psnr"], means["ssim"], lpips
+
+    def features(self, videos: Tensor) -> Tensor:
+        """Videos (n, T, 3, H, W) in [0, 1] to I3D features (n, d), for :class:`FeatureStats`."""
+        if self.i3d is None:
+            raise UserError("no I3D network: make the Evaluator with i3d_path")
+        return self.i3d.in_parts(videos, self.max_batchsize)
+
+    def compute_fvd(self, real_stats: FeatureStats, generated_stats: FeatureStats) -> float:
+        return compute_fvd(real_stats, generated_stats)
+
+
+def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS | None:
+    """LPIPS from this folder, here or in the project; None, and a line in the log, where the weights are missing."""
+    folder = here_or_in_project(folder)
+    missing = missing_weights(folder)
+    if missing is not None:
+        logger.warning("scores WITHOUT LPIPS. %s", missing)
+        return None
+    return LPIPS.from_folder(folder).to(device)
+
+
+def find_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3D | None:
+    """I3D from this file, here or in the project; None, and a line in the log, where it is missing."""
+    path = here_or_in_project(path)
+    if not path.is_file():
+        logger.warning("scores WITHOUT FVD. I3D missing: put the published i3d_torchscript.pt at %s", path)
+        return None
+    return I3D(path, device)
+
+
+def best_of_samples(metric: str, scores: Tensor) -> Tensor:
+    """(B, N) to (B,)."""
+    return scores.amin(dim=1) if metric in LESS_IS_BETTER else scores.amax(dim=1)

@@ -1,0 +1,77 @@
+"""Means over clips and how sure they are. Knows numbers by name; memory does not grow with the number of clips.
+
+The bootstrap draws clips with replacement. Of many, each is drawn a Poisson-distributed number of times with mean 1, so
+every clip can be given its numbers as it comes (Chamandy et al. 2012, "Estimating uncertainty for massive data
+streams"). They depend on its number alone: the same clips scored in other batches, by other processes, or for another
+model are drawn as often, so that two models may be compared clip by clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_REPLICATES = 1000
+CONFIDENCE = 0.95
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over clips and the interval that holds 95 % of its bootstrap replicates. NaN where there was no clip."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class BootstrapMeans(Generic[Key]):
+    """Means of named values over clips. A value that is NaN does not count, nor does one that a clip lacks."""
+
+    def __init__(self, num_replicates: int = NUM_REPLICATES) -> None:
+        self.num_clips = 0
+        self._num_replicates = num_replicates
+        self._sums: dict[Key, NDArray[np.float64]] = {}  # (2, 1 + replicates): of values, and of weights
+
+    def add(self, clip: int, values: Mapping[Key, float]) -> None:
+        """The values of the clip with this number."""
+        draws = np.random.default_rng(clip).poisson(1.0, self._num_replicates)
+        weights = np.concatenate([[1.0], draws])
+        for key, value in values.items():
+            if not math.isnan(value):
+                sums = self._sums.setdefault(key, np.zeros((2, 1 + self._num_replicates)))
+                sums += weights * np.array([[value], [1.0]])
+        self.num_clips += 1
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._sums
+
+    @property
+    def keys(self) -> Iterable[Key]:
+        return self._sums.keys()
+
+    def interval(self, key: Key) -> Interval:
+        return _interval(self._means(key))
+
+    def difference(self, key: Key, other: Key, of_others: BootstrapMeans[Key] | None = None) -> Interval:
+        """Mean of ``key`` minus mean of ``other``, which may belong to another model's scores of the same clips."""
+        return _interval(self._means(key) - (of_others or self)._means(other))
+
+    def _means(self, key: Key) -> NDArray[np.float64]:
+        """Of all clips, then of every replicate."""
+        values, weights = self._sums[key]
+        with np.errstate(invalid="ignore"):  # a replicate may have drawn no clip
+            return values / weights
+
+
+def _interval(means: NDArray[np.float64]) -> Interval:
+    tail = (1 - CONFIDENCE) / 2
+    replicates = means[1:][~np.isnan(means[1:])]
+    low, high = np.quantile(replicates, [tail, 1 - tail]) if len(replicates) else (math.nan, math.nan)
+    return Interval(float(means[0]), float(low), float(high))

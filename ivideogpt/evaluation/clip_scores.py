@@ -1,0 +1,129 @@
+"""What is known of one scored clip, and what all of them come to. Knows numbers by name; knows no pixels.
+
+Shapes: N samples, T frames of a clip, d features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
+from ivideogpt.evaluation.protocols import COLUMNS
+from ivideogpt.utils.frechet import FeatureStats, frechet_distance
+
+Summaries = dict[str, dict[str, dict[str, float]]]  # column -> candidate -> metric -> number
+Curves = dict[str, dict[str, list[float]]]  # candidate -> metric -> mean over samples of each frame
+Features = dict[tuple[str, str], NDArray[np.float32]]  # (column, candidate or "truth") -> (samples, d)
+
+TRUTH = "truth"
+PREDICTION = "prediction"
+SHUFFLED = "shuffled_actions"
+
+
+@dataclass(frozen=True)
+class ClipScores:
+    """Of one clip, however many samples of it there were. ``number`` is its place in the list of clips."""
+
+    number: int
+    summaries: Summaries
+    curves: Curves = field(default_factory=dict)
+    features: Features = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, number: int, num_context: int, scores: Mapping[str, Mapping[str, Tensor]], features: Features
+    ) -> ClipScores:
+        """From (N, T) scores by candidate and metric."""
+        num_samples = max(len(of["mse"]) for of in scores.values())
+        summaries: Summaries = {}
+        for column, summarise in COLUMNS.items():
+            # the best of one sample of a random candidate is no match for the best of several of another
+            comparable = [name for name in scores if not (summarise.takes_best and _is_one_of_many(name, scores))]
+            if num_samples > 1 or column != "future_best":
+                summaries[column] = {name: summarise(scores[name], num_context) for name in comparable}
+        curves = {
+            name: {metric: values.mean(dim=0).tolist() for metric, values in of.items()} for name, of in scores.items()
+        }
+        return cls(number, summaries, curves, features)
+
+    def as_json(self) -> dict[str, Any]:
+        """Without features, which are for sums over clips only, and without what could not be measured."""
+        known = {
+            column: {
+                name: {metric: value for metric, value in metrics.items() if not math.isnan(value)}
+                for name, metrics in candidates.items()
+            }
+            for column, candidates in self.summaries.items()
+        }
+        return {"clip": self.number, "scores": known}
+
+
+def _is_one_of_many(name: str, scores: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    return name == SHUFFLED and len(scores[name]["mse"]) < len(scores[PREDICTION]["mse"])
+
+
+def scores_by_clip(scores: Mapping[str, Mapping[str, Tensor]]) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """(B, N, T) by candidate and metric to (N, T), clip by clip, on the CPU."""
+    on_cpu = {name: {metric: values.cpu() for metric, values in of.items()} for name, of in scores.items()}
+    num_clips = len(next(iter(next(iter(on_cpu.values())).values())))
+    for clip in range(num_clips):
+        yield {name: {metric: values[clip] for metric, values in of.items()} for name, of in on_cpu.items()}
+
+
+def features_by_clip(features: Mapping[tuple[str, str], Tensor], num_clips: int) -> Iterator[Features]:
+    """(B, N, d) by span and candidate to (N, d), clip by clip."""
+    for clip in range(num_clips):
+        yield {key: values[clip].numpy() for key, values in features.items()}
+
+
+class Tally:
+    """Sums over scored clips."""
+
+    def __init__(self) -> None:
+        self.means: BootstrapMeans[tuple[Any, ...]] = BootstrapMeans()
+        self._features: dict[tuple[str, str], FeatureStats] = {}
+
+    def add(self, clip: ClipScores) -> None:
+        values: dict[tuple[Any, ...], float] = {}
+        for column, candidates in clip.summaries.items():
+            for name, metrics in candidates.items():
+                values |= {(column, name, metric): value for metric, value in metrics.items()}
+        for name, curves in clip.curves.items():
+            for metric, curve in curves.items():
+                values |= {("frame", name, metric, frame): value for frame, value in enumerate(curve)}
+        self.means.add(clip.number, values)
+        for key, features in clip.features.items():
+            self._features.setdefault(key, FeatureStats(capture_mean_cov=True)).append(features)
+
+    def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
+        """Column -> candidate -> metric -> mean over clips."""
+        columns: dict[str, dict[str, dict[str, Interval]]] = {}
+        for key in self.means.keys:
+            if key[0] != "frame":
+                column, name, metric = key
+                columns.setdefault(column, {}).setdefault(name, {})[metric] = self.means.interval(key)
+        return columns
+
+    def curves(self) -> dict[str, dict[str, dict[int, Interval]]]:
+        """Candidate -> metric -> frame -> mean over clips."""
+        curves: dict[str, dict[str, dict[int, Interval]]] = {}
+        for key in self.means.keys:
+            if key[0] == "frame":
+                _, name, metric, frame = key
+                curves.setdefault(name, {}).setdefault(metric, {})[frame] = self.means.interval(key)
+        return curves
+
+    def fvd(self) -> dict[str, dict[str, float]]:
+        """Column -> candidate -> FVD over all its samples. Empty without I3D."""
+        distances: dict[str, dict[str, float]] = {}
+        for (column, name), generated in self._features.items():
+            if name != TRUTH:
+                distances.setdefault(column, {})[name] = frechet_distance(self._features[column, TRUTH], generated)
+        return distances

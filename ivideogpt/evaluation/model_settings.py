@@ -1,0 +1,49 @@
+"""A model with some of its checkpoint's settings changed, as far as its tensors allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ivideogpt.errors import UserError
+from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What to change; None leaves what the checkpoint says. ``top_k`` 0 samples among all tokens."""
+
+    context_length: int | None = None
+    segment_length: int | None = None
+    goal_conditioned: bool | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+
+    def metadata(self, before: ModelMetadata) -> ModelMetadata:
+        context_length = self.context_length or before.context_length
+        segment_length = self.segment_length or before.segment_length
+        if segment_length <= context_length:
+            raise UserError(f"{segment_length} frames with {context_length} context frames leave none to predict")
+        goal_conditioned = before.goal_conditioned if self.goal_conditioned is None else self.goal_conditioned
+        if goal_conditioned and before.action_dim is not None:
+            raise UserError("--goal_conditioned is for action-free models: a goal in front has no action")
+        changed: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        changed |= {} if self.top_k is None else {"top_k": self.top_k or None}
+        return replace(
+            before,
+            context_length=context_length,
+            segment_length=segment_length,
+            goal_conditioned=goal_conditioned,
+            generation=replace(before.generation, **changed),
+        )
+
+
+def with_settings(model: WorldModel, settings: ModelSettings) -> WorldModel:
+    """The model with these settings. Its networks are changed in place where the context becomes shorter."""
+    metadata = settings.metadata(model.metadata)
+    model.tokenizer.set_context_length(metadata.context_length)
+    if isinstance(model.transformer, HeadModelWithAction):
+        model.transformer.context = metadata.context_length
+    return WorldModel(model.tokenizer, model.transformer, metadata)

@@ -1,0 +1,255 @@
+"""The whole evaluation of a world model on a list of clips: scores, baselines, curves, pictures.
+
+Knows models and clips; flags and data sets are the caller's.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ivideogpt.data.evaluation_clips import EvaluationClips
+from ivideogpt.data.token_store import state_checksum
+from ivideogpt.evaluation.bootstrap import Interval
+from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, ClipScores, Tally
+from ivideogpt.evaluation.curves import draw_curves
+from ivideogpt.evaluation.processes import Processes
+from ivideogpt.evaluation.protocols import COLUMNS, PROTOCOLS
+from ivideogpt.evaluation.report import (
+    CLIPS_FILE,
+    JSON_FILE,
+    MARKDOWN_FILE,
+    PACKAGES,
+    candidate_table,
+    candidates_as_json,
+    curves_as_json,
+    interval_as_json,
+    markdown_table,
+    setting_lines,
+    with_interval,
+    write_json,
+    write_text,
+)
+from ivideogpt.evaluation.scoring import read_with_others, score_clips
+from ivideogpt.evaluation.video_prediction import PredictionScorer, reconstruct_future, sample_futures
+from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
+from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
+from ivideogpt.versions import versions
+from ivideogpt.world_model import WorldModel
+
+KIND = "video prediction"
+COPY = "copy_last_frame"
+RECONSTRUCTION = "reconstruction"
+CURVES_FILE = "curves.png"
+COMPARED_BY = ("future", "psnr")  # the column and metric that clips are ranked and baselines are compared by
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that a reader asks of a model, answered by a difference of means with its interval."""
+
+    question: str
+    candidate: str
+    difference: Interval
+
+    @property
+    def answer(self) -> str:
+        if self.difference.low > 0:
+            return "yes"
+        return "no" if self.difference.high < 0 else "not shown: the interval holds 0"
+
+
+def evaluate_predictions(
+    scorer: PredictionScorer,
+    clips: EvaluationClips,
+    folder: Path,
+    settings: Mapping[str, Any],
+    protocol: str = "both",
+    batch_size: int = 10,
+    processes: Processes | None = None,
+) -> dict[str, Any] | None:
+    """Score every clip and write the report into ``folder``. All processes call it; the main one gets the report.
+
+    Args:
+        settings: what was asked for, to be written down.
+        protocol: which columns are reported, a key of ``PROTOCOLS``.
+
+    Raises:
+        UserError: a clip cannot be read, or the model predicts NaN.
+    """
+    processes = processes or Processes()
+
+    def score(numbers: Sequence[int]) -> list[ClipScores]:
+        return scorer(numbers, *read_with_others(clips, numbers))
+
+    tally, ranking = Tally(), []
+    scored = score_clips(score, len(clips), batch_size, processes)
+    if not processes.is_main:
+        for _ in scored:  # the main process keeps the scores; this one helps to make them
+            pass
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / CLIPS_FILE).open("w") as lines:
+        for clip in tqdm(scored, total=len(clips), desc="clips", unit="clip"):
+            tally.add(clip)
+            column, metric = COMPARED_BY
+            ranking.append((clip.summaries[column][PREDICTION][metric], clip.number))
+            lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
+            lines.flush()
+    shown = show_clips(folder, scorer, clips, sorted(ranking))
+    report = build_report(scorer, clips, tally, settings, PROTOCOLS[protocol], shown)
+    draw_curves(folder / CURVES_FILE, tally.curves(), scorer.model.metadata.context_length)
+    write_json(folder / JSON_FILE, report)
+    write_text(folder / MARKDOWN_FILE, as_markdown(report, tally, PROTOCOLS[protocol]))
+    return report
+
+
+# ---- pictures
+
+
+@dataclass(frozen=True)
+class ShownClip:
+    rank: str
+    clip: int
+    dataset: str
+    episode: str
+    psnr: float
+    sheet: str
+    gif: str
+
+
+def show_clips(
+    folder: Path, scorer: PredictionScorer, clips: EvaluationClips, ranking: Sequence[tuple[float, int]]
+) -> list[ShownClip]:
+    """The best, the median and the worst clip by PSNR, predicted once more: the same seed gives the same future."""
+    places = {"best": -1, "median": len(ranking) // 2, "worst": 0}
+    chosen = {rank: ranking[place] for rank, place in places.items()}
+    return [_show(folder, scorer, clips, rank, psnr, number) for rank, (psnr, number) in chosen.items()]
+
+
+def _show(
+    folder: Path, scorer: PredictionScorer, clips: EvaluationClips, rank: str, psnr: float, number: int
+) -> ShownClip:
+    model, origin = scorer.model, clips.origin(number)
+    clip = clips.read([number]).to(model.device)
+    rollout = sample_futures(model, clip, scorer.seed, clip_numbers=[number])
+    truth = to_pixels(clip.frames[0])
+    predicted = to_pixels(torch.cat([rollout.context[0], rollout.frames[0, 0]]))
+    reconstructed = to_pixels(torch.cat([rollout.context[0], reconstruct_future(model, clip.frames)[0]]))
+    groups = [[*sample_rows(truth, predicted, "prediction"), Row("reconstruction", reconstructed)]]
+    title = f"{rank} clip: {number}, {origin.dataset}/{origin.episode}, {psnr:.2f} dB"
+    shown = ShownClip(rank, number, origin.dataset, origin.episode, psnr, f"clip-{rank}.png", f"clip-{rank}.gif")
+    write_png(folder / shown.sheet, contact_sheet(groups, model.metadata.context_length, title))
+    write_gif(folder / shown.gif, side_by_side([truth, predicted, error_frames(truth, predicted)]))
+    return shown
+
+
+# ---- the report
+
+
+def build_report(
+    scorer: PredictionScorer,
+    clips: EvaluationClips,
+    tally: Tally,
+    settings: Mapping[str, Any],
+    columns: Sequence[str],
+    shown: Sequence[ShownClip],
+) -> dict[str, Any]:
+    means, distances = tally.columns(), tally.fvd()
+    return {
+        "kind": KIND,
+        "settings": dict(settings),
+        "model": model_facts(scorer.model),
+        "clips": {"number": len(clips), "checksum": clips.checksum()},
+        "versions": versions(PACKAGES),
+        "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
+        "fvd": {column: of for column, of in distances.items() if column in columns},
+        "findings": [
+            {**asdict(finding), "difference": interval_as_json(finding.difference), "answer": finding.answer}
+            for finding in findings(tally)
+        ],
+        "per_frame": curves_as_json(tally.curves()),
+        "left_out": left_out(scorer),
+        "shown": [asdict(clip) for clip in shown],
+    }
+
+
+def model_facts(model: WorldModel) -> dict[str, Any]:
+    return {
+        "tokenizer_checksum": state_checksum(model.tokenizer.state_dict()),
+        "transformer_checksum": state_checksum(model.transformer.state_dict()),
+        "metadata": asdict(model.metadata),
+    }
+
+
+def left_out(scorer: PredictionScorer) -> list[str]:
+    missing = []
+    if scorer.scorer.lpips is None:
+        missing.append("LPIPS: its weights were not there")
+    if scorer.i3d is None:
+        missing.append("FVD: the I3D network was not there, or not asked for")
+    return missing
+
+
+def findings(tally: Tally) -> list[Finding]:
+    """Differences between the prediction and its baselines, clip by clip, on predicted frames."""
+    column, metric = COMPARED_BY
+    questions = {
+        COPY: "Is it better than copying the last context frame?",
+        SHUFFLED: "Does it listen to actions: is it better than under another clip's?",
+    }
+    prediction = (column, PREDICTION, metric)
+    return [
+        Finding(question, name, tally.means.difference(prediction, (column, name, metric)))
+        for name, question in questions.items()
+        if (column, name, metric) in tally.means
+    ]
+
+
+def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str]) -> str:
+    means = tally.columns()
+    sections = [
+        f"# Video prediction: {report['settings']['model']}",
+        f"{report['clips']['number']} clips. Numbers in brackets hold 95 % of bootstrap replicates over clips.",
+        _findings_table(findings(tally)),
+    ]
+    for column in columns:
+        if column in means:
+            table = candidate_table(means[column], report["fvd"].get(column, {}))
+            sections.append(f"## {COLUMNS[column].title}\n\n{table}")
+    sections += [f"Left out: {line}." for line in report["left_out"]]
+    sections.append(f"## Frame by frame\n\n![scores of every frame]({CURVES_FILE})")
+    sections.append("## Clips\n\n" + "\n\n".join(map(_clip_section, report["shown"])))
+    sections.append(_reproduction(report))
+    return "\n\n".join(sections) + "\n"
+
+
+def _findings_table(found: Sequence[Finding]) -> str:
+    rows = [[of.question, of.answer, f"{with_interval('psnr', of.difference)} dB"] for of in found]
+    return markdown_table(["", "", "difference in PSNR"], rows)
+
+
+def _clip_section(shown: Mapping[str, Any]) -> str:
+    psnr = "-" if math.isnan(shown["psnr"]) else f"{shown['psnr']:.2f} dB"
+    origin = f"clip {shown['clip']}, {shown['dataset']}/{shown['episode']}"
+    animation = f"[animation]({shown['gif']}) of truth, prediction, error"
+    return f"**{shown['rank'].capitalize()}** ({origin}, {psnr}; {animation})\n\n![{shown['rank']}]({shown['sheet']})"
+
+
+def _reproduction(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    facts = {
+        **report["settings"],
+        "tokenizer checksum": model["tokenizer_checksum"],
+        "transformer checksum": model["transformer_checksum"],
+        "clips checksum": report["clips"]["checksum"],
+        **report["versions"],
+    }
+    return f"## Made with\n\n{setting_lines(facts)}"

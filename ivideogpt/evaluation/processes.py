@@ -1,0 +1,57 @@
+"""The processes that share an evaluation. Knows torch.distributed; knows nothing of what they evaluate."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+import torch
+from torch import distributed
+
+from ivideogpt.errors import UserError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """All that take part; one alone where nothing else was started."""
+
+    def __init__(self) -> None:
+        several = distributed.is_available() and distributed.is_initialized()
+        self.rank = distributed.get_rank() if several else 0
+        self.count = distributed.get_world_size() if several else 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, part: T | UserError) -> list[T]:
+        """Everybody's part, in the order of ranks. All call it; what went wrong with one is raised on all.
+
+        Raises:
+            UserError: a part is one.
+        """
+        parts: list[T | UserError | None] = [part]
+        if self.count > 1:
+            parts = [None] * self.count
+            distributed.all_gather_object(parts, part)
+        for of_rank in parts:
+            if isinstance(of_rank, UserError):
+                raise of_rank
+        return parts  # type: ignore[return-value]
+
+
+def join_processes(device: str) -> tuple[Processes, torch.device]:
+    """Join those that torchrun or ``accelerate launch`` has started. Each of several gets a GPU of its own."""
+    chosen = torch.device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        distributed.init_process_group("gloo")
+    return Processes(), chosen
+
+
+def leave_processes() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

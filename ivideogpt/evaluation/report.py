@@ -1,0 +1,109 @@
+"""What an evaluation found, as report.json and report.md. Knows numbers by name, folders, versions."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ivideogpt.evaluation.bootstrap import Interval
+from ivideogpt.evaluation.curves import Curves
+from ivideogpt.utils.video_metric import LESS_IS_BETTER
+
+JSON_FILE, MARKDOWN_FILE, CLIPS_FILE = "report.json", "report.md", "clips.jsonl"
+PACKAGES = ("ivideogpt", "torch", "diffusers", "transformers", "numpy")
+
+LABELS = {
+    "psnr": "PSNR",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "mse": "MSE",
+    "moving_psnr": "PSNR, moving pixels",
+    "fvd": "FVD",
+}
+DECIMALS = {"psnr": 2, "moving_psnr": 2, "ssim": 4, "lpips": 4, "mse": 5, "fvd": 1}
+METRIC_ORDER = tuple(LABELS)
+
+Candidates = Mapping[str, Mapping[str, Interval]]  # candidate -> metric -> mean over clips
+
+
+# ---- numbers
+
+
+def interval_as_json(interval: Interval) -> dict[str, float | None]:
+    return {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}
+
+
+def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, float | None]]]:
+    return {
+        name: {metric: interval_as_json(of) for metric, of in metrics.items()} for name, metrics in candidates.items()
+    }
+
+
+def curves_as_json(curves: Curves) -> dict[str, dict[str, dict[str, list[Any]]]]:
+    """Candidate -> metric -> frames, and mean, low and high of each."""
+    return {name: {metric: _curve_as_json(of) for metric, of in metrics.items()} for name, metrics in curves.items()}
+
+
+def _curve_as_json(curve: Mapping[int, Interval]) -> dict[str, list[Any]]:
+    frames = sorted(curve)
+    points = [interval_as_json(curve[frame]) for frame in frames]
+    return {"frames": frames, **{part: [point[part] for point in points] for part in ("mean", "low", "high")}}
+
+
+# ---- text
+
+
+def number(metric: str, value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.{DECIMALS[metric]}f}"
+
+
+def with_interval(metric: str, interval: Interval) -> str:
+    return f"{number(metric, interval.mean)} [{number(metric, interval.low)}, {number(metric, interval.high)}]"
+
+
+def label(metric: str) -> str:
+    return f"{LABELS[metric]} {'↓' if metric in LESS_IS_BETTER else '↑'}"
+
+
+def in_order(metrics: Iterable[str]) -> list[str]:
+    known = set(metrics)
+    return [metric for metric in METRIC_ORDER if metric in known]
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def candidate_table(candidates: Candidates, fvd: Mapping[str, float]) -> str:
+    """A line a candidate, a column a metric; FVD is one number over all clips."""
+    metrics = in_order(metric for of in candidates.values() for metric in of)
+    rows = []
+    for name, of in candidates.items():
+        cells = [with_interval(metric, of[metric]) if metric in of else "-" for metric in metrics]
+        cells += [number("fvd", fvd.get(name, math.nan))] if fvd else []
+        rows.append([name.replace("_", " "), *cells])
+    return markdown_table(["", *map(label, metrics), *([label("fvd")] if fvd else [])], rows)
+
+
+def setting_lines(settings: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name}: `{value}`" for name, value in settings.items() if value is not None)
+
+
+# ---- files
+
+
+def write_text(path: Path, text: str) -> None:
+    """Aside, then renamed: a report is whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
