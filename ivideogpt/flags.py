@@ -54,7 +54,7 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     Raises:
         UserError: the flags do not fit together.
     """
-    parser = _Parser(
+    parser = Parser(
         description=kind.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
     )
     hints = typing.get_type_hints(kind)
@@ -67,7 +67,7 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     return args
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line, without the list of all flags."""
 
     def error(self, message: str) -> NoReturn:

@@ -24,11 +24,12 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over clips and the interval that holds 95 % of its bootstrap replicates. NaN where there was no clip."""
+    """A mean over ``clips`` clips, and the interval that holds 95 % of its bootstrap replicates."""
 
     mean: float
     low: float
     high: float
+    clips: int
 
 
 class BootstrapMeans(Generic[Key]):
@@ -45,9 +46,17 @@ class BootstrapMeans(Generic[Key]):
         weights = np.concatenate([[1.0], draws])
         for key, value in values.items():
             if not math.isnan(value):
-                sums = self._sums.setdefault(key, np.zeros((2, 1 + self._num_replicates)))
-                sums += weights * np.array([[value], [1.0]])
+                self._add(key, weights * np.array([[value], [1.0]]))
         self.num_clips += 1
+
+    def merge(self, other: BootstrapMeans[Key]) -> None:
+        """Count the clips of ``other``, too."""
+        for key, sums in other._sums.items():
+            self._add(key, sums)
+        self.num_clips += other.num_clips
+
+    def _add(self, key: Key, sums: NDArray[np.float64]) -> None:
+        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
 
     def __contains__(self, key: Key) -> bool:
         return key in self._sums
@@ -57,11 +66,16 @@ class BootstrapMeans(Generic[Key]):
         return self._sums.keys()
 
     def interval(self, key: Key) -> Interval:
-        return _interval(self._means(key))
+        return _interval(self._means(key), self._num_clips_of(key))
 
     def difference(self, key: Key, other: Key, of_others: BootstrapMeans[Key] | None = None) -> Interval:
         """Mean of ``key`` minus mean of ``other``, which may belong to another model's scores of the same clips."""
-        return _interval(self._means(key) - (of_others or self)._means(other))
+        others = of_others or self
+        num_clips = min(self._num_clips_of(key), others._num_clips_of(other))
+        return _interval(self._means(key) - others._means(other), num_clips)
+
+    def _num_clips_of(self, key: Key) -> int:
+        return int(self._sums[key][1, 0])
 
     def _means(self, key: Key) -> NDArray[np.float64]:
         """Of all clips, then of every replicate."""
@@ -70,8 +84,8 @@ class BootstrapMeans(Generic[Key]):
             return values / weights
 
 
-def _interval(means: NDArray[np.float64]) -> Interval:
+def _interval(means: NDArray[np.float64], num_clips: int) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     replicates = means[1:][~np.isnan(means[1:])]
     low, high = np.quantile(replicates, [tail, 1 - tail]) if len(replicates) else (math.nan, math.nan)
-    return Interval(float(means[0]), float(low), float(high))
+    return Interval(float(means[0]), float(low), float(high), num_clips)

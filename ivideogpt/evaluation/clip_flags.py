@@ -52,9 +52,7 @@ class ClipFlags:
 
     def check_dataset_path(self, alternative: str = "") -> None:
         if self.dataset_path is None:
-            raise UserError(
-                f"--dataset_path is missing: name the folder of episodes{', ' * bool(alternative)}{alternative}"
-            )
+            raise UserError(f"--dataset_path is missing: name the folder of episodes{alternative}")
 
     def check_output_path(self) -> None:
         if Path(self.output_path).suffix == ".json":

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
+from ivideogpt.evaluation.bootstrap import NUM_REPLICATES, BootstrapMeans, Interval
 from ivideogpt.evaluation.protocols import COLUMNS
 from ivideogpt.utils.frechet import FeatureStats, frechet_distance
 
@@ -35,6 +35,7 @@ class ClipScores:
     summaries: Summaries
     curves: Curves = field(default_factory=dict)
     features: Features = field(default_factory=dict)
+    codes: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # ids of tokens, for counting
 
     @classmethod
     def of(
@@ -86,9 +87,10 @@ def features_by_clip(features: Mapping[tuple[str, str], Tensor], num_clips: int)
 class Tally:
     """Sums over scored clips."""
 
-    def __init__(self) -> None:
-        self.means: BootstrapMeans[tuple[Any, ...]] = BootstrapMeans()
+    def __init__(self, num_replicates: int = NUM_REPLICATES) -> None:
+        self.means: BootstrapMeans[tuple[Any, ...]] = BootstrapMeans(num_replicates)
         self._features: dict[tuple[str, str], FeatureStats] = {}
+        self._codes: dict[str, NDArray[np.int64]] = {}
 
     def add(self, clip: ClipScores) -> None:
         values: dict[tuple[Any, ...], float] = {}
@@ -101,6 +103,17 @@ class Tally:
         self.means.add(clip.number, values)
         for key, features in clip.features.items():
             self._features.setdefault(key, FeatureStats(capture_mean_cov=True)).append(features)
+        for book, codes in clip.codes.items():
+            before = self.code_counts(book, 0)
+            counts = np.bincount(codes, minlength=len(before))
+            counts[: len(before)] += before
+            self._codes[book] = counts
+
+    def merge(self, other: Tally) -> None:
+        """Count the clips of ``other``, too: those of another process."""
+        self.means.merge(other.means)
+        for key, features in other._features.items():
+            self._features.setdefault(key, FeatureStats(capture_mean_cov=True)).merge(features)
 
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Column -> candidate -> metric -> mean over clips."""
@@ -119,6 +132,11 @@ class Tally:
                 _, name, metric, frame = key
                 curves.setdefault(name, {}).setdefault(metric, {})[frame] = self.means.interval(key)
         return curves
+
+    def code_counts(self, book: str, size: int) -> NDArray[np.int64]:
+        """How often each of ``size`` codes occurred."""
+        counts = self._codes.get(book, np.zeros(0, np.int64))
+        return np.pad(counts, (0, max(0, size - len(counts))))
 
     def fvd(self) -> dict[str, dict[str, float]]:
         """Column -> candidate -> FVD over all its samples. Empty without I3D."""

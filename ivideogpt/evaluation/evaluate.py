@@ -48,7 +48,7 @@ class EvaluationArgs(ClipFlags):
 
     def validate(self) -> None:
         if not self.use_eval_dataset:
-            self.check_dataset_path("or --use_eval_dataset for a benchmark")
+            self.check_dataset_path(", or --use_eval_dataset for a benchmark")
         self.check_output_path()
 
 

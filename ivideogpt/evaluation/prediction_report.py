@@ -5,7 +5,6 @@ Knows models and clips; flags and data sets are the caller's.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ivideogpt.data.evaluation_clips import EvaluationClips
 from ivideogpt.data.token_store import state_checksum
@@ -23,21 +21,22 @@ from ivideogpt.evaluation.curves import draw_curves
 from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.protocols import COLUMNS, PROTOCOLS
 from ivideogpt.evaluation.report import (
-    CLIPS_FILE,
     JSON_FILE,
+    LABELS,
     MARKDOWN_FILE,
     PACKAGES,
     candidate_table,
     candidates_as_json,
     curves_as_json,
+    headline,
     interval_as_json,
+    made_with,
     markdown_table,
-    setting_lines,
     with_interval,
     write_json,
     write_text,
 )
-from ivideogpt.evaluation.scoring import read_with_others, score_clips
+from ivideogpt.evaluation.scoring import collect, read_with_others
 from ivideogpt.evaluation.video_prediction import PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
@@ -48,7 +47,11 @@ KIND = "video prediction"
 COPY = "copy_last_frame"
 RECONSTRUCTION = "reconstruction"
 CURVES_FILE = "curves.png"
-COMPARED_BY = ("future", "psnr")  # the column and metric that clips are ranked and baselines are compared by
+RANKED_BY = ("future", PREDICTION, "psnr")  # by which clips are better and worse
+QUESTIONS = {
+    COPY: "Is it better than copying the last context frame?",
+    SHUFFLED: "Does it listen to actions: is it better than under another clip's?",
+}
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class Finding:
 
     question: str
     candidate: str
+    metric: str
     difference: Interval
 
     @property
@@ -89,21 +93,11 @@ def evaluate_predictions(
     def score(numbers: Sequence[int]) -> list[ClipScores]:
         return scorer(numbers, *read_with_others(clips, numbers))
 
-    tally, ranking = Tally(), []
-    scored = score_clips(score, len(clips), batch_size, processes)
-    if not processes.is_main:
-        for _ in scored:  # the main process keeps the scores; this one helps to make them
-            pass
+    collected = collect(score, clips, folder, batch_size, processes, RANKED_BY)
+    if collected is None:
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / CLIPS_FILE).open("w") as lines:
-        for clip in tqdm(scored, total=len(clips), desc="clips", unit="clip"):
-            tally.add(clip)
-            column, metric = COMPARED_BY
-            ranking.append((clip.summaries[column][PREDICTION][metric], clip.number))
-            lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
-            lines.flush()
-    shown = show_clips(folder, scorer, clips, sorted(ranking))
+    tally = collected.tally
+    shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]
     report = build_report(scorer, clips, tally, settings, PROTOCOLS[protocol], shown)
     draw_curves(folder / CURVES_FILE, tally.curves(), scorer.model.metadata.context_length)
     write_json(folder / JSON_FILE, report)
@@ -123,15 +117,6 @@ class ShownClip:
     psnr: float
     sheet: str
     gif: str
-
-
-def show_clips(
-    folder: Path, scorer: PredictionScorer, clips: EvaluationClips, ranking: Sequence[tuple[float, int]]
-) -> list[ShownClip]:
-    """The best, the median and the worst clip by PSNR, predicted once more: the same seed gives the same future."""
-    places = {"best": -1, "median": len(ranking) // 2, "worst": 0}
-    chosen = {rank: ranking[place] for rank, place in places.items()}
-    return [_show(folder, scorer, clips, rank, psnr, number) for rank, (psnr, number) in chosen.items()]
 
 
 def _show(
@@ -199,25 +184,23 @@ def left_out(scorer: PredictionScorer) -> list[str]:
 
 
 def findings(tally: Tally) -> list[Finding]:
-    """Differences between the prediction and its baselines, clip by clip, on predicted frames."""
-    column, metric = COMPARED_BY
-    questions = {
-        COPY: "Is it better than copying the last context frame?",
-        SHUFFLED: "Does it listen to actions: is it better than under another clip's?",
-    }
-    prediction = (column, PREDICTION, metric)
-    return [
-        Finding(question, name, tally.means.difference(prediction, (column, name, metric)))
-        for name, question in questions.items()
-        if (column, name, metric) in tally.means
-    ]
+    """Differences between the prediction and its baselines, clip by clip, on predicted frames.
+
+    Where little moves, copying is hard to beat over all pixels and says nothing about what moves.
+    """
+    found = []
+    for name, question in QUESTIONS.items():
+        for metric in ("psnr", "moving_psnr"):
+            ours, theirs = (RANKED_BY[0], PREDICTION, metric), (RANKED_BY[0], name, metric)
+            if ours in tally.means and theirs in tally.means:
+                found.append(Finding(question, name, metric, tally.means.difference(ours, theirs)))
+    return found
 
 
 def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str]) -> str:
     means = tally.columns()
     sections = [
-        f"# Video prediction: {report['settings']['model']}",
-        f"{report['clips']['number']} clips. Numbers in brackets hold 95 % of bootstrap replicates over clips.",
+        headline(report, "Video prediction"),
         _findings_table(findings(tally)),
     ]
     for column in columns:
@@ -227,13 +210,13 @@ def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str])
     sections += [f"Left out: {line}." for line in report["left_out"]]
     sections.append(f"## Frame by frame\n\n![scores of every frame]({CURVES_FILE})")
     sections.append("## Clips\n\n" + "\n\n".join(map(_clip_section, report["shown"])))
-    sections.append(_reproduction(report))
+    sections.append(made_with(report))
     return "\n\n".join(sections) + "\n"
 
 
 def _findings_table(found: Sequence[Finding]) -> str:
-    rows = [[of.question, of.answer, f"{with_interval('psnr', of.difference)} dB"] for of in found]
-    return markdown_table(["", "", "difference in PSNR"], rows)
+    rows = [[of.question, LABELS[of.metric], with_interval(of.metric, of.difference), of.answer] for of in found]
+    return markdown_table(["", "by", "difference, dB", ""], rows)
 
 
 def _clip_section(shown: Mapping[str, Any]) -> str:
@@ -241,15 +224,3 @@ def _clip_section(shown: Mapping[str, Any]) -> str:
     origin = f"clip {shown['clip']}, {shown['dataset']}/{shown['episode']}"
     animation = f"[animation]({shown['gif']}) of truth, prediction, error"
     return f"**{shown['rank'].capitalize()}** ({origin}, {psnr}; {animation})\n\n![{shown['rank']}]({shown['sheet']})"
-
-
-def _reproduction(report: Mapping[str, Any]) -> str:
-    model = report["model"]
-    facts = {
-        **report["settings"],
-        "tokenizer checksum": model["tokenizer_checksum"],
-        "transformer checksum": model["transformer_checksum"],
-        "clips checksum": report["clips"]["checksum"],
-        **report["versions"],
-    }
-    return f"## Made with\n\n{setting_lines(facts)}"

@@ -14,7 +14,7 @@ from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.evaluation.curves import Curves
 from ivideogpt.utils.video_metric import LESS_IS_BETTER
 
-JSON_FILE, MARKDOWN_FILE, CLIPS_FILE = "report.json", "report.md", "clips.jsonl"
+JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 PACKAGES = ("ivideogpt", "torch", "diffusers", "transformers", "numpy")
 
 LABELS = {
@@ -34,11 +34,11 @@ Candidates = Mapping[str, Mapping[str, Interval]]  # candidate -> metric -> mean
 # ---- numbers
 
 
-def interval_as_json(interval: Interval) -> dict[str, float | None]:
+def interval_as_json(interval: Interval) -> dict[str, float | int | None]:
     return {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}
 
 
-def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, float | None]]]:
+def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, float | int | None]]]:
     return {
         name: {metric: interval_as_json(of) for metric, of in metrics.items()} for name, metrics in candidates.items()
     }
@@ -91,8 +91,19 @@ def candidate_table(candidates: Candidates, fvd: Mapping[str, float]) -> str:
     return markdown_table(["", *map(label, metrics), *([label("fvd")] if fvd else [])], rows)
 
 
-def setting_lines(settings: Mapping[str, Any]) -> str:
-    return "\n".join(f"- {name}: `{value}`" for name, value in settings.items() if value is not None)
+def headline(report: Mapping[str, Any], kind: str) -> str:
+    return (
+        f"# {kind}: {report['settings']['model']}\n\n"
+        f"{report['clips']['number']} clips. Numbers in brackets hold 95 % of bootstrap replicates over clips."
+    )
+
+
+def made_with(report: Mapping[str, Any]) -> str:
+    """What it takes to make the report again."""
+    checksums = {name: value for name, value in report["model"].items() if name.endswith("_checksum")}
+    facts = {**report["settings"], **checksums, "clips_checksum": report["clips"]["checksum"], **report["versions"]}
+    lines = [f"- {name}: `{value}`" for name, value in facts.items() if value is not None]
+    return "## Made with\n\n" + "\n".join(lines)
 
 
 # ---- files

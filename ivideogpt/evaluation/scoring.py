@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from torch import Tensor
+from tqdm import tqdm
 
 from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.evaluation_clips import EvaluationClips
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.clip_scores import ClipScores
+from ivideogpt.evaluation.clip_scores import ClipScores, Tally
 from ivideogpt.evaluation.processes import Processes
 
 ScoreBatch = Callable[[Sequence[int]], list[ClipScores]]
+
+CLIPS_FILE = "clips.jsonl"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What all clips come to, and their numbers with what they are ranked by, from the worst to the best."""
+
+    tally: Tally
+    ranking: list[tuple[float, int]]
+
+    def chosen(self) -> dict[str, tuple[float, int]]:
+        """Clips to look at."""
+        places = {"best": -1, "median": len(self.ranking) // 2, "worst": 0}
+        return {name: self.ranking[place] for name, place in places.items()}
+
+
+def collect(
+    score: ScoreBatch,
+    clips: EvaluationClips,
+    folder: Path,
+    batch_size: int,
+    processes: Processes,
+    rank_by: tuple[str, str, str],
+) -> Collected | None:
+    """Score all clips, and write a line of ``folder/clips.jsonl`` for each. All processes call it.
+
+    Args:
+        rank_by: column, candidate and metric.
+
+    Returns:
+        None but for the main process.
+    """
+    scored = score_clips(score, len(clips), batch_size, processes)
+    if not processes.is_main:
+        for _ in scored:  # the main process keeps the scores; this one helps to make them
+            pass
+        return None
+    tally, ranking = Tally(), []
+    column, candidate, metric = rank_by
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / CLIPS_FILE).open("w") as lines:
+        for clip in tqdm(scored, total=len(clips), desc="clips", unit="clip"):
+            tally.add(clip)
+            ranking.append((clip.summaries[column][candidate][metric], clip.number))
+            lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
+            lines.flush()
+    return Collected(tally, sorted(ranking))
 
 
 def score_clips(score: ScoreBatch, num_clips: int, batch_size: int, processes: Processes) -> Iterator[ClipScores]:

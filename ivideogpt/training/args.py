@@ -371,6 +371,10 @@ class GptArgs:
             )
 
     @property
+    def eval_batch_size(self) -> int:
+        return self.per_device_eval_batch_size or self.per_device_train_batch_size
+
+    @property
     def scores_samples(self) -> bool:
         """Do validations sample futures?"""
         return self.use_frame_metrics or self.use_fvd

@@ -12,6 +12,7 @@ import torch
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips import DataConfig
 from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.data.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.data.token_store import TokenLoader, TokenStore
 from ivideogpt.errors import UserError
@@ -40,7 +41,7 @@ from ivideogpt.training.gpt_trainer import GptTrainer
 from ivideogpt.training.lora import Adapters
 from ivideogpt.training.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.run import Run, build_run
-from ivideogpt.training.sampled_validation import build_scorer
+from ivideogpt.training.sampled_validation import ScoringNetworks
 from ivideogpt.training.schedule import TrainProgress, build_scheduler
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, PixelSource, Source, TokenSource
@@ -84,7 +85,8 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         source=source,
         tokenizer=tokenizer,
         conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
-        new_scorer=build_scorer(args, accelerator.device) if args.scores_samples else None,
+        scoring=ScoringNetworks.find(args, accelerator.device) if args.scores_samples else None,
+        evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
         progress=TrainProgress(step=args.start_completed_steps),
     )
 
@@ -143,7 +145,7 @@ def build_batches(
     args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
 ) -> tuple[Loader | None, Loader | None, Source]:
     """Training batches if it trains, validation batches that are the same every time, and what either is made of."""
-    eval_batch_size = args.per_device_eval_batch_size or args.per_device_train_batch_size
+    eval_batch_size = args.eval_batch_size
     if args.token_store is None:
         source, config = PixelSource(tokenizer, run.accelerator), pixel_config(args)
         if args.eval_only:
@@ -169,6 +171,14 @@ def pixel_config(args: GptArgs) -> DataConfig:
         load_reward=args.reward_prediction,
         action_dim=args.action_dim if args.action_conditioned else None,
     )
+
+
+def build_evaluation(args: GptArgs) -> EvaluationClips:
+    """The clips that a run scores which only evaluates: the same ones however many processes there are."""
+    config, num_clips = replace(pixel_config(args), whole_clips=True), args.max_eval_iters * args.eval_batch_size
+    if args.use_eval_dataset:
+        return build_benchmark_evaluation(config, num_clips)
+    return build_evaluation_clips(config, "test", num_clips, VALIDATION_SEED)
 
 
 def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:

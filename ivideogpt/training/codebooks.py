@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ivideogpt.errors import UserError
 from ivideogpt.vq_model import CompressiveVQOutput
+from ivideogpt.vq_model.quantizer import code_usage
 
 KMEANS_ITERATIONS = 10
 VECTORS_PER_CODE = 8  # data that a codebook is initialised from
@@ -96,7 +97,7 @@ class Codebook:
         """Share of the codes in use and perplexity since the last time."""
         counts = self.accelerator.reduce(self._counts_since_log, "sum")
         self._counts_since_log.zero_()
-        return {f"{self.name}_{name}": value for name, value in usage(counts).items()} if counts.any() else {}
+        return {f"{self.name}_{name}": value for name, value in code_usage(counts).items()} if counts.any() else {}
 
     def has_enough(self, parts: Sequence[Tensor]) -> bool:
         """For :meth:`initialise`."""
@@ -190,19 +191,6 @@ class Codebooks:
 
 def _chosen(values: Tensor, mask: Tensor | None) -> Tensor:
     return values if mask is None else values[mask]
-
-
-def usage(counts: Tensor) -> dict[str, float]:
-    """Of code counts: the share of codes that occur, and their perplexity.
-
-    Perplexity is the number of equally frequent codes that would be as hard to guess.
-    """
-    counts = counts.cpu()  # not every accelerator has float64
-    shares = counts.double() / counts.sum()
-    return {
-        "usage": (counts > 0).double().mean().item(),
-        "perplexity": torch.special.entr(shares).sum().exp().item(),
-    }
 
 
 def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:

@@ -21,8 +21,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.data.batches import ClipBatch
+from ivideogpt.data.evaluation_clips import EvaluationClips
 from ivideogpt.data.token_store import TokenBatch
-from ivideogpt.evaluation.clip_scorer import ClipScorer
+from ivideogpt.evaluation.prediction_report import evaluate_predictions
+from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.video_prediction import predict_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
@@ -35,7 +37,12 @@ from ivideogpt.training.lora import Adapters
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.optim import accumulating, advance
 from ivideogpt.training.run import Run
-from ivideogpt.training.sampled_validation import SampledValidation
+from ivideogpt.training.sampled_validation import (
+    SampledValidation,
+    ScoringNetworks,
+    evaluated_settings,
+    report_folder,
+)
 from ivideogpt.training.schedule import TrainProgress, every, validates_at
 from ivideogpt.training.sharding import ShardedOptimizerState, is_sharded, whole, whole_state_dict
 from ivideogpt.training.stale_tokens import with_stale_tokens
@@ -69,7 +76,8 @@ class GptTrainer:
     source: Source
     tokenizer: CompressiveVQModel
     conditioning: Conditioning
-    new_scorer: Callable[[], ClipScorer] | None  # None: validations sample no futures
+    scoring: ScoringNetworks | None  # None: validations sample no futures
+    evaluation_clips: EvaluationClips | None = None  # of a run that only evaluates
     progress: TrainProgress = field(default_factory=TrainProgress)
     window: MetricWindow = field(default_factory=MetricWindow)
 
@@ -137,8 +145,17 @@ class GptTrainer:
         self.finish()
 
     def evaluate(self) -> None:
-        """One validation, of the weights that the run was given."""
+        """One validation, of the weights that the run was given, and a report on sampled futures if they are scored."""
         self.validate(self.progress.step)
+        if self.scoring is not None and self.evaluation_clips is not None:
+            evaluate_predictions(
+                self.scoring.scorer(self.world_model(), self.args),
+                self.evaluation_clips,
+                report_folder(self.run),
+                evaluated_settings(self.args),
+                batch_size=self.args.eval_batch_size,
+                processes=Processes(),
+            )
         logger.info("finished: %s", self.run.directory)
 
     def finish(self) -> None:
@@ -203,37 +220,35 @@ class GptTrainer:
         if self.validation_batches is None:
             return
         window = MetricWindow()
-        world_model = WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
-        sampled = self.sampled_validation(step)
+        world_model = self.world_model()
+        sampled = self.sampled_validation(world_model, step)
         llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
             for batch in self.validation_batches.first(self.args.max_eval_iters):
                 batch = batch.to(self.accelerator.device)
                 tokens = self.source.tokens(batch)
-                window.add(self.loss_of(tokens).detached())
+                num_clips = len(tokens.tokens)
+                window.add(self.loss_of(tokens).detached(), num_clips)
                 labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
-                window.add({"accuracy": accuracy(logits[-1], labels)})
+                window.add({"accuracy": accuracy(logits[-1], labels)}, num_clips)
                 if sampled is not None:
-                    window.add(sampled.scores(world_model, self.source.clips(batch)))
+                    sampled.add(self.source.clips(batch))
         metrics = window.take(self.accelerator)
-        metrics |= {"perplexity": math.exp(metrics["ce"])} | (sampled.fvd() if sampled is not None else {})
+        metrics |= {"perplexity": math.exp(metrics["ce"])} | (sampled.metrics() if sampled is not None else {})
         self.run.log(step, "validation", metrics)
         if self.run.is_main_process:
             self.run.log_image(step, "validation", self.picture(world_model, self.source.clips(batch, CLIPS_SHOWN)))
 
-    def sampled_validation(self, step: int) -> SampledValidation | None:
-        if self.new_scorer is None:
+    def world_model(self) -> WorldModel:
+        """The model with its weights as they are now."""
+        return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
+
+    def sampled_validation(self, world_model: WorldModel, step: int) -> SampledValidation | None:
+        """None where no futures are scored, or where a report is to score them."""
+        if self.scoring is None or self.evaluation_clips is not None:
             return None
-        args = self.args
-        return SampledValidation(
-            self.new_scorer(),
-            num_samples=args.eval_generate_times,
-            max_rows=args.max_generate_batchsize,
-            gif_interval=args.log_gif_interval,
-            run=self.run,
-            step=step,
-            seed=VALIDATION_SEED,
-        )
+        scorer = self.scoring.scorer(world_model, self.args)
+        return SampledValidation(scorer, self.args.eval_batch_size, self.args.log_gif_interval, self.run, step)
 
     def picture(self, world_model: WorldModel, clips: ClipBatch) -> Image.Image:
         """One sampled future of some clips beside the true one."""

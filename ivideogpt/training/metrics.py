@@ -21,11 +21,12 @@ class MetricWindow:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, metrics: Mapping[str, Tensor | float]) -> None:
+    def add(self, metrics: Mapping[str, Tensor | float], count: int = 1) -> None:
+        """Metrics that are means over ``count`` things, which then count equally."""
         for name, value in metrics.items():
-            value = torch.as_tensor(value).detach().float()
+            value = torch.as_tensor(value).detach().float() * count
             self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] = self._counts.get(name, 0) + 1
+            self._counts[name] = self._counts.get(name, 0) + count
 
     def take(self, accelerator: Accelerator) -> dict[str, float]:
         """Means over steps and processes; empties the window."""

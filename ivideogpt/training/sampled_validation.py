@@ -2,102 +2,118 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate.utils import gather_object
-from torch import Tensor
 
 from ivideogpt.data.batches import ClipBatch
-from ivideogpt.evaluation.clip_scorer import ClipScorer
-from ivideogpt.evaluation.video_prediction import sample_futures
-from ivideogpt.lpips import LINEAR_FILE, LPIPS, VGG_FILE
-from ivideogpt.training.args import GptArgs, here_or_in_project
+from ivideogpt.evaluation.clip_scores import PREDICTION, Tally
+from ivideogpt.evaluation.prediction_report import COPY, RECONSTRUCTION
+from ivideogpt.evaluation.processes import Processes
+from ivideogpt.evaluation.protocols import FRAME_METRICS
+from ivideogpt.evaluation.video_prediction import PredictionScorer, sample_futures
+from ivideogpt.training.args import GptArgs
+from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.run import Run
-from ivideogpt.utils.frechet import I3D, FeatureStats, frechet_distance
+from ivideogpt.utils.frechet import I3D
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif
+from ivideogpt.utils.video_metric import FrameScorer, find_i3d, find_lpips
 from ivideogpt.world_model import WorldModel
 
-logger = logging.getLogger(__name__)
+# Name in the metrics -> column and candidate.
+LOGGED = {
+    "": ("paper", PREDICTION),
+    "future_": ("future", PREDICTION),
+    "copy_": ("future", COPY),
+    "reconstruction_": ("future", RECONSTRUCTION),
+}
+
+
+@dataclass(frozen=True)
+class ScoringNetworks:
+    """What compares frames and videos, with every metric that was asked for and whose weights are there."""
+
+    frames: FrameScorer
+    i3d: I3D | None
+
+    @classmethod
+    def find(cls, args: GptArgs, device: torch.device) -> ScoringNetworks:
+        """The log names what is left out."""
+        frames = FrameScorer(find_lpips(args.lpips_path, device), args.max_decode_batchsize)
+        return cls(frames, find_i3d(args.i3d_path, device) if args.use_fvd else None)
+
+    def scorer(self, model: WorldModel, args: GptArgs) -> PredictionScorer:
+        return PredictionScorer(
+            model,
+            self.frames,
+            self.i3d,
+            num_samples=args.eval_generate_times,
+            seed=VALIDATION_SEED,
+            max_rows=args.max_generate_batchsize,
+            max_videos=args.max_decode_batchsize,
+        )
 
 
 @dataclass
 class SampledValidation:
-    """Scores of one validation. ``max_rows`` bounds the futures that are sampled at a time."""
+    """Scores of one validation, whose clips come in batches of ``batch_size``, in turns over the processes."""
 
-    scorer: ClipScorer
-    num_samples: int
-    max_rows: int | None
+    scorer: PredictionScorer
+    batch_size: int
     gif_interval: int
     run: Run
     step: int
-    seed: int
     batches: int = 0
+    tally: Tally = field(default_factory=lambda: Tally(num_replicates=0))
 
-    def scores(self, world_model: WorldModel, clips: ClipBatch) -> dict[str, Tensor]:
-        """Of a batch, all of whose frames are known; every few batches its first clip becomes a GIF."""
-        samples = self._sample(world_model, clips)
+    def add(self, clips: ClipBatch) -> None:
+        """Score a batch, all of whose frames are known; every few batches its first clip becomes a GIF."""
+        accelerator = self.run.accelerator
+        first = (self.batches * accelerator.num_processes + accelerator.process_index) * self.batch_size
+        for clip in self.scorer(range(first, first + len(clips.frames)), clips):
+            self.tally.add(clip)
         if self.batches % self.gif_interval == 0 and self.run.is_main_process:
-            self._write_gif(clips.frames[0], samples[0, 0])
+            self._write_gif(first, clips)
         self.batches += 1
-        return self.scorer(clips.frames, samples, world_model.metadata.context_length)
 
-    def fvd(self) -> dict[str, float]:
-        """Over the clips of all processes, which all call it; nothing without I3D."""
-        if self.scorer.i3d is None:
-            return {}
-        real, generated = (_of_all_processes(stats) for stats in (self.scorer.real, self.scorer.generated))
-        return {"fvd": frechet_distance(real, generated)}
+    def metrics(self) -> dict[str, float]:
+        """Means over the clips of all processes, which all call it; with I3D the FVD over all samples."""
+        tally, *others = Processes().gather(self.tally)
+        for other in others:
+            tally.merge(other)
+        metrics = {
+            f"{prefix}{metric}": tally.means.interval((column, name, metric)).mean
+            for prefix, (column, name) in LOGGED.items()
+            for metric in FRAME_METRICS
+            if (column, name, metric) in tally.means
+        }
+        distances = tally.fvd()
+        return metrics | ({"fvd": distances["paper"][PREDICTION]} if distances else {})
 
-    def _sample(self, world_model: WorldModel, clips: ClipBatch) -> Tensor:
-        """(B, N, T, C, H, W), reconstructed context first."""
-        rows = self.max_rows or len(clips.frames) * self.num_samples
-        clips_at_a_time, samples_at_a_time = max(rows // self.num_samples, 1), min(rows, self.num_samples)
-        of_clips = []
-        for first in range(0, len(clips.frames), clips_at_a_time):
-            some = _rows(clips, slice(first, first + clips_at_a_time))
-            of_samples = []
-            for number in range(0, self.num_samples, samples_at_a_time):
-                num_samples = min(samples_at_a_time, self.num_samples - number)
-                seed = self.seed + (self.batches * len(clips.frames) + first) * self.num_samples + number
-                rollout = sample_futures(world_model, some, seed, num_samples)
-                context = rollout.context[:, None].expand(-1, num_samples, -1, -1, -1, -1)
-                of_samples.append(torch.cat([context, rollout.frames], dim=2))
-            of_clips.append(torch.cat(of_samples, dim=1))
-        return torch.cat(of_clips)
-
-    def _write_gif(self, truth: Tensor, sample: Tensor) -> None:
+    def _write_gif(self, number: int, clips: ClipBatch) -> None:
+        first = ClipBatch(clips.frames[:1], None if clips.actions is None else clips.actions[:1])
+        rollout = sample_futures(self.scorer.model, first, self.scorer.seed, clip_numbers=[number])
+        sample = torch.cat([rollout.context[0], rollout.frames[0, 0]])
         folder = self.run.directory / "images"
         folder.mkdir(exist_ok=True)
         path = folder / f"validation-{self.step:07d}-clip-{self.batches:03d}.gif"
-        write_gif(path, side_by_side([to_pixels(truth), to_pixels(sample)]))
+        write_gif(path, side_by_side([to_pixels(first.frames[0]), to_pixels(sample)]))
         self.run.log_video(self.step, f"validation-clip-{self.batches:03d}", path)
 
 
-def build_scorer(args: GptArgs, device: torch.device) -> Callable[[], ClipScorer]:
-    """Makes scorers with every metric that was asked for and whose weights are there; the log names the others."""
-    lpips = i3d = None
-    folder, network = here_or_in_project(args.lpips_path), here_or_in_project(args.i3d_path)
-    if all((folder / name).is_file() for name in (VGG_FILE, LINEAR_FILE)):
-        lpips = LPIPS.from_folder(folder).to(device)
-    else:
-        logger.warning("scores WITHOUT LPIPS: its weights %s and %s are not in %s", VGG_FILE, LINEAR_FILE, folder)
-    if args.use_fvd and network.is_file():
-        i3d = I3D(network, device)
-    elif args.use_fvd:
-        logger.warning("scores WITHOUT FVD: the I3D network %s is not there", network)
-    return partial(ClipScorer, lpips, i3d, args.max_decode_batchsize)
+def evaluated_settings(args: GptArgs) -> dict[str, Any]:
+    """What a report says that ``train_gpt.py --eval_only`` was asked for."""
+    named = ("oxe_data_mixes_type", "use_eval_dataset", "context_length", "segment_length", "video_stepsize")
+    counts = ("max_eval_iters", "eval_generate_times")
+    return {
+        "model": str(args.pretrained_transformer_path),
+        "tokenizer": args.pretrained_model_name_or_path,
+        **{name: getattr(args, name) for name in (*named, *counts)},
+        "seed": VALIDATION_SEED,
+    }
 
 
-def _rows(clips: ClipBatch, rows: slice) -> ClipBatch:
-    return ClipBatch(clips.frames[rows], None if clips.actions is None else clips.actions[rows])
-
-
-def _of_all_processes(stats: FeatureStats) -> FeatureStats:
-    total = FeatureStats(capture_mean_cov=True)
-    for part in gather_object([stats]):
-        total.merge(part)
-    return total
+def report_folder(run: Run) -> Path:
+    return run.directory / "evaluation"

@@ -54,3 +54,16 @@ class VectorQuantizer(vae.VectorQuantizer):
         vectors = self.embedding(codes).float()
         loss = torch.mean((vectors.detach() - latents) ** 2) + torch.mean((vectors - latents.detach()) ** 2)
         return Quantized(latents + (vectors - latents).detach(), codes, loss)
+
+
+def code_usage(counts: Tensor) -> dict[str, float]:
+    """Of code counts: the share of codes that occur, and their perplexity.
+
+    Perplexity is the number of equally frequent codes that would be as hard to guess.
+    """
+    counts = counts.cpu()  # not every accelerator has float64
+    shares = counts.double() / counts.sum()
+    return {
+        "usage": (counts > 0).double().mean().item(),
+        "perplexity": torch.special.entr(shares).sum().exp().item(),
+    }

@@ -6,7 +6,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from ivideogpt.training import codebooks
-from ivideogpt.training.codebooks import Codebook, badly_represented, kmeans, usage
+from ivideogpt.training.codebooks import Codebook, badly_represented, kmeans
+from ivideogpt.vq_model.quantizer import code_usage
 
 
 @pytest.fixture
@@ -15,8 +16,8 @@ def codebook():
 
 
 def test_usage_and_perplexity():
-    assert usage(torch.tensor([5, 5, 0, 0])) == pytest.approx({"usage": 0.5, "perplexity": 2.0})
-    assert usage(torch.tensor([1, 1, 1, 1])) == pytest.approx({"usage": 1.0, "perplexity": 4.0})
+    assert code_usage(torch.tensor([5, 5, 0, 0])) == pytest.approx({"usage": 0.5, "perplexity": 2.0})
+    assert code_usage(torch.tensor([1, 1, 1, 1])) == pytest.approx({"usage": 1.0, "perplexity": 4.0})
 
 
 def test_statistics_start_again_after_every_log_line(codebook):

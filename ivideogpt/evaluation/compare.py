@@ -1,0 +1,155 @@
+"""``python -m ivideogpt.evaluation compare A B ...``: several reports of one kind, side by side.
+
+Where two of them are about the same clips, their difference is taken clip by clip: what makes a clip hard for both
+drops out, so that it is known far better than the two means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
+from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.evaluation.report import (
+    JSON_FILE,
+    in_order,
+    label,
+    markdown_table,
+    number,
+    with_interval,
+    write_text,
+)
+from ivideogpt.evaluation.scoring import CLIPS_FILE
+from ivideogpt.flags import Parser
+
+Key = tuple[str, str, str]  # column, candidate, metric
+
+
+@dataclass(frozen=True)
+class Report:
+    """One that was written before. ``means`` are taken anew from its clips."""
+
+    name: str
+    content: Mapping[str, Any]
+    means: BootstrapMeans[Key]
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """``path`` is the report's folder or its report.json.
+
+        Raises:
+            UserError: there is no report, or it is not one of ours.
+        """
+        folder = path if path.is_dir() else path.parent
+        try:
+            content = json.loads((folder / JSON_FILE).read_text())
+            lines = (folder / CLIPS_FILE).read_text().splitlines()
+            means: BootstrapMeans[Key] = BootstrapMeans()
+            for line in lines:
+                clip = json.loads(line)
+                means.add(clip["clip"], dict(_flat(clip["scores"])))
+            content["kind"], content["clips"]["checksum"], content["scores"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is no report with {JSON_FILE} and {CLIPS_FILE}: {error}") from error
+        return cls(folder.name, content, means)
+
+    @property
+    def clips(self) -> str:
+        return self.content["clips"]["checksum"]
+
+    def interval(self, key: Key) -> Interval | None:
+        return self.means.interval(key) if key in self.means else None
+
+
+def _flat(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Sequence[tuple[Key, float]]:
+    return [
+        ((column, name, metric), value)
+        for column, candidates in scores.items()
+        for name, metrics in candidates.items()
+        for metric, value in metrics.items()
+    ]
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse_arguments(argv)
+    reports = [Report.read(path) for path in args.report]
+    kinds = {report.content["kind"] for report in reports}
+    if len(kinds) > 1:
+        raise UserError(f"these are reports on different things: {', '.join(sorted(kinds))}; compare those of one kind")
+    text = compare(reports)
+    print(text)
+    if args.output_path is not None:
+        args.output_path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(args.output_path, text + "\n")
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(prog="python -m ivideogpt.evaluation compare", description=__doc__, allow_abbrev=False)
+    parser.add_argument("report", nargs="+", type=Path, help="folder of a report, or its report.json")
+    parser.add_argument("--output_path", type=Path, help="also write the tables to this .md file")
+    args = parser.parse_args(argv)
+    if len(args.report) < 2:
+        raise UserError("one report was named, expected at least two to compare")
+    if args.output_path is not None:
+        check_folder_can_be_written(args.output_path.parent, "--output_path")
+    return args
+
+
+def compare(reports: Sequence[Report]) -> str:
+    """Tables in markdown: for each column and candidate, a line a report."""
+    first = reports[0]
+    sections = ["# Comparison", _what_is_compared(reports)]
+    candidates = dict.fromkeys((column, name) for report in reports for column, name, _ in report.means.keys)
+    for column, name in candidates:
+        metrics = in_order(
+            metric for report in reports for c, n, metric in report.means.keys if (c, n) == (column, name)
+        )
+        rows = []
+        for report in reports:
+            cells = [_cell(report, first, (column, name, metric)) for metric in metrics]
+            rows.append([report.name, *cells, *_fvd_cells(reports, report, column, name)])
+        fvd = [label("fvd")] if _fvd_cells(reports, first, column, name) else []
+        table = markdown_table(["", *map(label, metrics), *fvd], rows)
+        sections.append(f"## {column.replace('_', ' ')}: {name.replace('_', ' ')}\n\n{table}")
+    return "\n\n".join(sections)
+
+
+def _what_is_compared(reports: Sequence[Report]) -> str:
+    rows = [
+        [report.name, str(report.content["settings"].get("model", "-")), str(report.content["clips"]["number"])]
+        for report in reports
+    ]
+    same = [report.name for report in reports[1:] if report.clips == reports[0].clips]
+    paired = f"None of the others is about the clips of {reports[0].name}: means only."
+    if same:
+        paired = f"Under their means, clip by clip, the differences to {reports[0].name} of {', '.join(same)}."
+    paired += " Intervals hold 95 % of bootstrap replicates."
+    return f"{markdown_table(['', 'model', 'clips'], rows)}\n\n{paired}"
+
+
+def _cell(report: Report, first: Report, key: Key) -> str:
+    """The mean with its interval; under it the difference to the first report where it is about the same clips."""
+    interval = report.interval(key)
+    if interval is None:
+        return "-"
+    text = with_interval(key[2], interval)
+    if report is first or report.clips != first.clips or key not in first.means:
+        return text
+    difference = report.means.difference(key, key, first.means)
+    sign = "+" if difference.mean >= 0 else ""
+    return f"{text}<br>{sign}{with_interval(key[2], difference)}"
+
+
+def _fvd_cells(reports: Sequence[Report], report: Report, column: str, name: str) -> list[str]:
+    """FVD where any report has it: one number over all clips, without interval."""
+    distances = [of.content.get("fvd", {}).get(column, {}).get(name) for of in reports]
+    if all(distance is None for distance in distances):
+        return []
+    distance = distances[list(reports).index(report)]
+    return ["-" if distance is None else number("fvd", distance)]
