@@ -89,11 +89,17 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
-        distance = torch.zeros(len(frames), device=frames.device)
-        pairs = zip(self.net(self.scaling_layer(frames)), self.net(self.scaling_layer(others)), strict=True)
-        for level, (ours, theirs) in enumerate(pairs):
-            difference = (_unit_length(ours) - _unit_length(theirs)) ** 2
-            distance = distance + getattr(self, f"lin{level}")(difference).mean(dim=(1, 2, 3))
+        return self.distance(self.features(frames), self.features(others))
+
+    def features(self, frames: Tensor) -> list[Tensor]:
+        """What frames are compared by, at five levels. Those of one frame serve any number of comparisons."""
+        return [_unit_length(level) for level in self.net(self.scaling_layer(frames))]
+
+    def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
+        """(N,) between the features of N frames and of as many others."""
+        distance = torch.zeros(len(features[0]), device=features[0].device)
+        for level, (ours, theirs) in enumerate(zip(features, others, strict=True)):
+            distance = distance + getattr(self, f"lin{level}")((ours - theirs) ** 2).mean(dim=(1, 2, 3))
         return distance
 
     @classmethod

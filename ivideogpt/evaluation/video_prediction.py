@@ -165,6 +165,7 @@ class _Candidates:
         self._truth = truth
         self._num_context = num_context
         self._moving = moving_pixels(truth[:, num_context:], truth[:, num_context - 1])
+        self._of_context: dict[str, Tensor] = {}
         self._scores: dict[str, list[dict[str, Tensor]]] = {}
         self._features: dict[tuple[str, str], list[Tensor]] = {}
         if settings.i3d is not None:
@@ -174,10 +175,11 @@ class _Candidates:
         """Some samples of a candidate: ``context`` (B, t, C, H, W) and ``futures`` (B, n, F, C, H, W)."""
         num_samples, context = futures.shape[1], context[:, None]
         true_context, true_future = self._truth[:, : self._num_context], self._truth[:, self._num_context :]
-        of_context = self._settings.scorer(true_context, context)
+        if not self._of_context:  # all candidates have the same
+            self._of_context = self._settings.scorer(true_context, context)
         of_future = self._settings.scorer(true_future, futures)
         scores = {
-            metric: torch.cat([of_context[metric].expand(-1, num_samples, -1), values], dim=2)
+            metric: torch.cat([self._of_context[metric].expand(-1, num_samples, -1), values], dim=2)
             for metric, values in of_future.items()
         }
         moving = moving_psnr(true_future[:, None], futures, self._moving[:, None])

@@ -1,29 +1,23 @@
 """Scores: what is compared with what, over which pixels, under whose actions."""
 
-import json
 import math
-import subprocess
-import sys
+from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 
 from ivideogpt.data.batches import ClipBatch
-from ivideogpt.data.loaders import build_evaluation_clips
-from ivideogpt.evaluation import video_prediction
-from ivideogpt.evaluation.__main__ import EvaluationArgs, data_config
+from ivideogpt.evaluation.clip_scores import Tally
 from ivideogpt.evaluation.video_prediction import (
+    PredictionScorer,
     copy_last_frame,
     moving_pixels,
     moving_psnr,
     reconstruct_future,
-    score_clips,
+    sample_futures,
 )
-from ivideogpt.flags import parse
-from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.utils.video_metric import FrameScorer, frame_psnr
 from ivideogpt.world_model import WorldModel
-from tests.data.synthetic import write_dataset, write_episode
 
 
 @pytest.fixture
@@ -75,11 +69,12 @@ def test_predictions_get_the_actions_that_led_on_from_the_last_context_frame(mod
         return predict(self, context, actions, horizon, **kwargs)
 
     monkeypatch.setattr(WorldModel, "predict", spy)
-    video_prediction.futures(model, clips, seed=0)
+    others = clips.actions.roll(1, dims=0)
+    PredictionScorer(model, FrameScorer())([0, 1, 2], clips, others)
     true, shuffled = seen
     t, length = model.metadata.context_length, model.metadata.segment_length
     assert torch.equal(true, clips.actions[:, t - 1 : length - 1])
-    assert torch.equal(shuffled, true[[2, 0, 1]])
+    assert torch.equal(shuffled, others[:, t - 1 : length - 1])
 
 
 def test_the_tokenizer_is_in_eval_mode_and_gets_its_mode_back(model):
@@ -91,74 +86,70 @@ def test_the_tokenizer_is_in_eval_mode_and_gets_its_mode_back(model):
     assert all(module.training for module in model.tokenizer.modules())
 
 
-def test_scores_cover_every_future_frame_of_every_clip(model):
-    scores = score_clips(model, [random_clips(model, 3), random_clips(model, 2)])
-    num_future = model.metadata.segment_length - model.metadata.context_length
-    assert set(scores.frames) == {"prediction", "reconstruction", "copy_last_frame", "shuffled_actions"}
-    assert {tuple(values.shape) for of in scores.frames.values() for values in of.values()} == {(5, num_future)}
-    last = model.metadata.segment_length - 1
-    means = scores.mean(last, last)["copy_last_frame"]["psnr"]
-    assert means == pytest.approx(scores.per_frame()["copy_last_frame"]["psnr"][-1], abs=1e-5)
+def test_every_frame_of_every_clip_is_scored(model):
+    t, length = model.metadata.context_length, model.metadata.segment_length
+    clips = random_clips(model, 3)
+    scored = PredictionScorer(model, FrameScorer(), num_samples=2)([7, 8, 9], clips, clips.actions.roll(1, dims=0))
+    assert [clip.number for clip in scored] == [7, 8, 9]
+    assert set(scored[0].curves) == {"prediction", "reconstruction", "copy_last_frame", "shuffled_actions"}
+    assert {len(curve) for clip in scored for of in clip.curves.values() for curve in of.values()} == {length}
+    copied = frame_psnr(clips.frames[1, t:], clips.frames[1, t - 1])
+    assert scored[1].curves["copy_last_frame"]["psnr"][t:] == pytest.approx(copied.tolist(), rel=1e-5)
 
 
-@pytest.fixture
-def episodes(tmp_path):
-    rng = np.random.default_rng(0)
-    for number in range(3):
-        image = rng.integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
-        action = rng.normal(size=(9, 4)).astype(np.float32)
-        write_episode(tmp_path / "data" / "noise" / f"{number}.npz", 9, image=image, action=action)
-    return tmp_path / "data"
+def test_all_candidates_have_the_same_reconstructed_context(model):
+    """The true context in front of a copied frame would count as two perfect predictions."""
+    (clip,) = PredictionScorer(model, FrameScorer())([0], random_clips(model, 1))
+    contexts = [curves["psnr"][: model.metadata.context_length] for curves in clip.curves.values()]
+    assert contexts[0] == contexts[1] == contexts[2]
+    assert max(contexts[0]) < 60
 
 
-def numbered_clip(folder, metadata: ModelMetadata, *flags: str) -> list[int]:
-    """The frame numbers of one clip that the command would score. Episodes have 20 frames, as their pixels say."""
-    required = ("--pretrained_model_name_or_path", "unused", "--dataset_path", str(folder))
-    config = data_config(parse(EvaluationArgs, [*required, *flags]), metadata)
-    (clip,) = build_evaluation_clips(config, "all", 1, seed=0)
-    return (clip.frames[0, :, 0, 0, 0] * 255).round().int().tolist()
+def test_scores_do_not_depend_on_what_is_scored_with_them(model):
+    """Every clip and sample has its own random numbers: batches and chunks must not show in a score."""
+    clips, numbers = random_clips(model, 4), [3, 4, 5, 6]
+    settings = dict(model=model, scorer=FrameScorer(), num_samples=3, seed=1)
+    whole = PredictionScorer(**settings)(numbers, clips, clips.actions.roll(1, dims=0))
+    by_rows = [
+        PredictionScorer(**settings, max_rows=rows)(
+            numbers[row : row + 1],
+            ClipBatch(clips.frames[row : row + 1], clips.actions[row : row + 1]),
+            clips.actions.roll(1, dims=0)[row : row + 1],
+        )[0]
+        for row, rows in zip(range(4), (1, 2, 3, 100), strict=True)
+    ]
+    for one, other in zip(whole, by_rows, strict=True):
+        for column, candidates in one.summaries.items():
+            for name, metrics in candidates.items():
+                assert other.summaries[column][name] == pytest.approx(metrics, abs=1e-5), (column, name)
 
 
-def test_a_goal_comes_first_as_in_training(tmp_path):
-    """Frame 0 in its place would tell the model to end where it began."""
-    write_dataset(tmp_path / "robot")
-    goal, *others = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, goal_conditioned=True))
-    assert others == list(range(others[0], others[0] + 4))
-    assert goal == others[-1]
+def test_futures_of_a_clip_have_the_same_tokens_in_any_batch(model):
+    clips = random_clips(model, 3)
+    whole = sample_futures(model, clips, seed=2, num_samples=3, clip_numbers=[10, 11, 12]).tokens
+    second = ClipBatch(clips.frames[1:2], clips.actions[1:2])
+    alone = [
+        sample_futures(model, second, seed=2, num_samples=count, clip_numbers=[11], first_sample=first).tokens[0]
+        for first, count in ((0, 1), (1, 2))
+    ]
+    assert torch.equal(torch.cat(alone), whole[1])
+    assert not torch.equal(whole[1, 0], whole[1, 1])
 
 
-@pytest.mark.parametrize(("flags", "step"), [((), 4), (("--video_stepsize", "6"), 2)])
-def test_frames_are_as_far_apart_as_in_training(tmp_path, flags, step):
-    write_dataset(tmp_path / "robot")
-    numbers = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, dataset_step=4), *flags)
-    assert set(np.diff(numbers)) == {step}
+def test_fvd_is_over_all_samples_with_and_without_their_context(model):
+    class Features:
+        lengths: ClassVar[list[int]] = []
 
+        def in_parts(self, videos, max_rows):
+            self.lengths.append(videos.shape[1])
+            return videos.mean(dim=(1, 3, 4))
 
-def run(*flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", "ivideogpt.evaluation", *flags], capture_output=True, text=True)
-
-
-def test_command(tiny_world_model, episodes, tmp_path):
-    """The same command gives the same report."""
-    reports = []
-    for name in ("a.json", "b.json"):
-        done = run(
-            *("--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(episodes)),
-            *("--split", "all", "--num_clips", "4", "--batch_size", "2", "--late_frames", "1"),
-            *("--output_path", str(tmp_path / name)),
-        )
-        assert done.returncode == 0, done.stderr
-        reports.append(json.loads((tmp_path / name).read_text()))
-    assert "shuffled actions" in done.stdout
-    assert reports[0]["num_clips"] == 4
-    assert reports[0]["means"] == reports[1]["means"]
-
-
-def test_a_last_batch_of_one_clip_is_refused(tiny_world_model, episodes):
-    """Its actions cannot be shuffled: the score would be the prediction's own."""
-    done = run(
-        *("--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(episodes)),
-        *("--num_clips", "5", "--batch_size", "2"),
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
+    t, length = model.metadata.context_length, model.metadata.segment_length
+    (clip,) = PredictionScorer(model, FrameScorer(), Features(), num_samples=2)([0], random_clips(model, 1))
+    assert set(Features.lengths) == {length, length - t}
+    assert clip.features["paper", "truth"].shape == (1, 3)
+    assert clip.features["future", "prediction"].shape == (2, 3)
+    tally = Tally()
+    tally.add(clip)
+    assert set(tally.fvd()) == {"paper", "future"}
+    assert set(tally.fvd()["paper"]) == {"prediction", "reconstruction", "copy_last_frame"}

@@ -1,5 +1,6 @@
 """Transformer training from beginning to end on a tiny model."""
 
+import json
 import math
 import shutil
 
@@ -155,6 +156,30 @@ def test_validation_scores_sampled_futures(gpt_command, tmp_path):
     clips = trainer.source.clips(batch.to("cpu"))
     copied = clips.frames[:, 1:2].expand(-1, 2, -1, -1, -1)
     assert line["copy_psnr"] == pytest.approx(frame_psnr(clips.frames[:, 2:], copied).mean().item(), rel=1e-5)
+
+
+def test_evaluation_alone_writes_a_report(gpt_command, tmp_path):
+    """Needs no training data loader; smaller last batches count as what they are."""
+    save_transformer(transformer(tokenizer(), 4), tmp_path / "trained")
+    argv = [
+        *gpt_command,
+        "--action_conditioned",
+        "--pretrained_transformer_path",
+        str(tmp_path / "trained"),
+        "--eval_only",
+    ]
+    argv += ["--use_frame_metrics", "--per_device_eval_batch_size", "3", "--eval_generate_times", "2"]
+    trainer = build_gpt([*argv, "--max_eval_iters", "2"])
+    assert trainer.batches is None
+    with trainer.run:
+        trainer.evaluate()
+    (line,) = metrics_of(trainer.run.directory)
+    assert "ce" in line
+    assert "psnr" not in line
+    report = json.loads((trainer.run.directory / "evaluation" / "report.json").read_text())
+    assert report["clips"]["number"] == 6
+    assert set(report["scores"]) == {"paper", "future", "late", "future_best"}
+    assert report["settings"]["eval_generate_times"] == 2
 
 
 def test_validation_on_a_benchmark(gpt_command, clips, tmp_path, monkeypatch):

@@ -1,0 +1,60 @@
+"""Reports side by side: means, and differences clip by clip where clips are the same."""
+
+import json
+
+import pytest
+
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation import compare, evaluate, tokenizer_report
+
+
+@pytest.fixture(scope="module")
+def reports(tiny_world_model, episodes, tmp_path_factory):
+    """Of two seeds on the same clips, of other clips, and of a tokenizer."""
+    folder = tmp_path_factory.mktemp("reports")
+    shared = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(episodes)]
+    shared += ["--split", "all", "--num_clips", "3"]
+    evaluate.main([*shared, "--output_path", str(folder / "first")])
+    evaluate.main([*shared, "--temperature", "0.1", "--output_path", str(folder / "second")])
+    evaluate.main([*shared, "--num_clips", "4", "--output_path", str(folder / "elsewhere")])
+    tokenizer_report.main([*shared, "--output_path", str(folder / "tokenizer")])
+    return folder
+
+
+def test_differences_are_of_the_same_clips(reports, capsys, tmp_path):
+    names = ["first", "second", "elsewhere"]
+    file = tmp_path / "new" / "compare.md"
+    compare.main([*(str(reports / name) for name in names), "--output_path", str(file)])
+    text = file.read_text()
+    assert capsys.readouterr().out.strip() == text.strip()
+    assert "the differences to first of second." in text
+    table = text.split("## future: prediction")[1].split("##")[0]
+    first, second, elsewhere = (line for line in table.splitlines() if line.startswith(tuple(f"| {n}" for n in names)))
+    assert "<br>" in second
+    assert "<br>" not in first + elsewhere
+    means = [
+        json.loads((reports / name / "report.json").read_text())["scores"]["future"]["prediction"]["psnr"]["mean"]
+        for name in names[:2]
+    ]
+    assert f"{means[0]:.2f} [" in first
+    assert f"<br>{means[1] - means[0]:+.2f} [" in second
+
+
+def test_equal_baselines_do_not_differ(reports):
+    """What has nothing to do with the seed is paired to the last digit."""
+    first, second = (compare.Report.read(reports / name) for name in ("first", "second"))
+    key = ("future", "copy_last_frame", "psnr")
+    difference = second.means.difference(key, key, first.means)
+    assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
+
+
+def test_refusals(reports, tmp_path):
+    first = str(reports / "first")
+    for argv, message in (
+        ([first], "at least two"),
+        ([first, str(tmp_path)], "is no report"),
+        ([first, str(reports / "tokenizer")], "different things: tokenizer, video prediction"),
+        ([first, first, "--what"], "unrecognized arguments"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare.main(argv)

@@ -1,0 +1,240 @@
+"""``python -m ivideogpt.evaluation``: what a report says, that it can be had again, and what is refused."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ivideogpt.data.evaluation_clips import build_evaluation_clips
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation import evaluate
+from ivideogpt.evaluation.clip_flags import clip_config
+from ivideogpt.evaluation.evaluate import EvaluationArgs
+from ivideogpt.evaluation.video_prediction import sample_futures
+from ivideogpt.flags import parse
+from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.utils.video_metric import Evaluator, FeatureStats
+from ivideogpt.world_model import WorldModel
+from tests.data.synthetic import write_dataset, write_episode
+
+ROOT = Path(__file__).parents[2]
+FILES = {"report.json", "report.md", "clips.jsonl", "curves.png"}
+PICTURES = {f"clip-{rank}.{kind}" for rank in ("best", "median", "worst") for kind in ("png", "gif")}
+
+
+@pytest.fixture
+def bare_flags(tiny_world_model, episodes) -> list[str]:
+    required = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(episodes)]
+    return [*required, *["--split", "all", "--num_clips", "5", "--batch_size", "2", "--num_samples", "3"]]
+
+
+@pytest.fixture
+def flags(bare_flags, metric_weights) -> list[str]:
+    """With LPIPS and FVD: fewer futures, as LPIPS takes most of the time."""
+    return [*bare_flags, *metric_weights, "--num_clips", "3", "--num_samples", "2"]
+
+
+def report_of(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def numbers_in(report: dict) -> dict[str, float]:
+    """All measured numbers, by their path."""
+    found: dict[str, float] = {}
+
+    def walk(value, path: str) -> None:
+        if isinstance(value, dict):
+            for name, inner in value.items():
+                walk(inner, f"{path}/{name}")
+        elif isinstance(value, list):
+            for place, inner in enumerate(value):
+                walk(inner, f"{path}/{place}")
+        elif isinstance(value, int | float):
+            found[path] = value
+
+    for part in ("scores", "fvd", "findings", "per_frame"):
+        walk(report[part], part)
+    return found
+
+
+def test_the_same_command_gives_the_same_report_to_the_last_byte(flags, tmp_path):
+    for name in ("a", "b"):
+        evaluate.main([*flags, "--output_path", str(tmp_path / name)])
+    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES | PICTURES
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_two_processes_and_other_batches_give_the_same_numbers(flags, tmp_path):
+    """Nothing counts twice, nothing is left out, and no clip or sample draws other numbers."""
+    evaluate.main([*flags, "--output_path", str(tmp_path / "one")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    others = ["--batch_size", "1", "--max_generate_batchsize", "2", "--max_decode_batchsize", "3"]
+    done = subprocess.run(
+        [*launch, "-m", "ivideogpt.evaluation", *flags, *others, "--output_path", str(tmp_path / "two")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("# Video prediction") == 1
+    one, two = (numbers_in(report_of(tmp_path / name)) for name in ("one", "two"))
+    assert len(one) > 300
+    assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
+
+
+def test_published_protocol_equals_the_evaluator(flags, tiny_world_model, tmp_path):
+    """The report's numbers are those that other people's code gets from the same futures."""
+    evaluate.main([*flags, "--protocol", "paper", "--output_path", str(tmp_path)])
+    args = parse(EvaluationArgs, flags)
+    model = WorldModel.from_pretrained(tiny_world_model)
+    clips = evaluate.load_clips(args, model.metadata)
+    batch = clips.read(range(3))
+    rollout = sample_futures(model, batch, seed=0, num_samples=2)
+    context = rollout.context[:, None].expand(-1, 2, -1, -1, -1, -1)
+    futures = torch.cat([context, rollout.frames], dim=2).transpose(0, 1).flatten(0, 1)
+    evaluator = Evaluator(args.i3d_path, lpips_path=args.lpips_path)
+    expected = dict(zip(("mse", "psnr", "ssim", "lpips"), evaluator(batch.frames, futures), strict=True))
+    report = report_of(tmp_path)
+    assert set(report["scores"]) == {"paper"}
+    for metric, value in expected.items():
+        assert report["scores"]["paper"]["prediction"][metric]["mean"] == pytest.approx(float(value), rel=1e-5)
+    real, generated = (FeatureStats(capture_mean_cov=True) for _ in range(2))
+    real.append_torch(evaluator.features(batch.frames))
+    generated.append_torch(evaluator.features(futures))
+    assert report["fvd"]["paper"]["prediction"] == pytest.approx(evaluator.compute_fvd(real, generated), rel=1e-4)
+
+
+def test_report_says_what_it_was_made_with(bare_flags, tiny_world_model, tmp_path):
+    evaluate.main([*bare_flags, "--output_path", str(tmp_path)])
+    report, text = report_of(tmp_path), (tmp_path / "report.md").read_text()
+    assert report["settings"]["model"] == str(tiny_world_model)
+    assert report["settings"]["num_samples"] == 3
+    for checksum in (report["model"]["transformer_checksum"], report["clips"]["checksum"]):
+        assert checksum in text
+    questions = {finding["candidate"] for finding in report["findings"]}
+    assert questions == {"copy_last_frame", "shuffled_actions"}
+    lines = [json.loads(line) for line in (tmp_path / "clips.jsonl").read_text().splitlines()]
+    assert [line["clip"] for line in lines] == list(range(5))
+    assert {line["dataset"] for line in lines} == {"left", "right"}
+    shown = {clip["rank"]: clip["psnr"] for clip in report["shown"]}
+    assert shown["worst"] <= shown["median"] <= shown["best"]
+
+
+def test_missing_weights_leave_a_metric_out_and_say_where_they_belong(bare_flags, tmp_path, caplog):
+    """A zero in the table would be read as a score."""
+    missing = ["--lpips_path", str(tmp_path / "none"), "--i3d_path", str(tmp_path / "none.pt")]
+    evaluate.main([*bare_flags, *missing, "--num_clips", "2", "--output_path", str(tmp_path / "out")])
+    report = report_of(tmp_path / "out")
+    assert report["fvd"] == {}
+    assert "lpips" not in report["scores"]["paper"]["prediction"]
+    assert len(report["left_out"]) == 2
+    assert "md5 d507d7349b931f0638a25a48a722f98a" in caplog.text
+    assert str(tmp_path / "none.pt") in caplog.text
+
+
+def test_one_clip_has_no_other_actions_to_shuffle(bare_flags, tmp_path):
+    evaluate.main([*bare_flags, "--num_clips", "1", "--output_path", str(tmp_path)])
+    assert "shuffled_actions" not in report_of(tmp_path)["scores"]["future"]
+
+
+def test_greedy_checkpoints_are_sampled_once(bare_flags, tmp_path, caplog):
+    evaluate.main([*bare_flags, "--num_clips", "2", "--top_k", "1", "--output_path", str(tmp_path)])
+    assert "one sample of each clip" in caplog.text
+    assert "future_best" not in report_of(tmp_path)["scores"]
+
+
+# ---- what is refused
+
+
+def test_refusals(bare_flags, episodes, tmp_path):
+    (tmp_path / "text.pt").write_text("not a network")
+    short, still = tmp_path / "short", tmp_path / "still"
+    write_episode(short / "set" / "0.npz", 3, action=np.zeros((3, 4), np.float32))
+    write_episode(still / "set" / "0.npz", 9)
+    for wrong, message in (
+        (["--i3d_path", str(tmp_path / "text.pt")], "no readable torchscript file"),
+        (["--dataset_path", str(short)], "has 3 frames, fewer than the 5 of a clip"),
+        (["--dataset_path", str(still)], "action"),
+        (["--dataset_path", str(tmp_path / "nowhere")], "nowhere"),
+        (["--split", "train", "--dataset_path", str(short)], "no episodes|no train"),
+        (["--segment_length", "2"], "leave none to predict"),
+        (["--context_length", "3"], "context_length 3"),
+        (["--output_path", str(tmp_path / "scores.json")], "name a folder"),
+        (["--use_eval_dataset"], "no evaluation episodes are defined"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate.main([*bare_flags, "--output_path", str(tmp_path / "out"), *wrong])
+        assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "report.json").exists()
+    with pytest.raises(UserError, match="--dataset_path is missing"):
+        parse(EvaluationArgs, ["--pretrained_model_name_or_path", "anything"])
+
+
+def test_a_model_that_predicts_nan_is_no_result(bare_flags, tiny_world_model, tmp_path):
+    """Its means would be NaN, and its best sample whichever is not."""
+    model = WorldModel.from_pretrained(tiny_world_model)
+    with torch.no_grad():
+        model.tokenizer.cond_decoder.conv_out.bias[0] = math.nan
+    model.save_pretrained(tmp_path / "broken")
+    broken = ["--pretrained_model_name_or_path", str(tmp_path / "broken"), "--output_path", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="the frames to be scored hold NaN"):
+        evaluate.main([*bare_flags, *broken])
+
+
+def test_an_error_is_one_line_also_with_two_processes(bare_flags, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    write_episode(tmp_path / "set" / "0.npz", 9, action=np.zeros((9, 4), np.float32))
+    write_episode(tmp_path / "set" / "1.npz", 3, action=np.zeros((3, 4), np.float32))
+    wrong = ["--dataset_path", str(tmp_path), "--batch_size", "1", "--output_path", str(tmp_path / "out")]
+    done = subprocess.run(
+        [*launch, "-m", "ivideogpt.evaluation", *bare_flags, *wrong],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode != 0
+    assert any(line.startswith("error: ") and "has 3 frames" in line for line in done.stderr.splitlines())
+
+
+# ---- which clips
+
+
+def numbered_clip(folder, metadata: ModelMetadata, *flags: str) -> list[int]:
+    """The frame numbers of one clip that the command would score. Episodes have 20 frames, as their pixels say."""
+    required = ("--pretrained_model_name_or_path", "unused", "--dataset_path", str(folder))
+    config = clip_config(parse(EvaluationArgs, [*required, *flags]), metadata)
+    clip = build_evaluation_clips(config, "all", 1, seed=0).read([0])
+    return (clip.frames[0, :, 0, 0, 0] * 255).round().int().tolist()
+
+
+def test_a_goal_comes_first_as_in_training(tmp_path):
+    """Frame 0 in its place would tell the model to end where it began."""
+    write_dataset(tmp_path / "robot")
+    goal, *others = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, goal_conditioned=True))
+    assert others == list(range(others[0], others[0] + 4))
+    assert goal == others[-1]
+
+
+@pytest.mark.parametrize(("flags", "step"), [((), 4), (("--video_stepsize", "6"), 2)])
+def test_frames_are_as_far_apart_as_in_training(tmp_path, flags, step):
+    write_dataset(tmp_path / "robot")
+    numbers = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, dataset_step=4), *flags)
+    assert set(np.diff(numbers)) == {step}
+
+
+def test_few_clips_are_of_all_datasets(episodes):
+    """The first ones in order would all be of the first data set."""
+    args = parse(EvaluationArgs, ["--pretrained_model_name_or_path", "unused", "--dataset_path", str(episodes)])
+    clips = build_evaluation_clips(clip_config(args, ModelMetadata(64, 2, 5)), "all", 4, seed=0)
+    assert {clips.origin(number).dataset for number in range(4)} == {"left", "right"}
+    assert len({(clips.origin(number)) for number in range(4)}) == 4
+    alone, together = clips.read([2]), clips.read([0, 1, 2])
+    assert torch.equal(alone.frames[0], together.frames[2])
