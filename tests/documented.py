@@ -8,8 +8,10 @@ from pathlib import Path
 from inference.predict import PredictArgs
 from ivideogpt.data.inspect_episodes import InspectArgs
 from ivideogpt.data.validate_episodes import ValidateArgs
-from ivideogpt.evaluation.__main__ import EvaluationArgs
+from ivideogpt.evaluation import compare
+from ivideogpt.evaluation.evaluate import EvaluationArgs
 from ivideogpt.evaluation.preview_episodes import PreviewArgs
+from ivideogpt.evaluation.tokenizer_report import TokenizerEvaluationArgs
 from ivideogpt.flags import parse
 from ivideogpt.training.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
@@ -22,6 +24,7 @@ MODULES = {
     ("ivideogpt.data", "preview"): PreviewArgs,
     ("ivideogpt.data", "validate"): ValidateArgs,
     ("ivideogpt.data", "tokenize"): TokenizeArgs,
+    ("ivideogpt.evaluation", "tokenizer"): TokenizerEvaluationArgs,
     ("ivideogpt.evaluation",): EvaluationArgs,
     ("ivideogpt.training.export",): ExportArgs,
 }
@@ -52,7 +55,11 @@ def check(command: list[str]) -> None:
             rest = rest[2:]
     else:
         assert program == "python"
-    if rest[0] == "-m":
+    if rest[:2] == ["--num_processes", "4"]:
+        rest = rest[2:]
+    if rest[:3] == ["-m", "ivideogpt.evaluation", "compare"]:
+        compare.parse_arguments(rest[3:])
+    elif rest[0] == "-m":
         names = next(names for names in MODULES if tuple(rest[1 : 1 + len(names)]) == names)
         parse(MODULES[names], rest[1 + len(names) :])
     elif rest[0] in SCRIPTS:

@@ -69,5 +69,5 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
 python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
     --output "$MODEL" --dtype float16 --top_k 1
 python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
-    --output_path "$RUNS/scores.json"
+    --output_path "$RUNS/evaluation"
 echo "finished: $MODEL"
