@@ -42,6 +42,7 @@ from ivideogpt.training.sampled_validation import (
     ScoringNetworks,
     evaluated_settings,
     report_folder,
+    reported_metrics,
 )
 from ivideogpt.training.schedule import TrainProgress, every, validates_at
 from ivideogpt.training.sharding import ShardedOptimizerState, is_sharded, whole, whole_state_dict
@@ -148,7 +149,7 @@ class GptTrainer:
         """One validation, of the weights that the run was given, and a report on sampled futures if they are scored."""
         self.validate(self.progress.step)
         if self.scoring is not None and self.evaluation_clips is not None:
-            evaluate_predictions(
+            report = evaluate_predictions(
                 self.scoring.scorer(self.world_model(), self.args),
                 self.evaluation_clips,
                 report_folder(self.run),
@@ -156,6 +157,8 @@ class GptTrainer:
                 batch_size=self.args.eval_batch_size,
                 processes=Processes(),
             )
+            if report is not None:
+                self.run.log(self.progress.step, "evaluation", reported_metrics(report))
         logger.info("finished: %s", self.run.directory)
 
     def finish(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,17 @@ def evaluated_settings(args: GptArgs) -> dict[str, Any]:
         **{name: getattr(args, name) for name in (*named, *counts)},
         "seed": VALIDATION_SEED,
     }
+
+
+def reported_metrics(report: Mapping[str, Any]) -> dict[str, float]:
+    """A report's means under the names that validations have."""
+    metrics = {
+        f"{prefix}{metric}": interval["mean"]
+        for prefix, (column, name) in LOGGED.items()
+        for metric, interval in report["scores"].get(column, {}).get(name, {}).items()
+        if metric in FRAME_METRICS
+    }
+    return metrics | ({"fvd": report["fvd"]["paper"][PREDICTION]} if report["fvd"] else {})
 
 
 def report_folder(run: Run) -> Path:

@@ -59,8 +59,10 @@ def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
     trainer = build_gpt_trainer(tiny_gpt_run(parse(GptArgs, argv)))
     with trainer.run:
         trainer.evaluate()
-    (line,) = metrics_of(trainer.run.directory)
-    assert {"psnr", "ssim", "mse", "copy_psnr", "perplexity"} <= line.keys()
+    validation, evaluation = metrics_of(trainer.run.directory)
+    assert "perplexity" in validation
+    assert {"psnr", "ssim", "mse", "copy_psnr"} <= evaluation.keys()
+    assert (trainer.run.directory / "evaluation" / "report.md").is_file()
     assert not list(trainer.run.directory.rglob("*.safetensors"))
     assert (tmp_path / f"{recipe.removesuffix('.sh')}-eval.log").is_file()
 

@@ -173,13 +173,15 @@ def test_evaluation_alone_writes_a_report(gpt_command, tmp_path):
     assert trainer.batches is None
     with trainer.run:
         trainer.evaluate()
-    (line,) = metrics_of(trainer.run.directory)
-    assert "ce" in line
-    assert "psnr" not in line
+    validation, evaluation = metrics_of(trainer.run.directory)
+    assert "ce" in validation
+    assert "psnr" not in validation
     report = json.loads((trainer.run.directory / "evaluation" / "report.json").read_text())
     assert report["clips"]["number"] == 6
     assert set(report["scores"]) == {"paper", "future", "late", "future_best"}
     assert report["settings"]["eval_generate_times"] == 2
+    assert evaluation["psnr"] == report["scores"]["paper"]["prediction"]["psnr"]["mean"]
+    assert evaluation["future_mse"] == report["scores"]["future"]["prediction"]["mse"]["mean"]
 
 
 def test_validation_on_a_benchmark(gpt_command, clips, tmp_path, monkeypatch):
