@@ -8,6 +8,8 @@ Shapes: B films or places, N frames, H W pixels. A place is a frame's number acr
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,12 +71,13 @@ class FilmStore:
         return self._blocks[block][offset : offset + num_frames]
 
     def read(self, places: Places, out: Pixels) -> None:
-        """Copy the runs of N frames that begin at ``places`` (B,) into ``out`` (B, N, 3, H, W)."""
+        """Copy the runs of N frames that begin at ``places`` (B,) into ``out`` (B, N, 3, H, W).
+
+        Fast if neighbours in ``places`` mostly lie in one block.
+        """
         blocks, offsets = np.divmod(places, self.block_frames)
         frames = offsets[:, None] + np.arange(out.shape[1])
-        for block in np.unique(blocks):
-            here = np.flatnonzero(blocks == block)
-            if len(here) == len(blocks):  # without the detour of a second copy
-                np.take(self._blocks[block], frames, axis=0, out=out, mode="clip")
-            else:
-                out[here] = self._blocks[block][frames[here]]
+        bounds = [0, *(np.flatnonzero(np.diff(blocks)) + 1).tolist(), len(places)]
+        for begin, end in pairwise(bounds):
+            # Told to clip, numpy copies straight into ``out``; no frame is out of range.
+            np.take(self._blocks[blocks[begin]], frames[begin:end], axis=0, out=out[begin:end], mode="clip")

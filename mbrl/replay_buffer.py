@@ -229,7 +229,10 @@ class ReplayBuffer:
         )
 
     def sample_into(self, batch: Transitions, nstep: int, discount: float, rng: np.random.Generator) -> None:
-        """Fill a batch: an episode of at least ``nstep`` steps uniformly, then the first of its rows uniformly."""
+        """Fill a batch: an episode of at least ``nstep`` steps uniformly, then the first of its rows uniformly.
+
+        Rows stand in the order of their episodes' age.
+        """
         rows = self._draw_rows(len(batch), nstep, rng)
         self._read(rows - self.shape.frame_stack, batch.obs)  # the stack of the row before
         self._read(rows - self.shape.frame_stack + nstep, batch.next_obs)
@@ -247,12 +250,13 @@ class ReplayBuffer:
         return obs
 
     def _draw_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Places:
-        """(B,) places of the first rows of transitions."""
+        """(B,) places of the first rows of transitions, in the order of their episodes."""
         entries = self._table.entries
         long_enough = np.flatnonzero(entries["num_steps"] >= nstep)
         if not len(long_enough):
             raise UserError(f"none of {self.num_episodes} episodes has the {nstep} steps of nstep: lower it")
-        drawn = entries[long_enough[rng.integers(len(long_enough), size=batch_size)]]
+        # By age, as they lie in memory: the order of a batch has no meaning.
+        drawn = entries[long_enough[np.sort(rng.integers(len(long_enough), size=batch_size))]]
         return self._place_of_row(drawn, rng.integers(1, drawn["num_steps"] - nstep + 2))
 
     def num_segments(self, length: int, held_out: bool) -> int:
