@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ivideogpt.errors import UserError
+from mbrl.episodes import FRAME_CHANNELS
 from mbrl.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shift
 from mbrl.noise_schedule import parse_noise_schedule
 from mbrl.replay_buffer import EpisodeShape, Transitions
@@ -28,7 +29,7 @@ class DrQConfig:
         stddev_schedule: of the noise on actions, over agent steps.
         stddev_clip: most that noise moves an action in updates; acting has no such bound.
         num_expl_steps: agent steps with uniformly random actions before the policy acts.
-        delay_steps: the actor and the target network learn in every so manieth update.
+        delay_steps: updates from one to the next in which the actor learns and the target network moves.
         beta: has no meaning but 0.
     """
 
@@ -166,7 +167,7 @@ class DrQAgent:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         if state["generator"].shape == self._generator.get_state().shape:
-            self._generator.set_state(state["generator"])
+            self._generator.set_state(state["generator"].cpu())
         else:  # of another kind of device, whose generator cannot be continued
             self._generator.manual_seed(self._generator.initial_seed() + state["num_updates"])
         self.num_updates = state["num_updates"]
@@ -185,7 +186,7 @@ class DrQAgent:
 def build_agent(shape: EpisodeShape, config: DrQConfig, seed: int, device: torch.device) -> DrQAgent:
     """A new agent; its weights depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
-    encoder = Encoder(shape.frame_stack * 3, shape.image_size)
+    encoder = Encoder(shape.frame_stack * FRAME_CHANNELS, shape.image_size)
     sizes = encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim
     actor, critic = Actor(*sizes), TwinCritic(*sizes)
     for network in (encoder, actor, critic):
