@@ -2,7 +2,8 @@
 
 Row 0 is the start, with a zero action and no reward; row i holds the action that led to its frame and what it earned.
 
-Shapes: L agent steps, K frames in a stack, H W pixels, D action dimension. Stacks (3 K, H, W): oldest frame first.
+Shapes: L agent steps, K frames in a stack, H W pixels, D action dimension.
+Stacks (3 K, H, W) have the oldest frame first.
 """
 
 from __future__ import annotations

@@ -1,0 +1,195 @@
+"""DrQ-v2: an actor and twin critics that learn from pictures. Knows batches of transitions, not where they come from.
+
+Shapes: B batch, K frames in a stack, H W pixels, D action dimension. An agent step is ``action_repeat`` frames.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ivideogpt.errors import UserError
+from mbrl.episodes import FRAME_CHANNELS
+from mbrl.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shift
+from mbrl.noise_schedule import parse_noise_schedule
+from mbrl.replay_buffer import EpisodeShape, Transitions
+
+
+@dataclass(frozen=True)
+class DrQConfig:
+    """What the agent is made of and how it learns.
+
+    Attributes:
+        stddev_schedule: of the noise on actions, over agent steps.
+        stddev_clip: most that noise moves an action in updates; acting has no such bound.
+        num_expl_steps: agent steps with uniformly random actions before the policy acts.
+        delay_steps: updates from one to the next in which the actor learns and the target network moves.
+        beta: has no meaning but 0.
+    """
+
+    lr: float = 1e-4
+    weight_decay: float = 1e-6
+    critic_target_tau: float = 0.01
+    feature_dim: int = 50
+    hidden_dim: int = 1024
+    stddev_schedule: str = "linear(1.0,0.1,100000)"
+    stddev_clip: float = 0.3
+    num_expl_steps: int = 2000
+    delay_steps: int = 1
+    beta: float = 0.0
+
+    def __post_init__(self) -> None:
+        parse_noise_schedule(self.stddev_schedule)
+        if self.beta != 0:
+            raise UserError(f"agent.beta is {self.beta}: only 0 is known; leave it out")
+        for name in ("lr", "feature_dim", "hidden_dim", "delay_steps", "stddev_clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"agent.{name} is {getattr(self, name)}: it must be more than 0")
+        if not 0 < self.critic_target_tau <= 1:
+            raise UserError(f"agent.critic_target_tau is {self.critic_target_tau}: it must be in (0, 1]")
+
+
+class DrQAgent:
+    """Acts and learns on the device that its networks and its generator are on.
+
+    All randomness of updates comes from ``generator``, that of acting from the caller's.
+    """
+
+    def __init__(
+        self, encoder: Encoder, actor: Actor, critic: TwinCritic, config: DrQConfig, generator: torch.Generator
+    ) -> None:
+        self.config = config
+        self.device = generator.device
+        self.encoder, self.actor, self.critic = encoder, actor, critic
+        self.critic_target = copy.deepcopy(critic).requires_grad_(False)
+        self.num_updates = 0
+        self._generator = generator
+        self._stddev = parse_noise_schedule(config.stddev_schedule)
+        self._move_target = get_ema_multi_avg_fn(1 - config.critic_target_tau)
+        self._actor_parameters = list(actor.parameters())
+        settings: dict[str, Any] = dict(lr=config.lr, weight_decay=config.weight_decay, fused=True)
+        self._critic_optimizer = torch.optim.Adam([*encoder.parameters(), *critic.parameters()], **settings)
+        self._actor_optimizer = torch.optim.Adam(self._actor_parameters, **settings)
+
+    @torch.no_grad()
+    def act(self, stacks: Tensor, step: int, *, mean: bool, generator: torch.Generator) -> Tensor:
+        """What to do now, uniformly random in the first ``num_expl_steps`` unless the mean is asked for.
+
+        Args:
+            stacks: (B, 3 K, H, W) uint8 on any device.
+            step: agent steps so far; they decide how much noise there is.
+            mean: without noise, as in evaluation.
+            generator: of the noise; on a CPU it gives the same noise whatever device the agent is on.
+
+        Returns:
+            (B, D) in [-1, 1] on the agent's device.
+        """
+        if step < self.config.num_expl_steps and not mean:
+            return self.random_actions(len(stacks), generator)
+        action: Tensor = self.actor(self.encoder(stacks.to(self.device)))
+        if mean:
+            return action
+        noise = torch.randn(action.shape, generator=generator, device=generator.device).to(self.device)
+        return noisy(action, self._stddev(step) * noise, clip=None)
+
+    def random_actions(self, num_rows: int, generator: torch.Generator) -> Tensor:
+        """(B, D), uniform in [-1, 1]."""
+        size = (num_rows, self.actor.action_dim)
+        return (2 * torch.rand(size, generator=generator, device=generator.device) - 1).to(self.device)
+
+    def update(self, batch: Transitions, step: int) -> dict[str, Tensor]:
+        """Learn from a batch, without waiting for the device.
+
+        A loss that is not finite makes the weights NaN, and with them all later losses: whoever looks at the metrics
+        now and then, and before saving, misses none.
+
+        Returns:
+            Detached scalars on the device.
+        """
+        batch = batch.to(self.device)
+        stddev = self._stddev(step)
+        features = self.encoder(random_shift(batch.obs, self._generator))
+        metrics = self._learn_values(features, batch, stddev)
+        if self.num_updates % self.config.delay_steps == 0:
+            metrics |= self._learn_policy(features.detach(), stddev)
+            self._move_target(list(self.critic_target.parameters()), list(self.critic.parameters()), 0)
+        self.num_updates += 1
+        return metrics
+
+    def _learn_values(self, features: Tensor, batch: Transitions, stddev: float) -> dict[str, Tensor]:
+        target = self._target_values(batch, stddev)
+        values = self.critic(features, batch.action)
+        loss = F.mse_loss(values[0], target) + F.mse_loss(values[1], target)
+        self._critic_optimizer.zero_grad()
+        loss.backward()
+        self._critic_optimizer.step()
+        return {
+            "critic_loss": loss.detach(),
+            "critic_value": values.detach().mean(),
+            "target_value": target.mean(),
+            "batch_reward": batch.reward.mean(),
+        }
+
+    @torch.no_grad()
+    def _target_values(self, batch: Transitions, stddev: float) -> Tensor:
+        """(B,) what the critics should say: rewards, then the lower of two estimates of what comes after."""
+        features = self.encoder(random_shift(batch.next_obs, self._generator))
+        values: Tensor = self.critic_target(features, self._explore(self.actor(features), stddev))
+        return batch.reward + batch.discount * values.amin(0)
+
+    def _learn_policy(self, features: Tensor, stddev: float) -> dict[str, Tensor]:
+        values = self.critic(features, self._explore(self.actor(features), stddev))
+        loss = -values.amin(0).mean()
+        self._actor_optimizer.zero_grad()
+        loss.backward(inputs=self._actor_parameters)  # the critic's own gradients are nobody's business here
+        self._actor_optimizer.step()
+        return {"actor_loss": loss.detach()}
+
+    def _explore(self, mean: Tensor, stddev: float) -> Tensor:
+        noise = torch.randn(mean.shape, generator=self._generator, device=self.device)
+        return noisy(mean, stddev * noise, self.config.stddev_clip)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later updates depend on. Not a copy: save it before the next update."""
+        return {
+            **{name: part.state_dict() for name, part in self._parts().items()},
+            "generator": self._generator.get_state(),
+            "num_updates": self.num_updates,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
+        if state["generator"].shape == self._generator.get_state().shape:
+            self._generator.set_state(state["generator"].cpu())
+        else:  # of another kind of device, whose generator cannot be continued
+            self._generator.manual_seed(self._generator.initial_seed() + state["num_updates"])
+        self.num_updates = state["num_updates"]
+
+    def _parts(self) -> dict[str, Any]:
+        return {
+            "encoder": self.encoder,
+            "actor": self.actor,
+            "critic": self.critic,
+            "critic_target": self.critic_target,
+            "critic_optimizer": self._critic_optimizer,
+            "actor_optimizer": self._actor_optimizer,
+        }
+
+
+def build_agent(shape: EpisodeShape, config: DrQConfig, seed: int, device: torch.device) -> DrQAgent:
+    """A new agent; its weights depend on the seed alone."""
+    generator = torch.Generator().manual_seed(seed)
+    encoder = Encoder(shape.frame_stack * FRAME_CHANNELS, shape.image_size)
+    sizes = encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim
+    actor, critic = Actor(*sizes), TwinCritic(*sizes)
+    for network in (encoder, actor, critic):
+        initialise(network, generator)
+        network.to(device)
+    return DrQAgent(encoder, actor, critic, config, torch.Generator(device).manual_seed(seed))
