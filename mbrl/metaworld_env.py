@@ -66,7 +66,7 @@ class MetaWorldEnv:
     ) -> None:
         select_backend()  # before Meta-World imports mujoco
         self.task = canonical_task(task)
-        self.action_repeat = action_repeat
+        self.action_repeat, self.camera = action_repeat, camera
         self._env = _make_task(self.task)
         if paper_reward and self.task == "button-press-topdown-wall":
             self._env.compute_reward = paper_button_reward(self._env.compute_reward)
