@@ -112,7 +112,7 @@ class AgentEnv:
         assert self.num_steps == self.duration, f"{self.num_steps} of {self.duration} steps are done"
         return ReplayEpisode(
             frames=np.stack(self._frames),
-            earlier=np.stack([self._frames[0]] * (self.frame_stack - 1)),
+            earlier=np.repeat(self._frames[0][None], self.frame_stack - 1, axis=0),
             action=np.stack([np.zeros(ACTION_DIM, np.float32), *self._actions]),
             reward=np.array([0.0, *self._rewards], np.float32),
             discount=np.ones(self.num_steps + 1, np.float32),

@@ -1,6 +1,8 @@
 """Replay recorded demonstrations: do their actions, from their seeds, earn their rewards and show their frames?
 
-python mbrl/check_demonstrations.py demonstrations --tasks plate-slide
+    python mbrl/check_demonstrations.py demonstrations --tasks plate-slide
+
+Frames alone may differ between OpenGL libraries; rewards that do are an error.
 """
 
 from __future__ import annotations

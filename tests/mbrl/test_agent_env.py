@@ -74,6 +74,13 @@ def test_the_episode_holds_what_was_seen_done_and_earned(counting):
     np.testing.assert_array_equal(episode.stacks(), stacks)
 
 
+def test_stacks_of_one_frame():
+    env = AgentEnv(Counting(), frame_stack=1, duration=2)
+    assert env.reset(0).shape == (3, 8, 8)
+    finish(env)
+    assert env.episode().stacks().shape == (3, 3, 8, 8)
+
+
 def test_misuse_is_an_error(counting):
     with pytest.raises(AssertionError, match="reset comes first"):
         counting.step(ACTIONS[0])
