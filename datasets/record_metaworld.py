@@ -16,7 +16,6 @@ import math
 import multiprocessing
 import os
 import sys
-import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -29,14 +28,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import write_episode
+from ivideogpt.data.conversion import start_worker, write_episode
 from ivideogpt.errors import UserError, cli
+from mbrl.agent_env import AgentEnv
 from mbrl.behaviour import Behaviour, Policy
+from mbrl.demonstrations import ORIGINS, Demonstration
 from mbrl.metaworld_env import ACTION_DIM, CAMERAS, PAPER_TASKS, MetaWorldEnv, canonical_task, task_names
 from mbrl.offscreen import select_backend
+from mbrl.seeds import episode_rng
 
-FRAME_STACK = 3
-SUCCESS_BONUS = 10.0
 DEMO_ATTEMPTS = 20  # for each demonstration asked for; a scripted policy that fails more often is not worth waiting for
 
 
@@ -63,6 +63,7 @@ class Config:
     num_workers: int
     compress: bool
     episode: EpisodeConfig
+    started: str  # in the names of demonstrations: one time for all, so that they sort by their numbers
 
 
 @dataclass(frozen=True)
@@ -88,31 +89,14 @@ def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) ->
     return Episode(np.stack(images), action, reward, success)
 
 
-def to_replay(episode: Episode) -> dict[str, np.ndarray]:
-    """The replay buffer's format: row 0 is the reset, row i holds the action that led to observation i."""
-    earned = episode.reward + SUCCESS_BONUS * episode.success
-    return {
-        "observation": stack_frames(episode.image),
-        "action": _one_row_later(episode.action),
-        "reward": _one_row_later(earned)[:, None].astype(np.float32),
-        "discount": np.ones((len(earned), 1), np.float32),
-    }
-
-
-def stack_frames(image: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) -> (N, 9, H, W): each frame below its two predecessors, the first one repeated in front."""
-    channels_first = image.transpose(0, 3, 1, 2)
-    rows = np.arange(len(image))
-    ages = range(FRAME_STACK - 1, -1, -1)
-    return np.concatenate([channels_first[np.maximum(rows - age, 0)] for age in ages], axis=1)
-
-
-def _one_row_later(rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros_like(rows[:1]), rows[:-1]])
-
-
-def episode_rng(seed: int, task: str, number: int) -> np.random.Generator:
-    return np.random.default_rng([seed, zlib.crc32(task.encode()), number])
+def record_demonstration(env: AgentEnv, policy: Policy, seed: int) -> Demonstration | None:
+    """None if it failed."""
+    env.reset(seed)
+    for _ in range(env.duration):
+        env.step(np.clip(policy(env.env.state), -1, 1))
+    if not env.success:
+        return None
+    return Demonstration(env.episode(), seed, {name: getattr(env.env, name) for name in ORIGINS})
 
 
 class Recorder:
@@ -124,27 +108,24 @@ class Recorder:
 
     def record(self, task: str, number: int) -> bool:
         """Whether there is now a file for this episode: always, except for a demonstration that failed."""
-        folder = self._config.output_path / task
-        if any(folder.glob(f"*_{number}_*.npz" if self._config.episode.demo else f"eps_{number:08d}.npz")):
+        folder, settings = self._config.output_path / task, self._config.episode
+        if any(folder.glob(f"*_{number}_*.npz" if settings.demo else f"eps_{number:08d}.npz")):
             return True
-        episode = self._play(task, number)
-        if not self._config.episode.demo:
-            write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)
-        elif episode.success.any():
-            name = f"{datetime.now():%Y%m%dT%H%M%S}_{number}_{len(episode.image) - 1}.npz"
-            write_episode(folder / name, to_replay(episode), self._config.compress)
-        else:
-            return False
-        return True
-
-    def _play(self, task: str, number: int) -> Episode:
-        settings = self._config.episode
-        rng = episode_rng(settings.seed, task, number)
         env = self._environment(task)
-        behaviour = Behaviour(settings.noise, settings.random_fraction, settings.wander)
+        rng = episode_rng(settings.seed, task, number)
         env_seed = int(rng.integers(2**31))
+        behaviour = Behaviour(settings.noise, settings.random_fraction, settings.wander)
         policy = behaviour.policy(task, env.workspace, number, rng)
-        return record_episode(env, policy, env_seed, settings.episode_length)
+        if not settings.demo:
+            episode = record_episode(env, policy, env_seed, settings.episode_length)
+            write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)
+            return True
+        demonstration = record_demonstration(AgentEnv(env, duration=settings.episode_length), policy, env_seed)
+        if demonstration is None:
+            return False
+        name = f"{self._config.started}_{number}_{settings.episode_length}.npz"
+        write_episode(folder / name, demonstration.arrays(), self._config.compress)
+        return True
 
     def _environment(self, task: str) -> MetaWorldEnv:
         if self._env is None or self._env.task != task:
@@ -164,6 +145,7 @@ _recorder: Recorder  # of a worker process
 
 def _start_worker(config: Config) -> None:
     global _recorder
+    start_worker()
     _recorder = Recorder(config)
 
 
@@ -179,8 +161,11 @@ def workers(config: Config) -> Iterator[Callable[[list[tuple[str, int]]], Iterat
             yield lambda jobs: itertools.starmap(recorder.record, jobs)
         return
     spawning = multiprocessing.get_context("spawn")  # an OpenGL library does not survive a fork
-    with ProcessPoolExecutor(config.num_workers, spawning, _start_worker, (config,)) as pool:
+    pool = ProcessPoolExecutor(config.num_workers, spawning, _start_worker, (config,))
+    try:
         yield lambda jobs: pool.map(_record_in_worker, jobs)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def record_all(config: Config) -> None:
@@ -250,6 +235,7 @@ def parse_args(argv: list[str] | None = None) -> Config:
             wander=not args.demo if args.wander is None else args.wander,
             demo=args.demo,
         ),
+        started=f"{datetime.now():%Y%m%dT%H%M%S}",
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ Floats = NDArray[np.float32]
 
 FRAME_CHANNELS = 3
 KEYS = ("observation", "action", "reward", "discount")
+UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError)  # what np.load makes of other files
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,15 @@ class ReplayEpisode:
         num_stacked = len(self.earlier) + 1
         return np.concatenate([film[age : age + len(self.frames)] for age in range(num_stacked)], axis=1)
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As files hold it: what `from_arrays` takes."""
+        return {
+            "observation": self.stacks(),
+            "action": self.action,
+            "reward": self.reward[:, None],
+            "discount": self.discount[:, None],
+        }
+
     @classmethod
     def from_file(cls, path: Path) -> ReplayEpisode:
         """Read ``observation`` (L + 1, 3 K, H, W), ``action``, ``reward`` and ``discount`` (L + 1, 1).
@@ -61,7 +72,7 @@ class ReplayEpisode:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in KEYS}
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise UserError(f"{path} is no replay episode ({error}): it should hold {', '.join(KEYS)}") from error
         return cls.from_arrays(source=str(path), **arrays)
 

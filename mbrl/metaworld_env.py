@@ -16,6 +16,7 @@ import numpy as np
 
 from ivideogpt.errors import UserError
 from mbrl.offscreen import OffscreenRenderer, select_backend
+from mbrl.simulator_state import State, set_simulator_state, simulator_state
 
 ACTION_DIM = 4
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
@@ -65,7 +66,7 @@ class MetaWorldEnv:
     ) -> None:
         select_backend()  # before Meta-World imports mujoco
         self.task = canonical_task(task)
-        self.action_repeat = action_repeat
+        self.action_repeat, self.camera = action_repeat, camera
         self._env = _make_task(self.task)
         if paper_reward and self.task == "button-press-topdown-wall":
             self._env.compute_reward = paper_button_reward(self._env.compute_reward)
@@ -96,6 +97,21 @@ class MetaWorldEnv:
         # The camera hangs upside-down and OpenGL's rows go upwards: together they give the upright, mirrored picture
         # of the published demonstrations.
         return self._renderer.render(self._env.data)
+
+    def snapshot(self) -> State:
+        """All that the future depends on, about 5 KB; possible from the first reset on."""
+        return {"task": np.array(self.task), "observation": self.state.copy(), **simulator_state(self._env)}
+
+    def restore(self, state: State) -> None:
+        """Go on as the environment of which it is a snapshot would have, bit for bit.
+
+        Raises:
+            UserError: it belongs to another task.
+        """
+        if str(state["task"]) != self.task:
+            raise UserError(f"a snapshot of {state['task']} cannot be restored in an environment of {self.task}")
+        set_simulator_state(self._env, state)
+        self.state = state["observation"].copy()
 
     def close(self) -> None:
         self._renderer.close()

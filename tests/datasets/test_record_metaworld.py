@@ -137,30 +137,6 @@ def test_compressed_files_hold_the_same(recording, tmp_path):
             np.testing.assert_array_equal(small[key], large[key])
 
 
-def test_replay_format():
-    """Row 0 is the reset; row i holds the action that led to observation i, what it earned, and the bonus."""
-    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 64, 64, 3), np.uint8)
-    images[..., 1] += 100  # green tells the channel order
-    episode = recorder.Episode(
-        image=images,
-        action=np.array([[1.0] * 4, [2.0] * 4, [3.0] * 4, [0.0] * 4], np.float32),
-        reward=np.array([0.5, 1.5, 2.5, 0.0], np.float32),
-        success=np.array([False, True, True, False]),
-    )
-    replay = recorder.to_replay(episode)
-    assert {name: (array.shape, str(array.dtype)) for name, array in replay.items()} == {
-        "observation": ((4, 9, 64, 64), "uint8"),
-        "action": ((4, 4), "float32"),
-        "reward": ((4, 1), "float32"),
-        "discount": ((4, 1), "float32"),
-    }
-    assert replay["observation"][:, ::3, 0, 0].tolist() == [[0, 0, 0], [0, 0, 1], [0, 1, 2], [1, 2, 3]]
-    assert replay["observation"][3, :3, 0, 0].tolist() == [1, 101, 1]
-    assert replay["action"][:, 0].tolist() == [0, 1, 2, 3]
-    assert replay["reward"][:, 0].tolist() == [0, 0.5, 11.5, 12.5]
-    assert (replay["discount"] == 1).all()
-
-
 def test_demonstrations_are_successful_and_numbered(recording, tmp_path):
     flags = ["--tasks", "handle-press", "--num_episodes", "2", "--episode_length", "30", "--demo"]
     record(tmp_path, *flags)
@@ -169,7 +145,11 @@ def test_demonstrations_are_successful_and_numbered(recording, tmp_path):
     for path in files:
         with np.load(path, allow_pickle=False) as replay:
             assert replay["observation"].shape == (31, 9, 16, 16)
-            assert replay["reward"].max() > recorder.SUCCESS_BONUS
+            assert replay["reward"].max() > 10  # the success bonus
+            assert (replay["task"], replay["action_repeat"], replay["camera"]) == ("handle-press", 2, "corner")
+            assert replay["seed"] == recorder.episode_rng(7, "handle-press", int(path.stem.split("_")[1])).integers(
+                2**31
+            )
             assert np.abs(replay["action"]).max() <= 1
             assert not replay["action"][0].any()
     before = contents(tmp_path)
