@@ -1,0 +1,382 @@
+"""The world model in the loop: trained on what the agent saw, asked what would follow.
+
+Knows segments of episodes, starts and policies; knows neither environment nor agent nor schedule.
+
+Shapes: B batch, S frames of a segment, t context frames, F = S - t future frames, K frames in a stack, D action
+dimension, h w pixels. Frames are uint8 outside and in [0, 1] inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.visualize import INK, PAPER, error_frames, font
+from ivideogpt.losses import LossTerms, TokenizerLoss, TokenizerLossConfig, transformer_loss
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.pretrained import (
+    ModelMetadata,
+    build_transformer,
+    initialise_transformer,
+    load_tokenizer,
+    model_folder,
+    read_llama_config,
+)
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.utils.video_io import Pixels, side_by_side, to_pixels
+from ivideogpt.utils.video_metric import find_lpips
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import WorldModel, evaluating, symlog
+from mbrl.episodes import FRAME_CHANNELS
+from mbrl.imagination import ImaginationError, Imagined, Policy
+from mbrl.replay_buffer import Segments
+
+RELEASED = "pretrained_models/ivideogpt-oxe-64-act-free"
+NEW_TOKENIZER = "configs/ctx_vae64/config.json"
+FILM_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """The keys of ``world_model``; the paper's settings.
+
+    Attributes:
+        load_pretrained_model: start the transformer from ``pretrained_transformer_path``; otherwise it is new.
+        pretrained_model_name_or_path: the tokenizer; None for a new one.
+        load_internal_llm: the transformer's file is of an action-free model, or only its language model is wanted.
+        symlog: rewards are learned in symlog space.
+        selected_params: the codebooks stay as they are.
+        max_target_frames: future frames of a segment that the tokenizer trains on.
+        reward_weight: of the reward's squared error beside the cross-entropy.
+    """
+
+    load_pretrained_model: bool = True
+    config_name: str = "configs/llama/config.json"
+    vqgan_type: str = "ctx_vqgan"
+    pretrained_model_name_or_path: str | None = f"{RELEASED}/tokenizer"
+    pretrained_transformer_path: str = f"{RELEASED}/transformer"
+    load_internal_llm: bool = True
+    llama_attn_drop: float = 0.1
+    symlog: bool = True
+    context_length: int = 2
+    segment_length: int = 12
+    action_dim: int = 4
+    batch_size: int = 16
+    selected_params: bool = True
+    tok_lr: float = 1e-4
+    tok_wd: float = 0.0
+    tok_beta1: float = 0.9
+    tok_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    max_target_frames: int = 5
+    model_lr: float = 1e-4
+    model_wd: float = 0.0
+    embed_no_wd: bool = False
+    reward_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.vqgan_type != "ctx_vqgan":
+            raise UserError(f"world_model.vqgan_type is {self.vqgan_type!r}, only 'ctx_vqgan' is supported")
+        if not 0 < self.context_length < self.segment_length:
+            raise UserError(
+                f"world_model.segment_length {self.segment_length} must be more than its context_length "
+                f"{self.context_length}, which must be positive"
+            )
+        for name in ("batch_size", "max_target_frames", "action_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Predictions of segments whose ends are known.
+
+    Attributes:
+        metrics: mean squared errors of frames in [0, 1] and of rewards in the environment's units.
+        films: a video (F, H, W, 3) a segment: truth, prediction, error; both rewards below.
+    """
+
+    metrics: dict[str, float]
+    films: list[Pixels]
+
+
+class VideoPredictor:
+    """A world model with a reward head, and the optimizers of its two halves. Both are in eval mode between calls.
+
+    All randomness of the updates comes from ``generator``, but dropout's, which is torch's global one.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        tokenizer_loss: TokenizerLoss,
+        tokenizer_optimizer: Optimizer,
+        transformer_optimizer: Optimizer,
+        config: WorldModelConfig,
+        generator: torch.Generator,
+    ) -> None:
+        assert isinstance(model.transformer, HeadModelWithAction)
+        self.model = model
+        self.config = config
+        self.tokenizer, self.transformer = model.tokenizer.eval(), model.transformer.eval()
+        self._tokenizer_loss = tokenizer_loss
+        self._optimizers = {"tokenizer": tokenizer_optimizer, "transformer": transformer_optimizer}
+        self._generator = generator
+        self._layout = self.tokenizer.layout(config.segment_length - config.context_length)
+
+    # ---- learning
+
+    def update_tokenizer(self, segments: Segments) -> dict[str, Tensor]:
+        """One step on the context and a few future frames, the same ones of all segments. Returns detached scalars."""
+        t, frames = self.config.context_length, self._frames(segments.frames)
+        order = torch.randperm(frames.shape[1] - t, generator=self._generator)
+        chosen = torch.cat([torch.arange(t), t + order[: self.config.max_target_frames].sort().values])
+        clips = frames[:, chosen.to(frames.device)]
+        context, future = clips[:, :t], clips[:, t:]
+        with self._autocast():
+            output = self.tokenizer(
+                sample=context.flatten(0, 1),
+                return_loss=True,
+                segment_len=future.shape[1],
+                dyn_sample=future.flatten(0, 1),
+            )
+            terms = self._tokenizer_loss(clips, output, t)
+        return self._descend("tokenizer", self.tokenizer, terms)
+
+    def update_transformer(self, segments: Segments) -> dict[str, Tensor]:
+        """One step on tokens, actions and rewards of whole segments. Returns detached scalars."""
+        frames, actions, rewards = self._frames(segments.frames), *self._actions_and_rewards(segments)
+        normalise = self.model.metadata.action_normalization
+        with self._autocast():
+            with torch.no_grad():
+                tokens, _ = self.tokenizer.tokenize(frames, self.config.context_length)
+            with _training(self.transformer):
+                terms = transformer_loss(
+                    self.transformer,
+                    tokens,
+                    self._layout,
+                    normalise(actions) if normalise else actions,
+                    symlog(rewards) if self.config.symlog else rewards,
+                    self.config.reward_weight,
+                )
+                return self._descend("transformer", self.transformer, terms)
+
+    def _descend(self, half: str, network: nn.Module, terms: LossTerms) -> dict[str, Tensor]:
+        optimizer = self._optimizers[half]
+        optimizer.zero_grad()
+        terms.total.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        optimizer.step()
+        metrics = terms.detached() | {"grad_norm": norm.detach()}
+        return {f"{half}_{name}": value for name, value in metrics.items()}
+
+    # ---- imagining
+
+    @torch.no_grad()
+    def imagine(self, starts: Tensor, act: Policy, horizon: int, seed: int) -> Imagined:
+        """What would follow from ``starts`` (B, 3 K, h, w) uint8 if ``act`` decided; it sees stacks as in reality.
+
+        Raises:
+            ImaginationError: the model gives NaN or infinity.
+        """
+        film = starts.to(self.model.device).unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
+        num_stacked, context_length = film.shape[1], self.config.context_length
+        if num_stacked < context_length:
+            raise UserError(f"stacks of {num_stacked} frames hold no context of {context_length}: raise frame_stack")
+        session = self.model.start(self._frames(film[:, -context_length:]), seed=seed, max_frames=horizon)
+        actions, rewards, sound = [], [], torch.ones((), dtype=torch.bool, device=film.device)
+        for _ in range(horizon):
+            action = act(film[:, -num_stacked:].flatten(1, 2)).to(film.device)
+            step = session.step(action)
+            assert step.reward is not None
+            film = torch.cat([film, _as_pixels(step.frames)], dim=1)
+            actions.append(action)
+            rewards.append(step.reward[:, 0])
+            sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
+        if not sound:  # the only time that the host waits for the device
+            raise ImaginationError("the world model predicts frames or rewards that are not finite")
+        start = torch.zeros_like(actions[0])
+        reward = torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1)
+        return Imagined(
+            frames=film[:, num_stacked - 1 :],
+            earlier=film[:, : num_stacked - 1],
+            action=torch.stack([start, *actions], dim=1),
+            reward=reward,
+            discount=torch.ones_like(reward),
+        )
+
+    @torch.no_grad()
+    def validate(self, segments: Segments, seed: int) -> Validation:
+        """Roll segments out under their recorded actions and compare with what happened."""
+        t, frames = self.config.context_length, self._frames(segments.frames)
+        actions, rewards = self._actions_and_rewards(segments)
+        future, led_on = frames[:, t:], slice(t - 1, frames.shape[1] - 1)
+        rollout = self.model.predict(frames[:, :t], actions[:, led_on], seed=seed)
+        assert rollout.rewards is not None
+        predicted, predicted_rewards, rewards = rollout.frames[:, 0], rollout.rewards[:, 0], rewards[:, led_on]
+        metrics = {
+            "frame_mse": (predicted - future).square().mean().item(),
+            "reward_mse": (predicted_rewards - rewards).square().mean().item(),
+        }
+        films = [
+            film(to_pixels(true), to_pixels(made), true_rewards.tolist(), made_rewards.tolist())
+            for true, made, true_rewards, made_rewards in zip(
+                future, predicted, rewards.cpu(), predicted_rewards.cpu(), strict=True
+            )
+        ]
+        return Validation(metrics, films)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later updates depend on. Not a copy: save it before the next update."""
+        return {
+            "tokenizer": self.tokenizer.state_dict(),
+            "transformer": self.transformer.state_dict(),
+            "generator": self._generator.get_state(),
+            "optimizers": {half: optimizer.state_dict() for half, optimizer in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.transformer.load_state_dict(state["transformer"])
+        self._generator.set_state(state["generator"])
+        for half, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][half])
+
+    # ---- helpers
+
+    def _frames(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.model.device, non_blocking=True).float() / 255
+
+    def _actions_and_rewards(self, segments: Segments) -> tuple[Tensor, Tensor]:
+        return segments.actions.to(self.model.device).float(), segments.rewards.to(self.model.device).float()
+
+    def _autocast(self) -> torch.autocast:
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
+@contextmanager
+def _training(network: nn.Module) -> Iterator[None]:
+    """Training mode for the duration: dropout belongs to updates, not to imagination."""
+    with evaluating(network):  # remembers every submodule's mode
+        network.train()
+        yield
+
+
+def _as_pixels(frames: Tensor) -> Tensor:
+    """One new frame (B, 1, 3, h, w) in [0, 1] as replay holds it, uint8."""
+    return (frames * 255).round().to(torch.uint8)
+
+
+def film(truth: Pixels, prediction: Pixels, true_rewards: list[float], predicted_rewards: list[float]) -> Pixels:
+    """Videos (F, h, w, 3) side by side with their difference, enlarged; the rewards of arriving in each frame below."""
+    pictures = side_by_side([truth, prediction, error_frames(truth, prediction)])
+    enlarged = pictures.repeat(FILM_SCALE, axis=1).repeat(FILM_SCALE, axis=2)
+    rewards = zip(true_rewards, predicted_rewards, strict=True)
+    captions = [f"reward {true:.2f}, predicted {predicted:.2f}" for true, predicted in rewards]
+    return np.stack([_captioned(picture, text) for picture, text in zip(enlarged, captions, strict=True)])
+
+
+def _captioned(picture: Pixels, text: str) -> Pixels:
+    height, width = picture.shape[:2]
+    page = Image.new("RGB", (width, height + CAPTION_HEIGHT), PAPER)
+    page.paste(Image.fromarray(picture))
+    ImageDraw.Draw(page).text((4, height + 2), text, fill=INK, font=font(CAPTION_SIZE))
+    return np.asarray(page)
+
+
+# ---- building
+
+
+def build_video_predictor(
+    config: WorldModelConfig, device: torch.device, seed: int, lpips_path: str = LPIPS_FOLDER
+) -> VideoPredictor:
+    """A world model with a reward head, from a released checkpoint, the bundled one, or from scratch.
+
+    Raises:
+        UserError: a checkpoint is missing, or does not go with the configuration.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)  # of what starts fresh
+        tokenizer = _tokenizer(config)
+        transformer = _transformer(config, tokenizer)
+    tokenizer.set_context_length(config.context_length)
+    tokenizer.to(device, memory_format=torch.channels_last)
+    if config.selected_params:
+        for codebook in (tokenizer.quantize, tokenizer.dynamics_quantize):
+            codebook.requires_grad_(False)
+    model = WorldModel(tokenizer, transformer.to(device), _metadata(config, tokenizer))
+    loss = TokenizerLoss(TokenizerLossConfig(), find_lpips(lpips_path, device))
+    trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
+    betas = (config.tok_beta1, config.tok_beta2)
+    return VideoPredictor(
+        model,
+        loss,
+        AdamW(trained, lr=config.tok_lr, betas=betas, weight_decay=config.tok_wd, fused=True),
+        AdamW(_decay_groups(transformer, config), lr=config.model_lr, fused=True),
+        config,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def _tokenizer(config: WorldModelConfig) -> CompressiveVQModel:
+    if config.pretrained_model_name_or_path is not None:
+        return load_tokenizer(_given_or_bundled(config.pretrained_model_name_or_path))
+    settings = CompressiveVQModel.load_config(here_or_in_project(NEW_TOKENIZER))
+    return CompressiveVQModel.from_config({**settings, "context_length": config.context_length})
+
+
+def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
+    llama = read_llama_config(here_or_in_project(config.config_name))
+    llama.attention_dropout = config.llama_attn_drop
+    layout = tokenizer.layout(config.segment_length - config.context_length)
+    transformer = build_transformer(llama, layout, config.action_dim, reward_prediction=True)
+    assert isinstance(transformer, HeadModelWithAction)
+    if config.load_pretrained_model:
+        path = _given_or_bundled(config.pretrained_transformer_path)
+        initialise_transformer(transformer, path, config.load_internal_llm)
+    return transformer
+
+
+def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    """What the model will be; how it is sampled is what its starting point says."""
+    path = config.pretrained_model_name_or_path
+    stated = None if path is None else ModelMetadata.read(model_folder(_given_or_bundled(path)))
+    known: dict[str, Any] = {}
+    if stated is not None:
+        known["generation"] = stated.generation
+        if stated.action_dim == config.action_dim:
+            known["action_normalization"] = stated.action_normalization
+    return ModelMetadata(
+        resolution=tokenizer.config.resolution,
+        context_length=config.context_length,
+        segment_length=config.segment_length,
+        action_dim=config.action_dim,
+        reward_prediction=True,
+        symlog=config.symlog,
+        **known,
+    )
+
+
+def _given_or_bundled(path: str) -> str | Path:
+    """Relative paths also name folders of the project, wherever the command is run from; others may be hub ids."""
+    found = here_or_in_project(path)
+    return found if found.exists() else path
+
+
+def _decay_groups(transformer: HeadModelWithAction, config: WorldModelConfig) -> list[dict[str, object]]:
+    from ivideogpt.training.optim import weight_decay_groups  # brings accelerate along
+
+    return weight_decay_groups(transformer, config.model_wd, config.embed_no_wd)
