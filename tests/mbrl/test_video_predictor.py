@@ -1,0 +1,235 @@
+"""The world model in the loop: alignment of actions and rewards, ranges of pixels, modes, what an update may change."""
+
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ivideogpt.pretrained import save_tokenizer, save_transformer
+from ivideogpt.transformer import Sampling
+from ivideogpt.world_model import WorldModel, symlog
+from mbrl import video_predictor
+from mbrl.imagination import ImaginationError
+from mbrl.replay_buffer import Segments
+from mbrl.video_predictor import WorldModelConfig, build_video_predictor, film
+from tests.parity.formulas import actions as formula_actions
+from tests.parity.formulas import clip, golden
+from tests.parity.networks import llama_config, tokenizer, transformer
+
+LENGTH = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An action-free model, as released ones are."""
+    folder = tmp_path_factory.mktemp("act-free")
+    save_tokenizer(tokenizer(), folder / "tokenizer")
+    save_transformer(transformer(tokenizer()), folder / "transformer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint) -> WorldModelConfig:
+    return WorldModelConfig(
+        config_name=str(checkpoint / "transformer" / "config.json"),
+        pretrained_model_name_or_path=str(checkpoint / "tokenizer"),
+        pretrained_transformer_path=str(checkpoint / "transformer"),
+        segment_length=LENGTH,
+        max_target_frames=2,
+        batch_size=2,
+    )
+
+
+@pytest.fixture
+def predictor(config):
+    return build_video_predictor(config, torch.device("cpu"), seed=0)
+
+
+def segments(batch: int = 2, length: int = LENGTH, seed: int = 0) -> Segments:
+    generator = torch.Generator().manual_seed(seed)
+    return Segments(
+        torch.randint(0, 256, (batch, length, 3, 64, 64), generator=generator, dtype=torch.uint8),
+        torch.rand(batch, length, 4, generator=generator) * 2 - 1,
+        torch.rand(batch, length, generator=generator) * 10,
+    )
+
+
+def starts(batch: int = 2) -> torch.Tensor:
+    return segments(batch, 3).frames.flatten(1, 2)
+
+
+def parameters_of(predictor) -> dict[str, torch.Tensor]:
+    halves = {"tokenizer": predictor.tokenizer, "transformer": predictor.transformer}
+    return {f"{half}.{name}": p.clone() for half, network in halves.items() for name, p in network.named_parameters()}
+
+
+def changed(before: dict, after: dict) -> set[str]:
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+# ---- learning
+
+
+def test_each_half_learns_by_its_own_update_and_codebooks_never(predictor):
+    before = parameters_of(predictor)
+    metrics = predictor.update_tokenizer(segments())
+    after = parameters_of(predictor)
+    assert {name.split(".")[0] for name in changed(before, after)} == {"tokenizer"}
+    assert not [name for name in changed(before, after) if "quantize.embedding" in name]
+    assert {"tokenizer_loss", "tokenizer_recon", "tokenizer_dyn_commit", "tokenizer_grad_norm"} <= metrics.keys()
+    assert not [p for name, p in predictor.tokenizer.named_parameters() if "quantize" in name and p.grad is not None]
+
+    metrics = predictor.update_transformer(segments())
+    assert {name.split(".")[0] for name in changed(after, parameters_of(predictor))} == {"transformer"}
+    assert {"transformer_ce", "transformer_reward", "transformer_grad_norm"} <= metrics.keys()
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_rewards_are_learned_from_the_action_that_led_on(predictor):
+    """A counting episode: one step late, the first imagined reward would be that of the second action."""
+    seen = {}
+    given = segments()
+    given = replace(given, rewards=torch.arange(LENGTH).float().expand(2, -1))
+    original = video_predictor.transformer_loss
+
+    def spy(model, tokens, layout, actions, rewards, weight):
+        seen.update(actions=actions, rewards=rewards)
+        return original(model, tokens, layout, actions, rewards, weight)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_predictor, "transformer_loss", spy)
+        with torch.no_grad():
+            predicted = predicted_rewards(predictor, given)
+        metrics = predictor.update_transformer(given)
+    assert torch.equal(seen["actions"], given.actions)
+    torch.testing.assert_close(seen["rewards"], symlog(given.rewards))
+    # frame k of the future is reached by action t - 1 + k, whose reward is that of the same place
+    expected = (predicted - symlog(torch.tensor([1.0, 2.0, 3.0]))).square().mean()
+    torch.testing.assert_close(metrics["transformer_reward"], expected, atol=1e-4, rtol=1e-4)
+
+
+def predicted_rewards(predictor, given: Segments) -> torch.Tensor:
+    """(B, F) of the head, without dropout, which the test configuration has none of."""
+    for layer in predictor.transformer.llm.model.layers:
+        layer.self_attn.attention_dropout = 0.0
+    tokens, _ = predictor.tokenizer.tokenize(given.frames.float() / 255, 2)
+    _, rewards = predictor.transformer(input_ids=tokens, action=given.actions)
+    return rewards.squeeze(-1)
+
+
+def test_dropout_acts_in_updates_of_the_transformer_alone(predictor):
+    """Left in training mode, every imagined future would be drawn from another network (fault 2)."""
+    modes = []
+    predictor.transformer.llm.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    predictor.tokenizer.encoder.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    predictor.update_transformer(segments())
+    assert modes == [False, True]
+    predictor.update_tokenizer(segments())
+    assert modes[2:] == [False]
+    assert not any(module.training for module in (*predictor.tokenizer.modules(), *predictor.transformer.modules()))
+
+
+def test_updates_go_on_bit_for_bit(config, predictor):
+    """Of both halves: models, moments and the choice of future frames."""
+    predictor.update_tokenizer(segments())
+    file = io.BytesIO()
+    torch.save(predictor.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    again = build_video_predictor(config, torch.device("cpu"), seed=5)
+    again.load_state_dict(state)
+    for one in (predictor, again):
+        torch.manual_seed(3)  # dropout
+        for seed in range(2):
+            one.update_tokenizer(segments(seed=seed))
+            one.update_transformer(segments(seed=seed))
+    assert not changed(parameters_of(predictor), parameters_of(again))
+
+
+# ---- imagining
+
+
+def test_the_policy_sees_stacks_as_in_reality(predictor):
+    """In [0, 1] it would act on a nearly blank picture (fault 19)."""
+    seen = []
+
+    def act(stacks):
+        seen.append(stacks.clone())
+        return torch.full((2, 4), 0.1 * len(seen))
+
+    begun = starts()
+    imagined = predictor.imagine(begun, act, horizon=3, seed=0)
+    assert [stack.dtype for stack in seen] == [torch.uint8] * 3
+    assert torch.equal(seen[0], begun)
+    assert torch.equal(seen[1][:, :6], begun[:, 3:])
+    assert torch.equal(seen[2][:, 3:6], seen[1][:, 6:])
+    assert torch.equal(seen[1][:, 6:], imagined.frames[:, 1])
+    assert imagined.frames.shape == (2, 4, 3, 64, 64)
+    assert torch.equal(torch.cat([imagined.earlier, imagined.frames[:, :1]], dim=1).flatten(1, 2), begun)
+    torch.testing.assert_close(imagined.action[0, :, 0], torch.tensor([0.0, 0.1, 0.2, 0.3]))
+    assert (imagined.reward[:, 0] == 0).all()
+    assert (imagined.discount == 1).all()
+
+
+def test_numbers_of_the_released_implementation(predictor):
+    """``mbrl_rollout``: frames, which ours rounds to 8 bits, and rewards in the environment's units."""
+    record = golden()["mbrl_rollout"]
+    reward_model = transformer(tokenizer(), 4, reward_prediction=True, action_recon=0.5)
+    model = WorldModel(tokenizer(), reward_model.eval())
+    metadata = replace(model.metadata, symlog=True, generation=Sampling(greedy=True))
+    predictor.model = WorldModel(model.tokenizer, model.transformer, metadata)
+    begun = (clip(2, 3, 64, 64) * 255).round().clamp(0, 255).to(torch.uint8).flatten(1, 2)
+    given = iter(formula_actions(2, record["horizon"], 4).unbind(1))
+    imagined = predictor.imagine(begun, lambda _: next(given), record["horizon"], seed=0)
+    torch.testing.assert_close(imagined.reward, torch.tensor(record["reward"]), atol=1e-3, rtol=1e-3)
+    stored = torch.cat([imagined.earlier, imagined.frames], dim=1)
+    stacks = [stored[:, row : row + 3].flatten(1, 2) for row in range(record["horizon"] + 1)]
+    values = torch.stack(stacks, dim=1).flatten()[record["obs"]["at"]].float() / 255
+    torch.testing.assert_close(values, torch.tensor(record["obs"]["values"]), atol=0.5 / 255 + 1e-4, rtol=0)
+
+
+def test_a_model_that_gives_no_numbers_stops_imagination(predictor):
+    """As 8-bit pixels NaN would be black, and go into the buffer."""
+    with torch.no_grad():
+        predictor.tokenizer.cond_decoder.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(ImaginationError, match="not finite"):
+        predictor.imagine(starts(), lambda stacks: torch.zeros(2, 4), horizon=2, seed=0)
+
+
+def test_validation_compares_what_belongs_together(predictor):
+    given = segments()
+    validation = predictor.validate(given, seed=0)
+    frames = given.frames.float() / 255
+    rollout = predictor.model.predict(frames[:, :2], given.actions[:, 1:4], seed=0)
+    assert validation.metrics["frame_mse"] == pytest.approx(
+        (rollout.frames[:, 0] - frames[:, 2:]).square().mean().item()
+    )
+    errors = (rollout.rewards[:, 0] - given.rewards[:, 1:4]).square().mean().item()
+    assert validation.metrics["reward_mse"] == pytest.approx(errors)
+    assert [video.shape for video in validation.films] == [(3, 2 * 64 + 18, 2 * 3 * 64, 3)] * 2
+
+
+def test_films_show_truth_prediction_and_error():
+    truth = torch.full((2, 8, 8, 3), 200, dtype=torch.uint8).numpy()
+    video = film(truth, truth, [1.0, 2.0], [1.0, 2.0])
+    assert (video[:, :16, :32] == 200).all()
+    assert (video[:, :16, 32:] == 0).all()
+
+
+# ---- where it starts
+
+
+def test_from_scratch(config, tmp_path):
+    llama_config().save_pretrained(tmp_path)
+    new = replace(config, load_pretrained_model=False, config_name=str(tmp_path))
+    predictor = build_video_predictor(new, torch.device("cpu"), seed=0)
+    assert (predictor.transformer.action_linear.weight == 0).all()
+    again = build_video_predictor(new, torch.device("cpu"), seed=0)
+    assert not changed(parameters_of(predictor), parameters_of(again))
+
+
+def test_a_missing_checkpoint_is_named(config):
+    for key in ("pretrained_model_name_or_path", "pretrained_transformer_path"):
+        with pytest.raises(ValueError, match="no-such-model"):
+            build_video_predictor(replace(config, **{key: "no-such-model"}), torch.device("cpu"), seed=0)
