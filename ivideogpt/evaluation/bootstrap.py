@@ -58,6 +58,17 @@ class BootstrapMeans(Generic[Key]):
     def _add(self, key: Key, sums: NDArray[np.float64]) -> None:
         self._sums[key] = self._sums[key] + sums if key in self._sums else sums
 
+    def arrays(self) -> tuple[list[Key], NDArray[np.float64]]:
+        """The keys, and their sums (keys, 2, 1 + replicates), of values and of weights."""
+        return list(self._sums), np.stack(list(self._sums.values()))
+
+    @classmethod
+    def from_arrays(cls, keys: Iterable[Key], sums: NDArray[np.float64], num_clips: int) -> BootstrapMeans[Key]:
+        """The inverse of :meth:`arrays`."""
+        means: BootstrapMeans[Key] = cls(sums.shape[-1] - 1)
+        means._sums, means.num_clips = dict(zip(keys, sums.copy(), strict=True)), num_clips
+        return means
+
     def __contains__(self, key: Key) -> bool:
         return key in self._sums
 

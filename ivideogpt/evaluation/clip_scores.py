@@ -5,6 +5,7 @@ Shapes: N samples, T frames of a clip, d features.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -114,6 +115,32 @@ class Tally:
         self.means.merge(other.means)
         for key, features in other._features.items():
             self._features.setdefault(key, FeatureStats(capture_mean_cov=True)).merge(features)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """All of it, as arrays that np.savez takes."""
+        keys, sums = self.means.arrays()
+        return {
+            "keys": np.array(json.dumps(keys)),
+            "sums": sums,
+            "num_clips": np.array(self.means.num_clips),
+            **{f"features/{json.dumps(key)}": stats.sums() for key, stats in self._features.items()},
+            **{f"codes/{book}": counts for book, counts in self._codes.items()},
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Tally:
+        """The inverse of :meth:`arrays`."""
+        keys = [tuple(key) for key in json.loads(str(arrays["keys"]))]
+        tally = cls()
+        tally.means = BootstrapMeans.from_arrays(keys, arrays["sums"], int(arrays["num_clips"]))
+        for name, values in arrays.items():
+            kind, _, key = name.partition("/")
+            if kind == "features":
+                column, candidate = json.loads(key)
+                tally._features[column, candidate] = FeatureStats.from_sums(values)
+            elif kind == "codes":
+                tally._codes[key] = values
+        return tally
 
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Column -> candidate -> metric -> mean over clips."""

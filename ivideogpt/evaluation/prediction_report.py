@@ -93,7 +93,8 @@ def evaluate_predictions(
     def score(numbers: Sequence[int]) -> list[ClipScores]:
         return scorer(numbers, *read_with_others(clips, numbers))
 
-    collected = collect(score, clips, folder, batch_size, processes, RANKED_BY)
+    facts = {**settings, **model_facts(scorer.model), "left_out": left_out(scorer)}
+    collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts)
     if collected is None:
         return None
     tally = collected.tally
@@ -102,6 +103,7 @@ def evaluate_predictions(
     draw_curves(folder / CURVES_FILE, tally.curves(), scorer.model.metadata.context_length)
     write_json(folder / JSON_FILE, report)
     write_text(folder / MARKDOWN_FILE, as_markdown(report, tally, PROTOCOLS[protocol]))
+    collected.finish()
     return report
 
 

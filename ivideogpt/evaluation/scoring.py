@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 from torch import Tensor
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from ivideogpt.data.evaluation_clips import EvaluationClips
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.clip_scores import ClipScores, Tally
 from ivideogpt.evaluation.processes import Processes
+from ivideogpt.evaluation.unfinished import Unfinished
 
 ScoreBatch = Callable[[Sequence[int]], list[ClipScores]]
 
@@ -27,6 +29,11 @@ class Collected:
 
     tally: Tally
     ranking: list[tuple[float, int]]
+    unfinished: Unfinished
+
+    def finish(self) -> None:
+        """The report is written: the same command would begin anew."""
+        self.unfinished.remove()
 
     def chosen(self) -> dict[str, tuple[float, int]]:
         """Clips to look at."""
@@ -41,42 +48,70 @@ def collect(
     batch_size: int,
     processes: Processes,
     rank_by: tuple[str, str, str],
+    facts: Mapping[str, Any],
 ) -> Collected | None:
     """Score all clips, and write a line of ``folder/clips.jsonl`` for each. All processes call it.
 
+    An interrupted evaluation goes on with the batch that it was at; :meth:`Collected.finish` says that it is over.
+
     Args:
         rank_by: column, candidate and metric.
+        facts: all that the scores depend on: sums of an evaluation with other facts are not continued.
 
     Returns:
         None but for the main process.
     """
-    scored = score_clips(score, len(clips), batch_size, processes)
+    unfinished = Unfinished(folder, {**facts, "clips": clips.checksum(), "batch_size": batch_size})
+    tally = (unfinished.read() if processes.is_main else None) or Tally()
+    first_clip, *_ = processes.gather(tally.means.num_clips)
+    scored = score_clips(score, first_clip, len(clips), batch_size, processes)
     if not processes.is_main:
         for _ in scored:  # the main process keeps the scores; this one helps to make them
             pass
         return None
-    tally, ranking = Tally(), []
-    column, candidate, metric = rank_by
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / CLIPS_FILE).open("w") as lines:
-        for clip in tqdm(scored, total=len(clips), desc="clips", unit="clip"):
-            tally.add(clip)
-            ranking.append((clip.summaries[column][candidate][metric], clip.number))
-            lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
+    with (
+        _opened_after(folder / CLIPS_FILE, first_clip) as lines,
+        tqdm(initial=first_clip, total=len(clips), desc="clips", unit="clip") as bar,
+    ):
+        for of_batches in scored:
+            for clip in of_batches:
+                tally.add(clip)
+                lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
             lines.flush()
-    return Collected(tally, sorted(ranking))
+            unfinished.write(tally)
+            bar.update(len(of_batches))
+    return Collected(tally, _ranking(folder / CLIPS_FILE, rank_by), unfinished)
 
 
-def score_clips(score: ScoreBatch, num_clips: int, batch_size: int, processes: Processes) -> Iterator[ClipScores]:
-    """Scores of clips 0 .. num_clips - 1 in this order, on all processes, which take turns at batches.
+def _opened_after(path: Path, num_lines: int) -> TextIO:
+    """The file, to be written to after so many lines."""
+    file = path.open("r+" if num_lines else "w")
+    for _ in range(num_lines):
+        file.readline()
+    file.seek(file.tell())
+    file.truncate()
+    return file
+
+
+def _ranking(path: Path, rank_by: tuple[str, str, str]) -> list[tuple[float, int]]:
+    column, candidate, metric = rank_by
+    clips = (json.loads(line) for line in path.read_text().splitlines())
+    return sorted((clip["scores"][column][candidate][metric], clip["clip"]) for clip in clips)
+
+
+def score_clips(
+    score: ScoreBatch, first_clip: int, num_clips: int, batch_size: int, processes: Processes
+) -> Iterator[list[ClipScores]]:
+    """Scores of clips ``first_clip`` .. num_clips - 1 in this order, on all processes, which take turns at batches.
 
     Raises:
         UserError: on all of them, if a batch of any could not be scored.
     """
-    batches = [range(first, min(first + batch_size, num_clips)) for first in range(0, num_clips, batch_size)]
+    batches = [range(first, min(first + batch_size, num_clips)) for first in range(first_clip, num_clips, batch_size)]
     for first in range(0, len(batches), processes.count):
-        for part in processes.gather(_attempt(score, batches[first : first + processes.count], processes.rank)):
-            yield from part
+        parts = processes.gather(_attempt(score, batches[first : first + processes.count], processes.rank))
+        yield [clip for part in parts for clip in part]
 
 
 def _attempt(score: ScoreBatch, batches: Sequence[range], rank: int) -> list[ClipScores] | UserError:

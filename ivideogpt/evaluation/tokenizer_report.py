@@ -139,7 +139,12 @@ def _metadata(args: TokenizerEvaluationArgs, tokenizer: CompressiveVQModel) -> M
 def evaluate_tokenizer(score: ReconstructionScorer, args: TokenizerEvaluationArgs, processes: Processes) -> None:
     """Write the report. All processes call it; the main one writes."""
     folder = Path(args.output_path)
-    collected = collect(score, score.clips, folder, args.batch_size, processes, (ALL, FUTURE, "psnr"))
+    facts = {
+        **args.reported(),
+        "weights": state_checksum(score.tokenizer.state_dict()),
+        "lpips": bool(score.scorer.lpips),
+    }
+    collected = collect(score, score.clips, folder, args.batch_size, processes, (ALL, FUTURE, "psnr"), facts)
     if collected is None:
         return
     for rank, which in collected.chosen().items():
@@ -148,6 +153,7 @@ def evaluate_tokenizer(score: ReconstructionScorer, args: TokenizerEvaluationArg
     write_json(folder / JSON_FILE, report)
     text = as_markdown(report, collected)
     write_text(folder / MARKDOWN_FILE, text)
+    collected.finish()
     print(text.split("## Clips")[0])
     print(f"report: {folder / MARKDOWN_FILE}")
 

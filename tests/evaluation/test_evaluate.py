@@ -71,6 +71,43 @@ def test_the_same_command_gives_the_same_report_to_the_last_byte(flags, tmp_path
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
+def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, tmp_path, monkeypatch):
+    """Hours of sampling are not lost, and nothing counts twice."""
+    evaluate.main([*flags, "--batch_size", "1", "--output_path", str(tmp_path / "whole")])
+    predict, calls = WorldModel.predict, []
+
+    def stop_at_the_third_clip(self, *arguments, **kwargs):
+        calls.append(kwargs["clip_numbers"])
+        if len(calls) == 5:  # two futures and one under other actions of each clip
+            raise KeyboardInterrupt
+        return predict(self, *arguments, **kwargs)
+
+    monkeypatch.setattr(WorldModel, "predict", stop_at_the_third_clip)
+    again = [*flags, "--batch_size", "1", "--output_path", str(tmp_path / "again")]
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(again)
+    assert not (tmp_path / "again" / "report.json").exists()
+    with (tmp_path / "again" / "clips.jsonl").open("a") as lines:
+        lines.write('{"clip": 2, "sco')  # killed while it wrote
+    evaluate.main(again)
+    assert [list(numbers) for numbers in calls[5:]] == [
+        [2],
+        [2],
+        *([number] for _, number in shown(tmp_path / "again")),
+    ]
+    for file in (tmp_path / "whole").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
+    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES | PICTURES
+
+
+def test_sums_of_another_evaluation_are_not_continued(bare_flags, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("ivideogpt.evaluation.unfinished.Unfinished.remove", lambda self: None)
+    for seed in ("0", "1"):
+        evaluate.main([*bare_flags, "--num_clips", "2", "--seed", seed, "--output_path", str(tmp_path)])
+    assert "is of another evaluation: beginning anew" in caplog.text
+    assert len((tmp_path / "clips.jsonl").read_text().splitlines()) == 2
+
+
 def test_two_processes_and_other_batches_give_the_same_numbers(flags, tmp_path):
     """Nothing counts twice, nothing is left out, and no clip or sample draws other numbers."""
     evaluate.main([*flags, "--output_path", str(tmp_path / "one")])
