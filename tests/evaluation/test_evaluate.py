@@ -90,11 +90,8 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, tmp_path, m
     with (tmp_path / "again" / "clips.jsonl").open("a") as lines:
         lines.write('{"clip": 2, "sco')  # killed while it wrote
     evaluate.main(again)
-    assert [list(numbers) for numbers in calls[5:]] == [
-        [2],
-        [2],
-        *([number] for _, number in shown(tmp_path / "again")),
-    ]
+    pictures = [[clip["clip"]] for clip in report_of(tmp_path / "again")["shown"]]
+    assert [list(numbers) for numbers in calls[5:]] == [[2], [2], *pictures]
     for file in (tmp_path / "whole").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
     assert {path.name for path in (tmp_path / "again").iterdir()} == FILES | PICTURES
