@@ -25,6 +25,7 @@ from inference.utils import NPZParser, Segment
 from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
 from ivideogpt.data.episodes import open_episode
+from ivideogpt.devices import DEVICES, choose_device
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
@@ -37,7 +38,6 @@ from ivideogpt.world_model import WorldModel
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"
-DEVICES = ("auto", "cpu", "cuda", "mps")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
@@ -110,17 +110,6 @@ def with_bundled_episode(args: PredictArgs) -> PredictArgs:
         raise UserError(f"there is no bundled episode in {BUNDLED_SAMPLES}: name one with --input_path")
     print(f"episode: {samples[0]} (also there: {', '.join(path.name for path in samples[1:])})")
     return replace(args, input_path=str(samples[0]))
-
-
-def choose_device(name: str) -> torch.device:
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
-    if not available[name]:
-        raise UserError(
-            f"--device {name} is not available here: {', '.join(kind for kind in available if available[kind])}"
-        )
-    return torch.device(name)
 
 
 def load_model(args: PredictArgs) -> WorldModel:

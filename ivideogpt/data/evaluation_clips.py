@@ -27,6 +27,9 @@ class ClipOrigin:
     dataset: str
     episode: str
 
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.episode}"
+
 
 class EvaluationClips:
     """Clips 0, 1, ... of a list. What a clip is depends on its number alone, not on what is read with it."""
@@ -49,6 +52,15 @@ class EvaluationClips:
             raise batch
         return batch.to("cpu")
 
+    @property
+    def num_episodes(self) -> int:
+        return len({self.origin(number) for number in range(len(self))})
+
+    def next_of_another_episode(self, number: int) -> int | None:
+        """The next clip of the list, which is a ring, that is not of this one's episode; None if all are."""
+        following = ((number + step) % len(self) for step in range(1, len(self)))
+        return next((other for other in following if self.origin(other) != self.origin(number)), None)
+
     def origin(self, number: int) -> ClipOrigin:
         source, index = self._clips.pick(self._order[number], np.random.default_rng(0))
         return ClipOrigin(source.info.name, os.path.basename(source.episodes.name(index)))
@@ -58,17 +70,20 @@ class EvaluationClips:
         config = self._clips.config
         settings = f"{self._clips.seed} {config.segment} {config.video_stepsize} {config.image_size}"
         origins = [self.origin(number) for number in range(len(self))]
-        listed = "\n".join(f"{origin.dataset} {origin.episode}" for origin in origins)
+        listed = "\n".join(map(str, origins))
         return hashlib.blake2b(f"{settings}\n{listed}".encode(), digest_size=16).hexdigest()
 
 
-def build_evaluation_clips(config: DataConfig, split: Split, num_clips: int | None, seed: int) -> EvaluationClips:
-    """One clip of each episode in turn, until there are ``num_clips``; by default one of each.
+def build_evaluation_clips(
+    config: DataConfig, split: Split, num_clips: int | None, seed: int, at_most: int | None = None
+) -> EvaluationClips:
+    """One clip of each episode in turn, until there are ``num_clips``; by default one of each, of ``at_most`` so many.
 
     Shuffled, so that few clips are of any dataset, and clips which follow one another of different ones.
     """
     pick = PickInOrder([source for source, _ in build_sources(config, split)])
-    num_clips = pick.num_episodes if num_clips is None else num_clips
+    if num_clips is None:
+        num_clips = pick.num_episodes if at_most is None else min(pick.num_episodes, at_most)
     order = torch.randperm(max(num_clips, pick.num_episodes), generator=torch.Generator().manual_seed(seed))
     return EvaluationClips(ClipDataset(config, pick, seed), order[:num_clips].tolist())
 

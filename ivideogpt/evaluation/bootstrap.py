@@ -1,14 +1,15 @@
 """Means over clips and how sure they are. Knows numbers by name; memory does not grow with the number of clips.
 
-The bootstrap draws clips with replacement. Of many, each is drawn a Poisson-distributed number of times with mean 1, so
-every clip can be given its numbers as it comes (Chamandy et al. 2012, "Estimating uncertainty for massive data
-streams"). They depend on its number alone: the same clips scored in other batches, by other processes, or for another
-model are drawn as often, so that two models may be compared clip by clip.
+The bootstrap draws episodes with replacement. Of many, each is drawn a Poisson-distributed number of times with mean 1,
+so every clip can be given its numbers as it comes (Chamandy et al. 2012, "Estimating uncertainty for massive data
+streams"). They depend on its episode's name alone: the same clips scored in other batches, by other processes, or for
+another model are drawn as often, so that two models may be compared clip by clip.
 """
 
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -40,9 +41,9 @@ class BootstrapMeans(Generic[Key]):
         self._num_replicates = num_replicates
         self._sums: dict[Key, NDArray[np.float64]] = {}  # (2, 1 + replicates): of values, and of weights
 
-    def add(self, clip: int, values: Mapping[Key, float]) -> None:
-        """The values of the clip with this number."""
-        draws = np.random.default_rng(clip).poisson(1.0, self._num_replicates)
+    def add(self, values: Mapping[Key, float], drawn_as: str) -> None:
+        """The values of a clip. Clips of one episode have the same ``drawn_as``: they are no independent draws."""
+        draws = np.random.default_rng(zlib.crc32(drawn_as.encode())).poisson(1.0, self._num_replicates)
         weights = np.concatenate([[1.0], draws])
         for key, value in values.items():
             if not math.isnan(value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +14,16 @@ from ivideogpt.data.clips import DataConfig
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.evaluation_clips import EvaluationClips, build_evaluation_clips
 from ivideogpt.data.segments import SegmentSpec, segment_kind
+from ivideogpt.devices import DEVICES, choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.evaluation.processes import Processes, join_processes
 from ivideogpt.flags import option
 from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.pretrained import ModelMetadata
 
-NUM_CLIPS = 100  # where nobody says how many
-NOT_REPORTED = ("output_path", "device")  # where a report lies, and where it was made, changes nothing in it
+MOST_CLIPS = 100  # where nobody says how many
+NOT_REPORTED = ("output_path",)  # where a report lies changes nothing in it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +39,16 @@ class ClipFlags:
     video_stepsize: int | None = option(None, "as in training; unless given, what the checkpoint says", minimum=1)
     segment_length: int | None = option(None, "frames of a clip, context included; unless given, the checkpoint's")
     num_clips: int | None = option(
-        None, f"clips, one of each episode in turn; unless given, all of a benchmark, else {NUM_CLIPS}", minimum=1
+        None, f"clips, one of each episode in turn; unless given, one of each, or of {MOST_CLIPS} of them", minimum=1
     )
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2, for mixes that hold it")
     batch_size: int = option(10, "clips at a time", minimum=1)
     max_decode_batchsize: int | None = option(None, "frames that LPIPS, clips that I3D is given at a time", minimum=1)
     lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights; without them LPIPS is left out")
     seed: int = option(0, "decides the clips, and the futures where they are sampled", minimum=0)
-    device: str = option("cpu", "where the model runs; of several processes each gets its own GPU")
+    device: str = option(
+        "auto", "where the model runs; of several processes each gets a GPU of its own", choices=DEVICES
+    )
     dtype: str = option("float32", "precision of the model", choices=("float32", "bfloat16", "auto"))
     output_path: str = option("outputs/evaluation", "folder of the report: report.md, report.json, pictures")
 
@@ -58,6 +64,15 @@ class ClipFlags:
         if Path(self.output_path).suffix == ".json":
             raise UserError(f"--output_path {self.output_path}: name a folder, in which there will be report.json")
         check_folder_can_be_written(Path(self.output_path), "--output_path")
+
+    def open(self) -> tuple[torch.device, Processes]:
+        """What the command runs on. The main process alone logs what all of them would say."""
+        device = choose_device(self.device)
+        processes = join_processes(device)
+        logging.basicConfig(level=logging.WARNING if processes.is_main else logging.ERROR, format="%(message)s")
+        if self.precision == torch.float32:
+            torch.backends.cudnn.allow_tf32 = False
+        return device, processes
 
     def reported(self) -> dict[str, Any]:
         """What a report says that it was asked for."""
@@ -77,6 +92,7 @@ def clip_config(flags: ClipFlags, metadata: ModelMetadata) -> DataConfig:
         image_size=metadata.resolution,
         load_action=metadata.action_dim is not None,
         action_dim=metadata.action_dim,
+        sthsth_root_path=flags.sthsth_root_path,
         whole_clips=True,
     )
 
@@ -84,4 +100,4 @@ def clip_config(flags: ClipFlags, metadata: ModelMetadata) -> DataConfig:
 def clips_of_split(flags: ClipFlags, config: DataConfig) -> EvaluationClips:
     """Clips of the split that the flags name."""
     split: Split = flags.split  # type: ignore[assignment]
-    return build_evaluation_clips(config, split, flags.num_clips or NUM_CLIPS, flags.seed)
+    return build_evaluation_clips(config, split, flags.num_clips, flags.seed, at_most=MOST_CLIPS)

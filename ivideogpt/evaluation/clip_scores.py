@@ -5,6 +5,7 @@ Shapes: N samples, T frames of a clip, d features.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -30,19 +31,30 @@ SHUFFLED = "shuffled_actions"
 
 @dataclass(frozen=True)
 class ClipScores:
-    """Of one clip, however many samples of it there were. ``number`` is its place in the list of clips."""
+    """Of one clip, however many samples of it there were.
+
+    Attributes:
+        number: its place in the list of clips.
+        frames_checksum: of the true frames.
+    """
 
     number: int
     summaries: Summaries
+    frames_checksum: str = ""
     curves: Curves = field(default_factory=dict)
     features: Features = field(default_factory=dict)
     codes: dict[str, NDArray[np.int64]] = field(default_factory=dict)  # ids of tokens, for counting
 
     @classmethod
     def of(
-        cls, number: int, num_context: int, scores: Mapping[str, Mapping[str, Tensor]], features: Features
+        cls,
+        number: int,
+        truth: Tensor,
+        num_context: int,
+        scores: Mapping[str, Mapping[str, Tensor]],
+        features: Features,
     ) -> ClipScores:
-        """From (N, T) scores by candidate and metric."""
+        """From (N, T) scores by candidate and metric of a clip (T, C, H, W)."""
         num_samples = max(len(of["mse"]) for of in scores.values())
         summaries: Summaries = {}
         for column, summarise in COLUMNS.items():
@@ -53,7 +65,7 @@ class ClipScores:
         curves = {
             name: {metric: values.mean(dim=0).tolist() for metric, values in of.items()} for name, of in scores.items()
         }
-        return cls(number, summaries, curves, features)
+        return cls(number, summaries, frames_checksum(truth), curves, features)
 
     def as_json(self) -> dict[str, Any]:
         """Without features, which are for sums over clips only, and without what could not be measured."""
@@ -64,7 +76,13 @@ class ClipScores:
             }
             for column, candidates in self.summaries.items()
         }
-        return {"clip": self.number, "scores": known}
+        return {"clip": self.number, "frames": self.frames_checksum, "scores": known}
+
+
+def frames_checksum(frames: Tensor) -> str:
+    """Of frames in [0, 1] as 8-bit pixels."""
+    pixels = (frames.float() * 255).round().clamp(0, 255).byte().cpu().numpy()
+    return hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
 
 
 def _is_one_of_many(name: str, scores: Mapping[str, Mapping[str, Tensor]]) -> bool:
@@ -93,7 +111,8 @@ class Tally:
         self._features: dict[tuple[str, str], FeatureStats] = {}
         self._codes: dict[str, NDArray[np.int64]] = {}
 
-    def add(self, clip: ClipScores) -> None:
+    def add(self, clip: ClipScores, drawn_as: str = "") -> None:
+        """``drawn_as`` is the same for clips that are not independent (see :class:`BootstrapMeans`)."""
         values: dict[tuple[Any, ...], float] = {}
         for column, candidates in clip.summaries.items():
             for name, metrics in candidates.items():
@@ -101,18 +120,21 @@ class Tally:
         for name, curves in clip.curves.items():
             for metric, curve in curves.items():
                 values |= {("frame", name, metric, frame): value for frame, value in enumerate(curve)}
-        self.means.add(clip.number, values)
+        self.means.add(values, drawn_as)
         for key, features in clip.features.items():
             self._features.setdefault(key, FeatureStats(capture_mean_cov=True)).append(features)
         for book, codes in clip.codes.items():
-            before = self.code_counts(book, 0)
-            counts = np.bincount(codes, minlength=len(before))
-            counts[: len(before)] += before
-            self._codes[book] = counts
+            self._count_codes(book, np.bincount(codes))
+
+    def _count_codes(self, book: str, counts: NDArray[np.int64]) -> None:
+        size = max(len(counts), len(self._codes.get(book, ())))
+        self._codes[book] = self.code_counts(book, size) + np.pad(counts, (0, size - len(counts)))
 
     def merge(self, other: Tally) -> None:
         """Count the clips of ``other``, too: those of another process."""
         self.means.merge(other.means)
+        for book, counts in other._codes.items():
+            self._count_codes(book, counts)
         for key, features in other._features.items():
             self._features.setdefault(key, FeatureStats(capture_mean_cov=True)).merge(features)
 

@@ -35,7 +35,7 @@ Key = tuple[str, str, str]  # column, candidate, metric
 class Report:
     """One that was written before. ``means`` are taken anew from its clips."""
 
-    name: str
+    path: Path
     content: Mapping[str, Any]
     means: BootstrapMeans[Key]
 
@@ -53,11 +53,13 @@ class Report:
             means: BootstrapMeans[Key] = BootstrapMeans()
             for line in lines:
                 clip = json.loads(line)
-                means.add(clip["clip"], dict(_flat(clip["scores"])))
+                means.add(dict(_flat(clip["scores"])), drawn_as=f"{clip['dataset']}/{clip['episode']}")
             content["kind"], content["clips"]["checksum"], content["scores"]
+            if len(lines) != content["clips"]["number"]:
+                raise ValueError(f"{len(lines)} clips of {content['clips']['number']}")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is no report with {JSON_FILE} and {CLIPS_FILE}: {error}") from error
-        return cls(folder.name, content, means)
+        return cls(path, content, means)
 
     @property
     def clips(self) -> str:
@@ -103,34 +105,49 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 def compare(reports: Sequence[Report]) -> str:
     """Tables in markdown: for each column and candidate, a line a report."""
-    first = reports[0]
-    sections = ["# Comparison", _what_is_compared(reports)]
+    first, names = reports[0], short_names([report.path for report in reports])
+    sections = ["# Comparison", _what_is_compared(reports, names)]
     candidates = dict.fromkeys((column, name) for report in reports for column, name, _ in report.means.keys)
     for column, name in candidates:
         metrics = in_order(
             metric for report in reports for c, n, metric in report.means.keys if (c, n) == (column, name)
         )
         rows = []
-        for report in reports:
+        for report, called in zip(reports, names, strict=True):
             cells = [_cell(report, first, (column, name, metric)) for metric in metrics]
-            rows.append([report.name, *cells, *_fvd_cells(reports, report, column, name)])
+            rows.append([called, *cells, *_fvd_cells(reports, report, column, name)])
         fvd = [label("fvd")] if _fvd_cells(reports, first, column, name) else []
         table = markdown_table(["", *map(label, metrics), *fvd], rows)
         sections.append(f"## {column.replace('_', ' ')}: {name.replace('_', ' ')}\n\n{table}")
     return "\n\n".join(sections)
 
 
-def _what_is_compared(reports: Sequence[Report]) -> str:
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """The ends of the reports' folders, as long as it takes to tell them apart."""
+    folders = [(path if path.is_dir() else path.parent).resolve().parts for path in paths]
+    for length in range(1, max(map(len, folders)) + 1):
+        names = ["/".join(parts[-length:]) for parts in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return names
+
+
+def _what_is_compared(reports: Sequence[Report], names: Sequence[str]) -> str:
+    """The reports, with the settings in which they differ, and which of them are about the same clips."""
+    settings = [report.content["settings"] for report in reports]
+    known = dict.fromkeys(key for of in settings for key in of)
+    differing = [key for key in known if len({json.dumps(of.get(key)) for of in settings}) > 1]
+    shown = list(dict.fromkeys(["model", *differing]))
     rows = [
-        [report.name, str(report.content["settings"].get("model", "-")), str(report.content["clips"]["number"])]
-        for report in reports
+        [called, str(report.content["clips"]["number"]), *(str(of.get(key, "-")) for key in shown)]
+        for called, report, of in zip(names, reports, settings, strict=True)
     ]
-    same = [report.name for report in reports[1:] if report.clips == reports[0].clips]
-    paired = f"None of the others is about the clips of {reports[0].name}: means only."
+    same = [called for called, of in zip(names[1:], reports[1:], strict=True) if of.clips == reports[0].clips]
+    paired = f"None of the others is about the clips of {names[0]}: means only."
     if same:
-        paired = f"Under their means, clip by clip, the differences to {reports[0].name} of {', '.join(same)}."
-    paired += " Intervals hold 95 % of bootstrap replicates."
-    return f"{markdown_table(['', 'model', 'clips'], rows)}\n\n{paired}"
+        paired = f"Under their means, clip by clip, the differences to {names[0]} of {', '.join(same)}."
+    paired += " Intervals hold 95 % of bootstrap replicates over episodes."
+    return f"{markdown_table(['', 'clips', *shown], rows)}\n\n{paired}"
 
 
 def _cell(report: Report, first: Report, key: Key) -> str:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from ivideogpt.data.evaluation_clips import EvaluationClips, build_benchmark_evaluation
+from ivideogpt.errors import UserError
 from ivideogpt.evaluation.clip_flags import ClipFlags, clip_config, clips_of_split
 from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
 from ivideogpt.evaluation.prediction_report import evaluate_predictions
-from ivideogpt.evaluation.processes import join_processes, leave_processes
+from ivideogpt.evaluation.processes import leave_processes
 from ivideogpt.evaluation.protocols import PROTOCOLS
 from ivideogpt.evaluation.report import MARKDOWN_FILE
-from ivideogpt.evaluation.video_prediction import PredictionScorer
+from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, PredictionScorer
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.paths import I3D_FILE
 from ivideogpt.pretrained import ModelMetadata
@@ -41,34 +42,37 @@ class EvaluationArgs(ClipFlags):
         choices=tuple(PROTOCOLS),
     )
     num_samples: int = option(1, "futures of each clip; 100 in the paper", minimum=1)
+    goal_conditioned: bool | None = option(None, "show the last frame first; unless given, what the checkpoint says")
     temperature: float | None = option(None, "of sampling; unless given, the checkpoint's")
     top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's", minimum=0)
+    separators: str | None = option(
+        None, "sampled: drawn like any token, as released action-free models did", choices=("forced", "sampled")
+    )
     max_generate_batchsize: int = option(100, "futures that are sampled at a time", minimum=1)
     i3d_path: str = option(I3D_FILE, "I3D network; without it FVD is left out")
 
     def validate(self) -> None:
         if not self.use_eval_dataset:
             self.check_dataset_path(", or --use_eval_dataset for a benchmark")
+        elif given := [f"--{name}" for name, usual in NOT_FOR_BENCHMARKS.items() if getattr(self, name) != usual]:
+            raise UserError(f"{', '.join(given)}: --use_eval_dataset has its own clips; leave that out")
+        elif self.oxe_data_mixes_type == EvaluationArgs.oxe_data_mixes_type:
+            raise UserError("--use_eval_dataset needs the benchmark's name as --oxe_data_mixes_type, such as bair")
         self.check_output_path()
+
+
+NOT_FOR_BENCHMARKS = {"dataset_path": None, "split": "test", "video_stepsize": None, "goal_conditioned": None}
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse(EvaluationArgs, argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    processes, device = join_processes(args.device)
+    device, processes = args.open()
     try:
         model = load_model(args, device)
-        clips = load_clips(args, model.metadata)
-        folder = Path(args.output_path)
-        report = evaluate_predictions(
-            build_scorer(args, model, device),
-            clips,
-            folder,
-            args.reported(),
-            args.protocol,
-            args.batch_size,
-            processes,
-        )
+        scorer = build_scorer(args, model, device)
+        settings = replace(args, num_samples=scorer.num_samples).reported()
+        clips, folder = load_clips(args, model.metadata), Path(args.output_path)
+        report = evaluate_predictions(scorer, clips, folder, settings, args.protocol, args.batch_size, processes)
         if report is not None:
             print((folder / MARKDOWN_FILE).read_text().split("## Frame by frame")[0])
             print(f"report: {folder / MARKDOWN_FILE}")
@@ -81,15 +85,21 @@ def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
     settings = ModelSettings(
         context_length=args.context_length,
         segment_length=args.segment_length,
+        goal_conditioned=args.goal_conditioned,
         temperature=args.temperature,
         top_k=args.top_k,
+        separators=args.separators,  # type: ignore[arg-type]
     )
     return with_settings(model, settings)
 
 
 def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips:
     config = clip_config(args, metadata)
-    return build_benchmark_evaluation(config, args.num_clips) if args.use_eval_dataset else clips_of_split(args, config)
+    if not args.use_eval_dataset:
+        return clips_of_split(args, config)
+    if metadata.goal_conditioned:
+        raise UserError("--use_eval_dataset: the clips of benchmarks have no goal in front, and this model wants one")
+    return build_benchmark_evaluation(config, args.num_clips)
 
 
 def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) -> PredictionScorer:
@@ -101,6 +111,7 @@ def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) 
         model,
         FrameScorer(find_lpips(args.lpips_path, device), args.max_decode_batchsize),
         find_i3d(args.i3d_path, device),
+        fvd_of={span: CANDIDATES for span in FVD_SPANS if span in PROTOCOLS[args.protocol]},
         num_samples=num_samples,
         seed=args.seed,
         max_rows=args.max_generate_batchsize,

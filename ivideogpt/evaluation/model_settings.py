@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import ModelMetadata
@@ -20,6 +20,7 @@ class ModelSettings:
     goal_conditioned: bool | None = None
     temperature: float | None = None
     top_k: int | None = None
+    separators: Literal["forced", "sampled"] | None = None
 
     def metadata(self, before: ModelMetadata) -> ModelMetadata:
         context_length = self.context_length or before.context_length
@@ -31,6 +32,7 @@ class ModelSettings:
             raise UserError("--goal_conditioned is for action-free models: a goal in front has no action")
         changed: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         changed |= {} if self.top_k is None else {"top_k": self.top_k or None}
+        changed |= {} if self.separators is None else {"separators": self.separators}
         return replace(
             before,
             context_length=context_length,

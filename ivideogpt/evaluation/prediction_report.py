@@ -36,17 +36,17 @@ from ivideogpt.evaluation.report import (
     write_json,
     write_text,
 )
-from ivideogpt.evaluation.scoring import collect, read_with_others
-from ivideogpt.evaluation.video_prediction import PredictionScorer, reconstruct_future, sample_futures
+from ivideogpt.evaluation.scoring import Collected, collect, read_with_others
+from ivideogpt.evaluation.video_prediction import COPY, PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.versions import versions
 from ivideogpt.world_model import WorldModel
 
 KIND = "video prediction"
-COPY = "copy_last_frame"
-RECONSTRUCTION = "reconstruction"
 CURVES_FILE = "curves.png"
+FEWEST_EPISODES = 5  # whose bootstrap interval means anything
+NO_MATTER = ("batch_size", "max_generate_batchsize", "max_decode_batchsize", "protocol")  # to the scores of clips
 RANKED_BY = ("future", PREDICTION, "psnr")  # by which clips are better and worse
 QUESTIONS = {
     COPY: "Is it better than copying the last context frame?",
@@ -62,9 +62,12 @@ class Finding:
     candidate: str
     metric: str
     difference: Interval
+    num_episodes: int
 
     @property
     def answer(self) -> str:
+        if self.num_episodes < FEWEST_EPISODES:
+            return f"not to be said of fewer than {FEWEST_EPISODES} episodes"
         if self.difference.low > 0:
             return "yes"
         return "no" if self.difference.high < 0 else "not shown: the interval holds 0"
@@ -93,16 +96,17 @@ def evaluate_predictions(
     def score(numbers: Sequence[int]) -> list[ClipScores]:
         return scorer(numbers, *read_with_others(clips, numbers))
 
-    facts = {**settings, **model_facts(scorer.model), "left_out": left_out(scorer)}
+    depend_on = {name: value for name, value in settings.items() if name not in NO_MATTER}
+    facts = {**depend_on, **model_facts(scorer.model), "left_out": left_out(scorer)}
     collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts)
     if collected is None:
         return None
     tally = collected.tally
     shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]
-    report = build_report(scorer, clips, tally, settings, PROTOCOLS[protocol], shown)
+    report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown)
     draw_curves(folder / CURVES_FILE, tally.curves(), scorer.model.metadata.context_length)
     write_json(folder / JSON_FILE, report)
-    write_text(folder / MARKDOWN_FILE, as_markdown(report, tally, PROTOCOLS[protocol]))
+    write_text(folder / MARKDOWN_FILE, as_markdown(report, tally, PROTOCOLS[protocol], scorer.num_samples))
     collected.finish()
     return report
 
@@ -131,7 +135,8 @@ def _show(
     predicted = to_pixels(torch.cat([rollout.context[0], rollout.frames[0, 0]]))
     reconstructed = to_pixels(torch.cat([rollout.context[0], reconstruct_future(model, clip.frames)[0]]))
     groups = [[*sample_rows(truth, predicted, "prediction"), Row("reconstruction", reconstructed)]]
-    title = f"{rank} clip: {number}, {origin.dataset}/{origin.episode}, {psnr:.2f} dB"
+    of_samples = f"{psnr:.2f} dB" if scorer.num_samples == 1 else f"{psnr:.2f} dB in the mean, sample 0 shown"
+    title = f"{rank} clip: {number}, {origin}, {of_samples}"
     shown = ShownClip(rank, number, origin.dataset, origin.episode, psnr, f"clip-{rank}.png", f"clip-{rank}.gif")
     write_png(folder / shown.sheet, contact_sheet(groups, model.metadata.context_length, title))
     write_gif(folder / shown.gif, side_by_side([truth, predicted, error_frames(truth, predicted)]))
@@ -144,23 +149,24 @@ def _show(
 def build_report(
     scorer: PredictionScorer,
     clips: EvaluationClips,
-    tally: Tally,
+    collected: Collected,
     settings: Mapping[str, Any],
     columns: Sequence[str],
     shown: Sequence[ShownClip],
 ) -> dict[str, Any]:
+    tally = collected.tally
     means, distances = tally.columns(), tally.fvd()
     return {
         "kind": KIND,
         "settings": dict(settings),
         "model": model_facts(scorer.model),
-        "clips": {"number": len(clips), "checksum": clips.checksum()},
+        "clips": collected.clip_facts(clips),
         "versions": versions(PACKAGES),
         "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
         "fvd": {column: of for column, of in distances.items() if column in columns},
         "findings": [
             {**asdict(finding), "difference": interval_as_json(finding.difference), "answer": finding.answer}
-            for finding in findings(tally)
+            for finding in findings(tally, clips.num_episodes)
         ],
         "per_frame": curves_as_json(tally.curves()),
         "left_out": left_out(scorer),
@@ -185,7 +191,7 @@ def left_out(scorer: PredictionScorer) -> list[str]:
     return missing
 
 
-def findings(tally: Tally) -> list[Finding]:
+def findings(tally: Tally, num_episodes: int) -> list[Finding]:
     """Differences between the prediction and its baselines, clip by clip, on predicted frames.
 
     Where little moves, copying is hard to beat over all pixels and says nothing about what moves.
@@ -195,20 +201,25 @@ def findings(tally: Tally) -> list[Finding]:
         for metric in ("psnr", "moving_psnr"):
             ours, theirs = (RANKED_BY[0], PREDICTION, metric), (RANKED_BY[0], name, metric)
             if ours in tally.means and theirs in tally.means:
-                found.append(Finding(question, name, metric, tally.means.difference(ours, theirs)))
+                found.append(Finding(question, name, metric, tally.means.difference(ours, theirs), num_episodes))
     return found
 
 
-def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str]) -> str:
+def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str], num_samples: int) -> str:
     means = tally.columns()
     sections = [
         headline(report, "Video prediction"),
-        _findings_table(findings(tally)),
+        _findings_table(findings(tally, report["clips"]["episodes"])),
     ]
     for column in columns:
         if column in means:
             table = candidate_table(means[column], report["fvd"].get(column, {}))
             sections.append(f"## {COLUMNS[column].title}\n\n{table}")
+    if report["fvd"] and num_samples > 1:
+        sections.append(
+            f"FVD of the prediction is over {num_samples} futures of each clip, that of the others over one: it is the "
+            "larger for fewer videos."
+        )
     sections += [f"Left out: {line}." for line in report["left_out"]]
     sections.append(f"## Frame by frame\n\n![scores of every frame]({CURVES_FILE})")
     sections.append("## Clips\n\n" + "\n\n".join(map(_clip_section, report["shown"])))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -11,6 +13,8 @@ from torch import distributed
 from ivideogpt.errors import UserError
 
 T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
 
 
 class Processes:
@@ -34,22 +38,26 @@ class Processes:
         parts: list[T | UserError | None] = [part]
         if self.count > 1:
             parts = [None] * self.count
-            distributed.all_gather_object(parts, part)
+            distributed.all_gather_object(parts, part, group=_patient_group())
         for of_rank in parts:
             if isinstance(of_rank, UserError):
                 raise of_rank
         return parts  # type: ignore[return-value]
 
 
-def join_processes(device: str) -> tuple[Processes, torch.device]:
-    """Join those that torchrun or ``accelerate launch`` has started. Each of several gets a GPU of its own."""
-    chosen = torch.device(device)
+@functools.cache
+def _patient_group() -> distributed.ProcessGroup | None:
+    """All processes: who is ready waits for hours of the others' sampling, where the usual groups give up."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
+def join_processes(device: torch.device) -> Processes:
+    """Join those that torchrun or ``accelerate launch`` has started."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(chosen)
         distributed.init_process_group("gloo")
-    return Processes(), chosen
+    return Processes()
 
 
 def leave_processes() -> None:

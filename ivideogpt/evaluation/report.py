@@ -92,10 +92,10 @@ def candidate_table(candidates: Candidates, fvd: Mapping[str, float]) -> str:
 
 
 def headline(report: Mapping[str, Any], kind: str) -> str:
-    return (
-        f"# {kind}: {report['settings']['model']}\n\n"
-        f"{report['clips']['number']} clips. Numbers in brackets hold 95 % of bootstrap replicates over clips."
-    )
+    clips = report["clips"]
+    counted = f"{clips['number']} clips of {clips['episodes']} episodes."
+    intervals = "Numbers in brackets hold 95 % of bootstrap replicates over episodes."
+    return f"# {kind}: {report['settings']['model']}\n\n{counted} {intervals}"
 
 
 def made_with(report: Mapping[str, Any]) -> str:

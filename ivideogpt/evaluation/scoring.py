@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,9 @@ from ivideogpt.data.evaluation_clips import EvaluationClips
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.clip_scores import ClipScores, Tally
 from ivideogpt.evaluation.processes import Processes
+from ivideogpt.evaluation.report import JSON_FILE, MARKDOWN_FILE, PACKAGES
 from ivideogpt.evaluation.unfinished import Unfinished
+from ivideogpt.versions import versions
 
 ScoreBatch = Callable[[Sequence[int]], list[ClipScores]]
 
@@ -25,11 +28,21 @@ CLIPS_FILE = "clips.jsonl"
 
 @dataclass(frozen=True)
 class Collected:
-    """What all clips come to, and their numbers with what they are ranked by, from the worst to the best."""
+    """What all clips come to.
+
+    Attributes:
+        ranking: their numbers with what they are ranked by, from the worst to the best.
+        checksum: of their true frames, in their order.
+    """
 
     tally: Tally
     ranking: list[tuple[float, int]]
+    checksum: str
     unfinished: Unfinished
+
+    def clip_facts(self, clips: EvaluationClips) -> dict[str, Any]:
+        """What a report says of the clips. Scores of lists with equal checksums may be compared clip by clip."""
+        return {"number": len(clips), "episodes": clips.num_episodes, "checksum": self.checksum}
 
     def finish(self) -> None:
         """The report is written: the same command would begin anew."""
@@ -61,8 +74,8 @@ def collect(
     Returns:
         None but for the main process.
     """
-    unfinished = Unfinished(folder, {**facts, "clips": clips.checksum(), "batch_size": batch_size})
-    tally = (unfinished.read() if processes.is_main else None) or Tally()
+    unfinished = Unfinished(folder, {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)})
+    tally = (_begun(unfinished, folder / CLIPS_FILE) if processes.is_main else None) or Tally()
     first_clip, *_ = processes.gather(tally.means.num_clips)
     scored = score_clips(score, first_clip, len(clips), batch_size, processes)
     if not processes.is_main:
@@ -70,18 +83,32 @@ def collect(
             pass
         return None
     folder.mkdir(parents=True, exist_ok=True)
+    for of_before in (JSON_FILE, MARKDOWN_FILE):  # which would be taken for that of the clips now scored
+        (folder / of_before).unlink(missing_ok=True)
     with (
         _opened_after(folder / CLIPS_FILE, first_clip) as lines,
         tqdm(initial=first_clip, total=len(clips), desc="clips", unit="clip") as bar,
     ):
         for of_batches in scored:
             for clip in of_batches:
-                tally.add(clip)
+                tally.add(clip, drawn_as=str(clips.origin(clip.number)))
                 lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
             lines.flush()
             unfinished.write(tally)
             bar.update(len(of_batches))
-    return Collected(tally, _ranking(folder / CLIPS_FILE, rank_by), unfinished)
+    of_clips = [json.loads(line) for line in (folder / CLIPS_FILE).read_text().splitlines()]
+    column, candidate, metric = rank_by
+    ranking = sorted((of["scores"][column][candidate][metric], of["clip"]) for of in of_clips)
+    checksum = hashlib.blake2b("".join(of["frames"] for of in of_clips).encode(), digest_size=16).hexdigest()
+    return Collected(tally, ranking, checksum, unfinished)
+
+
+def _begun(unfinished: Unfinished, lines: Path) -> Tally | None:
+    """Sums to continue, if the lines of the clips in them are there, too."""
+    tally = unfinished.read()
+    if tally is None or not lines.is_file() or lines.read_text().count("\n") < tally.means.num_clips:
+        return None
+    return tally
 
 
 def _opened_after(path: Path, num_lines: int) -> TextIO:
@@ -92,12 +119,6 @@ def _opened_after(path: Path, num_lines: int) -> TextIO:
     file.seek(file.tell())
     file.truncate()
     return file
-
-
-def _ranking(path: Path, rank_by: tuple[str, str, str]) -> list[tuple[float, int]]:
-    column, candidate, metric = rank_by
-    clips = (json.loads(line) for line in path.read_text().splitlines())
-    return sorted((clip["scores"][column][candidate][metric], clip["clip"]) for clip in clips)
 
 
 def score_clips(
@@ -125,13 +146,15 @@ def _attempt(score: ScoreBatch, batches: Sequence[range], rank: int) -> list[Cli
 
 
 def read_with_others(clips: EvaluationClips, numbers: Sequence[int]) -> tuple[ClipBatch, Tensor | None]:
-    """These consecutive clips, and for each the actions of the next one of the list: (B, T, D).
+    """These clips, and for each the actions of another episode's clip: (B, T, D).
 
-    None if there are no actions, or no other clip.
+    None if there are no actions, or no other episodes.
     """
-    if len(clips) == 1:
+    others = [other for number in numbers if (other := clips.next_of_another_episode(number)) is not None]
+    if len(others) < len(numbers):
         return clips.read(numbers), None
-    batch = clips.read([*numbers, (numbers[-1] + 1) % len(clips)])
+    to_read = list(dict.fromkeys([*numbers, *others]))
+    batch, own = clips.read(to_read), len(numbers)
     if batch.actions is None:
-        return ClipBatch(batch.frames[:-1]), None
-    return ClipBatch(batch.frames[:-1], batch.actions[:-1]), batch.actions[1:]
+        return ClipBatch(batch.frames[:own]), None
+    return ClipBatch(batch.frames[:own], batch.actions[:own]), batch.actions[[to_read.index(other) for other in others]]

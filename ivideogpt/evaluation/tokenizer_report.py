@@ -5,21 +5,19 @@ Dimension keys: B clips, T = t + F frames, t context frames, F future frames.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ivideogpt.data.evaluation_clips import EvaluationClips
 from ivideogpt.data.token_store import state_checksum
 from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.evaluation.clip_flags import ClipFlags, clip_config, clips_of_split
-from ivideogpt.evaluation.clip_scores import ClipScores, Tally
-from ivideogpt.evaluation.processes import Processes, join_processes, leave_processes
+from ivideogpt.evaluation.clip_scores import ClipScores, frames_checksum
+from ivideogpt.evaluation.processes import Processes, leave_processes
 from ivideogpt.evaluation.report import (
     JSON_FILE,
     MARKDOWN_FILE,
@@ -36,6 +34,7 @@ from ivideogpt.evaluation.report import (
     write_text,
 )
 from ivideogpt.evaluation.scoring import Collected, collect
+from ivideogpt.evaluation.video_prediction import reconstruct
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.pretrained import ModelMetadata, load_tokenizer, model_folder
@@ -44,7 +43,7 @@ from ivideogpt.utils.video_metric import FrameScorer, find_lpips
 from ivideogpt.versions import versions
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.vq_model.quantizer import code_usage
-from ivideogpt.world_model import evaluating, fastest_precisions
+from ivideogpt.world_model import fastest_precisions
 
 KIND = "tokenizer"
 ALL = "all datasets"
@@ -61,28 +60,6 @@ class TokenizerEvaluationArgs(ClipFlags):
     def validate(self) -> None:
         self.check_dataset_path()
         self.check_output_path()
-
-
-@dataclass(frozen=True)
-class Reconstruction:
-    """``frames`` (B, T, C, H, W) in [0, 1], and the codes (B, n) that they were made of."""
-
-    frames: Tensor
-    context_codes: Tensor
-    dynamics_codes: Tensor
-
-
-@torch.inference_mode()
-def reconstruct(tokenizer: CompressiveVQModel, frames: Tensor) -> Reconstruction:
-    """Clips (B, T, C, H, W) through the tokenizer and back."""
-    t = tokenizer.context_length
-    with evaluating(tokenizer):
-        context = tokenizer.encode_context(frames[:, :t])
-        dynamics = tokenizer.encode_dynamics(frames[:, t:], context.features)
-        decoded = tokenizer.decode_context(context.codes)
-        future = tokenizer.decode_dynamics(dynamics, decoded.features)
-    reconstructed = torch.cat([decoded.frames, future], dim=1).float().clamp(0, 1)
-    return Reconstruction(reconstructed, context.codes.flatten(1), dynamics.flatten(1))
 
 
 @dataclass(frozen=True)
@@ -106,14 +83,14 @@ class ReconstructionScorer:
             }
             summaries = {ALL: parts, self.clips.origin(number).dataset: parts}
             codes = {CONTEXT: made.context_codes[row], FUTURE: made.dynamics_codes[row]}
-            of_clips.append(ClipScores(number, summaries, codes={of: ids.cpu().numpy() for of, ids in codes.items()}))
+            numbered = {of: ids.cpu().numpy() for of, ids in codes.items()}
+            of_clips.append(ClipScores(number, summaries, frames_checksum(frames[row]), codes=numbered))
         return of_clips
 
 
 def main(argv: Sequence[str]) -> None:
     args = parse(TokenizerEvaluationArgs, argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    processes, device = join_processes(args.device)
+    device, processes = args.open()
     try:
         precision = fastest_precisions(device)[0] if args.precision == "auto" else args.precision
         tokenizer = load_tokenizer(args.pretrained_model_name_or_path, precision).to(device)
@@ -149,7 +126,7 @@ def evaluate_tokenizer(score: ReconstructionScorer, args: TokenizerEvaluationArg
         return
     for rank, which in collected.chosen().items():
         _show(folder, score, rank, *which)
-    report = build_report(score, collected.tally, args.reported())
+    report = build_report(score, collected, args.reported())
     write_json(folder / JSON_FILE, report)
     text = as_markdown(report, collected)
     write_text(folder / MARKDOWN_FILE, text)
@@ -166,15 +143,15 @@ def _show(folder: Path, score: ReconstructionScorer, rank: str, psnr: float, num
     write_png(folder / f"clip-{rank}.png", sheet)
 
 
-def build_report(score: ReconstructionScorer, tally: Tally, settings: Mapping[str, Any]) -> dict[str, Any]:
-    tokenizer = score.tokenizer
+def build_report(score: ReconstructionScorer, collected: Collected, settings: Mapping[str, Any]) -> dict[str, Any]:
+    tokenizer, tally = score.tokenizer, collected.tally
     sizes = {CONTEXT: tokenizer.num_vq_embeddings, FUTURE: tokenizer.num_dyn_embeddings}
     usage = {part: code_usage(torch.from_numpy(tally.code_counts(part, size))) for part, size in sizes.items()}
     return {
         "kind": KIND,
         "settings": dict(settings),
         "model": {"tokenizer_checksum": state_checksum(tokenizer.state_dict()), "config": _config(tokenizer)},
-        "clips": {"number": len(score.clips), "checksum": score.clips.checksum()},
+        "clips": collected.clip_facts(score.clips),
         "versions": versions(PACKAGES),
         "scores": {dataset: candidates_as_json(parts) for dataset, parts in tally.columns().items()},
         "codes": {part: {"size": size, **usage[part]} for part, size in sizes.items()},

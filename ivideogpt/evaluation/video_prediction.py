@@ -7,8 +7,8 @@ Dimension keys: B clips, N samples of each, T = t + F frames, t context frames, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import chain
 
 import torch
@@ -18,12 +18,17 @@ from ivideogpt.data.batches import ClipBatch
 from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, TRUTH, ClipScores, features_by_clip, scores_by_clip
 from ivideogpt.utils.frechet import I3D
 from ivideogpt.utils.video_metric import PSNR_EPSILON, FrameScorer, frame_psnr, frame_ssim
+from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
 # A pixel counts as moving where a channel differs by more than this from the last context frame (frames are in [0, 1]).
 MOVING_THRESHOLD = 0.05
 
 METRICS = {"psnr": frame_psnr, "ssim": frame_ssim}
+PIXELS_AT_ONCE = 160 * 64**2  # of frames that go through the tokenizer
+COPY, RECONSTRUCTION = "copy_last_frame", "reconstruction"
+CANDIDATES = (PREDICTION, RECONSTRUCTION, COPY, SHUFFLED)
+FVD_SPANS = ("paper", "future")
 
 
 def score_frames(truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
@@ -42,19 +47,46 @@ def reconstruct_future(model: WorldModel, frames: Tensor) -> Tensor:
 
     The best that a prediction can look.
     """
-    tokenizer, frames = model.tokenizer, frames.to(model.device)
+    return reconstruct(model.tokenizer, frames).frames[:, model.tokenizer.context_length :]
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """``frames`` (B, T, C, H, W) in [0, 1], and the codes (B, n) that they were made of."""
+
+    frames: Tensor
+    context_codes: Tensor
+    dynamics_codes: Tensor
+
+
+@torch.inference_mode()
+def reconstruct(tokenizer: CompressiveVQModel, frames: Tensor) -> Reconstruction:
+    """Clips (B, T, C, H, W) through the tokenizer and back, a few at a time."""
+    if len(frames) > 1 and len(parts := _at_once(frames)) > 1:
+        of_parts = [reconstruct(tokenizer, part) for part in parts]
+        return Reconstruction(
+            *(torch.cat([getattr(of, name.name) for of in of_parts]) for name in fields(Reconstruction))
+        )
+    t, frames = tokenizer.context_length, frames.to(tokenizer.device)
     with evaluating(tokenizer):
-        encoded = tokenizer.encode_context(frames[:, : tokenizer.context_length])
-        codes = tokenizer.encode_dynamics(frames[:, tokenizer.context_length :], encoded.features)
-        decoded = tokenizer.decode_dynamics(codes, tokenizer.decoding_features(encoded.codes))
-    return decoded.float().clamp(0, 1)
+        context = tokenizer.encode_context(frames[:, :t])
+        dynamics = tokenizer.encode_dynamics(frames[:, t:], context.features)
+        decoded = tokenizer.decode_context(context.codes)
+        future = tokenizer.decode_dynamics(dynamics, decoded.features)
+    reconstructed = torch.cat([decoded.frames, future], dim=1).float().clamp(0, 1)
+    return Reconstruction(reconstructed, context.codes.flatten(1), dynamics.flatten(1))
+
+
+def _at_once(frames: Tensor) -> Sequence[Tensor]:
+    """Clips (B, T, C, H, W) in parts whose feature maps fit into memory."""
+    return frames.split(max(1, PIXELS_AT_ONCE // frames[0, :, 0].numel()))
 
 
 def references(model: WorldModel, frames: Tensor) -> dict[str, Tensor]:
     """What a prediction is measured against beside the truth, (B, F, C, H, W) each."""
     return {
-        "reconstruction": reconstruct_future(model, frames),
-        "copy_last_frame": copy_last_frame(frames, model.metadata.context_length),
+        RECONSTRUCTION: reconstruct_future(model, frames),
+        COPY: copy_last_frame(frames, model.metadata.context_length),
     }
 
 
@@ -110,7 +142,8 @@ class PredictionScorer:
 
     Attributes:
         scorer: compares frames.
-        i3d: features for FVD, of clips with and without their context; None: no FVD.
+        i3d: features for FVD; None: no FVD.
+        fvd_of: what it is wanted of: whole clips ("paper") or predicted frames ("future"), of which candidates.
         max_rows: futures that are sampled at a time; None: all of a batch.
         max_videos: that I3D is given at a time.
     """
@@ -118,6 +151,7 @@ class PredictionScorer:
     model: WorldModel
     scorer: FrameScorer
     i3d: I3D | None = None
+    fvd_of: Mapping[str, Collection[str]] = field(default_factory=lambda: dict.fromkeys(FVD_SPANS, CANDIDATES))
     num_samples: int = 1
     seed: int = 0
     max_rows: int | None = None
@@ -195,11 +229,17 @@ class _Candidates:
         }
         features = {key: torch.cat(parts, dim=1) for key, parts in self._features.items()}
         of_clips = zip(numbers, scores_by_clip(scores), features_by_clip(features, len(numbers)), strict=True)
-        return [ClipScores.of(number, self._num_context, values, vectors) for number, values, vectors in of_clips]
+        return [
+            ClipScores.of(number, truth, self._num_context, values, vectors)
+            for truth, (number, values, vectors) in zip(self._truth, of_clips, strict=True)
+        ]
 
     def _add_features(self, name: str, videos: Tensor) -> None:
         """Of samples (B, n, T, C, H, W), whole and without their context."""
         assert self._settings.i3d is not None
-        for span, first in (("paper", 0), ("future", self._num_context)):
+        for span, candidates in self._settings.fvd_of.items():
+            if name not in (TRUTH, *candidates):
+                continue
+            first = self._num_context if span == "future" else 0
             features = self._settings.i3d.in_parts(videos[:, :, first:].flatten(0, 1), self._settings.max_videos)
             self._features.setdefault((span, name), []).append(features.float().unflatten(0, videos.shape[:2]).cpu())

@@ -307,7 +307,7 @@ class GptArgs:
     max_generate_batchsize: int | None = option(
         None, "futures that are sampled at a time (default: a batch's)", minimum=1
     )
-    max_decode_batchsize: int | None = option(None, "clips that LPIPS and I3D see at a time (default: all)", minimum=1)
+    max_decode_batchsize: int | None = option(None, "frames that LPIPS, clips that I3D is given at a time", minimum=1)
     log_gif_interval: int = option(10, "batches between GIFs of sampled futures", minimum=1)
 
     # Trying the command

@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from ivideogpt.pretrained import (
     initialise_transformer,
     language_model,
     load_tokenizer,
+    model_folder,
     read_llama_config,
 )
 from ivideogpt.state_dicts import load_strict, read_tensors
@@ -175,10 +177,12 @@ def pixel_config(args: GptArgs) -> DataConfig:
 
 def build_evaluation(args: GptArgs) -> EvaluationClips:
     """The clips that a run scores which only evaluates: the same ones however many processes there are."""
-    config, num_clips = replace(pixel_config(args), whole_clips=True), args.max_eval_iters * args.eval_batch_size
+    # another episode in the place of a bad one would be scored under the wrong name
+    config = replace(pixel_config(args), whole_clips=True, on_bad_episode="error")
+    at_most = args.max_eval_iters * args.eval_batch_size
     if args.use_eval_dataset:
-        return build_benchmark_evaluation(config, num_clips)
-    return build_evaluation_clips(config, "test", num_clips, VALIDATION_SEED)
+        return build_benchmark_evaluation(config, at_most)
+    return build_evaluation_clips(config, "test", None, VALIDATION_SEED, at_most)
 
 
 def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:
@@ -203,6 +207,12 @@ def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, la
 
 
 def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    """What the flags say. How it is sampled they do not: that is as at its starting point, if this says so."""
+    start = args.pretrained_transformer_path
+    stated = None if start is None else ModelMetadata.read(model_folder(start))
+    known: dict[str, Any] = {} if stated is None else {"generation": stated.generation}
+    if stated is not None and args.eval_only and args.action_conditioned:  # training reads actions as they are
+        known["action_normalization"] = stated.action_normalization
     return ModelMetadata(
         resolution=tokenizer.config.resolution,
         context_length=args.context_length,
@@ -212,6 +222,7 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
         reward_prediction=args.reward_prediction,
         symlog=args.symlog,
         goal_conditioned=args.goal_conditioned,
+        **known,
     )
 
 

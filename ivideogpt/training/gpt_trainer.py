@@ -147,6 +147,7 @@ class GptTrainer:
 
     def evaluate(self) -> None:
         """One validation, of the weights that the run was given, and a report on sampled futures if they are scored."""
+        self.run.stop_at_once()
         self.validate(self.progress.step)
         if self.scoring is not None and self.evaluation_clips is not None:
             report = evaluate_predictions(

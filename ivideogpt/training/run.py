@@ -179,6 +179,11 @@ class Run:
             self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
         )
 
+    def stop_at_once(self) -> None:
+        """From now on signals end the run: there is nothing to be saved before."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         """First time: finish the current step and save. Second time: stop at once."""
         if self.stop_signal:

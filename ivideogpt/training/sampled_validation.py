@@ -11,10 +11,9 @@ import torch
 
 from ivideogpt.data.batches import ClipBatch
 from ivideogpt.evaluation.clip_scores import PREDICTION, Tally
-from ivideogpt.evaluation.prediction_report import COPY, RECONSTRUCTION
 from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.protocols import FRAME_METRICS
-from ivideogpt.evaluation.video_prediction import PredictionScorer, sample_futures
+from ivideogpt.evaluation.video_prediction import COPY, RECONSTRUCTION, PredictionScorer, sample_futures
 from ivideogpt.training.args import GptArgs
 from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.run import Run
@@ -31,6 +30,13 @@ LOGGED = {
     "reconstruction_": ("future", RECONSTRUCTION),
 }
 
+# What scores depend on, beside the models.
+EVALUATION_FLAGS = (
+    "dataset_path", "oxe_data_mixes_type", "use_eval_dataset", "sthsth_root_path", "video_stepsize", "resolution",
+    "context_length", "segment_length", "action_conditioned", "goal_conditioned", "max_eval_iters",
+    "per_device_eval_batch_size", "per_device_train_batch_size", "eval_generate_times", "lpips_path", "i3d_path",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class ScoringNetworks:
@@ -46,10 +52,12 @@ class ScoringNetworks:
         return cls(frames, find_i3d(args.i3d_path, device) if args.use_fvd else None)
 
     def scorer(self, model: WorldModel, args: GptArgs) -> PredictionScorer:
+        """FVD is of whole clips' predictions alone."""
         return PredictionScorer(
             model,
             self.frames,
             self.i3d,
+            fvd_of={"paper": (PREDICTION,)},
             num_samples=args.eval_generate_times,
             seed=VALIDATION_SEED,
             max_rows=args.max_generate_batchsize,
@@ -106,14 +114,9 @@ class SampledValidation:
 
 def evaluated_settings(args: GptArgs) -> dict[str, Any]:
     """What a report says that ``train_gpt.py --eval_only`` was asked for."""
-    named = ("oxe_data_mixes_type", "use_eval_dataset", "context_length", "segment_length", "video_stepsize")
-    counts = ("max_eval_iters", "eval_generate_times")
-    return {
-        "model": str(args.pretrained_transformer_path),
-        "tokenizer": args.pretrained_model_name_or_path,
-        **{name: getattr(args, name) for name in (*named, *counts)},
-        "seed": VALIDATION_SEED,
-    }
+    asked = {name: getattr(args, name) for name in EVALUATION_FLAGS}
+    tokenizer = args.pretrained_model_name_or_path
+    return {"model": str(args.pretrained_transformer_path), "tokenizer": tokenizer, **asked, "seed": VALIDATION_SEED}
 
 
 def reported_metrics(report: Mapping[str, Any]) -> dict[str, float]:

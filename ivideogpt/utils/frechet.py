@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.errors import UserError
+from ivideogpt.precision import full_float32
+
+VIDEOS_AT_ONCE = 16
 
 
 class FeatureStats:
@@ -118,7 +121,10 @@ class I3D:
             self._network, self._device = self._network.to(videos.device), videos.device
         pixels = (videos.float().clamp(0, 1) * 255).transpose(1, 2)
         try:
-            features = self._network(pixels, rescale=True, resize=True, return_features=True)
+            with full_float32():
+                features = self._network(pixels, rescale=True, resize=True, return_features=True)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(f"{self.path} does not take videos of {videos.shape[1]} frames: {reason}") from error
@@ -128,4 +134,4 @@ class I3D:
 
     def in_parts(self, videos: Tensor, max_rows: int | None) -> Tensor:
         """The same, ``max_rows`` videos at a time."""
-        return torch.cat([self(part) for part in videos.split(max_rows or len(videos))])
+        return torch.cat([self(part) for part in videos.split(max_rows or VIDEOS_AT_ONCE)])

@@ -8,6 +8,7 @@ Dimension keys: B clips, N samples of each, T frames, C H W pixels.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ivideogpt.errors import UserError
-from ivideogpt.lpips import LPIPS, missing_weights
+from ivideogpt.lpips import LINEAR_FILE, LINEAR_MD5, LPIPS, missing_weights
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.precision import full_float32
 from ivideogpt.utils.frechet import I3D, FeatureStats, frechet_distance
 
 __all__ = ["Evaluator", "FeatureStats", "FrameScorer", "compute_fvd", "frame_mse", "frame_psnr", "frame_ssim"]
@@ -26,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 compute_fvd = frechet_distance
 LESS_IS_BETTER = ("mse", "lpips", "fvd")
-FRAMES_AT_ONCE = 64  # more are no faster; features of LPIPS take 2 MB for a frame of 64 x 64 pixels
+PIXELS_AT_ONCE = 64 * 64**2  # of frames compared at a time: more are no faster; features of LPIPS take 500 bytes each
 PSNR_EPSILON = 1e-8
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
@@ -71,12 +73,12 @@ class FrameScorer:
 
     Args:
         lpips: left out if not given.
-        max_rows: frames that are compared at a time.
+        max_rows: frames that are compared at a time; by default as many as use the machine well.
     """
 
     def __init__(self, lpips: LPIPS | None = None, max_rows: int | None = None) -> None:
         self.lpips = lpips
-        self.max_rows = max_rows or FRAMES_AT_ONCE
+        self.max_rows = max_rows
 
     @torch.no_grad()
     def __call__(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
@@ -87,8 +89,10 @@ class FrameScorer:
         """
         num_samples = samples.shape[1]
         true_frames, frames = truth.flatten(0, 1), samples.transpose(0, 1).flatten(1, 2)  # (B T, ...), (N, B T, ...)
-        rows = torch.arange(len(true_frames), device=truth.device).split(self.max_rows)
-        parts = [self._compare(true_frames[some].float(), frames[:, some].float()) for some in rows]
+        at_a_time = self.max_rows or max(1, PIXELS_AT_ONCE // true_frames.shape[-2:].numel())
+        rows = torch.arange(len(true_frames), device=truth.device).split(at_a_time)
+        with full_float32():
+            parts = [self._compare(true_frames[some].float(), frames[:, some].float()) for some in rows]
         shape = (num_samples, *truth.shape[:2])
         return {name: torch.cat([part[name] for part in parts], dim=1).view(shape).transpose(0, 1) for name in parts[0]}
 
@@ -156,6 +160,11 @@ def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS 
     if missing is not None:
         logger.warning("scores WITHOUT LPIPS. %s", missing)
         return None
+    checksum = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
+    if checksum != LINEAR_MD5:
+        logger.warning(
+            "%s is not the published file: its md5 is %s, not %s", folder / LINEAR_FILE, checksum, LINEAR_MD5
+        )
     return LPIPS.from_folder(folder).to(device)
 
 

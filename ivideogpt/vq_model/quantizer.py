@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from diffusers.models.autoencoders import vae
 from torch import Tensor
 
-
-@contextmanager
-def full_float32_products() -> Iterator[None]:
-    """TF32 off for the duration: it has no more mantissa than float16."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = allowed
+from ivideogpt.precision import full_float32
 
 
 class Quantized(NamedTuple):
@@ -43,7 +32,7 @@ class VectorQuantizer(vae.VectorQuantizer):
         """(..., d) to the index of the nearest code by Euclidean distance, (...) int64."""
         with torch.autocast(latents.device.type, enabled=False), torch.no_grad():
             vectors = latents.reshape(-1, latents.shape[-1]).float()
-            with full_float32_products():
+            with full_float32():
                 distances = torch.cdist(vectors, self.embedding.weight.float())
             return distances.argmin(dim=1).view(latents.shape[:-1])
 

@@ -5,23 +5,27 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ivideogpt.data import catalog
 from ivideogpt.data.evaluation_clips import build_evaluation_clips
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation import evaluate
 from ivideogpt.evaluation.clip_flags import clip_config
 from ivideogpt.evaluation.evaluate import EvaluationArgs
+from ivideogpt.evaluation.scoring import read_with_others
 from ivideogpt.evaluation.video_prediction import sample_futures
 from ivideogpt.flags import parse
 from ivideogpt.pretrained import ModelMetadata
 from ivideogpt.utils.video_metric import Evaluator, FeatureStats
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_dataset, write_episode
+from tests.parity.networks import world_model
 
 ROOT = Path(__file__).parents[2]
 FILES = {"report.json", "report.md", "clips.jsonl", "curves.png"}
@@ -185,6 +189,58 @@ def test_greedy_checkpoints_are_sampled_once(bare_flags, tmp_path, caplog):
     assert "future_best" not in report_of(tmp_path)["scores"]
 
 
+@pytest.fixture
+def benchmark(tmp_path, monkeypatch) -> list[str]:
+    """Flags for the evaluation clips of BAIR."""
+    for number in range(3):
+        image = np.random.default_rng(number).integers(0, 255, (9, 64, 64, 3), dtype=np.uint8)
+        action = np.zeros((9, 4), np.float32)
+        write_episode(tmp_path / "bair" / f"{number}.npz", 9, image=None, aux1_image=image, action=action)
+    listing = tmp_path / "DATASET.yaml"
+    listing.write_text("bair_train_dataset: bair\nbair_test_dataset: bair\n")
+    monkeypatch.setattr(catalog, "DATASET_YAML", listing)
+    return ["--use_eval_dataset", "--oxe_data_mixes_type", "bair"]
+
+
+def test_benchmarks_have_every_episode_once(bare_flags, benchmark, tmp_path):
+    evaluate.main([*bare_flags[:2], *benchmark, "--output_path", str(tmp_path / "out")])
+    report = report_of(tmp_path / "out")
+    assert (report["clips"]["number"], report["clips"]["episodes"]) == (3, 3)
+    assert report["findings"][0]["answer"] == "not to be said of fewer than 5 episodes"
+
+
+def test_models_without_actions_and_with_a_goal(episodes, benchmark, tmp_path):
+    world_model().save_pretrained(tmp_path / "act-free")
+    model = ["--pretrained_model_name_or_path", str(tmp_path / "act-free")]
+    shared = [*model, "--dataset_path", str(episodes), "--split", "all", "--segment_length", "6"]
+    evaluate.main([*shared, "--goal_conditioned", "--output_path", str(tmp_path / "goal")])
+    evaluate.main([*shared, "--separators", "sampled", "--output_path", str(tmp_path / "free")])
+    for name, goal in (("goal", True), ("free", False)):
+        report = report_of(tmp_path / name)
+        assert "shuffled_actions" not in report["scores"]["future"]
+        assert report["model"]["metadata"]["goal_conditioned"] is goal
+        assert report["clips"]["number"] == 6
+    with pytest.raises(UserError, match="--goal_conditioned: --use_eval_dataset has its own clips"):
+        evaluate.main([*model, *benchmark, "--goal_conditioned"])
+
+
+def test_other_actions_are_of_another_episode(episodes):
+    """Of the same one they may be the very same."""
+    args = parse(EvaluationArgs, ["--pretrained_model_name_or_path", "unused", "--dataset_path", str(episodes)])
+    config = clip_config(args, ModelMetadata(64, 2, 5, action_dim=4))
+    clips = build_evaluation_clips(config, "all", 20, seed=0)
+    assert clips.num_episodes == 6
+    for number in range(20):
+        assert clips.origin(clips.next_of_another_episode(number)) != clips.origin(number)
+    batch, others = read_with_others(clips, range(4, 9))
+    assert len(batch.frames) == len(others) == 5
+    expected = [clips.read([clips.next_of_another_episode(number)]).actions[0] for number in range(4, 9)]
+    assert torch.equal(others, torch.stack(expected))
+    assert read_with_others(build_evaluation_clips(config, "test", 3, seed=0), [0, 1])[1] is not None
+    one = replace(config, mix=(("left", 1.0),))
+    assert read_with_others(build_evaluation_clips(one, "test", 3, seed=0), [0, 1])[1] is None
+
+
 # ---- what is refused
 
 
@@ -202,11 +258,13 @@ def test_refusals(bare_flags, episodes, tmp_path):
         (["--segment_length", "2"], "leave none to predict"),
         (["--context_length", "3"], "context_length 3"),
         (["--output_path", str(tmp_path / "scores.json")], "name a folder"),
-        (["--use_eval_dataset"], "no evaluation episodes are defined"),
+        (["--use_eval_dataset"], "--dataset_path, --split: --use_eval_dataset has its own clips"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main([*bare_flags, "--output_path", str(tmp_path / "out"), *wrong])
         assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "report.json").exists()
+    with pytest.raises(UserError, match="needs the benchmark's name"):
+        evaluate.main([*bare_flags[:2], "--use_eval_dataset", "--output_path", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--dataset_path is missing"):
         parse(EvaluationArgs, ["--pretrained_model_name_or_path", "anything"])
 

@@ -1,8 +1,10 @@
 """Scores: what is compared with what, over which pixels, under whose actions."""
 
 import math
+from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 
@@ -153,3 +155,33 @@ def test_fvd_is_over_all_samples_with_and_without_their_context(model):
     tally.add(clip)
     assert set(tally.fvd()) == {"paper", "future"}
     assert set(tally.fvd()["paper"]) == {"prediction", "reconstruction", "copy_last_frame"}
+
+
+def test_fvd_is_measured_where_it_is_wanted_alone(model):
+    """The published network takes no eight frames; and it is what most of a validation's time would go to."""
+    seen = []
+
+    class Features:
+        def in_parts(self, videos, max_rows):
+            seen.append(videos.shape[1])
+            return videos.mean(dim=(1, 3, 4))
+
+    scorer = PredictionScorer(model, FrameScorer(), Features(), fvd_of={"paper": ("prediction",)})
+    (clip,) = scorer([0], random_clips(model, 1))
+    assert set(clip.features) == {("paper", "truth"), ("paper", "prediction")}
+    assert seen == [model.metadata.segment_length] * 2
+
+
+def test_parts_of_a_tally_add_up(model):
+    """Of several processes, and from a file: scores and codes."""
+    scored = PredictionScorer(model, FrameScorer())([0, 1], random_clips(model, 2))
+    scored = [replace(clip, codes={"context": np.array([number, 5])}) for number, clip in enumerate(scored)]
+    whole, merged, other = Tally(), Tally(), Tally()
+    for clip, part in zip(scored, (merged, other), strict=True):
+        whole.add(clip, drawn_as=str(clip.number))
+        part.add(clip, drawn_as=str(clip.number))
+    merged.merge(other)
+    expected = whole.columns()["future"]["prediction"]["psnr"]
+    for tally in (merged, Tally.from_arrays(merged.arrays())):
+        assert tally.code_counts("context", 6).tolist() == [1, 1, 0, 0, 0, 2]
+        assert vars(tally.columns()["future"]["prediction"]["psnr"]) == pytest.approx(vars(expected))

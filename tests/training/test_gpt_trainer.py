@@ -177,7 +177,7 @@ def test_evaluation_alone_writes_a_report(gpt_command, tmp_path):
     assert "ce" in validation
     assert "psnr" not in validation
     report = json.loads((trainer.run.directory / "evaluation" / "report.json").read_text())
-    assert report["clips"]["number"] == 6
+    assert report["clips"]["number"] == report["clips"]["episodes"] <= 6
     assert set(report["scores"]) == {"paper", "future", "late", "future_best"}
     assert report["settings"]["eval_generate_times"] == 2
     assert evaluation["psnr"] == report["scores"]["paper"]["prediction"]["psnr"]["mean"]
