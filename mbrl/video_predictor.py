@@ -8,6 +8,7 @@ dimension, h w pixels. Frames are uint8 outside and in [0, 1] inside.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +44,10 @@ from mbrl.replay_buffer import Segments
 
 RELEASED = "pretrained_models/ivideogpt-oxe-64-act-free"
 NEW_TOKENIZER = "configs/ctx_vae64/config.json"
+INERT_KEYS = ("fast_reward_predictor", "reward_lr", "reward_wd")
 FILM_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,7 @@ class WorldModelConfig:
         selected_params: the codebooks stay as they are.
         max_target_frames: future frames of a segment that the tokenizer trains on.
         reward_weight: of the reward's squared error beside the cross-entropy.
+        fast_reward_predictor, reward_lr, reward_wd: historical, without effect.
     """
 
     load_pretrained_model: bool = True
@@ -83,6 +88,9 @@ class WorldModelConfig:
     model_wd: float = 0.0
     embed_no_wd: bool = False
     reward_weight: float = 1.0
+    fast_reward_predictor: bool = False
+    reward_lr: float = 1e-4
+    reward_wd: float = 0.0
 
     def __post_init__(self) -> None:
         if self.vqgan_type != "ctx_vqgan":
@@ -95,6 +103,9 @@ class WorldModelConfig:
         for name in ("batch_size", "max_target_frames", "action_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in INERT_KEYS:
+            if getattr(self, name) != WorldModelConfig.__dataclass_fields__[name].default:
+                logger.warning("world_model.%s has no effect: the transformer's own head predicts rewards", name)
 
 
 @dataclass(frozen=True)
@@ -177,8 +188,7 @@ class VideoPredictor:
         terms.total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
         optimizer.step()
-        metrics = terms.detached() | {"grad_norm": norm.detach()}
-        return {f"{half}_{name}": value for name, value in metrics.items()}
+        return terms.detached() | {"grad_norm": norm.detach()}
 
     # ---- imagining
 

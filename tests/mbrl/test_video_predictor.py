@@ -77,12 +77,12 @@ def test_each_half_learns_by_its_own_update_and_codebooks_never(predictor):
     after = parameters_of(predictor)
     assert {name.split(".")[0] for name in changed(before, after)} == {"tokenizer"}
     assert not [name for name in changed(before, after) if "quantize.embedding" in name]
-    assert {"tokenizer_loss", "tokenizer_recon", "tokenizer_dyn_commit", "tokenizer_grad_norm"} <= metrics.keys()
+    assert {"loss", "recon", "dyn_commit", "grad_norm"} <= metrics.keys()
     assert not [p for name, p in predictor.tokenizer.named_parameters() if "quantize" in name and p.grad is not None]
 
     metrics = predictor.update_transformer(segments())
     assert {name.split(".")[0] for name in changed(after, parameters_of(predictor))} == {"transformer"}
-    assert {"transformer_ce", "transformer_reward", "transformer_grad_norm"} <= metrics.keys()
+    assert {"ce", "reward", "grad_norm"} <= metrics.keys()
     assert not any(value.requires_grad for value in metrics.values())
 
 
@@ -106,7 +106,7 @@ def test_rewards_are_learned_from_the_action_that_led_on(predictor):
     torch.testing.assert_close(seen["rewards"], symlog(given.rewards))
     # frame k of the future is reached by action t - 1 + k, whose reward is that of the same place
     expected = (predicted - symlog(torch.tensor([1.0, 2.0, 3.0]))).square().mean()
-    torch.testing.assert_close(metrics["transformer_reward"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(metrics["reward"], expected, atol=1e-4, rtol=1e-4)
 
 
 def predicted_rewards(predictor, given: Segments) -> torch.Tensor:
