@@ -8,6 +8,8 @@ from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
+import torch
+
 from mbrl.demonstrations import ensure_demonstrations, load_demonstrations
 from mbrl.dreaming import Dreaming, WorldModelInTheLoop
 from mbrl.drqv2 import build_agent
@@ -38,6 +40,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
     """
     folder = RunFolder(settings.run_dir)
     folder.check(config)
+    torch.manual_seed(settings.seed)
     rng = RandomNumbers(settings.seed)
     (real,) = _build_buffers(settings, [settings.duration])
     batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
@@ -56,6 +59,7 @@ def train_mbpo(
     """As :func:`train_drq`, with a world model in the loop."""
     folder = RunFolder(settings.run_dir)
     folder.check(config)
+    torch.manual_seed(settings.seed)
     world_model = build_world_model()
     rng, schedule = RandomNumbers(settings.seed), DreamSchedule(settings)
     real, imagined = _build_buffers(settings, [settings.duration, settings.gen_horizon])
