@@ -21,34 +21,20 @@ from mbrl.replay_buffer import Segments
 SIZE = 64
 FRAMES_A_STEP, STEPS = 2, 6  # of an episode; an episode is 12 frames
 
-TINY = [
-    "task=plate_slide",
-    "device=cpu",
-    "duration=6",
-    "num_train_frames=120",
-    "num_seed_frames=24",
-    "eval_every_frames=48",
-    "num_eval_episodes=2",
-    "batch_size=4",
-    "agent_update_times=1",
-    "agent.hidden_dim=8",
-    "agent.feature_dim=4",
-    "agent.num_expl_steps=12",
-    "replay_buffer_size=60",
-    "save_video=false",
-]
-TINY_DREAMS = [
-    "start_mbpo=24",
-    "init_update_gen_steps=2",
-    "init_gen_times=2",
-    "update_gen_every_step=4",
-    "update_tokenizer_every_step=8",
-    "gen_every_steps=12",
-    "gen_batch=2",
-    "gen_horizon=3",
-    "world_model.segment_length=5",
-    "world_model.batch_size=2",
-]
+
+def words(text: str) -> list[str]:
+    return text.split()
+
+
+TINY = words(
+    "task=plate_slide device=cpu duration=6 num_train_frames=120 num_seed_frames=24 eval_every_frames=48 "
+    "num_eval_episodes=2 batch_size=4 agent_update_times=1 agent.hidden_dim=8 agent.feature_dim=4 "
+    "agent.num_expl_steps=12 replay_buffer_size=60 save_video=false"
+)
+TINY_DREAMS = words(
+    "start_mbpo=24 init_update_gen_steps=2 init_gen_times=2 update_gen_every_step=4 update_tokenizer_every_step=8 "
+    "gen_every_steps=12 gen_batch=2 gen_horizon=3 world_model.segment_length=5 world_model.batch_size=2"
+)
 
 
 class Simulator:

@@ -27,7 +27,7 @@ from mbrl.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder
 from mbrl.schedule import DreamSchedule
 from mbrl.snapshots import Snapshots
-from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo
+from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 DRAW = Records.draw_success  # half a second each: runs in tests do without
 ROOT = Path(__file__).parents[2]
@@ -311,19 +311,10 @@ def test_any_task_and_spelling():
     assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
 
 
-SHORT = [
-    "task=plate_slide",
-    "device=cpu",
-    "duration=5",
-    "num_seed_frames=92",
-    "num_train_frames=116",
-    "num_eval_episodes=1",
-    "batch_size=4",
-    "agent.hidden_dim=8",
-    "agent.num_expl_steps=5",
-    "replay_buffer_size=200",
-    "eval_every_frames=500",
-]
+SHORT = words(
+    "task=plate_slide device=cpu duration=5 num_seed_frames=92 num_train_frames=116 num_eval_episodes=1 batch_size=4 "
+    "agent.hidden_dim=8 agent.num_expl_steps=5 replay_buffer_size=200 eval_every_frames=500"
+)
 
 
 def command(*overrides: str) -> list[str]:
