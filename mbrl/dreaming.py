@@ -168,8 +168,7 @@ class Dreaming:
 
     def _update(self, with_tokenizer: bool) -> None:
         settings = self._settings
-        size = int(settings.world_model["batch_size"])
-        segments = self._real.sample_segments(size, settings.segment_length, self._rng)
+        segments = self._real.sample_segments(settings.world_model_batch_size, settings.segment_length, self._rng)
         if with_tokenizer:
             self.window.add(self._world_model.update_tokenizer(segments), "tokenizer_")
         self.window.add(self._world_model.update_transformer(segments), "transformer_")

@@ -55,13 +55,15 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 def _typed(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise UserError(f"{name} is {value!r}: it should be a group of settings, such as {name}.lr=1e-4")
+            raise UserError(f"{name} is {value!r}: it should be a group of settings, as in --help")
         return read(hint, value, f"{name}.")  # type: ignore[arg-type]
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-    if typing.get_origin(hint) is not None:
+    if hint == Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} is {value!r}: it should be a group of settings, as in --help")
         return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number and math.isfinite(value):
@@ -169,7 +171,7 @@ class Settings:
         if self.replay_buffer_size < self.duration:
             raise UserError(f"replay_buffer_size {self.replay_buffer_size} is less than one episode ({self.duration})")
         self._check_there_is_data_by("num_seed_frames")
-        _ = self.env, self.agent.config, self.torch_device
+        _ = self.env, self.agent.config  # they check themselves
 
     def _check_there_is_data_by(self, start: str) -> None:
         if getattr(self, start) < self.episode_frames and not self.demo:
@@ -180,6 +182,10 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
+        """
+        Raises:
+            UserError: there is none here.
+        """
         try:
             device = torch.device(self.device)
         except RuntimeError as error:
@@ -210,7 +216,18 @@ class MbpoSettings(Settings):
 
     @property
     def segment_length(self) -> int:
-        return int(self.world_model["segment_length"])
+        return self._of_world_model("segment_length")
+
+    @property
+    def world_model_batch_size(self) -> int:
+        return self._of_world_model("batch_size")
+
+    def _of_world_model(self, name: str) -> int:
+        """The loop needs to know these few."""
+        value: int = _typed(int, self.world_model.get(name), f"world_model.{name}")
+        if value < 1:
+            raise UserError(f"world_model.{name} is {value}: it must be at least 1")
+        return value
 
     def validate(self) -> None:
         super().validate()
@@ -218,7 +235,7 @@ class MbpoSettings(Settings):
             raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
-        context = self.world_model["context_length"]
+        context = self._of_world_model("context_length")
         if self.segment_length != self.gen_horizon + context:
             raise UserError(
                 f"world_model.segment_length is {self.segment_length}: it must be gen_horizon + "
@@ -231,4 +248,5 @@ class MbpoSettings(Settings):
                 f"world_model.segment_length {self.segment_length} is more than the {self.duration} steps of an "
                 "episode (duration)"
             )
+        _ = self.world_model_batch_size
         self._check_there_is_data_by("start_mbpo")

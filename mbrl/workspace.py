@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -137,7 +138,7 @@ class Workspace:
 
     def _act(self, step: int) -> Floats:
         stack = torch.from_numpy(self.env.stack)[None]
-        return self.agent.act(stack, step, mean=False, generator=self.rng.acting)[0].cpu().numpy()
+        return self._checked(self.agent.act(stack, step, mean=False, generator=self.rng.acting))[0]
 
     def finish_episode(self) -> None:
         episode = self.env.episode()
@@ -193,7 +194,12 @@ class Workspace:
 
     def _mean_actions(self, stacks: Pixels) -> Floats:
         tensor = torch.from_numpy(stacks)
-        return self.agent.act(tensor, self.progress.step, mean=True, generator=self.rng.acting).cpu().numpy()
+        return self._checked(self.agent.act(tensor, self.progress.step, mean=True, generator=self.rng.acting))
+
+    def _checked(self, actions: Tensor) -> Floats:
+        on_cpu = actions.cpu().numpy()
+        self._finite({"the sum of actions": float(on_cpu.sum())})
+        return on_cpu
 
     def _begin_or_resume(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode]) -> None:
         if not snapshots.load():

@@ -229,6 +229,20 @@ def test_a_lost_agent_never_reaches_a_snapshot(tmp_path, cheap_runs, monkeypatch
     assert json.loads((tmp_path / "latest.json").read_text()) == {"snapshot": "000000072"}
 
 
+def test_an_agent_that_acts_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
+    """Before the environment sees it, and in words."""
+    update = DrQAgent.update
+
+    def spoiled(self, batch, step):
+        if step == 40:
+            self.encoder.convolutions[0].bias.data.fill_(torch.nan)
+        return update(self, batch, step)
+
+    monkeypatch.setattr(DrQAgent, "update", spoiled)
+    with pytest.raises(UserError, match=r"the sum of actions is nan at frame 82: the agent is lost"):
+        train_drq(tmp_path)
+
+
 def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
     """In between it is a line in the log; at the end it is the command's error, and what was saved is valid."""
     save = torch.save
@@ -285,11 +299,12 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
         ("lr=abc", "lr is 'abc': it should be a number"),
         ("seed=1.5", "seed is 1.5: it should be a whole number"),
         ("demo=2", "demo is 2: it should be true or false"),
-        ("agent=3", "agent"),
+        ("agent=3", "agent is 3: it should be a group"),
+        ("world_model=3", "world_model is 3: it should be a group"),
+        ("world_model.batch_size=x", "world_model.batch_size is 'x': it should be a whole number"),
         ("num_seed_frames=100", r"before the first episode ends \(200 frames\)"),
         ("start_mbpo=100", "start_mbpo is 100, before the first episode ends"),
         ("gen_horizon=5", r"must be gen_horizon \+ world_model.context_length, which is 5 \+ 2"),
-        ("device=nothing", "should be cpu or cuda"),
         ("camera=nowhere", "there are corner"),
         ("agent.beta=1", "agent.beta"),
         ("--multirun", "given as key=value"),
@@ -298,6 +313,16 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
 def test_wrong_settings_are_one_line(override, message):
     with pytest.raises(UserError, match=message):
         train_metaworld_mbpo.parse(["device=cpu", override])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "finds no GPU here: add device=cpu"), ("nothing", "should be cpu or cuda")]
+)
+def test_devices_that_are_not_there(tmp_path, device, message):
+    with pytest.raises(UserError, match=message):
+        train_drq(tmp_path / "run", f"device={device}")
+    assert not (tmp_path / "run").exists()
 
 
 def test_any_task_and_spelling():
