@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mbrl.agent_env import AgentEnv
 from mbrl.demonstrations import ensure_demonstrations, load_demonstrations
 from mbrl.dreaming import Dreaming, WorldModelInTheLoop
 from mbrl.drqv2 import build_agent
@@ -87,7 +88,7 @@ def _build_buffers(settings: Settings, episode_steps: list[int]) -> list[ReplayB
     return [ReplayBuffer(capacity, shape, pin_memory) for _ in episode_steps]
 
 
-def _open_environments(settings: Settings, stack: ExitStack) -> tuple[Any, EnvPool]:
+def _open_environments(settings: Settings, stack: ExitStack) -> tuple[AgentEnv, EnvPool]:
     """The one to learn in, and those for evaluation: as many as there are processors, 130 MB each."""
     env = stack.enter_context(closing(settings.env.make()))
     num_envs = min(num_processors(), settings.num_eval_episodes)

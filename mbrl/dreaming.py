@@ -21,7 +21,7 @@ from ivideogpt.utils.video_io import side_by_side
 from mbrl.drqv2 import DrQAgent
 from mbrl.episodes import Pixels
 from mbrl.metric_window import MetricWindow
-from mbrl.records import Records, film_of
+from mbrl.records import Records, film_of, with_rewards
 from mbrl.replay_buffer import ReplayBuffer, Segments
 from mbrl.schedule import DreamSchedule
 from mbrl.seeds import episode_seed
@@ -182,8 +182,9 @@ class Dreaming:
         self._imagined.add_many(episodes.frames, episodes.earlier, episodes.action, episodes.reward, episodes.discount)
         self.window.add({"reward": episodes.reward[:, 1:].mean()}, "imagined_")
         if film is not None and self._settings.save_video:
-            rows = [film_of(frames) for frames in episodes.frames[:FILMED_ROWS].cpu().numpy()]
-            self._records.write_film("imagined", film, side_by_side(rows))
+            frames, rewards = (part[:FILMED_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
+            films = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]
+            self._records.write_film("imagined", film, side_by_side(films))
 
     def _seed(self, purpose: str, number: int) -> int:
         return episode_seed(self._settings.seed, purpose, number)

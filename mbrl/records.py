@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ivideogpt.utils.video_io import write_gif
-from mbrl.episodes import Pixels
+from mbrl.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ TABLES = {
 }  # fmt: skip
 CURVE = "success_rate.png"
 FILM_FPS = 20.0
+BAR = 6  # pixels
 
 
 class Tracker(Protocol):
@@ -169,3 +170,12 @@ class Records:
 def film_of(frames: Pixels) -> Pixels:
     """(T, 3, H, W) -> (T, H, W, 3), twice as large: 64 pixels are few to look at."""
     return np.ascontiguousarray(frames.transpose(0, 2, 3, 1).repeat(2, axis=1).repeat(2, axis=2))
+
+
+def with_rewards(film: Pixels, rewards: Floats) -> Pixels:
+    """(T, H, W, 3) and (T,) -> (T, H + BAR, W, 3): below each frame a bar as long as its reward is large among them."""
+    num_frames, _, width, _ = film.shape
+    largest = max(float(rewards.max()), 1e-6)
+    lengths = np.clip(rewards / largest * width, 0, width)
+    bars = np.where(np.arange(width) < lengths[:, None], 220, 30).astype(np.uint8)  # (T, W)
+    return np.concatenate([film, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)

@@ -16,7 +16,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
-from ivideogpt.paths import LPIPS_FOLDER
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
 from mbrl.command import run
 from mbrl.config_files import compose_config
 from mbrl.settings import MbpoSettings, read
@@ -39,7 +39,8 @@ def train(argv: Sequence[str]) -> int:
     )
 
     world_model = read(WorldModelConfig, settings.world_model, "world_model.")
-    build = partial(build_video_predictor, world_model, settings.torch_device, settings.seed, LPIPS_FOLDER)
+    lpips = str(here_or_in_project(LPIPS_FOLDER))
+    build = partial(build_video_predictor, world_model, settings.torch_device, settings.seed, lpips)
     return train_mbpo(settings, config, build)
 
 

@@ -44,7 +44,7 @@ class Progress:
     Attributes:
         step: agent steps done.
         episode: episodes finished.
-        seconds: that the run took before it was last resumed.
+        seconds: that the run took until it was last saved.
     """
 
     step: int = 0
@@ -213,15 +213,13 @@ class Workspace:
         if not self.settings.save_snapshot:
             return
         self._finite(self.window.means())
-        elapsed, self.progress.seconds = self.progress.seconds, self._seconds()
+        self.progress.seconds, self._started = self._seconds(), time.perf_counter()
         try:
             snapshots.save(self.frame)
         except UserError as error:
             if must_succeed:
                 raise
             logger.error("%s; going on without", error)
-        finally:
-            self.progress.seconds = elapsed
 
     def _finite(self, metrics: dict[str, float]) -> dict[str, float]:
         """A loss that is not finite has spoiled the agent, and must not reach a snapshot."""

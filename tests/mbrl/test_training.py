@@ -22,7 +22,7 @@ from ivideogpt.errors import UserError
 from mbrl import build_workspace, snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.agent_env import AgentEnv
 from mbrl.drqv2 import DrQAgent
-from mbrl.records import Records
+from mbrl.records import Records, with_rewards
 from mbrl.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder
 from mbrl.schedule import DreamSchedule
@@ -193,6 +193,13 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
     train = lines(tmp_path, "train")
     assert [line["frame"] for line in train] == list(range(12, 121, 12))
     assert {"critic_loss", "tokenizer_loss", "transformer_loss", "imagined_reward"} <= train[-1].keys()
+
+
+def test_bars_say_how_much_was_earned():
+    film = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
+    assert film.shape == (3, 10, 8, 3)
+    assert [(frame[-1, :, 0] > 100).sum() for frame in film] == [0, 4, 8]
+    assert not film[:, :4].any()
 
 
 def test_without_snapshots_nothing_is_kept_or_lost(tmp_path, cheap_runs):
