@@ -16,6 +16,7 @@ from ivideogpt.flags import parse
 from ivideogpt.training.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
 from ivideogpt.training.tokenize_dataset import TokenizeArgs
+from mbrl import train_metaworld_drq, train_metaworld_mbpo
 from tests.datasets.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +30,10 @@ MODULES = {
     ("ivideogpt.training.export",): ExportArgs,
 }
 SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
+MBRL = {
+    "mbrl/train_metaworld_drq.py": train_metaworld_drq.parse,
+    "mbrl/train_metaworld_mbpo.py": train_metaworld_mbpo.parse,
+}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -66,6 +71,8 @@ def check(command: list[str]) -> None:
         parse(SCRIPTS[rest[0]], rest[1:])
     elif rest[0] == "datasets/record_metaworld.py":
         load_script("record_metaworld").parse_args(rest[1:])
+    elif rest[0] in MBRL:
+        MBRL[rest[0]](rest[1:])
     else:
         script = load_script(Path(rest[0]).stem)
         (kind,) = (

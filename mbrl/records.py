@@ -1,0 +1,181 @@
+"""What a run leaves to look at: lines, tables, a curve, films. Part of a snapshot: a resumed run cuts back to it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ivideogpt.utils.video_io import write_gif
+from mbrl.episodes import Floats, Pixels
+from mbrl.run_folder import RunFolder, writing
+
+logger = logging.getLogger(__name__)
+
+LINES = "metrics.jsonl"
+TABLES = {
+    "train": (
+        "frame", "step", "episode", "episode_reward", "success", "hours", "frames_per_s", "critic_loss",
+        "critic_value", "target_value", "batch_reward", "actor_loss",
+    ),
+    "eval": ("frame", "step", "episode", "episode_reward", "success_rate", "num_episodes", "hours"),
+}  # fmt: skip
+CURVE = "success_rate.png"
+FILM_FPS = 20.0
+BAR = 6  # pixels
+
+
+class Tracker(Protocol):
+    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    def __init__(self, folder: RunFolder, first_frame: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_frame)
+
+    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(f"{split}/{name}", value, frame)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """One run of theirs for one of ours: its id stays in the folder."""
+
+    def __init__(self, folder: RunFolder, group: str, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        note = folder.path / "wandb_id"
+        if not note.exists():
+            note.write_text(secrets.token_hex(4))
+        name = f"{folder.path.parent.name}/{folder.path.name}"
+        self._run = wandb.init(
+            project="ivideogpt-mbrl", name=name, group=group, id=note.read_text(), resume="allow",
+            dir=folder.path, config=dict(config),
+        )  # fmt: skip
+
+    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
+        self._run.log({f"{split}/{name}": value for name, value in metrics.items()} | {"frame": frame})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Records:
+    """Writes into a run's folder, and to the trackers that are added."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+        self._trackers = ExitStack()
+        self._tracking: list[Tracker] = []
+
+    def track_with(self, tracker: Tracker) -> None:
+        self._tracking.append(tracker)
+        self._trackers.callback(tracker.close)
+
+    def close(self) -> None:
+        self._trackers.close()
+
+    def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
+        """A line; a row if there is a table of this kind. What is not finite becomes null.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        with writing(self._folder.path / LINES), (self._folder.path / LINES).open("a") as file:
+            file.write(json.dumps({"split": split, "frame": frame, **finite}) + "\n")
+        if split in TABLES:
+            self._write_row(split, {"frame": frame, **finite})
+        for tracker in self._tracking:
+            tracker.log(split, frame, {name: value for name, value in finite.items() if value is not None})
+
+    def _write_row(self, split: str, row: Mapping[str, Any]) -> None:
+        path = self._folder.path / f"{split}.csv"
+        with writing(path), path.open("a", newline="") as file:
+            table = csv.DictWriter(file, TABLES[split], extrasaction="ignore")
+            if file.tell() == 0:
+                table.writeheader()
+            table.writerow(row)
+
+    def write_film(self, kind: str, name: str, film: Pixels) -> None:
+        """(T, H, W, 3)."""
+        path = self._folder.video(kind, name)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_gif(path, film, FILM_FPS)
+
+    def draw_success(self) -> None:
+        """The curve of all evaluations so far."""
+        from matplotlib.figure import Figure
+
+        with (self._folder.path / "eval.csv").open(newline="") as file:
+            points = [(int(row["frame"]), float(row["success_rate"])) for row in csv.DictReader(file)]
+        figure = Figure(figsize=(5, 3.4), layout="constrained")
+        panel = figure.subplots()
+        panel.plot(*zip(*points), marker="o", markersize=3)
+        panel.set(xlabel="frames", ylabel="success rate", ylim=(-0.03, 1.03), title=self._folder.path.name)
+        panel.grid(alpha=0.3)
+        with writing(self._folder.path / CURVE):
+            figure.savefig(self._folder.path / CURVE, dpi=110)
+
+    def begin_anew(self) -> None:
+        """Put aside what a run has left that was never saved, and so cannot be gone on with."""
+        for path in self._files():
+            if path.exists():
+                logger.warning("no snapshot in %s: beginning anew; %s is kept as %s.old", path.parent, path, path.name)
+                with writing(path):
+                    os.replace(path, path.with_name(path.name + ".old"))
+
+    def state_dict(self) -> dict[str, int]:
+        """Sizes of the files, whose contents are on the disk when this returns."""
+        sizes = {}
+        for path in self._files():
+            if path.exists():
+                with writing(path), path.open("ab") as file:
+                    os.fsync(file.fileno())
+                    sizes[path.name] = file.tell()
+        return sizes
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Cut off what came after."""
+        for path in self._files():
+            if not path.exists():
+                continue
+            size = state.get(path.name, 0)
+            if path.stat().st_size < size:
+                logger.warning("%s is shorter than it was when the run was saved: left as it is", path)
+            else:
+                os.truncate(path, size)
+
+    def _files(self) -> list[Path]:
+        return [self._folder.path / name for name in (LINES, *(f"{split}.csv" for split in TABLES))]
+
+
+def film_of(frames: Pixels) -> Pixels:
+    """(T, 3, H, W) -> (T, H, W, 3), twice as large: 64 pixels are few to look at."""
+    return np.ascontiguousarray(frames.transpose(0, 2, 3, 1).repeat(2, axis=1).repeat(2, axis=2))
+
+
+def with_rewards(film: Pixels, rewards: Floats) -> Pixels:
+    """(T, H, W, 3) and (T,) -> (T, H + BAR, W, 3): below each frame a bar as long as its reward is large among them."""
+    num_frames, _, width, _ = film.shape
+    largest = max(float(rewards.max()), 1e-6)
+    lengths = np.clip(rewards / largest * width, 0, width)
+    bars = np.where(np.arange(width) < lengths[:, None], 220, 30).astype(np.uint8)  # (T, W)
+    return np.concatenate([film, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)

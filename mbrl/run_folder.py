@@ -1,0 +1,128 @@
+"""The folder of a run: with which settings it was made, and where in it things are.
+
+settings.json            as composed; the same command again goes on with it, others are refused
+metrics.jsonl            all that was measured, with train.csv and eval.csv as its tables
+success_rate.png         of the evaluations
+videos/                  GIFs by kind and frame
+snapshots/, latest.json  the state of the run, and which one is valid
+replay/                  episodes, as the valid snapshot names them
+tensorboard/             with use_tb
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.output import check_folder_can_be_written
+
+# How long, where and on what to train, and what to write. All other settings decide what is trained.
+MAY_CHANGE = frozenset(
+    {
+        "num_train_frames", "device", "replay_buffer_num_workers", "run_dir", "experiment",
+        "save_snapshot", "save_video", "save_train_video", "use_tb", "use_wandb", "agent.use_tb",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def note(self) -> Path:
+        return self.path / "settings.json"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.path / "snapshots"
+
+    @property
+    def latest(self) -> Path:
+        return self.path / "latest.json"
+
+    def replay(self, name: str) -> Path:
+        return self.path / "replay" / name
+
+    def video(self, kind: str, name: str) -> Path:
+        return self.path / "videos" / kind / f"{name}.gif"
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Writes nothing.
+
+        Raises:
+            UserError: the folder was made with other settings, or cannot be written to.
+        """
+        check_folder_can_be_written(self.path, "run_dir")
+        if not self.note.exists():
+            return
+        try:
+            before = flat(json.loads(self.note.read_text()))
+        except (OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{self.note} cannot be read ({error}): use another run_dir") from error
+        now = flat(_as_read_back(settings))
+        different = [
+            f"{key} is {now.get(key)}, was {before.get(key)}"
+            for key in sorted((before.keys() | now.keys()) - MAY_CHANGE)
+            if before.get(key) != now.get(key)
+        ]
+        if different:
+            raise UserError(
+                f"{self.path} was made with other settings ({'; '.join(different)}): give them as they were, or "
+                "another run_dir"
+            )
+
+    def note_settings(self, settings: Mapping[str, Any]) -> None:
+        """Those that may change are noted as they are now."""
+        with writing(self.note):
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_whole(self.note, json.dumps(_as_read_back(settings), indent=2) + "\n")
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"agent.lr": ...}`` for ``{"agent": {"lr": ...}}``."""
+    result: dict[str, Any] = {}
+    for key, value in settings.items():
+        result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return result
+
+
+def _as_read_back(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings))
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk is the user's to solve."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror or error}): make room and start the same command again"
+        ) from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The old text or the new one is there, whatever happens meanwhile, and the new one once this returns."""
+    aside = path.with_name(f".{path.name}.unfinished")
+    with aside.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """So that the names of new files are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,252 @@
+"""What a run is asked to do, in the words of `cfgs/`, where the defaults are. Checked before anything expensive starts.
+
+Frames are simulator steps, of which an agent step has ``action_repeat``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ivideogpt.errors import UserError
+from mbrl.agent_env import EnvSettings
+from mbrl.drqv2 import DrQConfig
+from mbrl.metaworld_env import CAMERAS, canonical_task
+
+T = TypeVar("T")
+
+# None of these may be less than this.
+MINIMA = {
+    "frame_stack": 1, "action_repeat": 1, "duration": 1, "num_train_frames": 0, "num_seed_frames": 0, "seed": 0,
+    "eval_every_frames": 1, "num_eval_episodes": 1, "replay_buffer_size": 1, "nstep": 1, "batch_size": 1,
+    "agent_update_times": 0, "start_mbpo": 0, "init_update_gen_steps": 0, "init_gen_times": 0,
+    "update_gen_every_step": 1, "update_gen_times": 0, "update_tokenizer_every_step": 1, "gen_every_steps": 1,
+    "gen_batch": 1, "gen_horizon": 1,
+}  # fmt: skip
+
+
+def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Make a dataclass of values with the names of its fields.
+
+    Args:
+        prefix: stands before the names in messages.
+
+    Raises:
+        UserError: a name is unknown or missing, or a value is of another type.
+    """
+    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+    for name in sorted(values.keys() - set(names)):
+        near = difflib.get_close_matches(name, names, n=1)
+        raise UserError(f"no setting named {prefix + name!r}" + (f"; did you mean {prefix + near[0]}?" if near else ""))
+    if missing := set(names) - values.keys():
+        raise UserError(f"settings are missing: {', '.join(prefix + name for name in sorted(missing))}")
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _typed(hints[name], values[name], prefix + name) for name in names})
+
+
+def _typed(hint: Any, value: Any, name: str) -> Any:
+    if is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} is {value!r}: it should be a group of settings, as in --help")
+        return read(hint, value, f"{name}.")  # type: ignore[arg-type]
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+    if hint == Mapping[str, Any]:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name} is {value!r}: it should be a group of settings, as in --help")
+        return value
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float and number and math.isfinite(value):
+        return float(value)
+    if hint is int and number and math.isfinite(value) and value == int(value):  # 1e6 is a whole number, too
+        return int(value)
+    if hint in (str, Path) and (isinstance(value, str) or number):
+        return hint(str(value))
+    if hint is bool and isinstance(value, bool):
+        return value
+    words = {float: "a number", int: "a whole number", bool: "true or false"}
+    raise UserError(f"{name} is {value!r}: it should be {words.get(hint, 'a text')}")
+
+
+@dataclass(frozen=True)
+class AgentSettings:
+    """The keys of `agent.`; all but two are described at `DrQConfig`."""
+
+    lr: float
+    critic_target_tau: float
+    update_every_steps: int
+    use_tb: bool
+    num_expl_steps: int
+    hidden_dim: int
+    feature_dim: int
+    stddev_schedule: str
+    stddev_clip: float
+    beta: float
+    delay_steps: int
+
+    @property
+    def config(self) -> DrQConfig:
+        own = ("update_every_steps", "use_tb")
+        return DrQConfig(**{name: value for name, value in vars(self).items() if name not in own})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a run of DrQ-v2, and what MBPO shares with it."""
+
+    task_name: str
+    camera: str
+    frame_stack: int
+    action_repeat: int
+    duration: int
+    succ_bonus: float
+    discount: float
+    num_train_frames: int
+    num_seed_frames: int
+    stddev_schedule: str
+    eval_every_frames: int
+    num_eval_episodes: int
+    save_snapshot: bool
+    save_video: bool
+    save_train_video: bool
+    use_tb: bool
+    use_wandb: bool
+    replay_buffer_size: int
+    replay_buffer_num_workers: int
+    nstep: int
+    batch_size: int
+    demo: bool
+    demo_path_prefix: Path
+    seed: int
+    device: str
+    experiment: str
+    exp_name: str
+    run_dir: Path
+    agent_update_times: int
+    lr: float
+    feature_dim: int
+    agent: AgentSettings
+
+    @property
+    def env(self) -> EnvSettings:
+        return EnvSettings(
+            task=canonical_task(self.task_name),
+            action_repeat=self.action_repeat,
+            camera=self.camera,
+            frame_stack=self.frame_stack,
+            duration=self.duration,
+            success_bonus=self.succ_bonus,
+        )
+
+    @property
+    def episode_frames(self) -> int:
+        return self.duration * self.action_repeat
+
+    def validate(self) -> None:
+        """
+        Raises:
+            UserError: a value is out of its range, or does not go with another one.
+        """
+        for name, minimum in MINIMA.items():
+            if getattr(self, name, minimum) < minimum:
+                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {minimum}")
+        if self.agent.update_every_steps < 1:
+            raise UserError(f"agent.update_every_steps is {self.agent.update_every_steps}: it must be at least 1")
+        if not 0 <= self.discount <= 1:
+            raise UserError(f"discount is {self.discount}: it must be in [0, 1]")
+        if self.camera not in CAMERAS:
+            raise UserError(f"camera is {self.camera!r}: there are {', '.join(CAMERAS)}")
+        if self.nstep > self.duration:
+            raise UserError(f"nstep {self.nstep} is more than the {self.duration} steps of an episode (duration)")
+        if self.replay_buffer_size < self.duration:
+            raise UserError(f"replay_buffer_size {self.replay_buffer_size} is less than one episode ({self.duration})")
+        self._check_there_is_data_by("num_seed_frames")
+        _ = self.env, self.agent.config  # they check themselves
+
+    def _check_there_is_data_by(self, start: str) -> None:
+        if getattr(self, start) < self.episode_frames and not self.demo:
+            raise UserError(
+                f"{start} is {getattr(self, start)}, before the first episode ends ({self.episode_frames} frames): "
+                "raise it, or add demo=true"
+            )
+
+    @property
+    def torch_device(self) -> torch.device:
+        """
+        Raises:
+            UserError: there is none here.
+        """
+        try:
+            device = torch.device(self.device)
+        except RuntimeError as error:
+            raise UserError(f"device is {self.device!r}: it should be cpu or cuda") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"device={self.device}, but PyTorch finds no GPU here: add device=cpu")
+        return device
+
+
+@dataclass(frozen=True)
+class MbpoSettings(Settings):
+    """
+    Attributes:
+        world_model: as `video_predictor.WorldModelConfig` reads it.
+    """
+
+    start_mbpo: int
+    init_update_gen_steps: int
+    init_gen_times: int
+    update_gen_every_step: int
+    update_gen_times: int
+    update_tokenizer_every_step: int
+    gen_every_steps: int
+    gen_batch: int
+    gen_horizon: int
+    real_ratio: float
+    world_model: Mapping[str, Any]
+
+    @property
+    def segment_length(self) -> int:
+        return self._of_world_model("segment_length")
+
+    @property
+    def world_model_batch_size(self) -> int:
+        return self._of_world_model("batch_size")
+
+    def _of_world_model(self, name: str) -> int:
+        """The loop needs to know these few."""
+        value: int = _typed(int, self.world_model.get(name), f"world_model.{name}")
+        if value < 1:
+            raise UserError(f"world_model.{name} is {value}: it must be at least 1")
+        return value
+
+    def validate(self) -> None:
+        super().validate()
+        if not 0 <= self.real_ratio <= 1:
+            raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
+        if self.nstep > self.gen_horizon:
+            raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
+        context = self._of_world_model("context_length")
+        if self.segment_length != self.gen_horizon + context:
+            raise UserError(
+                f"world_model.segment_length is {self.segment_length}: it must be gen_horizon + "
+                f"world_model.context_length, which is {self.gen_horizon} + {context}"
+            )
+        if context > self.frame_stack:
+            raise UserError(f"world_model.context_length {context} is more than the frame_stack {self.frame_stack}")
+        if self.segment_length > self.duration:
+            raise UserError(
+                f"world_model.segment_length {self.segment_length} is more than the {self.duration} steps of an "
+                "episode (duration)"
+            )
+        _ = self.world_model_batch_size
+        self._check_there_is_data_by("start_mbpo")

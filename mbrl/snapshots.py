@@ -1,0 +1,162 @@
+"""The whole state of a run on disk. One file says which snapshot is valid; it is replaced in one step.
+
+A run that is killed at any moment finds the snapshot before, whole. Read without unpickling anything but tensors.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from ivideogpt.errors import UserError
+from mbrl.agent_env import AgentEnv
+from mbrl.replay_files import Manifest, ReplayFiles
+from mbrl.run_folder import RunFolder, sync_folder, write_whole
+
+logger = logging.getLogger(__name__)
+
+STATE, ENVIRONMENT = "state.pt", "environment.npz"
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Any) -> Any: ...
+
+
+class RandomNumbers:
+    """All generators that are not the agent's or the world model's own.
+
+    Attributes:
+        replay: what is sampled from the buffers.
+        acting: noise on the actions in the environment; on a CPU, so that it is the same whatever the device.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.replay = np.random.default_rng(seed)
+        self.acting = torch.Generator().manual_seed(seed)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "replay": json.dumps(self.replay.bit_generator.state),  # integers too long for a tensor
+            "acting": self.acting.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.replay.bit_generator.state = json.loads(state["replay"])
+        self.acting.set_state(state["acting"])
+        torch.set_rng_state(state["torch"])
+        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class Snapshots:
+    """
+    Args:
+        parts: what has a state, by name.
+        replay: the buffers, by name.
+        env: in the middle of an episode, perhaps.
+    """
+
+    def __init__(
+        self, folder: RunFolder, parts: Mapping[str, Stateful], replay: Mapping[str, ReplayFiles], env: AgentEnv
+    ) -> None:
+        self._folder = folder
+        self._parts, self._replay, self._env = parts, replay, env
+
+    @property
+    def latest(self) -> Path | None:
+        """The valid snapshot.
+
+        Raises:
+            UserError: the file that names it is damaged.
+        """
+        file = self._folder.latest
+        if not file.exists():
+            return None
+        try:
+            return self._folder.snapshots / json.loads(file.read_text())["snapshot"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file} does not name a snapshot ({error}): use another run_dir") from error
+
+    def save(self, frame: int) -> None:
+        """Does nothing if this frame's is the valid one.
+
+        Raises:
+            UserError: the disk is full or cannot be written to. The snapshot before is as it was.
+        """
+        path = self._folder.snapshots / f"{frame:09d}"
+        if path == self.latest:
+            return
+        manifests = {name: files.write() for name, files in self._replay.items()}
+        try:
+            self._write(path, manifests)
+            write_whole(self._folder.latest, json.dumps({"snapshot": path.name}) + "\n")
+        except (OSError, RuntimeError) as error:  # the system's, torch's writer's
+            if path != self.latest:
+                shutil.rmtree(path, ignore_errors=True)
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise UserError(
+                f"cannot save the run in {path} ({reason}); what was saved before is unharmed: make room"
+            ) from error
+        self._forget_others(path, manifests)
+
+    def _write(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True)
+        state = {
+            "parts": {name: dict(part.state_dict()) for name, part in self._parts.items()},
+            "replay": {name: manifest.to_json() for name, manifest in manifests.items()},
+        }
+        with (path / STATE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with (path / ENVIRONMENT).open("wb") as file:
+            np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
+            file.flush()
+            os.fsync(file.fileno())
+        for folder in (path, path.parent, path.parent.parent):
+            sync_folder(folder)
+
+    def _forget_others(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
+        for other in set(self._folder.snapshots.iterdir()) - {path}:
+            shutil.rmtree(other, ignore_errors=True)
+        for name, files in self._replay.items():
+            files.remove_unreferenced(manifests[name])
+
+    def load(self) -> bool:
+        """Bring back the valid snapshot. Whether there was one.
+
+        Raises:
+            UserError: it is incomplete or damaged, or of another kind of run.
+        """
+        path = self.latest
+        if path is None:
+            return False
+        try:
+            state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+            with np.load(path / ENVIRONMENT, allow_pickle=False) as file:
+                environment = dict(file)
+        except Exception as error:  # whatever torch and NumPy make of a damaged file
+            reason = str(error).partition("\n")[0]
+            raise UserError(f"{path} cannot be read ({reason}): use another run_dir to begin anew") from error
+        if missing := self._parts.keys() - state["parts"].keys():
+            raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it was saved by another kind of run")
+        for name, files in self._replay.items():
+            files.load(Manifest.from_json(state["replay"][name]))
+        for name, part in self._parts.items():
+            part.load_state_dict(state["parts"][name])
+        self._env.restore(environment)
+        logger.info("going on from %s", path)
+        return True

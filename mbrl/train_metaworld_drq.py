@@ -1,0 +1,39 @@
+"""Train DrQ-v2 on a Meta-World task.
+
+    python mbrl/train_metaworld_drq.py task=plate_slide num_train_frames=100002 demo=true
+
+Settings are given as key=value; the same command again goes on with an interrupted run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.errors import cli
+from mbrl.command import run
+from mbrl.config_files import compose_config
+from mbrl.settings import Settings, read
+
+
+def parse(argv: Sequence[str]) -> tuple[Settings, dict[str, Any]]:
+    """The settings, and what they were read from."""
+    config = compose_config("config", argv)
+    settings = read(Settings, config)
+    settings.validate()
+    return settings, config
+
+
+def train(argv: Sequence[str]) -> int:
+    settings, config = parse(argv)
+    from mbrl.build_workspace import train_drq
+
+    return train_drq(settings, config)
+
+
+if __name__ == "__main__":
+    cli(lambda: run(train, __doc__, "config"))

@@ -1,0 +1,48 @@
+"""Train MBPO on a Meta-World task: DrQ-v2 that also learns from what a world model imagines.
+
+    python mbrl/train_metaworld_mbpo.py task=plate_slide num_train_frames=100002 demo=true
+
+Settings are given as key=value; the same command again goes on with an interrupted run.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+from ivideogpt.errors import cli
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from mbrl.command import run
+from mbrl.config_files import compose_config
+from mbrl.settings import MbpoSettings, read
+
+
+def parse(argv: Sequence[str]) -> tuple[MbpoSettings, dict[str, Any]]:
+    """The settings, and what they were read from."""
+    config = compose_config("mbpo_config", argv)
+    settings = read(MbpoSettings, config)
+    settings.validate()
+    return settings, config
+
+
+def train(argv: Sequence[str]) -> int:
+    settings, config = parse(argv)
+    from mbrl.build_workspace import train_mbpo
+    from mbrl.video_predictor import (  # type: ignore[import-not-found]
+        WorldModelConfig,
+        build_video_predictor,
+    )
+
+    world_model = read(WorldModelConfig, settings.world_model, "world_model.")
+    lpips = str(here_or_in_project(LPIPS_FOLDER))
+    build = partial(build_video_predictor, world_model, settings.torch_device, settings.seed, lpips)
+    return train_mbpo(settings, config, build)
+
+
+if __name__ == "__main__":
+    cli(lambda: run(train, __doc__, "mbpo_config"))

@@ -1,0 +1,130 @@
+"""A run that is killed at any moment and started again ends as if nothing had happened, to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+
+import numpy as np
+import pytest
+import torch
+
+from mbrl import snapshots
+from mbrl.agent_env import AgentEnv
+from mbrl.drqv2 import DrQAgent
+from mbrl.records import Records
+from tests.mbrl.runs import WorldModel, lines, train_drq, train_mbpo
+
+FILMS = ("save_video=true", "num_eval_episodes=1")
+
+
+class Killed(BaseException):
+    """No `except Exception` sees it, as none sees SIGKILL."""
+
+
+class Bomb:
+    """Goes off at a call of something that a run does often, saving included."""
+
+    PLACES = (
+        (AgentEnv, "step"), (DrQAgent, "update"), (WorldModel, "update_tokenizer"), (WorldModel, "update_transformer"),
+        (WorldModel, "imagine"), (WorldModel, "validate"), (Records, "write"), (os, "fsync"), (os, "replace"),
+        (snapshots.torch, "save"), (snapshots.shutil, "rmtree"), (snapshots.np, "savez"),
+    )  # fmt: skip
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.left = -1
+        self.num_calls = self.num_explosions = 0
+        for owner, name in self.PLACES:
+            monkeypatch.setattr(owner, name, self._armed(getattr(owner, name)))
+
+    def _armed(self, original):
+        def call(*args, **kwargs):
+            self.num_calls += 1
+            self.left -= 1
+            if self.left == 0:
+                self.num_explosions += 1
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+
+def final_state(run_dir):
+    (folder,) = (run_dir / "snapshots").iterdir()
+    state = torch.load(folder / "state.pt", weights_only=True)
+    for part, key in (("progress", "seconds"), ("records", "metrics.jsonl")):
+        del state["parts"][part][key]  # a clock, and a size that depends on it
+    for table in ("train.csv", "eval.csv"):
+        del state["parts"]["records"][table]
+    with np.load(folder / "environment.npz") as file:
+        return state, dict(file)
+
+
+def assert_same(one, other):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other):
+            assert_same(a, b)
+    elif isinstance(one, torch.Tensor | np.ndarray):
+        assert (one == other).all()
+    else:
+        assert one == other
+
+
+def assert_same_run(one, other):
+    assert lines(one) == lines(other)
+    mine, theirs = final_state(one), final_state(other)
+    for state, _ in (mine, theirs):  # episodes are divided into pieces as they were saved
+        for manifest in state["replay"].values():
+            del manifest["pieces"]
+    assert_same(mine, theirs)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_ten_times(tmp_path, cheap_runs, monkeypatch, seed):
+    bomb = Bomb(monkeypatch)
+    options = ("num_train_frames=182", "replay_buffer_size=80", *FILMS)
+    train_mbpo(tmp_path / "whole", *options)
+    num_calls = bomb.num_calls
+    rng = np.random.default_rng(seed)
+    for _ in range(10):
+        bomb.left = int(rng.integers(1, num_calls // 4))
+        with suppress(Killed):  # the last ones may find a finished run, in which little happens
+            train_mbpo(tmp_path / "killed", *options)
+    assert bomb.num_explosions >= 6
+    bomb.left = -1
+    assert train_mbpo(tmp_path / "killed", *options) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.parametrize("stops_at", [20, 57])
+def test_interrupted(tmp_path, cheap_runs, monkeypatch, stops_at):
+    """In the middle of an episode: the step is finished and saved, and the exit code says which signal it was."""
+    train_mbpo(tmp_path / "whole")
+    step, num_steps = AgentEnv.step, 0
+
+    def stopping(self, action):
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == stops_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, action)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AgentEnv, "step", stopping)
+        assert train_mbpo(tmp_path / "stopped") == 128 + signal.SIGTERM
+    assert train_mbpo(tmp_path / "stopped") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_longer_run_goes_on(tmp_path, cheap_runs):
+    """And one that was killed before its first snapshot begins anew."""
+    train_drq(tmp_path / "whole")
+    for frames in (30, 60, 120):
+        train_drq(tmp_path / "longer", f"num_train_frames={frames}")
+    assert_same_run(tmp_path / "whole", tmp_path / "longer")

@@ -1,0 +1,397 @@
+"""The loop: what happens in which step, what is kept of it, and that nothing is asked of a run in vain."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ivideogpt.errors import UserError
+from mbrl import build_workspace, snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl.agent_env import AgentEnv
+from mbrl.drqv2 import DrQAgent
+from mbrl.records import Records, with_rewards
+from mbrl.replay_buffer import ReplayBuffer
+from mbrl.run_folder import RunFolder
+from mbrl.schedule import DreamSchedule
+from mbrl.snapshots import Snapshots
+from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
+
+DRAW = Records.draw_success  # half a second each: runs in tests do without
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def events(monkeypatch, cheap_runs):
+    """What was done, step for step: names in order."""
+    steps: list[list[str]] = [[]]
+
+    def spy(kind: type, method: str, name: str) -> None:
+        original = getattr(kind, method)
+
+        def noted(self, *args, **kwargs):
+            steps[-1].append(name)
+            result = original(self, *args, **kwargs)
+            if name == "env":
+                steps.append([])
+            return result
+
+        monkeypatch.setattr(kind, method, noted)
+
+    spy(WorldModel, "update_tokenizer", "tokenizer")
+    spy(WorldModel, "update_transformer", "transformer")
+    spy(WorldModel, "imagine", "imagine")
+    spy(WorldModel, "validate", "validate")
+    spy(DrQAgent, "update", "agent")
+    spy(AgentEnv, "step", "env")
+    return steps
+
+
+def steps_of(events: list[list[str]]) -> dict[int, str]:
+    """Of the environment to learn in, by frame; evaluations are 12 steps in front of some."""
+    flat = [name for step in events for name in step]
+    steps, current, frame, skipped = {}, [], 0, 0
+    for name in flat:
+        evaluating = frame % 48 == 0 and skipped < 2 * STEPS
+        if name == "env" and evaluating:
+            skipped += 1
+            continue
+        current.append(name)
+        if name == "env":
+            steps[frame] = " ".join(current)
+            frame, current, skipped = frame + 2, [], 0
+    return steps
+
+
+def test_what_happens_when(tmp_path, events):
+    """Seed frames, the initial updates, and then each thing at its own pace, in this order within a step."""
+    train_mbpo(tmp_path, "agent_update_times=2")
+    steps = steps_of(events)
+    assert list(steps) == list(range(0, 120, 2))
+    assert {steps[frame] for frame in range(0, 24, 2)} == {"env"}
+    assert steps[24] == "tokenizer transformer tokenizer transformer imagine imagine agent agent imagine env"
+    assert steps[26] == "agent agent env"
+    assert steps[28] == "transformer agent agent env"
+    assert steps[32] == "tokenizer transformer agent agent env"
+    assert steps[36] == "transformer agent agent imagine env"
+    assert steps[48] == "tokenizer transformer agent agent imagine env"
+    regular = {frame: steps[frame] for frame in range(26, 120, 2)}
+    for name, every in (("transformer", 4), ("tokenizer", 8), ("imagine", 12)):
+        assert [frame for frame, step in regular.items() if name in step] == [f for f in regular if f % every == 0]
+
+
+def test_counts_of_the_defaults():
+    """The published schedule, in frames."""
+    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    schedule = DreamSchedule(settings)
+    assert [schedule.frame(step) for step in range(130_000) if schedule.begins(step)] == [4000]
+    frames = range(3990, 4402)
+    of = {
+        name: [frame for frame in frames if frame % 2 == 0 and getattr(schedule, name)(frame // 2)]
+        for name in ("agent_learns", "model_learns", "imagines", "evaluates")
+    }
+    assert of["agent_learns"] == list(range(4000, 4402, 2))
+    assert of["model_learns"] == list(range(4010, 4402, 10))
+    assert [frame for frame in of["model_learns"] if schedule.tokenizer_learns(frame // 2)] == list(
+        range(4040, 4402, 40)
+    )
+    assert of["imagines"] == [4000, 4200, 4400]
+    assert of["evaluates"] == [4000]
+    assert schedule.num_steps == 130_001
+    assert schedule.evaluates(130_000)
+
+
+def test_agent_learns_at_its_own_pace(tmp_path, events):
+    train_drq(tmp_path, "agent.update_every_steps=3")
+    learned = [frame for frame, step in steps_of(events).items() if "agent" in step]
+    assert learned == list(range(24, 120, 6))
+
+
+def test_validation_needs_held_out_episodes(tmp_path, cheap_runs, caplog):
+    """The tenth episode is the first that is held out."""
+    with caplog.at_level(logging.INFO):
+        train_mbpo(tmp_path, "num_train_frames=182", "num_eval_episodes=1", "replay_buffer_size=600")
+    assert [line["frame"] for line in lines(tmp_path, "validation")] == [120, 180]
+    assert sum("no episode is held out yet" in record.message for record in caplog.records) == 2  # at 24 and 60
+
+
+def test_random_actions_in_the_initial_rounds_then_the_policy(tmp_path, cheap_runs, monkeypatch):
+    asked: list[str] = []
+    for name in ("act", "random_actions"):
+        original = getattr(DrQAgent, name)
+
+        def noted(self, first, *args, name=name, original=original, **kwargs):
+            if (first if isinstance(first, int) else len(first)) == 3:
+                asked.append(name)
+            return original(self, first, *args, **kwargs)
+
+        monkeypatch.setattr(DrQAgent, name, noted)
+    train_mbpo(tmp_path, "gen_batch=3", "num_train_frames=38")
+    assert asked == ["random_actions"] * 6 + ["act"] * 6
+
+
+def test_episodes_are_stored_as_they_were(tmp_path, cheap_runs, monkeypatch):
+    """Bug prevented: rewards or actions one row early in the buffer."""
+    acted: list[tuple[np.ndarray, float]] = []
+    step = AgentEnv.step
+
+    def noted(self, action):
+        result = step(self, action)
+        acted.append((action.copy(), result.reward))
+        return result
+
+    episodes = []
+    add = ReplayBuffer.add
+    monkeypatch.setattr(AgentEnv, "step", noted)
+    monkeypatch.setattr(ReplayBuffer, "add", lambda self, episode, **k: (episodes.append(episode), add(self, episode)))
+    train_drq(tmp_path, "num_train_frames=36", "eval_every_frames=1000", "num_eval_episodes=1")
+    own = acted[STEPS:]  # after the evaluation
+    assert len(own) == 18
+    assert len(episodes) == 3
+    for number, episode in enumerate(episodes):
+        did = own[number * STEPS : (number + 1) * STEPS]
+        np.testing.assert_array_equal(episode.action[1:], [action for action, _ in did])
+        np.testing.assert_array_equal(episode.reward[1:], np.float32([reward for _, reward in did]))
+        assert not episode.action[0].any()
+        assert episode.reward[0] == 0
+
+
+def test_evaluations_are_the_same_episodes_and_disturb_nothing(tmp_path, cheap_runs):
+    train_drq(tmp_path / "often", "eval_every_frames=12")
+    train_drq(tmp_path / "once", "eval_every_frames=1000")
+    assert lines(tmp_path / "often", "train") == lines(tmp_path / "once", "train")
+    before_learning = lines(tmp_path / "often", "eval")[:3]
+    assert len({line["episode_reward"] for line in before_learning}) == 1
+
+
+def test_what_a_run_leaves(tmp_path, cheap_runs):
+    assert train_mbpo(tmp_path, "save_video=true", "save_train_video=true", "use_tb=true") == 0
+    present = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {
+        "settings.json", "metrics.jsonl", "train.csv", "eval.csv", "latest.json",
+        "snapshots/000000120/state.pt", "snapshots/000000120/environment.npz", "videos/eval/000000048.gif",
+        "videos/train/000000012.gif", "videos/imagined/000000024-random.gif", "videos/imagined/000000048.gif",
+    } <= present  # fmt: skip
+    assert any(path.startswith("tensorboard/") for path in present)
+    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000120"]
+    DRAW(Records(RunFolder(tmp_path)))
+    assert (tmp_path / "success_rate.png").stat().st_size > 5000
+    with (tmp_path / "eval.csv").open() as file:
+        assert [row["frame"] for row in csv.DictReader(file)] == ["0", "48", "96"]
+    train = lines(tmp_path, "train")
+    assert [line["frame"] for line in train] == list(range(12, 121, 12))
+    assert {"critic_loss", "tokenizer_loss", "transformer_loss", "imagined_reward"} <= train[-1].keys()
+
+
+def test_bars_say_how_much_was_earned():
+    film = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
+    assert film.shape == (3, 10, 8, 3)
+    assert [(frame[-1, :, 0] > 100).sum() for frame in film] == [0, 4, 8]
+    assert not film[:, :4].any()
+
+
+def test_without_snapshots_nothing_is_kept_or_lost(tmp_path, cheap_runs):
+    train_drq(tmp_path, "save_snapshot=false")
+    assert not {"latest.json", "snapshots", "replay"} & {path.name for path in tmp_path.iterdir()}
+    before = (tmp_path / "metrics.jsonl").read_text()
+    train_drq(tmp_path, "save_snapshot=false")
+    assert (tmp_path / "metrics.jsonl.old").read_text() == before
+    assert len(lines(tmp_path)) == len(before.splitlines())
+
+
+def test_a_failing_world_model_is_left_alone(tmp_path, cheap_runs, caplog):
+    """The agent goes on, also after a resume."""
+    train_mbpo(tmp_path, world_model=WorldModel(fails_at_round=4))
+    assert sum("no imagination from here on" in record.message for record in caplog.records) == 1
+    assert "critic_loss" in lines(tmp_path, "train")[-1]
+    assert "transformer_loss" not in lines(tmp_path, "train")[-1]
+    state = torch.load(tmp_path / "snapshots/000000120/state.pt", weights_only=True)
+    assert state["replay"]["imagined"]["num_added"] == 3 * 2
+    resumed = WorldModel()
+    train_mbpo(tmp_path, "num_train_frames=144", world_model=resumed)
+    assert resumed.num_rounds == 4
+
+
+def test_a_lost_agent_never_reaches_a_snapshot(tmp_path, cheap_runs, monkeypatch):
+    update = DrQAgent.update
+
+    def spoiled(self, batch, step):
+        return {**update(self, batch, step), **({"critic_loss": torch.tensor(torch.nan)} if step == 40 else {})}
+
+    monkeypatch.setattr(DrQAgent, "update", spoiled)
+    with pytest.raises(UserError, match=r"critic_loss is nan at frame 84"):
+        train_drq(tmp_path)
+    assert json.loads((tmp_path / "latest.json").read_text()) == {"snapshot": "000000072"}
+
+
+def test_an_agent_that_acts_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
+    """Before the environment sees it, and in words."""
+    update = DrQAgent.update
+
+    def spoiled(self, batch, step):
+        if step == 40:
+            self.encoder.convolutions[0].bias.data.fill_(torch.nan)
+        return update(self, batch, step)
+
+    monkeypatch.setattr(DrQAgent, "update", spoiled)
+    with pytest.raises(UserError, match=r"the sum of actions is nan at frame 82: the agent is lost"):
+        train_drq(tmp_path)
+
+
+def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
+    """In between it is a line in the log; at the end it is the command's error, and what was saved is valid."""
+    save = torch.save
+    full = False
+
+    def fail(*args):
+        if full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(*args)
+
+    monkeypatch.setattr(snapshots.torch, "save", fail)
+    train_drq(tmp_path, "num_train_frames=48")
+    full = True
+    with pytest.raises(UserError, match=r"No space left on device.*unharmed"):
+        train_drq(tmp_path)
+    assert sum("going on without" in record.message for record in caplog.records) == 3
+    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000048"]
+    full = False
+    train_drq(tmp_path)
+    train_drq(tmp_path.with_name("whole"))
+    assert lines(tmp_path) == lines(tmp_path.with_name("whole"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["batch_size=5"], r"other settings \(batch_size is 5, was 4\)"),
+        (["stddev_schedule=linear(1.0,0.1,9)"], r"stddev_schedule is linear\(1.0,0.1,9\), was"),
+        (["task=hammer"], "task_name is hammer, was plate_slide"),
+    ],
+)
+def test_a_folder_is_for_one_kind_of_run(tmp_path, cheap_runs, overrides, message):
+    train_drq(tmp_path, "num_train_frames=12")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    with pytest.raises(UserError, match=message):
+        train_drq(tmp_path, *overrides)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
+    train_mbpo(tmp_path, "num_train_frames=12")
+    with pytest.raises(UserError, match="exp_name is drq, was mbpo"):
+        train_drq(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=plat_slide", r"no Meta-World task named 'plat_slide'; did you mean plate-slide"),
+        ("task=easy", "no task is given"),
+        ("batch_sise=3", r"no setting named 'batch_sise'; did you mean batch_size\?"),
+        ("world_model.tok_rl=3", r"did you mean world_model.tok_lr\?"),
+        ("+new=3", "no setting named 'new'"),
+        ("lr=abc", "lr is 'abc': it should be a number"),
+        ("seed=1.5", "seed is 1.5: it should be a whole number"),
+        ("demo=2", "demo is 2: it should be true or false"),
+        ("agent=3", "agent is 3: it should be a group"),
+        ("world_model=3", "world_model is 3: it should be a group"),
+        ("world_model.batch_size=x", "world_model.batch_size is 'x': it should be a whole number"),
+        ("num_seed_frames=100", r"before the first episode ends \(200 frames\)"),
+        ("start_mbpo=100", "start_mbpo is 100, before the first episode ends"),
+        ("gen_horizon=5", r"must be gen_horizon \+ world_model.context_length, which is 5 \+ 2"),
+        ("camera=nowhere", "there are corner"),
+        ("agent.beta=1", "agent.beta"),
+        ("--multirun", "given as key=value"),
+    ],
+)
+def test_wrong_settings_are_one_line(override, message):
+    with pytest.raises(UserError, match=message):
+        train_metaworld_mbpo.parse(["device=cpu", override])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("device", "message"), [("cuda", "finds no GPU here: add device=cpu"), ("nothing", "should be cpu or cuda")]
+)
+def test_devices_that_are_not_there(tmp_path, device, message):
+    with pytest.raises(UserError, match=message):
+        train_drq(tmp_path / "run", f"device={device}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_any_task_and_spelling():
+    assert train_metaworld_drq.parse(["task=drawer-open", "device=cpu"])[0].env.task == "drawer-open"
+    settings, _ = train_metaworld_mbpo.parse(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
+    assert (settings.task_name, settings.num_train_frames) == ("plate_slide", 100_000)
+    assert str(settings.run_dir) == "log_mbrl/mbpo/plate_slide-seed1"
+    settings, _ = train_metaworld_drq.parse(["task=hard", "task_name=hammer", "device=cpu"])
+    assert (settings.num_train_frames, settings.stddev_schedule) == (30_100_000, "linear(1.0,0.1,2000000)")
+    settings, _ = train_metaworld_mbpo.parse(["+preset=cpu_demo", "seed=3"])
+    assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
+
+
+SHORT = words(
+    "task=plate_slide device=cpu duration=5 num_seed_frames=92 num_train_frames=116 num_eval_episodes=1 batch_size=4 "
+    "agent.hidden_dim=8 agent.num_expl_steps=5 replay_buffer_size=200 eval_every_frames=500"
+)
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, str(ROOT / "mbrl" / "train_metaworld_drq.py"), *SHORT, *overrides]
+
+
+def test_the_command_killed_and_started_again(tmp_path):
+    """The real simulator, from another directory without PYTHONPATH; SIGKILL after the first snapshot."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    options = dict(cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(command("run_dir=killed"), **options) as process:
+        metrics = tmp_path / "killed" / "metrics.jsonl"
+        while process.poll() is None and not (metrics.exists() and '"frame": 110' in metrics.read_text()):
+            time.sleep(0.01)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert (tmp_path / "killed" / "latest.json").exists()
+    done = subprocess.run(command("run_dir=killed"), **options)
+    assert done.returncode == 0, done.stderr
+    assert "going on from killed/snapshots/000000100" in done.stderr
+    whole = build_workspace.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
+    assert whole == 0
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+    assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
+
+
+def test_errors_of_the_command_are_one_line_and_leave_nothing(tmp_path):
+    done = subprocess.run(command("batch_sise=3"), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: no setting named 'batch_sise'; did you mean batch_size?\n"
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_snapshots_are_named(tmp_path, cheap_runs):
+    train_drq(tmp_path, "num_train_frames=24")
+    state = tmp_path / "snapshots" / "000000024" / "state.pt"
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"000000024 cannot be read"):
+        train_drq(tmp_path)
+    shutil.rmtree(state.parent)
+    with pytest.raises(UserError, match=r"000000024 cannot be read"):
+        train_drq(tmp_path)
+
+
+def test_a_saved_frame_is_not_saved_again(tmp_path, cheap_runs, monkeypatch):
+    train_drq(tmp_path, "num_train_frames=24")
+    monkeypatch.setattr(Snapshots, "_write", None)
+    assert train_drq(tmp_path, "num_train_frames=24") == 0
