@@ -20,6 +20,7 @@ from tqdm import trange
 from ivideogpt.utils.video_io import side_by_side
 from mbrl.drqv2 import DrQAgent
 from mbrl.episodes import Pixels
+from mbrl.imagination import ImaginationError, Imagined, Policy
 from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of, with_rewards
 from mbrl.replay_buffer import ReplayBuffer, Segments
@@ -30,29 +31,6 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SEGMENTS = 16
 FILMED_ROWS = 4  # of a round
-
-
-class ImaginationError(Exception):
-    """The world model yields what cannot be learned from, such as NaN."""
-
-
-class Imagined(Protocol):
-    """A dataclass of what `ReplayBuffer.add_many` takes, and no more: rows 0 .. H of B episodes."""
-
-    @property
-    def frames(self) -> Tensor: ...  # (B, H + 1, 3, h, w) uint8; row 0 the newest frame of the start
-
-    @property
-    def earlier(self) -> Tensor: ...  # (B, K - 1, 3, h, w) uint8
-
-    @property
-    def action(self) -> Tensor: ...  # (B, H + 1, D), row 0 zeros
-
-    @property
-    def reward(self) -> Tensor: ...  # (B, H + 1), row 0 zero
-
-    @property
-    def discount(self) -> Tensor: ...  # (B, H + 1)
 
 
 class Validation(Protocol):
@@ -68,7 +46,7 @@ class WorldModelInTheLoop(Protocol):
 
     def update_transformer(self, segments: Segments) -> Mapping[str, Tensor]: ...
 
-    def imagine(self, starts: Tensor, act: Callable[[Tensor], Tensor], horizon: int, seed: int) -> Imagined:
+    def imagine(self, starts: Tensor, act: Policy, horizon: int, seed: int) -> Imagined:
         """
         Args:
             starts: (B, 3 K, h, w) uint8.

@@ -33,10 +33,7 @@ def parse(argv: Sequence[str]) -> tuple[MbpoSettings, dict[str, Any]]:
 def train(argv: Sequence[str]) -> int:
     settings, config = parse(argv)
     from mbrl.build_workspace import train_mbpo
-    from mbrl.video_predictor import (  # type: ignore[import-not-found]
-        WorldModelConfig,
-        build_video_predictor,
-    )
+    from mbrl.video_predictor import WorldModelConfig, build_video_predictor
 
     world_model = read(WorldModelConfig, settings.world_model, "world_model.")
     lpips = str(here_or_in_project(LPIPS_FOLDER))

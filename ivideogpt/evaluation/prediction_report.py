@@ -50,7 +50,7 @@ NO_MATTER = ("batch_size", "max_generate_batchsize", "max_decode_batchsize", "pr
 RANKED_BY = ("future", PREDICTION, "psnr")  # by which clips are better and worse
 QUESTIONS = {
     COPY: "Is it better than copying the last context frame?",
-    SHUFFLED: "Does it listen to actions: is it better than under another clip's?",
+    SHUFFLED: "Does it listen to actions: is it better than under another episode's?",
 }
 
 
