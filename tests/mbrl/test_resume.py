@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl import snapshots
 from mbrl.agent_env import AgentEnv
 from mbrl.drqv2 import DrQAgent
 from mbrl.records import Records
+from mbrl.video_predictor import WorldModelConfig, build_video_predictor
 from tests.mbrl.runs import WorldModel, lines, train_drq, train_mbpo
+from tests.parity.networks import tokenizer, transformer
 
 FILMS = ("save_video=true", "num_eval_episodes=1")
 
@@ -128,3 +131,27 @@ def test_a_longer_run_goes_on(tmp_path, cheap_runs):
     for frames in (30, 60, 120):
         train_drq(tmp_path / "longer", f"num_train_frames={frames}")
     assert_same_run(tmp_path / "whole", tmp_path / "longer")
+
+
+def test_the_real_world_model_goes_on_to_the_bit(tmp_path, cheap_runs):
+    """Weights, moments, dropout's random numbers, and what was imagined."""
+    save_tokenizer(tokenizer(), tmp_path / "model" / "tokenizer")
+    save_transformer(transformer(tokenizer()), tmp_path / "model" / "transformer")
+    config = WorldModelConfig(
+        config_name=str(tmp_path / "model" / "transformer"),
+        pretrained_model_name_or_path=str(tmp_path / "model" / "tokenizer"),
+        pretrained_transformer_path=str(tmp_path / "model" / "transformer"),
+        segment_length=5,
+        max_target_frames=2,
+        batch_size=2,
+    )
+
+    def train(folder, frames):
+        world_model = build_video_predictor(config, torch.device("cpu"), seed=0, lpips_path="nowhere")
+        train_mbpo(folder, "eval_every_frames=500", f"num_train_frames={frames}", world_model=world_model)
+
+    train(tmp_path / "whole", 48)
+    for frames in (28, 40, 48):
+        train(tmp_path / "parts", frames)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert {"transformer_reward", "tokenizer_recon", "imagined_reward"} <= lines(tmp_path / "whole", "train")[-1].keys()
