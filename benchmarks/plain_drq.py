@@ -1,0 +1,110 @@
+"""DrQ-v2's update and MBPO's rollout in the obvious way: what this project's are compared with.
+
+Kept slow on purpose: shifts by grid sampling of float pictures, one optimizer a network, numbers fetched at every
+update; replay that opens a file for every sample; a rollout that reads its whole past for every frame.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.released import append_frame
+from benchmarks.timer import Timer
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.world_model import WorldModel
+from mbrl.imagination import Policy
+from mbrl.networks import Actor, Encoder, TwinCritic
+from mbrl.replay_buffer import EpisodeShape, Transitions
+
+SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
+
+
+class PlainDrQ:
+    """Networks of the project's shapes, updated as the published code does."""
+
+    def __init__(self, shape: EpisodeShape, feature_dim: int = 50, hidden_dim: int = 1024) -> None:
+        self.encoder = Encoder(shape.frame_stack * 3, shape.image_size)
+        sizes = self.encoder.num_features, shape.action_dim, feature_dim, hidden_dim
+        self.actor, self.critic, self.target = Actor(*sizes), TwinCritic(*sizes), TwinCritic(*sizes)
+        self.target.load_state_dict(self.critic.state_dict())
+        networks: tuple[nn.Module, ...] = (self.encoder, self.actor, self.critic)
+        self.optimizers = [torch.optim.Adam(network.parameters(), lr=LR, foreach=False) for network in networks]
+
+    def update(self, batch: Transitions) -> dict[str, float]:
+        of_encoder, of_actor, of_critic = self.optimizers
+        features = self._features(batch.obs)
+        with torch.no_grad():
+            following = self._features(batch.next_obs)
+            value = self.target(following, self._explore(following)).amin(0)
+            wanted = batch.reward + batch.discount * value
+        values = self.critic(features, batch.action)
+        critic_loss = F.mse_loss(values[0], wanted) + F.mse_loss(values[1], wanted)
+        of_encoder.zero_grad()
+        of_critic.zero_grad()
+        critic_loss.backward()
+        of_critic.step()
+        of_encoder.step()
+        features = features.detach()
+        actor_loss = -self.critic(features, self._explore(features)).amin(0).mean()
+        of_actor.zero_grad()
+        actor_loss.backward()
+        of_actor.step()
+        for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+            slow.data.copy_(TAU * fast.data + (1 - TAU) * slow.data)
+        return {"critic_loss": critic_loss.item(), "actor_loss": actor_loss.item()}
+
+    def _features(self, stacks: Tensor) -> Tensor:
+        return self.encoder.convolutions(shifted(stacks) / 255 - 0.5).flatten(1)
+
+    def _explore(self, features: Tensor) -> Tensor:
+        mean = self.actor(features)
+        return (mean + (STDDEV * torch.randn_like(mean)).clamp(-CLIP, CLIP)).clamp(-1, 1)
+
+
+def shifted(stacks: Tensor) -> Tensor:
+    """(B, C, H, H) moved by up to four pixels, in float."""
+    batch, _, height, _ = stacks.shape
+    padded = F.pad(stacks.float(), (SHIFT,) * 4, mode="replicate")
+    size = height + 2 * SHIFT
+    axis = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)[:height]
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).expand(batch, -1, -1, -1)
+    by = torch.randint(0, 2 * SHIFT + 1, (batch, 1, 1, 2)).float() * 2 / size
+    return F.grid_sample(padded, grid + by, padding_mode="zeros", align_corners=False)
+
+
+def sample_from_files(paths: list[Path], batch_size: int, nstep: int, discount: float) -> list[Tensor]:
+    """A batch, one episode's file opened for every row of it."""
+    rows = []
+    for _ in range(batch_size):
+        with np.load(paths[np.random.randint(len(paths))]) as file:
+            episode = {name: file[name] for name in file.files}
+        i = np.random.randint(1, len(episode["reward"]) - nstep)
+        reward = sum(discount**k * episode["reward"][i + k] for k in range(nstep))
+        observation = episode["observation"]
+        rows.append((observation[i - 1], episode["action"][i], reward, observation[i + nstep - 1]))
+    return [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+
+
+@torch.no_grad()
+def imagine(model: WorldModel, starts: Tensor, act: Policy, horizon: int, timer: Timer) -> Tensor:
+    """Frames (B, H, 3, h, w): all of the past read and decoded anew for every frame, each row from its own prompt."""
+    transformer, tokenizer = model.transformer, model.tokenizer
+    assert isinstance(transformer, HeadModelWithAction)
+    layout = tokenizer.layout(horizon)
+    film = starts.unflatten(1, (-1, 3))
+    context = film[:, -layout.context_frames :].float() / 255
+    dummies = context[:, -1:].expand(-1, horizon, -1, -1, -1)
+    tokens, _ = tokenizer.tokenize(torch.cat([context, dummies], dim=1), layout.context_frames)
+    tokens, actions, sampling = tokens[:, : layout.prompt_length], [], model.metadata.generation
+    for _ in range(horizon):
+        actions.append(act(film[:, -3:].flatten(1, 2)))
+        past = torch.stack(actions, dim=1)
+        tokens = append_frame(transformer, layout, tokens, past, sampling, timer)
+        frames = tokenizer.detokenize(tokens[:, :-1], layout.context_frames)
+        film = torch.cat([film, (frames[:, -1:].clamp(0, 1) * 255).round().byte()], dim=1)
+    return film[:, -horizon:]
