@@ -20,6 +20,7 @@ import numpy as np
 from ivideogpt.errors import UserError
 from mbrl.episodes import ReplayEpisode
 from mbrl.replay_buffer import ReplayBuffer
+from mbrl.run_folder import sync_folder
 
 PIECE_ROWS = 4_096  # 50 MB at 64 px: also what is copied in memory while it is written
 ARRAYS = ("frames", "action", "reward", "discount", "num_steps", "held_out")
@@ -70,7 +71,7 @@ class ReplayFiles:
             for first, end in _divide(buffer, unsaved):
                 self._write_piece(first, end)
                 self._pieces.append((first, end))
-            _sync(self._folder)
+            sync_folder(self._folder)
         except OSError as error:
             raise UserError(
                 f"cannot save the replay buffer in {self._folder} ({error.strerror or error}); what was saved before "
@@ -159,12 +160,3 @@ def _write_through(path: Path, arrays: dict[str, Any]) -> None:
         np.savez(file, **arrays)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """So that the names of new files are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
