@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -114,10 +115,12 @@ def test_what_a_worker_cannot_make_is_the_users_error(settings, library, message
 
 
 STEP_FOR_EVER = """
+import signal
 import numpy as np
 from mbrl.agent_env import EnvSettings
 from mbrl.env_pool import EnvPool
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background are born without
     pool = EnvPool(EnvSettings("plate-slide", image_size=16, duration=10**6), 1, 1)
     pool.reset([0])
     print(pool._groups[0]._process.pid, flush=True)
@@ -134,13 +137,20 @@ def test_workers_end_with_their_parent(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     parents = [subprocess.Popen([sys.executable, script], env=environment, **output) for _ in range(2)]
     workers = [int(parent.stdout.readline()) for parent in parents]
-    for parent, number in zip(parents, (signal.SIGINT, signal.SIGKILL), strict=True):
-        parent.send_signal(number)
-        parent.wait(timeout=60)
-    deadline = time.monotonic() + 60
-    while any(map(is_running, workers)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not any(map(is_running, workers))
+    try:
+        for parent, number in zip(parents, (signal.SIGINT, signal.SIGKILL), strict=True):
+            parent.send_signal(number)
+            parent.wait(timeout=60)
+        deadline = time.monotonic() + 60
+        while any(map(is_running, workers)) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not any(map(is_running, workers))
+    finally:
+        for parent in parents:
+            parent.kill()
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
 
 
 def is_running(pid: int) -> bool:
