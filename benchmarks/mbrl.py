@@ -151,7 +151,7 @@ def _mujoco_renderer(settings: EnvSettings) -> Iterator[Callable[[], None]]:
     inner = env.env._env
     inner.model.vis.quality.offsamples = 4
     renderer = mujoco.Renderer(inner.model, settings.image_size, settings.image_size)
-    env.env._env.reset()
+    inner.reset()
     action = np.zeros(4, np.float32)
 
     def step() -> None:

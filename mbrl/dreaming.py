@@ -8,7 +8,7 @@ Shapes: B batch, H imagined agent steps, S frames of a segment, K frames in a st
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -19,8 +19,7 @@ from tqdm import trange
 
 from ivideogpt.utils.video_io import side_by_side
 from mbrl.drqv2 import DrQAgent
-from mbrl.episodes import Pixels
-from mbrl.imagination import ImaginationError, Imagined, Policy
+from mbrl.imagination import ImaginationError, Imagined, Policy, Validation
 from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of, with_rewards
 from mbrl.replay_buffer import ReplayBuffer, Segments
@@ -31,14 +30,6 @@ logger = logging.getLogger(__name__)
 
 VALIDATION_SEGMENTS = 16
 FILMED_ROWS = 4  # of a round
-
-
-class Validation(Protocol):
-    @property
-    def metrics(self) -> Mapping[str, float]: ...
-
-    @property
-    def films(self) -> Sequence[Pixels]: ...  # (T, h, w', 3) each
 
 
 class WorldModelInTheLoop(Protocol):

@@ -1,6 +1,6 @@
 """What a world model makes of some starts and a policy. Knows tensors; knows no model.
 
-Shapes: B starts, H imagined agent steps, K frames in a stack, D action dimension, h w pixels.
+Shapes: B starts, H imagined agent steps, K frames in a stack, D action dimension, F predicted frames, h w pixels.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from ivideogpt.utils.video_io import Pixels
 
 Policy = Callable[[Tensor], Tensor]  # stacks (B, 3 K, h, w) uint8 -> actions (B, D) in [-1, 1]
 
@@ -34,3 +36,16 @@ class Imagined:
     action: Tensor
     reward: Tensor
     discount: Tensor
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Predictions of segments whose ends are known.
+
+    Attributes:
+        metrics: mean squared errors of frames in [0, 1] and of rewards in the environment's units.
+        films: a video (F, H, W, 3) a segment: truth, prediction, error; both rewards below.
+    """
+
+    metrics: dict[str, float]
+    films: list[Pixels]

@@ -39,7 +39,7 @@ from ivideogpt.utils.video_metric import find_lpips
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating, symlog
 from mbrl.episodes import FRAME_CHANNELS
-from mbrl.imagination import ImaginationError, Imagined, Policy
+from mbrl.imagination import ImaginationError, Imagined, Policy, Validation
 from mbrl.replay_buffer import Segments
 
 RELEASED = "pretrained_models/ivideogpt-oxe-64-act-free"
@@ -106,19 +106,6 @@ class WorldModelConfig:
         for name in INERT_KEYS:
             if getattr(self, name) != WorldModelConfig.__dataclass_fields__[name].default:
                 logger.warning("world_model.%s has no effect: the transformer's own head predicts rewards", name)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """Predictions of segments whose ends are known.
-
-    Attributes:
-        metrics: mean squared errors of frames in [0, 1] and of rewards in the environment's units.
-        films: a video (F, H, W, 3) a segment: truth, prediction, error; both rewards below.
-    """
-
-    metrics: dict[str, float]
-    films: list[Pixels]
 
 
 class VideoPredictor:

@@ -20,6 +20,7 @@ from ivideogpt.evaluation.bootstrap import NUM_REPLICATES, BootstrapMeans, Inter
 from ivideogpt.evaluation.protocols import COLUMNS
 from ivideogpt.utils.frechet import FeatureStats, frechet_distance
 
+Key = tuple[str, str, str]  # column, candidate, metric
 Summaries = dict[str, dict[str, dict[str, float]]]  # column -> candidate -> metric -> number
 Curves = dict[str, dict[str, list[float]]]  # candidate -> metric -> mean over samples of each frame
 Features = dict[tuple[str, str], NDArray[np.float32]]  # (column, candidate or "truth") -> (samples, d)
@@ -79,6 +80,16 @@ class ClipScores:
         return {"clip": self.number, "frames": self.frames_checksum, "scores": known}
 
 
+def by_key(summaries: Summaries) -> dict[Key, float]:
+    """The numbers by column, candidate and metric."""
+    return {
+        (column, name, metric): value
+        for column, candidates in summaries.items()
+        for name, metrics in candidates.items()
+        for metric, value in metrics.items()
+    }
+
+
 def frames_checksum(frames: Tensor) -> str:
     """Of frames in [0, 1] as 8-bit pixels."""
     pixels = (frames.float() * 255).round().clamp(0, 255).byte().cpu().numpy()
@@ -113,10 +124,7 @@ class Tally:
 
     def add(self, clip: ClipScores, drawn_as: str = "") -> None:
         """``drawn_as`` is the same for clips that are not independent (see :class:`BootstrapMeans`)."""
-        values: dict[tuple[Any, ...], float] = {}
-        for column, candidates in clip.summaries.items():
-            for name, metrics in candidates.items():
-                values |= {(column, name, metric): value for metric, value in metrics.items()}
+        values: dict[tuple[Any, ...], float] = {**by_key(clip.summaries)}
         for name, curves in clip.curves.items():
             for metric, curve in curves.items():
                 values |= {("frame", name, metric, frame): value for frame, value in enumerate(curve)}

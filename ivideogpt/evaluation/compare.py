@@ -15,6 +15,7 @@ from typing import Any
 
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
+from ivideogpt.evaluation.clip_scores import Key, by_key
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.report import (
     JSON_FILE,
@@ -27,8 +28,6 @@ from ivideogpt.evaluation.report import (
 )
 from ivideogpt.evaluation.scoring import CLIPS_FILE
 from ivideogpt.flags import Parser
-
-Key = tuple[str, str, str]  # column, candidate, metric
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Report:
             means: BootstrapMeans[Key] = BootstrapMeans()
             for line in lines:
                 clip = json.loads(line)
-                means.add(dict(_flat(clip["scores"])), drawn_as=f"{clip['dataset']}/{clip['episode']}")
+                means.add(by_key(clip["scores"]), drawn_as=f"{clip['dataset']}/{clip['episode']}")
             content["kind"], content["clips"]["checksum"], content["scores"]
             if len(lines) != content["clips"]["number"]:
                 raise ValueError(f"{len(lines)} clips of {content['clips']['number']}")
@@ -67,15 +66,6 @@ class Report:
 
     def interval(self, key: Key) -> Interval | None:
         return self.means.interval(key) if key in self.means else None
-
-
-def _flat(scores: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Sequence[tuple[Key, float]]:
-    return [
-        ((column, name, metric), value)
-        for column, candidates in scores.items()
-        for name, metrics in candidates.items()
-        for metric, value in metrics.items()
-    ]
 
 
 def main(argv: Sequence[str]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from mbrl import build_workspace, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.agent_env import AgentEnv, EnvSettings
-from mbrl.dreaming import ImaginationError
+from mbrl.imagination import ImaginationError, Imagined, Validation
 from mbrl.metaworld_env import EnvStep
 from mbrl.replay_buffer import Segments
 
@@ -61,21 +60,6 @@ class Simulator:
         self.rng.bit_generator.state = json.loads(str(state["rng"]))
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Imagined:
-    frames: Tensor
-    earlier: Tensor
-    action: Tensor
-    reward: Tensor
-    discount: Tensor
-
-
-@dataclass(frozen=True)
-class Validation:
-    metrics: dict[str, float]
-    films: list[np.ndarray]
 
 
 class WorldModel:
