@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
-from ivideogpt.transformer import HeadModelWithAction, Sampling
+from ivideogpt.transformer import ATTENTION, HeadModelWithAction, Sampling
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
@@ -269,6 +269,7 @@ def build_transformer(
         raise UserError("reward_prediction and action_recon need an action-conditioned model: set action_conditioned")
     config = deepcopy(config)
     config.vocab_size = layout.vocab_size
+    config._attn_implementation = ATTENTION
     llm = LlamaForCausalLM(config)
     if action_dim is None:
         return llm

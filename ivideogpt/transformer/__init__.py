@@ -1,6 +1,7 @@
 """The transformer: tokens and actions to next tokens and rewards."""
 
 from ivideogpt.transformer.action_model import HeadModelWithAction
+from ivideogpt.transformer.causal_dropout import ATTENTION
 from ivideogpt.transformer.decoder import FrameDecoder
 from ivideogpt.transformer.frame_model import FrameModel
 from ivideogpt.transformer.llama import CachedLlama
@@ -8,6 +9,7 @@ from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed, 
 from ivideogpt.transformer.static_frames import GraphPool
 
 __all__ = [
+    "ATTENTION",
     "CachedLlama",
     "FrameDecoder",
     "FrameModel",

@@ -1,0 +1,120 @@
+"""Causal attention with dropout on a CPU, where PyTorch has no fused one and multiplies the whole square.
+
+Knows queries, keys and values; knows no models. Queries are taken in blocks, each with the keys before its end: half of
+the square, in pieces that stay in a core's cache. Random bits for dropout are drawn 16 at a time.
+
+Shapes: N rows times heads, L positions, d head dimension.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+ATTENTION = "ivideogpt"  # name among the attentions of Transformers
+BLOCK = 64  # queries
+GROUP = 16  # of N at once
+LEVELS = 2**16  # that a random number of 16 bits has
+
+
+def attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as Transformers asks for it, (B, H, L, d) to (B, L, H, d): PyTorch's own wherever that is fast."""
+    is_causal = attention_mask is None and query.shape == key.shape == value.shape
+    is_on_cpu = query.device.type == "cpu" and query.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if not (dropout > 0 and is_causal and is_on_cpu):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    attended = causal_attention(query, key, value, dropout, scaling)
+    return attended.transpose(1, 2), None
+
+
+def causal_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, dropout: float, scaling: float | None = None
+) -> Tensor:
+    """``softmax(scaling * queries keys^T)`` over what is not later, with dropout, times values.
+
+    All are (..., L, d) and float32. Dropout draws from torch's global generator. Its probability is rounded to a multiple of 2^-16.
+    """
+    scaling = queries.shape[-1] ** -0.5 if scaling is None else scaling
+    flat = [tensor.flatten(0, -3).contiguous() for tensor in (queries, keys, values)]
+    attended: Tensor = _CausalAttention.apply(*flat, dropout, scaling)
+    return attended.view(queries.shape)
+
+
+class _CausalAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float) -> Tensor:
+        threshold = round(dropout * LEVELS)
+        ctx.scaling, ctx.threshold, ctx.share = scaling, threshold, 1 - threshold / LEVELS
+        out = torch.empty_like(q)
+        weights, draws = [], []
+        for rows, first, end in _blocks(q):
+            scores = torch.bmm(q[rows, first:end] * scaling, k[rows, :end].transpose(1, 2))
+            later = torch.ones(end - first, end - first, dtype=torch.bool).triu_(1)
+            scores[:, :, first:].masked_fill_(later, float("-inf"))
+            softmax = torch.softmax(scores, dim=-1, out=scores)
+            drawn = _random_levels(softmax)
+            kept = _kept(drawn, threshold).mul_(softmax)
+            torch.bmm(kept, v[rows, :end], out=out[rows, first:end])
+            weights.append(softmax)
+            draws.append(drawn)
+        out /= ctx.share
+        ctx.save_for_backward(q, k, v, out, *weights, *draws)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, *saved = ctx.saved_tensors
+        grad = grad.contiguous()
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        inner = (grad * out).sum(-1, keepdim=True)  # of each query: weights times their gradients, summed
+        grad = grad / ctx.share
+        half = len(saved) // 2
+        for (rows, first, end), weights, drawn in zip(_blocks(q), saved[:half], saved[half:], strict=True):
+            of_block = grad[rows, first:end]
+            kept = _kept(drawn, ctx.threshold)
+            d_scores = torch.bmm(of_block, v[rows, :end].transpose(1, 2)).mul_(kept)
+            dv[rows, :end] += torch.bmm(kept.mul_(weights).transpose(1, 2), of_block)
+            d_scores.sub_(inner[rows, first:end]).mul_(weights).mul_(ctx.scaling)
+            torch.bmm(d_scores, k[rows, :end], out=dq[rows, first:end])
+            dk[rows, :end] += torch.bmm(d_scores.transpose(1, 2), q[rows, first:end])
+        return dq, dk, dv, None, None
+
+
+def _blocks(queries: Tensor) -> list[tuple[slice, int, int]]:
+    num_rows, length, _ = queries.shape
+    return [
+        (slice(row, row + GROUP), first, min(first + BLOCK, length))
+        for row in range(0, num_rows, GROUP)
+        for first in range(0, length, BLOCK)
+    ]
+
+
+def _random_levels(like: Tensor) -> Tensor:
+    """Uniform in -2^15 .. 2^15 - 1, of the shape of ``like``."""
+    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    return words.view(torch.int16)[: like.numel()].view(like.shape)
+
+
+def _kept(drawn: Tensor, threshold: int) -> Tensor:
+    """1 where a weight stays and 0 where it is dropped, float32: products with numbers are much faster than masks."""
+    return torch.ge(drawn, threshold - LEVELS // 2, out=torch.empty(drawn.shape))
+
+
+AttentionInterface.register(ATTENTION, attention_forward)
+AttentionMaskInterface.register(ATTENTION, sdpa_mask)
