@@ -47,7 +47,8 @@ def causal_attention(
 ) -> Tensor:
     """``softmax(scaling * queries keys^T)`` over what is not later, with dropout, times values.
 
-    All are (..., L, d) and float32. Dropout draws from torch's global generator. Its probability is rounded to a multiple of 2^-16.
+    All are (..., L, d) and float32. Dropout draws from torch's global generator; its probability is rounded to a
+    multiple of 2^-16.
     """
     scaling = queries.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [tensor.flatten(0, -3).contiguous() for tensor in (queries, keys, values)]
