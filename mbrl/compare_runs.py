@@ -173,8 +173,8 @@ def _draw_method(panel: Any, method: str, runs: Sequence[Run]) -> None:
 
 
 EXPLANATION = f"""Means over seeds, and in brackets {CONFIDENCE:.0%} intervals by Student's t over the seeds: wide for
-few of them, and of no width where all agree. The later half are all evaluations from half of the frames on. Thin lines in
-the picture are single runs, hours are of the machine that they were made on.
+few of them, and of no width where all agree. The later half are all evaluations from half of the frames on. Thin lines
+in the picture are single runs, hours are of the machine that they were made on.
 """
 COLUMNS = ("success, later half", "success, last", "reward, later half", "hours a run")
 

@@ -97,10 +97,10 @@ def test_a_run_of_one_evaluation_counts(tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="has no settings.json and no eval.csv"):
+    with pytest.raises(UserError, match=r"has no settings\.json and no eval\.csv"):
         main([str(tmp_path)])
     empty = write_run(tmp_path, {})
     with pytest.raises(UserError, match="no evaluation yet"):
         main([str(empty)])
-    with pytest.raises(UserError, match="name a .md file"):
+    with pytest.raises(UserError, match=r"name a \.md file"):
         main([str(empty), "--output", "report"])
