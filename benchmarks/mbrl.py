@@ -2,10 +2,10 @@
 
     python benchmarks/mbrl.py --output outputs/mbrl.json
 
-The obvious way (`benchmarks/plain_drq.py`) renders with MuJoCo's own renderer, opens a file for every replayed row,
-updates DrQ-v2 as published and imagines without a cache. The world model's updates are the same in both. The whole loop
-is what the schedule of MBPO makes of the parts: in 200 frames 100 agent steps, 200 updates of the agent, 20 of the
-transformer, 5 of the tokenizer and one round of imagination. Parts take turns; times are the least of all turns.
+The obvious way (`benchmarks/plain_drq.py`, `plain_model.py`) renders with MuJoCo's own renderer, opens a file for every
+replayed row, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines without a
+cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun. Sizes and schedule
+are those of the settings; the world model is always the bundled one. Parts take turns; times are the least of all turns.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,17 @@ import torch
 from benchmarks.machine import machine
 from benchmarks.models import BUNDLED_FOLDER, CONFIGS
 from benchmarks.plain_drq import PlainDrQ, imagine, sample_from_files
+from benchmarks.plain_model import in_the_obvious_way
 from benchmarks.timer import Timer
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
 from mbrl.agent_env import EnvSettings
-from mbrl.drqv2 import DrQConfig, build_agent
+from mbrl.drqv2 import build_agent
 from mbrl.episodes import ReplayEpisode
 from mbrl.heap import keep_freed_memory
 from mbrl.replay_buffer import EpisodeShape, ReplayBuffer
+from mbrl.settings import MbpoSettings, read
+from mbrl.train_metaworld_mbpo import parse as parse_settings
 from mbrl.video_predictor import WorldModelConfig, build_video_predictor
 
 FRAMES = 200  # of the loop that is put together
@@ -47,11 +50,7 @@ CPU = torch.device("cpu")
 class MbrlBenchmarkArgs:
     """Measure the parts of model-based RL with the bundled world model on a CPU."""
 
-    task: str = option("plate-slide", "Meta-World task")
-    batch_size: int = option(256, "of the agent", minimum=1)
-    model_batch_size: int = option(16, "segments of a world model's update", minimum=1)
-    starts: int = option(32, "of a round of imagination", minimum=1)
-    horizon: int = option(10, "imagined steps of each", minimum=1)
+    settings: str = option("+preset=cpu_demo", "of train_metaworld_mbpo.py, with spaces between them")
     episodes: int = option(20, "in the replay buffer", minimum=2)
     repeats: int = option(3, "turns of each part", minimum=1)
     output: str | None = option(None, "also write everything to this .json file")
@@ -62,12 +61,12 @@ class MbrlBenchmarkArgs:
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of it are in the loop. ``obvious`` is None where both ways do the same."""
+    """``count`` of it are in the loop."""
 
     name: str
-    count: int
+    count: float
     ours: Callable[[], Any]
-    obvious: Callable[[], Any] | None = None
+    obvious: Callable[[], Any]
 
 
 def measure(parts: list[Part], repeats: int) -> list[dict[str, Any]]:
@@ -75,62 +74,73 @@ def measure(parts: list[Part], repeats: int) -> list[dict[str, Any]]:
     for _ in range(repeats + 1):  # the first turn warms up, and counts only if no other was quicker
         for part in parts:
             for way, run in (("ours", part.ours), ("obvious", part.obvious)):
-                if run is not None:
-                    started = time.perf_counter()
-                    run()
-                    seconds = time.perf_counter() - started
-                    least[part.name, way] = min(least.get((part.name, way), seconds), seconds)
-    results = []
-    for part in parts:
-        ours = least[part.name, "ours"]
-        obvious = least.get((part.name, "obvious"), ours)
-        results.append({"part": part.name, "count": part.count, "ours_s": ours, "obvious_s": obvious})
-    return results
+                started = time.perf_counter()
+                run()
+                seconds = time.perf_counter() - started
+                least[part.name, way] = min(least.get((part.name, way), seconds), seconds)
+    return [
+        {"part": part.name, "count": part.count, **{f"{way}_s": least[part.name, way] for way in ("ours", "obvious")}}
+        for part in parts
+    ]
 
 
-def build_parts(args: MbrlBenchmarkArgs, stack: ExitStack) -> list[Part]:
-    settings = EnvSettings(args.task)
-    env = stack.enter_context(closing(settings.make()))
-    plain = stack.enter_context(_mujoco_renderer(settings))
+def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStack) -> list[Part]:
+    env = stack.enter_context(closing(settings.env.make()))
+    plain = stack.enter_context(_mujoco_renderer(settings.env))
     env.reset(0)
-    shape = EpisodeShape(settings.frame_stack, (settings.image_size,) * 2, 4)
+    shape = EpisodeShape(settings.frame_stack, (settings.env.image_size,) * 2, 4)
     rng = np.random.default_rng(0)
     episodes = [_random_episode(shape, settings.duration, rng) for _ in range(args.episodes)]
     paths = _write_files(episodes, Path(stack.enter_context(tempfile.TemporaryDirectory())))
     buffer = ReplayBuffer(args.episodes * settings.duration, shape)
     for episode in episodes:
         buffer.add(episode)
-    agent, plain_agent = build_agent(shape, DrQConfig(), 0, CPU), PlainDrQ(shape)
-    batch = buffer.sample(args.batch_size, 3, 0.99, rng)
-    predictor = build_video_predictor(_bundled(args), CPU, seed=0)
-    segments = buffer.sample_segments(args.model_batch_size, predictor.config.segment_length, rng)
-    starts = buffer.sample_starts(args.starts, 3, rng)
+    agent, plain_agent = build_agent(shape, settings.agent.config, 0, CPU), PlainDrQ(shape, settings.agent.config)
+    replay = settings.batch_size, settings.nstep, settings.discount
+    batch = buffer.sample(*replay, rng)
+    predictor = build_video_predictor(_bundled(settings), CPU, seed=0)
+    plain_predictor = in_the_obvious_way(predictor)
+    segments = buffer.sample_segments(settings.world_model_batch_size, settings.segment_length, rng)
+    starts = buffer.sample_starts(settings.gen_batch, settings.nstep, rng)
     generator, action = torch.Generator().manual_seed(0), np.zeros(4, np.float32)
 
     def act(stacks: torch.Tensor) -> torch.Tensor:
-        return agent.act(stacks, 10_000, mean=False, generator=generator)
+        return agent.act(stacks, settings.agent.num_expl_steps, mean=False, generator=generator)
 
     def step() -> None:
         if env.num_steps == env.duration:
             env.reset(0)
         env.step(action)
 
-    def obvious_imagination() -> None:
-        imagine(predictor.model, starts, act, args.horizon, Timer(CPU))
+    def acting() -> None:
+        act(batch.obs[:1])
 
-    steps = FRAMES // settings.action_repeat
+    steps = FRAMES / settings.action_repeat
+    updates = steps * settings.agent_update_times / settings.agent.update_every_steps
     return [
-        Part("agent step (simulator, picture, action)", steps, _both(step, lambda: act(batch.obs[:1])), plain),
+        Part("agent step (simulator, picture, action)", steps, _both(step, acting), _both(plain, acting)),
         Part(
-            "replay of a batch",
-            2 * steps,
-            lambda: buffer.sample(args.batch_size, 3, 0.99, rng),
-            lambda: sample_from_files(paths, args.batch_size, 3, 0.99),
+            "replay of a batch", updates, lambda: buffer.sample(*replay, rng), lambda: sample_from_files(paths, *replay)
         ),
-        Part("update of the agent", 2 * steps, lambda: agent.update(batch, 0), lambda: plain_agent.update(batch)),
-        Part("update of the transformer", FRAMES // 10, lambda: predictor.update_transformer(segments)),
-        Part("update of the tokenizer", FRAMES // 40, lambda: predictor.update_tokenizer(segments)),
-        Part("imagination", 1, lambda: predictor.imagine(starts, act, args.horizon, 0), obvious_imagination),
+        Part("update of the agent", updates, lambda: agent.update(batch, 0), lambda: plain_agent.update(batch)),
+        Part(
+            "update of the transformer",
+            FRAMES / settings.update_gen_every_step * settings.update_gen_times,
+            lambda: predictor.update_transformer(segments),
+            lambda: plain_predictor.update_transformer(segments),
+        ),
+        Part(
+            "update of the tokenizer",
+            FRAMES / settings.update_tokenizer_every_step * settings.update_gen_times,
+            lambda: predictor.update_tokenizer(segments),
+            lambda: plain_predictor.update_tokenizer(segments),
+        ),
+        Part(
+            "imagination",
+            FRAMES / settings.gen_every_steps,
+            lambda: predictor.imagine(starts, act, settings.gen_horizon, 0),
+            lambda: imagine(predictor.model, starts, act, settings.gen_horizon, Timer(CPU)),
+        ),
     ]
 
 
@@ -181,14 +191,13 @@ def _write_files(episodes: list[ReplayEpisode], folder: Path) -> list[Path]:
     return paths
 
 
-def _bundled(args: MbrlBenchmarkArgs) -> WorldModelConfig:
-    return WorldModelConfig(
+def _bundled(settings: MbpoSettings) -> WorldModelConfig:
+    return replace(
+        read(WorldModelConfig, settings.world_model),
         config_name=str(CONFIGS / "llama" / "config_tiny.json"),
         pretrained_model_name_or_path=str(BUNDLED_FOLDER / "tokenizer"),
         pretrained_transformer_path=str(BUNDLED_FOLDER / "transformer"),
         load_internal_llm=False,
-        segment_length=args.horizon + 2,
-        batch_size=args.model_batch_size,
     )
 
 
@@ -196,7 +205,7 @@ def table(results: list[dict[str, Any]]) -> str:
     lines = ["| part | in 200 frames | obvious, ms | ours, ms | times as fast |", "|---|---:|---:|---:|---:|"]
     for of in results:
         ours, obvious = 1000 * of["ours_s"], 1000 * of["obvious_s"]
-        lines.append(f"| {of['part']} | {of['count']} | {obvious:.1f} | {ours:.1f} | {obvious / ours:.1f} |")
+        lines.append(f"| {of['part']} | {of['count']:g} | {obvious:.1f} | {ours:.1f} | {obvious / ours:.1f} |")
     ours, obvious = (sum(of["count"] * of[f"{way}_s"] for of in results) for way in ("ours", "obvious"))
     speeds = f"{FRAMES / obvious:.2f} frames/s | {FRAMES / ours:.2f} frames/s | **{obvious / ours:.2f}**"
     return "\n".join([*lines, f"| whole loop | | {speeds} |"])
@@ -204,10 +213,11 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse(MbrlBenchmarkArgs)
+    settings, _ = parse_settings(args.settings.split())
     keep_freed_memory()
     torch.manual_seed(0)
     with ExitStack() as stack:
-        results = measure(build_parts(args, stack), args.repeats)
+        results = measure(build_parts(args, settings, stack), args.repeats)
     print(table(results))
     if args.output:
         record = {"arguments": asdict(args), "machine": machine("metaworld", "mujoco"), "results": results}

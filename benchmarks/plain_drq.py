@@ -17,6 +17,7 @@ from benchmarks.released import append_frame
 from benchmarks.timer import Timer
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.world_model import WorldModel
+from mbrl.drqv2 import DrQConfig
 from mbrl.imagination import Policy
 from mbrl.networks import Actor, Encoder, TwinCritic
 from mbrl.replay_buffer import EpisodeShape, Transitions
@@ -27,9 +28,9 @@ SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
 class PlainDrQ:
     """Networks of the project's shapes, updated as the published code does."""
 
-    def __init__(self, shape: EpisodeShape, feature_dim: int = 50, hidden_dim: int = 1024) -> None:
+    def __init__(self, shape: EpisodeShape, config: DrQConfig) -> None:
         self.encoder = Encoder(shape.frame_stack * 3, shape.image_size)
-        sizes = self.encoder.num_features, shape.action_dim, feature_dim, hidden_dim
+        sizes = self.encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim
         self.actor, self.critic, self.target = Actor(*sizes), TwinCritic(*sizes), TwinCritic(*sizes)
         self.target.load_state_dict(self.critic.state_dict())
         networks: tuple[nn.Module, ...] = (self.encoder, self.actor, self.critic)
