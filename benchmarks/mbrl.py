@@ -4,8 +4,9 @@
 
 The obvious way (`benchmarks/plain_drq.py`, `plain_model.py`) renders with MuJoCo's own renderer, opens a file for every
 replayed row, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines without a
-cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun. Sizes and schedule
-are those of the settings; the world model is always the bundled one. Parts take turns; times are the least of all turns.
+cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun. Sizes and
+schedule are those of the settings; the world model is always the bundled one. Parts take turns; times are the least of
+all turns.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ import torch
 from torch.optim import AdamW
 
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.pretrained import language_model
+from ivideogpt.utils.video_metric import find_lpips
 from ivideogpt.world_model import WorldModel
 from mbrl.video_predictor import VideoPredictor
 
@@ -22,7 +24,7 @@ def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
     trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
     return VideoPredictor(
         WorldModel(tokenizer, transformer, predictor.model.metadata),
-        TokenizerLoss(TokenizerLossConfig(), None),
+        TokenizerLoss(TokenizerLossConfig(), find_lpips(LPIPS_FOLDER, predictor.model.device)),
         AdamW(trained, lr=settings.tok_lr, weight_decay=settings.tok_wd, foreach=False),
         AdamW(transformer.parameters(), lr=settings.model_lr, weight_decay=settings.model_wd, foreach=False),
         settings,

@@ -10,8 +10,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "mbrl.py"
 
 def test_the_benchmark_measures_every_part(tmp_path):
     output = tmp_path / "out" / "mbrl.json"
-    sizes = {"batch_size": 4, "model_batch_size": 1, "starts": 1, "horizon": 2, "episodes": 2, "repeats": 1}
-    flags = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    sizes = "batch_size=4 gen_batch=1 nstep=2 gen_horizon=2 world_model.segment_length=4 world_model.batch_size=1"
+    flags = ["--settings", f"+preset=cpu_demo {sizes}", "--episodes", "2", "--repeats", "1"]
     run = subprocess.run(
         [sys.executable, SCRIPT, *flags, "--output", str(output)], cwd=tmp_path, capture_output=True, text=True
     )
