@@ -11,7 +11,9 @@ class UserError(ValueError):
 
 
 def cli(main: Callable[[], object]) -> None:
-    """Run a command; a user's error becomes one line on stderr and exit code 2, a bug keeps its traceback.
+    """Run a command; a user's error becomes one line on stderr and exit code 2, Ctrl-C one and 130 (128 + SIGINT).
+
+    A bug keeps its traceback.
 
     A plain ``ValueError`` is not caught: from a library it is more likely our fault than the user's.
     """
@@ -20,3 +22,6 @@ def cli(main: Callable[[], object]) -> None:
     except (UserError, FileNotFoundError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -31,5 +31,6 @@ class Interruption:
         """First time: the loop ends after this step. Second time: it ends now."""
         if self.number:
             raise KeyboardInterrupt
-        logger.warning("%s: ending after this step", signal.Signals(number).name)
+        name = signal.Signals(number).name
+        logger.warning("%s: ending after this step; a second one ends at once, back at the last snapshot", name)
         self.number = number
