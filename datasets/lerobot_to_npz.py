@@ -18,11 +18,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import Job, NpzDatasetArgs, Summary, require
+from ivideogpt.data.conversion import Job, NpzDatasetArgs, Summary
 from ivideogpt.data.lerobot import SERIES, LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
-from ivideogpt.errors import UserError, cli
+from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 FRAMES_AT_ONCE = 16  # decoded before they are resized

@@ -19,9 +19,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary, require
+from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary
 from ivideogpt.data.tfrecords import Record, find_records, parse_example
-from ivideogpt.errors import UserError, cli
+from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 SPLITS = ("train", "test")

@@ -17,9 +17,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Summary, require
+from ivideogpt.data.conversion import ConversionArgs, Job, Summary
 from ivideogpt.data.hdf5 import open_hdf5, read_array
-from ivideogpt.errors import UserError, cli
+from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 ACTION_DIM = 5  # x, y, z, rotation, gripper

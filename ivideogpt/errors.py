@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 
 
 class UserError(ValueError):
     """Something given to us does not fit. The message says what was given, what was expected and what to change."""
+
+
+def require(*packages: str, extra: str = "data") -> None:
+    """Raises UserError naming the extra to install if one of these optional packages is missing."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise UserError(f"the package {missing[0]} is not installed; pip install 'ivideogpt[{extra}]'")
 
 
 def cli(main: Callable[[], object]) -> None:

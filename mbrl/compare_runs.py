@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.output import check_folder_can_be_written
+from mbrl.run_folder import MAY_CHANGE, flat
 
 CONFIDENCE = 0.95
-FREE_SETTINGS = ("seed", "task_name", "run_dir", "demo_path_prefix", "device", "num_train_frames")
+FREE_SETTINGS = MAY_CHANGE | {"seed", "task_name", "demo_path_prefix"}
 SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", "lr", "agent_update_times")
 
 
@@ -122,8 +123,8 @@ def grouped(runs: Iterable[Run]) -> Groups:
 
 
 def _check_alike(first: Run, other: Run) -> None:
-    kept = [{key: value for key, value in run.settings.items() if key not in FREE_SETTINGS} for run in (first, other)]
-    differing = sorted(key for key in {*kept[0], *kept[1]} if kept[0].get(key) != kept[1].get(key))
+    one, two = flat(first.settings), flat(other.settings)
+    differing = sorted(key for key in (one.keys() | two.keys()) - FREE_SETTINGS if one.get(key) != two.get(key))
     if differing:
         raise UserError(
             f"{first.path} and {other.path} are runs of {first.settings['exp_name']} that differ in "
@@ -222,7 +223,7 @@ def as_json(groups: Groups) -> str:
             "success_rate": {str(frame): value for frame, value in run.success.items()},
             "episode_reward": {str(frame): value for frame, value in run.reward.items()},
             "hours": run.hours,
-            "settings": {key: value for key, value in run.settings.items() if key not in FREE_SETTINGS},
+            "settings": {key: value for key, value in flat(run.settings).items() if key not in FREE_SETTINGS},
         }
         for members in groups.values()
         for run in members

@@ -101,9 +101,11 @@ class Dreaming:
             self._imagine(lambda stacks: self._agent.act(stacks, step, mean=False, generator=generator), film)
 
     def validate(self, step: int) -> None:
-        """On episodes that the model never learns from; says so if there are none yet."""
-        if self._stopped or step < self._schedule.first_step:
-            return
+        """On episodes that the model never learns from, once it has begun to learn; says so if there are none yet."""
+        if not self._stopped and step > self._schedule.first_step:
+            self._validate(step)
+
+    def _validate(self, step: int) -> None:
         length = self._settings.segment_length
         if not self._real.num_segments(length, held_out=True):
             logger.info("no episode is held out yet: the world model is not validated")
@@ -129,7 +131,7 @@ class Dreaming:
         for _ in trange(self._settings.init_update_gen_steps, desc="world model", leave=False, disable=None):
             self._update(with_tokenizer=True)
         self._records.write("world_model", self._schedule.frame(step), self.window.take())
-        self.validate(step)
+        self._validate(step)
         for number in range(self._settings.init_gen_times):
             generator = torch.Generator().manual_seed(self._seed("dreamed actions", self._num_rounds))
             film = f"{self._schedule.frame(step):09d}-random" if number == 0 else None
@@ -164,4 +166,5 @@ class Dreaming:
             yield
         except ImaginationError as error:
             self._stopped = True
+            self._imagined.clear()  # its last rounds come from a model that was about to fail
             logger.error("the world model failed (%s): no imagination from here on, the agent goes on without", error)

@@ -194,6 +194,11 @@ class ReplayBuffer:
         self._films.release(int(oldest["place"]))
         self.num_rows -= int(oldest["num_steps"])
 
+    def clear(self) -> None:
+        """Forget all episodes."""
+        while self.num_episodes:
+            self._drop_oldest()
+
     def _widen_rows(self) -> None:
         """As many rows as there are frames in the blocks: they are small enough to be moved now and then."""
         missing = self._films.num_blocks * self._films.block_frames - len(self._reward)

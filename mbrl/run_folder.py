@@ -26,7 +26,7 @@ from ivideogpt.evaluation.output import check_folder_can_be_written
 MAY_CHANGE = frozenset(
     {
         "num_train_frames", "device", "replay_buffer_num_workers", "run_dir", "experiment",
-        "save_snapshot", "save_video", "save_train_video", "use_tb", "use_wandb", "agent.use_tb",
+        "lpips_path", "save_snapshot", "save_video", "save_train_video", "use_tb", "use_wandb", "agent.use_tb",
     }
 )  # fmt: skip
 

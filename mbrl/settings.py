@@ -6,6 +6,7 @@ Frames are simulator steps, of which an agent step has ``action_repeat``.
 from __future__ import annotations
 
 import difflib
+import logging
 import math
 import types
 import typing
@@ -17,11 +18,15 @@ from typing import Any, TypeVar
 import torch
 
 from ivideogpt.errors import UserError
+from ivideogpt.paths import LPIPS_FOLDER
 from mbrl.agent_env import EnvSettings
 from mbrl.drqv2 import DrQConfig
-from mbrl.metaworld_env import CAMERAS, canonical_task
+from mbrl.metaworld_env import ACTION_DIM, CAMERAS, canonical_task
 
 T = TypeVar("T")
+NUM_WORKERS = 4  # that nobody asked for
+
+logger = logging.getLogger(__name__)
 
 # None of these may be less than this.
 MINIMA = {
@@ -170,6 +175,10 @@ class Settings:
             raise UserError(f"nstep {self.nstep} is more than the {self.duration} steps of an episode (duration)")
         if self.replay_buffer_size < self.duration:
             raise UserError(f"replay_buffer_size {self.replay_buffer_size} is less than one episode ({self.duration})")
+        if self.replay_buffer_num_workers != NUM_WORKERS:
+            logger.warning("replay_buffer_num_workers has no effect: batches are put together in this process")
+        if self.agent.use_tb != self.use_tb:
+            logger.warning("agent.use_tb has no effect: use_tb alone decides")
         self._check_there_is_data_by("num_seed_frames")
         _ = self.env, self.agent.config  # they check themselves
 
@@ -199,6 +208,7 @@ class Settings:
 class MbpoSettings(Settings):
     """
     Attributes:
+        lpips_path: folder of the weights of the tokenizer's perceptual loss; it learns without if they are not there.
         world_model: as `video_predictor.WorldModelConfig` reads it.
     """
 
@@ -212,6 +222,7 @@ class MbpoSettings(Settings):
     gen_batch: int
     gen_horizon: int
     real_ratio: float
+    lpips_path: Path
     world_model: Mapping[str, Any]
 
     @property
@@ -235,6 +246,17 @@ class MbpoSettings(Settings):
             raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
+        if self.update_tokenizer_every_step % self.update_gen_every_step:
+            raise UserError(
+                f"update_tokenizer_every_step is {self.update_tokenizer_every_step}: the tokenizer learns only when "
+                f"the transformer does, so give a multiple of {self.update_gen_every_step} (update_gen_every_step)"
+            )
+        if self.lpips_path != Path(LPIPS_FOLDER) and not self.lpips_path.is_dir():
+            raise UserError(f"lpips_path is {self.lpips_path}: no such folder")
+        self._check_there_is_data_by("start_mbpo")
+        self._check_world_model()
+
+    def _check_world_model(self) -> None:
         context = self._of_world_model("context_length")
         if self.segment_length != self.gen_horizon + context:
             raise UserError(
@@ -248,5 +270,6 @@ class MbpoSettings(Settings):
                 f"world_model.segment_length {self.segment_length} is more than the {self.duration} steps of an "
                 "episode (duration)"
             )
+        if (action_dim := self._of_world_model("action_dim")) != ACTION_DIM:
+            raise UserError(f"world_model.action_dim is {action_dim}: Meta-World's actions have {ACTION_DIM} numbers")
         _ = self.world_model_batch_size
-        self._check_there_is_data_by("start_mbpo")

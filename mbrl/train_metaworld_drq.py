@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ivideogpt.errors import cli
 from mbrl.command import run
-from mbrl.config_files import compose_config
 from mbrl.settings import Settings, read
 
 
 def parse(argv: Sequence[str]) -> tuple[Settings, dict[str, Any]]:
     """The settings, and what they were read from."""
+    from mbrl.config_files import compose_config  # needs hydra, which may be missing
+
     config = compose_config("config", argv)
     settings = read(Settings, config)
     settings.validate()

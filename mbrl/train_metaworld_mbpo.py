@@ -16,14 +16,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
-from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
 from mbrl.command import run
-from mbrl.config_files import compose_config
 from mbrl.settings import MbpoSettings, read
 
 
 def parse(argv: Sequence[str]) -> tuple[MbpoSettings, dict[str, Any]]:
     """The settings, and what they were read from."""
+    from mbrl.config_files import compose_config  # needs hydra, which may be missing
+
     config = compose_config("mbpo_config", argv)
     settings = read(MbpoSettings, config)
     settings.validate()
@@ -36,8 +36,10 @@ def train(argv: Sequence[str]) -> int:
     from mbrl.video_predictor import WorldModelConfig, build_video_predictor
 
     world_model = read(WorldModelConfig, settings.world_model, "world_model.")
-    lpips = str(here_or_in_project(LPIPS_FOLDER))
-    build = partial(build_video_predictor, world_model, settings.torch_device, settings.seed, lpips)
+    build = partial(
+        build_video_predictor, world_model, settings.torch_device, settings.seed, settings.env.image_size,
+        settings.lpips_path,
+    )  # fmt: skip
     return train_mbpo(settings, config, build)
 
 

@@ -45,6 +45,8 @@ from mbrl.replay_buffer import Segments
 RELEASED = "pretrained_models/ivideogpt-oxe-64-act-free"
 NEW_TOKENIZER = "configs/ctx_vae64/config.json"
 INERT_KEYS = ("fast_reward_predictor", "reward_lr", "reward_wd")
+AT_LEAST_0 = ("tok_lr", "tok_wd", "model_lr", "model_wd", "reward_weight")
+BELOW_1 = ("tok_beta1", "tok_beta2", "llama_attn_drop")
 FILM_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
 
 logger = logging.getLogger(__name__)
@@ -103,6 +105,14 @@ class WorldModelConfig:
         for name in ("batch_size", "max_target_frames", "action_dim"):
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be at least 1")
+        for name in (*AT_LEAST_0, *BELOW_1):
+            if getattr(self, name) < 0:
+                raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be at least 0")
+        for name in BELOW_1:
+            if getattr(self, name) >= 1:
+                raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be less than 1")
+        if self.max_grad_norm <= 0:
+            raise UserError(f"world_model.max_grad_norm is {self.max_grad_norm}: it must be more than 0")
         for name in INERT_KEYS:
             if getattr(self, name) != WorldModelConfig.__dataclass_fields__[name].default:
                 logger.warning("world_model.%s has no effect: the transformer's own head predicts rewards", name)
@@ -155,19 +165,18 @@ class VideoPredictor:
         """One step on tokens, actions and rewards of whole segments. Returns detached scalars."""
         frames, actions, rewards = self._frames(segments.frames), *self._actions_and_rewards(segments)
         normalise = self.model.metadata.action_normalization
-        with self._autocast():
-            with torch.no_grad():
-                tokens, _ = self.tokenizer.tokenize(frames, self.config.context_length)
-            with _training(self.transformer):
-                terms = transformer_loss(
-                    self.transformer,
-                    tokens,
-                    self._layout,
-                    normalise(actions) if normalise else actions,
-                    symlog(rewards) if self.config.symlog else rewards,
-                    self.config.reward_weight,
-                )
-                return self._descend("transformer", self.transformer, terms)
+        with torch.no_grad():  # in full precision, as imagination will tokenize its starts
+            tokens, _ = self.tokenizer.tokenize(frames, self.config.context_length)
+        with self._autocast(), _training(self.transformer):
+            terms = transformer_loss(
+                self.transformer,
+                tokens,
+                self._layout,
+                normalise(actions) if normalise else actions,
+                symlog(rewards) if self.config.symlog else rewards,
+                self.config.reward_weight,
+            )
+        return self._descend("transformer", self.transformer, terms)
 
     def _descend(self, half: str, network: nn.Module, terms: LossTerms) -> dict[str, Tensor]:
         optimizer = self._optimizers[half]
@@ -200,7 +209,7 @@ class VideoPredictor:
             actions.append(action)
             rewards.append(step.reward[:, 0])
             sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
-        if not sound:  # the only time that the host waits for the device
+        if not sound:  # asked once, since the host waits for the answer
             raise ImaginationError("the world model predicts frames or rewards that are not finite")
         start = torch.zeros_like(actions[0])
         reward = torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1)
@@ -241,10 +250,22 @@ class VideoPredictor:
             "tokenizer": self.tokenizer.state_dict(),
             "transformer": self.transformer.state_dict(),
             "generator": self._generator.get_state(),
+            "perceptual_loss": self._tokenizer_loss.lpips is not None,
             "optimizers": {half: optimizer.state_dict() for half, optimizer in self._optimizers.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            UserError: the perceptual loss was there and is not, or the other way round.
+        """
+        before, now = state["perceptual_loss"], self._tokenizer_loss.lpips is not None
+        if before != now:
+            raise UserError(
+                f"the run was trained with{'' if before else 'out'} the perceptual loss, and now there are "
+                f"{'no ' if before else ''}LPIPS weights: {'put them back' if before else 'name another lpips_path'}, "
+                "or use another run_dir"
+            )
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.transformer.load_state_dict(state["transformer"])
         self._generator.set_state(state["generator"])
@@ -298,9 +319,16 @@ def _captioned(picture: Pixels, text: str) -> Pixels:
 
 
 def build_video_predictor(
-    config: WorldModelConfig, device: torch.device, seed: int, lpips_path: str = LPIPS_FOLDER
+    config: WorldModelConfig,
+    device: torch.device,
+    seed: int,
+    image_size: int = 64,
+    lpips_path: str | Path = LPIPS_FOLDER,
 ) -> VideoPredictor:
     """A world model with a reward head, from a released checkpoint, the bundled one, or from scratch.
+
+    Args:
+        image_size: of the frames that it will be shown, pixels.
 
     Raises:
         UserError: a checkpoint is missing, or does not go with the configuration.
@@ -308,14 +336,20 @@ def build_video_predictor(
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # of what starts fresh
         tokenizer = _tokenizer(config)
+        if tokenizer.config.resolution != image_size:
+            raise UserError(
+                f"the tokenizer in {config.pretrained_model_name_or_path} is for {tokenizer.config.resolution} px, "
+                f"and the environment shows {image_size} px: name one for these"
+            )
+        tokenizer.set_context_length(config.context_length)
         transformer = _transformer(config, tokenizer)
-    tokenizer.set_context_length(config.context_length)
     tokenizer.to(device, memory_format=torch.channels_last)
     if config.selected_params:
         for codebook in (tokenizer.quantize, tokenizer.dynamics_quantize):
             codebook.requires_grad_(False)
     model = WorldModel(tokenizer, transformer.to(device), _metadata(config, tokenizer))
-    loss = TokenizerLoss(TokenizerLossConfig(), find_lpips(lpips_path, device))
+    lpips = find_lpips(lpips_path, device, without="the tokenizer learns WITHOUT the perceptual loss")
+    loss = TokenizerLoss(TokenizerLossConfig(), lpips)
     trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
     betas = (config.tok_beta1, config.tok_beta2)
     return VideoPredictor(
@@ -339,6 +373,12 @@ def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> Hea
     llama = read_llama_config(here_or_in_project(config.config_name))
     llama.attention_dropout = config.llama_attn_drop
     layout = tokenizer.layout(config.segment_length - config.context_length)
+    if layout.sequence_length > llama.max_position_embeddings:
+        fits = config.context_length + layout.future_frames_that_fit(llama.max_position_embeddings)
+        raise UserError(
+            f"world_model.segment_length {config.segment_length} takes {layout.sequence_length} tokens, but the "
+            f"transformer has {llama.max_position_embeddings} positions: at most {fits} frames fit; lower gen_horizon"
+        )
     transformer = build_transformer(llama, layout, config.action_dim, reward_prediction=True)
     assert isinstance(transformer, HeadModelWithAction)
     if config.load_pretrained_model:

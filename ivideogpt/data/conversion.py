@@ -19,7 +19,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
@@ -239,13 +238,6 @@ def _check_actions(action: np.ndarray, num_frames: int) -> None:
         )
     if not np.isfinite(action).all():
         raise UserError("the actions hold NaN or infinite values")
-
-
-def require(*packages: str) -> None:
-    """Raises UserError naming the extra to install if one of these optional packages is missing."""
-    missing = [package for package in packages if find_spec(package) is None]
-    if missing:
-        raise UserError(f"the package {missing[0]} is not installed; pip install 'ivideogpt[data]'")
 
 
 class _Tally:

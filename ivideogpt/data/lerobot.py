@@ -23,11 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ivideogpt.data.conversion import require
 from ivideogpt.data.parquet_files import numbers, pictures
 from ivideogpt.data.segments import Indices
 from ivideogpt.data.video_files import shared_video
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, require
 
 VERSION = "v3.0"
 ACTION = "action"

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ivideogpt.data.conversion import require
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, require
 
 _OPEN_VIDEOS = 8  # kept per process, each with a decoder and an index of its frames
 _WORTH_A_JUMP = 3  # frames; decoding these takes about as long

@@ -153,12 +153,17 @@ class Evaluator(nn.Module):
         return compute_fvd(real_stats, generated_stats)
 
 
-def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS | None:
-    """LPIPS from this folder, here or in the project; None, and a line in the log, where the weights are missing."""
+def find_lpips(
+    folder: str | Path, device: torch.device | str = "cpu", without: str = "scores WITHOUT LPIPS"
+) -> LPIPS | None:
+    """LPIPS from this folder, here or in the project.
+
+    None, and a line in the log that begins with ``without``, where the weights are missing.
+    """
     folder = here_or_in_project(folder)
     missing = missing_weights(folder)
     if missing is not None:
-        logger.warning("scores WITHOUT LPIPS. %s", missing)
+        logger.warning("%s. %s", without, missing)
         return None
     checksum = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
     if checksum != LINEAR_MD5:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,19 @@ def test_report_picture_and_numbers(tmp_path, capsys):
     assert "7 runs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("change", [{"lr": 1.0}, {"agent": {"hidden_dim": 8}}])
-def test_runs_of_other_settings_are_not_one_curve(tmp_path, change):
+@pytest.mark.parametrize(("name", "change"), [("lr", {"lr": 1.0}), ("agent.hidden_dim", {"agent": {"hidden_dim": 8}})])
+def test_runs_of_other_settings_are_not_one_curve(tmp_path, name, change):
     runs = [write_run(tmp_path, {0: 0.0}, seed=1), write_run(tmp_path, {0: 0.0}, seed=2, **change)]
-    with pytest.raises(UserError, match=f"differ in {next(iter(change))}"):
+    with pytest.raises(UserError, match=f"differ in {re.escape(name)}:"):
         grouped(map(Run.read, runs))
+
+
+def test_runs_may_differ_in_what_decides_nothing(tmp_path):
+    runs = [
+        write_run(tmp_path, {0: 0.0}, seed=1, use_tb=True, save_video=True),
+        write_run(tmp_path, {0: 0.0}, seed=2, use_tb=False, agent={"use_tb": True}),
+    ]
+    assert len(grouped(map(Run.read, runs))) == 1
 
 
 def test_one_seed_twice_is_refused(tmp_path):

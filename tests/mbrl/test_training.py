@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,15 @@ import torch
 
 from ivideogpt.errors import UserError
 from mbrl import build_workspace, snapshots, train_metaworld_drq, train_metaworld_mbpo
-from mbrl.agent_env import AgentEnv
-from mbrl.drqv2 import DrQAgent
+from mbrl.agent_env import AgentEnv, EnvSettings
+from mbrl.drqv2 import DrQAgent, DrQConfig
 from mbrl.records import Records, with_rewards
 from mbrl.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder
 from mbrl.schedule import DreamSchedule
+from mbrl.settings import read
 from mbrl.snapshots import Snapshots
+from mbrl.video_predictor import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 DRAW = Records.draw_success  # half a second each: runs in tests do without
@@ -127,6 +130,16 @@ def test_validation_needs_held_out_episodes(tmp_path, cheap_runs, caplog):
     assert sum("no episode is held out yet" in record.message for record in caplog.records) == 2  # at 24 and 60
 
 
+def test_a_model_that_has_learned_nothing_is_not_validated(tmp_path, cheap_runs):
+    """It begins when the fifth episode ends, at frame 60, and with ten more of them one is held out."""
+    train_mbpo(tmp_path / "fifth", "start_mbpo=60", "num_train_frames=62", "num_eval_episodes=1")
+    assert not lines(tmp_path / "fifth", "validation")
+    train_mbpo(
+        tmp_path / "tenth", "start_mbpo=120", "num_train_frames=182", "num_eval_episodes=1", "replay_buffer_size=600"
+    )
+    assert [line["frame"] for line in lines(tmp_path / "tenth", "validation")] == [120, 180]
+
+
 def test_random_actions_in_the_initial_rounds_then_the_policy(tmp_path, cheap_runs, monkeypatch):
     asked: list[str] = []
     for name in ("act", "random_actions"):
@@ -218,7 +231,8 @@ def test_a_failing_world_model_is_left_alone(tmp_path, cheap_runs, caplog):
     assert "critic_loss" in lines(tmp_path, "train")[-1]
     assert "transformer_loss" not in lines(tmp_path, "train")[-1]
     state = torch.load(tmp_path / "snapshots/000000120/state.pt", weights_only=True)
-    assert state["replay"]["imagined"]["num_added"] == 3 * 2
+    imagined = state["replay"]["imagined"]
+    assert imagined["num_added"] == imagined["oldest"] == 3 * 2  # what it imagined before is not learned from either
     resumed = WorldModel()
     train_mbpo(tmp_path, "num_train_frames=144", world_model=resumed)
     assert resumed.num_rounds == 4
@@ -312,6 +326,9 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
         ("num_seed_frames=100", r"before the first episode ends \(200 frames\)"),
         ("start_mbpo=100", "start_mbpo is 100, before the first episode ends"),
         ("gen_horizon=5", r"must be gen_horizon \+ world_model.context_length, which is 5 \+ 2"),
+        ("world_model.action_dim=5", "world_model.action_dim is 5: Meta-World's actions have 4"),
+        ("update_tokenizer_every_step=35", r"give a multiple of 10 \(update_gen_every_step\)"),
+        ("lpips_path=nowhere", "lpips_path is nowhere: no such folder"),
         ("camera=nowhere", "there are corner"),
         ("agent.beta=1", "agent.beta"),
         ("--multirun", "given as key=value"),
@@ -320,6 +337,34 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
 def test_wrong_settings_are_one_line(override, message):
     with pytest.raises(UserError, match=message):
         train_metaworld_mbpo.parse(["device=cpu", override])
+
+
+def test_settings_that_can_do_nothing_say_so(caplog):
+    train_metaworld_drq.parse(["device=cpu", "use_tb=true"])
+    assert not caplog.records
+    train_metaworld_drq.parse(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=true"])
+    assert [record.message.partition(" has no effect")[0] for record in caplog.records] == [
+        "replay_buffer_num_workers",
+        "agent.use_tb",
+    ]
+
+
+def test_defaults_are_the_same_in_code_and_files():
+    """Both may be read as the paper's settings."""
+    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    assert read(WorldModelConfig, settings.world_model) == WorldModelConfig()
+    assert settings.agent.config == DrQConfig()
+    assert replace(settings.env, task=EnvSettings("hammer").task) == EnvSettings("hammer")
+
+
+def test_without_the_optional_packages_it_is_one_line(tmp_path):
+    code = (
+        "import runpy, sys; sys.modules['hydra'] = None; sys.argv = ['x', 'device=cpu']; "
+        f"runpy.run_path({str(ROOT / 'mbrl' / 'train_metaworld_mbpo.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: the package hydra is not installed; pip install 'ivideogpt[mbrl]'\n"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

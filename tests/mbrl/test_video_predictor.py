@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ivideogpt.errors import UserError
 from ivideogpt.pretrained import save_tokenizer, save_transformer
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
@@ -233,3 +234,41 @@ def test_a_missing_checkpoint_is_named(config):
     for key in ("pretrained_model_name_or_path", "pretrained_transformer_path"):
         with pytest.raises(ValueError, match="no-such-model"):
             build_video_predictor(replace(config, **{key: "no-such-model"}), torch.device("cpu"), seed=0)
+
+
+def test_less_context_than_the_checkpoint_has(config):
+    """One frame of context, where the file was made with two."""
+    predictor = build_video_predictor(replace(config, context_length=1), torch.device("cpu"), seed=0)
+    assert predictor.tokenizer.context_length == predictor.transformer.context == 1
+    predictor.update_transformer(segments())
+    assert predictor.imagine(starts(), lambda stacks: torch.zeros(len(stacks), 4), 2, seed=0).frames.shape[1] == 3
+
+
+def test_what_does_not_go_together_is_refused_at_once(config):
+    with pytest.raises(UserError, match=r"is for 64 px, and the environment shows 128 px"):
+        build_video_predictor(config, torch.device("cpu"), seed=0, image_size=128)
+    with pytest.raises(UserError, match=r"segment_length 400 takes \d+ tokens.*at most \d+ frames fit"):
+        build_video_predictor(replace(config, segment_length=400), torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("max_grad_norm", 0.0, "must be more than 0"),
+        ("max_grad_norm", -1.0, "must be more than 0"),
+        ("tok_lr", -1e-4, "must be at least 0"),
+        ("reward_weight", -1.0, "must be at least 0"),
+        ("tok_beta1", 1.0, "must be less than 1"),
+        ("llama_attn_drop", 1.5, "must be less than 1"),
+    ],
+)
+def test_numbers_out_of_their_range(name, value, message):
+    with pytest.raises(UserError, match=rf"world_model.{name} is {value}: it {message}"):
+        WorldModelConfig(**{name: value})
+
+
+def test_the_loss_does_not_change_in_the_middle_of_a_run(predictor):
+    state = predictor.state_dict()
+    with pytest.raises(UserError, match="was trained with the perceptual loss, and now there are no LPIPS weights"):
+        predictor.load_state_dict(state | {"perceptual_loss": True})
+    predictor.load_state_dict(state)
