@@ -2,11 +2,11 @@
 
     python benchmarks/mbrl.py --output outputs/mbrl.json
 
-The obvious way (`benchmarks/plain_drq.py`, `plain_model.py`) renders with MuJoCo's own renderer, opens a file for every
-replayed row, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines without a
-cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun. Sizes and
-schedule are those of the settings; the world model is always the bundled one. Parts take turns; times are the least of
-all turns.
+The obvious way (`benchmarks/plain_drq.py`, `plain_model.py`) renders with MuJoCo's own renderer, replays with a
+DataLoader over episodes, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines
+without a cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun,
+without evaluations and saving. Sizes and schedule are those of the settings; the world model is always the bundled one.
+Parts take turns; times are the least of all turns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +28,7 @@ import torch
 
 from benchmarks.machine import machine
 from benchmarks.models import BUNDLED_FOLDER, CONFIGS
-from benchmarks.plain_drq import PlainDrQ, imagine, sample_from_files
+from benchmarks.plain_drq import PlainDrQ, batches_from_files, imagine
 from benchmarks.plain_model import in_the_obvious_way
 from benchmarks.timer import Timer
 from ivideogpt.errors import cli
@@ -44,12 +43,11 @@ from mbrl.train_metaworld_mbpo import parse as parse_settings
 from mbrl.video_predictor import WorldModelConfig, build_video_predictor
 
 FRAMES = 200  # of the loop that is put together
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MbrlBenchmarkArgs:
-    """Measure the parts of model-based RL with the bundled world model on a CPU."""
+    """Measure the parts of model-based RL with the bundled world model."""
 
     settings: str = option("+preset=cpu_demo", "of train_metaworld_mbpo.py, with spaces between them")
     episodes: int = option(20, "in the replay buffer", minimum=2)
@@ -70,14 +68,15 @@ class Part:
     obvious: Callable[[], Any]
 
 
-def measure(parts: list[Part], repeats: int) -> list[dict[str, Any]]:
+def measure(parts: list[Part], repeats: int, device: torch.device) -> list[dict[str, Any]]:
+    timer = Timer(device)
     least: dict[tuple[str, str], float] = {}
     for _ in range(repeats + 1):  # the first turn warms up, and counts only if no other was quicker
         for part in parts:
             for way, run in (("ours", part.ours), ("obvious", part.obvious)):
-                started = time.perf_counter()
+                started = timer.now()
                 run()
-                seconds = time.perf_counter() - started
+                seconds = timer.now() - started
                 least[part.name, way] = min(least.get((part.name, way), seconds), seconds)
     return [
         {"part": part.name, "count": part.count, **{f"{way}_s": least[part.name, way] for way in ("ours", "obvious")}}
@@ -90,16 +89,17 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     plain = stack.enter_context(_mujoco_renderer(settings.env))
     env.reset(0)
     shape = EpisodeShape(settings.frame_stack, (settings.env.image_size,) * 2, 4)
-    rng = np.random.default_rng(0)
+    rng, device = np.random.default_rng(0), settings.torch_device
     episodes = [_random_episode(shape, settings.duration, rng) for _ in range(args.episodes)]
     paths = _write_files(episodes, Path(stack.enter_context(tempfile.TemporaryDirectory())))
     buffer = ReplayBuffer(args.episodes * settings.duration, shape)
     for episode in episodes:
         buffer.add(episode)
-    agent, plain_agent = build_agent(shape, settings.agent.config, 0, CPU), PlainDrQ(shape, settings.agent.config)
+    agent = build_agent(shape, settings.agent.config, 0, device)
+    plain_agent = PlainDrQ(shape, settings.agent.config, device)
     replay = settings.batch_size, settings.nstep, settings.discount
-    batch = buffer.sample(*replay, rng)
-    predictor = build_video_predictor(_bundled(settings), CPU, seed=0)
+    batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(paths, *replay)
+    predictor = build_video_predictor(_bundled(settings), device, seed=0)
     plain_predictor = in_the_obvious_way(predictor)
     segments = buffer.sample_segments(settings.world_model_batch_size, settings.segment_length, rng)
     starts = buffer.sample_starts(settings.gen_batch, settings.nstep, rng)
@@ -120,9 +120,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     updates = steps * settings.agent_update_times / settings.agent.update_every_steps
     return [
         Part("agent step (simulator, picture, action)", steps, _both(step, acting), _both(plain, acting)),
-        Part(
-            "replay of a batch", updates, lambda: buffer.sample(*replay, rng), lambda: sample_from_files(paths, *replay)
-        ),
+        Part("replay of a batch", updates, lambda: buffer.sample(*replay, rng), lambda: next(plain_batches)),
         Part("update of the agent", updates, lambda: agent.update(batch, 0), lambda: plain_agent.update(batch)),
         Part(
             "update of the transformer",
@@ -140,7 +138,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
             "imagination",
             FRAMES / settings.gen_every_steps,
             lambda: predictor.imagine(starts, act, settings.gen_horizon, 0),
-            lambda: imagine(predictor.model, starts, act, settings.gen_horizon, Timer(CPU)),
+            lambda: imagine(predictor.model, starts, act, settings.gen_horizon, Timer(device)),
         ),
     ]
 
@@ -218,7 +216,7 @@ def main() -> None:
     keep_freed_memory()
     torch.manual_seed(0)
     with ExitStack() as stack:
-        results = measure(build_parts(args, settings, stack), args.repeats)
+        results = measure(build_parts(args, settings, stack), args.repeats, settings.torch_device)
     print(table(results))
     if args.output:
         record = {"arguments": asdict(args), "machine": machine("metaworld", "mujoco"), "results": results}

@@ -1,17 +1,20 @@
 """DrQ-v2's update and MBPO's rollout in the obvious way: what this project's are compared with.
 
 Kept slow on purpose: shifts by grid sampling of float pictures, one optimizer a network, numbers fetched at every
-update; replay that opens a file for every sample; a rollout that reads its whole past for every frame.
+update; replay by a DataLoader over stacked episodes; a rollout that reads its whole past for every frame.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from benchmarks.released import append_frame
 from benchmarks.timer import Timer
@@ -28,15 +31,19 @@ SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
 class PlainDrQ:
     """Networks of the project's shapes, updated as the published code does."""
 
-    def __init__(self, shape: EpisodeShape, config: DrQConfig) -> None:
+    def __init__(self, shape: EpisodeShape, config: DrQConfig, device: torch.device) -> None:
+        self.device = device
         self.encoder = Encoder(shape.frame_stack * 3, shape.image_size)
         sizes = self.encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim
         self.actor, self.critic, self.target = Actor(*sizes), TwinCritic(*sizes), TwinCritic(*sizes)
         self.target.load_state_dict(self.critic.state_dict())
+        for network in (self.encoder, self.actor, self.critic, self.target):
+            network.to(device)
         networks: tuple[nn.Module, ...] = (self.encoder, self.actor, self.critic)
         self.optimizers = [torch.optim.Adam(network.parameters(), lr=LR, foreach=False) for network in networks]
 
     def update(self, batch: Transitions) -> dict[str, float]:
+        batch = batch.to(self.device)
         of_encoder, of_actor, of_critic = self.optimizers
         features = self._features(batch.obs)
         with torch.no_grad():
@@ -72,23 +79,32 @@ def shifted(stacks: Tensor) -> Tensor:
     batch, _, height, _ = stacks.shape
     padded = F.pad(stacks.float(), (SHIFT,) * 4, mode="replicate")
     size = height + 2 * SHIFT
-    axis = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)[:height]
+    axis = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, device=stacks.device)[:height]
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).expand(batch, -1, -1, -1)
-    by = torch.randint(0, 2 * SHIFT + 1, (batch, 1, 1, 2)).float() * 2 / size
+    by = torch.randint(0, 2 * SHIFT + 1, (batch, 1, 1, 2), device=stacks.device).float() * 2 / size
     return F.grid_sample(padded, grid + by, padding_mode="zeros", align_corners=False)
 
 
-def sample_from_files(paths: list[Path], batch_size: int, nstep: int, discount: float) -> list[Tensor]:
-    """A batch, one episode's file opened for every row of it."""
-    rows = []
-    for _ in range(batch_size):
-        with np.load(paths[np.random.randint(len(paths))]) as file:
-            episode = {name: file[name] for name in file.files}
-        i = np.random.randint(1, len(episode["reward"]) - nstep)
-        reward = sum(discount**k * episode["reward"][i + k] for k in range(nstep))
-        observation = episode["observation"]
-        rows.append((observation[i - 1], episode["action"][i], reward, observation[i + nstep - 1]))
-    return [torch.from_numpy(np.stack(column)) for column in zip(*rows, strict=True)]
+class EpisodeRows(IterableDataset):
+    """Transitions of episodes in npz files, which are read once and kept as they are: whole stacks for every row."""
+
+    def __init__(self, paths: list[Path], nstep: int, discount: float) -> None:
+        self.episodes = [{name: array.copy() for name, array in np.load(path).items()} for path in paths]
+        self.nstep, self.discount = nstep, discount
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        while True:
+            episode = self.episodes[np.random.randint(len(self.episodes))]
+            observation, reward = episode["observation"], np.float32(0)
+            i = np.random.randint(1, len(observation) - self.nstep + 1)
+            for k in range(self.nstep):
+                reward += np.float32(self.discount**k) * episode["reward"][i + k]
+            yield observation[i - 1], episode["action"][i], reward, observation[i + self.nstep - 1]
+
+
+def batches_from_files(paths: list[Path], batch_size: int, nstep: int, discount: float) -> Iterator[list[Tensor]]:
+    """Without workers: on a CPU they would take from the training what they save it."""
+    return iter(DataLoader(EpisodeRows(paths, nstep, discount), batch_size))
 
 
 @torch.no_grad()
@@ -97,7 +113,7 @@ def imagine(model: WorldModel, starts: Tensor, act: Policy, horizon: int, timer:
     transformer, tokenizer = model.transformer, model.tokenizer
     assert isinstance(transformer, HeadModelWithAction)
     layout = tokenizer.layout(horizon)
-    film = starts.unflatten(1, (-1, 3))
+    film = starts.to(model.device).unflatten(1, (-1, 3))
     context = film[:, -layout.context_frames :].float() / 255
     dummies = context[:, -1:].expand(-1, horizon, -1, -1, -1)
     tokens, _ = tokenizer.tokenize(torch.cat([context, dummies], dim=1), layout.context_frames)

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import pytest
 
+from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl import build_workspace, workspace
 from mbrl.agent_env import EnvSettings
 from mbrl.records import Records
-from tests.mbrl.runs import make_env
+from mbrl.video_predictor import WorldModelConfig
+from tests.mbrl.runs import SEGMENT_LENGTH, make_env
+from tests.parity.networks import tokenizer, transformer
 
 
 @pytest.fixture
@@ -15,3 +18,24 @@ def cheap_runs(monkeypatch):
     monkeypatch.setattr(build_workspace, "num_processors", lambda: 1)
     monkeypatch.setattr(Records, "draw_success", lambda self: None)
     monkeypatch.setattr(workspace, "SNAPSHOT_EVERY", 2)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An action-free model, as released ones are."""
+    folder = tmp_path_factory.mktemp("act-free")
+    save_tokenizer(tokenizer(), folder / "tokenizer")
+    save_transformer(transformer(tokenizer()), folder / "transformer")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint) -> WorldModelConfig:
+    return WorldModelConfig(
+        config_name=str(checkpoint / "transformer" / "config.json"),
+        pretrained_model_name_or_path=str(checkpoint / "tokenizer"),
+        pretrained_transformer_path=str(checkpoint / "transformer"),
+        segment_length=SEGMENT_LENGTH,
+        max_target_frames=2,
+        batch_size=2,
+    )

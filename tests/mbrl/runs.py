@@ -18,6 +18,7 @@ from mbrl.metaworld_env import EnvStep
 from mbrl.replay_buffer import Segments
 
 SIZE = 64
+SEGMENT_LENGTH = 5
 FRAMES_A_STEP, STEPS = 2, 6  # of an episode; an episode is 12 frames
 
 

@@ -7,39 +7,16 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
-from ivideogpt.pretrained import save_tokenizer, save_transformer
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
 from mbrl import video_predictor
 from mbrl.imagination import ImaginationError
 from mbrl.replay_buffer import Segments
 from mbrl.video_predictor import WorldModelConfig, build_video_predictor, film
+from tests.mbrl.runs import SEGMENT_LENGTH
 from tests.parity.formulas import actions as formula_actions
 from tests.parity.formulas import clip, golden
 from tests.parity.networks import llama_config, tokenizer, transformer
-
-LENGTH = 5
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """An action-free model, as released ones are."""
-    folder = tmp_path_factory.mktemp("act-free")
-    save_tokenizer(tokenizer(), folder / "tokenizer")
-    save_transformer(transformer(tokenizer()), folder / "transformer")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def config(checkpoint) -> WorldModelConfig:
-    return WorldModelConfig(
-        config_name=str(checkpoint / "transformer" / "config.json"),
-        pretrained_model_name_or_path=str(checkpoint / "tokenizer"),
-        pretrained_transformer_path=str(checkpoint / "transformer"),
-        segment_length=LENGTH,
-        max_target_frames=2,
-        batch_size=2,
-    )
 
 
 @pytest.fixture
@@ -47,7 +24,7 @@ def predictor(config):
     return build_video_predictor(config, torch.device("cpu"), seed=0)
 
 
-def segments(batch: int = 2, length: int = LENGTH, seed: int = 0) -> Segments:
+def segments(batch: int = 2, length: int = SEGMENT_LENGTH, seed: int = 0) -> Segments:
     generator = torch.Generator().manual_seed(seed)
     return Segments(
         torch.randint(0, 256, (batch, length, 3, 64, 64), generator=generator, dtype=torch.uint8),
@@ -91,7 +68,7 @@ def test_rewards_are_learned_from_the_action_that_led_on(predictor):
     """A counting episode: one step late, the first imagined reward would be that of the second action."""
     seen = {}
     given = segments()
-    given = replace(given, rewards=torch.arange(LENGTH).float().expand(2, -1))
+    given = replace(given, rewards=torch.arange(SEGMENT_LENGTH).float().expand(2, -1))
     original = video_predictor.transformer_loss
 
     def spy(model, tokens, layout, actions, rewards, weight):
