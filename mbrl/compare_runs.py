@@ -231,13 +231,18 @@ def as_json(groups: Groups) -> str:
     return json.dumps(runs, indent=1) + "\n"
 
 
-def main(argv: list[str] | None = None) -> None:
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, default=Path("mbrl_report.md"), help="the report, a .md file")
     args = parser.parse_args(argv)
     if args.output.suffix != ".md":
         raise UserError(f"--output is {args.output}: name a .md file")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
     check_folder_can_be_written(args.output.parent, "--output")
     groups = grouped([Run.read(path) for path in args.runs])
     args.output.parent.mkdir(parents=True, exist_ok=True)
