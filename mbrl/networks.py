@@ -93,13 +93,15 @@ def random_shift(stacks: Tensor, generator: torch.Generator) -> Tensor:
     One shift for all channels of a stack. Shifts are whole pixels: the bilinear interpolation of the published
     augmentation falls on pixel centres and changes nothing, so that pixels can stay 8-bit and are only looked up.
     """
-    num_stacks, _, height, width = stacks.shape
+    num_stacks, channels, height, width = stacks.shape
     shifts = torch.randint(2 * PAD + 1, (2, num_stacks, 1), generator=generator, device=stacks.device) - PAD
     rows = (torch.arange(height, device=stacks.device) + shifts[0]).clamp_(0, height - 1)  # (B, H)
     columns = (torch.arange(width, device=stacks.device) + shifts[1]).clamp_(0, width - 1)
-    sources = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)  # (B, H W)
-    pixels = stacks.flatten(2)
-    return pixels.gather(2, sources[:, None].expand_as(pixels)).view_as(stacks)
+    firsts = height * width * torch.arange(num_stacks, device=stacks.device)
+    sources = firsts[:, None, None] + rows[:, :, None] * width + columns[:, None, :]  # (B, H, W)
+    # Channels last, as the encoder wants them: a pixel is then moved as a whole, three times as fast on a CPU.
+    pixels = stacks.permute(0, 2, 3, 1).reshape(-1, channels)
+    return pixels.index_select(0, sources.flatten()).view(num_stacks, height, width, channels).permute(0, 3, 1, 2)
 
 
 def noisy(mean: Tensor, noise: Tensor, clip: float | None) -> Tensor:
