@@ -31,9 +31,11 @@ RECORDER_FLAGS = {
     "image_size": "--image_size",
     "action_repeat": "--action_repeat",
     "camera": "--camera",
+    "frame_stack": "--frame_stack",
     "duration": "--episode_length",
+    "success_bonus": "--succ_bonus",
 }
-ORIGINS = ("task", "action_repeat", "camera")  # settings that files name
+ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus")  # settings that files name
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def _fitting(path: Path, settings: EnvSettings) -> ReplayEpisode:
         has, wanted = getattr(theirs, name), getattr(settings, name)
         if has != wanted:
             raise UserError(
-                f"{path} was recorded with {name} {has}, this run has {wanted}: change the run, or use another folder"
+                f"{path} was recorded with {name} {has}, this run has {wanted}: change the run, or name another "
+                "demo_path_prefix"
             )
     return demonstration.episode
 
