@@ -51,6 +51,7 @@ class EpisodeConfig:
     camera: str
     frame_stack: int  # this and the next of demonstrations only
     success_bonus: float
+    paper_reward: bool
     noise: tuple[float, ...]
     random_fraction: float
     wander: bool
@@ -65,6 +66,7 @@ class EpisodeConfig:
             frame_stack=self.frame_stack,
             duration=self.episode_length,
             success_bonus=self.success_bonus,
+            paper_reward=self.paper_reward,
         )
 
 
@@ -249,6 +251,7 @@ def parse_args(argv: list[str] | None = None) -> Config:
             camera=args.camera,
             frame_stack=args.frame_stack,
             success_bonus=args.succ_bonus,
+            paper_reward=args.paper_reward,
             noise=tuple(args.noise),
             random_fraction=args.random_fraction,
             wander=not args.demo if args.wander is None else args.wander,
@@ -272,6 +275,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--frame_stack", type=int, default=EnvSettings.frame_stack, help=stack_help)
     bonus_help = "what success adds to a reward of a demonstration (default: %(default)s)"
     add("--succ_bonus", type=float, default=EnvSettings.success_bonus, help=bonus_help)
+    reward_help = "the paper's reward of button-press-topdown-wall, not that of Meta-World 3.1 (default: yes)"
+    add("--paper_reward", action=argparse.BooleanOptionalAction, default=EnvSettings.paper_reward, help=reward_help)
     add("--seed", type=int, default=0, help="default: %(default)s")
     noise_help = (
         "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"

@@ -34,8 +34,10 @@ RECORDER_FLAGS = {
     "frame_stack": "--frame_stack",
     "duration": "--episode_length",
     "success_bonus": "--succ_bonus",
+    "paper_reward": "--paper_reward",
 }
-ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus")  # settings that files name
+# settings that files name
+ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus", "paper_reward")
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,18 @@ def recording_command(prefix: Path, settings: EnvSettings, num: int = 5) -> list
         part
         for name, flag in RECORDER_FLAGS.items()
         if getattr(settings, name) != getattr(usual, name)
-        for part in (flag, str(getattr(settings, name)))
+        for part in _flag(flag, getattr(settings, name))
     ]
     return [
         *(str(RECORDER), "--tasks", canonical_task(settings.task), "--output_path", str(prefix)),
         *("--num_episodes", str(num), "--demo", "--compress", *flags),
     ]
+
+
+def _flag(flag: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (flag if value else flag.replace("--", "--no-"),)
+    return (flag, str(value))
 
 
 def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> None:

@@ -110,6 +110,7 @@ class Settings:
     action_repeat: int
     duration: int
     succ_bonus: float
+    paper_reward: bool
     discount: float
     num_train_frames: int
     num_seed_frames: int
@@ -146,6 +147,7 @@ class Settings:
             frame_stack=self.frame_stack,
             duration=self.duration,
             success_bonus=self.succ_bonus,
+            paper_reward=self.paper_reward,
         )
 
     @property

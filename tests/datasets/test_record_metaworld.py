@@ -130,7 +130,7 @@ def test_other_settings_in_the_same_folder_are_refused(recording):
 
 def test_recordings_from_before_there_were_more_settings_go_on(recording, tmp_path):
     note = json.loads((recording / "recording.json").read_text())
-    for name in ("frame_stack", "success_bonus"):
+    for name in ("frame_stack", "success_bonus", "paper_reward"):
         del note[name]
     (tmp_path / "recording.json").write_text(json.dumps(note))
     recorder.prepare_output(recorder.parse_args(["--output_path", str(tmp_path), *TINY]))
@@ -181,6 +181,12 @@ def test_defaults_of_demonstrations_have_no_noise():
     assert (plain.noise, plain.random_fraction) == ((0.0, 0.2, 0.5, 1.0), 0.25)
     assert (demo.noise, demo.random_fraction) == ((0.0,), 0.0)
     assert json.loads(json.dumps(plain.noise)) == list(plain.noise)
+
+
+def test_the_reward_of_the_simulator_can_be_recorded():
+    episode = recorder.parse_args(["--output_path", "x", "--no-paper_reward"]).episode
+    assert not episode.env("button-press-topdown-wall").paper_reward
+    assert recorder.parse_args(["--output_path", "x"]).episode.env("hammer").paper_reward
 
 
 def test_task_groups():

@@ -108,6 +108,7 @@ def test_none_at_all_names_the_command_that_records_them(tmp_path):
         ({"task": np.array("hammer")}, "task hammer, this run has handle-press"),
         ({"camera": np.array("topview")}, "camera topview, this run has corner"),
         ({"duration": np.array(50)}, "duration 50, this run has 30: change the run, or name another demo_path_prefix"),
+        ({"paper_reward": np.array(False)}, "paper_reward False, this run has True"),
         ({"success_bonus": np.array(0.0)}, r"success_bonus 0.0, this run has 10.0"),
         ({"reward": np.full((LENGTH + 1, 1), np.nan)}, "reward holds NaN"),
         ({"discount": np.ones((LENGTH, 1))}, "do not go with 5 observations"),
@@ -231,3 +232,8 @@ def test_recorded_as_the_run_wants_them(recorded, tmp_path):
 
 def test_the_usual_settings_need_no_flags():
     assert recording_command(Path("demos"), EnvSettings("hammer"))[-1] == "--compress"
+
+
+def test_the_reward_of_the_simulator_is_a_flag():
+    settings = EnvSettings("button-press-topdown-wall", paper_reward=False)
+    assert recording_command(Path("demos"), settings)[-2:] == ["--compress", "--no-paper_reward"]

@@ -343,6 +343,13 @@ def test_any_task_and_spelling():
     assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
 
 
+@pytest.mark.parametrize("paper_reward", [True, False])
+def test_the_paper_s_reward_is_a_setting(paper_reward):
+    argv = ["task=button_press_topdown_wall", "device=cpu", f"paper_reward={str(paper_reward).lower()}"]
+    assert train_metaworld_mbpo.parse(argv)[0].env.paper_reward is paper_reward
+    assert train_metaworld_drq.parse(argv[:2])[0].env.paper_reward
+
+
 SHORT = words(
     "task=plate_slide device=cpu duration=5 num_seed_frames=92 num_train_frames=116 num_eval_episodes=1 batch_size=4 "
     "agent.hidden_dim=8 agent.num_expl_steps=5 replay_buffer_size=200 eval_every_frames=500"
