@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -188,13 +189,17 @@ class Settings:
         Raises:
             UserError: there is none here.
         """
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise UserError(f"device is {self.device!r}: it should be cpu or cuda") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={self.device}, but PyTorch finds no GPU here: add device=cpu")
-        return device
+        if not (known := re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", self.device)):
+            raise UserError(f"device is {self.device!r}: it should be cpu, cuda or cuda:<number>")
+        if self.device != "cpu":
+            if not torch.cuda.is_available():
+                raise UserError(f"device={self.device}, but PyTorch finds no GPU here: add device=cpu")
+            num_gpus = torch.cuda.device_count()
+            if int(known[1] or 0) >= num_gpus:
+                raise UserError(
+                    f"device={self.device}, but the last GPU that PyTorch finds here is cuda:{num_gpus - 1}"
+                )
+        return torch.device(self.device)
 
 
 @dataclass(frozen=True)

@@ -322,9 +322,27 @@ def test_wrong_settings_are_one_line(override, message):
         train_metaworld_mbpo.parse(["device=cpu", override])
 
 
+def test_a_gpu_by_its_number(monkeypatch):
+    """Bug prevented: a traceback of CUDA's for a GPU that is one too many."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    settings = {name: train_metaworld_drq.parse([f"device={name}"])[0] for name in ("cpu", "cuda", "cuda:1", "cuda:2")}
+    assert [str(settings[name].torch_device) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(UserError, match="device=cuda:2, but the last GPU that PyTorch finds here is cuda:1"):
+        _ = settings["cuda:2"].torch_device
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    ("device", "message"), [("cuda", "finds no GPU here: add device=cpu"), ("nothing", "should be cpu or cuda")]
+    ("device", "message"),
+    [
+        ("cuda", "finds no GPU here: add device=cpu"),
+        ("cuda:1", "finds no GPU here: add device=cpu"),
+        ("nothing", "should be cpu, cuda or cuda:<number>"),
+        ("meta", "should be cpu, cuda or cuda:<number>"),
+        ("mps", "should be cpu, cuda or cuda:<number>"),
+        ("cuda:", "should be cpu, cuda or cuda:<number>"),
+    ],
 )
 def test_devices_that_are_not_there(tmp_path, device, message):
     with pytest.raises(UserError, match=message):
