@@ -104,6 +104,11 @@ def _files(folder: RunFolder, **buffers: ReplayBuffer) -> dict[str, ReplayFiles]
 
 
 def _run(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+    with folder.locked():
+        return _run_alone(workspace, snapshots, folder, config)
+
+
+def _run_alone(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
     settings, latest = workspace.settings, snapshots.latest
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config)

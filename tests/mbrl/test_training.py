@@ -350,6 +350,39 @@ def test_devices_that_are_not_there(tmp_path, device, message):
     assert not (tmp_path / "run").exists()
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from mbrl.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
+    """Bug prevented: a command that is started twice, each process removing what the other has saved."""
+    holder = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(
+        holder, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"locked\n"
+            with pytest.raises(UserError, match=r"another process is running in .*: wait for it, or use another"):
+                train_drq(tmp_path, "num_train_frames=12")
+            assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        finally:
+            process.kill()
+    assert train_drq(tmp_path, "num_train_frames=12") == 0
+    assert train_drq(tmp_path, "num_train_frames=24") == 0
+
+
+def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
+    """The second one has found nothing to be locked yet."""
+    with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
+        build_workspace._run(None, None, RunFolder(tmp_path), {})
+
+
 def test_any_task_and_spelling():
     assert train_metaworld_drq.parse(["task=drawer-open", "device=cpu"])[0].env.task == "drawer-open"
     settings, _ = train_metaworld_mbpo.parse(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
