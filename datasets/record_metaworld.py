@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ivideogpt.data.conversion import start_worker, write_episode
 from ivideogpt.errors import UserError, cli
-from mbrl.agent_env import AgentEnv
+from mbrl.agent_env import AgentEnv, EnvSettings
 from mbrl.behaviour import Behaviour, Policy
 from mbrl.demonstrations import ORIGINS, Demonstration
 from mbrl.metaworld_env import ACTION_DIM, CAMERAS, PAPER_TASKS, MetaWorldEnv, canonical_task, task_names
@@ -49,10 +49,25 @@ class EpisodeConfig:
     image_size: int
     action_repeat: int
     camera: str
+    frame_stack: int  # this and the next of demonstrations only
+    success_bonus: float
+    paper_reward: bool
     noise: tuple[float, ...]
     random_fraction: float
     wander: bool
     demo: bool
+
+    def env(self, task: str) -> EnvSettings:
+        return EnvSettings(
+            task=task,
+            image_size=self.image_size,
+            action_repeat=self.action_repeat,
+            camera=self.camera,
+            frame_stack=self.frame_stack,
+            duration=self.episode_length,
+            success_bonus=self.success_bonus,
+            paper_reward=self.paper_reward,
+        )
 
 
 @dataclass(frozen=True)
@@ -89,14 +104,18 @@ def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) ->
     return Episode(np.stack(images), action, reward, success)
 
 
-def record_demonstration(env: AgentEnv, policy: Policy, seed: int) -> Demonstration | None:
-    """None if it failed."""
+def record_demonstration(env: AgentEnv, settings: EnvSettings, policy: Policy, seed: int) -> Demonstration | None:
+    """None if it failed.
+
+    Args:
+        settings: that the environment was made with.
+    """
     env.reset(seed)
     for _ in range(env.duration):
         env.step(np.clip(policy(env.env.state), -1, 1))
     if not env.success:
         return None
-    return Demonstration(env.episode(), seed, {name: getattr(env.env, name) for name in ORIGINS})
+    return Demonstration(env.episode(), seed, {name: getattr(settings, name) for name in ORIGINS})
 
 
 class Recorder:
@@ -104,7 +123,7 @@ class Recorder:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._env: MetaWorldEnv | None = None
+        self._env: AgentEnv | None = None
 
     def record(self, task: str, number: int) -> bool:
         """Whether there is now a file for this episode: always, except for a demonstration that failed."""
@@ -115,23 +134,22 @@ class Recorder:
         rng = episode_rng(settings.seed, task, number)
         env_seed = int(rng.integers(2**31))
         behaviour = Behaviour(settings.noise, settings.random_fraction, settings.wander)
-        policy = behaviour.policy(task, env.workspace, number, rng)
+        policy = behaviour.policy(task, env.env.workspace, number, rng)
         if not settings.demo:
-            episode = record_episode(env, policy, env_seed, settings.episode_length)
+            episode = record_episode(env.env, policy, env_seed, settings.episode_length)
             write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)
             return True
-        demonstration = record_demonstration(AgentEnv(env, duration=settings.episode_length), policy, env_seed)
+        demonstration = record_demonstration(env, settings.env(task), policy, env_seed)
         if demonstration is None:
             return False
         name = f"{self._config.started}_{number}_{settings.episode_length}.npz"
         write_episode(folder / name, demonstration.arrays(), self._config.compress)
         return True
 
-    def _environment(self, task: str) -> MetaWorldEnv:
-        if self._env is None or self._env.task != task:
+    def _environment(self, task: str) -> AgentEnv:
+        if self._env is None or self._env.env.task != task:
             self.close()
-            settings = self._config.episode
-            self._env = MetaWorldEnv(task, settings.image_size, settings.action_repeat, settings.camera)
+            self._env = self._config.episode.env(task).make()
         return self._env
 
     def close(self) -> None:
@@ -197,7 +215,8 @@ def prepare_output(config: Config) -> None:
     settings = json.loads(json.dumps(asdict(config.episode)))  # as they will be read back
     note = config.output_path / "recording.json"
     if note.exists():
-        before = json.loads(note.read_text())
+        usual = vars(EnvSettings(""))  # what older notes lack had no other value then
+        before = {**usual, **json.loads(note.read_text())}
         differing = [
             f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now
         ]
@@ -230,6 +249,9 @@ def parse_args(argv: list[str] | None = None) -> Config:
             image_size=args.image_size,
             action_repeat=args.action_repeat,
             camera=args.camera,
+            frame_stack=args.frame_stack,
+            success_bonus=args.succ_bonus,
+            paper_reward=args.paper_reward,
             noise=tuple(args.noise),
             random_fraction=args.random_fraction,
             wander=not args.demo if args.wander is None else args.wander,
@@ -249,6 +271,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--image_size", type=int, default=64, help="in pixels (default: %(default)s)")
     add("--action_repeat", type=int, default=2, help="simulator steps per agent step (default: %(default)s)")
     add("--camera", default="corner", help=f"one of {', '.join(CAMERAS)} (default: %(default)s)")
+    stack_help = "frames of an observation in a demonstration (default: %(default)s)"
+    add("--frame_stack", type=int, default=EnvSettings.frame_stack, help=stack_help)
+    bonus_help = "what success adds to a reward of a demonstration (default: %(default)s)"
+    add("--succ_bonus", type=float, default=EnvSettings.success_bonus, help=bonus_help)
+    reward_help = "the paper's reward of button-press-topdown-wall, not that of Meta-World 3.1 (default: yes)"
+    add("--paper_reward", action=argparse.BooleanOptionalAction, default=EnvSettings.paper_reward, help=reward_help)
     add("--seed", type=int, default=0, help="default: %(default)s")
     noise_help = (
         "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
@@ -264,9 +292,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(args: argparse.Namespace) -> None:
-    for flag in ("num_episodes", "episode_length", "image_size", "action_repeat", "num_workers"):
+    for flag in ("num_episodes", "episode_length", "image_size", "action_repeat", "frame_stack", "num_workers"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
+    if not math.isfinite(args.succ_bonus):
+        raise UserError(f"--succ_bonus {args.succ_bonus}: must be a finite number")
+    for flag, usual in (("frame_stack", EnvSettings.frame_stack), ("succ_bonus", EnvSettings.success_bonus)):
+        if getattr(args, flag) != usual and not args.demo:
+            raise UserError(f"--{flag} concerns demonstrations alone: add --demo, or leave it out")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: must not be negative")
     if args.camera not in CAMERAS:

@@ -20,11 +20,11 @@ from mbrl.metaworld_env import ACTION_DIM
 from mbrl.records import Records, TensorBoard, WeightsAndBiases
 from mbrl.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
 from mbrl.replay_files import ReplayFiles
-from mbrl.replay_memory import affordable_capacity
+from mbrl.replay_memory import affordable_capacity, warn_if_too_much
 from mbrl.run_folder import RunFolder
 from mbrl.schedule import DreamSchedule, Schedule
 from mbrl.settings import MbpoSettings, Settings
-from mbrl.snapshots import RandomNumbers, Snapshots, Stateful
+from mbrl.snapshots import RandomNumbers, Snapshots, Stateful, saved_capacity
 from mbrl.workspace import Workspace
 
 
@@ -43,7 +43,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
     folder.check(config)
     torch.manual_seed(settings.seed)
     rng = RandomNumbers(settings.seed)
-    (real,) = _build_buffers(settings, [settings.duration])
+    (real,) = _build_buffers(settings, folder, [settings.duration])
     batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
     agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
     with ExitStack() as stack:
@@ -63,7 +63,7 @@ def train_mbpo(
     torch.manual_seed(settings.seed)
     world_model = build_world_model()
     rng, schedule = RandomNumbers(settings.seed), DreamSchedule(settings)
-    real, imagined = _build_buffers(settings, [settings.duration, settings.gen_horizon])
+    real, imagined = _build_buffers(settings, folder, [settings.duration, settings.gen_horizon])
     batches = partial(
         sample_mixed, real, imagined, settings.real_ratio,
         settings.batch_size, settings.nstep, settings.discount, rng.replay,
@@ -79,11 +79,15 @@ def train_mbpo(
         return _run(workspace, snapshots, folder, config)
 
 
-def _build_buffers(settings: Settings, episode_steps: list[int]) -> list[ReplayBuffer]:
-    """One for each kind of episode."""
+def _build_buffers(settings: Settings, folder: RunFolder, episode_steps: list[int]) -> list[ReplayBuffer]:
+    """One for each kind of episode. A run keeps the capacity with which it began: its results depend on it."""
     size = settings.env.image_size
     shape = EpisodeShape(settings.frame_stack, (size, size), ACTION_DIM)
-    capacity = affordable_capacity(settings.replay_buffer_size, shape, episode_steps)
+    capacity = saved_capacity(folder)
+    if capacity is None:
+        capacity = affordable_capacity(settings.replay_buffer_size, shape, episode_steps)
+    else:
+        warn_if_too_much(capacity, shape, episode_steps)
     pin_memory = settings.torch_device.type == "cuda"
     return [ReplayBuffer(capacity, shape, pin_memory) for _ in episode_steps]
 
@@ -104,6 +108,11 @@ def _files(folder: RunFolder, **buffers: ReplayBuffer) -> dict[str, ReplayFiles]
 
 
 def _run(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+    with folder.locked():
+        return _run_alone(workspace, snapshots, folder, config)
+
+
+def _run_alone(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
     settings, latest = workspace.settings, snapshots.latest
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config)

@@ -31,9 +31,13 @@ RECORDER_FLAGS = {
     "image_size": "--image_size",
     "action_repeat": "--action_repeat",
     "camera": "--camera",
+    "frame_stack": "--frame_stack",
     "duration": "--episode_length",
+    "success_bonus": "--succ_bonus",
+    "paper_reward": "--paper_reward",
 }
-ORIGINS = ("task", "action_repeat", "camera")  # settings that files name
+# settings that files name
+ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus", "paper_reward")
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,8 @@ def _fitting(path: Path, settings: EnvSettings) -> ReplayEpisode:
         has, wanted = getattr(theirs, name), getattr(settings, name)
         if has != wanted:
             raise UserError(
-                f"{path} was recorded with {name} {has}, this run has {wanted}: change the run, or use another folder"
+                f"{path} was recorded with {name} {has}, this run has {wanted}: change the run, or name another "
+                "demo_path_prefix"
             )
     return demonstration.episode
 
@@ -130,12 +135,18 @@ def recording_command(prefix: Path, settings: EnvSettings, num: int = 5) -> list
         part
         for name, flag in RECORDER_FLAGS.items()
         if getattr(settings, name) != getattr(usual, name)
-        for part in (flag, str(getattr(settings, name)))
+        for part in _flag(flag, getattr(settings, name))
     ]
     return [
         *(str(RECORDER), "--tasks", canonical_task(settings.task), "--output_path", str(prefix)),
         *("--num_episodes", str(num), "--demo", "--compress", *flags),
     ]
+
+
+def _flag(flag: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (flag if value else flag.replace("--", "--no-"),)
+    return (flag, str(value))
 
 
 def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> None:

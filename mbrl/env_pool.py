@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import signal
 import traceback
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from typing import Any
 
 import numpy as np
@@ -165,6 +167,8 @@ class _Worker:
         self._process = spawning.Process(target=_work, args=(its_end, settings, num_envs), daemon=True)
         self._process.start()
         its_end.close()  # the last one open here: its death shall be seen
+        # Python ends with SIGTERM to its workers, for which they do not care, and waits for them.
+        Finalize(self, self._pipe.close, exitpriority=0)
 
     def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> None:
         with contextlib.suppress(ConnectionError):  # the worker is gone; what it said last is still to be read
@@ -194,6 +198,7 @@ class _Worker:
 
 def _work(pipe: Connection, settings: EnvSettings, num_envs: int) -> None:
     start_worker()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it reaches all processes; the first one finishes its step and saves
     with contextlib.suppress(EOFError, ConnectionError):  # the pool was closed
         try:
             with contextlib.closing(_Here(settings, num_envs)) as envs:

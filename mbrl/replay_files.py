@@ -32,9 +32,11 @@ class Manifest:
     """Which episodes a saved buffer holds, counted since the run began, and where.
 
     Attributes:
+        capacity: of the buffer. How many rows it holds decides what is sampled, so a run goes on with as many.
         pieces: (first, end) of the episodes in each piece, in order; the first one may begin before ``oldest``.
     """
 
+    capacity: int
     oldest: int
     num_added: int
     num_collected: int
@@ -77,7 +79,7 @@ class ReplayFiles:
                 f"cannot save the replay buffer in {self._folder} ({error.strerror or error}); what was saved before "
                 "is unharmed: make room and start the same command again"
             ) from error
-        return Manifest(oldest, buffer.num_added, buffer.num_collected, tuple(self._pieces))
+        return Manifest(buffer.capacity, oldest, buffer.num_added, buffer.num_collected, tuple(self._pieces))
 
     def _write_piece(self, first: int, end: int) -> None:
         episodes, held_out = zip(*self._buffer.episodes(first, end))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from ivideogpt.errors import UserError
@@ -46,10 +47,7 @@ def affordable_capacity(
         UserError: not even one episode fits.
     """
     available = available_memory() if available is None else available
-
-    def needed(rows: int) -> int:
-        return sum(buffer_bytes(rows, shape, steps) for steps in episode_steps)
-
+    needed = partial(_needed, shape=shape, episode_steps=episode_steps)
     lowered, at_least = capacity, max(episode_steps)
     while needed(lowered) > USABLE * available:
         lowered = min(int(lowered * USABLE * available / needed(lowered)), lowered - 1)
@@ -66,15 +64,57 @@ def affordable_capacity(
     return lowered
 
 
-def available_memory(meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes that this process could still take: of the machine, and of its container if that has a limit."""
+def warn_if_too_much(
+    capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
+) -> None:
+    """Of buffers whose capacity is settled. Arguments as those of `affordable_capacity`."""
+    available = available_memory() if available is None else available
+    needed = _needed(capacity, shape, episode_steps)
+    if needed > USABLE * available:
+        logger.warning(
+            "this run began with replay buffers for %d steps, %.1f GiB when full, and goes on with them: %.1f GiB are "
+            "available, which may be too little", capacity, needed / 2**30, available / 2**30,
+        )  # fmt: skip
+
+
+def _needed(capacity: int, shape: EpisodeShape, episode_steps: Sequence[int]) -> int:
+    return sum(buffer_bytes(capacity, shape, steps) for steps in episode_steps)
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Bytes that this process could still take: of the machine, and of every group of processes with a limit around it.
+
+    Args:
+        own: says in which groups the process is.
+    """
     if not meminfo.is_file():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     available = _entries(meminfo)["MemAvailable:"] * 1024
-    limit = cgroup / "memory.max"
-    if not limit.is_file() or (most := limit.read_text().strip()) == "max":
-        return available
-    return min(available, int(most) - _entries(cgroup / "memory.stat")["anon"])
+    return min([available, *_left_in_groups(cgroup, own)])
+
+
+def _left_in_groups(cgroup: Path, own: Path) -> Iterator[int]:
+    for folder, file, in_use in _groups(cgroup, own):
+        limit = folder / file
+        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+            yield int(most) - _entries(folder / "memory.stat")[in_use]
+
+
+def _groups(cgroup: Path, own: Path) -> Iterator[tuple[Path, str, str]]:
+    """The innermost first: its folder, its file with the limit, and which entry of memory.stat counts against that.
+
+    In a container a path may be the host's, of which only the root is there.
+    """
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        inside = Path(path).relative_to("/")
+        for folder in (inside, *inside.parents):
+            if not controllers:  # version 2
+                yield cgroup / folder, "memory.max", "anon"
+            elif "memory" in controllers.split(","):
+                yield cgroup / "memory" / folder, "memory.limit_in_bytes", "total_rss"
 
 
 def _entries(path: Path) -> dict[str, int]:

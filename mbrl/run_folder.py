@@ -7,11 +7,14 @@ videos/                  GIFs by kind and frame
 snapshots/, latest.json  the state of the run, and which one is valid
 replay/                  episodes, as the valid snapshot names them
 tensorboard/             with use_tb
+lock                     held by the process that is writing here
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +24,8 @@ from typing import Any
 
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
+
+logger = logging.getLogger(__name__)
 
 # How long, where and on what to train, and what to write. All other settings decide what is trained.
 MAY_CHANGE = frozenset(
@@ -47,6 +52,10 @@ class RunFolder:
     def latest(self) -> Path:
         return self.path / "latest.json"
 
+    @property
+    def lock(self) -> Path:
+        return self.path / "lock"
+
     def replay(self, name: str) -> Path:
         return self.path / "replay" / name
 
@@ -57,9 +66,12 @@ class RunFolder:
         """Writes nothing.
 
         Raises:
-            UserError: the folder was made with other settings, or cannot be written to.
+            UserError: the folder was made with other settings, cannot be written to, or is in use.
         """
         check_folder_can_be_written(self.path, "run_dir")
+        if self.lock.exists():
+            with self.locked():
+                pass  # whoever has it would be disturbed later on, after all has been loaded
         if not self.note.exists():
             return
         try:
@@ -77,6 +89,27 @@ class RunFolder:
                 f"{self.path} was made with other settings ({'; '.join(different)}): give them as they were, or "
                 "another run_dir"
             )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder is this process's alone. The system lets go of it when the process ends, however it does.
+
+        Raises:
+            UserError: another process has it.
+        """
+        with writing(self.lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = self.lock.open("a")
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process is running in {self.path}: wait for it, or use another run_dir"
+                ) from error
+            except OSError as error:
+                logger.warning("%s cannot be locked (%s): start no second process there", self.path, error.strerror)
+            yield
 
     def note_settings(self, settings: Mapping[str, Any]) -> None:
         """Those that may change are noted as they are now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -115,6 +116,7 @@ class Settings:
     action_repeat: int
     duration: int
     succ_bonus: float
+    paper_reward: bool
     discount: float
     num_train_frames: int
     num_seed_frames: int
@@ -151,6 +153,7 @@ class Settings:
             frame_stack=self.frame_stack,
             duration=self.duration,
             success_bonus=self.succ_bonus,
+            paper_reward=self.paper_reward,
         )
 
     @property
@@ -195,13 +198,17 @@ class Settings:
         Raises:
             UserError: there is none here.
         """
-        try:
-            device = torch.device(self.device)
-        except RuntimeError as error:
-            raise UserError(f"device is {self.device!r}: it should be cpu or cuda") from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"device={self.device}, but PyTorch finds no GPU here: add device=cpu")
-        return device
+        if not (known := re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", self.device)):
+            raise UserError(f"device is {self.device!r}: it should be cpu, cuda or cuda:<number>")
+        if self.device != "cpu":
+            if not torch.cuda.is_available():
+                raise UserError(f"device={self.device}, but PyTorch finds no GPU here: add device=cpu")
+            num_gpus = torch.cuda.device_count()
+            if int(known[1] or 0) >= num_gpus:
+                raise UserError(
+                    f"device={self.device}, but the last GPU that PyTorch finds here is cuda:{num_gpus - 1}"
+                )
+        return torch.device(self.device)
 
 
 @dataclass(frozen=True)

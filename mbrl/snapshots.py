@@ -9,7 +9,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,44 @@ class RandomNumbers:
             torch.cuda.set_rng_state_all(state["cuda"])
 
 
+def valid_snapshot(folder: RunFolder) -> Path | None:
+    """
+    Raises:
+        UserError: the file that names it is damaged.
+    """
+    file = folder.latest
+    if not file.exists():
+        return None
+    try:
+        return folder.snapshots / json.loads(file.read_text())["snapshot"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} does not name a snapshot ({error}): use another run_dir") from error
+
+
+def saved_capacity(folder: RunFolder) -> int | None:
+    """Of the replay buffers in the valid snapshot, if there is one.
+
+    Raises:
+        UserError: it is incomplete or damaged.
+    """
+    path = valid_snapshot(folder)
+    if path is None:
+        return None
+    with _reading(path):  # through a memory map: weights stay on the disk
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
+        capacity: int = next(iter(state["replay"].values()))["capacity"]
+    return capacity
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # whatever torch and NumPy make of a damaged file
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path} cannot be read ({reason}): use another run_dir to begin anew") from error
+
+
 class Snapshots:
     """
     Args:
@@ -76,18 +115,7 @@ class Snapshots:
 
     @property
     def latest(self) -> Path | None:
-        """The valid snapshot.
-
-        Raises:
-            UserError: the file that names it is damaged.
-        """
-        file = self._folder.latest
-        if not file.exists():
-            return None
-        try:
-            return self._folder.snapshots / json.loads(file.read_text())["snapshot"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{file} does not name a snapshot ({error}): use another run_dir") from error
+        return valid_snapshot(self._folder)
 
     def save(self, frame: int) -> None:
         """Does nothing if this frame's is the valid one.
@@ -144,13 +172,10 @@ class Snapshots:
         path = self.latest
         if path is None:
             return False
-        try:
+        with _reading(path):
             state = torch.load(path / STATE, map_location="cpu", weights_only=True)
             with np.load(path / ENVIRONMENT, allow_pickle=False) as file:
                 environment = dict(file)
-        except Exception as error:  # whatever torch and NumPy make of a damaged file
-            reason = str(error).partition("\n")[0]
-            raise UserError(f"{path} cannot be read ({reason}): use another run_dir to begin anew") from error
         if missing := self._parts.keys() - state["parts"].keys():
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it was saved by another kind of run")
         for name, files in self._replay.items():

@@ -128,6 +128,17 @@ def test_other_settings_in_the_same_folder_are_refused(recording):
     assert contents(recording) == before
 
 
+def test_recordings_from_before_there_were_more_settings_go_on(recording, tmp_path):
+    note = json.loads((recording / "recording.json").read_text())
+    for name in ("frame_stack", "success_bonus", "paper_reward"):
+        del note[name]
+    (tmp_path / "recording.json").write_text(json.dumps(note))
+    recorder.prepare_output(recorder.parse_args(["--output_path", str(tmp_path), *TINY]))
+    other = recorder.parse_args(["--output_path", str(tmp_path), *TINY, "--demo", "--frame_stack", "4"])
+    with pytest.raises(UserError, match="frame_stack was 3, is 4"):
+        recorder.prepare_output(other)
+
+
 def test_compressed_files_hold_the_same(recording, tmp_path):
     record(tmp_path, "--tasks", "reach", "--num_episodes", "1", "--compress")
     name = Path("reach") / "eps_00000000.npz"
@@ -147,6 +158,7 @@ def test_demonstrations_are_successful_and_numbered(recording, tmp_path):
             assert replay["observation"].shape == (31, 9, 16, 16)
             assert replay["reward"].max() > 10  # the success bonus
             assert (replay["task"], replay["action_repeat"], replay["camera"]) == ("handle-press", 2, "corner")
+            assert (replay["duration"], replay["success_bonus"]) == (30, 10)
             assert replay["seed"] == recorder.episode_rng(7, "handle-press", int(path.stem.split("_")[1])).integers(
                 2**31
             )
@@ -171,6 +183,12 @@ def test_defaults_of_demonstrations_have_no_noise():
     assert json.loads(json.dumps(plain.noise)) == list(plain.noise)
 
 
+def test_the_reward_of_the_simulator_can_be_recorded():
+    episode = recorder.parse_args(["--output_path", "x", "--no-paper_reward"]).episode
+    assert not episode.env("button-press-topdown-wall").paper_reward
+    assert recorder.parse_args(["--output_path", "x"]).episode.env("hammer").paper_reward
+
+
 def test_task_groups():
     assert len(recorder.parse_tasks(["all"])) == 50
     assert recorder.parse_tasks(["hammer", "paper"])[0] == "hammer"
@@ -187,6 +205,9 @@ def test_task_groups():
         (["--random_fraction", "1.5"], "between 0 and 1"),
         (["--camera", "corner9"], "--camera corner9: there are corner, corner2"),
         (["--seed", "-1"], "must not be negative"),
+        (["--frame_stack", "0", "--demo"], "--frame_stack 0: must be at least 1"),
+        (["--succ_bonus", "nan", "--demo"], "--succ_bonus nan: must be a finite number"),
+        (["--succ_bonus", "0"], "--succ_bonus concerns demonstrations alone: add --demo"),
     ],
 )
 def test_bad_flags_are_named(flags, message):

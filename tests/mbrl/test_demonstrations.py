@@ -107,6 +107,9 @@ def test_none_at_all_names_the_command_that_records_them(tmp_path):
         ({"action": np.zeros((LENGTH + 1, 7), np.float32)}, "actions have 7 dimensions"),
         ({"task": np.array("hammer")}, "task hammer, this run has handle-press"),
         ({"camera": np.array("topview")}, "camera topview, this run has corner"),
+        ({"duration": np.array(50)}, "duration 50, this run has 30: change the run, or name another demo_path_prefix"),
+        ({"paper_reward": np.array(False)}, "paper_reward False, this run has True"),
+        ({"success_bonus": np.array(0.0)}, r"success_bonus 0.0, this run has 10.0"),
         ({"reward": np.full((LENGTH + 1, 1), np.nan)}, "reward holds NaN"),
         ({"discount": np.ones((LENGTH, 1))}, "do not go with 5 observations"),
     ],
@@ -213,5 +216,24 @@ def test_arrays_are_what_was_read(prefix):
         np.testing.assert_array_equal(array, getattr(episode, name))
 
 
+def test_recorded_as_the_run_wants_them(recorded, tmp_path):
+    """Bug prevented: demonstrations with a bonus, stack or length of the recorder's own."""
+    settings = replace(SETTINGS, frame_stack=4, success_bonus=0.5, duration=25)
+    ensure_demonstrations(tmp_path, settings, num=1)
+    (episode,) = load_demonstrations(tmp_path, settings)
+    assert (len(episode.earlier), episode.num_steps) == (3, 25)
+    usual = load_demonstrations(recorded, SETTINGS)[0].reward[:26]  # of the same seed
+    succeeded = usual > SETTINGS.success_bonus
+    assert succeeded.any()
+    np.testing.assert_allclose(episode.reward, usual - 9.5 * succeeded, atol=1e-5)
+    with pytest.raises(UserError, match=r"duration 25, this run has 30"):
+        load_demonstrations(tmp_path, replace(settings, duration=30))
+
+
 def test_the_usual_settings_need_no_flags():
     assert recording_command(Path("demos"), EnvSettings("hammer"))[-1] == "--compress"
+
+
+def test_the_reward_of_the_simulator_is_a_flag():
+    settings = EnvSettings("button-press-topdown-wall", paper_reward=False)
+    assert recording_command(Path("demos"), settings)[-2:] == ["--compress", "--no-paper_reward"]

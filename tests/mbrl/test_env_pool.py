@@ -99,6 +99,36 @@ def test_a_killed_worker_is_one_error():
     pool.close()
 
 
+def test_workers_leave_sigterm_to_their_parent():
+    """Bug prevented: a batch system ends a run in an evaluation, and without workers it ends before it has saved."""
+    pool = EnvPool(SETTINGS, num_envs=1, num_workers=1)
+    worker = pool._groups[0]._process.pid
+    stacks = pool.reset(SEEDS[:1])
+    os.kill(worker, signal.SIGTERM)
+    assert pool.step(by_brightness(stacks)).stacks.shape == (1, 9, 16, 16)
+    pool.close()
+    assert not is_running(worker)
+
+
+NEVER_CLOSED = """
+from mbrl.agent_env import EnvSettings
+from mbrl.env_pool import EnvPool
+if __name__ == "__main__":
+    pool = EnvPool(EnvSettings("plate-slide", image_size=16), 1, 1)
+    print(pool._groups[0]._process.pid, flush=True)
+"""
+
+
+def test_a_pool_that_nobody_closed_ends_with_its_process(tmp_path):
+    """Bug prevented: Python waits at its end for workers that wait for it."""
+    script = tmp_path / "script.py"
+    script.write_text(NEVER_CLOSED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not is_running(int(done.stdout))
+
+
 @pytest.mark.parametrize(
     ("settings", "library", "message"),
     [

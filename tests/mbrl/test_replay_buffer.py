@@ -12,7 +12,7 @@ from ivideogpt.errors import UserError
 from mbrl.episodes import ReplayEpisode
 from mbrl.film import frames_in_a_block
 from mbrl.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
-from mbrl.replay_memory import USABLE, affordable_capacity, available_memory, buffer_bytes
+from mbrl.replay_memory import USABLE, affordable_capacity, available_memory, buffer_bytes, warn_if_too_much
 from tests.mbrl.replays import SHAPE, SIZE, buffer_of, counting_episode
 
 
@@ -208,12 +208,49 @@ def test_capacity_is_lowered_with_one_warning(caplog):
         affordable_capacity(1_000_000, META_WORLD, (100, 10), available=2**20)
 
 
+def test_a_settled_capacity_that_may_not_fit_is_one_warning(caplog):
+    with caplog.at_level(logging.WARNING):
+        warn_if_too_much(1_000_000, META_WORLD, (100, 10), available=64 * 2**30)
+        assert not caplog.records
+        warn_if_too_much(1_000_000, META_WORLD, (100, 10), available=8 * 2**30)
+    assert [record.message.count("\n") for record in caplog.records] == [0]
+    assert "8.0 GiB are available, which may be too little" in caplog.text
+
+
+def test_the_least_limit_of_the_groups_around_counts(tmp_path):
+    """Bug prevented: a batch system limits a job three folders below the root, and the job is killed."""
+    (tmp_path / "meminfo").write_text("MemAvailable:  500 kB\n")
+    (tmp_path / "own").write_text("0::/slurm/job_7/step\n")
+    files = (tmp_path / "meminfo", tmp_path / "groups", tmp_path / "own")
+    assert available_memory(*files) == 500 * 1024  # a path of the host's
+    for name, limit in (("slurm", "400000"), ("slurm/job_7", "300000"), ("slurm/job_7/step", "max")):
+        folder = tmp_path / "groups" / name
+        folder.mkdir(parents=True)
+        (folder / "memory.max").write_text(f"{limit}\n")
+        (folder / "memory.stat").write_text("anon 100000\nfile 7\n")
+    assert available_memory(*files) == 200_000
+    (tmp_path / "groups" / "slurm" / "memory.max").write_text("250000\n")
+    assert available_memory(*files) == 150_000
+
+
+def test_the_limit_of_a_group_of_version_1(tmp_path):
+    (tmp_path / "meminfo").write_text("MemAvailable:  500 kB\n")
+    (tmp_path / "own").write_text("3:cpu,cpuacct:/job\n2:memory:/job\n1:name=systemd:/job\n0::/job\n")
+    for name, limit in (("memory", 2**63 - 4096), ("memory/job", 300_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (tmp_path / name / "memory.stat").write_text("rss 5\ntotal_rss 100000\n")
+    assert available_memory(tmp_path / "meminfo", tmp_path, tmp_path / "own") == 200_000
+
+
 def test_available_memory_is_the_container_s_if_that_is_less(tmp_path):
+    (tmp_path / "own").write_text("0::/\n")
+    files = (tmp_path / "meminfo", tmp_path, tmp_path / "own")
     (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:  500 kB\n")
-    assert available_memory(tmp_path / "meminfo", tmp_path) == 500 * 1024
+    assert available_memory(*files) == 500 * 1024
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.stat").write_text("anon 100000\nfile 7\n")
-    assert available_memory(tmp_path / "meminfo", tmp_path) == 500 * 1024
+    assert available_memory(*files) == 500 * 1024
     (tmp_path / "memory.max").write_text("300000\n")
-    assert available_memory(tmp_path / "meminfo", tmp_path) == 200_000
+    assert available_memory(*files) == 200_000
     assert available_memory() > 0

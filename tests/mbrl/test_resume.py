@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ivideogpt.pretrained import save_tokenizer, save_transformer
-from mbrl import snapshots
+from mbrl import replay_memory, snapshots
 from mbrl.agent_env import AgentEnv
 from mbrl.drqv2 import DrQAgent
 from mbrl.records import Records
@@ -131,6 +131,17 @@ def test_a_longer_run_goes_on(tmp_path, cheap_runs):
     for frames in (30, 60, 120):
         train_drq(tmp_path / "longer", f"num_train_frames={frames}")
     assert_same_run(tmp_path / "whole", tmp_path / "longer")
+
+
+def test_a_run_keeps_its_capacity(tmp_path, cheap_runs, monkeypatch, caplog):
+    """Bug prevented: less memory is free when a run goes on, and old episodes leave that it would have learned from."""
+    train_mbpo(tmp_path / "whole")
+    train_mbpo(tmp_path / "parts", "num_train_frames=60")
+    assert "may be too little" not in caplog.text
+    monkeypatch.setattr(replay_memory, "available_memory", lambda: 2**20)
+    train_mbpo(tmp_path / "parts")
+    assert caplog.text.count("began with replay buffers for 60 steps") == 1
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_the_real_world_model_goes_on_to_the_bit(tmp_path, cheap_runs):

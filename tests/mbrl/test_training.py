@@ -367,14 +367,65 @@ def test_without_the_optional_packages_it_is_one_line(tmp_path):
     assert done.stderr == "error: the package hydra is not installed; pip install 'ivideogpt[mbrl]'\n"
 
 
+def test_a_gpu_by_its_number(monkeypatch):
+    """Bug prevented: a traceback of CUDA's for a GPU that is one too many."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    settings = {name: train_metaworld_drq.parse([f"device={name}"])[0] for name in ("cpu", "cuda", "cuda:1", "cuda:2")}
+    assert [str(settings[name].torch_device) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    with pytest.raises(UserError, match="device=cuda:2, but the last GPU that PyTorch finds here is cuda:1"):
+        _ = settings["cuda:2"].torch_device
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
-    ("device", "message"), [("cuda", "finds no GPU here: add device=cpu"), ("nothing", "should be cpu or cuda")]
+    ("device", "message"),
+    [
+        ("cuda", "finds no GPU here: add device=cpu"),
+        ("cuda:1", "finds no GPU here: add device=cpu"),
+        ("nothing", "should be cpu, cuda or cuda:<number>"),
+        ("meta", "should be cpu, cuda or cuda:<number>"),
+        ("mps", "should be cpu, cuda or cuda:<number>"),
+        ("cuda:", "should be cpu, cuda or cuda:<number>"),
+    ],
 )
 def test_devices_that_are_not_there(tmp_path, device, message):
     with pytest.raises(UserError, match=message):
         train_drq(tmp_path / "run", f"device={device}")
     assert not (tmp_path / "run").exists()
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from mbrl.run_folder import RunFolder
+with RunFolder(Path(sys.argv[1])).locked():
+    print("locked", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
+    """Bug prevented: a command that is started twice, each process removing what the other has saved."""
+    holder = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(
+        holder, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout.readline() == b"locked\n"
+            with pytest.raises(UserError, match=r"another process is running in .*: wait for it, or use another"):
+                train_drq(tmp_path, "num_train_frames=12")
+            assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+        finally:
+            process.kill()
+    assert train_drq(tmp_path, "num_train_frames=12") == 0
+    assert train_drq(tmp_path, "num_train_frames=24") == 0
+
+
+def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
+    """The second one has found nothing to be locked yet."""
+    with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
+        build_workspace._run(None, None, RunFolder(tmp_path), {})
 
 
 def test_any_task_and_spelling():
@@ -386,6 +437,13 @@ def test_any_task_and_spelling():
     assert (settings.num_train_frames, settings.stddev_schedule) == (30_100_000, "linear(1.0,0.1,2000000)")
     settings, _ = train_metaworld_mbpo.parse(["+preset=cpu_demo", "seed=3"])
     assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
+
+
+@pytest.mark.parametrize("paper_reward", [True, False])
+def test_the_paper_s_reward_is_a_setting(paper_reward):
+    argv = ["task=button_press_topdown_wall", "device=cpu", f"paper_reward={str(paper_reward).lower()}"]
+    assert train_metaworld_mbpo.parse(argv)[0].env.paper_reward is paper_reward
+    assert train_metaworld_drq.parse(argv[:2])[0].env.paper_reward
 
 
 SHORT = words(
