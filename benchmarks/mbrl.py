@@ -37,6 +37,7 @@ from mbrl.agent_env import EnvSettings
 from mbrl.drqv2 import build_agent
 from mbrl.episodes import ReplayEpisode
 from mbrl.heap import keep_freed_memory
+from mbrl.offscreen import select_backend
 from mbrl.replay_buffer import EpisodeShape, ReplayBuffer
 from mbrl.settings import MbpoSettings, read
 from mbrl.train_metaworld_mbpo import parse as parse_settings
@@ -212,6 +213,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse(MbrlBenchmarkArgs)
+    select_backend()  # MuJoCo's own renderer takes what is set when mujoco is first imported
     settings, _ = parse_settings(args.settings.split())
     keep_freed_memory()
     torch.manual_seed(0)
