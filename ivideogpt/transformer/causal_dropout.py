@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -47,8 +48,8 @@ def causal_attention(
 ) -> Tensor:
     """``softmax(scaling * queries keys^T)`` over what is not later, with dropout, times values.
 
-    All are (..., L, d) and float32. Dropout draws from torch's global generator; its probability is rounded to a
-    multiple of 2^-16.
+    All are (..., L, d) and float32; where autocast is on, they are made float32 and computed so. Dropout draws from
+    torch's global generator; its probability is rounded to a multiple of 2^-16.
     """
     scaling = queries.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [tensor.flatten(0, -3).contiguous() for tensor in (queries, keys, values)]
@@ -58,6 +59,7 @@ def causal_attention(
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
+    @custom_fwd(device_type="cpu", cast_inputs=torch.float32)  # without autocast within
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float) -> Tensor:
         threshold = round(dropout * LEVELS)
         ctx.scaling, ctx.threshold, ctx.share = scaling, threshold, 1 - threshold / LEVELS
@@ -78,6 +80,7 @@ class _CausalAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @custom_bwd(device_type="cpu")
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *saved = ctx.saved_tensors

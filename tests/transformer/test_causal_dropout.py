@@ -107,6 +107,28 @@ def test_a_transformer_uses_it_only_while_it_drops(calls):
     close(model.eval()(tokens).logits, evaluated)
 
 
+def test_mixed_precision_computes_attention_in_float32(calls):
+    """Rotary embeddings give float32 queries and keys, projections bfloat16 values: all of them arrive here."""
+    config = llama_config()
+    config.attention_dropout = DROPOUT
+    model = build_transformer(config, TokenLayout(1, 1, context_codes=64, dynamics_codes=48)).train()
+    tokens = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(0))
+
+    def loss_and_gradients(mixed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        torch.manual_seed(7)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            loss = model(tokens, labels=tokens).loss
+        return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+    expected, expected_gradients = loss_and_gradients(mixed=False)
+    loss, gradients_ = loss_and_gradients(mixed=True)
+    assert len(calls) == 2 * config.num_hidden_layers
+    torch.testing.assert_close(loss, expected, rtol=0.01, atol=0)
+    for ours, exact in zip(gradients_, expected_gradients, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - exact).norm() < 0.05 * exact.norm()
+
+
 def test_fewer_heads_of_keys_than_of_queries_go_to_torch(calls):
     config = llama_config()
     config.attention_dropout, config.num_key_value_heads = DROPOUT, 1
