@@ -6,17 +6,21 @@ Shapes: B batch, K frames in a stack, H W pixels, D action dimension. An agent s
 from __future__ import annotations
 
 import copy
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.func import functional_call
+from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ivideogpt.errors import UserError
 from mbrl.episodes import FRAME_CHANNELS
-from mbrl.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shift
+from mbrl.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shifts, shifted
 from mbrl.noise_schedule import parse_noise_schedule
 from mbrl.replay_buffer import EpisodeShape, Transitions
 
@@ -31,6 +35,7 @@ class DrQConfig:
         num_expl_steps: agent steps with uniformly random actions before the policy acts.
         delay_steps: updates from one to the next in which the actor learns and the target network moves.
         beta: has no meaning but 0.
+        compile: the losses and their gradients; None: on a GPU, if Triton is there. The first update waits for it.
     """
 
     lr: float = 1e-4
@@ -43,6 +48,7 @@ class DrQConfig:
     num_expl_steps: int = 2000
     delay_steps: int = 1
     beta: float = 0.0
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         parse_noise_schedule(self.stddev_schedule)
@@ -72,10 +78,11 @@ class DrQAgent:
         self._generator = generator
         self._stddev = parse_noise_schedule(config.stddev_schedule)
         self._move_target = get_ema_multi_avg_fn(1 - config.critic_target_tau)
-        self._actor_parameters = list(actor.parameters())
         settings: dict[str, Any] = dict(lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self._critic_optimizer = torch.optim.Adam([*encoder.parameters(), *critic.parameters()], **settings)
-        self._actor_optimizer = torch.optim.Adam(self._actor_parameters, **settings)
+        self._actor_optimizer = torch.optim.Adam(actor.parameters(), **settings)
+        self._compute_critic_loss = self._maybe_compiled(self._critic_loss)
+        self._compute_actor_loss = self._maybe_compiled(self._actor_loss)
 
     @torch.no_grad()
     def act(self, stacks: Tensor, step: int, *, mean: bool, generator: torch.Generator) -> Tensor:
@@ -113,47 +120,71 @@ class DrQAgent:
             Detached scalars on the device.
         """
         batch = batch.to(self.device)
-        stddev = self._stddev(step)
-        features = self.encoder(random_shift(batch.obs, self._generator))
-        metrics = self._learn_values(features, batch, stddev)
+        shifts, next_shifts = (random_shifts(len(batch), self._generator) for _ in range(2))
+        noise = self._noise(batch, step)
+        loss, features, metrics = self._compute_critic_loss(
+            batch.obs, batch.action, batch.reward, batch.discount, batch.next_obs, shifts, next_shifts, noise
+        )
+        _descend(self._critic_optimizer, loss)
         if self.num_updates % self.config.delay_steps == 0:
-            metrics |= self._learn_policy(features.detach(), stddev)
+            loss = self._compute_actor_loss(features, self._noise(batch, step))
+            _descend(self._actor_optimizer, loss)
             self._move_target(list(self.critic_target.parameters()), list(self.critic.parameters()), 0)
+            metrics["actor_loss"] = loss.detach()
         self.num_updates += 1
         return metrics
 
-    def _learn_values(self, features: Tensor, batch: Transitions, stddev: float) -> dict[str, Tensor]:
-        target = self._target_values(batch, stddev)
-        values = self.critic(features, batch.action)
+    def _noise(self, batch: Transitions, step: int) -> Tensor:
+        """(B, D) on the policy's actions."""
+        unit = torch.randn(batch.action.shape, generator=self._generator, device=self.device)
+        return self._stddev(step) * unit
+
+    # The losses draw nothing and know no step: compiled, they are the same program in every update.
+
+    def _critic_loss(
+        self,
+        obs: Tensor,
+        action: Tensor,
+        reward: Tensor,
+        discount: Tensor,
+        next_obs: Tensor,
+        shifts: Tensor,
+        next_shifts: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """The loss, features of ``obs`` (without gradients) and metrics."""
+        target = self._target_values(reward, discount, shifted(next_obs, next_shifts), noise)
+        features = self.encoder(shifted(obs, shifts))
+        values = self.critic(features, action)
         loss = F.mse_loss(values[0], target) + F.mse_loss(values[1], target)
-        self._critic_optimizer.zero_grad()
-        loss.backward()
-        self._critic_optimizer.step()
-        return {
+        metrics = {
             "critic_loss": loss.detach(),
             "critic_value": values.detach().mean(),
             "target_value": target.mean(),
-            "batch_reward": batch.reward.mean(),
+            "batch_reward": reward.mean(),
         }
+        return loss, features.detach(), metrics
 
     @torch.no_grad()
-    def _target_values(self, batch: Transitions, stddev: float) -> Tensor:
+    def _target_values(self, reward: Tensor, discount: Tensor, next_obs: Tensor, noise: Tensor) -> Tensor:
         """(B,) what the critics should say: rewards, then the lower of two estimates of what comes after."""
-        features = self.encoder(random_shift(batch.next_obs, self._generator))
-        values: Tensor = self.critic_target(features, self._explore(self.actor(features), stddev))
-        return batch.reward + batch.discount * values.amin(0)
+        features = self.encoder(next_obs)
+        values: Tensor = self.critic_target(features, self._explore(features, noise))
+        return reward + discount * values.amin(0)
 
-    def _learn_policy(self, features: Tensor, stddev: float) -> dict[str, Tensor]:
-        values = self.critic(features, self._explore(self.actor(features), stddev))
-        loss = -values.amin(0).mean()
-        self._actor_optimizer.zero_grad()
-        loss.backward(inputs=self._actor_parameters)  # the critic's own gradients are nobody's business here
-        self._actor_optimizer.step()
-        return {"actor_loss": loss.detach()}
+    def _actor_loss(self, features: Tensor, noise: Tensor) -> Tensor:
+        judge = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        values: Tensor = functional_call(self.critic, judge, (features, self._explore(features, noise)))
+        return -values.amin(0).mean()
 
-    def _explore(self, mean: Tensor, stddev: float) -> Tensor:
-        noise = torch.randn(mean.shape, generator=self._generator, device=self.device)
-        return noisy(mean, stddev * noise, self.config.stddev_clip)
+    def _explore(self, features: Tensor, noise: Tensor) -> Tensor:
+        return noisy(self.actor(features), noise, self.config.stddev_clip)
+
+    def _maybe_compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
+        wanted = self.config.compile
+        if wanted is None:
+            wanted = self.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        return torch.compile(loss, fullgraph=True, dynamic=False) if wanted else loss
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later updates depend on. Not a copy: save it before the next update."""
@@ -181,6 +212,12 @@ class DrQAgent:
             "critic_optimizer": self._critic_optimizer,
             "actor_optimizer": self._actor_optimizer,
         }
+
+
+def _descend(optimizer: Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def build_agent(shape: EpisodeShape, config: DrQConfig, seed: int, device: torch.device) -> DrQAgent:

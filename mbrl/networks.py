@@ -87,14 +87,19 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def random_shift(stacks: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each stack of (B, C, H, W) by up to PAD pixels up or down and left or right, repeating its border.
+def random_shifts(num_stacks: int, generator: torch.Generator) -> Tensor:
+    """(2, B, 1) up to PAD pixels: up or down, and left or right. One for all channels of a stack."""
+    size = (2, num_stacks, 1)
+    return torch.randint(2 * PAD + 1, size, generator=generator, device=generator.device) - PAD
 
-    One shift for all channels of a stack. Shifts are whole pixels: the bilinear interpolation of the published
-    augmentation falls on pixel centres and changes nothing, so that pixels can stay 8-bit and are only looked up.
+
+def shifted(stacks: Tensor, shifts: Tensor) -> Tensor:
+    """Move each stack of (B, C, H, W) by its shift, repeating its border.
+
+    Shifts are whole pixels: the bilinear interpolation of the published augmentation falls on pixel centres and changes
+    nothing, so that pixels can stay 8-bit and are only looked up.
     """
     num_stacks, channels, height, width = stacks.shape
-    shifts = torch.randint(2 * PAD + 1, (2, num_stacks, 1), generator=generator, device=stacks.device) - PAD
     rows = (torch.arange(height, device=stacks.device) + shifts[0]).clamp_(0, height - 1)  # (B, H)
     columns = (torch.arange(width, device=stacks.device) + shifts[1]).clamp_(0, width - 1)
     firsts = height * width * torch.arange(num_stacks, device=stacks.device)

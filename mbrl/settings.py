@@ -99,6 +99,7 @@ class AgentSettings:
     stddev_clip: float
     beta: float
     delay_steps: int
+    compile: bool | None
 
     @property
     def config(self) -> DrQConfig:

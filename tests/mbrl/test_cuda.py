@@ -35,10 +35,11 @@ def saved_and_loaded(state, device):
     return torch.load(file, weights_only=True, map_location=device)
 
 
-def test_an_agent_learns_and_acts_and_moves_between_devices():
+@pytest.mark.parametrize("compile", [False, True])
+def test_an_agent_learns_and_acts_and_moves_between_devices(compile):
     buffer = ReplayBuffer(100, SHAPE, pin_memory=True)
     buffer.add(random_episode(20))
-    agent = build_agent(SHAPE, DrQConfig(hidden_dim=16), 0, GPU)
+    agent = build_agent(SHAPE, DrQConfig(hidden_dim=16, compile=compile), 0, GPU)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     for step in range(3):
         metrics = agent.update(buffer.sample(8, 3, 0.99, rng), step)
