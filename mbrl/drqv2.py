@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class DrQConfig:
         num_expl_steps: agent steps with uniformly random actions before the policy acts.
         delay_steps: updates from one to the next in which the actor learns and the target network moves.
         beta: has no meaning but 0.
-        compile: the losses and their gradients; None: on a GPU, if Triton is there. The first update waits for it.
+        compile: the losses and their gradients; None: on a GPU, if Triton works there. The first update waits for it.
     """
 
     lr: float = 1e-4
@@ -183,7 +184,7 @@ class DrQAgent:
     def _maybe_compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         wanted = self.config.compile
         if wanted is None:
-            wanted = self.device.type == "cuda" and importlib.util.find_spec("triton") is not None
+            wanted = self.device.type == "cuda" and _has_triton()
         return torch.compile(loss, fullgraph=True, dynamic=False) if wanted else loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -212,6 +213,12 @@ class DrQAgent:
             "critic_optimizer": self._critic_optimizer,
             "actor_optimizer": self._actor_optimizer,
         }
+
+
+def _has_triton() -> bool:
+    """And the C compiler that it calls."""
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    return importlib.util.find_spec("triton") is not None and compiler is not None
 
 
 def _descend(optimizer: Optimizer, loss: Tensor) -> None:
