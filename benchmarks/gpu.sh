@@ -38,11 +38,13 @@ missing_packages() {
 from importlib.util import find_spec
 
 names = {
-    "accelerate", "diffusers", "einops", "huggingface_hub", "hypothesis", "numpy", "pytest", "safetensors",
-    "tensorboard", "tqdm", "transformers", "wandb",
+    "accelerate", "diffusers", "einops", "huggingface_hub", "hypothesis", "numpy", "omegaconf", "pytest",
+    "safetensors", "tensorboard", "tqdm", "transformers", "wandb",
 }  # fmt: skip
 of_diffusers = {"importlib_metadata", "filelock", "regex", "requests", "zipp"}
-modules = {name: name for name in names | of_diffusers} | {"pillow": "PIL", "pyyaml": "yaml"}
+modules = {name: name for name in names | of_diffusers} | {
+    "antlr4-python3-runtime": "antlr4", "hydra-core": "hydra", "pillow": "PIL", "pyyaml": "yaml",
+}  # fmt: skip
 print(*sorted(name for name, module in modules.items() if find_spec(module) is None))
 PY
 }
@@ -83,6 +85,8 @@ run_parts() {
         benchmark generation-bundled 70 generation.py --models bundled --batches 1 --samples 1,5,100 $ours --agreement
         benchmark generation-medium-64 130 generation.py --models medium-64 --batches 1,8,32,128 --samples 1 $ours \
             --repeats 1 --baseline_frames 4
+        benchmark mbrl 60 mbrl.py --settings "+preset=cpu_demo device=cuda batch_size=256 agent.hidden_dim=1024" \
+            --without_environment
         benchmark training-64 70 training.py --models full-64,medium-64 --clips 16 $both
         benchmark training-256 50 training.py --models full-256 --clips 2 $both
         benchmark training-64-compiled 120 training.py --models full-64 --clips 16 $both --compile
