@@ -15,7 +15,9 @@ def require(*packages: str, extra: str = "data") -> None:
     """Raises UserError naming the extra to install if one of these optional packages is missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise UserError(f"the package {missing[0]} is not installed; pip install 'ivideogpt[{extra}]'")
+        raise UserError(
+            f"the package {missing[0]} is not installed: pip install -e '.[{extra}]' in the project's folder"
+        )
 
 
 def cli(main: Callable[[], object]) -> None:

@@ -119,7 +119,7 @@ def _run_alone(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, co
     if settings.use_tb:
         workspace.records.track_with(TensorBoard(folder, first_frame=int(latest.name) if latest else 0))
     if settings.use_wandb:
-        workspace.records.track_with(WeightsAndBiases(folder, settings.experiment, config))
+        workspace.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
     return workspace.run(snapshots, demonstrations)
 
 

@@ -2,8 +2,8 @@
 
     python mbrl/compare_runs.py log_mbrl/drq/* log_mbrl/mbpo/* --output report.md
 
-Runs of one experiment (exp_name) and task that differ by their seeds are one curve. Finished or not: each counts as far
-as it has come. Writes the report, its pictures and its numbers side by side.
+Runs of one experiment (exp_name) and task that differ by their seeds are one curve. Unfinished ones are drawn as far as
+they have come; numbers of a task end where its shortest run does. Writes the report, its picture and its numbers.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ def _check_alike(first: Run, other: Run) -> None:
     if differing:
         raise UserError(
             f"{first.path} and {other.path} are runs of {first.settings['exp_name']} that differ in "
-            f"{', '.join(differing)}: compare runs of equal settings, or give them another exp_name"
+            f"{', '.join(differing)}: all runs of a method share them; give each variant an exp_name of its own, or "
+            "compare them one variant at a time"
         )
 
 
@@ -138,10 +139,17 @@ def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
     return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in sorted(frames)}
 
 
-def in_second_half(values: Mapping[int, float]) -> float:
-    """Mean of the later evaluations: steadier than the last one alone."""
-    last = max(values)
-    return float(np.mean([value for frame, value in values.items() if frame >= last / 2]))
+def compared_frames(groups: Groups, task: str) -> list[int]:
+    """At which all runs of a task were evaluated.
+
+    Raises:
+        UserError: there are none.
+    """
+    of_task = [run for (name, _), runs in groups.items() if name == task for run in runs]
+    frames = set.intersection(*(set(run.success) for run in of_task))
+    if not frames:
+        raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
+    return sorted(frames)
 
 
 # ---- report
@@ -174,8 +182,9 @@ def _draw_method(panel: Any, method: str, runs: Sequence[Run]) -> None:
 
 
 EXPLANATION = f"""Means over seeds, and in brackets {CONFIDENCE:.0%} intervals by Student's t over the seeds: wide for
-few of them, and of no width where all agree. The later half are all evaluations from half of the frames on. Thin lines
-in the picture are single runs, hours are of the machine that they were made on.
+few of them, and of no width where all agree. Numbers are of the frames at which all runs of a task were evaluated; the
+later half are those from the middle on. Thin lines in the picture are single runs, hours are those of whole runs on the
+machine that they were made on.
 """
 COLUMNS = ("success, later half", "success, last", "reward, later half", "hours a run")
 
@@ -184,14 +193,20 @@ def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
     """Task -> method -> column."""
     made: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
     for (task, method), runs in groups.items():
+        frames = compared_frames(groups, task)
+        later = [frame for frame in frames if frame >= frames[-1] / 2]
         columns = (
-            [in_second_half(run.success) for run in runs],
-            [run.success[max(run.success)] for run in runs],
-            [in_second_half(run.reward) for run in runs],
+            [_mean(run.success, later) for run in runs],
+            [run.success[frames[-1]] for run in runs],
+            [_mean(run.reward, later) for run in runs],
             [run.hours for run in runs],
         )
         made[task][method] = {name: Estimate.of(values) for name, values in zip(COLUMNS, columns, strict=True)}
     return made
+
+
+def _mean(values: Mapping[int, float], frames: Sequence[int]) -> float:
+    return float(np.mean([values[frame] for frame in frames]))
 
 
 def report(groups: Groups, picture: str) -> str:
@@ -205,7 +220,7 @@ def report(groups: Groups, picture: str) -> str:
     ]
     made = results(groups)
     for (task, method), runs in groups.items():
-        frames = min(max(run.success) for run in runs)
+        frames = compared_frames(groups, task)[-1]
         seeds = ", ".join(str(run.settings["seed"]) for run in runs)
         cells = [made[task][method][name].text(2 if "reward" not in name else 0) for name in COLUMNS]
         lines.append(f"| {task} | {method} | {seeds} | {frames} | {' | '.join(cells)} |")

@@ -53,6 +53,8 @@ def help_text(name: str) -> str:
 def _as_hydra_wants(argument: str) -> list[str]:
     """``task=drawer-open`` works like the tasks that have a file, and a noise schedule needs no quotes."""
     key, _, value = argument.partition("=")
+    if key == "task_name":  # however it is written, the run's folder has one name
+        return [f"task_name={_underlined(value)}"]
     if value.startswith("linear("):
         return [f'{key}="{value}"']
     if key != "task" or value in GROUPS_WITHOUT_TASK:
@@ -60,7 +62,11 @@ def _as_hydra_wants(argument: str) -> list[str]:
     name = value.replace("-", "_")
     if (CFGS / "task" / f"{name}.yaml").is_file():
         return [f"task={name}"]
-    return ["task=any", f"task_name={canonical_task(value).replace('-', '_')}"]
+    return ["task=any", f"task_name={_underlined(value)}"]
+
+
+def _underlined(task: str) -> str:
+    return canonical_task(task).replace("-", "_")
 
 
 def _check_complete(config: Any) -> None:
@@ -70,6 +76,9 @@ def _check_complete(config: Any) -> None:
 
 def _reason(error: Exception, name: str) -> str:
     text = str(error).partition("\n")[0]
+    if "preset" in text:
+        presets = ", ".join(sorted(path.stem for path in (CFGS / "preset").glob("*.yaml")))
+        return f"{text}; a preset is given as +preset=, and there are {presets}"
     if match := re.match(r"Could not override '([\w.]+)'", text):
         with initialize_config_dir(str(CFGS), version_base="1.3"):
             known = list(_keys(OmegaConf.to_container(compose(name))))

@@ -29,7 +29,7 @@ from mbrl.seeds import episode_seed
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEGMENTS = 16
-FILMED_ROWS = 4  # of a round
+FILMED_ROWS = 4  # of a round, or of a validation
 
 
 class WorldModelInTheLoop(Protocol):
@@ -116,7 +116,7 @@ class Dreaming:
             segments = self._real.sample_segments(VALIDATION_SEGMENTS, length, rng, held_out=True)
             validation = self._world_model.validate(segments, self._seed("validated", step))
             self._records.write("validation", frame, validation.metrics)
-            for number, film in enumerate(validation.films if self._settings.save_video else ()):
+            for number, film in enumerate(validation.films[:FILMED_ROWS] if self._settings.save_video else ()):
                 self._records.write_film("validation", f"{frame:09d}-{number}", film)
 
     def state_dict(self) -> dict[str, Any]:

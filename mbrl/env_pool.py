@@ -181,7 +181,7 @@ class _Worker:
             self._process.join(PATIENCE)
             raise UserError(
                 f"a process with environments ended by itself (exit code {self._process.exitcode}), "
-                "if killed by the system then perhaps for its memory: try fewer workers"
+                "if killed by the system then perhaps for its memory: give the run fewer processors (taskset)"
             ) from error
         if isinstance(answer, _Failure):
             raise (UserError if answer.is_of_user else RuntimeError)(answer.message)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ivideogpt.errors import UserError
 from ivideogpt.utils.video_io import write_gif
 from mbrl.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
@@ -55,19 +56,28 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """One run of theirs for one of ours: its id stays in the folder."""
+    """One run of theirs for one of ours: its id stays in the folder.
 
-    def __init__(self, folder: RunFolder, group: str, config: Mapping[str, Any]) -> None:
+    Raises:
+        UserError: it cannot be reached, or nobody is logged in.
+    """
+
+    def __init__(self, folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> None:
         import wandb
 
         note = folder.path / "wandb_id"
-        if not note.exists():
+        if not (is_resumed and note.exists()):
             note.write_text(secrets.token_hex(4))
         name = f"{folder.path.parent.name}/{folder.path.name}"
-        self._run = wandb.init(
-            project="ivideogpt-mbrl", name=name, group=group, id=note.read_text(), resume="allow",
-            dir=folder.path, config=dict(config),
-        )  # fmt: skip
+        try:
+            self._run = wandb.init(
+                project="ivideogpt-mbrl", name=name, group=group, id=note.read_text(), resume="allow",
+                dir=folder.path, config=dict(config),
+            )  # fmt: skip
+        except wandb.errors.Error as error:
+            raise UserError(f"use_wandb=true, but {error}; without it everything is in metrics.jsonl, too") from error
+        self._run.define_metric("frame")
+        self._run.define_metric("*", step_metric="frame")  # so that runs of other lengths of log lie on one axis
 
     def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
         self._run.log({f"{split}/{name}": value for name, value in metrics.items()} | {"frame": frame})

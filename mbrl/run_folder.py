@@ -88,7 +88,7 @@ class RunFolder:
         if different:
             raise UserError(
                 f"{self.path} was made with other settings ({'; '.join(different)}): give them as they were, or "
-                "another run_dir"
+                "another exp_name (a variant has its own) or run_dir"
             )
 
     @contextmanager

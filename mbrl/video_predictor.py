@@ -43,6 +43,7 @@ from mbrl.imagination import ImaginationError, Imagined, Policy, Validation
 from mbrl.replay_buffer import Segments
 
 RELEASED = "pretrained_models/ivideogpt-oxe-64-act-free"
+PUBLISHED = "thuml/ivideogpt-oxe-64-act-free"
 NEW_TOKENIZER = "configs/ctx_vae64/config.json"
 INERT_KEYS = ("fast_reward_predictor", "reward_lr", "reward_wd")
 AT_LEAST_0 = ("tok_lr", "tok_wd", "model_lr", "model_wd", "reward_weight")
@@ -388,9 +389,8 @@ def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> Hea
 
 
 def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
-    """What the model will be; how it is sampled is what its starting point says."""
-    path = config.pretrained_model_name_or_path
-    stated = None if path is None else ModelMetadata.read(model_folder(_given_or_bundled(path)))
+    """What the model will be; how it is sampled, and its actions normalized, is what its starting point says."""
+    stated = _stated_metadata(config)
     known: dict[str, Any] = {}
     if stated is not None:
         known["generation"] = stated.generation
@@ -407,10 +407,31 @@ def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelM
     )
 
 
+def _stated_metadata(config: WorldModelConfig) -> ModelMetadata | None:
+    """The transformer's, or what stands beside the tokenizer."""
+    starts = [config.pretrained_transformer_path] if config.load_pretrained_model else []
+    if config.pretrained_model_name_or_path is not None:
+        starts.append(config.pretrained_model_name_or_path)
+    found = (ModelMetadata.read(model_folder(_given_or_bundled(start))) for start in starts)
+    return next((metadata for metadata in found if metadata is not None), None)
+
+
 def _given_or_bundled(path: str) -> str | Path:
-    """Relative paths also name folders of the project, wherever the command is run from; others may be hub ids."""
+    """Relative paths also name folders of the project, wherever the command is run from; others may be hub ids.
+
+    Raises:
+        UserError: the published checkpoint is wanted and is not there.
+    """
     found = here_or_in_project(path)
-    return found if found.exists() else path
+    if found.exists():
+        return found
+    if path.startswith(f"{RELEASED}/"):
+        raise UserError(
+            f"no checkpoint folder {path}: put the files of {PUBLISHED} there, or give {PUBLISHED} itself, which is "
+            "then downloaded, or the bundled model, as world_model.pretrained_model_name_or_path and "
+            "world_model.pretrained_transformer_path (docs/mbrl.md)"
+        )
+    return path
 
 
 def _decay_groups(transformer: HeadModelWithAction, config: WorldModelConfig) -> list[dict[str, object]]:

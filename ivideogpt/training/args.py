@@ -345,7 +345,7 @@ class GptArgs:
 
     def _check_lora(self) -> None:
         if not _is_installed("peft"):
-            raise UserError("--lora needs peft: pip install 'ivideogpt[lora]'")
+            raise UserError("--lora needs peft: pip install -e '.[lora]'")
         if self.pretrained_transformer_path is None:
             raise UserError("--lora adapts a trained transformer: give --pretrained_transformer_path")
 

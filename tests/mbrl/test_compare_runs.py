@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.compare_runs import Estimate, Run, curve, grouped, in_second_half, main
+from mbrl.compare_runs import Estimate, Run, curve, grouped, main, results
 
 
 def write_run(folder: Path, success: dict[int, float], method="drq", task="hammer", seed=1, **settings) -> Path:
@@ -55,8 +55,26 @@ def test_curves_have_the_frames_that_all_seeds_have(tmp_path):
     assert points[10].mean == pytest.approx(0.6)
 
 
-def test_the_later_half_begins_in_the_middle():
-    assert in_second_half({0: 9.0, 10: 9.0, 20: 1.0, 30: 2.0, 40: 3.0}) == pytest.approx(2.0)
+def test_numbers_end_where_the_shortest_run_of_the_task_does(tmp_path):
+    """Else a run that is still going on would be judged by what comes before it has learned."""
+    success = {0: 0.9, 10: 0.8, 20: 0.1, 30: 0.2, 40: 0.3}
+    paths = [
+        write_run(tmp_path, success | {50: 1.0, 60: 1.0}, seed=1),
+        write_run(tmp_path, success, method="mbpo"),
+        write_run(tmp_path, {0: 0.5, 100: 0.7}, task="plate_slide"),
+    ]
+    made = results(grouped(map(Run.read, paths)))
+    for method in ("drq", "mbpo"):
+        assert made["hammer"][method]["success, later half"].mean == pytest.approx(0.2)
+        assert made["hammer"][method]["success, last"].mean == pytest.approx(0.3)
+        assert made["hammer"][method]["reward, later half"].mean == pytest.approx(20.0)
+    assert made["plate_slide"]["drq"]["success, last"].mean == pytest.approx(0.7)
+
+
+def test_runs_without_a_common_frame_are_refused(tmp_path):
+    paths = [write_run(tmp_path, {10: 0.5}), write_run(tmp_path, {15: 0.5}, method="mbpo")]
+    with pytest.raises(UserError, match="runs of hammer were never evaluated at the same frame"):
+        results(grouped(map(Run.read, paths)))
 
 
 def test_report_picture_and_numbers(tmp_path, capsys):

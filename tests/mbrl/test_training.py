@@ -215,6 +215,36 @@ def test_bars_say_how_much_was_earned():
     assert not film[:, :4].any()
 
 
+def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
+    """A run that goes on is one run there; one that begins anew is another."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def train(frames: int, *overrides: str) -> str:
+        assert train_drq(tmp_path, "use_wandb=true", f"num_train_frames={frames}", *overrides) == 0
+        return (tmp_path / "wandb_id").read_text()
+
+    first = train(24)
+    assert train(48) == first
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}/run-{first}.wandb"))) >= 1
+    (tmp_path / "latest.json").unlink()
+    assert train(12) != first
+
+
+def test_weights_and_biases_without_an_account(tmp_path):
+    """In a process of its own: theirs remembers how it was first used."""
+    code = (
+        "from pathlib import Path; from ivideogpt.errors import cli; from mbrl.records import WeightsAndBiases; "
+        "from mbrl.run_folder import RunFolder; "
+        f"cli(lambda: WeightsAndBiases(RunFolder(Path({str(tmp_path)!r})), 'group', {{}}, is_resumed=False))"
+    )
+    known = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    environment = known | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: use_wandb=true, but No API key" in done.stderr.splitlines()[-1]
+
+
 def test_without_snapshots_nothing_is_kept_or_lost(tmp_path, cheap_runs):
     train_drq(tmp_path, "save_snapshot=false")
     assert not {"latest.json", "snapshots", "replay"} & {path.name for path in tmp_path.iterdir()}
@@ -313,6 +343,9 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
     ("override", "message"),
     [
         ("task=plat_slide", r"no Meta-World task named 'plat_slide'; did you mean plate-slide"),
+        ("task_name=plat_slide", r"no Meta-World task named 'plat_slide'; did you mean plate-slide"),
+        ("preset=cpu_mbpo", r"given as \+preset=, and there are cpu_agent, cpu_demo, cpu_mbpo"),
+        ("+preset=cpu", r"given as \+preset=, and there are cpu_agent, cpu_demo, cpu_mbpo"),
         ("task=easy", "no task is given"),
         ("batch_sise=3", r"no setting named 'batch_sise'; did you mean batch_size\?"),
         ("world_model.tok_rl=3", r"did you mean world_model.tok_lr\?"),
@@ -364,7 +397,9 @@ def test_without_the_optional_packages_it_is_one_line(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == "error: the package hydra is not installed; pip install 'ivideogpt[mbrl]'\n"
+    assert (
+        done.stderr == "error: the package hydra is not installed: pip install -e '.[mbrl]' in the project's folder\n"
+    )
 
 
 def test_a_gpu_by_its_number(monkeypatch):
@@ -433,7 +468,8 @@ def test_any_task_and_spelling():
     settings, _ = train_metaworld_mbpo.parse(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
     assert (settings.task_name, settings.num_train_frames) == ("plate_slide", 100_000)
     assert str(settings.run_dir) == "log_mbrl/mbpo/plate_slide-seed1"
-    settings, _ = train_metaworld_drq.parse(["task=hard", "task_name=hammer", "device=cpu"])
+    settings, _ = train_metaworld_drq.parse(["task=hard", "task_name=drawer-open", "device=cpu"])
+    assert settings.task_name == "drawer_open"
     assert (settings.num_train_frames, settings.stddev_schedule) == (30_100_000, "linear(1.0,0.1,2000000)")
     settings, _ = train_metaworld_mbpo.parse(["+preset=cpu_demo", "seed=3"])
     assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)

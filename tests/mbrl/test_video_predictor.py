@@ -1,12 +1,14 @@
 """The world model in the loop: alignment of actions and rewards, ranges of pixels, modes, what an update may change."""
 
 import io
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
 from ivideogpt.errors import UserError
+from ivideogpt.pretrained import ActionNormalization, ModelMetadata
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
 from mbrl import video_predictor
@@ -211,6 +213,28 @@ def test_a_missing_checkpoint_is_named(config):
     for key in ("pretrained_model_name_or_path", "pretrained_transformer_path"):
         with pytest.raises(ValueError, match="no-such-model"):
             build_video_predictor(replace(config, **{key: "no-such-model"}), torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize("key", ["pretrained_model_name_or_path", "pretrained_transformer_path"])
+def test_where_the_published_checkpoint_would_be(config, key, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_predictor, "here_or_in_project", lambda path: tmp_path / path)
+    published = getattr(WorldModelConfig(), key)
+    with pytest.raises(UserError, match=f"no checkpoint folder {published}: put the files of thuml/ivideogpt-oxe-64"):
+        build_video_predictor(replace(config, **{key: published}), torch.device("cpu"), seed=0)
+
+
+def test_the_transformer_s_folder_says_how_frames_are_drawn(config, tmp_path):
+    """Bug prevented: a model that was trained here, in folders of its two runs, was sampled like a published one."""
+    normalization = ActionNormalization((0.0,) * 4, (2.0,) * 4)
+    stated = ModelMetadata(64, 2, action_dim=4, action_normalization=normalization, generation=Sampling(top_k=1))
+    shutil.copytree(config.pretrained_transformer_path, tmp_path / "checkpoint-3")
+    stated.write(tmp_path / "checkpoint-3")
+    ours = replace(config, pretrained_transformer_path=str(tmp_path / "checkpoint-3"))
+    metadata = build_video_predictor(ours, torch.device("cpu"), seed=0).model.metadata
+    assert (metadata.generation, metadata.action_normalization) == (stated.generation, normalization)
+    assert metadata.reward_prediction
+    fresh = build_video_predictor(replace(ours, load_pretrained_model=False), torch.device("cpu"), seed=0)
+    assert fresh.model.metadata.generation == Sampling()
 
 
 def test_less_context_than_the_checkpoint_has(config):
