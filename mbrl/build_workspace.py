@@ -117,7 +117,7 @@ def _run_alone(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, co
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config)
     if settings.use_tb:
-        workspace.records.track_with(TensorBoard(folder, first_frame=int(latest.name) if latest else 0))
+        workspace.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
     if settings.use_wandb:
         workspace.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
     return workspace.run(snapshots, demonstrations)

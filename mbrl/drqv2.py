@@ -6,8 +6,7 @@ Shapes: B batch, K frames in a stack, H W pixels, D action dimension. An agent s
 from __future__ import annotations
 
 import copy
-import importlib.util
-import shutil
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,8 @@ from mbrl.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_
 from mbrl.noise_schedule import parse_noise_schedule
 from mbrl.replay_buffer import EpisodeShape, Transitions
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class DrQConfig:
@@ -36,7 +37,7 @@ class DrQConfig:
         num_expl_steps: agent steps with uniformly random actions before the policy acts.
         delay_steps: updates from one to the next in which the actor learns and the target network moves.
         beta: has no meaning but 0.
-        compile: the losses and their gradients; None: on a GPU, if Triton works there. The first update waits for it.
+        compile: the losses and their gradients; None: on a GPU, if that works there. The first update waits for it.
     """
 
     lr: float = 1e-4
@@ -184,7 +185,7 @@ class DrQAgent:
     def _maybe_compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
         wanted = self.config.compile
         if wanted is None:
-            wanted = self.device.type == "cuda" and _has_triton()
+            wanted = self.device.type == "cuda" and _compiles(self.device)
         return torch.compile(loss, fullgraph=True, dynamic=False) if wanted else loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,10 +216,23 @@ class DrQAgent:
         }
 
 
-def _has_triton() -> bool:
-    """And the C compiler that it calls."""
-    compiler = shutil.which("gcc") or shutil.which("clang")
-    return importlib.util.find_spec("triton") is not None and compiler is not None
+def _compiles(device: torch.device) -> bool:
+    """Whether Triton, a C compiler, Python's headers and a new enough GPU are there: tried now rather than later."""
+    probe = torch.ones(8, device=device, requires_grad=True)
+    try:
+        torch.compile(_sum_of_squares)(probe).backward()
+    except Exception as error:  # of many kinds, from several packages
+        logger.warning("the agent's updates are not compiled, since torch.compile fails here: %s", _first_line(error))
+        return False
+    return True
+
+
+def _sum_of_squares(numbers: Tensor) -> Tensor:
+    return (numbers * numbers).sum()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _descend(optimizer: Optimizer, loss: Tensor) -> None:

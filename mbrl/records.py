@@ -42,10 +42,14 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    def __init__(self, folder: RunFolder, first_frame: int) -> None:
+    def __init__(self, folder: RunFolder, last_frame: int) -> None:
+        """
+        Args:
+            last_frame: that is kept of what is there already.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_frame)
+        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=last_frame + 1)
 
     def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
         for name, value in metrics.items():

@@ -254,10 +254,12 @@ class MbpoSettings(Settings):
             raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
-        if self.update_tokenizer_every_step % self.update_gen_every_step:
+        of_tokenizer, of_both = self.update_tokenizer_every_step, self.update_gen_every_step
+        if (of_tokenizer // self.action_repeat) % max(of_both // self.action_repeat, 1):  # in agent steps, as scheduled
             raise UserError(
-                f"update_tokenizer_every_step is {self.update_tokenizer_every_step}: the tokenizer learns only when "
-                f"the transformer does, so give a multiple of {self.update_gen_every_step} (update_gen_every_step)"
+                f"update_tokenizer_every_step is {of_tokenizer}: the tokenizer learns only when the transformer does, "
+                f"so give a multiple of {of_both} (update_gen_every_step), and both in multiples of action_repeat "
+                f"({self.action_repeat})"
             )
         if self.lpips_path != Path(LPIPS_FOLDER) and not self.lpips_path.is_dir():
             raise UserError(f"lpips_path is {self.lpips_path}: no such folder")

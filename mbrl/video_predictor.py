@@ -211,6 +211,8 @@ class VideoPredictor:
             rewards.append(step.reward[:, 0])
             sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
         if not sound:  # asked once, since the host waits for the answer
+            if not torch.stack(actions).isfinite().all():
+                raise UserError("the policy's actions are not finite: the agent is lost, not the world model")
             raise ImaginationError("the world model predicts frames or rewards that are not finite")
         start = torch.zeros_like(actions[0])
         reward = torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1)
@@ -348,6 +350,10 @@ def build_video_predictor(
     if config.selected_params:
         for codebook in (tokenizer.quantize, tokenizer.dynamics_quantize):
             codebook.requires_grad_(False)
+        if config.pretrained_model_name_or_path is None:
+            logger.warning(
+                "the codebooks of a new tokenizer stay random: world_model.selected_params=false trains them"
+            )
     model = WorldModel(tokenizer, transformer.to(device), _metadata(config, tokenizer))
     lpips = find_lpips(lpips_path, device, without="the tokenizer learns WITHOUT the perceptual loss")
     loss = TokenizerLoss(TokenizerLossConfig(), lpips)
@@ -393,6 +399,7 @@ def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelM
     stated = _stated_metadata(config)
     known: dict[str, Any] = {}
     if stated is not None:
+        _check_rewards(config, stated)
         known["generation"] = stated.generation
         if stated.action_dim == config.action_dim:
             known["action_normalization"] = stated.action_normalization
@@ -405,6 +412,15 @@ def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelM
         symlog=config.symlog,
         **known,
     )
+
+
+def _check_rewards(config: WorldModelConfig, stated: ModelMetadata) -> None:
+    takes_reward_head = config.load_pretrained_model and not config.load_internal_llm and stated.reward_prediction
+    if takes_reward_head and stated.symlog != config.symlog:
+        raise UserError(
+            f"world_model.symlog is {str(config.symlog).lower()}, but {config.pretrained_transformer_path} learned "
+            f"rewards with{'' if stated.symlog else 'out'} it: set it to {str(stated.symlog).lower()}"
+        )
 
 
 def _stated_metadata(config: WorldModelConfig) -> ModelMetadata | None:

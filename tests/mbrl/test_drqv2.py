@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from ivideogpt.errors import UserError
+from mbrl import drqv2
 from mbrl.drqv2 import DrQAgent, DrQConfig, build_agent
 from mbrl.networks import PAD, Actor, Encoder, TwinCritic, noisy, random_shifts, shifted
 from mbrl.noise_schedule import parse_noise_schedule
@@ -263,6 +264,19 @@ def test_compiled_updates_equal_the_plain_ones(monkeypatch):
             weights(getattr(compiled, name)), weights(getattr(agent, name)), atol=1e-4, rtol=1e-3
         )
     assert compiled.state_dict().keys() == agent.state_dict().keys()
+
+
+def test_where_nothing_compiles_the_updates_are_plain(monkeypatch, caplog):
+    """Bug prevented: a run that ends after its first thousand frames for want of a C compiler."""
+
+    def fails(function):
+        raise RuntimeError("no compiler\nand much more")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    assert drqv2._compiles(CPU)
+    monkeypatch.setattr(torch, "compile", fails)
+    assert not drqv2._compiles(CPU)
+    assert caplog.messages[-1].endswith("torch.compile fails here: no compiler")
 
 
 def test_only_the_critic_s_loss_trains_the_encoder():

@@ -144,8 +144,12 @@ def test_a_run_keeps_its_capacity(tmp_path, cheap_runs, monkeypatch, caplog):
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
-def test_the_real_world_model_goes_on_to_the_bit(tmp_path, cheap_runs):
-    """Weights, moments, dropout's random numbers, and what was imagined."""
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_the_real_world_model_goes_on(tmp_path, cheap_runs, device):
+    """On a CPU to the bit: weights, moments, dropout's random numbers, and what was imagined."""
     save_tokenizer(tokenizer(), tmp_path / "model" / "tokenizer")
     save_transformer(transformer(tokenizer()), tmp_path / "model" / "transformer")
     config = WorldModelConfig(
@@ -158,11 +162,13 @@ def test_the_real_world_model_goes_on_to_the_bit(tmp_path, cheap_runs):
     )
 
     def train(folder, frames):
-        world_model = build_video_predictor(config, torch.device("cpu"), seed=0, lpips_path="nowhere")
-        train_mbpo(folder, "eval_every_frames=500", f"num_train_frames={frames}", world_model=world_model)
+        world_model = build_video_predictor(config, torch.device(device), seed=0, lpips_path="nowhere")
+        overrides = "eval_every_frames=500", f"num_train_frames={frames}", f"device={device}"
+        assert train_mbpo(folder, *overrides, world_model=world_model) == 0
 
     train(tmp_path / "whole", 48)
     for frames in (28, 40, 48):
         train(tmp_path / "parts", frames)
-    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    if device == "cpu":
+        assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert {"transformer_reward", "tokenizer_recon", "imagined_reward"} <= lines(tmp_path / "whole", "train")[-1].keys()

@@ -36,6 +36,15 @@ DRAW = Records.draw_success  # half a second each: runs in tests do without
 ROOT = Path(__file__).parents[2]
 
 
+PUBLISHED = dict(
+    frame_stack=3, action_repeat=2, duration=100, succ_bonus=10.0, discount=0.99, nstep=3, batch_size=256,
+    num_seed_frames=4000, eval_every_frames=2000, num_eval_episodes=20, replay_buffer_size=1_000_000,
+    agent_update_times=2, lr=1e-4, feature_dim=50, start_mbpo=4000, init_update_gen_steps=1000, init_gen_times=20,
+    update_gen_every_step=10, update_gen_times=1, update_tokenizer_every_step=40, gen_every_steps=200, gen_batch=32,
+    gen_horizon=10, real_ratio=0.5, num_train_frames=260_002,
+)  # fmt: skip
+
+
 @pytest.fixture
 def events(monkeypatch, cheap_runs):
     """What was done, step for step: names in order."""
@@ -116,6 +125,13 @@ def test_counts_of_the_defaults():
     assert schedule.evaluates(130_000)
 
 
+def test_numbers_of_the_defaults():
+    """The published ones, written down a second time."""
+    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
+    assert settings.stddev_schedule == "linear(1.0,0.1,100000)"
+
+
 def test_agent_learns_at_its_own_pace(tmp_path, events):
     train_drq(tmp_path, "agent.update_every_steps=3")
     learned = [frame for frame, step in steps_of(events).items() if "agent" in step]
@@ -128,6 +144,31 @@ def test_validation_needs_held_out_episodes(tmp_path, cheap_runs, caplog):
         train_mbpo(tmp_path, "num_train_frames=182", "num_eval_episodes=1", "replay_buffer_size=600")
     assert [line["frame"] for line in lines(tmp_path, "validation")] == [120, 180]
     assert sum("no episode is held out yet" in record.message for record in caplog.records) == 2  # at 24 and 60
+
+
+def test_the_world_model_never_learns_from_what_validates_it(tmp_path, cheap_runs):
+    """Rewards hardly repeat, so that they tell segments apart: none of a validation was among those of the updates."""
+    learned, validated = set(), []
+
+    def fingerprint(rewards):
+        return tuple(rewards.tolist())
+
+    class Watched(WorldModel):
+        def update_transformer(self, segments):
+            learned.update(map(fingerprint, segments.rewards))
+            return super().update_transformer(segments)
+
+        def validate(self, segments, seed):
+            validated.extend(map(fingerprint, segments.rewards))
+            return super().validate(segments, seed)
+
+    train_mbpo(
+        tmp_path, "num_train_frames=362", "num_eval_episodes=1", "replay_buffer_size=600", "update_gen_times=20",
+        world_model=Watched(),
+    )  # fmt: skip
+    assert len(set(validated)) > 1
+    assert len(learned) > 30
+    assert not learned & set(validated)
 
 
 def test_a_model_that_has_learned_nothing_is_not_validated(tmp_path, cheap_runs):
@@ -361,6 +402,7 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
         ("gen_horizon=5", r"must be gen_horizon \+ world_model.context_length, which is 5 \+ 2"),
         ("world_model.action_dim=5", "world_model.action_dim is 5: Meta-World's actions have 4"),
         ("update_tokenizer_every_step=35", r"give a multiple of 10 \(update_gen_every_step\)"),
+        ("action_repeat=3", r"update_tokenizer_every_step is 40: .* both in multiples of action_repeat \(3\)"),
         ("lpips_path=nowhere", "lpips_path is nowhere: no such folder"),
         ("camera=nowhere", "there are corner"),
         ("agent.beta=1", "agent.beta"),
@@ -488,6 +530,13 @@ SHORT = words(
 )
 
 
+SHORT_DREAMS = words(
+    "+preset=cpu_mbpo start_mbpo=92 init_update_gen_steps=1 init_gen_times=1 update_gen_every_step=4 gen_horizon=3 "
+    "update_tokenizer_every_step=4 gen_every_steps=20 gen_batch=2 world_model.segment_length=5 "
+    "world_model.batch_size=1 save_video=true"
+)
+
+
 def command(*overrides: str) -> list[str]:
     return [sys.executable, str(ROOT / "mbrl" / "train_metaworld_drq.py"), *SHORT, *overrides]
 
@@ -510,6 +559,19 @@ def test_the_command_killed_and_started_again(tmp_path):
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
+
+
+def test_the_command_of_mbpo(tmp_path):
+    """The real simulator, the bundled world model, demonstrations made by the recorder: all that a run consists of."""
+    script = str(ROOT / "mbrl" / "train_metaworld_mbpo.py")
+    overrides = [*SHORT_DREAMS, *SHORT, "demo=true", "demo_path_prefix=demos", "duration=50", "run_dir=run"]
+    done = subprocess.run([sys.executable, script, *overrides], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [line["frame"] for line in lines(tmp_path / "run", "world_model")] == [92]
+    (episode,) = lines(tmp_path / "run", "train")
+    assert {"critic_loss", "tokenizer_recon", "transformer_reward", "imagined_reward"} <= episode.keys()
+    assert (tmp_path / "run" / "videos" / "imagined" / "000000092-random.gif").stat().st_size > 1000
+    assert len(list((tmp_path / "demos" / "plate-slide").glob("*.npz"))) == 5
 
 
 def test_errors_of_the_command_are_one_line_and_leave_nothing(tmp_path):

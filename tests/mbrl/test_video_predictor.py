@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
-from ivideogpt.pretrained import ActionNormalization, ModelMetadata
+from ivideogpt.pretrained import ActionNormalization, ModelMetadata, save_transformer
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
 from mbrl import video_predictor
@@ -235,6 +235,42 @@ def test_the_transformer_s_folder_says_how_frames_are_drawn(config, tmp_path):
     assert metadata.reward_prediction
     fresh = build_video_predictor(replace(ours, load_pretrained_model=False), torch.device("cpu"), seed=0)
     assert fresh.model.metadata.generation == Sampling()
+
+
+def test_a_reward_head_keeps_its_space(config, predictor, tmp_path):
+    """Bug prevented: rewards that were learned as they are come out as their exponentials."""
+    save_transformer(predictor.transformer, tmp_path)
+    ModelMetadata(64, 2, action_dim=4, reward_prediction=True, symlog=False).write(tmp_path)
+    ours = replace(config, pretrained_transformer_path=str(tmp_path), load_internal_llm=False)
+    message = r"world_model.symlog is true, but .* learned rewards without it: set it to false"
+    with pytest.raises(UserError, match=message):
+        build_video_predictor(ours, torch.device("cpu"), seed=0)
+    build_video_predictor(replace(ours, symlog=False), torch.device("cpu"), seed=0)
+    build_video_predictor(replace(ours, load_internal_llm=True), torch.device("cpu"), seed=0)  # with a new head
+
+
+def test_a_new_tokenizer_needs_its_codebooks_trained(config, tmp_path, caplog):
+    llama_config().save_pretrained(tmp_path)
+    new = replace(config, pretrained_model_name_or_path=None, load_pretrained_model=False, config_name=str(tmp_path))
+    build_video_predictor(replace(new, selected_params=False), torch.device("cpu"), seed=0)
+    assert "codebooks" not in caplog.text
+    build_video_predictor(new, torch.device("cpu"), seed=0)
+    assert "the codebooks of a new tokenizer stay random" in caplog.text
+
+
+def test_the_optimizers_are_those_of_the_settings(config):
+    settings = dict(tok_lr=1e-3, tok_wd=0.1, tok_beta1=0.5, tok_beta2=0.8, model_lr=1e-2, model_wd=0.2)
+    predictor = build_video_predictor(replace(config, **settings), torch.device("cpu"), seed=0)
+    (of_tokenizer,), of_transformer = (
+        predictor._optimizers[half].param_groups for half in ("tokenizer", "transformer")
+    )
+    assert (of_tokenizer["lr"], of_tokenizer["weight_decay"], of_tokenizer["betas"]) == (1e-3, 0.1, (0.5, 0.8))
+    assert {group["lr"] for group in of_transformer} == {1e-2}
+    assert {group["weight_decay"] for group in of_transformer} <= {0.0, 0.2}
+    assert max(group["weight_decay"] for group in of_transformer) == 0.2
+    plain = build_video_predictor(config, torch.device("cpu"), seed=0)
+    groups = [group for optimizer in plain._optimizers.values() for group in optimizer.param_groups]
+    assert {group["weight_decay"] for group in groups} == {0.0}
 
 
 def test_less_context_than_the_checkpoint_has(config):
