@@ -42,10 +42,18 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(text: str) -> list[list[str]]:
-    """Those in blocks and those in tables, without settings of variables."""
+    """Those in blocks and those in tables, without the variables and the processors that they are given."""
     lines = "".join(blocks(text, "bash")).replace("\\\n", " ").splitlines()
     lines += re.findall(r"\| `(python [^`]+)` \|", text)
-    return [words for line in lines if (words := shlex.split(line, comments=True)) and "=" not in words[0]]
+    return [words for line in lines if (words := _without_surroundings(shlex.split(line, comments=True)))]
+
+
+def _without_surroundings(words: list[str]) -> list[str]:
+    if words and "=$(" in words[0]:  # what a variable is set to is a command of the shell's own
+        return []
+    while words and "=" in words[0]:
+        words = words[1:]
+    return words[3:] if words[:2] == ["taskset", "-c"] else words
 
 
 def check(command: list[str]) -> None:
