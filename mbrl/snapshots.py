@@ -84,10 +84,28 @@ def saved_capacity(folder: RunFolder) -> int | None:
     path = valid_snapshot(folder)
     if path is None:
         return None
-    with _reading(path):  # through a memory map: weights stay on the disk
-        state = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
-        capacity: int = next(iter(state["replay"].values()))["capacity"]
+    with _reading(path):
+        capacity: int = next(iter(_lazy_state(path)["replay"].values()))["capacity"]
     return capacity
+
+
+def saved_part(folder: RunFolder, name: str) -> Any:
+    """What one of the parts gave as its state to the valid snapshot, if there is one.
+
+    Raises:
+        UserError: it is incomplete or damaged.
+    """
+    path = valid_snapshot(folder)
+    if path is None:
+        return None
+    with _reading(path):
+        return _lazy_state(path)["parts"][name]
+
+
+def _lazy_state(path: Path) -> dict[str, Any]:
+    """Through a memory map: what nobody looks at stays on the disk."""
+    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
+    return state
 
 
 @contextmanager

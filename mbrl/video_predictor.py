@@ -328,16 +328,41 @@ def build_video_predictor(
     image_size: int = 64,
     lpips_path: str | Path = LPIPS_FOLDER,
 ) -> VideoPredictor:
-    """A world model with a reward head, from a released checkpoint, the bundled one, or from scratch.
+    """A world model and what it learns with; raises what :func:`build_world_model` does."""
+    model = build_world_model(config, seed, image_size).to(device)
+    if config.selected_params:
+        for codebook in (model.tokenizer.quantize, model.tokenizer.dynamics_quantize):
+            codebook.requires_grad_(False)
+        if config.pretrained_model_name_or_path is None:
+            logger.warning(
+                "the codebooks of a new tokenizer stay random: world_model.selected_params=false trains them"
+            )
+    lpips = find_lpips(lpips_path, device, without="the tokenizer learns WITHOUT the perceptual loss")
+    loss = TokenizerLoss(TokenizerLossConfig(), lpips)
+    trained = [parameter for parameter in model.tokenizer.parameters() if parameter.requires_grad]
+    betas = (config.tok_beta1, config.tok_beta2)
+    return VideoPredictor(
+        model,
+        loss,
+        AdamW(trained, lr=config.tok_lr, betas=betas, weight_decay=config.tok_wd, fused=True),
+        AdamW(_decay_groups(model.transformer, config), lr=config.model_lr, fused=True),
+        config,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64) -> WorldModel:
+    """With a reward head, from a released checkpoint, the bundled one, or from scratch; on the CPU.
 
     Args:
+        seed: of what starts fresh.
         image_size: of the frames that it will be shown, pixels.
 
     Raises:
         UserError: a checkpoint is missing, or does not go with the configuration.
     """
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # of what starts fresh
+        torch.manual_seed(seed)
         tokenizer = _tokenizer(config)
         if tokenizer.config.resolution != image_size:
             raise UserError(
@@ -346,27 +371,7 @@ def build_video_predictor(
             )
         tokenizer.set_context_length(config.context_length)
         transformer = _transformer(config, tokenizer)
-    tokenizer.to(device, memory_format=torch.channels_last)
-    if config.selected_params:
-        for codebook in (tokenizer.quantize, tokenizer.dynamics_quantize):
-            codebook.requires_grad_(False)
-        if config.pretrained_model_name_or_path is None:
-            logger.warning(
-                "the codebooks of a new tokenizer stay random: world_model.selected_params=false trains them"
-            )
-    model = WorldModel(tokenizer, transformer.to(device), _metadata(config, tokenizer))
-    lpips = find_lpips(lpips_path, device, without="the tokenizer learns WITHOUT the perceptual loss")
-    loss = TokenizerLoss(TokenizerLossConfig(), lpips)
-    trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
-    betas = (config.tok_beta1, config.tok_beta2)
-    return VideoPredictor(
-        model,
-        loss,
-        AdamW(trained, lr=config.tok_lr, betas=betas, weight_decay=config.tok_wd, fused=True),
-        AdamW(_decay_groups(transformer, config), lr=config.model_lr, fused=True),
-        config,
-        torch.Generator().manual_seed(seed),
-    )
+    return WorldModel(tokenizer, transformer, _metadata(config, tokenizer))
 
 
 def _tokenizer(config: WorldModelConfig) -> CompressiveVQModel:

@@ -16,7 +16,7 @@ from ivideogpt.flags import parse
 from ivideogpt.training.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
 from ivideogpt.training.tokenize_dataset import TokenizeArgs
-from mbrl import compare_runs, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import compare_runs, export_world_model, train_metaworld_drq, train_metaworld_mbpo
 from tests.datasets.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +32,7 @@ MODULES = {
 SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
 MBRL = {
     "mbrl/compare_runs.py": compare_runs.parse_arguments,
+    "mbrl/export_world_model.py": export_world_model.parse_arguments,
     "mbrl/train_metaworld_drq.py": train_metaworld_drq.parse,
     "mbrl/train_metaworld_mbpo.py": train_metaworld_mbpo.parse,
 }

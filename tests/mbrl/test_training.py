@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_workspace, snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_workspace, export_world_model, snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.agent_env import AgentEnv, EnvSettings
 from mbrl.drqv2 import DrQAgent, DrQConfig
 from mbrl.records import Records, with_rewards
@@ -28,7 +29,7 @@ from mbrl.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder
 from mbrl.schedule import DreamSchedule
 from mbrl.settings import read
-from mbrl.snapshots import Snapshots
+from mbrl.snapshots import Snapshots, saved_part
 from mbrl.video_predictor import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
@@ -572,6 +573,30 @@ def test_the_command_of_mbpo(tmp_path):
     assert {"critic_loss", "tokenizer_recon", "transformer_reward", "imagined_reward"} <= episode.keys()
     assert (tmp_path / "run" / "videos" / "imagined" / "000000092-random.gif").stat().st_size > 1000
     assert len(list((tmp_path / "demos" / "plate-slide").glob("*.npz"))) == 5
+
+    export_world_model.main([str(tmp_path / "run"), "--output", str(tmp_path / "model")])
+    state = saved_part(RunFolder(tmp_path / "run"), "world_model")
+    model = ivideogpt.world_model.WorldModel.from_pretrained(tmp_path / "model")
+    assert_equal_tensors(model.transformer.state_dict(), state["transformer"])
+    assert_equal_tensors(model.tokenizer.state_dict(), state["tokenizer"])
+    assert (model.metadata.reward_prediction, model.metadata.symlog, model.metadata.generation.top_k) == (True, True, 1)
+
+
+def assert_equal_tensors(actual, expected):
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
+def test_what_cannot_be_exported(tmp_path, cheap_runs):
+    with pytest.raises(UserError, match=r"is no folder of a run: it has no settings\.json"):
+        export_world_model.main([str(tmp_path), "--output", str(tmp_path / "model")])
+    train_drq(tmp_path / "drq", "num_train_frames=24")
+    with pytest.raises(UserError, match="is a run of DrQ-v2, which has no world model"):
+        export_world_model.main([str(tmp_path / "drq"), "--output", str(tmp_path / "model")])
+    train_mbpo(tmp_path / "mbpo", "num_train_frames=24", "save_snapshot=false")
+    with pytest.raises(UserError, match="was never saved"):
+        export_world_model.main([str(tmp_path / "mbpo"), "--output", str(tmp_path / "model")])
+    assert not (tmp_path / "model").exists()
 
 
 def test_errors_of_the_command_are_one_line_and_leave_nothing(tmp_path):
