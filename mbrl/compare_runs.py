@@ -174,7 +174,8 @@ def draw(path: Path, groups: Groups) -> None:
 
 def _draw_method(panel: Any, method: str, runs: Sequence[Run]) -> None:
     points = curve(runs)
-    (line,) = panel.plot(points.keys(), [of.mean for of in points.values()], label=f"{method}, {len(runs)} seeds")
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    (line,) = panel.plot(points.keys(), [of.mean for of in points.values()], label=f"{method}, {seeds}")
     bounds = [[getattr(of, bound) for of in points.values()] for bound in ("low", "high")]
     panel.fill_between(points.keys(), *np.clip(bounds, 0, 1), color=line.get_color(), alpha=0.15, linewidth=0)
     for run in runs:
