@@ -11,6 +11,11 @@ class UserError(ValueError):
     """Something given to us does not fit. The message says what was given, what was expected and what to change."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of its message; its kind where it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def require(*packages: str, extra: str = "data") -> None:
     """Raises UserError naming the extra to install if one of these optional packages is missing."""
     missing = [package for package in packages if find_spec(package) is None]

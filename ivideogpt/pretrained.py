@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from ivideogpt.layout import TokenLayout
 from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
 from ivideogpt.transformer import ATTENTION, HeadModelWithAction, Sampling
@@ -175,9 +175,8 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many kinds: a proxy's errors are no OSError
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(
-            f"{path_or_hub_id} is neither a local folder nor a model that the hub gives us: {reason}"
+            f"{path_or_hub_id} is neither a local folder nor a model that the hub gives us: {first_line(error)}"
         ) from error
 
 

@@ -135,8 +135,11 @@ def _check_alike(first: Run, other: Run) -> None:
 
 def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
     """Success rates at the frames at which all runs were evaluated."""
-    frames = set.intersection(*(set(run.success) for run in runs))
-    return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in sorted(frames)}
+    return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in common_frames(runs)}
+
+
+def common_frames(runs: Sequence[Run]) -> list[int]:
+    return sorted(set.intersection(*(set(run.success) for run in runs)))
 
 
 def compared_frames(groups: Groups, task: str) -> list[int]:
@@ -146,10 +149,10 @@ def compared_frames(groups: Groups, task: str) -> list[int]:
         UserError: there are none.
     """
     of_task = [run for (name, _), runs in groups.items() if name == task for run in runs]
-    frames = set.intersection(*(set(run.success) for run in of_task))
+    frames = common_frames(of_task)
     if not frames:
         raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
-    return sorted(frames)
+    return frames
 
 
 # ---- report

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from mbrl.episodes import FRAME_CHANNELS
 from mbrl.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shifts, shifted
 from mbrl.noise_schedule import parse_noise_schedule
@@ -83,8 +83,10 @@ class DrQAgent:
         settings: dict[str, Any] = dict(lr=config.lr, weight_decay=config.weight_decay, fused=True)
         self._critic_optimizer = torch.optim.Adam([*encoder.parameters(), *critic.parameters()], **settings)
         self._actor_optimizer = torch.optim.Adam(actor.parameters(), **settings)
-        self._compute_critic_loss = self._maybe_compiled(self._critic_loss)
-        self._compute_actor_loss = self._maybe_compiled(self._actor_loss)
+        losses: tuple[Callable[..., Any], ...] = (self._critic_loss, self._actor_loss)
+        if self._is_compiled():
+            losses = tuple(torch.compile(loss, fullgraph=True, dynamic=False) for loss in losses)
+        self._compute_critic_loss, self._compute_actor_loss = losses
 
     @torch.no_grad()
     def act(self, stacks: Tensor, step: int, *, mean: bool, generator: torch.Generator) -> Tensor:
@@ -182,11 +184,10 @@ class DrQAgent:
     def _explore(self, features: Tensor, noise: Tensor) -> Tensor:
         return noisy(self.actor(features), noise, self.config.stddev_clip)
 
-    def _maybe_compiled(self, loss: Callable[..., Any]) -> Callable[..., Any]:
-        wanted = self.config.compile
-        if wanted is None:
-            wanted = self.device.type == "cuda" and _compiles(self.device)
-        return torch.compile(loss, fullgraph=True, dynamic=False) if wanted else loss
+    def _is_compiled(self) -> bool:
+        if self.config.compile is not None:
+            return self.config.compile
+        return self.device.type == "cuda" and _compiles(self.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later updates depend on. Not a copy: save it before the next update."""
@@ -222,17 +223,13 @@ def _compiles(device: torch.device) -> bool:
     try:
         torch.compile(_sum_of_squares)(probe).backward()
     except Exception as error:  # of many kinds, from several packages
-        logger.warning("the agent's updates are not compiled, since torch.compile fails here: %s", _first_line(error))
+        logger.warning("the agent's updates are not compiled, since torch.compile fails here: %s", first_line(error))
         return False
     return True
 
 
 def _sum_of_squares(numbers: Tensor) -> Tensor:
     return (numbers * numbers).sum()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _descend(optimizer: Optimizer, loss: Tensor) -> None:

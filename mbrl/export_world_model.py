@@ -19,13 +19,12 @@ import torch
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.training.export import DTYPES
 from ivideogpt.world_model import WorldModel
 from mbrl.run_folder import RunFolder
 from mbrl.settings import read
 from mbrl.snapshots import saved_part
 from mbrl.video_predictor import WorldModelConfig, build_world_model
-
-PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 def world_model_of(run_dir: Path) -> WorldModel:
@@ -53,7 +52,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--output", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--dtype", choices=PRECISIONS, default="float32", help="precision of the files")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the files")
     return parser.parse_args(argv)
 
 

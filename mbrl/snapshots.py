@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from mbrl.agent_env import AgentEnv
 from mbrl.replay_files import Manifest, ReplayFiles
 from mbrl.run_folder import RunFolder, sync_folder, write_whole
@@ -81,12 +81,7 @@ def saved_capacity(folder: RunFolder) -> int | None:
     Raises:
         UserError: it is incomplete or damaged.
     """
-    path = valid_snapshot(folder)
-    if path is None:
-        return None
-    with _reading(path):
-        capacity: int = next(iter(_lazy_state(path)["replay"].values()))["capacity"]
-    return capacity
+    return _saved(folder, lambda state: next(iter(state["replay"].values()))["capacity"])
 
 
 def saved_part(folder: RunFolder, name: str) -> Any:
@@ -95,17 +90,16 @@ def saved_part(folder: RunFolder, name: str) -> Any:
     Raises:
         UserError: it is incomplete or damaged.
     """
+    return _saved(folder, lambda state: state["parts"][name])
+
+
+def _saved(folder: RunFolder, pick: Callable[[dict[str, Any]], Any]) -> Any:
+    """Through a memory map: what nobody looks at stays on the disk."""
     path = valid_snapshot(folder)
     if path is None:
         return None
     with _reading(path):
-        return _lazy_state(path)["parts"][name]
-
-
-def _lazy_state(path: Path) -> dict[str, Any]:
-    """Through a memory map: what nobody looks at stays on the disk."""
-    state: dict[str, Any] = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
-    return state
+        return pick(torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True))
 
 
 @contextmanager
@@ -113,8 +107,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # whatever torch and NumPy make of a damaged file
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"{path} cannot be read ({reason}): use another run_dir to begin anew") from error
+        raise UserError(f"{path} cannot be read ({first_line(error)}): use another run_dir to begin anew") from error
 
 
 class Snapshots:
