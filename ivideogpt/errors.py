@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -28,13 +30,17 @@ def require(*packages: str, extra: str = "data") -> None:
 def cli(main: Callable[[], object]) -> None:
     """Run a command; a user's error becomes one line on stderr and exit code 2, Ctrl-C one and 130 (128 + SIGINT).
 
-    A bug keeps its traceback.
+    So does what the system refuses: a full or read-only disk, a missing folder, a file that may not be read. A bug
+    keeps its traceback.
 
     A plain ``ValueError`` is not caught: from a library it is more likely our fault than the user's.
     """
     try:
         main()
-    except (UserError, FileNotFoundError) as error:
+    except BrokenPipeError:  # whoever read our output has closed it: `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the exit
+        sys.exit(128 + signal.SIGPIPE)
+    except (UserError, OSError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import errno
+import shlex
+import subprocess
+import sys
+
 import pytest
 
 from ivideogpt.errors import UserError, cli
@@ -30,3 +35,27 @@ def test_ctrl_c_is_one_line(capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ValueError, match="ours"):
         cli(raising(ValueError("ours")))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/data/a.npz"), "No space left on device: '/data/a.npz'"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root"), "Permission denied: '/root'"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error, message, capsys):
+    """A full disk printed a traceback of forty lines."""
+
+    with pytest.raises(SystemExit) as exit_:
+        cli(raising(error))
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"error: [Errno {error.errno}] {message}\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """``inspect ... | head`` ended in a traceback of BrokenPipeError."""
+    code = "from ivideogpt.errors import cli; cli(lambda: [print('line') for _ in range(100_000)])"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("line\n", "")

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "ivideogpt"
 # From the ground up. A module imports modules of lower lines only; modules of one line do not know each other.
 LAYERS = [
     {"errors"},
-    {"state_dicts", "flags", "user_cache", "paths", "versions", "precision", "devices"},
+    {"files", "flags", "user_cache", "paths", "versions", "precision", "devices"},
+    {"state_dicts"},
     {"layout", "lpips"},
     {"vq_model", "transformer", "data", "losses", "utils"},
     {"pretrained"},

@@ -1,7 +1,8 @@
 """Which frames of an episode make a clip. Knows frame numbers; knows neither files nor pixels.
 
 A strategy is a function ``(num_frames, rng) -> indices``. Every random strategy proposes offsets from a start frame;
-:class:`Placed` shrinks the step to fit the episode and repeats the last frame beyond its end, in one place for all.
+:class:`Placed` shrinks the step to fit the episode. Beyond the end of a short one the last frame is repeated, by
+strategies that choose among frames only where there are fewer frames than they need.
 """
 
 from __future__ import annotations
@@ -41,16 +42,20 @@ def repeat_last(indices: Indices, num_frames: int) -> Indices:
 
 @dataclass(frozen=True)
 class Placed:
-    """Offsets placed at a random start: shrinks the step to the episode, and repeats the last frame of a short one."""
+    """Offsets placed at a random start: shrinks the step to the episode, and repeats the last frame of a short one.
 
-    offsets: Callable[[int, Generator], Indices]
+    Attributes:
+        offsets: ``(step, num_frames left from the start on, rng) -> offsets``.
+    """
+
+    offsets: Callable[[int, int, Generator], Indices]
     horizon: int
     step: int
 
     def __call__(self, num_frames: int, rng: Generator) -> Indices:
         step = fitting_step(self.step, self.horizon, num_frames)
         start = rng.integers(last_start(num_frames, self.horizon, step), endpoint=True)
-        return repeat_last(start + self.offsets(step, rng), num_frames)
+        return repeat_last(start + self.offsets(step, num_frames - int(start), rng), num_frames)
 
 
 def contiguous(length: int, step: int = 1) -> SegmentStrategy:
@@ -99,22 +104,32 @@ class Windows:
         return repeat_last(start + self.fitting_step * np.arange(self.length), self.num_frames)
 
 
-def _evenly(step: int, rng: Generator, length: int) -> Indices:
+def _evenly(step: int, num_frames: int, rng: Generator, length: int) -> Indices:
     return step * np.arange(length)
 
 
-def _sparse(step: int, rng: Generator, length: int, context_length: int, horizon: int) -> Indices:
+def _sparse(step: int, num_frames: int, rng: Generator, length: int, context_length: int, horizon: int) -> Indices:
     context = step * np.arange(context_length)
-    candidates = np.arange(step * context_length, step * horizon)
-    future = rng.choice(candidates, length - context_length, replace=False)
+    first, end = step * context_length, step * horizon
+    number = length - context_length
+    future = first + _distinct(number, end - first, num_frames - first, rng)
     return np.concatenate([context, np.sort(future)])
 
 
-def _shuffled(step: int, rng: Generator, length: int, horizon: int) -> Indices:
-    return step * rng.permutation(horizon)[:length]
+def _shuffled(step: int, num_frames: int, rng: Generator, length: int, horizon: int) -> Indices:
+    num_reached = -(-num_frames // step)
+    return step * _distinct(length, horizon, num_reached, rng)
 
 
-def _goal_first(step: int, rng: Generator, length: int) -> Indices:
+def _distinct(number: int, horizon: int, num_existing: int, rng: Generator) -> Indices:
+    """Draw distinct numbers below `horizon` in random order: those that exist, and beyond them only if they are few."""
+    num_existing = max(min(num_existing, horizon), 0)
+    if num_existing >= number:
+        return rng.choice(num_existing, number, replace=False)
+    return rng.permutation(np.concatenate([np.arange(num_existing), np.full(number - num_existing, num_existing)]))
+
+
+def _goal_first(step: int, num_frames: int, rng: Generator, length: int) -> Indices:
     frames = step * np.arange(length - 1)
     return np.concatenate([frames[-1:], frames])
 

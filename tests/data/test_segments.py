@@ -90,6 +90,26 @@ def test_shuffled_takes_distinct_steps_of_the_horizon(length, extra, step, num_f
         assert np.ptp(indices) <= step * (horizon - 1)
 
 
+def test_frames_are_chosen_among_those_that_exist():
+    """An episode of 10 frames under a horizon of 16 repeated its last frame in half of the future places."""
+    strategy = segments.sparse_future(8, 2, 16)
+    drawn = np.stack([strategy(10, rng(seed)) for seed in range(400)])
+    assert all(len(set(row)) == 8 for row in drawn.tolist())
+    assert (drawn[:, 2:] == 9).mean() == pytest.approx(6 / 8 / 6, abs=0.01)
+
+
+@quick
+@given(lengths, st.data(), steps, episodes, seeds)
+def test_random_choices_repeat_the_last_frame_only_where_frames_are_too_few(length, data, step, num_frames, seed):
+    context = data.draw(st.integers(1, length))
+    horizon = data.draw(st.integers(length, 3 * length))
+    future = segments.sparse_future(length, context, horizon, step)(num_frames, rng(seed))[context:].tolist()
+    assert len(set(future)) >= min(len(future), max(num_frames - context, 0))
+    order = segments.shuffled(length, horizon, step)(num_frames, rng(seed)).tolist()
+    assert len(set(order)) == min(length, num_frames)
+    assert all(order.count(frame) == 1 for frame in order if frame != num_frames - 1)
+
+
 def test_shuffled_is_in_random_order():
     strategy = segments.shuffled(5, 5)
     assert len({tuple(strategy(5, rng(seed))) for seed in range(50)}) > 20

@@ -1,0 +1,103 @@
+"""Small files: whole or absent, read with an answer for every way they can be wrong. Knows nothing of the package."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from ivideogpt.errors import UserError
+
+PARTIAL_SUFFIX = ".partial"
+
+
+def partial_path(path: Path) -> Path:
+    """Return a name beside `path` that no other process uses, for what is to be renamed to `path` once complete.
+
+    It is hidden and ends in ``.partial``, so that no pattern for finished files finds it.
+    """
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
+
+
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` once the block has ended without an error.
+
+    The content is on the disk before the name is. After an error or a kill `path` is what it was before.
+
+    Args:
+        mode: ``"wb"`` or ``"w"`` (UTF-8).
+
+    Raises:
+        OSError: the folder is missing, the disk is full or read-only.
+    """
+    path = Path(path)
+    partial = partial_path(path)
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the file system can (a new name may be lost in a power failure)."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with atomic_file(path, "w") as file:
+        file.write(text)
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all.
+
+    Raises:
+        ValueError: `value` holds NaN or infinity, which JSON has no word for.
+    """
+    write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
+    """Read a JSON file that holds one object.
+
+    Args:
+        advice: ends the message, e.g. "remove it to start again".
+
+    Raises:
+        UserError: the file is missing, unreadable, no JSON, or JSON of another kind.
+    """
+    ending = f"; {advice}" if advice else ""
+    try:
+        value = json.loads(Path(path).read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing{ending}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}{ending}") from error
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
+        raise UserError(f"{path} is not valid JSON: {reason}{ending}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {_kind(value)}, expected one JSON object{ending}")
+    return value
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
