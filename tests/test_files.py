@@ -13,7 +13,7 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     """A full disk truncated recording.json, after which the recorder refused to go on."""
     path = tmp_path / "note.json"
     write_json(path, {"a": 1})
-    with pytest.raises(OSError, match="full"), atomic_file(path, "w") as file:
+    with pytest.raises(OSError, match="full"), atomic_file(path, "w") as file:  # noqa: PT012
         file.write("{")
         raise OSError("the disk is full")
     assert read_json(path) == {"a": 1}
