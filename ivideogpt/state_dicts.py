@@ -123,12 +123,22 @@ def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a safetensors file aside and rename it, floating-point tensors as ``dtype`` if that is given."""
+    """Write a safetensors file aside and rename it, floating-point tensors as ``dtype`` if that is given.
+
+    Raises:
+        UserError: a tensor is not finite, as of a training that has gone wrong; ``file`` is what it was.
+    """
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
+    if bad := _not_finite(contiguous):
+        raise UserError(f"{file} is not written; {_listed('not finite', bad)}")
     save_file(contiguous, aside, metadata={"format": "pt"})
     aside.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
     aside.replace(file)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
 
 
 def _umask() -> int:

@@ -33,6 +33,7 @@ from ivideogpt.pretrained import (
     model_folder,
     read_llama_config,
 )
+from ivideogpt.training.updates import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.utils.video_io import Pixels, side_by_side, to_pixels
 from ivideogpt.utils.video_metric import find_lpips
@@ -140,6 +141,7 @@ class VideoPredictor:
         self.tokenizer, self.transformer = model.tokenizer.eval(), model.transformer.eval()
         self._tokenizer_loss = tokenizer_loss
         self._optimizers = {"tokenizer": tokenizer_optimizer, "transformer": transformer_optimizer}
+        self._updates = {half: SoundUpdates(half, optimizer) for half, optimizer in self._optimizers.items()}
         self._generator = generator
         self._layout = self.tokenizer.layout(config.segment_length - config.context_length)
 
@@ -180,12 +182,12 @@ class VideoPredictor:
         return self._descend("transformer", self.transformer, terms)
 
     def _descend(self, half: str, network: nn.Module, terms: LossTerms) -> dict[str, Tensor]:
-        optimizer = self._optimizers[half]
-        optimizer.zero_grad()
+        updates = self._updates[half]
+        updates.optimizer.zero_grad()
         terms.total.backward()
         norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
-        optimizer.step()
-        return terms.detached() | {"grad_norm": norm.detach()}
+        skipped = updates.step(terms.total, norm.detach())
+        return terms.detached() | {"grad_norm": norm.detach(), "skipped_updates": skipped}
 
     # ---- imagining
 

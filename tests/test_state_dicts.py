@@ -58,3 +58,15 @@ def test_saved_files_have_the_usual_permissions(tmp_path):
     save_tensors({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "usual").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+def test_what_is_not_finite_replaces_nothing(tmp_path):
+    """The weights of a training that went wrong took the place of good ones."""
+    file = tmp_path / "model.safetensors"
+    save_tensors({"a": torch.ones(2)}, file)
+    with pytest.raises(UserError, match=r"model\.safetensors is not written; not finite: a"):
+        save_tensors({"a": torch.tensor([1.0, float("inf")]), "b": torch.ones(1)}, file)
+    with pytest.raises(UserError, match="not finite: big"):
+        save_tensors({"big": torch.tensor([1e30])}, file, torch.float16)
+    assert read_tensors(file)["a"].tolist() == [1, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

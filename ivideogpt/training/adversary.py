@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.losses import LossTerms, adaptive_weight, hinge_loss
 from ivideogpt.training.optim import accumulating, advance
+from ivideogpt.training.updates import SoundUpdates
 
 
 @dataclass
@@ -30,6 +31,9 @@ class Adversary:
     accelerator: Accelerator
     weight: float
     max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        self.updates = SoundUpdates("discriminator", self.optimizer, self.accelerator)
 
     def added_to(self, terms: LossTerms, reconstructed: Tensor, last_layer: Tensor) -> LossTerms:
         """The tokenizer's loss with the discriminator's verdict on ``reconstructed`` frames (N, 3, H, W).
@@ -59,12 +63,12 @@ class Adversary:
             "disc_fake": of_fake.detach().mean(),
         }
 
-    def update(self) -> dict[str, Tensor | float]:
+    def update(self, loss: Tensor) -> dict[str, Tensor | float]:
         """Clip, step, schedule."""
         metrics: dict[str, Tensor | float] = {"disc_lr": self.scheduler.get_last_lr()[0]}
         parameters = self.discriminator.parameters()
-        metrics["disc_grad_norm"] = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
-        advance(self.optimizer, self.scheduler)
+        metrics["disc_grad_norm"] = norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+        metrics["disc_skipped_updates"] = advance(self.updates, self.scheduler, loss, norm)
         return metrics
 
     def state(self) -> dict[str, Any]:

@@ -26,10 +26,12 @@ class AveragedWeights:
         self._updates = 0
 
     @torch.no_grad()
-    def update(self) -> None:
-        """The first one makes the average what the weights are."""
+    def update(self, skipped: Tensor) -> None:
+        """The first one makes the average what the weights are. Nothing changes after a ``skipped`` (1) update."""
         decay = min(self._updates / (WARM_UP + self._updates), MAX_DECAY)
-        torch._foreach_lerp_(list(self._averages.values()), list(self._trained.values()), 1 - decay)
+        share = (1 - decay) * (1 - skipped)  # known to the device alone
+        averages = list(self._averages.values())
+        torch._foreach_lerp_(averages, list(self._trained.values()), [share] * len(averages))
         self._updates += 1
 
     @contextmanager

@@ -149,7 +149,7 @@ def build_batches(
     """Training batches if it trains, validation batches that are the same every time, and what either is made of."""
     eval_batch_size = args.eval_batch_size
     if args.token_store is None:
-        source, config = PixelSource(tokenizer, run.accelerator), pixel_config(args)
+        source, config = PixelSource(tokenizer), pixel_config(args)
         if args.eval_only:
             return None, build_validation_loader(config, run, eval_batch_size, args.use_eval_dataset), source
         return (*build_clip_loaders(config, run, eval_batch_size, args.use_eval_dataset), source)

@@ -154,7 +154,7 @@ def _noting(failures: list[str]) -> Iterator[None]:
     """Take note of a failed write instead of raising: the other processes are waiting."""
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # the system's, torch's and safetensors' writers
+    except (OSError, RuntimeError, SafetensorError, UserError) as error:  # of writers
         failures.append(str(error) or type(error).__name__)
 
 

@@ -88,6 +88,8 @@ class Codebook:
         assert self.decay is not None
         counts = self.accelerator.reduce(counts.float(), "sum")
         sums = self.accelerator.reduce(torch.zeros_like(self._sums).index_add_(0, codes, latents), "sum")
+        sound = sums.isfinite().all()  # of latents that are not, nothing is learned
+        counts, sums = torch.where(sound, counts, self._weights), torch.where(sound, sums, self._sums)
         self._weights.lerp_(counts, 1 - self.decay)
         self._sums.lerp_(sums, 1 - self.decay)
         weights = self._weights.unsqueeze(1)
@@ -219,7 +221,7 @@ def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
 
     The probability is proportional to the squared distance from the nearest code vector.
     """
-    distinct = torch.unique(latents, dim=0)
+    distinct = torch.unique(latents[latents.isfinite().all(dim=1)], dim=0)
     errors = torch.cdist(distinct, vectors).amin(dim=1).square()
     num = min(num, int((errors > 0).sum()))
     if num == 0:

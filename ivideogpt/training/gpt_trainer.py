@@ -49,6 +49,7 @@ from ivideogpt.training.sharding import ShardedOptimizerState, is_sharded, whole
 from ivideogpt.training.stale_tokens import with_stale_tokens
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, Source
+from ivideogpt.training.updates import SoundUpdates
 from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating
@@ -87,6 +88,7 @@ class GptTrainer:
         clips_per_update = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self.clips_per_update = clips_per_update * self.accelerator.num_processes
         self.pace = Pace()
+        self.updates = SoundUpdates("transformer", self.optimizer, self.accelerator)
         self.checkpoints = Checkpoints(
             self.run.directory,
             TRANSFORMER_CHECKPOINTS,
@@ -168,6 +170,7 @@ class GptTrainer:
             self.save_checkpoint()
             self.run.stopped_after(self.progress.step)
             return
+        self.updates.check_end()
         self.write_weights(self.run.directory)
         logger.info("finished: %s", self.run.directory)
 
@@ -184,12 +187,12 @@ class GptTrainer:
                 terms = self.loss_of(batch, self.args.stale_tokens)
                 self.accelerator.backward(terms.total / num_batches)
             window.add(terms.detached())
-        metrics = window.means() | {"lr": self.scheduler.get_last_lr()[0]}
+        means = window.means()
+        metrics = means | {"lr": self.scheduler.get_last_lr()[0]}
         with self.pace.timing("optimizer"):
-            if self.args.max_grad_norm is not None:
-                norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
-                metrics["grad_norm"] = whole(norm)
-            advance(self.optimizer, self.scheduler)
+            limit = math.inf if self.args.max_grad_norm is None else self.args.max_grad_norm
+            metrics["grad_norm"] = norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+            metrics["skipped_updates"] = advance(self.updates, self.scheduler, means["loss"], norm)
         self.progress.clips += self.clips_per_update
         self.pace.add_clips(self.clips_per_update)
         return metrics
@@ -238,7 +241,8 @@ class GptTrainer:
                 if sampled is not None:
                     sampled.add(self.source.clips(batch))
         metrics = window.take(self.accelerator)
-        metrics |= {"perplexity": math.exp(metrics["ce"])} | (sampled.metrics() if sampled is not None else {})
+        metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
+        metrics |= sampled.metrics() if sampled is not None else {}
         self.run.log(step, "validation", metrics)
         if self.run.is_main_process:
             self.run.log_image(step, "validation", self.picture(world_model, self.source.clips(batch, CLIPS_SHOWN)))

@@ -38,7 +38,7 @@ class MetricWindow:
         self._sums, self._counts = {}, {}
         return result
 
-    def means(self) -> dict[str, Tensor | float]:
+    def means(self) -> dict[str, Tensor]:
         """Means on this process, still on their device."""
         return {name: total / self._counts[name] for name, total in self._sums.items()}
 

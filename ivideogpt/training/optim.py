@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ivideogpt.training.updates import SoundUpdates
+
 NORM_LAYERS = ("LlamaRMSNorm", "RMSNorm", "LayerNorm", "GroupNorm")
 
 
@@ -61,11 +63,12 @@ def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> A
     return nullcontext() if is_last else accelerator.no_sync(model)
 
 
-def advance(optimizer: Optimizer, scheduler: LRScheduler) -> None:
-    """One update with the gradients that there are, and none left over."""
-    optimizer.step()
+def advance(updates: SoundUpdates, scheduler: LRScheduler, loss: Tensor, norm: Tensor) -> Tensor:
+    """One update with the gradients that there are, of norm ``norm``, and none left over. Was it skipped (0 or 1)?"""
+    skipped = updates.step(loss, norm)
     scheduler.step()
-    optimizer.zero_grad()
+    updates.optimizer.zero_grad()
+    return skipped
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:

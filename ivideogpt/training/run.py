@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import secrets
 import signal
@@ -100,7 +101,7 @@ class Run:
         if not self.is_main_process:
             return
         with self.metrics_file.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **metrics}) + "\n")
+            file.write(json.dumps({"step": step, "split": split, **_finite_or_none(metrics)}, allow_nan=False) + "\n")
         self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
         logger.info("step %d %s  %s", step, split, text)
@@ -261,6 +262,11 @@ def _is_until(line: str, step: int) -> bool:
         return json.loads(line)["step"] <= step
     except ValueError:  # the run was killed while it wrote the line
         return False
+
+
+def _finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """JSON has no word for NaN and infinity."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _git_commit() -> str | None:

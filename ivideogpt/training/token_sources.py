@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from ivideogpt.data.batches import ClipBatch
@@ -29,14 +28,17 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class PixelSource:
-    """Batches are clips, which a frozen tokenizer reads in eval mode and in the run's precision."""
+    """Batches are clips, which a frozen tokenizer reads in eval mode.
+
+    It reads them in float32 whatever the run's precision: of bfloat16's tokens of context frames one in 27 is another
+    one than sessions, evaluation and token stores see.
+    """
 
     tokenizer: CompressiveVQModel
-    accelerator: Accelerator
 
     @torch.no_grad()
     def tokens(self, batch: ClipBatch) -> TokenBatch:
-        with self.accelerator.autocast():
+        with torch.autocast(batch.frames.device.type, enabled=False):
             tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
         return TokenBatch(tokens, batch.actions, batch.rewards)
 

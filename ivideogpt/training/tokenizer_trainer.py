@@ -42,6 +42,7 @@ from ivideogpt.training.schedule import (
     within_phase_pair,
 )
 from ivideogpt.training.stream import BatchStream
+from ivideogpt.training.updates import SoundUpdates
 from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.utils.video_metric import frame_psnr
 from ivideogpt.vq_model import CompressiveVQOutput
@@ -80,6 +81,7 @@ class TokenizerTrainer:
         clips_per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps
         self.clips_per_update = clips_per_update * self.accelerator.num_processes
         self.pace = Pace()
+        self.updates = SoundUpdates("tokenizer", self.optimizer, self.accelerator)
         self.shown: Tensor | None = None  # a few of the latest training clips
         self.checkpoints = Checkpoints(
             self.run.directory,
@@ -154,6 +156,7 @@ class TokenizerTrainer:
             self.save_checkpoint()
             self.run.stopped_after(self.progress.step)
             return
+        self.updates.check_end()
         with self.averaged():
             self.write_weights(self.run.directory)
             self.write_weights(self.run.directory / WEIGHTS_FOLDER)
@@ -189,7 +192,8 @@ class TokenizerTrainer:
                 self.accelerator.backward(terms.total / num_batches)
             self.codebooks.observe(output, moving)
             window.add(terms.detached())
-        metrics = window.means() | self.update()
+        means = window.means()
+        metrics = means | self.update(means["loss"])
         if self.args.restart_dead_codes and within_phase_pair(self.progress.step + 1, self.args.restart_dead_codes):
             metrics |= self.codebooks.restart_dead_codes(output, self.optimizer, moving)
         self.shown = frames[:CLIPS_SHOWN]
@@ -211,7 +215,8 @@ class TokenizerTrainer:
                 window.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
         self.count_clips()
         with self.pace.timing("optimizer"):
-            return window.means() | self.adversary.update()
+            means = window.means()
+            return means | self.adversary.update(means["disc_loss"])
 
     @property
     def last_layer(self) -> Tensor:
@@ -222,18 +227,19 @@ class TokenizerTrainer:
         output = reconstruct(self.model, frames, self.args.context_length)
         return self.loss(frames, output, self.args.context_length), output
 
-    def update(self) -> dict[str, Tensor | float]:
+    def update(self, loss: Tensor) -> dict[str, Tensor | float]:
         """Clip, step, schedule."""
         metrics: dict[str, Tensor | float] = {"lr": self.scheduler.get_last_lr()[0]}
         with self.pace.timing("optimizer"):
-            metrics["grad_norm"] = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            metrics["grad_norm"] = norm
         if within_phase_pair(self.progress.step + 1, self.args.log_grad_norm_steps):
             # after clipping, which takes the factor of 16-bit training out of gradients
             metrics |= gradient_norms(self.accelerator.unwrap_model(self.model))
         with self.pace.timing("optimizer"):
-            advance(self.optimizer, self.scheduler)
+            metrics["skipped_updates"] = skipped = advance(self.updates, self.scheduler, loss, norm)
             if self.average is not None:
-                self.average.update()
+                self.average.update(skipped)
         self.count_clips()
         return metrics
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
+from ivideogpt.losses import LossTerms
 from ivideogpt.pretrained import ActionNormalization, ModelMetadata, save_transformer
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
@@ -108,6 +109,21 @@ def test_dropout_acts_in_updates_of_the_transformer_alone(predictor):
     predictor.update_tokenizer(segments())
     assert modes[2:] == [False]
     assert not any(module.training for module in (*predictor.tokenizer.modules(), *predictor.transformer.modules()))
+
+
+@pytest.mark.parametrize("half", ["tokenizer", "transformer"])
+def test_a_bad_update_is_skipped_and_counted(predictor, half):
+    """One NaN in a segment ended all imagination of a run hours later."""
+    before = parameters_of(predictor)
+    update, network = getattr(predictor, f"update_{half}"), getattr(predictor, half)
+    with pytest.MonkeyPatch.context() as patch:
+        total = sum(parameter.sum() for parameter in network.parameters() if parameter.requires_grad) * float("nan")
+        patch.setattr(predictor, "_tokenizer_loss", lambda *_: LossTerms(total))
+        patch.setattr(video_predictor, "transformer_loss", lambda *_: LossTerms(total))
+        assert update(segments())["skipped_updates"] == 1
+    assert not changed(before, parameters_of(predictor))
+    assert update(segments())["skipped_updates"] == 0
+    assert changed(before, parameters_of(predictor))
 
 
 def test_updates_go_on_bit_for_bit(config, predictor):

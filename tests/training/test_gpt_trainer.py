@@ -219,6 +219,19 @@ def test_the_tokenizer_is_frozen_and_never_drops_out(gpt_command):
     assert torch.equal(trainer.source.tokens(clips).tokens, trainer.source.tokens(clips).tokens)
 
 
+def test_tokens_of_a_bf16_run_are_those_of_float32(gpt_command):
+    """Autocast around the tokenizer trained on other tokens than sessions, evaluation and token stores see."""
+    trainer = build_gpt([*gpt_command, "--max_train_steps", "1", "--mixed_precision", "bf16"])
+    clips = next(trainer.batches)
+    expected, _ = trainer.tokenizer.tokenize(clips.frames, 2)
+    with trainer.accelerator.autocast():
+        wrong, _ = trainer.tokenizer.tokenize(clips.frames, 2)
+        found = trainer.source.tokens(clips).tokens
+    assert not torch.equal(wrong, expected)
+    assert torch.equal(found, expected)
+    assert torch.equal(trainer.source.tokens(clips).tokens, expected)
+
+
 def test_gradient_checkpointing_gives_the_same_gradients(gpt_command):
     gradients, calls = [], []
     for flags in ([], ["--gradient_checkpointing"]):
