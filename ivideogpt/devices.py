@@ -8,7 +8,29 @@ import torch
 
 from ivideogpt.errors import UserError
 
+# By which MPI, SLURM and their kin tell a process how many there are.
+FOREIGN_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
+OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+def check_launcher() -> None:
+    """Find out before any process waits for another: torchrun and ``accelerate launch`` start several, nothing else.
+
+    Other launchers' variables also stay behind in shells and containers, where accelerate would take them for its own.
+
+    Raises:
+        UserError: the environment speaks of several processes, and torchrun has not started this one.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return
+    several = [name for name in FOREIGN_COUNTS if os.environ.get(name, "1").strip() != "1"]
+    lone = [] if all(name in os.environ for name in OF_TORCHRUN) else ["LOCAL_RANK"] * ("LOCAL_RANK" in os.environ)
+    for name in several + lone:
+        raise UserError(
+            f"the environment has {name}={os.environ[name]}, and neither torchrun nor accelerate launch has started "
+            f"this process: start several with one of these, or unset {name} for one process alone"
+        )
 
 
 def choose_device(name: str) -> torch.device:

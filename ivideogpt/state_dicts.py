@@ -122,6 +122,13 @@ def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
     return dict(tensors)
 
 
+def read_any_tensors(file: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file or of one that torch has written, told apart by their first bytes."""
+    with file.open("rb") as content:
+        is_torchs = content.read(2) in (b"PK", b"\x80\x02")  # a zip archive, or a pickle as before torch 1.6
+    return read_foreign_tensors(file) if is_torchs else read_tensors(file)
+
+
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
     """Write a safetensors file aside and rename it, floating-point tensors as ``dtype`` if that is given.
 

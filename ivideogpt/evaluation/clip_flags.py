@@ -14,7 +14,7 @@ from ivideogpt.data.clips import DataConfig
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.evaluation_clips import EvaluationClips, build_evaluation_clips
 from ivideogpt.data.segments import SegmentSpec, segment_kind
-from ivideogpt.devices import DEVICES, choose_device
+from ivideogpt.devices import DEVICES, check_launcher, choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.processes import Processes, join_processes
@@ -67,6 +67,7 @@ class ClipFlags:
 
     def open(self) -> tuple[torch.device, Processes]:
         """What the command runs on. The main process alone logs what all of them would say."""
+        check_launcher()
         device = choose_device(self.device)
         processes = join_processes(device)
         logging.basicConfig(level=logging.WARNING if processes.is_main else logging.ERROR, format="%(message)s")

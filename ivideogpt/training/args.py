@@ -73,7 +73,7 @@ class TokenizerArgs:
     # Loss
     vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
     recon_weight: float = option(1.0, "weight of the reconstruction loss", minimum=0)
-    perc_weight: float = option(1.0, "weight of LPIPS", minimum=0)
+    perc_weight: float = option(1.0, "weight of LPIPS, whose files have to be there unless it is 0", minimum=0)
     lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
     balanced_loss: bool = option(False, "weigh future by F/T and context by t/T in reconstruction and LPIPS")
     motion_weight: float = option(
@@ -86,7 +86,9 @@ class TokenizerArgs:
     disc_start: int = option(0, "step from which the discriminator takes part")
     disc_weight: float = option(0.8, "weight of the adversarial term")
     disc_depth: int = option(4, "convolutions of the discriminator")
-    discriminator_config_name_or_path: str | None = option(None, "file of discriminator weights to start from")
+    discriminator_config_name_or_path: str | None = option(
+        None, "file of discriminator weights to start from, such as a run's unwrapped_model/discriminator"
+    )
 
     # Codebooks
     codebook_decay: float = option(
@@ -122,7 +124,7 @@ class TokenizerArgs:
     # Machine
     seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
     mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
-    allow_tf32: bool = option(False, "TF32 matrix products on CUDA")
+    allow_tf32: bool = option(False, "TF32 matrix products on CUDA; convolutions do as PyTorch's default says")
     channels_last: bool = option(False, "channels-last memory format of images and convolutions")
 
     # Record
@@ -159,8 +161,6 @@ class TokenizerArgs:
         _check_what_both_share(self)
         _check_start(self, "start_global_step")
         _check_shares(self, "codebook_decay", "cross_attention_dropout", "adam_beta1", "adam_beta2")
-        if self.lpips_folder is not None and not self.lpips_folder.is_dir():
-            raise UserError(f"--lpips_path {self.lpips_path}: no such folder")
         if self.rand_select and self.rand_shuffle:
             raise UserError("--rand_select and --rand_shuffle are two segment modes: give one")
         if (self.rand_select or self.rand_shuffle) and self.segment_horizon < self.segment_length:
@@ -207,12 +207,6 @@ class TokenizerArgs:
     def checkpoints_kept(self) -> int | None:
         return 1 if self.latest_checkpoint_only else self.keep_last_n
 
-    @property
-    def lpips_folder(self) -> Path | None:
-        """None if the run goes without LPIPS: it has no weight, or the default folder does not exist."""
-        folder = here_or_in_project(self.lpips_path)
-        return folder if self.perc_weight > 0 and (folder.is_dir() or self.lpips_path != LPIPS_FOLDER) else None
-
 
 @dataclass(frozen=True, kw_only=True)
 class GptArgs:
@@ -236,7 +230,7 @@ class GptArgs:
     goal_conditioned: bool = option(False, "the first frame is the goal")
     lora: bool = option(False, "train low-rank adapters of --pretrained_transformer_path; of the rest, heads only")
     lora_r: int = option(8, "rank of the adapters", minimum=1)
-    lora_alpha: int = option(32, "scale of the adapters, divided by their rank", minimum=1)
+    lora_alpha: float = option(32, "scale of the adapters, divided by their rank", minimum=1)
     lora_dropout: float = option(0.0, "dropout of the adapters")
 
     # Data
@@ -308,7 +302,7 @@ class GptArgs:
         None, "futures that are sampled at a time (default: a batch's)", minimum=1
     )
     max_decode_batchsize: int | None = option(None, "frames that LPIPS, clips that I3D is given at a time", minimum=1)
-    log_gif_interval: int = option(10, "batches between GIFs of sampled futures", minimum=1)
+    log_gif_interval: int = option(10, "at every validation: batches between GIFs of sampled futures", minimum=1)
 
     # Trying the command
     debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")

@@ -15,10 +15,9 @@ from torch.optim import Optimizer
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
-from ivideogpt.lpips import LPIPS
 from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
-from ivideogpt.state_dicts import PICKLES, load_strict, read_foreign_tensors, read_tensors
+from ivideogpt.state_dicts import load_strict, read_any_tensors
 from ivideogpt.training.adapt_tokenizer import adapt_tokenizer
 from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import TokenizerArgs
@@ -31,10 +30,12 @@ from ivideogpt.training.run import build_run
 from ivideogpt.training.schedule import PhaseSchedule, TrainProgress, build_scheduler
 from ivideogpt.training.stream import BatchStream
 from ivideogpt.training.tokenizer_trainer import WEIGHTS_FOLDER, TokenizerTrainer
+from ivideogpt.utils.video_metric import load_lpips
 from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 
 logger = logging.getLogger(__name__)
 
+WITHOUT_LPIPS = "or train without the perceptual loss: --perc_weight 0"
 CONFIG_OF_RESOLUTION = {64: PROJECT / "configs" / "ctx_vae64", 256: PROJECT / "configs" / "ctx_vae"}
 
 
@@ -42,11 +43,12 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     """A trainer with all its parts. Writes nothing."""
     run = build_run(args, TOKENIZER_CHECKPOINTS)
     accelerator = run.accelerator
+    loss = build_loss(args, accelerator.device)
     config = clip_config(args, segment_spec(args), args.train_batch_size)
     train_clips, validation_clips = build_clip_loaders(config, run, args.train_batch_size)
     tokenizer, fresh_codebooks = build_tokenizer(args, run.checkpoint)
-    loss = build_loss(args, accelerator.device)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    if args.allow_tf32:  # of convolutions it is what PyTorch's default says
+        torch.backends.cuda.matmul.allow_tf32 = True
 
     schedule = PhaseSchedule(args.max_train_steps, args.disc_start, args.start_global_step)
     optimizer = build_optimizer(tokenizer, args.learning_rate, args, accelerator)
@@ -87,8 +89,7 @@ def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: A
     discriminator = Discriminator(args.disc_depth)
     if args.discriminator_config_name_or_path is not None:
         path = Path(args.discriminator_config_name_or_path)
-        read = read_foreign_tensors if path.suffix in PICKLES else read_tensors
-        load_strict(discriminator, read(path), str(path))
+        load_strict(discriminator, read_any_tensors(path), str(path))
     optimizer = build_optimizer(discriminator, args.discr_learning_rate, args, accelerator)
     updates = schedule.discriminator_updates
     scheduler = build_scheduler(args.discr_lr_scheduler, optimizer, args.lr_warmup_steps, updates)
@@ -161,7 +162,7 @@ def segment_spec(args: TokenizerArgs) -> SegmentSpec:
 
 
 def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
-    """With LPIPS if its weights are there, and a plain word if they are not."""
+    """With LPIPS if it has a weight; raises UserError if its files are not there."""
     config = TokenizerLossConfig(
         reconstruction=args.vae_loss,  # type: ignore[arg-type]
         recon_weight=args.recon_weight,
@@ -171,11 +172,9 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         still_weight=args.still_weight,
         gradient_weight=args.gradient_weight,
     )
-    if args.lpips_folder is not None:
-        return TokenizerLoss(config, LPIPS.from_folder(args.lpips_folder).to(device))
-    if args.perc_weight > 0:
-        logger.warning("training WITHOUT the perceptual loss: no LPIPS weights in %s", args.lpips_path)
-    return TokenizerLoss(config)
+    if args.perc_weight == 0:
+        return TokenizerLoss(config)
+    return TokenizerLoss(config, load_lpips(args.lpips_path, device, WITHOUT_LPIPS))
 
 
 def _learning_rate_scale(args: TokenizerArgs, accelerator: Accelerator) -> int:

@@ -17,6 +17,8 @@ import torch
 
 from ivideogpt.data.catalog import OWN_SPLITS, DatasetPaths
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, is_lerobot
+from ivideogpt.lpips import missing_weights
+from ivideogpt.paths import here_or_in_project
 from ivideogpt.pretrained import (
     TOKENIZER_WEIGHTS,
     TRANSFORMER_WEIGHTS,
@@ -33,6 +35,7 @@ from ivideogpt.vq_model import CompressiveVQModel
 logger = logging.getLogger(__name__)
 
 STEPS = 4
+MOST_STEPS = 100  # that are still a trial
 CLIPS = 2
 EPISODES = 4  # the first is the test split
 TINY_TOKENIZER = dict(
@@ -47,7 +50,6 @@ TINY_TRANSFORMER = dict(
     hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
 )
 FEW = dict(
-    max_train_steps=STEPS,
     log_steps=1,
     validation_steps=2,
     max_eval_iters=1,
@@ -65,9 +67,10 @@ def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
         config = None if start is not None else str(stand_ins.tokenizer_config(config))
     return replace(
         stand_ins.with_episodes(args, max(args.segment_length, args.segment_horizon)),
-        **FEW,
+        **FEW | {"max_train_steps": stand_ins.steps},
         output_dir=str(stand_ins.folder),
         start_global_step=0,
+        perc_weight=stand_ins.perceptual_weight(args),
         pretrained_model_name_or_path=start,
         model_config_name_or_path=config,
         train_batch_size=min(args.train_batch_size, CLIPS),
@@ -90,7 +93,7 @@ def tiny_gpt_run(args: GptArgs) -> GptArgs:
         start = None if start is None else stand_ins.transformer(args, tokenizer, config_name)
     return replace(
         stand_ins.with_episodes(args, args.segment_length),
-        **FEW,
+        **FEW | {"max_train_steps": stand_ins.steps},
         output_dir=str(stand_ins.folder),
         start_completed_steps=0,
         pretrained_model_name_or_path=tokenizer,
@@ -113,7 +116,22 @@ class _StandIns:
     def __init__(self, args: TokenizerArgs | GptArgs) -> None:
         self.folder = Path(args.output_dir) / "debug"
         self.resolution, self.context_length = args.resolution, args.context_length
-        logger.warning("--debug: a tiny model and %d steps; the run, and what stands in, are in %s", STEPS, self.folder)
+        asked = args.max_train_steps
+        self.steps = asked if asked <= MOST_STEPS else STEPS
+        logger.warning(
+            "--debug: a tiny model and %d steps%s; the run, and what stands in, are in %s",
+            self.steps,
+            "" if self.steps == asked else f" (not --max_train_steps {asked}, which is taken up to {MOST_STEPS})",
+            self.folder,
+        )
+
+    def perceptual_weight(self, args: TokenizerArgs) -> float:
+        """0 where LPIPS has no files."""
+        missing = missing_weights(here_or_in_project(args.lpips_path)) if args.perc_weight else None
+        if missing is None:
+            return args.perc_weight
+        logger.warning("--debug: --perc_weight 0 instead of %s. %s", args.perc_weight, missing)
+        return 0.0
 
     def with_episodes(self, args: Any, num_frames: int) -> Any:
         """The run's own data if they are there, else squares that actions move."""

@@ -23,7 +23,7 @@ def report(trainer: TokenizerTrainer | GptTrainer) -> str:
         f"dry run: the command fits together; it would {start}",
         f"clips: {args.segment_length} frames of {args.resolution} px, of which {args.context_length} context",
         f"each update: {trainer.clips_per_update} clips",
-        f"processes: {run.accelerator.num_processes} on {run.accelerator.device}, precision {args.mixed_precision}",
+        f"processes: {run.accelerator.num_processes} on {run.accelerator.device}, precision {run.args.mixed_precision}",
         *(
             f"{name}: {_millions(_size(part.parameters()))} parameters, {_trained(part)}"
             for name, part in parts.items()

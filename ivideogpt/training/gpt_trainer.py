@@ -41,6 +41,7 @@ from ivideogpt.training.sampled_validation import (
     SampledValidation,
     ScoringNetworks,
     evaluated_settings,
+    log_gif,
     report_folder,
     reported_metrics,
 )
@@ -228,10 +229,10 @@ class GptTrainer:
             return
         window = MetricWindow()
         world_model = self.world_model()
-        sampled = self.sampled_validation(world_model, step)
+        sampled = self.sampled_validation(world_model)
         llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
-            for batch in self.validation_batches.first(self.args.max_eval_iters):
+            for index, batch in enumerate(self.validation_batches.first(self.args.max_eval_iters)):
                 batch = batch.to(self.accelerator.device)
                 tokens = self.source.tokens(batch)
                 num_clips = len(tokens.tokens)
@@ -240,6 +241,9 @@ class GptTrainer:
                 window.add({"accuracy": accuracy(logits[-1], labels)}, num_clips)
                 if sampled is not None:
                     sampled.add(self.source.clips(batch))
+                if every(index, self.args.log_gif_interval) and self.run.is_main_process:
+                    number = index * self.accelerator.num_processes * self.args.eval_batch_size
+                    log_gif(self.run, step, world_model, self.source.clips(batch, 1), index, number)
         metrics = window.take(self.accelerator)
         metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
         metrics |= sampled.metrics() if sampled is not None else {}
@@ -251,12 +255,12 @@ class GptTrainer:
         """The model with its weights as they are now."""
         return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
 
-    def sampled_validation(self, world_model: WorldModel, step: int) -> SampledValidation | None:
+    def sampled_validation(self, world_model: WorldModel) -> SampledValidation | None:
         """None where no futures are scored, or where a report is to score them."""
         if self.scoring is None or self.evaluation_clips is not None:
             return None
         scorer = self.scoring.scorer(world_model, self.args)
-        return SampledValidation(scorer, self.args.eval_batch_size, self.args.log_gif_interval, self.run, step)
+        return SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
 
     def picture(self, world_model: WorldModel, clips: ClipBatch) -> Image.Image:
         """One sampled future of some clips beside the true one."""

@@ -24,7 +24,7 @@ class Adapters:
     trains.
     """
 
-    def __init__(self, transformer: Transformer, rank: int, alpha: int, dropout: float) -> None:
+    def __init__(self, transformer: Transformer, rank: int, alpha: float, dropout: float) -> None:
         from peft import LoraConfig, inject_adapter_in_model
 
         self._transformer = transformer

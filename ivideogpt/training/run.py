@@ -31,6 +31,7 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
@@ -195,6 +196,7 @@ class Run:
 
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     """Start the processes' common ground and name the run. Writes nothing yet."""
+    check_launcher()
     files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, as soon as that has a name
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files

@@ -1,4 +1,4 @@
-"""Validation by sampled futures of the validation clips: scored and shown."""
+"""Validation by sampled futures of the validation clips: shown, and scored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 
 from ivideogpt.data.batches import ClipBatch
 from ivideogpt.evaluation.clip_scores import PREDICTION, Tally
@@ -71,20 +72,16 @@ class SampledValidation:
 
     scorer: PredictionScorer
     batch_size: int
-    gif_interval: int
-    run: Run
-    step: int
+    accelerator: Accelerator
     batches: int = 0
     tally: Tally = field(default_factory=lambda: Tally(num_replicates=0))
 
     def add(self, clips: ClipBatch) -> None:
-        """Score a batch, all of whose frames are known; every few batches its first clip becomes a GIF."""
-        accelerator = self.run.accelerator
+        """Score a batch, all of whose frames are known."""
+        accelerator = self.accelerator
         first = (self.batches * accelerator.num_processes + accelerator.process_index) * self.batch_size
         for clip in self.scorer(range(first, first + len(clips.frames)), clips):
             self.tally.add(clip)
-        if self.batches % self.gif_interval == 0 and self.run.is_main_process:
-            self._write_gif(first, clips)
         self.batches += 1
 
     def metrics(self) -> dict[str, float]:
@@ -101,15 +98,16 @@ class SampledValidation:
         distances = tally.fvd()
         return metrics | ({"fvd": distances["paper"][PREDICTION]} if distances else {})
 
-    def _write_gif(self, number: int, clips: ClipBatch) -> None:
-        first = ClipBatch(clips.frames[:1], None if clips.actions is None else clips.actions[:1])
-        rollout = sample_futures(self.scorer.model, first, self.scorer.seed, clip_numbers=[number])
-        sample = torch.cat([rollout.context[0], rollout.frames[0, 0]])
-        folder = self.run.directory / "images"
-        folder.mkdir(exist_ok=True)
-        path = folder / f"validation-{self.step:07d}-clip-{self.batches:03d}.gif"
-        write_gif(path, side_by_side([to_pixels(first.frames[0]), to_pixels(sample)]))
-        self.run.log_video(self.step, f"validation-clip-{self.batches:03d}", path)
+
+def log_gif(run: Run, step: int, model: WorldModel, clip: ClipBatch, batch: int, number: int) -> None:
+    """A clip beside one sampled future of it, which is that of clip ``number`` where futures are scored."""
+    rollout = sample_futures(model, clip, VALIDATION_SEED, clip_numbers=[number])
+    sample = torch.cat([rollout.context[0], rollout.frames[0, 0]])
+    folder = run.directory / "images"
+    folder.mkdir(exist_ok=True)
+    path = folder / f"validation-{step:07d}-clip-{batch:03d}.gif"
+    write_gif(path, side_by_side([to_pixels(clip.frames[0]), to_pixels(sample)]))
+    run.log_video(step, f"validation-clip-{batch:03d}", path)
 
 
 def evaluated_settings(args: GptArgs) -> dict[str, Any]:

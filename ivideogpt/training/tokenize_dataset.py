@@ -25,6 +25,7 @@ from ivideogpt.data.segments import SegmentSpec
 from ivideogpt.data.token_store import CLIPS_PER_SHARD, TokenBatch, TokenStore, TokenStoreMeta, state_checksum
 from ivideogpt.data.token_store_writer import TokenStoreWriter
 from ivideogpt.data.transforms import STRONG_AUGMENTATION, Augmentation
+from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.layout import TokenLayout
@@ -75,7 +76,7 @@ class TokenizeArgs:
         "error", BAD_EPISODE_HELP.replace("draw another one", "leave it out"), choices=("error", "skip")
     )
     cache_mb: int = option(64, CACHE_HELP, minimum=0)
-    mixed_precision: str = option("no", "autocast precision", choices=("no", "bf16"))
+    mixed_precision: str = option("no", "tokens are those of float32", choices=("no", "bf16"), inert=True)
     device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
 
     def validate(self) -> None:
@@ -105,12 +106,10 @@ class ClipTokenizer:
 
     model: CompressiveVQModel
     device: torch.device
-    autocast: bool
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            tokens, _ = self.model.tokenize(frames, self.model.context_length)
+        tokens, _ = self.model.tokenize(frames, self.model.context_length)
         return tokens.cpu()
 
     def batches(self, portion: Portion) -> Iterator[TokenBatch]:
@@ -160,7 +159,7 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
         stride=args.stride,
         episodes=clips.checksum(),
         tokenizer=tokenizer,
-        precision=args.mixed_precision,
+        precision="no",
     )
 
 
@@ -184,6 +183,7 @@ def write_tokens(
 
 def main(argv: Sequence[str]) -> None:
     args = parse(TokenizeArgs, argv)
+    check_launcher()
     # Without being told, accelerate takes several processes on a machine without a GPU for strangers to one another.
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     device = choose_device(args.device, state)
@@ -199,7 +199,7 @@ def main(argv: Sequence[str]) -> None:
     missing = writer.missing()
     state.wait_for_everyone()  # nobody writes before everyone has looked
     mine = [(shard, writer.meta.clips_of(shard)) for shard in missing[state.process_index :: state.num_processes]]
-    tokenizer = ClipTokenizer(model, device, args.mixed_precision == "bf16")
+    tokenizer = ClipTokenizer(model, device)
     portions = Portions(clips, mine, args.batch_size)
     write_tokens(tokenizer, portions, writer, args.dataloader_num_workers, show=state.is_main_process)
     state.wait_for_everyone()

@@ -22,6 +22,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.data.loaders import ClipLoader
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
+from ivideogpt.files import atomic_file
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.state_dicts import save_tensors
@@ -51,6 +52,7 @@ from ivideogpt.world_model import evaluating
 logger = logging.getLogger(__name__)
 
 WEIGHTS_FOLDER = "unwrapped_model"
+DISCRIMINATOR_WEIGHTS = "discriminator"
 AVERAGE_FOLDER = "ema_model"
 CLIPS_TO_ALIGN = 32
 CLIPS_SHOWN = 3
@@ -160,6 +162,7 @@ class TokenizerTrainer:
         with self.averaged():
             self.write_weights(self.run.directory)
             self.write_weights(self.run.directory / WEIGHTS_FOLDER)
+        self.write_discriminator(self.run.directory / WEIGHTS_FOLDER)
         logger.info("finished: %s", self.run.directory / WEIGHTS_FOLDER)
 
     # ---- one step
@@ -315,9 +318,16 @@ class TokenizerTrainer:
     def write_checkpoint_weights(self, folder: Path) -> None:
         """Those to go on training with, and the averaged ones."""
         self.write_weights(folder / WEIGHTS_FOLDER)
+        self.write_discriminator(folder / WEIGHTS_FOLDER)
         if self.average is not None:
             with self.averaged():
                 self.write_weights(folder / AVERAGE_FOLDER)
+
+    def write_discriminator(self, folder: Path) -> None:
+        """If there is one, as ``--discriminator_config_name_or_path`` reads it."""
+        if self.adversary is not None and self.accelerator.is_main_process:
+            with atomic_file(folder / DISCRIMINATOR_WEIGHTS) as file:
+                torch.save(self.accelerator.unwrap_model(self.adversary.discriminator).state_dict(), file)
 
     def write_weights(self, folder: Path) -> None:
         """config.json and the weights, in the published format. All processes call it."""

@@ -3,4 +3,4 @@
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 
 MODEL=${MODEL:-$PRETRAINED/ivideogpt-bair-64-act-free}
-evaluate bair-64-act-free --oxe_data_mixes_type bair --context_length 1 --segment_length 16 "$@"
+evaluate bair-64-act-free --oxe_data_mixes_type bair --context_length 1 --segment_length 16

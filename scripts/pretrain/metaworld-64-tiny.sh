@@ -7,7 +7,7 @@ MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
 # OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
 LAUNCH=${LAUNCH:-python}
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
-if [ $# -gt 0 ]; then
+if [ -n "$COMMON_ARGS" ]; then
     echo "error: $0 takes no arguments; see its first lines for what the environment may say" >&2
     exit 2
 fi
@@ -42,7 +42,8 @@ train_tokenizer() { # name, phases, how to start
         --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps "$steps" \
         --disc_start 1000005 --channels_last --cross_attention_dropout 0 --vae_loss l2 --recon_weight 20 --motion_weight 3 \
         --gradient_weight 0.5 --restart_dead_codes 100 --codebook_decay 0.99 --log_image_steps 2000 --validation_steps 2000 \
-        --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest "$@"
+        --max_eval_iters 20 --skip_first_val --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest \
+        --perc_weight 0 "$@" $TOKENIZER_ARGS
 }
 
 # First it learns to see. Then its halves for future frames start anew, from the difference to the context.
@@ -64,7 +65,8 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
     --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
     --per_device_train_batch_size "$TRANSFORMER_BATCH" --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
     --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.9 --max_train_steps "$TRANSFORMER_STEPS" \
-    --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest
+    --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest \
+    $TRANSFORMER_ARGS
 
 python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
     --output "$MODEL" --dtype float16 --top_k 1

@@ -97,7 +97,6 @@ def test_values_have_the_types_of_their_fields():
         (TokenizerArgs, ["--on_bad_episode", "ignore", *NO_GAN], "'error', 'skip'"),
         (GptArgs, [*GPT, "--cache_mb", "-1"], "--cache_mb is -1"),
         (TokenizerArgs, ["--learning_rat", "1", *NO_GAN], "unrecognized arguments: --learning_rat"),
-        (TokenizerArgs, ["--lpips_path", "nowhere", *NO_GAN], "nowhere"),
         (GptArgs, [], "--pretrained_model_name_or_path"),
         (GptArgs, [*GPT, "--lora"], "--lora adapts a trained transformer: give --pretrained_transformer_path"),
         (GptArgs, [*GPT, "--lora_dropout", "1"], "--lora_dropout is 1.0"),

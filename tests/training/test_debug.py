@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 
-def commands_of(recipe: str, output: Path, *flags: str) -> list[tuple[str, list[str]]]:
+def commands_of(recipe: str, output: Path, *flags: str, **variables: str) -> list[tuple[str, list[str]]]:
     """The commands that a recipe would launch: script and arguments."""
     environment = {
         "PATH": "/usr/bin:/bin",
@@ -39,6 +39,9 @@ def commands_of(recipe: str, output: Path, *flags: str) -> list[tuple[str, list[
         "TRANSFORMER_RUNS": str(output),
         "EVALUATION_RUNS": str(output),
         "MIXED_PRECISION": "no",
+        "TOKENIZER_ARGS": "--report_to none",
+        "TRANSFORMER_ARGS": "--report_to none",
+        **variables,
     }
     script = ["bash", str(ROOT / "scripts" / recipe), *flags]
     printed = subprocess.run(script, env=environment, capture_output=True, text=True, check=True).stdout
@@ -55,7 +58,7 @@ def commands_of(recipe: str, output: Path, *flags: str) -> list[tuple[str, list[
 def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
     """Without data to train on; scores go to metrics.jsonl, and the weights stay where they are."""
     monkeypatch.chdir(ROOT)
-    ((_, argv),) = commands_of(f"evaluation/{recipe}", tmp_path, "--debug", "--report_to", "none")
+    ((_, argv),) = commands_of(f"evaluation/{recipe}", tmp_path, "--debug")
     trainer = build_gpt_trainer(tiny_gpt_run(parse(GptArgs, argv)))
     with trainer.run:
         trainer.evaluate()
@@ -76,7 +79,7 @@ def trained(script: str, argv: list[str]) -> Path:
 def test_recipe(recipe, tmp_path, monkeypatch, fresh_accelerator):
     """Both commands of every published recipe train, on stand-ins for data and weights that nobody here has."""
     monkeypatch.chdir(ROOT)
-    commands = commands_of(recipe, tmp_path, "--debug", "--report_to", "none")
+    commands = commands_of(recipe, tmp_path, "--debug")
     assert [script for script, _ in commands] == list(COMMANDS)
     for script, argv in commands:
         run = trained(script, argv)
@@ -105,6 +108,21 @@ def test_debug_says_what_it_replaces(tmp_path, caplog):
     args = tiny_tokenizer_run(parse(TokenizerArgs, [*argv.split(), "--context_length", "2"]))
     assert f"{tmp_path}/typo is not there" in caplog.text
     assert (args.output_dir, args.start_global_step) == (str(tmp_path / "debug"), 0)
+    assert args.perc_weight == 0
+    assert "--debug: --perc_weight 0 instead of 1.0. LPIPS weights missing" in caplog.text
+
+
+def test_debug_takes_a_few_steps_as_asked_and_says_when_it_does_not(tmp_path, caplog):
+    """``--max_train_steps 6`` became 4 without a word."""
+    argv = f"--dataset_path {tmp_path} --resolution 64 --output_dir {tmp_path} --debug --max_train_steps".split()
+    for asked, steps in ((2, 2), (6, 6), (101, 4)):
+        caplog.clear()
+        args = parse(TokenizerArgs, [*argv, str(asked), "--disc_start", "200"])
+        assert tiny_tokenizer_run(args).max_train_steps == steps
+        assert f"{steps} steps" in caplog.text
+        assert ("not --max_train_steps 101" in caplog.text) == (asked == 101)
+    argv = [*argv, "3", "--pretrained_model_name_or_path", "nowhere"]
+    assert tiny_gpt_run(parse(GptArgs, argv)).max_train_steps == 3
 
 
 def test_debug_starts_from_an_ordinary_vqvae_that_is_there(tokenizer_config, clips, tmp_path):
@@ -118,6 +136,33 @@ def test_debug_starts_from_an_ordinary_vqvae_that_is_there(tokenizer_config, cli
         --output_dir {tmp_path} --report_to none
     """
     build_tokenizer_trainer(tiny_tokenizer_run(parse(TokenizerArgs, argv.split())))
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "evaluation/bair-64-act-cond.sh"])
+def test_further_flags_reach_one_command(recipe, tmp_path):
+    """Steps or a learning rate that were meant for the tokenizer changed the transformer, too."""
+    variables = {"TOKENIZER_ARGS": "--max_train_steps 7 --perc_weight 0", "TRANSFORMER_ARGS": "--max_train_steps 8"}
+    commands = dict(commands_of(recipe, tmp_path, "--resume_from_checkpoint", "latest", **variables))
+    for script, expected in (("train_tokenizer.py", "7 --perc_weight 0"), ("train_gpt.py", "8")):
+        if script in commands:
+            ending = f"--max_train_steps {expected} --resume_from_checkpoint latest"
+            assert " ".join(commands[script]).endswith(ending)
+    assert "train_gpt.py" in commands
+    command = ["bash", str(ROOT / "scripts" / recipe), "--debug", "--learning_rate", "1"]
+    refused = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "--learning_rate: a recipe takes" in refused.stderr
+    assert "TOKENIZER_ARGS" in refused.stderr
+    assert "TRANSFORMER_ARGS" in refused.stderr
+
+
+def test_the_goal_conditioned_tokenizer_is_fine_tuned(tmp_path):
+    """From scratch it would take a million steps at a learning rate that was made for something else."""
+    for start, expected in (("", "pretrained_models/ivideogpt-oxe-64-act-free/tokenizer"), ("mine", "mine/tokenizer")):
+        (_, tokenizer), (_, transformer) = commands_of("pretrain/oxe-64-goal-cond.sh", tmp_path, START=start)
+        assert tokenizer[tokenizer.index("--pretrained_model_name_or_path") + 1] == expected
+        assert "--pretrained_transformer_path" not in transformer
 
 
 @pytest.mark.parametrize("script", ["pretrain/oxe-64-act-free.sh"])
@@ -146,3 +191,19 @@ def test_dry_run_builds_and_writes_nothing(tmp_path, monkeypatch):
     assert "clips: 8 frames of 64 px, of which 1 context" in lines
     (tokenizer,) = (line for line in lines if line.startswith("tokenizer: "))
     assert tokenizer.split()[1] == tokenizer.split()[4]  # all of it is trained
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "expected"),
+    [
+        ([], {}, "no"),
+        ([], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "bf16"),
+        (["--mixed_precision", "no"], {"ACCELERATE_MIXED_PRECISION": "bf16"}, "no"),
+    ],
+)
+def test_dry_run_shows_the_precision_that_will_be_used(tokenizer_command, monkeypatch, flags, environment, expected):
+    """It said None where accelerate launch decides."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    args = parse(TokenizerArgs, [*tokenizer_command, *flags, "--max_train_steps", "1"])
+    assert f", precision {expected}\n" in report(build_tokenizer_trainer(args))

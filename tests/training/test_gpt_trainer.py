@@ -158,6 +158,22 @@ def test_validation_scores_sampled_futures(gpt_command, tmp_path):
     assert line["copy_psnr"] == pytest.approx(frame_psnr(clips.frames[:, 2:], copied).mean().item(), rel=1e-5)
 
 
+def test_every_validation_shows_a_sampled_future(gpt_command):
+    """``--log_gif_interval`` did nothing unless futures were scored, too."""
+    argv = [*gpt_command, "--action_conditioned", "--max_train_steps", "3", "--validation_steps", "2"]
+    run = fit(build_gpt([*argv, "--max_eval_iters", "3", "--log_gif_interval", "2"]))
+    names = sorted(path.name for path in (run / "images").glob("*.gif"))
+    assert names == [f"validation-000000{step}-clip-{batch}.gif" for step in (1, 3) for batch in ("000", "002")]
+
+
+def test_lora_alpha_may_be_a_fraction(gpt_command, tmp_path):
+    """The released flag reads 32.0, as peft does."""
+    save_transformer(transformer(tokenizer()), tmp_path / "start")
+    argv = [*gpt_command, "--lora", "--pretrained_transformer_path", str(tmp_path / "start"), "--max_train_steps", "1"]
+    trainer = build_gpt([*argv, "--lora_alpha", "32.0", "--lora_r", "16"])
+    assert trainer.model.model.layers[0].mlp.up_proj.scaling == {"default": 2.0}
+
+
 def test_evaluation_alone_writes_a_report(gpt_command, tmp_path):
     """Needs no training data loader; smaller last batches count as what they are."""
     save_transformer(transformer(tokenizer(), 4), tmp_path / "trained")

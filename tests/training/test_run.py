@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from ivideogpt.devices import OF_TORCHRUN, check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
@@ -47,6 +48,41 @@ def test_float16_on_the_cpu_is_refused(args, tmp_path):
     half = parse(TokenizerArgs, f"--output_dir {tmp_path} --mixed_precision fp16 --disc_start 1000005".split())
     with pytest.raises(UserError, match="--mixed_precision fp16 needs an accelerator"):
         build_run(half, TOKENIZER_CHECKPOINTS)
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE=4"),
+        ({"PMI_SIZE": "4", "PMI_RANK": "0", "SLURM_NTASKS": "4"}, "PMI_SIZE=4"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "0"}, "SLURM_STEP_NUM_TASKS=2"),
+        (dict.fromkeys(OF_TORCHRUN, "0") | {"WORLD_SIZE": "4"}, "WORLD_SIZE=4"),
+        ({"WORLD_SIZE": "many"}, "WORLD_SIZE=many"),
+        ({"LOCAL_RANK": "0"}, "LOCAL_RANK=0"),
+    ],
+)  # fmt: skip
+def test_what_another_launcher_left_is_refused(args, monkeypatch, variables, named):
+    """Accelerate takes such variables for its own, and waited for processes that never came."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=f"{named}, and neither torchrun nor accelerate launch"):
+        build_run(args, TOKENIZER_CHECKPOINTS)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    check_launcher()  # torchrun's own processes may run within any of these
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"},
+        dict.fromkeys(OF_TORCHRUN, "0") | {"WORLD_SIZE": "1"},
+    ],
+)
+def test_one_process_runs_in_an_allocation(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check_launcher()
 
 
 def test_a_drawn_seed_and_the_precision_are_on_record(args):

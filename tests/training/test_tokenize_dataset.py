@@ -147,9 +147,13 @@ def test_processes_share_the_work_and_the_store_is_the_same(arguments, tmp_path)
     assert contents(tmp_path / "shared") == contents(tmp_path / "store")
 
 
-def test_bfloat16_stores_tokens_of_the_same_layout(arguments, tmp_path):
-    tokenize_dataset.main([*arguments, "--mixed_precision", "bf16", "--split", "test"])
+def test_a_store_holds_the_tokens_of_float32_whatever_is_asked(arguments, tmp_path):
+    """Those of bfloat16 are others, and nobody who predicts from the model would give it such."""
+    with pytest.warns(UserWarning, match="--mixed_precision has no effect"):
+        tokenize_dataset.main([*arguments, "--mixed_precision", "bf16", "--split", "test"])
+    tokenize_dataset.main([*arguments, "--split", "test", "--output", str(tmp_path / "plain")])
     assert len(TokenStore(tmp_path / "store")) == 2
+    assert contents(tmp_path / "store") == contents(tmp_path / "plain")
 
 
 def test_impossible_commands_are_refused(arguments, monkeypatch, tmp_path):

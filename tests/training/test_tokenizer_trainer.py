@@ -15,7 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import VQModel
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import load_tokenizer
@@ -338,6 +338,45 @@ def test_still_patches_have_no_part_in_the_codebook(aligned_command):
     num_patches = trainer.args.train_batch_size * 3 * 16  # two future frames and the still one
     assert 0 < trainer.codebooks.dynamics._counts_since_log.sum() < num_patches / 2
     assert not trainer.model.dynamics_quantize.embedding.weight[0].any()
+
+
+def test_training_without_the_files_of_lpips_is_refused(tokenizer_command, tmp_path):
+    """A run of weeks had learned without its perceptual loss; one line of the log had said so."""
+    argv = [*without(tokenizer_command, "--perc_weight"), "--max_train_steps", "1", "--lpips_path", str(tmp_path)]
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth .* and vgg\.pth .* --perc_weight 0$"):
+        build_tokenizer(argv)
+    assert not (tmp_path / "runs").exists()
+    assert build_tokenizer([*argv, "--perc_weight", "0"]).loss.lpips is None
+
+
+def test_a_discriminator_starts_from_what_a_run_or_anyone_has_written(finished_run, tokenizer_command, tmp_path):
+    """The released code writes a file without suffix, which was taken for safetensors."""
+    written = finished_run / "checkpoint-5" / "unwrapped_model" / "discriminator"
+    weights = torch.load(written)
+    assert torch.equal(
+        weights["shuffle.bias"], torch.load(finished_run / "unwrapped_model/discriminator")["shuffle.bias"]
+    )
+    torch.save(weights, tmp_path / "old", _use_new_zipfile_serialization=False)
+    save_file(weights, tmp_path / "new.bin")
+    argv = [*tokenizer_command, "--max_train_steps", "4", "--disc_start", "0"]
+    for file in (written, tmp_path / "old", tmp_path / "new.bin"):
+        trainer = build_tokenizer([*argv, "--discriminator_config_name_or_path", str(file)])
+        found = trainer.adversary.discriminator.state_dict()
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+    (tmp_path / "empty").touch()
+    with pytest.raises(UserError, match="empty is no safetensors file"):
+        build_tokenizer([*argv, "--discriminator_config_name_or_path", str(tmp_path / "empty")])
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_convolutions_keep_the_tf32_that_pytorch_gives_them(tokenizer_command, monkeypatch, asked):
+    """Without ``--allow_tf32`` it was switched off, for a third of the speed."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    before = torch.backends.cudnn.allow_tf32
+    build_tokenizer([*tokenizer_command, "--max_train_steps", "1", *(["--allow_tf32"] if asked else [])])
+    assert torch.backends.cudnn.allow_tf32 == before
+    assert torch.backends.cuda.matmul.allow_tf32 == asked
 
 
 def test_validation_clips_are_the_same_every_time(tokenizer_command):
