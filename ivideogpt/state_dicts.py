@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, atomic_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 NAMES_SHOWN = 10
@@ -123,12 +125,33 @@ def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a safetensors file aside and rename it, floating-point tensors as ``dtype`` if that is given."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    """Write a safetensors file, whole or not at all, floating-point tensors as ``dtype`` if that is given.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
-    save_file(contiguous, aside, metadata={"format": "pt"})
-    aside.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
-    aside.replace(file)
+    with atomic_path(file) as partial:
+        try:
+            save_file(contiguous, partial, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{file} cannot be written: {error}") from error
+        partial.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+
+
+def save_state(state: Mapping[str, Any], file: Path) -> None:
+    """Write a state with ``torch.save``, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    with atomic_file(file) as stream:
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch reports its own confusion after a failed write
+                raise error.__context__ from error
+            raise
 
 
 def _umask() -> int:

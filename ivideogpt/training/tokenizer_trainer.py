@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ivideogpt.data.loaders import ClipLoader
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
-from ivideogpt.pretrained import TOKENIZER_WEIGHTS
+from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import TokenizerArgs
@@ -317,7 +317,7 @@ class TokenizerTrainer:
         """config.json and the weights, in the published format. All processes call it."""
         tensors = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.model).save_config(folder)
+            write_tokenizer_config(self.accelerator.unwrap_model(self.model), folder)
             save_tensors(tensors, folder / TOKENIZER_WEIGHTS)
 
 
