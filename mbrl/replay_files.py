@@ -79,7 +79,7 @@ class ReplayFiles:
 
     def _write_piece(self, first: int, end: int) -> None:
         episodes, held_out = zip(*self._buffer.episodes(first, end))
-        arrays = {
+        arrays: dict[str, Any] = {
             "frames": np.concatenate([part for episode in episodes for part in (episode.earlier, episode.frames)]),
             "action": np.concatenate([episode.action for episode in episodes]),
             "reward": np.concatenate([episode.reward for episode in episodes]),

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ class TokenizerTrainer:
         self.clips_per_update = clips_per_update * self.accelerator.num_processes
         self.pace = Pace()
         self.shown: Tensor | None = None  # a few of the latest training clips
-        self.checkpoints = Checkpoints(
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Made when the run is under way: only then its folder is certain."""
+        return Checkpoints(
             self.run.directory,
             TOKENIZER_CHECKPOINTS,
             write_weights=self.write_checkpoint_weights,
@@ -117,7 +122,8 @@ class TokenizerTrainer:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         self.start()
         clips_per_step = self.clips_per_update / 2  # every other step is the discriminator's
-        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step) as bar:
+        progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step)
+        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.run_phase()
                 self.progress.step += 1
