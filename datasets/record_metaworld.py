@@ -13,11 +13,9 @@ import argparse
 import itertools
 import json
 import math
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -28,8 +26,9 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import start_worker, write_episode
+from ivideogpt.data.conversion import start_worker, worker_pool, write_episode
 from ivideogpt.errors import UserError, cli
+from ivideogpt.files import read_json, remove_abandoned, write_json
 from mbrl.agent_env import AgentEnv, EnvSettings
 from mbrl.behaviour import Behaviour, Policy
 from mbrl.demonstrations import ORIGINS, Demonstration
@@ -178,12 +177,8 @@ def workers(config: Config) -> Iterator[Callable[[list[tuple[str, int]]], Iterat
         with closing(Recorder(config)) as recorder:
             yield lambda jobs: itertools.starmap(recorder.record, jobs)
         return
-    spawning = multiprocessing.get_context("spawn")  # an OpenGL library does not survive a fork
-    pool = ProcessPoolExecutor(config.num_workers, spawning, _start_worker, (config,))
-    try:
+    with worker_pool(config.num_workers, _start_worker, config) as pool:
         yield lambda jobs: pool.map(_record_in_worker, jobs)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def record_all(config: Config) -> None:
@@ -216,7 +211,7 @@ def prepare_output(config: Config) -> None:
     note = config.output_path / "recording.json"
     if note.exists():
         usual = vars(EnvSettings(""))  # what older notes lack had no other value then
-        before = {**usual, **json.loads(note.read_text())}
+        before = {**usual, **read_json(note, "delete it to go on with the settings given now, or use another folder")}
         differing = [
             f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now
         ]
@@ -225,7 +220,8 @@ def prepare_output(config: Config) -> None:
     try:
         for task in config.tasks:
             (config.output_path / task).mkdir(parents=True, exist_ok=True)
-        note.write_text(json.dumps(settings, indent=2) + "\n")
+            remove_abandoned(config.output_path / task)
+        write_json(note, settings)
     except OSError as error:
         raise UserError(f"cannot write to --output_path {config.output_path}: {error.strerror}") from error
 

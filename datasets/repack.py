@@ -31,6 +31,7 @@ from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.data.trees import files_below
 from ivideogpt.errors import UserError, cli
+from ivideogpt.files import atomic_path
 from ivideogpt.flags import REQUIRED, option, parse
 
 MANIFEST = "manifest.jsonl"
@@ -138,11 +139,11 @@ def repack(output: Path, store: StoredSize, compress: bool, job: RepackJob) -> S
         arrays = {name: repacked(member, store) for name, member in npz_members(job.source).items()}
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))
-    unverified = job.output.with_name(f".{job.output.name}.unverified")
-    write_episode(unverified, arrays, compress)
-    compare(unverified, arrays)
-    note(output, Made.of(job.file, unverified, Path(job.source)))
-    unverified.replace(job.output)
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(job.output) as unverified:
+        write_episode(unverified, arrays, compress)
+        compare(unverified, arrays)
+        note(output, Made.of(job.file, unverified, Path(job.source)))
     return None
 
 

@@ -5,7 +5,6 @@ Without arguments: the bundled model on a bundled episode. Everything that a fla
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 import time
@@ -31,6 +30,7 @@ from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.files import write_json
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata, language_model
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
@@ -251,7 +251,7 @@ def write(args: PredictArgs, segment: Segment, prediction: Prediction, metrics: 
     title = f"{Path(args.pretrained_model_name_or_path).name}: {Path(metrics['input_path']).stem}"
     groups = [sample_rows(truth, sample, f"sample {j}") for j, sample in enumerate(samples)]
     write_png(folder / "contact-sheet.png", contact_sheet(groups, len(prediction.context), title))
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(folder / "metrics.json", metrics)
 
 
 def print_table(args: PredictArgs, metrics: dict[str, Any]) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +16,7 @@ from typing import IO, Any
 from ivideogpt.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
+ABANDONED_AFTER = 60.0  # seconds without a change: the writer may run on another machine
 
 
 def partial_path(path: Path) -> Path:
@@ -24,10 +28,31 @@ def partial_path(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` once the block has ended without an error.
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a name for a file or folder that takes the place of `path` once the block has ended without an error.
 
-    The content is on the disk before the name is. After an error or a kill `path` is what it was before.
+    The content is on the disk before the name is. After an error or a kill `path` is what it was before. A folder
+    takes the place of none, or of an empty one.
+    """
+    path = Path(path)
+    partial = partial_path(path)
+    try:
+        yield partial
+        for part in (*partial.rglob("*"), partial) if partial.is_dir() else (partial,):
+            sync(part)
+        os.replace(partial, path)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(path)  # a full disk does not say for which file
+        with suppress(OSError):
+            shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+@contextmanager
+def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of `path` as :func:`atomic_path` says.
 
     Args:
         mode: ``"wb"`` or ``"w"`` (UTF-8).
@@ -35,29 +60,44 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         OSError: the folder is missing, the disk is full or read-only.
     """
-    path = Path(path)
-    partial = partial_path(path)
-    try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
+    with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        yield file
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left unfinished in a folder; others may be writing there meanwhile."""
+    for path in folder.glob(f".*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
+        made_by = re.search(r"\.(\d+)-[0-9a-f]{8}\.partial$", path.name)
         with suppress(OSError):
-            partial.unlink()
-        raise
-    sync_folder(path.parent)
+            if made_by is None:  # of an older version, which wrote files only
+                path.unlink()
+            elif not _is_running(int(made_by[1])) and time.time() - path.stat().st_mtime > ABANDONED_AFTER:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def sync(path: Path) -> None:
+    """Put the content of a file on the disk, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk, where the file system can (a new name may be lost in a power failure)."""
     with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        sync(folder)
 
 
 def write_text(path: str | Path, text: str) -> None:

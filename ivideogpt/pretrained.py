@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.files import write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
 from ivideogpt.transformer import ATTENTION, HeadModelWithAction, Sampling
@@ -159,7 +160,7 @@ class ModelMetadata:
             raise UserError(f"{file}: {error}; its keys are {known}") from error
 
     def write(self, folder: Path) -> None:
-        (folder / METADATA_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(folder / METADATA_FILE, asdict(self))
 
 
 # ---- where things are
@@ -231,12 +232,15 @@ def initialise_from_plain_tokenizer(tokenizer: CompressiveVQModel, path_or_hub_i
 def save_tokenizer(tokenizer: CompressiveVQModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
     """Write a tokenizer's folder; ``dtype`` may be a 16-bit one to halve the file."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_config(folder)
-    config = folder / CONFIG_FILE
-    values = {key: value for key, value in _read_json(config).items() if key != "_name_or_path"}  # of one machine
-    config.write_text(json.dumps(values, indent=2) + "\n")
+    write_tokenizer_config(tokenizer, folder)
     save_tensors(tokenizer.state_dict(), folder / TOKENIZER_WEIGHTS, dtype)
+
+
+def write_tokenizer_config(tokenizer: CompressiveVQModel, folder: Path) -> None:
+    """Write ``config.json``, without the folder that the tokenizer was read from."""
+    folder.mkdir(parents=True, exist_ok=True)
+    values = json.loads(tokenizer.to_json_string())
+    write_json(folder / CONFIG_FILE, {key: value for key, value in values.items() if key != "_name_or_path"})
 
 
 # ---- transformer
@@ -347,7 +351,7 @@ def save_transformer(
     """Write a transformer's folder. ``tensors`` stand in for its own, where it has only a part of them."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    language_model(transformer).config.save_pretrained(folder)
+    write_text(folder / CONFIG_FILE, language_model(transformer).config.to_json_string())
     save_tensors(transformer.state_dict() if tensors is None else tensors, folder / TRANSFORMER_WEIGHTS, dtype)
 
 

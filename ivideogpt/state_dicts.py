@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, atomic_path
 
 Shapes = Mapping[str, tuple[int, ...]]
 NAMES_SHOWN = 10
@@ -130,18 +132,36 @@ def read_any_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
-    """Write a safetensors file aside and rename it, floating-point tensors as ``dtype`` if that is given.
+    """Write a safetensors file, whole or not at all, floating-point tensors as ``dtype`` if that is given.
 
     Raises:
         UserError: a tensor is not finite, as of a training that has gone wrong; ``file`` is what it was.
+        OSError: the disk is full or read-only.
     """
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
     if bad := _not_finite(contiguous):
         raise UserError(f"{file} is not written; {_listed('not finite', bad)}")
-    save_file(contiguous, aside, metadata={"format": "pt"})
-    aside.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
-    aside.replace(file)
+    with atomic_path(file) as partial:
+        try:
+            save_file(contiguous, partial, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(f"{file} cannot be written: {error}") from error
+        partial.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+
+
+def save_state(state: Mapping[str, Any], file: Path) -> None:
+    """Write a state with ``torch.save``, whole or not at all.
+
+    Raises:
+        OSError: the disk is full or read-only.
+    """
+    with atomic_file(file) as stream:
+        try:
+            torch.save(state, stream)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch reports its own confusion after a failed write
+                raise error.__context__ from error
+            raise
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, write_text
 from ivideogpt.utils.video_io import write_gif
 from mbrl.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
@@ -71,11 +72,15 @@ class WeightsAndBiases:
 
         note = folder.path / "wandb_id"
         if not (is_resumed and note.exists()):
-            note.write_text(secrets.token_hex(4))
+            with writing(note):
+                write_text(note, secrets.token_hex(4))
+        run_id = note.read_text().strip()
+        if not run_id:
+            raise UserError(f"{note} is empty: remove it, and the run goes on as a new one of Weights & Biases")
         name = f"{folder.path.parent.name}/{folder.path.name}"
         try:
             self._run = wandb.init(
-                project="ivideogpt-mbrl", name=name, group=group, id=note.read_text(), resume="allow",
+                project="ivideogpt-mbrl", name=name, group=group, id=run_id, resume="allow",
                 dir=folder.path, config=dict(config),
             )  # fmt: skip
         except wandb.errors.Error as error:
@@ -145,8 +150,8 @@ class Records:
         panel.plot(*zip(*points), marker="o", markersize=3)
         panel.set(xlabel="frames", ylabel="success rate", ylim=(-0.03, 1.03), title=self._folder.path.name)
         panel.grid(alpha=0.3)
-        with writing(self._folder.path / CURVE):
-            figure.savefig(self._folder.path / CURVE, dpi=110)
+        with writing(self._folder.path / CURVE), atomic_file(self._folder.path / CURVE) as file:
+            figure.savefig(file, format="png", dpi=110)
 
     def begin_anew(self) -> None:
         """Put aside what a run has left that was never saved, and so cannot be gone on with."""

@@ -7,10 +7,8 @@ one manifest, and all of its pieces.
 
 from __future__ import annotations
 
-import os
 import zipfile
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,12 @@ from typing import Any
 import numpy as np
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import PARTIAL_SUFFIX, atomic_file
 from mbrl.episodes import ReplayEpisode
 from mbrl.replay_buffer import ReplayBuffer
-from mbrl.run_folder import sync_folder
 
 PIECE_ROWS = 4_096  # 50 MB at 64 px: also what is copied in memory while it is written
 ARRAYS = ("frames", "action", "reward", "discount", "num_steps", "held_out")
-UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ class ReplayFiles:
             for first, end in _divide(buffer, unsaved):
                 self._write_piece(first, end)
                 self._pieces.append((first, end))
-            sync_folder(self._folder)
         except OSError as error:
             raise UserError(
                 f"cannot save the replay buffer in {self._folder} ({error.strerror or error}); what was saved before "
@@ -83,7 +79,7 @@ class ReplayFiles:
 
     def _write_piece(self, first: int, end: int) -> None:
         episodes, held_out = zip(*self._buffer.episodes(first, end))
-        arrays = {
+        arrays: dict[str, Any] = {
             "frames": np.concatenate([part for episode in episodes for part in (episode.earlier, episode.frames)]),
             "action": np.concatenate([episode.action for episode in episodes]),
             "reward": np.concatenate([episode.reward for episode in episodes]),
@@ -91,15 +87,8 @@ class ReplayFiles:
             "num_steps": np.array([episode.num_steps for episode in episodes]),
             "held_out": np.array(held_out),
         }
-        path = self._path(first, end)
-        unfinished = path.with_name(path.name + UNFINISHED)
-        try:
-            _write_through(unfinished, arrays)
-            os.replace(unfinished, path)
-        except OSError:
-            with suppress(OSError):
-                unfinished.unlink(missing_ok=True)
-            raise
+        with atomic_file(self._path(first, end)) as file:  # on the disk before the manifest that will name it
+            np.savez(file, **arrays)
 
     def load(self, manifest: Manifest) -> None:
         """Fill an empty buffer. One of less capacity than the saved one keeps the newest episodes.
@@ -136,7 +125,7 @@ class ReplayFiles:
     def remove_unreferenced(self, manifest: Manifest) -> None:
         """Remove what ``manifest``, now in place, does not need."""
         needed = {self._path(first, end) for first, end in manifest.pieces}
-        for pattern in ("*.npz", f"*{UNFINISHED}"):
+        for pattern in ("*.npz", f".*{PARTIAL_SUFFIX}"):
             for path in set(self._folder.glob(pattern)) - needed:
                 path.unlink()
 
@@ -154,11 +143,3 @@ def _divide(buffer: ReplayBuffer, unsaved: int) -> Iterator[tuple[int, int]]:
             first, num_rows = number + 1, 0
     if first < buffer.num_added:
         yield first, buffer.num_added
-
-
-def _write_through(path: Path, arrays: dict[str, Any]) -> None:
-    """The manifest that will name this file must not reach the disk before it."""
-    with path.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())

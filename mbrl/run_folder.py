@@ -12,20 +12,17 @@ lock                     held by the process that is writing here
 
 from __future__ import annotations
 
-import fcntl
 import json
-import logging
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
-
-logger = logging.getLogger(__name__)
+from ivideogpt.files import read_json, write_json
+from ivideogpt.locks import LOCK, locked
 
 # How long, where and on what to train, and what to write. All other settings decide what is trained.
 MAY_CHANGE = frozenset(
@@ -55,7 +52,7 @@ class RunFolder:
 
     @property
     def lock(self) -> Path:
-        return self.path / "lock"
+        return self.path / LOCK
 
     def replay(self, name: str) -> Path:
         return self.path / "replay" / name
@@ -75,10 +72,7 @@ class RunFolder:
                 pass  # whoever has it would be disturbed later on, after all has been loaded
         if not self.note.exists():
             return
-        try:
-            before = flat(json.loads(self.note.read_text()))
-        except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{self.note} cannot be read ({error}): use another run_dir") from error
+        before = flat(read_json(self.note, "use another run_dir"))
         now = flat(_as_read_back(settings))
         different = [
             f"{key} is {now.get(key)}, was {before.get(key)}"
@@ -98,25 +92,17 @@ class RunFolder:
         Raises:
             UserError: another process has it.
         """
-        with writing(self.lock):
-            self.path.mkdir(parents=True, exist_ok=True)
-            file = self.lock.open("a")
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process is running in {self.path}: wait for it, or use another run_dir"
-                ) from error
-            except OSError as error:
-                logger.warning("%s cannot be locked (%s): start no second process there", self.path, error.strerror)
+        with ExitStack() as stack:
+            with writing(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(locked(self.path, "use another run_dir"))
             yield
 
     def note_settings(self, settings: Mapping[str, Any]) -> None:
         """Those that may change are noted as they are now."""
         with writing(self.note):
             self.path.mkdir(parents=True, exist_ok=True)
-            write_whole(self.note, json.dumps(_as_read_back(settings), indent=2) + "\n")
+            write_json(self.note, _as_read_back(settings))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -140,23 +126,3 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(
             f"cannot write {path} ({error.strerror or error}): make room and start the same command again"
         ) from error
-
-
-def write_whole(path: Path, text: str) -> None:
-    """The old text or the new one is there, whatever happens meanwhile, and the new one once this returns."""
-    aside = path.with_name(f".{path.name}.unfinished")
-    with aside.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """So that the names of new files are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

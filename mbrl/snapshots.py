@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +17,11 @@ import numpy as np
 import torch
 
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.files import atomic_file, read_json, sync_folder, write_json
+from ivideogpt.state_dicts import save_state
 from mbrl.agent_env import AgentEnv
 from mbrl.replay_files import Manifest, ReplayFiles
-from mbrl.run_folder import RunFolder, sync_folder, write_whole
+from mbrl.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +70,10 @@ def valid_snapshot(folder: RunFolder) -> Path | None:
     file = folder.latest
     if not file.exists():
         return None
-    try:
-        return folder.snapshots / json.loads(file.read_text())["snapshot"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} does not name a snapshot ({error}): use another run_dir") from error
+    name = read_json(file, "use another run_dir").get("snapshot")
+    if not isinstance(name, str):
+        raise UserError(f"{file} does not name a snapshot: use another run_dir")
+    return folder.snapshots / name
 
 
 def saved_capacity(folder: RunFolder) -> int | None:
@@ -140,11 +141,11 @@ class Snapshots:
         manifests = {name: files.write() for name, files in self._replay.items()}
         try:
             self._write(path, manifests)
-            write_whole(self._folder.latest, json.dumps({"snapshot": path.name}) + "\n")
-        except (OSError, RuntimeError) as error:  # the system's, torch's writer's
+            write_json(self._folder.latest, {"snapshot": path.name})
+        except OSError as error:
             if path != self.latest:
                 shutil.rmtree(path, ignore_errors=True)
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            reason = error.strerror or error
             raise UserError(
                 f"cannot save the run in {path} ({reason}); what was saved before is unharmed: make room"
             ) from error
@@ -157,15 +158,10 @@ class Snapshots:
             "parts": {name: dict(part.state_dict()) for name, part in self._parts.items()},
             "replay": {name: manifest.to_json() for name, manifest in manifests.items()},
         }
-        with (path / STATE).open("wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        with (path / ENVIRONMENT).open("wb") as file:
+        save_state(state, path / STATE)
+        with atomic_file(path / ENVIRONMENT) as file:
             np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
-        for folder in (path, path.parent, path.parent.parent):
+        for folder in (path.parent, path.parent.parent):
             sync_folder(folder)
 
     def _forget_others(self, path: Path, manifests: Mapping[str, Manifest]) -> None:

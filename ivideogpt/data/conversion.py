@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, remove_abandoned
 from ivideogpt.flags import REQUIRED, option
 
 BAD_EPISODES = ("error", "skip")
@@ -198,17 +199,11 @@ def run_jobs(
 
 def write_episode(path: Path, arrays: Arrays, compress: bool = False) -> None:
     """Write an npz file whole or not at all. Uncompressed, a clip of it can be read through a memory map."""
-    partial_path = path.with_name(f".{path.name}.partial")
     write: Callable[..., None] = np.savez_compressed if compress else np.savez
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial_path.open("wb") as file:
-                write(file, **arrays)
-            partial_path.replace(path)
-        except BaseException:
-            partial_path.unlink(missing_ok=True)
-            raise
+        with atomic_file(path) as file:
+            write(file, **arrays)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror or error}); make room or choose another"
@@ -247,6 +242,7 @@ class _Tally:
         self._progress = progress
         self._on_bad_episode = on_bad_episode
         self._outputs: set[str] = set()
+        self._folders: set[Path] = set()
         self._written = self._existing = 0
         self._skipped: list[Skipped] = []
 
@@ -259,6 +255,9 @@ class _Tally:
                 self.add(Skipped(job.source, f"another episode is already called {job.output}"))
             else:
                 self._outputs.add(str(job.output))
+                if job.output.parent not in self._folders:
+                    self._folders.add(job.output.parent)
+                    remove_abandoned(job.output.parent)
                 if not job.output.exists():
                     yield job
                     continue
@@ -303,9 +302,6 @@ def _pool(workers: int) -> AbstractContextManager[Outcomes]:
 
 @contextmanager
 def _processes(workers: int) -> Iterator[Outcomes]:
-    context = multiprocessing.get_context("spawn")  # video and HDF5 libraries do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, start_worker)
-
     def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         pending: deque[Future[Any]] = deque()
         for job in jobs:
@@ -315,14 +311,32 @@ def _processes(workers: int) -> Iterator[Outcomes]:
         while pending:
             yield pending.popleft().result()
 
-    try:
+    with worker_pool(workers) as pool:
         yield run
+
+
+@contextmanager
+def worker_pool(
+    workers: int, start: Callable[..., None] | None = None, *arguments: Any
+) -> Iterator[ProcessPoolExecutor]:
+    """Processes that work for a command. Leaving the block waits for what they are at, and drops what is queued.
+
+    Args:
+        start: called first in each process, with the arguments; it calls :func:`start_worker`.
+
+    Raises:
+        UserError: a process died.
+    """
+    context = multiprocessing.get_context("spawn")  # video, HDF5 and OpenGL libraries do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, start or start_worker, arguments)
+    try:
+        yield pool
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
         ) from error
     finally:
-        pool.shutdown(cancel_futures=True)  # what is being written is finished
+        pool.shutdown(cancel_futures=True)
 
 
 def start_worker() -> None:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import write_json
 from ivideogpt.user_cache import user_cache
 
 INDEXED_FROM = 5000  # files; fewer are listed as fast as an index is read
@@ -92,15 +93,10 @@ def _read(index: Path, folder: Path, state: list[int]) -> list[str] | None:
 
 
 def _write(index: Path, folder: Path, state: list[int], names: list[str]) -> None:
-    partial = index.with_suffix(f".{os.getpid()}.partial")
     content = {"folder": os.path.realpath(folder), "state": state, "names": names}
     try:
         index.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_text(json.dumps(content))
-            os.replace(partial, index)
-        finally:
-            partial.unlink(missing_ok=True)
+        write_json(index, content, indent=None)
     except OSError as error:
         logger.info("%s is listed at every start: %s cannot be written (%s)", folder, index, error.strerror)
 

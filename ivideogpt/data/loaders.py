@@ -26,7 +26,7 @@ from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, Mix
 from ivideogpt.data.position import StreamPosition
 from ivideogpt.data.segments import SegmentSpec, segment_kind
 from ivideogpt.data.transforms import Augmentation, Range
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class ClipLoader(StreamPosition):
 
     def _between(self, start: int, stop: int | None) -> Iterator[PackedClips]:
         self._numbers.start, self._numbers.stop = start, stop
-        for batch in self._batches:
+        for batch in checked(self._batches):
             if isinstance(batch, UserError):
                 raise batch
             self._note(batch.skipped)
@@ -109,6 +109,40 @@ class ClipLoader(StreamPosition):
             if bad.name not in self.bad_episodes:
                 logger.warning("skipping a bad episode: %s", bad.cause)
                 self.bad_episodes[bad.name] = bad.cause
+
+
+class WorkerDied(UserError):
+    """A data worker was killed. Raised where a batch is asked for, never in the middle of a step."""
+
+
+def checked(batches: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate over a loader, one of whose workers may be killed.
+
+    Raises:
+        WorkerDied: in place of the RuntimeError that torch's handler of SIGCHLD raises wherever the process happens
+            to be.
+    """
+    if batches.num_workers == 0:
+        yield from batches
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(batches)
+    if in_main_thread and before is not None:
+        signal.signal(signal.SIGCHLD, before)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise WorkerDied(
+                f"a data worker was killed, perhaps for its memory ({first_line(error)}): start again with fewer "
+                "--dataloader_num_workers"
+            ) from error
+        yield batch
 
 
 def _obey_the_trainer_only(worker: int) -> None:

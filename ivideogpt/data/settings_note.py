@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import read_json, write_json
 
 NOTE = "conversion.json"
 
@@ -22,18 +22,13 @@ def keep_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """
     now = json.loads(json.dumps(settings, default=str))  # as they will be read back
     note = folder / NOTE
+    advice = "delete it to go on with the settings given now, or use another folder"
+    before = read_json(note, advice) if note.exists() else now
+    differing = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
+    if differing:
+        raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
     try:
-        before = json.loads(note.read_text()) if note.exists() else now
-        differing = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
-        if differing:
-            raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
         folder.mkdir(parents=True, exist_ok=True)
-        partial = note.with_name(f".{NOTE}.partial")
-        partial.write_text(json.dumps(now, indent=2) + "\n")
-        os.replace(partial, note)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(f"{note}: not readable as JSON ({error}); delete it, or use another folder") from error
+        write_json(note, now)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from ivideogpt.data.position import StreamPosition
 from ivideogpt.errors import UserError
+from ivideogpt.files import write_json
 from ivideogpt.layout import TokenLayout
 
 TOKENIZE = "python -m ivideogpt.data tokenize"
@@ -123,9 +124,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         shards = {} if self.shards is None else {"shards": self.shards}
-        aside = folder / f"{META}.partial"
-        aside.write_text(json.dumps({"format": FORMAT, **asdict(self.meta), **shards}, indent=2) + "\n")
-        os.replace(aside, folder / META)
+        write_json(folder / META, {"format": FORMAT, **asdict(self.meta), **shards})
 
     @classmethod
     def read(cls, folder: Path) -> Self:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ from torch import Tensor
 from ivideogpt.data.batches import BadEpisode
 from ivideogpt.data.token_store import META, Manifest, TokenBatch, TokenStoreMeta, num_rows, shard_folder
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_path, remove_abandoned, write_json
 
 SKIPPED = "skipped.json"
 
@@ -36,6 +35,7 @@ class TokenStoreWriter:
         """
         if (self.folder / META).exists():
             self._check_same()
+            remove_abandoned(self.folder)
             return
         if self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty and no token store; choose another folder")
@@ -48,19 +48,17 @@ class TokenStoreWriter:
 
     def write(self, shard: int, batches: Sequence[TokenBatch], skipped: Sequence[BadEpisode] = ()) -> None:
         """All clips of a shard but those that could not be read."""
-        aside = self.folder / f"partial-{shard:05d}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
         parts: dict[str, list[Tensor] | list[Tensor | None]] = {
             "tokens": [batch.tokens for batch in batches],
             "actions": [batch.actions for batch in batches],
             "rewards": [batch.rewards for batch in batches],
         }
-        for name, (row_shape, dtype) in self.meta.arrays().items():
-            np.save(aside / f"{name}.npy", _joined(parts[name], row_shape).astype(dtype))
-        if skipped:
-            (aside / SKIPPED).write_text(json.dumps([asdict(bad) for bad in skipped], indent=2) + "\n")
-        os.replace(aside, shard_folder(self.folder, shard))
+        with atomic_path(shard_folder(self.folder, shard)) as partial:
+            partial.mkdir()
+            for name, (row_shape, dtype) in self.meta.arrays().items():
+                np.save(partial / f"{name}.npy", _joined(parts[name], row_shape).astype(dtype))
+            if skipped:
+                write_json(partial / SKIPPED, [asdict(bad) for bad in skipped])
 
     def finish(self) -> None:
         """Note in the manifest what is there, once all shards are."""

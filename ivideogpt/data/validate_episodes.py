@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import sys
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Generator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from tqdm import tqdm
 
-from ivideogpt.data.conversion import start_worker
+from ivideogpt.data.conversion import start_worker, worker_pool
 from ivideogpt.data.episodes import EpisodeReader, Episodes, NpzEpisode
 from ivideogpt.data.find_episodes import EpisodesArgs, NamedEpisodes
 from ivideogpt.data.inspection import chunks
@@ -106,14 +103,8 @@ def _check_all(episodes: Episodes, num_workers: int) -> Generator[Checked, None,
     if num_workers == 1:
         yield from (check_episode(episodes, i) for i in range(len(episodes)))
         return
-    spawning = multiprocessing.get_context("spawn")  # video libraries do not survive a fork
-    pool = ProcessPoolExecutor(num_workers, spawning, _start_checking, (episodes,))
-    try:
+    with worker_pool(num_workers, _start_checking, episodes) as pool:
         yield from pool.map(_check_in_worker, range(len(episodes)), chunksize=_CHUNK)
-    except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, perhaps for its memory; try fewer --num_workers") from error
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _episodes: Episodes | None = None  # of a worker process

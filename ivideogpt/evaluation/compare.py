@@ -24,9 +24,9 @@ from ivideogpt.evaluation.report import (
     markdown_table,
     number,
     with_interval,
-    write_text,
 )
 from ivideogpt.evaluation.scoring import CLIPS_FILE
+from ivideogpt.files import write_text
 from ivideogpt.flags import Parser
 
 

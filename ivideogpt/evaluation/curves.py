@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ivideogpt.evaluation.bootstrap import Interval
+from ivideogpt.files import atomic_file
 
 Curves = Mapping[str, Mapping[str, Mapping[int, Interval]]]  # line -> metric -> frame -> mean over clips
 
@@ -40,4 +41,5 @@ def draw_curves(path: Path, curves: Curves, num_context: int) -> None:
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize="small")
-    figure.savefig(path, dpi=DPI)
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)

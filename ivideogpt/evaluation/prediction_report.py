@@ -33,12 +33,11 @@ from ivideogpt.evaluation.report import (
     made_with,
     markdown_table,
     with_interval,
-    write_json,
-    write_text,
 )
 from ivideogpt.evaluation.scoring import Collected, collect, read_with_others
 from ivideogpt.evaluation.video_prediction import COPY, PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
+from ivideogpt.files import write_json, write_text
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.versions import versions
 from ivideogpt.world_model import WorldModel

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from ivideogpt.evaluation.bootstrap import Interval
@@ -104,17 +101,3 @@ def made_with(report: Mapping[str, Any]) -> str:
     facts = {**report["settings"], **checksums, "clips_checksum": report["clips"]["checksum"], **report["versions"]}
     lines = [f"- {name}: `{value}`" for name, value in facts.items() if value is not None]
     return "## Made with\n\n" + "\n".join(lines)
-
-
-# ---- files
-
-
-def write_text(path: Path, text: str) -> None:
-    """Aside, then renamed: a report is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

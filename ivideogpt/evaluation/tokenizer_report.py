@@ -30,12 +30,11 @@ from ivideogpt.evaluation.report import (
     made_with,
     markdown_table,
     with_interval,
-    write_json,
-    write_text,
 )
 from ivideogpt.evaluation.scoring import Collected, collect
 from ivideogpt.evaluation.video_prediction import reconstruct
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.files import write_json, write_text
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.pretrained import ModelMetadata, load_tokenizer, model_folder
 from ivideogpt.utils.video_io import to_pixels, write_png

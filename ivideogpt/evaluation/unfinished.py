@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ivideogpt.evaluation.clip_scores import Tally
+from ivideogpt.files import atomic_file
 
 FILE = "unfinished.npz"
 FACTS = "facts"
@@ -46,11 +46,9 @@ class Unfinished:
             return None
 
     def write(self, tally: Tally) -> None:
-        partial = self._path.with_suffix(".partial")
-        with partial.open("wb") as file:
-            arrays: dict[str, Any] = {FACTS: np.array(self._facts), **tally.arrays()}
+        arrays: dict[str, Any] = {FACTS: np.array(self._facts), **tally.arrays()}
+        with atomic_file(self._path) as file:
             np.savez(file, **arrays)
-        os.replace(partial, self._path)
 
     def remove(self) -> None:
         self._path.unlink(missing_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ import torch
 
 from ivideogpt.data.catalog import OWN_SPLITS, DatasetPaths
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, is_lerobot
+from ivideogpt.files import atomic_file, atomic_path, write_json
 from ivideogpt.lpips import missing_weights
 from ivideogpt.paths import here_or_in_project
 from ivideogpt.pretrained import (
@@ -207,20 +207,16 @@ def _made_in(folder: Path, last_file: str) -> Iterator[Path | None]:
     if (folder / last_file).is_file():
         yield None
         return
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), atomic_path(folder) as partial:
         torch.manual_seed(0)
-        yield aside
-    if folder.exists():  # another process was first, or one before did not finish
-        shutil.rmtree(folder, ignore_errors=True)
-    aside.rename(folder)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)  # another process was first, or one before did not finish
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(values, indent=2) + "\n")
-    return aside.replace(path)
+    write_json(path, values)
+    return path
 
 
 def _write_episode(path: Path, seed: int, num_frames: int, resolution: int, action_dim: int) -> None:
@@ -237,7 +233,5 @@ def _write_episode(path: Path, seed: int, num_frames: int, resolution: int, acti
         frame[y : y + size, x : x + size] = (250, 120, 30)
         place = np.clip(place + action[:2] * size / 2, 0, resolution - size)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}.npz.tmp")
-    with aside.open("wb") as file:
+    with atomic_file(path) as file:
         np.savez(file, image=frames, action=actions, reward=actions[:, 0])
-    aside.replace(path)

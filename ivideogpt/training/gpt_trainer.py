@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,11 @@ class GptTrainer:
         self.clips_per_update = clips_per_update * self.accelerator.num_processes
         self.pace = Pace()
         self.updates = SoundUpdates("transformer", self.optimizer, self.accelerator)
-        self.checkpoints = Checkpoints(
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Made when the run is under way: only then its folder is certain."""
+        return Checkpoints(
             self.run.directory,
             TRANSFORMER_CHECKPOINTS,
             write_weights=self.write_weights,
@@ -140,7 +145,8 @@ class GptTrainer:
         if self.run.checkpoint is not None:
             self.checkpoints.load(self.run.checkpoint)
             logger.info("resumed from %s", self.run.checkpoint)
-        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update) as bar:
+        progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update)
+        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.window.add(self.update())
                 self.progress.step += 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import read_json
 
 RECORD = "run.json"
 
@@ -58,9 +58,12 @@ def recorded_args(run_directory: Path) -> dict[str, Any]:
     """The flags that a run began with."""
     file = run_directory / RECORD
     try:
-        return json.loads(file.read_text())["args"]
-    except (OSError, ValueError, KeyError) as error:
+        recorded = read_json(file, "start a new run from its weights").get("args")
+    except UserError as error:
         raise UserError(f"{file}: no readable record of the run to resume ({error})") from error
+    if not isinstance(recorded, dict) or "seed" not in recorded:
+        raise UserError(f"{file}: no readable record of the run to resume (no args with a seed in it)")
+    return recorded
 
 
 def check_unchanged(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> None:

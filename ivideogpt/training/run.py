@@ -10,14 +10,13 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import secrets
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -31,8 +30,11 @@ from PIL import Image
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ivideogpt.data.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, write_json, write_text
+from ivideogpt.locks import LOCK, locked
 from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
 from ivideogpt.training.resume import RECORD, check_unchanged, recorded_args
@@ -41,6 +43,7 @@ from ivideogpt.versions import versions
 
 logger = logging.getLogger(__name__)
 
+WAIT_OR = "start a new run, without --resume_from_checkpoint"
 RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transformers", "numpy")
 
 
@@ -64,8 +67,10 @@ class Run:
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             if self.is_main_process:
+                self._claim_folder()
+                stack.enter_context(locked(self.directory, WAIT_OR))
                 self._open_folder()
-            self.accelerator.wait_for_everyone()
+            self._share_name()
             self._start_trackers()
             stack.callback(self.accelerator.end_training)
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -113,7 +118,8 @@ class Run:
             return
         folder = self.directory / "images"
         folder.mkdir(exist_ok=True)
-        image.save(folder / f"{name}-{step:07d}.png")
+        with atomic_file(folder / f"{name}-{step:07d}.png") as file:
+            image.save(file, format="PNG")
         for tracker in self.accelerator.trackers:
             track_image(tracker, step, name, image)
 
@@ -152,14 +158,45 @@ class Run:
         self.exit_code = 128 + self.stop_signal
         logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
+    @contextmanager
+    def saving_at_worker_death(self, save: Callable[[], None]) -> Iterator[None]:
+        """Call ``save`` before the run ends because a data worker died. Batches come before a step changes weights.
+
+        Batches that an unfinished step has accumulated are not used again. Of several processes the others wait for
+        this one's gradients and cannot take part in saving: their last checkpoint stays.
+        """
+        try:
+            yield
+        except WorkerDied:
+            if self.accelerator.num_processes == 1:
+                save()
+            raise
+
     # ---- start and end
 
+    def _claim_folder(self) -> None:
+        """Make the folder. A run that began in the same second may have taken its name."""
+        if self.checkpoint is not None:
+            return
+        while True:
+            try:
+                self.directory.mkdir(parents=True)
+                return
+            except FileExistsError:
+                time.sleep(0.1)
+                self.directory = _new_folder_name(Path(self.args.output_dir), self.args.exp_name)
+
+    def _share_name(self) -> None:
+        """Tell all processes, and the trackers, which folder the main process has opened."""
+        self.directory = broadcast_object_list([self.directory])[0]
+        files = self.accelerator.project_configuration
+        files.project_dir, files.logging_dir = str(self.directory), str(self.directory / self.args.logging_dir)
+
     def _open_folder(self) -> None:
-        self.directory.mkdir(parents=True, exist_ok=self.checkpoint is not None)
         if self.checkpoint is not None:
             _forget_lines_after(self.metrics_file, step_of(self.checkpoint))
             set_aside_later(self.checkpoint)
-        self.config_file.write_text(json.dumps(self.configuration(), indent=2) + "\n")
+        write_json(self.config_file, self.configuration())
         logger.info("run folder %s", self.directory)
 
     def configuration(self) -> dict[str, Any]:
@@ -197,7 +234,7 @@ class Run:
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     """Start the processes' common ground and name the run. Writes nothing yet."""
     check_launcher()
-    files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, as soon as that has a name
+    files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, once that is opened
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files
     )
@@ -209,7 +246,6 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     place = [_place_of(args, checkpoint_prefix) if accelerator.is_main_process else None]
     checkpoint, directory, seed = broadcast_object_list(place)[0]
-    files.project_dir, files.logging_dir = str(directory), str(directory / args.logging_dir)
     set_seed(seed, device_specific=True)
     return Run(args, accelerator, directory, seed, checkpoint)
 
@@ -232,6 +268,9 @@ def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Pa
         seed = secrets.randbelow(MAX_SEED) if args.seed is None else args.seed
         return None, _new_folder_name(output_dir, args.exp_name), seed
     directory = run_directory_of(checkpoint, checkpoint_prefix)
+    if (directory / LOCK).exists():  # whoever has it is not to be noticed only after all has been loaded
+        with locked(directory, WAIT_OR):
+            pass
     recorded = recorded_args(directory)
     seed = recorded["seed"] if args.seed is None else args.seed
     check_unchanged(dataclasses.asdict(args) | {"seed": seed}, recorded)
@@ -254,9 +293,7 @@ def _forget_lines_after(metrics_file: Path, step: int) -> None:
     """Metrics that a killed run wrote after the checkpoint that it is resumed from will come again."""
     if metrics_file.exists():
         lines = metrics_file.read_text().splitlines()
-        aside = metrics_file.with_suffix(".partial")
-        aside.write_text("".join(f"{line}\n" for line in lines if _is_until(line, step)))
-        os.replace(aside, metrics_file)
+        write_text(metrics_file, "".join(f"{line}\n" for line in lines if _is_until(line, step)))
 
 
 def _is_until(line: str, step: int) -> bool:

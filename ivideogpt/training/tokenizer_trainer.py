@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ivideogpt.data.loaders import ClipLoader
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
 from ivideogpt.files import atomic_file
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
-from ivideogpt.pretrained import TOKENIZER_WEIGHTS
+from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.adversary import Adversary
 from ivideogpt.training.args import TokenizerArgs
@@ -85,7 +86,11 @@ class TokenizerTrainer:
         self.pace = Pace()
         self.updates = SoundUpdates("tokenizer", self.optimizer, self.accelerator)
         self.shown: Tensor | None = None  # a few of the latest training clips
-        self.checkpoints = Checkpoints(
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Made when the run is under way: only then its folder is certain."""
+        return Checkpoints(
             self.run.directory,
             TOKENIZER_CHECKPOINTS,
             write_weights=self.write_checkpoint_weights,
@@ -121,7 +126,8 @@ class TokenizerTrainer:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         self.start()
         clips_per_step = self.clips_per_update / 2  # every other step is the discriminator's
-        with self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step) as bar:
+        progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step)
+        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.run_phase()
                 self.progress.step += 1
@@ -333,7 +339,7 @@ class TokenizerTrainer:
         """config.json and the weights, in the published format. All processes call it."""
         tensors = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            self.accelerator.unwrap_model(self.model).save_config(folder)
+            write_tokenizer_config(self.accelerator.unwrap_model(self.model), folder)
             save_tensors(tensors, folder / TOKENIZER_WEIGHTS)
 
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ivideogpt.files import atomic_file
+
 Pixels = NDArray[np.uint8]
 
 
@@ -31,9 +33,11 @@ def write_gif(path: str | Path, video: Pixels, fps: float = 4) -> None:
     """
     palette = Image.fromarray(video.reshape(-1, *video.shape[2:])).quantize(method=Image.Quantize.FASTOCTREE)
     first, *rest = (Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in video)
-    first.save(path, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+    with atomic_file(path) as file:
+        first.save(file, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
 
 
 def write_png(path: str | Path, picture: Pixels) -> None:
     """Write (H, W, 3)."""
-    Image.fromarray(picture).save(path, format="PNG")
+    with atomic_file(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_full_disk_keeps_the_saved_state(tmp_path, monkeypatch, moment):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as full:
-        full.setattr(replay_files.os, "fsync" if moment == "while writing" else "replace", fail)
+        full.setattr(os, "fsync" if moment == "while writing" else "replace", fail)
         with pytest.raises(UserError, match=r"No space left on device.*make room"):
             run.save()
     assert pieces(tmp_path) == saved
