@@ -177,8 +177,8 @@ def workers(config: Config) -> Iterator[Callable[[list[tuple[str, int]]], Iterat
         with closing(Recorder(config)) as recorder:
             yield lambda jobs: itertools.starmap(recorder.record, jobs)
         return
-    with worker_pool(config.num_workers, _start_worker, config) as pool:
-        yield lambda jobs: pool.map(_record_in_worker, jobs)
+    with worker_pool(config.num_workers, _start_worker, config) as run:
+        yield lambda jobs: run(_record_in_worker, jobs)
 
 
 def record_all(config: Config) -> None:

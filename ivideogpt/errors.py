@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from importlib.util import find_spec
 
@@ -35,6 +36,7 @@ def cli(main: Callable[[], object]) -> None:
 
     A plain ``ValueError`` is not caught: from a library it is more likely our fault than the user's.
     """
+    threading.excepthook = _report_thread
     try:
         main()
     except BrokenPipeError:  # whoever read our output has closed it: `... | head`
@@ -46,3 +48,9 @@ def cli(main: Callable[[], object]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and raises its error again in the main one, which ends the command."""
+    if not isinstance(failed.exc_value, OSError):
+        threading.__excepthook__(failed)

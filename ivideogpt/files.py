@@ -100,6 +100,21 @@ def sync_folder(folder: Path) -> None:
         sync(folder)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a text file, whole or not at all: half a line would spoil the next one, too."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        content = f"{line}\n".encode()
+        try:
+            written = file.write(content)
+            if written < len(content):
+                file.write(content[written:])  # says why the rest was not
+        except OSError as error:
+            file.truncate(size)
+            error.filename = error.filename or str(path)
+            raise
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file, whole or not at all."""
     with atomic_file(path, "w") as file:

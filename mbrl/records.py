@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, write_text
+from ivideogpt.files import append_line, atomic_file, write_text
 from ivideogpt.utils.video_io import write_gif
 from mbrl.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
@@ -117,8 +117,8 @@ class Records:
             UserError: the disk is full.
         """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        with writing(self._folder.path / LINES), (self._folder.path / LINES).open("a") as file:
-            file.write(json.dumps({"split": split, "frame": frame, **finite}) + "\n")
+        with writing(self._folder.path / LINES):
+            append_line(self._folder.path / LINES, json.dumps({"split": split, "frame": frame, **finite}))
         if split in TABLES:
             self._write_row(split, {"frame": frame, **finite})
         for tracker in self._tracking:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import errno
+import resource
 import shlex
 import subprocess
 import sys
+import threading
 
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from ivideogpt.errors import UserError, cli
 
@@ -59,3 +62,24 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("line\n", "")
+
+
+def test_tensorboard_on_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch):
+    """Its thread printed a traceback of its own above the command's line."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def main() -> None:
+        writer = SummaryWriter(str(tmp_path))
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limit[1]))
+        try:
+            for step in range(20):
+                writer.add_scalar("loss", 1.0, step)
+                writer.flush()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    with pytest.raises(SystemExit) as exit_:
+        cli(main)
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == "error: [Errno 27] File too large\n"

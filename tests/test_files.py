@@ -1,12 +1,23 @@
 """Small files that other processes, kills and full disks must never leave half-written."""
 
+import errno
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 
 from ivideogpt.errors import UserError
-from ivideogpt.files import PARTIAL_SUFFIX, atomic_file, partial_path, read_json, write_json
+from ivideogpt.files import (
+    PARTIAL_SUFFIX,
+    atomic_file,
+    atomic_path,
+    partial_path,
+    read_json,
+    remove_abandoned,
+    write_json,
+)
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -59,3 +70,36 @@ def test_whatever_a_file_holds_reading_it_gives_an_object_or_one_message(tmp_pat
     with pytest.raises(UserError, match=message) as raised:
         read_json(path, "record it again")
     assert str(path) in str(raised.value)
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """The system's error of a failed write names no file: the line said only that there was no space."""
+    with pytest.raises(OSError, match="No space") as raised, atomic_file(tmp_path / "a.npz"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert raised.value.filename == str(tmp_path / "a.npz")
+
+
+def test_a_folder_appears_whole(tmp_path):
+    """A shard whose writer was killed was a folder with half of its arrays."""
+    with atomic_path(tmp_path / "shard") as partial:
+        partial.mkdir()
+        (partial / "a.npy").write_bytes(b"1")
+        assert not (tmp_path / "shard").exists()
+    with pytest.raises(OSError, match="full"), atomic_path(tmp_path / "other") as partial:  # noqa: PT012
+        partial.mkdir()
+        (partial / "a.npy").write_bytes(b"1")
+        raise OSError("the disk is full")
+    assert [path.name for path in tmp_path.iterdir()] == ["shard"]
+
+
+def test_only_what_killed_processes_left_is_removed(tmp_path):
+    """Leftovers of kills would fill the disk; another process's unfinished file must not be taken for one."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    dead, alive = int(done.stdout), os.getpid()
+    names = [f".a.npz.{dead}-00000000.partial", f".b.npz.{alive}-00000000.partial", f".c.npz.{dead}-00000000.partial"]
+    for name in [*names, ".d.npz.partial", "e.npz"]:
+        (tmp_path / name).write_bytes(b"")
+        os.utime(tmp_path / name, (0, 0))
+    os.utime(tmp_path / names[2])  # a process of that number may be at work on another machine
+    remove_abandoned(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "e.npz"}

@@ -297,29 +297,12 @@ Outcomes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 def _pool(workers: int) -> AbstractContextManager[Outcomes]:
     """A ``map`` that works in this process or in several and draws jobs only when they are about to be done."""
-    return nullcontext(map) if workers == 1 else _processes(workers)
+    return nullcontext(map) if workers == 1 else worker_pool(workers)
 
 
 @contextmanager
-def _processes(workers: int) -> Iterator[Outcomes]:
-    def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        pending: deque[Future[Any]] = deque()
-        for job in jobs:
-            pending.append(pool.submit(work, job))
-            if len(pending) == _JOBS_AHEAD * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-    with worker_pool(workers) as pool:
-        yield run
-
-
-@contextmanager
-def worker_pool(
-    workers: int, start: Callable[..., None] | None = None, *arguments: Any
-) -> Iterator[ProcessPoolExecutor]:
-    """Processes that work for a command. Leaving the block waits for what they are at, and drops what is queued.
+def worker_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Outcomes]:
+    """Yield a ``map`` that works in several processes. Leaving the block waits for what they are at.
 
     Args:
         start: called first in each process, with the arguments; it calls :func:`start_worker`.
@@ -329,8 +312,19 @@ def worker_pool(
     """
     context = multiprocessing.get_context("spawn")  # video, HDF5 and OpenGL libraries do not survive a fork
     pool = ProcessPoolExecutor(workers, context, start or start_worker, arguments)
+
+    def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        """Unlike ``pool.map`` never cancel a job: when a worker has died, Python 3.11 waits for ever after that."""
+        pending: deque[Future[Any]] = deque()
+        for job in jobs:
+            pending.append(pool.submit(work, job))
+            if len(pending) == _JOBS_AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
     try:
-        yield pool
+        yield run
     except BrokenProcessPool as error:
         raise UserError(
             "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"

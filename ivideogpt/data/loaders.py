@@ -98,7 +98,7 @@ class ClipLoader(StreamPosition):
 
     def _between(self, start: int, stop: int | None) -> Iterator[PackedClips]:
         self._numbers.start, self._numbers.stop = start, stop
-        for batch in checked(self._batches):
+        for batch in watch_workers(self._batches):
             if isinstance(batch, UserError):
                 raise batch
             self._note(batch.skipped)
@@ -115,7 +115,7 @@ class WorkerDied(UserError):
     """A data worker was killed. Raised where a batch is asked for, never in the middle of a step."""
 
 
-def checked(batches: DataLoader[Any]) -> Iterator[Any]:
+def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:
     """Iterate over a loader, one of whose workers may be killed.
 
     Raises:
@@ -135,14 +135,21 @@ def checked(batches: DataLoader[Any]) -> Iterator[Any]:
             batch = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            if not _is_a_death(error):
                 raise
             raise WorkerDied(
                 f"a data worker was killed, perhaps for its memory ({first_line(error)}): start again with fewer "
                 "--dataloader_num_workers"
             ) from error
         yield batch
+
+
+def _is_a_death(error: Exception) -> bool:
+    """Tell torch's report of a dead worker, or a batch lost with its memory, from an error raised inside a worker."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    return not str(error).startswith("Caught")
 
 
 def _obey_the_trainer_only(worker: int) -> None:

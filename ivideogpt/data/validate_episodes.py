@@ -23,7 +23,6 @@ from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
 
 _WORTH_A_PROCESS = 200  # episodes: a worker starts in the time that it takes to read so many small ones
-_CHUNK = 16  # episodes handed to a worker at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +102,8 @@ def _check_all(episodes: Episodes, num_workers: int) -> Generator[Checked, None,
     if num_workers == 1:
         yield from (check_episode(episodes, i) for i in range(len(episodes)))
         return
-    with worker_pool(num_workers, _start_checking, episodes) as pool:
-        yield from pool.map(_check_in_worker, range(len(episodes)), chunksize=_CHUNK)
+    with worker_pool(num_workers, _start_checking, episodes) as run:
+        yield from run(_check_in_worker, range(len(episodes)))
 
 
 _episodes: Episodes | None = None  # of a worker process

@@ -242,11 +242,11 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
     if wanted == "latest":
         named = re.compile(RUN_DATE + re.escape(exp_name))
         runs = sorted(run for run in output_dir.glob("*") if named.fullmatch(run.name))
-        run = next((run for run in reversed(runs) if _folders(run, prefix)), None)
-        if run is None:
-            logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
-            return None
-        return _latest_undamaged(run, prefix)
+        for run in reversed(runs):
+            if checkpoint := _latest_undamaged(run, prefix):
+                return checkpoint
+        logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
+        return None
     path = Path(wanted)
     if (path / SHARED_STATE).is_file() or (path / CHECKSUMS).is_file():
         if damage := damage_of(path):
@@ -255,19 +255,23 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
                 "its latest undamaged one"
             )
         return path
-    if not _folders(path, prefix):
-        raise UserError(f"--resume_from_checkpoint {wanted}: no complete checkpoint there")
-    return _latest_undamaged(path, prefix)
+    if checkpoint := _latest_undamaged(path, prefix):
+        return checkpoint
+    raise UserError(f"--resume_from_checkpoint {wanted}: no complete checkpoint there")
 
 
-def _latest_undamaged(run: Path, prefix: str) -> Path:
+def _latest_undamaged(run: Path, prefix: str) -> Path | None:
+    """Return a run's checkpoint to go on from; None if it has none, damaged ones included."""
     _put_back(run, prefix)
-    for folder in reversed(_folders(run, prefix)):
+    folders = _folders(run, prefix)
+    for folder in reversed(folders):
         damage = damage_of(folder)
         if damage is None:
             return folder
         logger.warning("%s is left out, as it is damaged: %s", folder, damage)
-    raise UserError(f"{run}: all of its checkpoints are damaged; start a new run")
+    if folders:
+        raise UserError(f"{run}: all of its checkpoints are damaged; start a new run")
+    return None
 
 
 def _put_back(run: Path, prefix: str) -> None:

@@ -33,7 +33,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ivideogpt.data.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, write_json, write_text
+from ivideogpt.files import append_line, atomic_file, write_json, write_text
 from ivideogpt.locks import LOCK, locked
 from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
@@ -106,9 +106,11 @@ class Run:
         """Metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
         if not self.is_main_process:
             return
-        with self.metrics_file.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **_finite_or_none(metrics)}, allow_nan=False) + "\n")
-        self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+        with going_on_without_room():
+            values = {"step": step, "split": split, **_finite_or_none(metrics)}
+            append_line(self.metrics_file, json.dumps(values, allow_nan=False))
+        with going_on_without_room():
+            self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
         logger.info("step %d %s  %s", step, split, text)
 
@@ -117,11 +119,12 @@ class Run:
         if not self.is_main_process:
             return
         folder = self.directory / "images"
-        folder.mkdir(exist_ok=True)
-        with atomic_file(folder / f"{name}-{step:07d}.png") as file:
-            image.save(file, format="PNG")
-        for tracker in self.accelerator.trackers:
-            track_image(tracker, step, name, image)
+        with going_on_without_room():
+            folder.mkdir(exist_ok=True)
+            with atomic_file(folder / f"{name}-{step:07d}.png") as file:
+                image.save(file, format="PNG")
+            for tracker in self.accelerator.trackers:
+                track_image(tracker, step, name, image)
 
     def log_video(self, step: int, name: str, path: Path) -> None:
         """A GIF of the run folder to the trackers."""
@@ -229,6 +232,15 @@ class Run:
             raise KeyboardInterrupt
         logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
         self.stop_signal = number
+
+
+@contextmanager
+def going_on_without_room() -> Iterator[None]:
+    """Report what cannot be written and go on: weights are worth more than a line about them."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s; going on without", error)
 
 
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:

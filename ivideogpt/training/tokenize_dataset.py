@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ivideogpt.data.batches import BadEpisode
 from ivideogpt.data.clips import DataConfig
-from ivideogpt.data.loaders import checked
+from ivideogpt.data.loaders import watch_workers
 from ivideogpt.data.segments import SegmentSpec
 from ivideogpt.data.token_store import CLIPS_PER_SHARD, TokenBatch, TokenStore, TokenStoreMeta, state_checksum
 from ivideogpt.data.token_store_writer import TokenStoreWriter
@@ -171,7 +171,7 @@ def write_tokens(
     batches: list[TokenBatch] = []
     skipped: list[BadEpisode] = []
     with tqdm(total=portions.num_clips, desc="clips", unit="clip", disable=not show) as progress:
-        for portion in checked(DataLoader(portions, batch_size=None, num_workers=num_workers)):
+        for portion in watch_workers(DataLoader(portions, batch_size=None, num_workers=num_workers)):
             if isinstance(portion, UserError):
                 raise portion
             batches += tokenizer.batches(portion)

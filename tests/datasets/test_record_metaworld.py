@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +231,24 @@ def test_an_output_path_that_is_a_file_is_one_error(tmp_path):
     config = recorder.parse_args(["--output_path", str(tmp_path / "out"), "--tasks", "reach"])
     with pytest.raises(UserError, match="cannot write to --output_path"):
         recorder.prepare_output(config)
+
+
+def test_a_killed_worker_ends_the_command_with_one_line(recording, tmp_path):
+    """The system kills workers for their memory: the traceback of a broken pool said nothing of going on."""
+    flags = ["--tasks", "reach", "--num_episodes", "5000", "--num_workers", "2", "--output_path", "out", *TINY]
+    process = subprocess.Popen(
+        [sys.executable, SCRIPT, *flags], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        while process.poll() is None and not contents(tmp_path):
+            time.sleep(0.1)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        workers = [pid for pid in children if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(int(workers[0]), signal.SIGKILL)
+        _, said = process.communicate(timeout=100)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("error: a worker process was killed, perhaps for its memory; run again")
+    assert "Traceback" not in said

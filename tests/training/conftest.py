@@ -1,6 +1,8 @@
 """Episodes, and training commands short enough for tests."""
 
 import json
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -46,3 +48,19 @@ def gpt_command(clips, tmp_path, tiny_world_model) -> list[str]:
         --log_steps 1 --validation_steps 2 --max_eval_iters 1 --num_warmup_steps 1 --llama_attn_drop 0.1
         --output_dir {tmp_path / "runs"} --exp_name toy
     """.split()
+
+
+@pytest.fixture
+def no_room_for_files():
+    """A block in which the system refuses files of more than a few bytes, as it refuses any on a full disk."""
+
+    @contextmanager
+    def full():
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return full

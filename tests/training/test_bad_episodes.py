@@ -1,12 +1,17 @@
 """What the training scripts do about episodes that cannot be used, and about LeRobot folders."""
 
 import logging
+import multiprocessing
 import os
 import shutil
+import signal
+from pathlib import Path
 
 import pytest
 
+from ivideogpt.data.loaders import WorkerDied
 from ivideogpt.errors import UserError
+from ivideogpt.training.checkpoints import find_checkpoint, step_of
 from tests.data import lerobot_folder
 from tests.training.runs import build_gpt, build_tokenizer, fit, metrics_of, without
 
@@ -46,3 +51,33 @@ def test_lerobot_folders_are_trained_on_as_they_are(script, tmp_path, request):
     if script == "gpt":
         command += ["--action_conditioned", "--action_dim", "3", "--reward_prediction"]
     assert metrics_of(fit((build_tokenizer if script == "tokenizer" else build_gpt)(command)))
+
+
+@pytest.mark.parametrize("script", ["tokenizer", "gpt"])
+def test_a_killed_data_worker_ends_the_run_after_a_checkpoint(script, request, monkeypatch):
+    """The system kills workers for their memory: a traceback, and everything since the last checkpoint was lost."""
+    command = request.getfixturevalue(f"{script}_command")
+    if script == "gpt":
+        command = without(command, "--dataloader_num_workers")
+    build = build_tokenizer if script == "tokenizer" else build_gpt
+    command += ["--dataloader_num_workers", "1", "--max_train_steps", "30", "--skip_first_val"]
+    trainer = build([*command, "--validation_steps", "1000"])
+    after_step = trainer.after_step
+
+    def killing(step: int) -> None:
+        after_step(step)
+        if step == 2:
+            for worker in multiprocessing.active_children():  # of earlier tests, too
+                os.kill(worker.pid, signal.SIGKILL)
+
+    monkeypatch.setattr(trainer, "after_step", killing)
+    with pytest.raises(WorkerDied, match="a data worker was killed, perhaps for its memory"):
+        fit(trainer)
+    step = trainer.progress.step
+    assert 2 <= step < 30
+    found = find_checkpoint(str(trainer.run.directory), Path(), "toy", trainer.checkpoints.prefix)
+    assert step_of(found) == step
+    more = [*command, "--validation_steps", "1000", "--max_train_steps", str(step + 1)]
+    resumed = build([*more, "--resume_from_checkpoint", str(found)])
+    fit(resumed)
+    assert resumed.progress.clips == trainer.progress.clips + resumed.clips_per_update

@@ -1,9 +1,9 @@
 """Checkpoints are complete or absent, and found by their meaning."""
 
+import logging
 import os
 import random
-import resource
-from contextlib import contextmanager
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
+from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.checkpoints import (
     TOKENIZER_CHECKPOINTS,
     TRANSFORMER_CHECKPOINTS,
@@ -18,6 +19,7 @@ from ivideogpt.training.checkpoints import (
     RandomState,
     SaveError,
     complete_checkpoints,
+    damage_of,
     find_checkpoint,
     run_directory_of,
     set_aside_later,
@@ -32,17 +34,6 @@ def write_weights(folder: Path) -> None:
 def checkpoints_of(run: Path, progress: TrainProgress, **options) -> Checkpoints:
     settings = {"write_weights": write_weights, "shared": {"progress": progress}, "local": {"random": RandomState()}}
     return Checkpoints(run, TOKENIZER_CHECKPOINTS, **settings | options)
-
-
-@contextmanager
-def no_room_for_files():
-    """The system refuses files of more than a few bytes, as it refuses any on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def draws() -> list[float]:
@@ -60,7 +51,7 @@ def test_round_trip(tmp_path):
     assert draws() == expected
 
 
-def test_a_failed_save_leaves_the_previous_one(tmp_path, caplog):
+def test_a_failed_save_leaves_the_previous_one(tmp_path, caplog, no_room_for_files):
     """A full disk must not cost the run."""
     progress = TrainProgress()
     checkpoints_of(tmp_path, progress).save(1)
@@ -145,3 +136,122 @@ def test_other_number_of_processes_is_refused(tmp_path):
     (folder / "process_0.pt").unlink()
     with pytest.raises(UserError, match="same number of processes"):
         checkpoints.load(folder)
+
+
+# ---- damage
+
+
+def three(run: Path) -> list[Path]:
+    checkpoints = checkpoints_of(run, TrainProgress(), write_weights=write_tensors)
+    return [checkpoints.save(step) for step in (8, 9, 10)]
+
+
+def write_tensors(folder: Path) -> None:
+    save_tensors({"weight": torch.ones(1000)}, folder / "model.safetensors")
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def change_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "state cut short": ("state.pt", truncate),
+    "state missing": ("state.pt", Path.unlink),
+    "random numbers cut short": ("process_0.pt", truncate),
+    "random numbers missing": ("process_0.pt", Path.unlink),
+    "weights cut short": ("model.safetensors", truncate),
+    "weights changed": ("model.safetensors", change_a_byte),
+    "list cut short": ("checksums.json", truncate),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_gives_a_line_and_the_one_before(tmp_path, caplog, damage):
+    """A power failure's last checkpoint stopped every resumption with a traceback, or was loaded as it was."""
+    name, spoil = DAMAGES[damage]
+    run = tmp_path / "2026-01-01-00:00:00-toy"
+    *_, before, last = three(run)
+    spoil(last / name)
+    assert find_checkpoint("latest", tmp_path, "toy", TOKENIZER_CHECKPOINTS) == before
+    (line,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert line.startswith(f"{last} is left out, as it is damaged: {name}")
+    with pytest.raises(UserError, match=rf"checkpoint-10 is damaged: {name}|no complete checkpoint"):
+        find_checkpoint(str(last), tmp_path, "toy", TOKENIZER_CHECKPOINTS)
+    for folder in complete_checkpoints(run, TOKENIZER_CHECKPOINTS):
+        truncate(folder / "state.pt")
+    with pytest.raises(UserError, match="all of its checkpoints are damaged"):
+        find_checkpoint("latest", tmp_path, "toy", TOKENIZER_CHECKPOINTS)
+
+
+def test_latest_is_the_highest_step_and_not_the_newest_time(tmp_path):
+    """Copying a run, or looking into an old checkpoint with a tool that touches it, changed what was resumed."""
+    run = tmp_path / "2026-01-01-00:00:00-toy"
+    first, _, last = three(run)
+    os.utime(last / "state.pt", (0, 0))
+    os.utime(first / "state.pt")
+    shutil.copytree(first, run / "checkpoint-99-backup")
+    assert find_checkpoint("latest", tmp_path, "toy", TOKENIZER_CHECKPOINTS) == last
+
+
+def test_checkpoints_without_checksums_load(tmp_path, caplog):
+    """Those of earlier versions; cut short they are left out, too."""
+    *_, before, last = three(tmp_path)
+    for folder in (before, last):
+        (folder / "checksums.json").unlink()
+    with caplog.at_level(logging.INFO):
+        assert find_checkpoint(str(tmp_path), tmp_path, "toy", TOKENIZER_CHECKPOINTS) == last
+    assert [record.message for record in caplog.records] == [
+        f"{last} is from before there were checksums: its files are checked by themselves"
+    ]
+    assert complete_checkpoints(tmp_path, TOKENIZER_CHECKPOINTS)[-1] == last
+    checkpoints_of(tmp_path, TrainProgress()).load(last)
+    for name in ("state.pt", "process_0.pt", "model.safetensors"):
+        whole = (last / name).read_bytes()
+        truncate(last / name)
+        assert name in (damage_of(last) or "")
+        assert find_checkpoint(str(tmp_path), tmp_path, "toy", TOKENIZER_CHECKPOINTS) == before
+        (last / name).write_bytes(whole)
+
+
+class Killed(BaseException):
+    """No ``except Exception`` sees it, as none sees SIGKILL."""
+
+
+def kill(*_, **__):
+    raise Killed
+
+
+def test_a_removal_that_was_killed_leaves_nothing_under_the_name(tmp_path, monkeypatch):
+    """Half of a checkpoint counted as one, as its state.pt was removed last."""
+    checkpoints = checkpoints_of(tmp_path, TrainProgress(), keep_last=1)
+    checkpoints.save(1)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda path, **_: kill() if path.exists() else None)
+        with pytest.raises(Killed):
+            checkpoints.save(2)
+    assert complete_checkpoints(tmp_path, TOKENIZER_CHECKPOINTS) == [tmp_path / "checkpoint-2"]
+    checkpoints.save(3)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-3"]
+
+
+def test_a_replacement_that_was_killed_is_undone(tmp_path, monkeypatch):
+    """A resumed run saves its first step again: between two renames there was no checkpoint of that step."""
+    progress = TrainProgress(step=1, clips=7)
+    checkpoints = checkpoints_of(tmp_path, progress)
+    folder = checkpoints.save(1)
+    rename = Path.rename
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", lambda path, to: kill() if to == folder else rename(path, to))
+        with pytest.raises(Killed):
+            checkpoints.save(1)
+    assert not folder.exists()
+    assert find_checkpoint(str(tmp_path), tmp_path, "toy", TOKENIZER_CHECKPOINTS) == folder
+    progress.clips = 0
+    checkpoints.load(folder)
+    assert progress.clips == 7

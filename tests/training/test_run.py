@@ -1,7 +1,9 @@
 """A run's record and its end, whatever happened before."""
 
+import dataclasses
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from ivideogpt.devices import OF_TORCHRUN, check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
-from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS
+from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.metrics import MetricWindow
 from ivideogpt.training.resume import MAY_CHANGE, recorded_args
 from ivideogpt.training.run import _forget_lines_after, build_run
@@ -133,3 +135,38 @@ def test_pictures_and_gifs_reach_tensorboard_as_they_are(tmp_path):
     assert logged["film"] == (3, film.read_bytes())
     step, picture = logged["grid"]
     assert (step, Image.open(io.BytesIO(picture)).getpixel((0, 0))) == (3, (255, 0, 0))
+
+
+def test_two_starts_in_one_second_get_two_folders(args, monkeypatch):
+    """Both found the name free, and wrote into one folder."""
+    runs = [build_run(args, TOKENIZER_CHECKPOINTS) for _ in range(2)]
+    assert runs[0].directory.parent == runs[1].directory.parent
+    runs[1].directory = runs[0].directory
+    with runs[0], runs[1]:
+        assert runs[0].directory != runs[1].directory
+        assert Path(runs[1].accelerator.project_configuration.project_dir) == runs[1].directory
+        assert [recorded_args(run.directory)["seed"] for run in runs] == [run.seed for run in runs]
+
+
+def test_a_run_that_is_training_is_not_resumed(args, tmp_path):
+    """Two processes would write each other's checkpoints; when the first has ended, it may be."""
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    with run:
+        folder = Checkpoints(run.directory, TOKENIZER_CHECKPOINTS, lambda folder: None, {}, {}).save(1)
+        again = dataclasses.replace(args, resume_from_checkpoint="latest", exp_name=run.args.exp_name, seed=run.seed)
+        with pytest.raises(UserError, match=r"another process is running in .*: wait for it, or start a new run"):
+            build_run(again, TOKENIZER_CHECKPOINTS)
+    assert build_run(again, TOKENIZER_CHECKPOINTS).checkpoint == folder
+
+
+def test_a_full_disk_does_not_end_training_for_a_line(args, caplog, no_room_for_files):
+    """Training goes on after a checkpoint that could not be saved, and then died of the next line of its record."""
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    with run:
+        run.log(1, "train", {"loss": 0.5})
+        with no_room_for_files():
+            run.log(2, "train", {"loss": 0.5})
+            run.log_image(2, "grid", Image.new("RGB", (8, 8)))
+        run.log(3, "train", {"loss": 0.5})
+    assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 3]
+    assert sum("File too large" in line and line.endswith("going on without") for line in caplog.messages) == 2

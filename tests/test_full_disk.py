@@ -1,0 +1,86 @@
+"""Every kind of writer on a file system without room: one OSError or UserError, and what was there is as it was."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ivideogpt.data.conversion import write_episode
+from ivideogpt.errors import UserError
+from ivideogpt.files import append_line, write_json
+from ivideogpt.state_dicts import save_state, save_tensors
+from ivideogpt.utils.video_io import write_gif, write_png
+
+NOISE = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)  # 480 KB, hardly compressible
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+WRITERS = {
+    "state.pt": lambda path: save_state({"frames": torch.from_numpy(NOISE)}, path),
+    "model.safetensors": lambda path: save_tensors({"frames": torch.from_numpy(NOISE)}, path),
+    "eps.npz": lambda path: write_episode(path, {"image": NOISE}),
+    "small.npz": lambda path: write_episode(path, {"image": NOISE}, compress=True),
+    "film.gif": lambda path: write_gif(path, NOISE),
+    "sheet.png": lambda path: write_png(path, NOISE.reshape(-1, 64, 3)),
+    "note.json": lambda path: write_json(path, {"long": "a" * 200_000}),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_is_one_error_and_keeps_the_file_before(full_disk, name):
+    """torch and safetensors raise errors of their own there, which commands showed as tracebacks."""
+    path = full_disk / name
+    path.write_bytes(b"before")
+    with pytest.raises((OSError, UserError), match=r"No space left|os error 28"):
+        WRITERS[name](path)
+    assert [(file.name, file.read_bytes()) for file in full_disk.iterdir()] == [(name, b"before")]
+
+
+def test_a_recording_that_had_no_room_for_its_note_goes_on(full_disk):
+    """recording.json was truncated, and the same command was refused for ever."""
+    from tests.datasets.test_record_metaworld import recorder
+
+    config = recorder.parse_args(["--output_path", str(full_disk / "out"), "--tasks", "reach"])
+    recorder.prepare_output(config)
+    before = (full_disk / "out" / "recording.json").read_bytes()
+    filling = full_disk / "filling"
+    with pytest.raises(OSError, match="No space"), filling.open("wb") as file:
+        file.write(bytes(100_000))
+    with pytest.raises(UserError, match="cannot write to --output_path"):
+        recorder.prepare_output(config)
+    assert (full_disk / "out" / "recording.json").read_bytes() == before
+    filling.unlink()
+    recorder.prepare_output(config)
+
+
+def test_an_unreadable_note_says_what_to_do(tmp_path):
+    from tests.datasets.test_record_metaworld import recorder
+
+    Path(tmp_path / "recording.json").write_text("")
+    with pytest.raises(UserError, match=r"recording\.json is not valid JSON: .*delete it to go on"):
+        recorder.prepare_output(recorder.parse_args(["--output_path", str(tmp_path), "--tasks", "reach"]))
+
+
+def test_a_line_is_appended_whole_or_not_at_all(full_disk):
+    """Half a line of metrics.jsonl took the next line with it."""
+    path = full_disk / "metrics.jsonl"
+    append_line(path, "a" * 40_000)
+    with pytest.raises(OSError, match="No space"):
+        append_line(path, "b" * 60_000)
+    append_line(path, "c")
+    assert path.read_text().splitlines() == ["a" * 40_000, "c"]
