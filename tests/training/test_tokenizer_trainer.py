@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ivideogpt.errors import UserError
+from ivideogpt.precision import full_float32
 from ivideogpt.pretrained import load_tokenizer
 from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
 from tests.training.runs import build_tokenizer, fit, metrics_of, without
@@ -370,13 +371,13 @@ def test_a_discriminator_starts_from_what_a_run_or_anyone_has_written(finished_r
 
 
 @pytest.mark.parametrize("asked", [False, True])
-def test_convolutions_keep_the_tf32_that_pytorch_gives_them(tokenizer_command, monkeypatch, asked):
-    """Without ``--allow_tf32`` it was switched off, for a third of the speed."""
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    before = torch.backends.cudnn.allow_tf32
-    build_tokenizer([*tokenizer_command, "--max_train_steps", "1", *(["--allow_tf32"] if asked else [])])
-    assert torch.backends.cudnn.allow_tf32 == before
-    assert torch.backends.cuda.matmul.allow_tf32 == asked
+def test_convolutions_keep_the_tf32_that_pytorch_gives_them(tokenizer_command, asked):
+    """It was switched off unless ``--allow_tf32`` asked for it, and training was slower for it."""
+    with full_float32():  # puts back what it found
+        torch.backends.cudnn.allow_tf32 = True
+        build_tokenizer([*tokenizer_command, "--max_train_steps", "1", *(["--allow_tf32"] if asked else [])])
+        assert torch.backends.cudnn.allow_tf32
+        assert torch.backends.cuda.matmul.allow_tf32 == asked
 
 
 def test_validation_clips_are_the_same_every_time(tokenizer_command):
