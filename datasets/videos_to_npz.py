@@ -11,6 +11,7 @@ episodes have no actions. Run the same command again to go on after an interrupt
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from ivideogpt.data.conversion import Job, NpzDatasetArgs, Skipped, Summary
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.data.trees import files_below
-from ivideogpt.data.video_files import VideoFile, rgb
+from ivideogpt.data.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -148,7 +149,8 @@ def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
     frames: list[np.ndarray] = []
     indices: list[int] = []
     for i, frame in pace.choose(recorded, first):
-        frames.append(store(rgb(frame)[None]))
+        with readable_video(video.path):
+            frames.append(store(rgb(frame)[None]))
         indices.append(i)
         if frames[-1].shape != frames[0].shape:
             raise UserError(f"{video.path}: frame {i} has another size than the first; use --resize")
@@ -165,11 +167,11 @@ def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
 class Numbered:
     """Times and frames with their numbers, counted as they pass."""
 
-    def __init__(self, frames: Iterable[tuple[float, Any]]) -> None:
+    def __init__(self, frames: Iterable[tuple[float | None, Any]]) -> None:
         self._frames = frames
         self.count = 0
 
-    def __iter__(self) -> Iterator[tuple[int, float, Any]]:
+    def __iter__(self) -> Iterator[tuple[int, float | None, Any]]:
         for seconds, frame in self._frames:
             self.count += 1
             yield self.count - 1, seconds, frame
@@ -191,8 +193,18 @@ class Pace:
     def choose(self, frames: Numbered, first: int) -> Iterator[tuple[int, Any]]:
         """Numbers and frames, out of all from number ``first`` on."""
         if self.fps is not None:
-            return self._in_time(frame for frame in frames if frame[0] >= first)
+            return self._in_time(self._timed(frame for frame in frames if frame[0] >= first))
         return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
+
+    def _timed(self, frames: Iterable[tuple[int, float | None, Any]]) -> Iterator[tuple[int, float, Any]]:
+        """Raises UserError unless each frame is shown after the one before."""
+        before = -math.inf
+        for i, seconds, frame in frames:
+            if seconds is None or seconds <= before:
+                shown = "at no time" if seconds is None else f"at {seconds:.3f} s, not after the one before"
+                raise UserError(f"frame {i} is shown {shown}, so --fps cannot choose; use --step instead")
+            yield i, seconds, frame
+            before = seconds
 
     def _in_time(self, frames: Iterable[tuple[int, float, Any]]) -> Iterator[tuple[int, Any]]:
         """The frames closest to the times k / fps after the first."""
