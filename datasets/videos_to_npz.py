@@ -74,13 +74,16 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
     """A job a video, by name. Either all videos have actions or none has."""
     root = Path(args.input_path)
     videos = find_videos(root)
-    tables = [find_action_file(video) for video in videos]
+    tables = [find_table(video) for video in videos]
     with_actions = any(tables)
     if not with_actions:
         refuse_stray_tables(root, videos[0])
-    action_dim = dimension((table for table in tables if table), args.columns)
+    action_dim = dimension((table for table in tables if isinstance(table, Path)), args.columns)
     jobs: list[VideoJob | Skipped] = []
     for video, table in zip(videos, tables, strict=True):
+        if isinstance(table, Skipped):
+            jobs.append(table)
+            continue
         if with_actions and table is None:
             expected = " or ".join(video.with_suffix(suffix).name for suffix in SUFFIXES)
             jobs.append(Skipped(str(video), f"no actions; expected {expected} beside it, as other videos have"))
@@ -89,6 +92,13 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
         output = Path(args.output_path) / args.dataset / f"{name}.npz"
         jobs.append(VideoJob(output, str(video), video, table, action_dim))
     return jobs
+
+
+def find_table(video: Path) -> Path | Skipped | None:
+    try:
+        return find_action_file(video)
+    except UserError as error:  # two of them
+        return Skipped(str(video), str(error))
 
 
 def find_videos(root: Path) -> list[Path]:
@@ -110,11 +120,11 @@ def refuse_stray_tables(root: Path, video: Path) -> None:
 
 def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
     """Of the first table that can be read; the others have to agree with it."""
-    problem: UserError | None = None
+    problem: UserError | OSError | None = None
     for table in tables:
         try:
             return read_actions(table, columns).shape[1]
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = problem or error
     if problem is not None:
         raise problem

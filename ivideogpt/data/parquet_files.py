@@ -36,9 +36,10 @@ def numbers(path: str, name: str, dimension: int = 1, first: int = 0, count: int
             values = file.column(name, group, dimension)
             _recent.put(key, values)
         parts.append(values[own])
-    if not parts:
-        return np.zeros((0, dimension))
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros((0, dimension))])
+    if count is not None and len(rows) != count:
+        raise _damaged(path, f"it ends after {len(rows)} of {count} rows")
+    return rows
 
 
 def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
@@ -75,7 +76,8 @@ class _ParquetFile:
         self.path = path
         with self._readable():
             # One thread and no reading ahead: loaders run a process per core and want a few rows each time.
-            self._file = pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
+            # The absolute path, as a colon in a relative one would be taken for a protocol.
+            self._file = pyarrow.parquet.ParquetFile(os.path.abspath(path), memory_map=True, pre_buffer=False)
             self._columns = set(self._file.schema_arrow.names)
             metadata = self._file.metadata
             counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]

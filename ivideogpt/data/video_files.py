@@ -100,7 +100,7 @@ class VideoFile:
             self._current = next(self._ahead, None)
         if self._current is None or self._current.pts != pts:
             raise UserError(
-                f"{self.path}: frame {number} at {pts * self._stream.time_base:.3f} s cannot be decoded; "
+                f"{self.path}: frame {number} at {float(pts * self._stream.time_base):.3f} s cannot be decoded; "
                 "copy or record it again, or leave the episode out"
             )
         return self._current
