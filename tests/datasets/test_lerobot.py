@@ -325,7 +325,7 @@ def test_what_an_encoder_refuses_is_an_episode_left_out(tmp_path, monkeypatch):
     """Bug prevented: one episode of which no video can be made ended the conversion with a traceback."""
     for name in ("lift/c", "push/b"):
         write_npz(tmp_path / "in", name)
-    write_npz(tmp_path / "in", "push/a", action=np.float32(3))
+    write_npz(tmp_path / "in", "push/a", reward=np.float32(3))
     encode = to_lerobot.Encoder._encoded
     monkeypatch.setattr(
         to_lerobot.Encoder,
@@ -335,7 +335,7 @@ def test_what_an_encoder_refuses_is_an_episode_left_out(tmp_path, monkeypatch):
     summary = convert_to_lerobot(tmp_path / "in", tmp_path / "out")
     assert (summary.written, len(summary.skipped)) == (1, 2)
     assert "b.npz: frames 32x48 cannot be encoded as h264" in str(summary)
-    assert "a.npz: array 'action' is float32 of shape (); expected a row of numbers for each of 9" in str(summary)
+    assert "a.npz: array 'reward' is float32 of shape (); expected a row of numbers for each of 9" in str(summary)
 
 
 def test_one_frame_and_no_action(tmp_path):
