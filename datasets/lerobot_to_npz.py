@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.conversion import Job, NpzDatasetArgs, Summary
-from ivideogpt.data.lerobot import SERIES, LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
+from ivideogpt.data.lerobot import ACTION, ONE_NUMBER, SERIES, LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.errors import UserError, cli, require
@@ -35,6 +35,7 @@ class LeRobotArgs(NpzDatasetArgs):
     input_path: str = option(REQUIRED, "folder that holds meta/, data/ and videos/")
     camera: str | None = option(None, "key of the camera that becomes the array image (default: the first by name)")
     all_cameras: bool = option(False, "store the other cameras too, under the last part of their keys")
+    action_key: str | None = option(None, "feature that becomes the array action (default: action, if there is one)")
 
 
 @dataclass(frozen=True)
@@ -59,16 +60,40 @@ def name_cameras(info: LeRobotInfo, args: LeRobotArgs) -> dict[str, str]:
     return {"image": first, **others}
 
 
-def convert_episode(folder: str, cameras: dict[str, str], store: StoredSize, job: LeRobotJob) -> dict[str, np.ndarray]:
+def name_series(info: LeRobotInfo, action_key: str | None) -> dict[str, str]:
+    """Arrays of numbers and the features that they hold."""
+    wanted = SERIES | {"action": action_key or ACTION}
+    dimensions = {name: info.dimension(key) for name, key in wanted.items()}
+    return {
+        name: wanted[name]
+        for name, dimension in dimensions.items()
+        if dimension == 1 or (dimension is not None and name not in ONE_NUMBER)
+    }
+
+
+def describe(info: LeRobotInfo, arrays: dict[str, str], action_key: str | None) -> str:
+    """Say which feature becomes which array, and which ones are left out."""
+    lines = ["arrays: " + ", ".join(f"{name} from {key}" for name, key in arrays.items())]
+    others = [key for key in info.numeric if key not in arrays.values()]
+    if others:
+        lines.append("left out: " + ", ".join(others))
+    if "action" not in arrays:
+        lines.append(f"{info.no_action(action_key or ACTION)}; take one of them with --action_key")
+    return "\n".join(lines)
+
+
+def convert_episode(
+    folder: str, cameras: dict[str, str], series: dict[str, str], store: StoredSize, job: LeRobotJob
+) -> dict[str, np.ndarray]:
     arrays = {}
     for name, camera in cameras.items():
         episode = open_folder(folder, camera).open(job.index)
         arrays[name] = read_frames(episode, store)
-    series = {name: episode.series(key) for name, key in SERIES.items()}
-    numbers = {name: values for name, values in series.items() if values is not None}
-    for name in numbers.keys() & {"reward", "success"}:
-        numbers[name] = numbers[name][:, 0]
-    return arrays | numbers
+    for name, key in series.items():
+        values = episode.series(key)
+        if values is not None:
+            arrays[name] = values[:, 0] if name in ONE_NUMBER else values
+    return arrays
 
 
 def read_frames(episode: LeRobotEpisode, store: StoredSize) -> np.ndarray:
@@ -80,16 +105,17 @@ def read_frames(episode: LeRobotEpisode, store: StoredSize) -> np.ndarray:
 def run(args: LeRobotArgs) -> Summary:
     require("pyarrow", "av")
     folder, output = str(Path(args.input_path).resolve()), Path(args.output_path) / args.dataset
-    cameras = name_cameras(LeRobotInfo.load(folder), args)
-    episodes = open_folder(folder, cameras["image"])
-    keep_settings(
-        output, {"input_path": folder, "cameras": cameras, "resize": args.resize, "square_crop": args.square_crop}
-    )
+    info = LeRobotInfo.load(folder)
+    cameras, series = name_cameras(info, args), name_series(info, args.action_key)
+    episodes = LeRobotEpisodes.open_folder(Path(folder), cameras["image"], args.action_key)
+    print(describe(info, cameras | series, args.action_key))
+    noted = ("action_key", "resize", "square_crop")
+    keep_settings(output, {"input_path": folder, "cameras": cameras} | {name: getattr(args, name) for name in noted})
     jobs = [
         LeRobotJob(output / f"episode_{number:06d}.npz", episodes.name(index), index)
         for index, number in enumerate(episodes.table.number)
     ]
-    return args.convert([jobs], partial(convert_episode, folder, cameras, args.store), args.dataset)
+    return args.convert([jobs], partial(convert_episode, folder, cameras, series, args.store), args.dataset)
 
 
 def main() -> None:

@@ -33,7 +33,7 @@ from ivideogpt.data.npz_arrays import NpzMember, npz_members
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.data.trees import files_below
-from ivideogpt.errors import UserError, cli, require
+from ivideogpt.errors import UserError, cli, first_line, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 CAMERA = "observation.images."
@@ -105,7 +105,18 @@ class Encoder:
     fps: int
 
     def __call__(self, frames: np.ndarray) -> bytes:
-        """Frames (N, H, W, 3) as an mp4 file."""
+        """Frames (N, H, W, 3) as an mp4 file. Raises UserError if the encoder is missing or refuses them."""
+        import av
+
+        try:
+            return self._encoded(frames)
+        except (av.FFmpegError, ValueError) as error:
+            raise UserError(
+                f"frames {frames.shape[1]}x{frames.shape[2]} cannot be encoded as {self.codec} "
+                f"({first_line(error)}); choose another --codec or --resize"
+            ) from error
+
+    def _encoded(self, frames: np.ndarray) -> bytes:
         import av
 
         name, options = ENCODERS[self.codec]
@@ -159,12 +170,13 @@ def read_series(path: str, name: str, num_frames: int) -> np.ndarray:
     """(N, D); the last row may be missing and is zero then."""
     member = npz_members(path)[name]
     values = member.all()
-    if values.dtype.kind not in "fiub" or values.ndim > 2 or len(values) not in (num_frames, num_frames - 1):
+    fits = values.dtype.kind in "fiub" and values.ndim in (1, 2) and 0 not in values.shape[1:]
+    if not fits or len(values) not in (num_frames, num_frames - 1):
         raise UserError(
             f"{path}: array {name!r} is {values.dtype} of shape {values.shape}; "
             f"expected a row of numbers for each of {num_frames} frames, the last optional"
         )
-    values = values.reshape(len(values), -1).astype(bool if name == "success" else np.float32)
+    values = values.reshape(len(values), *(values.shape[1:] or (1,))).astype(bool if name == "success" else np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{path}: array {name!r} holds NaN or infinite values; repair or leave out the episode")
     return np.pad(values, [(0, num_frames - len(values)), (0, 0)])
@@ -215,8 +227,8 @@ def assemble(jobs: Iterable[PartJob], args: ToLeRobotArgs, root: Path) -> None:
     data_limit, video_limit = args.data_file_mb * 2**20, args.video_file_mb * 2**20
     writer = LeRobotWriter(root, args.fps, args.robot_type, names, data_limit, video_limit)
     for job in tqdm([job for job in jobs if job.output.exists()], desc="files", unit="episode"):
-        with np.load(job.output, allow_pickle=False) as part:
-            writer.add(encoded_episode(dict(part), args.task or job.file.resolve().parent.name))
+        part = {name: member.all() for name, member in npz_members(str(job.output)).items()}
+        writer.add(encoded_episode(part, args.task or job.file.resolve().parent.name))
     writer.finish()
 
 

@@ -11,6 +11,7 @@ episodes have no actions. Run the same command again to go on after an interrupt
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from ivideogpt.data.conversion import Job, NpzDatasetArgs, Skipped, Summary
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.data.trees import files_below
-from ivideogpt.data.video_files import VideoFile, rgb
+from ivideogpt.data.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -73,13 +74,16 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
     """A job a video, by name. Either all videos have actions or none has."""
     root = Path(args.input_path)
     videos = find_videos(root)
-    tables = [find_action_file(video) for video in videos]
+    tables = [find_table(video) for video in videos]
     with_actions = any(tables)
     if not with_actions:
         refuse_stray_tables(root, videos[0])
-    action_dim = dimension((table for table in tables if table), args.columns)
+    action_dim = dimension((table for table in tables if isinstance(table, Path)), args.columns)
     jobs: list[VideoJob | Skipped] = []
     for video, table in zip(videos, tables, strict=True):
+        if isinstance(table, Skipped):
+            jobs.append(table)
+            continue
         if with_actions and table is None:
             expected = " or ".join(video.with_suffix(suffix).name for suffix in SUFFIXES)
             jobs.append(Skipped(str(video), f"no actions; expected {expected} beside it, as other videos have"))
@@ -88,6 +92,13 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
         output = Path(args.output_path) / args.dataset / f"{name}.npz"
         jobs.append(VideoJob(output, str(video), video, table, action_dim))
     return jobs
+
+
+def find_table(video: Path) -> Path | Skipped | None:
+    try:
+        return find_action_file(video)
+    except UserError as error:  # two of them
+        return Skipped(str(video), str(error))
 
 
 def find_videos(root: Path) -> list[Path]:
@@ -109,11 +120,11 @@ def refuse_stray_tables(root: Path, video: Path) -> None:
 
 def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
     """Of the first table that can be read; the others have to agree with it."""
-    problem: UserError | None = None
+    problem: UserError | OSError | None = None
     for table in tables:
         try:
             return read_actions(table, columns).shape[1]
-        except UserError as error:
+        except (UserError, OSError) as error:
             problem = problem or error
     if problem is not None:
         raise problem
@@ -148,7 +159,8 @@ def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
     frames: list[np.ndarray] = []
     indices: list[int] = []
     for i, frame in pace.choose(recorded, first):
-        frames.append(store(rgb(frame)[None]))
+        with readable_video(video.path):
+            frames.append(store(rgb(frame)[None]))
         indices.append(i)
         if frames[-1].shape != frames[0].shape:
             raise UserError(f"{video.path}: frame {i} has another size than the first; use --resize")
@@ -165,11 +177,11 @@ def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
 class Numbered:
     """Times and frames with their numbers, counted as they pass."""
 
-    def __init__(self, frames: Iterable[tuple[float, Any]]) -> None:
+    def __init__(self, frames: Iterable[tuple[float | None, Any]]) -> None:
         self._frames = frames
         self.count = 0
 
-    def __iter__(self) -> Iterator[tuple[int, float, Any]]:
+    def __iter__(self) -> Iterator[tuple[int, float | None, Any]]:
         for seconds, frame in self._frames:
             self.count += 1
             yield self.count - 1, seconds, frame
@@ -191,8 +203,18 @@ class Pace:
     def choose(self, frames: Numbered, first: int) -> Iterator[tuple[int, Any]]:
         """Numbers and frames, out of all from number ``first`` on."""
         if self.fps is not None:
-            return self._in_time(frame for frame in frames if frame[0] >= first)
+            return self._in_time(self._timed(frame for frame in frames if frame[0] >= first))
         return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
+
+    def _timed(self, frames: Iterable[tuple[int, float | None, Any]]) -> Iterator[tuple[int, float, Any]]:
+        """Raises UserError unless each frame is shown after the one before."""
+        before = -math.inf
+        for i, seconds, frame in frames:
+            if seconds is None or seconds <= before:
+                shown = "at no time" if seconds is None else f"at {seconds:.3f} s, not after the one before"
+                raise UserError(f"frame {i} is shown {shown}, so --fps cannot choose; use --step instead")
+            yield i, seconds, frame
+            before = seconds
 
     def _in_time(self, frames: Iterable[tuple[int, float, Any]]) -> Iterator[tuple[int, Any]]:
         """The frames closest to the times k / fps after the first."""

@@ -14,7 +14,7 @@ from ivideogpt.data.catalog import (
     in_split,
     no_episodes,
 )
-from ivideogpt.data.dataset_mixes import is_lerobot, lerobot_folder
+from ivideogpt.data.dataset_mixes import LeRobotPath, is_lerobot
 from ivideogpt.data.episodes import Episodes, NpzEpisodes, subset
 from ivideogpt.data.npz_arrays import InflatedArrays
 from ivideogpt.data.packed_strings import PackedStrings
@@ -45,11 +45,11 @@ class EpisodeSets:
     def _lerobot(self, name: str) -> Episodes:
         from ivideogpt.data.lerobot import LeRobotEpisodes  # needs packages that other formats do without
 
-        folder, camera = lerobot_folder(name)
-        episodes = LeRobotEpisodes.open_folder(folder, camera)
+        path = LeRobotPath.parse(name)
+        episodes = LeRobotEpisodes.open_folder(path.folder, path.camera, path.action_key)
         numbers = in_split(len(episodes), self.split)
         if not numbers:
-            raise UserError(f"{folder}: {no_episodes(self.split, len(episodes))}")
+            raise UserError(f"{path.folder}: {no_episodes(self.split, len(episodes))}")
         return subset(episodes, numbers)
 
     def _something_something(self) -> Episodes:

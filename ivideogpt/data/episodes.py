@@ -199,7 +199,10 @@ def check_carries(
     missing = [ACTION_KEY] if actions and episode.action_dim is None else []
     missing += [REWARD_KEY] if rewards and not episode.has_rewards else []
     if missing:
-        raise UserError(f"{episode.path}: no array {missing[0]!r}, which this run needs; record it or run without it")
+        choice = ", or name the feature of a LeRobot folder with @action=<feature>" * (missing[0] == ACTION_KEY)
+        raise UserError(
+            f"{episode.path}: no array {missing[0]!r}, which this run needs; record it or run without it{choice}"
+        )
     if actions and action_dim not in (None, episode.action_dim):
         raise UserError(
             f"{episode.path}: actions have {episode.action_dim} dimensions, expected {action_dim}; "

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.dataset_mixes import LEROBOT, is_lerobot, lerobot_folder
+from ivideogpt.data.dataset_mixes import LEROBOT, LeRobotPath, is_lerobot, lerobot_names
 from ivideogpt.data.episodes import Episodes, NpzEpisodes
 from ivideogpt.data.folder_index import has_npz_files, npz_files
 from ivideogpt.data.lerobot import LeRobotEpisodes
@@ -50,12 +50,12 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
             named after, or ``image``.
     """
     if is_lerobot(path):
-        return [_lerobot(name) for name in path.removeprefix(LEROBOT).split(",") if name]
+        return [_lerobot(LeRobotPath.parse(name)) for name in lerobot_names(path)]
     place = Path(path)
     if place.is_file():
         return [NamedEpisodes(place.stem, _npz([path], place.parent, image_key))]
     if (place / "meta" / "info.json").is_file():
-        return [_lerobot(path)]
+        return [_lerobot(LeRobotPath(place))]
     if not place.is_dir():
         raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or {LEROBOT}<folder>")
     found = [
@@ -73,9 +73,9 @@ def sample(total: int, number: int, seed: int) -> list[int]:
     return sorted(chosen.tolist())
 
 
-def _lerobot(name: str) -> NamedEpisodes:
-    folder, camera = lerobot_folder(name)
-    return NamedEpisodes(folder.resolve().name, LeRobotEpisodes.open_folder(folder, camera))
+def _lerobot(path: LeRobotPath) -> NamedEpisodes:
+    episodes = LeRobotEpisodes.open_folder(path.folder, path.camera, path.action_key)
+    return NamedEpisodes(path.folder.resolve().name, episodes)
 
 
 def _npz(files: list[str], folder: Path, image_key: str | None) -> NpzEpisodes:

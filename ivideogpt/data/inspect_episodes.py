@@ -15,6 +15,7 @@ from ivideogpt.data.alignment import SHIFTS, Alignment
 from ivideogpt.data.dataset_report import DatasetReport, summarise
 from ivideogpt.data.find_episodes import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.data.inspection import inspect_episode
+from ivideogpt.data.lerobot import LeRobotEpisodes
 from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
 
@@ -38,7 +39,11 @@ def inspect_dataset(dataset: NamedEpisodes, args: InspectArgs) -> DatasetReport:
             facts.append(inspect_episode(episodes.open(number), episodes.name(number), args.max_frames))
         except UserError as error:
             unreadable.append(" ".join(str(error).split()))
-    return summarise(dataset.name, len(episodes), facts, unreadable)
+    report = summarise(dataset.name, len(episodes), facts, unreadable)
+    if isinstance(episodes, LeRobotEpisodes) and episodes.info.dimension(episodes.action_key) is None:
+        no_action = f"{episodes.info.no_action(episodes.action_key)}; choose with lerobot:<folder>@action=<feature>"
+        report = dataclasses.replace(report, suspicious=(*report.suspicious, no_action))
+    return report
 
 
 def as_text(report: DatasetReport) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.episodes import EpisodeReader, NpzEpisode
+from ivideogpt.data.lerobot import REWARD, LeRobotEpisode
 
 BLACK = 16  # no pixel of a black frame is brighter
 FLAT = 4  # the pixels of a frame without a picture differ by less
@@ -27,7 +28,7 @@ class StoredArray:
     name: str
     row_shape: tuple[int, ...]
     dtype: str
-    storage: str  # mapped, compressed or decoded
+    storage: str  # mapped, compressed or decoded; of a LeRobot feature: what it is read as
 
     def __str__(self) -> str:
         shape = ", ".join(map(str, ("N", *self.row_shape)))
@@ -79,6 +80,12 @@ def stored_arrays(episode: EpisodeReader) -> tuple[StoredArray, ...]:
                 "compressed" if member.data_offset is None else "mapped",
             )
             for member in episode.members.values()
+        )
+    if isinstance(episode, LeRobotEpisode):
+        roles = {episode.camera.key: "frames", episode.action_key: "action", REWARD: "reward"}
+        return tuple(
+            StoredArray(key, tuple(feature["shape"]), feature["dtype"], f"read as {roles.get(key, 'nothing')}")
+            for key, feature in episode.info.features.items()
         )
     arrays = [StoredArray("frames", (*episode.frame_size, 3), "uint8", "decoded")]
     if episode.action_dim is not None:

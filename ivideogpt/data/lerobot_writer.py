@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.lerobot import EPISODE, TIMESTAMP, VERSION
+from ivideogpt.files import write_json
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -276,7 +277,7 @@ class LeRobotWriter:
             videos.close()
         meta = self.root / "meta"
         statistics = {key: own.lists() for key, own in self._statistics.items()}
-        (meta / "stats.json").write_text(json.dumps(statistics, indent=4))
+        write_json(meta / "stats.json", statistics, indent=4)
         _write_tasks(meta / "tasks.parquet", list(self._tasks))
         features = self._features | {key: videos.feature for key, videos in self._videos.items()}
         info = {
@@ -294,7 +295,7 @@ class LeRobotWriter:
             "video_path": VIDEO_PATH,
             "features": features,
         }
-        (meta / "info.json").write_text(json.dumps(info, indent=4))
+        write_json(meta / "info.json", info, indent=4)
 
 
 def _column(values: NDArray[Any]) -> Any:

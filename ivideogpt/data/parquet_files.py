@@ -13,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.segments import Indices
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 
 _OPEN_FILES = 64  # kept per process, mapped into memory
 _CACHED_BYTES = 64 << 20  # columns of numbers kept per process
+_MOST_ROWS = 1 << 27  # of a file: a damaged one may claim any number
 _PICTURES_AT_ONCE = 32  # rows held in memory while looking for some of them
 
 
@@ -29,15 +30,16 @@ def numbers(path: str, name: str, dimension: int = 1, first: int = 0, count: int
     file, version = _file(path)
     parts = []
     for group, own in file.groups(first, file.num_rows if count is None else first + count):
-        key = (*version, name, group)
+        key = (*version, name, group, dimension)
         values = _recent.get(key)
         if values is None:
-            values = _as_rows(file.column(name, group), path, name, dimension)
+            values = file.column(name, group, dimension)
             _recent.put(key, values)
         parts.append(values[own])
-    if not parts:
-        return np.zeros((0, dimension))
-    return np.concatenate(parts) if len(parts) > 1 else parts[0]
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros((0, dimension))])
+    if count is not None and len(rows) != count:
+        raise _damaged(path, f"it ends after {len(rows)} of {count} rows")
+    return rows
 
 
 def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
@@ -52,6 +54,19 @@ def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
     return found
 
 
+def rows_holding(path: str, name: str, value: int) -> tuple[int, int]:
+    """First row and number of rows with this value in a column of whole numbers; (0, 0) if there are none.
+
+    Raises:
+        UserError: the rows do not lie together, or as :func:`numbers` does.
+    """
+    values, starts, counts = _file(path)[0].runs(name)
+    found = np.flatnonzero(values == value)
+    if len(found) > 1:
+        raise UserError(f"{path}: the rows with {name} {value} do not lie together; record the folder again")
+    return (int(starts[found[0]]), int(counts[found[0]])) if len(found) else (0, 0)
+
+
 class _ParquetFile:
     """An open file."""
 
@@ -61,11 +76,15 @@ class _ParquetFile:
         self.path = path
         with self._readable():
             # One thread and no reading ahead: loaders run a process per core and want a few rows each time.
-            self._file = pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False)
+            # The absolute path, as a colon in a relative one would be taken for a protocol.
+            self._file = pyarrow.parquet.ParquetFile(os.path.abspath(path), memory_map=True, pre_buffer=False)
             self._columns = set(self._file.schema_arrow.names)
-        metadata = self._file.metadata
-        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])  # of the groups, and where the last ends
+            metadata = self._file.metadata
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if min(counts, default=0) < 0 or sum(counts) > _MOST_ROWS:
+            raise _damaged(path, f"it claims {sum(counts)} rows")
+        self.starts = np.cumsum([0, *counts])  # of the groups, and where the last ends
+        self._runs: dict[str, tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -81,26 +100,48 @@ class _ParquetFile:
             start, stop = int(self.starts[group]), int(self.starts[group + 1])
             yield group, slice(max(first, start) - start, min(last, stop) - start)
 
-    def column(self, name: str, group: int) -> Any:
+    def column(self, name: str, group: int, dimension: int) -> NDArray[Any]:
+        """A column of numbers, or of lists of ``dimension`` numbers, as (n, dimension)."""
         self._check(name)
         with self._readable():
-            return self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
+            return _as_rows(
+                self._file.read_row_group(group, columns=[name], use_threads=False).column(name),
+                self.path,
+                name,
+                dimension,
+            )
+
+    def runs(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+        """Value, first row and number of rows of each stretch of equal values in a column."""
+        if name not in self._runs:
+            self._check(name)
+            with self._readable():
+                column = self._file.read(columns=[name], use_threads=False).column(name)
+                values = _as_rows(column, self.path, name, 1)[:, 0]
+            starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.zeros(0, int)
+            self._runs[name] = values[starts], starts, np.diff(np.append(starts, len(values)))
+        return self._runs[name]
 
     def pictures(self, name: str, group: int, rows: Indices) -> list[bytes]:
         """At these rows of a group. Only a few rows are in memory at a time: a group may hold gigabytes."""
+        import pyarrow.types
+
         self._check(name)
+        kind = self._file.schema_arrow.field(name).type
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise UserError(f"{self.path}: column {name!r} holds {kind}; expected pictures, as meta/info.json says")
         found: list[bytes | None] = []
         start = 0
         with self._readable():
             for batch in self._file.iter_batches(_PICTURES_AT_ONCE, [group], columns=[name], use_threads=False):
                 here = rows[(rows >= start) & (rows < start + len(batch))] - start
-                found += [picture["bytes"] for picture in batch.column(name).take(here).to_pylist()]
+                found += [picture and picture["bytes"] for picture in batch.column(name).take(here).to_pylist()]
                 start += len(batch)
                 if not len(rows) or start > rows[-1]:
                     break
-        stored = [picture for picture in found if picture is not None]
+        stored = [picture for picture in found if isinstance(picture, bytes)]
         if len(stored) != len(rows):
-            raise UserError(f"{self.path}: pictures of {name!r} lie outside of the file; store them inside")
+            raise UserError(f"{self.path}: pictures of {name!r} are missing or lie outside of it; store them inside")
         return stored
 
     def _check(self, name: str) -> None:
@@ -113,8 +154,10 @@ class _ParquetFile:
 
         try:
             yield
-        except (pyarrow.ArrowException, OSError) as error:
-            raise _damaged(self.path, error) from error
+        except UserError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise _damaged(self.path, first_line(error)) from error
 
 
 def _file(path: str) -> tuple[_ParquetFile, tuple[str, int, int]]:
@@ -157,7 +200,6 @@ _recent = _Recent(_CACHED_BYTES)
 
 
 def _as_rows(column: Any, path: str, name: str, dimension: int) -> NDArray[Any]:
-    """A column of numbers, or of lists of ``dimension`` numbers, as (n, dimension)."""
     import pyarrow
 
     values = column.combine_chunks()

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from ivideogpt.data import inspect_episodes
@@ -168,6 +169,25 @@ def test_lerobot(inspect, tmp_path):
         assert report["lengths"] == [min(LENGTHS), sorted(LENGTHS)[2], max(LENGTHS)]
         assert len(report["actions"]) == 3
         assert report["unreadable"] == []
+
+
+def test_lerobot_features_are_named(inspect, tmp_path):
+    """Bug prevented: nothing said that a folder's actions have another name than the one that is read."""
+    folder = write_folder(tmp_path / "me@lab, room" / "so 100", "image")
+    path = folder / "meta/info.json"
+    path.write_text(path.read_text().replace('"action"', '"actions"'))
+    data = [(file, pq.read_table(file)) for file in (folder / "data").rglob("*.parquet")]
+    for file, table in data:
+        pq.write_table(table.rename_columns({"action": "actions"}), file)
+    text = inspect(folder)
+    assert "actions          (N, 3) float32, read as nothing" in text
+    assert f"{FRONT} (N, 32, 48, 3) image, read as frames" in text
+    assert (
+        "! no action: no feature 'action' of numbers; those of numbers are actions (3), observation.state (2)" in text
+    )
+    (report,) = inspect(f"lerobot:{folder}@action=actions", "--json")
+    assert len(report["actions"]) == 3
+    assert not any("no action" in line for line in report["suspicious"])
 
 
 def test_the_command(tmp_path):

@@ -153,3 +153,21 @@ def test_lerobot_folders_are_mixed_and_their_cameras_chosen(tmp_path):
         build_sources(DataConfig(f"lerobot:{tmp_path / 'absent'}"), "train")
     with pytest.raises(UserError, match="no camera top"):
         build_sources(DataConfig(f"lerobot:{tmp_path / 'a'}@top"), "train")
+
+
+def test_lerobot_paths_with_commas_and_at_signs(tmp_path):
+    """Bug prevented: a folder below "me@lab, room 2" could not be read; "@" and "," have a meaning there."""
+    for name in ("me@lab, room", "b"):
+        lerobot_folder.write_folder(tmp_path / name, "image")
+    first = f"{tmp_path / 'me@lab, room'}@{lerobot_folder.WRIST}@action=observation.state"
+    (one, _), (other, _) = build_sources(DataConfig(f"lerobot:{first},{tmp_path / 'b'}"), "all")
+    episode, plain = one.open(1), other.open(1)
+    assert episode.path == f"{tmp_path / 'me@lab, room'}#1"
+    assert (episode.action_dim, plain.action_dim) == (2, 3)
+    assert episode.camera.key == lerobot_folder.WRIST
+    with pytest.raises(UserError, match="'@' begins a camera, and ',' the next folder"):
+        build_sources(DataConfig(f"lerobot:{tmp_path / 'you@lab, room'}"), "all")
+    with pytest.raises(UserError, match="'@' begins a choice there"):
+        build_sources(DataConfig(f"lerobot:{tmp_path / 'b'}@one@two"), "all")
+    with pytest.raises(UserError, match="no action: no feature 'actions' of numbers"):
+        build_sources(DataConfig(f"lerobot:{tmp_path / 'b'}@action=actions"), "all")

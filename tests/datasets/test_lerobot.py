@@ -116,6 +116,41 @@ def test_cameras_series_and_resuming(recorded, tmp_path):
         convert_to_npz(recorded, tmp_path)
 
 
+def test_the_action_is_the_feature_that_is_named(recorded, tmp_path, capsys):
+    """Bug prevented: actions under another name were dropped in silence."""
+    convert_to_npz(recorded, tmp_path, "--action_key", "observation.state", "--max_num_episodes", "1")
+    said = capsys.readouterr().out
+    assert "arrays: image from observation.images.front, action from observation.state, reward from next.reward" in said
+    assert "left out: action, next.done\n" in said
+    assert "no action" not in said
+    with np.load(tmp_path / "pusht" / "episode_000000.npz") as episode:
+        np.testing.assert_array_equal(episode["action"][3], [3, -3])
+    with pytest.raises(UserError, match=r"action_key was observation\.state, is None"):
+        convert_to_npz(recorded, tmp_path)
+    with pytest.raises(
+        UserError, match=r"no action: no feature 'actions' of numbers; those of numbers are action \(3\)"
+    ):
+        convert_to_npz(recorded, tmp_path / "other", "--action_key", "actions")
+
+
+def test_a_folder_without_actions_says_so_and_other_shapes_are_kept(tmp_path, capsys):
+    """Bug prevented: action-free episodes without a word; a state of two axes refused every episode."""
+    folder = write_folder(tmp_path / "robot", "image")
+    path = folder / "meta/info.json"
+    info = json.loads(path.read_text())
+    info["features"]["actions"] = info["features"].pop("action")
+    info["features"]["observation.state"]["shape"] = [2, 1]
+    path.write_text(json.dumps(info))
+    assert convert_to_npz(folder, tmp_path).written == len(LENGTHS)
+    said = capsys.readouterr().out
+    assert "no action: no feature 'action' of numbers" in said
+    assert "actions (3)" in said
+    assert "take one of them with --action_key" in said
+    with np.load(tmp_path / "robot" / "episode_000001.npz") as episode:
+        assert set(episode.files) == {"image", "reward", "state"}
+        np.testing.assert_array_equal(episode["state"][4], [4, -4])
+
+
 def test_resizing(recorded, tmp_path):
     convert_to_npz(recorded, tmp_path, "--resize", "16", "--square_crop", "--max_num_episodes", "1")
     with np.load(tmp_path / "pusht" / "episode_000000.npz") as episode:
@@ -284,6 +319,32 @@ def test_bad_episodes_are_skipped_and_the_others_numbered_on(tmp_path):
     read = LeRobotEpisodes.open_folder(tmp_path / "out")
     assert read.table.number.tolist() == [0, 1]
     np.testing.assert_allclose(read.open(1).read(np.array([3])).mean(), picture("push/a", 3), atol=CODEC_ERROR)
+
+
+def test_what_an_encoder_refuses_is_an_episode_left_out(tmp_path, monkeypatch):
+    """Bug prevented: one episode of which no video can be made ended the conversion with a traceback."""
+    for name in ("lift/c", "push/b"):
+        write_npz(tmp_path / "in", name)
+    write_npz(tmp_path / "in", "push/a", reward=np.float32(3))
+    encode = to_lerobot.Encoder._encoded
+    monkeypatch.setattr(
+        to_lerobot.Encoder,
+        "_encoded",
+        lambda self, frames: encode(self, frames[:, :31] if len(frames) == 4 else frames),
+    )
+    summary = convert_to_lerobot(tmp_path / "in", tmp_path / "out")
+    assert (summary.written, len(summary.skipped)) == (1, 2)
+    assert "b.npz: frames 32x48 cannot be encoded as h264" in str(summary)
+    assert "a.npz: array 'reward' is float32 of shape (); expected a row of numbers for each of 9" in str(summary)
+
+
+def test_one_frame_and_no_action(tmp_path):
+    """Bug prevented: N - 1 actions of a single frame are none, which numpy could not reshape."""
+    frame = np.full((1, *SIZE, 3), 90, np.uint8)
+    write_episode(tmp_path / "in" / "a.npz", 1, image=frame, action=np.zeros((0, 3), np.float32), reward=np.zeros(1))
+    convert_to_lerobot(tmp_path / "in", tmp_path / "out")
+    episode = LeRobotEpisodes.open_folder(tmp_path / "out").open(0)
+    np.testing.assert_array_equal(episode.actions(np.array([0])), [[0, 0, 0]])
 
 
 def test_frames_alone(tmp_path):

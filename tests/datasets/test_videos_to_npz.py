@@ -322,3 +322,34 @@ def test_user_errors_are_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: --input_path empty: no videos there")
     assert done.stderr.count("\n") == 1
+
+
+def test_trouble_with_one_episode_leaves_the_others(folder):
+    """Bug prevented: a video of an unknown codec, and two tables for one video, ended the whole conversion."""
+    for name in ("codec", "tables"):
+        write_video(folder / f"{name}.mp4")
+        write_csv(folder / f"{name}.csv")
+    np.save(folder / "tables.npy", table())
+    content = (folder / "codec.mp4").read_bytes()
+    (folder / "codec.mp4").write_bytes(content.replace(b"avc1", b"none").replace(b"avcC", b"noneC"[:4]))
+    summary = convert(folder)
+    assert (summary.written, len(summary.skipped)) == (1, 2)
+    assert "codec.mp4: its video is in a format that PyAV cannot decode; write it anew as H.264" in str(summary)
+    assert "tables.csv and tables.npy: two files of actions for one video" in str(summary)
+    with pytest.raises(UserError, match=r"codec\.mp4: its video is in a format .*; repair it, or leave such"):
+        convert(folder, "--on_bad_episode", "error", "--dataset_name", "again")
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        ([0.0, 0.2, 0.1], "frame 2 is shown at 0.100 s, not after the one before, so --fps cannot choose"),
+        ([0.0, None], "frame 1 is shown at no time, so --fps cannot choose; use --step instead"),
+    ],
+)
+def test_frames_whose_times_do_not_rise_are_not_chosen_by_time(times, message):
+    """Bug prevented: a frame without a time ended in a TypeError, one that runs back gave frames of other moments."""
+    frames = [(seconds, "picture") for seconds in times]
+    with pytest.raises(UserError, match=message):
+        list(converter.Pace(5, 1).choose(converter.Numbered(frames), 0))
+    assert [i for i, _ in converter.Pace(None, 1).choose(converter.Numbered(frames), 0)] == list(range(len(times)))
