@@ -172,7 +172,7 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         gradient_weight=args.gradient_weight,
     )
     if args.lpips_folder is not None:
-        return TokenizerLoss(config, LPIPS.from_folder(args.lpips_folder).to(device))
+        return TokenizerLoss(config, LPIPS(args.lpips_folder).to(device))
     if args.perc_weight > 0:
         logger.warning("training WITHOUT the perceptual loss: no LPIPS weights in %s", args.lpips_path)
     return TokenizerLoss(config)

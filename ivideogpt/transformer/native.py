@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ivideogpt.precision import forced_bfloat16
 from ivideogpt.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
@@ -287,12 +288,13 @@ def _built() -> Path:
     return built
 
 
-@functools.cache
 def multiplies_bfloat16() -> bool:
-    """Has this CPU units for products of bfloat16 matrices? Without them float32 is the faster one."""
-    return "amx_bf16" in _processor()
+    """Return whether this CPU has units for products of bfloat16 matrices. Without them float32 is the faster one."""
+    forced = forced_bfloat16()
+    return "amx_bf16" in _processor() if forced is None else forced
 
 
+@functools.cache
 def _processor() -> str:
     """What -march=native depends on."""
     try:
