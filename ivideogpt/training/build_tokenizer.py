@@ -84,7 +84,7 @@ def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: A
     """None if the run ends before ``--disc_start``."""
     if not schedule.discriminator_updates:
         return None
-    discriminator = Discriminator(args.disc_depth)
+    discriminator = Discriminator(depth=args.disc_depth)
     if args.discriminator_config_name_or_path is not None:
         path = Path(args.discriminator_config_name_or_path)
         read = read_foreign_tensors if path.suffix in PICKLES else read_tensors

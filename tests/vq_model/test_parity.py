@@ -81,7 +81,7 @@ def test_names_and_shapes_of_released_checkpoints(size, context):
 
 def test_discriminator():
     record = golden()["parts"]["discriminator"]
-    model = fill(Discriminator(record["depth"]))
+    model = fill(Discriminator(depth=record["depth"], hidden_channels=record["hidden_channels"]))
     with torch.no_grad():
         assert_record(model(clip(1, 2, 64, 64)[0]), record["out"])
     assert sum(p.numel() for p in model.parameters()) == record["params"]
