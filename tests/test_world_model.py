@@ -380,7 +380,7 @@ def frames_with(value: float) -> Tensor:
         (None, lambda m: m.start(context_of(2)[0]), "expected"),
         (None, lambda m: m.start(context_of(2)[..., :32]), "expected"),
         (None, lambda m: m.start((context_of(2) * 255).byte()), "divide 8-bit frames by 255"),
-        (None, lambda m: m.start(context_of(2) * 255), r"lie in \[0.02\d*, 254.\d*\], expected \[0, 1\]"),
+        (None, lambda m: m.start(context_of(2) * 255), r"lie in \[0.02\d*, 254.\d*\], expected floats in \[0, 1\]"),
         (None, lambda m: m.start(frames_with(float("nan"))), "NaN"),
         (None, lambda m: m.start(context_of(2), num_samples=0), "num_samples is 0"),
         (None, lambda m: m.start(context_of(2), on_full="stop"), "on_full is 'stop'"),
