@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.layout import DYNAMICS_GRID, TokenLayout
+from ivideogpt.lpips import LPIPS
 
 # A pixel that has changed by this much since the last context frame (frames are in [0, 1]) counts as moving in full.
 FULL_MOTION = 0.1
@@ -53,10 +54,10 @@ class TokenizerLossConfig:
 class TokenizerLoss:
     """Reconstruction, perceptual and commitment terms of one batch (iVideoGPT, equation 1; without the GAN).
 
-    ``lpips`` maps two batches (N, 3, H, W) in [-1, 1] to (N,); without it the perceptual terms are left out.
+    ``lpips`` measures batches (N, 3, H, W) around [-1, 1]; without it the perceptual terms are left out.
     """
 
-    def __init__(self, config: TokenizerLossConfig, lpips: nn.Module | None = None) -> None:
+    def __init__(self, config: TokenizerLossConfig, lpips: LPIPS | None = None) -> None:
         self.config = config
         self.lpips = lpips
 
@@ -104,7 +105,8 @@ class TokenizerLoss:
 
     def _perceptual(self, reconstruction: Tensor, truth: Tensor) -> Tensor:
         assert self.lpips is not None
-        return self.lpips(2 * reconstruction - 1, 2 * truth - 1).mean()
+        # not its forward, which refuses reconstructions that overshoot, as they do in training
+        return self.lpips.distance(*(self.lpips.features(2 * frames - 1) for frames in (reconstruction, truth))).mean()
 
 
 def _motion(context: Tensor, future: Tensor) -> Tensor:

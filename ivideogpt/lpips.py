@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.pixel_range import SIGNED, check_range
 from ivideogpt.state_dicts import load_strict, read_foreign_tensors
 
 VGG_FILE = "vgg16-397923af.pth"
@@ -78,50 +80,59 @@ class _Linear(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of frames (N, 3, H, W) in [-1, 1] to others, one number each: (N,). Always frozen."""
+    """Perceptual distance of frames (N, 3, H, W) in [-1, 1] to others, one number each. Always frozen, in eval mode.
 
-    def __init__(self) -> None:
+    Args:
+        folder: holds the published files ``vgg16-397923af.pth`` (torchvision's VGG16) and ``vgg.pth`` (linear layers),
+            here or in the project. None leaves the weights to a later ``load_state_dict``.
+
+    Raises:
+        UserError: a file is missing or holds other tensors.
+    """
+
+    def __init__(self, folder: str | Path | None = LPIPS_FOLDER) -> None:
         super().__init__()
         self.scaling_layer = _ScalingLayer()
         self.net = _Vgg16()
         for level, convolutions in enumerate(_SLICES):
             self.add_module(f"lin{level}", _Linear(convolutions[-1]))
-        self.requires_grad_(False)
+        self.requires_grad_(False).eval()
+        if folder is not None:
+            self._load(here_or_in_project(folder))
 
     def forward(self, frames: Tensor, others: Tensor) -> Tensor:
-        return self.distance(self.features(frames), self.features(others))
+        """Return (N, 1, 1, 1), as the published network does.
+
+        Raises:
+            UserError: frames are outside of [-1, 1], and are not the reconstructions of a network in training.
+        """
+        for batch in (frames, others):
+            if not batch.requires_grad:
+                check_range(batch, "frames for LPIPS", SIGNED)
+        return self.distance(self.features(frames), self.features(others))[:, None, None, None]
 
     def features(self, frames: Tensor) -> list[Tensor]:
         """What frames are compared by, at five levels. Those of one frame serve any number of comparisons."""
         return [_unit_length(level) for level in self.net(self.scaling_layer(frames))]
 
     def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
-        """(N,) between the features of N frames and of as many others."""
+        """Return (N,) distances between the features of N frames and of as many others."""
         distance = torch.zeros(len(features[0]), device=features[0].device)
         for level, (ours, theirs) in enumerate(zip(features, others, strict=True)):
             distance = distance + getattr(self, f"lin{level}")((ours - theirs) ** 2).mean(dim=(1, 2, 3))
         return distance
 
-    @classmethod
-    def from_folder(cls, folder: Path) -> LPIPS:
-        """Load the published files ``vgg16-397923af.pth`` (torchvision's VGG16) and ``vgg.pth`` (linear layers).
-
-        Raises:
-            UserError: a file is missing or holds other tensors.
-        """
+    def _load(self, folder: Path) -> None:
         missing = missing_weights(folder)
         if missing is not None:
             raise UserError(missing)
-        model = cls()
         tensors = read_foreign_tensors(folder / LINEAR_FILE)
         vgg = read_foreign_tensors(folder / VGG_FILE)
-        for name in model.net.state_dict():
+        for name in self.net.state_dict():
             _, published = name.split(".", 1)  # slice2.5.weight is features.5.weight
             if f"features.{published}" in vgg:
                 tensors[f"net.{name}"] = vgg[f"features.{published}"]
-        buffers = dict(model.named_buffers())
-        load_strict(model, {**buffers, **tensors}, source=str(folder))
-        return model.eval()
+        load_strict(self, {**dict(self.named_buffers()), **tensors}, source=str(folder))
 
 
 def _unit_length(features: Tensor) -> Tensor:

@@ -1,11 +1,30 @@
-"""Where float32 must mean float32."""
+"""Where float32 must mean float32, and where a user decides what ``"auto"`` means."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+from ivideogpt.errors import UserError
+
+BFLOAT16_SWITCH = "IVIDEOGPT_BFLOAT16"  # 1: "auto" is bfloat16 on every machine; 0: float32
+
+
+def forced_bfloat16() -> bool | None:
+    """Return what IVIDEOGPT_BFLOAT16 says of the precision "auto"; None if it is not set and the device decides.
+
+    Raises:
+        UserError: it is neither 1 nor 0.
+    """
+    value = os.environ.get(BFLOAT16_SWITCH)
+    if not value:
+        return None
+    if value not in ("0", "1"):
+        raise UserError(f"{BFLOAT16_SWITCH} is {value!r}, expected 1 (always) or 0 (never), or leave it unset")
+    return value == "1"
 
 
 @contextmanager

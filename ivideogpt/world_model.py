@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.pixel_range import check_range
+from ivideogpt.precision import forced_bfloat16
 from ivideogpt.pretrained import (
     RELEASED_SEGMENT_LENGTH,
     ModelMetadata,
@@ -55,7 +57,6 @@ from ivideogpt.vq_model import CompressiveVQModel, ContextFeatures
 Seed = int | torch.Generator | None
 OnFull = Literal["slide", "error"]
 
-RANGE_TOLERANCE = 1e-3
 # Pixels of the frames that are decoded at once: more are no faster, and take memory.
 PIXELS_AT_ONCE = {"cpu": 16 * 64**2, "cuda": 256 * 64**2}
 
@@ -497,7 +498,14 @@ class Session:
 
 
 def fastest_precisions(device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-    """For the tokenizer and for the transformer: bfloat16 where it is faster than float32."""
+    """Return the precisions of the tokenizer and the transformer: bfloat16 where it is faster than float32.
+
+    IVIDEOGPT_BFLOAT16 decides in place of the device (:func:`ivideogpt.precision.forced_bfloat16`).
+    """
+    forced = forced_bfloat16()
+    if forced is not None:
+        precision = torch.bfloat16 if forced else torch.float32
+        return precision, precision
     if device.type == "cuda":
         precision = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
         return precision, precision
@@ -540,11 +548,7 @@ def _check_context(context: Tensor, world_model: WorldModel, batch: int | None =
             f"context frames have shape {tuple(context.shape)}, expected (batch, context, channels, height, width) = "
             f"({'any' if batch is None else batch}, {', '.join(map(str, expected))})"
         )
-    if not context.is_floating_point():
-        raise UserError(f"context frames are {context.dtype}, expected floats in [0, 1]: divide 8-bit frames by 255")
-    lowest, highest = (float(bound) for bound in context.aminmax())
-    if not -RANGE_TOLERANCE <= lowest <= highest <= 1 + RANGE_TOLERANCE:  # also false for NaN
-        raise UserError(f"context frames lie in [{lowest:g}, {highest:g}], expected [0, 1] without NaN")
+    check_range(context, "context frames")
 
 
 def _check_actions(

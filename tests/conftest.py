@@ -13,6 +13,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from ivideogpt.precision import BFLOAT16_SWITCH
+from ivideogpt.transformer import native
 from tests.parity.formulas import golden
 from tests.parity.networks import world_model
 
@@ -30,6 +32,22 @@ def num_mutants(request) -> int:
 def seeded():
     """Tests do not depend on which ran before."""
     torch.manual_seed(0)
+
+
+MODES = [(precision, kernels) for precision in ("float32", "bfloat16") for kernels in ("compiled", "torch")]
+
+
+@pytest.fixture(params=MODES, ids="-".join)
+def every_mode(request, monkeypatch):
+    """Run a test as machines of every kind would, for commands that it starts too: what "auto" means, whose kernels."""
+    precision, kernels = request.param
+    monkeypatch.setenv(BFLOAT16_SWITCH, "1" if precision == "bfloat16" else "0")
+    monkeypatch.setenv(native.SWITCH, "1" if kernels == "compiled" else "0")
+    native.library.cache_clear()
+    if kernels == "compiled" and native.library() is None:
+        pytest.skip("no C++ compiler")
+    yield getattr(torch, precision)
+    native.library.cache_clear()
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ivideogpt"
 # From the ground up. A module imports modules of lower lines only; modules of one line do not know each other.
 LAYERS = [
     {"errors"},
-    {"files", "flags", "locks", "user_cache", "paths", "versions", "precision", "devices"},
+    {"files", "flags", "locks", "user_cache", "paths", "versions", "precision", "devices", "pixel_range"},
     {"checksums", "state_dicts"},
     {"layout", "lpips"},
     {"vq_model", "transformer", "data", "losses", "utils"},
@@ -111,6 +111,9 @@ def test_importing_the_package_is_cheap_and_silent():
     [
         ("ivideogpt", ["WorldModel", "Session", "Sampling", "__version__"]),
         ("ivideogpt.vq_model", ["CompressiveVQModel", "Discriminator", "LPIPS"]),
+        ("ivideogpt.vq_model.lpips", ["LPIPS"]),
+        ("ivideogpt.data.simple_dataloader", ["SimpleRoboticDataLoaderv2", "EvalDataLoader"]),
+        ("ivideogpt.data.sthsth_dataloader", ["SomethingEpisodes"]),
         ("ivideogpt.vq_model.compressive_vq_model", ["CompressiveVQModel"]),
         ("ivideogpt.transformer", ["HeadModelWithAction"]),
         ("ivideogpt.transformer.action_model", ["HeadModelWithAction"]),

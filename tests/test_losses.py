@@ -59,9 +59,12 @@ def test_balanced_loss_weighs_by_the_number_of_frames(frames):
 class BrightnessDistance(nn.Module):
     """Stands in for LPIPS: the difference of mean brightness, and a note of the range that it was given."""
 
-    def forward(self, ours, theirs):
-        assert theirs.unique().tolist() == [0.0]  # frames of 0.5 as they are in [-1, 1]
-        return (ours.mean(dim=(1, 2, 3)) - theirs.mean(dim=(1, 2, 3))).abs()
+    def features(self, frames):
+        return [frames.mean(dim=(1, 2, 3))]
+
+    def distance(self, ours, theirs):
+        assert theirs[0].unique().tolist() == [0.0]  # frames of 0.5 as they are in [-1, 1]
+        return (ours[0] - theirs[0]).abs()
 
 
 def test_lpips_sees_frames_in_minus_one_to_one(frames):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ivideogpt import Sampling, Session, WorldModel
 from ivideogpt import world_model as world_model_module
 from ivideogpt.errors import UserError
+from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.pretrained import ActionNormalization, ModelMetadata, build_transformer, language_model
 from ivideogpt.transformer import HeadModelWithAction
 from tests.parity.formulas import actions, assert_close, assert_record, clip, fill, golden
@@ -90,6 +91,7 @@ def test_prediction_equals_the_naive_loop(context_length, action_dim, sampling):
     assert rollout.rewards is None
 
 
+@pytest.mark.usefixtures("every_mode")
 def test_sampled_separators_equal_the_naive_loop():
     model = world_model()
     sampling = replace(SAMPLED, separators="sampled")
@@ -99,6 +101,7 @@ def test_sampled_separators_equal_the_naive_loop():
     torch.testing.assert_close(rollout.frames.flatten(0, 1), naive_frames(model, tokens), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.usefixtures("every_mode")
 def test_an_action_for_every_sample_equals_the_naive_loop():
     model = world_model(action_dim=4)
     action = actions(4, 2, 4)
@@ -129,8 +132,10 @@ def test_a_full_session_goes_on_from_its_last_frames(goal_conditioned):
     assert rollout.tokens.shape == (1, 2, model.tokenizer.layout(5).sequence_length)
 
 
-def test_stepping_equals_predicting():
-    model = world_model(action_dim=4)
+def test_stepping_equals_predicting(tiny_world_model, every_mode):
+    """In the precision of any machine: passes of several frames and of one must round alike."""
+    model = WorldModel.from_pretrained(tiny_world_model, dtype="auto")
+    assert {model.tokenizer.dtype, language_model(model.transformer).dtype} == {every_mode}
     action = actions(2, 3, 4)
     rollout = model.predict(context_of(2), action, num_samples=3, seed=5)
     session = model.start(context_of(2), num_samples=3, seed=5)
@@ -141,6 +146,14 @@ def test_stepping_equals_predicting():
         torch.cat([session.prompt[:, None, :-1].expand(-1, 3, -1), *(step.tokens for step in steps)], dim=2),
         rollout.tokens,
     )
+
+
+@pytest.mark.parametrize("value", ["yes", "2"])
+def test_a_mistyped_precision_switch_is_an_error(value, tiny_world_model, monkeypatch):
+    """Read as "no" it would change results in silence."""
+    monkeypatch.setenv(BFLOAT16_SWITCH, value)
+    with pytest.raises(UserError, match=f"IVIDEOGPT_BFLOAT16 is '{value}', expected 1"):
+        WorldModel.from_pretrained(tiny_world_model, dtype="auto")
 
 
 def test_rollout_of_the_released_reinforcement_learning_code():
@@ -367,7 +380,7 @@ def frames_with(value: float) -> Tensor:
         (None, lambda m: m.start(context_of(2)[0]), "expected"),
         (None, lambda m: m.start(context_of(2)[..., :32]), "expected"),
         (None, lambda m: m.start((context_of(2) * 255).byte()), "divide 8-bit frames by 255"),
-        (None, lambda m: m.start(context_of(2) * 255), r"lie in \[0.02\d*, 254.\d*\], expected \[0, 1\]"),
+        (None, lambda m: m.start(context_of(2) * 255), r"lie in \[0.02\d*, 254.\d*\], expected floats in \[0, 1\]"),
         (None, lambda m: m.start(frames_with(float("nan"))), "NaN"),
         (None, lambda m: m.start(context_of(2), num_samples=0), "num_samples is 0"),
         (None, lambda m: m.start(context_of(2), on_full="stop"), "on_full is 'stop'"),

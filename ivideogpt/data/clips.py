@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ivideogpt.data.batches import BadEpisode, PackedClips
-from ivideogpt.data.catalog import DatasetInfo, DatasetPaths, Split, dataset_info
+from ivideogpt.data.catalog import SOMETHING_SOMETHING, DatasetInfo, DatasetPaths, Split, dataset_info
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
 from ivideogpt.data.episode_sets import EpisodeSets
 from ivideogpt.data.episodes import EpisodeReader, Episodes, check_carries, keep_some
@@ -109,11 +109,12 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
     )
     for name, weight in resolve_mix(config.mix, config.dataset_path):
         info, episodes = dataset_info(name), find(name)
+        augmented = split == "train" and name != SOMETHING_SOMETHING  # as the published tokenizers saw it
         source = Source(
             info,
             keep_some(episodes, config.dataset_size) if split == "train" else episodes,
             config.segment.strategy(info.step(config.video_stepsize)),
-            Preprocess(config.image_size, info.square_crop, config.augmentation if split == "train" else None),
+            Preprocess(config.image_size, info.square_crop, config.augmentation if augmented else None),
         )
         _check_first(source, config)
         sources.append((source, weight))

@@ -245,7 +245,14 @@ class SimpleRoboticDataLoaderv2:
             sthsth_root_path=sthsth_root_path,
         )
         seed = int(torch.randint(2**31, ())) if seed is None else seed
-        self.loader = build_loader(config, "train" if train else "test", seed)
+        sources = build_sources(config, "train" if train else "test")
+        num_episodes = sum(len(source.episodes) for source, _ in sources)
+        self._num_batches = -(-num_episodes // batch_size)
+        self.loader = ClipLoader(ClipDataset(config, PickByWeight(sources), seed), BatchNumbers(batch_size))
+
+    def __len__(self) -> int:
+        """Number of batches that hold as many clips as there are episodes; iterating does not end after them."""
+        return self._num_batches
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
         return map(_as_tuple, self.loader)

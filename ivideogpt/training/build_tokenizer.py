@@ -86,7 +86,7 @@ def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: A
     """None if the run ends before ``--disc_start``."""
     if not schedule.discriminator_updates:
         return None
-    discriminator = Discriminator(args.disc_depth)
+    discriminator = Discriminator(depth=args.disc_depth)
     if args.discriminator_config_name_or_path is not None:
         path = Path(args.discriminator_config_name_or_path)
         load_strict(discriminator, read_any_tensors(path), str(path))

@@ -47,7 +47,7 @@ class HeadModelWithAction(nn.Module):
         segment_length: number of frames of a clip; the default length of a generation. May be assigned between calls.
         model_type: only "llama" exists.
         reward_prediction: add a reward head.
-        action_recon: add a head that reconstructs actions, with this weight in the loss.
+        action_recon: add a head that reconstructs actions, with this weight in the loss; None, False and 0: none.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class HeadModelWithAction(nn.Module):
         self.action_linear = nn.Linear(action_dim, width)
         nn.init.zeros_(self.action_linear.weight)
         nn.init.zeros_(self.action_linear.bias)
-        self.action_recon = action_recon
+        self.action_recon = action_recon or None
         self.reward_linear = nn.Linear(width, 1) if reward_prediction else None
-        self.action_recon_linear = nn.Linear(width, action_dim) if action_recon is not None else None
+        self.action_recon_linear = nn.Linear(width, action_dim) if action_recon else None
         self.action_recon_loss: Tensor | None = None  # of the last forward, for logging
 
     @property

@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ivideogpt.files import write_text
+from ivideogpt.precision import forced_bfloat16
 from ivideogpt.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
@@ -34,6 +37,9 @@ VECTOR_WIDTH = 16  # floats; all widths must be multiples of it
 MAX_HEAD_DIM = 256
 # Above so many positions a general matrix product is faster (two cores with AVX-512, 138M parameters).
 MAX_LANES = 64
+FUNCTIONS = ("llama_pass", "llama_attention", "llama_linear", "llama_sample")
+COMPILE_SECONDS = 300
+LIBRARIES_KEPT = 4
 
 
 class _Shape(ctypes.Structure):
@@ -239,42 +245,81 @@ def supports(layers: list[LayerWeights], others: list[Tensor], head_dim: int) ->
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled code; None, after one line in the log, where there is none."""
+    """Return the compiled code; None, after one line in the log, where there is none."""
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        loaded = ctypes.CDLL(str(_built()))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        file = _library_file()
+        return _load_cached(file) or _build(file)
+    except (OSError, subprocess.SubprocessError) as error:
+        output = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+        reason = output.partition("\n")[0] or error
         logger.warning("decoding with torch's own kernels, slower on a CPU: no compiled ones (%s)", reason)
         return None
-    for function in (loaded.llama_pass, loaded.llama_attention, loaded.llama_linear, loaded.llama_sample):
-        function.restype = None
-    return loaded
 
 
-def _built() -> Path:
-    """The shared library, compiled unless an earlier process has left it.
+def _library_file() -> Path:
+    """Return where the library is kept. Its name tells code, flags and processor, and not the compiler.
 
     Raises:
-        OSError: there is no compiler, or nowhere to write.
-        CalledProcessError: the compiler refuses the code.
+        OSError: the user has no folder for it.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
-    if shutil.which(compiler[0]) is None:
-        raise OSError(f"there is no {compiler[0]}: install g++, or name another compiler in CXX")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    made_of = [SOURCE.read_text(), version, *COMPILE_FLAGS, _processor()]
-    digest = hashlib.sha256("\n".join(made_of).encode()).hexdigest()[:16]
     folder = user_cache()
     if folder is None:
         raise OSError("no folder to keep them in: set HOME or XDG_CACHE_HOME")
-    built = folder / f"native_pass-{digest}.so"
-    if built.exists():
-        return built
-    folder.mkdir(parents=True, exist_ok=True)
-    logger.info("compiling the decoder for this processor, once: %s", built)
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
+    made_of = "\n".join([SOURCE.read_text(), *COMPILE_FLAGS, _processor()])
+    return folder / f"native_pass-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
+
+
+def _checksum_file(file: Path) -> Path:
+    return file.with_suffix(".sha256")
+
+
+def _load_cached(file: Path) -> ctypes.CDLL | None:
+    """Load what an earlier process has left; None if it is missing, damaged, or may be somebody else's.
+
+    Loading a library runs its code, and mapping a truncated one can end the process.
+    """
+    try:
+        if not (_is_private(file.parent) and _is_private(file) and not file.is_symlink()):
+            return None
+        if hashlib.sha256(file.read_bytes()).hexdigest() != _checksum_file(file).read_text().strip():
+            return None
+        return _load(file)
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _is_private(path: Path) -> bool:
+    """Return whether a file or folder belongs to the user, and nobody else may write it."""
+    status = path.stat()
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _load(file: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(file))
+    for name in FUNCTIONS:
+        if not hasattr(loaded, name):
+            raise OSError(f"{file} has no function {name}")
+        getattr(loaded, name).restype = None
+    return loaded
+
+
+def _build(file: Path) -> ctypes.CDLL:
+    """Compile and load the library, and keep it for later processes.
+
+    Raises:
+        OSError: there is no compiler, it makes nothing that can be loaded, or the folder is not the user's own.
+        SubprocessError: the compiler refuses the code or does not end.
+    """
+    compiler = _compiler()
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_private(file.parent):
+        file.parent.chmod(file.parent.stat().st_mode & ~(stat.S_IWGRP | stat.S_IWOTH))
+    if not _is_private(file.parent):  # root may change what is not its own
+        raise OSError(f"{file.parent} belongs to another user: set XDG_CACHE_HOME to a folder of your own")
+    logger.info("compiling the decoder for this processor, once: %s", file)
+    with tempfile.TemporaryDirectory(dir=file.parent) as aside:
         made, linked = Path(aside) / "pass.o", Path(aside) / "pass.so"
         # Linked without OpenMP's library: its symbols are those that torch has loaded, so that both share one set of
         # threads. A second one would fight over the cores.
@@ -282,17 +327,42 @@ def _built() -> Path:
             [*compiler, *COMPILE_FLAGS, "-c", str(SOURCE), "-o", str(made)],
             [*compiler, "-shared", str(made), "-o", str(linked)],
         ):
-            subprocess.run(command, capture_output=True, text=True, check=True)
-        os.replace(linked, built)
-    return built
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=COMPILE_SECONDS)
+        if not linked.is_file():
+            raise OSError(f"{' '.join(compiler)} made no library")
+        linked.chmod(0o700)
+        loaded = _load(linked)
+        write_text(_checksum_file(file), hashlib.sha256(linked.read_bytes()).hexdigest() + "\n")
+        os.replace(linked, file)
+    _remove_old(file)
+    return loaded
+
+
+def _compiler() -> list[str]:
+    try:
+        compiler = shlex.split(os.environ.get("CXX") or "") or ["g++"]
+    except ValueError as error:
+        raise OSError(f"CXX is {os.environ['CXX']!r}, which is no command: {error}") from error
+    if shutil.which(compiler[0]) is None:
+        raise OSError(f"there is no {compiler[0]}: install g++, or name another compiler in CXX")
+    return compiler
+
+
+def _remove_old(newest: Path) -> None:
+    """Keep a few libraries, as machines that share a home have different processors."""
+    built = sorted(newest.parent.glob("native_pass-*.so"), key=lambda file: file.lstat().st_mtime)
+    for file in built[:-LIBRARIES_KEPT]:
+        file.unlink(missing_ok=True)
+        _checksum_file(file).unlink(missing_ok=True)
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether this CPU has units for products of bfloat16 matrices. Without them float32 is the faster one."""
+    forced = forced_bfloat16()
+    return "amx_bf16" in _processor() if forced is None else forced
 
 
 @functools.cache
-def multiplies_bfloat16() -> bool:
-    """Has this CPU units for products of bfloat16 matrices? Without them float32 is the faster one."""
-    return "amx_bf16" in _processor()
-
-
 def _processor() -> str:
     """What -march=native depends on."""
     try:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.errors import UserError
+from ivideogpt.pixel_range import EIGHT_BIT, check_range
 from ivideogpt.precision import full_float32
 
 VIDEOS_AT_ONCE = 16
@@ -116,13 +117,14 @@ class I3D:
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
-        """Videos (B, T, 3, H, W) in [0, 1] to features (B, d)."""
-        if videos.device != self._device:
-            self._network, self._device = self._network.to(videos.device), videos.device
-        pixels = (videos.float().clamp(0, 1) * 255).transpose(1, 2)
+        """Videos (B, T, 3, H, W) in [0, 1] to features (B, d).
+
+        Raises:
+            UserError: the videos hold other numbers, or the network cannot take them.
+        """
+        check_range(videos, "videos for FVD")
         try:
-            with full_float32():
-                features = self._network(pixels, rescale=True, resize=True, return_features=True)
+            features = self.network((videos.float().clamp(0, 1) * 255).transpose(1, 2))
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -131,6 +133,20 @@ class I3D:
         if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(videos):
             raise UserError(f"{self.path} is not the I3D of FVD: it gives no (videos, features) matrix")
         return features
+
+    def network(
+        self, pixels: Tensor, rescale: bool = True, resize: bool = True, return_features: bool = True
+    ) -> Tensor:
+        """Call the published network as it is: ``pixels`` (B, 3, T, H, W) in 0..255.
+
+        Raises:
+            UserError: the pixels hold other numbers.
+        """
+        check_range(pixels, "pixels for the I3D network", EIGHT_BIT)
+        if pixels.device != self._device:
+            self._network, self._device = self._network.to(pixels.device), pixels.device
+        with full_float32():
+            return self._network(pixels, rescale=rescale, resize=resize, return_features=return_features)
 
     def in_parts(self, videos: Tensor, max_rows: int | None) -> Tensor:
         """The same, ``max_rows`` videos at a time."""

@@ -1,7 +1,8 @@
 """How far a predicted frame is from the true one.
 
 Frames are float in [0, 1] with any leading dimensions, ``(..., C, H, W)``; they broadcast. Every metric
-returns one number a frame, ``(...)``, computed in float32.
+returns one number a frame, ``(...)``, computed in float32. Other ranges (8-bit, signed, 0..255) are refused: a PSNR
+or an SSIM of them would look like a score and be none.
 
 Dimension keys: B clips, N samples of each, T frames, C H W pixels.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -19,6 +21,7 @@ from torch.nn import functional
 from ivideogpt.errors import UserError
 from ivideogpt.lpips import LINEAR_FILE, LINEAR_MD5, LPIPS, missing_weights
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.pixel_range import check_range
 from ivideogpt.precision import full_float32
 from ivideogpt.utils.frechet import I3D, FeatureStats, frechet_distance
 
@@ -35,20 +38,37 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
 
 
 def frame_mse(truth: Tensor, prediction: Tensor) -> Tensor:
-    return (truth.float() - prediction.float()).square().mean(dim=(-3, -2, -1))
+    """Return the mean squared error of each frame."""
+    _check_frames(truth, prediction)
+    return _mse(truth, prediction)
 
 
 def frame_psnr(truth: Tensor, prediction: Tensor) -> Tensor:
-    """In dB. The epsilon bounds it at 80 for equal frames."""
+    """Return the peak signal-to-noise ratio of each frame in dB. The epsilon bounds it at 80 for equal frames."""
     return _psnr(frame_mse(truth, prediction))
+
+
+def frame_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Return the structural similarity of each frame, averaged over channels and places."""
+    _check_frames(truth, prediction)
+    return _ssim(truth, prediction)
+
+
+def _check_frames(truth: Tensor, prediction: Tensor) -> None:
+    check_range(truth, "the true frames")
+    check_range(prediction, "the frames to be scored")
+
+
+def _mse(truth: Tensor, prediction: Tensor) -> Tensor:
+    return (truth.float() - prediction.float()).square().mean(dim=(-3, -2, -1))
 
 
 def _psnr(mse: Tensor) -> Tensor:
     return -10 * torch.log10(mse + PSNR_EPSILON)
 
 
-def frame_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Structural similarity of each channel under a Gaussian window that stays inside the frame, averaged."""
+def _ssim(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Average over channels under a Gaussian window that stays inside the frame."""
     truth, prediction = torch.broadcast_tensors(truth.float(), prediction.float())
     leading, (height, width) = truth.shape[:-3], truth.shape[-2:]
     x, y = (frames.reshape(-1, 1, height, width) for frames in (truth, prediction))
@@ -85,8 +105,9 @@ class FrameScorer:
         """``truth`` (B, T, C, H, W) and ``samples`` (B, N, T, C, H, W) in [0, 1] to (B, N, T) each.
 
         Raises:
-            UserError: one of them holds NaN or infinity.
+            UserError: one of them holds other numbers.
         """
+        _check_frames(truth, samples)
         num_samples = samples.shape[1]
         true_frames, frames = truth.flatten(0, 1), samples.transpose(0, 1).flatten(1, 2)  # (B T, ...), (N, B T, ...)
         at_a_time = self.max_rows or max(1, PIXELS_AT_ONCE // true_frames.shape[-2:].numel())
@@ -98,14 +119,11 @@ class FrameScorer:
 
     def _compare(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
         """True frames (n, C, H, W) and (N, n, C, H, W) to (N, n) each."""
-        mse = frame_mse(truth, samples)
-        if not mse.isfinite().all():
-            of = "the true frames" if not truth.isfinite().all() else "the frames to be scored"
-            raise UserError(f"{of} hold NaN or infinity, expected numbers in [0, 1]")
-        scores = {"mse": mse, "psnr": _psnr(mse), "ssim": torch.stack([frame_ssim(truth, of) for of in samples])}
+        mse = _mse(truth, samples)
+        scores = {"mse": mse, "psnr": _psnr(mse), "ssim": torch.stack([_ssim(truth, frames) for frames in samples])}
         if self.lpips is not None:
             features = self.lpips.features(truth * 2 - 1)
-            distances = [self.lpips.distance(features, self.lpips.features(of * 2 - 1)) for of in samples]
+            distances = [self.lpips.distance(features, self.lpips.features(frames * 2 - 1)) for frames in samples]
             scores["lpips"] = torch.stack(distances)
         return scores
 
@@ -142,6 +160,11 @@ class Evaluator(nn.Module):
         means = {name: best_of_samples(name, of.mean(dim=-1)).mean() for name, of in scores.items()}
         lpips = means.get("lpips", torch.full_like(means["mse"], torch.nan))
         return means["mse"], means["psnr"], means["ssim"], lpips
+
+    @property
+    def i3d_model(self) -> Callable[..., Tensor] | None:
+        """The published network itself, for pixels (n, 3, T, H, W) in 0..255; None without i3d_path."""
+        return None if self.i3d is None else self.i3d.network
 
     def features(self, videos: Tensor) -> Tensor:
         """Videos (n, T, 3, H, W) in [0, 1] to I3D features (n, d), for :class:`FeatureStats`."""
@@ -186,7 +209,7 @@ def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> 
         logger.warning(
             "%s is not the published file: its md5 is %s, not %s", folder / LINEAR_FILE, checksum, LINEAR_MD5
         )
-    return LPIPS.from_folder(folder).to(device)
+    return LPIPS(folder).to(device)
 
 
 def find_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3D | None:

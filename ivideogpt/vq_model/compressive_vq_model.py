@@ -17,11 +17,10 @@ Frames are in [0, 1] on the way in and unclamped on the way out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.layout import CONTEXT_GRID, DYNAMICS_GRID, FrameTokens, TokenLayout
 from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, ContextFeatures, copy_shared
 from ivideogpt.vq_model.quantizer import Quantized, VectorQuantizer
+from ivideogpt.vq_model.strict_model import StrictModel
 from ivideogpt.vq_model.vae import Decoder, Encoder
 
 
@@ -47,6 +47,21 @@ class ContextCache:
 
     frames: Tensor
     features: ContextFeatures
+
+
+@dataclass
+class VQEncoderOutput(BaseOutput):
+    """``latents`` (N, d, 16, 16) of context frames, not quantized yet."""
+
+    latents: Tensor
+
+
+@dataclass
+class VQDecoderOutput(BaseOutput):
+    """``sample`` (N, 3, H, W), context frames as reconstructed; ``commit_loss`` of their latents' quantization."""
+
+    sample: Tensor
+    commit_loss: Tensor
 
 
 @dataclass
@@ -71,10 +86,11 @@ class CompressiveVQOutput(BaseOutput):
     dynamics_codes: Tensor | None = None
 
 
-class CompressiveVQModel(ModelMixin, ConfigMixin):
+class CompressiveVQModel(StrictModel):
     """Context-aware conditional VQGAN (iVideoGPT, section 3.1), with the released names and config keys."""
 
     _supports_gradient_checkpointing = True
+    kind = "tokenizer"
 
     @register_to_config
     def __init__(
@@ -201,7 +217,7 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         self.cond_encoder.set_dropout(probability)
         self.cond_decoder.set_dropout(probability)
 
-    def cast_networks(self, dtype: torch.dtype) -> CompressiveVQModel:
+    def cast_networks(self, dtype: torch.dtype) -> Self:
         """Weights to another precision, in place, except the codebooks: among rounded vectors others are nearest."""
         for module in self.children():
             if not isinstance(module, VectorQuantizer):
@@ -252,6 +268,23 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
         return self._decode_dynamics(vectors, context).unflatten(0, (batch, length))
 
     # ---- historical interface
+
+    def init_modules(self) -> None:
+        """Start the conditional halves as the plain ones, where they have the same parts."""
+        self.copy_plain_halves()
+
+    def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
+        """Context frames (N, 3, H, W) to latents, as diffusers' ``VQModel.encode`` does."""
+        latents = self._context_latents(x)[0].permute(0, 3, 1, 2)
+        return VQEncoderOutput(latents=latents) if return_dict else (latents,)
+
+    def decode(self, h: Tensor, return_dict: bool = True) -> VQDecoderOutput | tuple[Tensor, Tensor]:
+        """Quantize latents (N, d, 16, 16) and decode context frames, as diffusers' ``VQModel.decode`` does."""
+        quantized: Quantized = self.quantize(h.permute(0, 2, 3, 1))
+        sample, _ = self._decode_plainly(quantized.latents)
+        if not return_dict:
+            return sample, quantized.loss
+        return VQDecoderOutput(sample=sample, commit_loss=quantized.loss)
 
     def tokenize(self, pixel_values: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
         """Clips (B, T, 3, H, W) in [0, 1] to flat ids (B, L) int64 and their labels (:mod:`ivideogpt.layout`)."""
@@ -391,23 +424,12 @@ class CompressiveVQModel(ModelMixin, ConfigMixin):
     # ---- loading
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> CompressiveVQModel:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
         """Load a local folder or hub id strictly, from safetensors only, in float32 unless ``torch_dtype`` is given.
 
         Raises:
             UserError: a file is missing or unreadable, or a tensor is missing, unexpected or of another shape.
         """
-        kwargs.pop("use_safetensor", None)  # the released scripts' spelling
         dtype = kwargs.pop("torch_dtype", None)
-        kwargs.update(torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
-        try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot load a tokenizer from {pretrained_model_name_or_path}: {reason}") from error
-        kinds = ("missing", "unexpected", "mismatched")
-        problems = {kind: ", ".join(map(str, info[f"{kind}_keys"])) for kind in kinds}
-        if any(problems.values()):
-            listed = "; ".join(f"{kind} tensors {names}" for kind, names in problems.items() if names)
-            raise UserError(f"{pretrained_model_name_or_path} does not hold this tokenizer: {listed}")
+        model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         return model if dtype is None else model.cast_networks(dtype)

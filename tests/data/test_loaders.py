@@ -239,6 +239,10 @@ def test_the_released_loader_yields_frames_then_actions_then_rewards(folder):
     options = dict(batch_size=2, num_workers=0, image_size=8, segment_length=4, no_aug=True, seed=0)
     frames = next(iter(SimpleRoboticDataLoaderv2(str(folder), [["a", 1.0]], **options)))
     assert frames.shape == (2, 4, 3, 8, 8)
+    loader = SimpleRoboticDataLoaderv2(str(folder), [["a", 1.0]], **options)
+    num_episodes = len(loader.loader.clips.pick.sources[0].episodes)
+    assert len(loader) == -(-num_episodes // 2) > 0
+    assert len(take(loader, len(loader) + 1)) == len(loader) + 1, "it is endless"
     pair = next(iter(SimpleRoboticDataLoaderv2(str(folder), "folder:*", load_action=True, **options)))
     options["load_reward"] = True
     triple = next(iter(SimpleRoboticDataLoaderv2(str(folder), "folder:*", load_action=True, **options)))

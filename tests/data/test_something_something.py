@@ -86,7 +86,8 @@ def test_videos_are_as_long_as_the_horizon(root, dataset_yaml, segment, expected
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_clips_are_augmented_and_mixed_like_all_others(config, tmp_path, num_workers):
+def test_clips_are_mixed_with_others_and_never_augmented(config, tmp_path, num_workers):
+    """The published tokenizers were trained on unchanged videos of Something-Something v2."""
     write_dataset(tmp_path / "robot", 2, size=(8, 8))
     config = replace(config, dataset_path=str(tmp_path), mix=(("sthsth", 0.5), ("robot", 0.5)), num_workers=num_workers)
     plain, other = first_frames(config), first_frames(config, seed=1)
@@ -94,7 +95,11 @@ def test_clips_are_augmented_and_mixed_like_all_others(config, tmp_path, num_wor
     steps = {round(float(step)) for clip in torch.cat([plain, other]) for step in clip.mean(dim=(1, 2, 3)).diff() * 255}
     assert steps == {1, 8}, "clips of both datasets, at neighbouring frames"
     augmented = first_frames(replace(config, augmentation=Augmentation()))
-    assert not torch.allclose(plain, augmented, atol=0.01)
+    changes = [float((one - other).abs().max()) for one, other in zip(plain, augmented, strict=True)]
+    videos = [round(float(clip.mean(dim=(1, 2, 3)).diff()[0] * 255)) == 8 for clip in plain]
+    assert 0 < sum(videos) < 4
+    assert max(change for change, is_video in zip(changes, videos, strict=True) if is_video) < 1e-6
+    assert max(change for change, is_video in zip(changes, videos, strict=True) if not is_video) > 0.003
 
 
 def test_it_trains(root, dataset_yaml, trains):

@@ -23,7 +23,7 @@ class StandInI3D(nn.Module):
 def metric_weights(tmp_path_factory) -> list[str]:
     """Flags that name LPIPS weights of the parity data's formula, and a stand-in for I3D."""
     folder = tmp_path_factory.mktemp("metrics")
-    tensors = fill(LPIPS()).state_dict()
+    tensors = fill(LPIPS(None)).state_dict()
     torch.save({name: of for name, of in tensors.items() if name.startswith("lin")}, folder / "vgg.pth")
     vgg = {f"features.{name.split('.', 2)[2]}": of for name, of in tensors.items() if name.startswith("net.")}
     torch.save(vgg, folder / "vgg16-397923af.pth")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ivideogpt.data.evaluation_clips import build_evaluation_clips
 from ivideogpt.evaluation import tokenizer_report
@@ -21,14 +22,14 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def flags(tiny_world_model, episodes) -> list[str]:
     required = ["--pretrained_model_name_or_path", str(tiny_world_model / "tokenizer"), "--dataset_path", str(episodes)]
-    return [*required, *["--split", "all", "--num_clips", "4", "--batch_size", "3"]]
+    return [*required, *["--split", "all", "--num_clips", "4", "--batch_size", "3", "--dtype", "float32"]]
 
 
 def test_report(flags, tmp_path):
     tokenizer_report.main([*flags, "--output_path", str(tmp_path)])
     report = json.loads((tmp_path / "report.json").read_text())
     args = parse(TokenizerEvaluationArgs, flags)
-    tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
+    tokenizer = load_tokenizer(args.pretrained_model_name_or_path, torch.float32)
     clips = build_evaluation_clips(clip_config(args, ModelMetadata(64, 2, 5)), "all", 4, args.seed)
     frames = clips.read(range(4)).frames
     tokens, _ = tokenizer.eval().tokenize(frames, 2)

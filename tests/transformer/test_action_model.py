@@ -35,6 +35,14 @@ def test_signatures_that_other_code_relies_on():
     assert model().get_input_embeddings(TOKENS).shape == (*TOKENS.shape, 64)
 
 
+@pytest.mark.parametrize("action_recon", [None, False, 0, 0.0])
+def test_no_reconstruction_is_asked_for_in_four_ways(action_recon):
+    """A head that 0 or False had made would not be in the checkpoint, and loading is strict."""
+    network = model(action_recon=action_recon)
+    assert network.action_recon_linear is None
+    assert network(TOKENS, labels=TOKENS, action=ACTIONS).action_recon_loss is None
+
+
 def test_actions_start_without_effect():
     """Fine-tuning starts from what the action-free model knows."""
     fresh = HeadModelWithAction(LlamaForCausalLM(llama_config()), 4, 513, 16, 2, 5)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -174,26 +176,165 @@ def test_compiled_code_works_with_the_threads_that_torch_has():
     assert done.stdout.strip() == "0"
 
 
-@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_working_compiler_torch_decodes_and_the_log_says_so(compiler, monkeypatch, caplog, tmp_path):
-    monkeypatch.setenv("CXX", compiler)
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache folder of the user's."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "ivideogpt"
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A folder with the library and its checksum, compiled once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        native._build(native._library_file())
+        return native._library_file().parent
+
+
+@pytest.fixture
+def cached(cache, compiled):
+    """The library as an earlier process has left it."""
+    shutil.copytree(compiled, cache)
+    return native._library_file()
+
+
+@pytest.fixture
+def fake_compiler(tmp_path, monkeypatch, compiled):
+    """A compiler that makes the library in no time. Returns the file that lists its calls."""
+    (library,) = compiled.glob("*.so")
+    calls, script = tmp_path / "calls", tmp_path / "fake-g++"
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {calls}\nfor last; do :; done\n[ "$1" = -shared ] && cp {library} "$last"\ntrue\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    calls.touch()
+    return calls
+
+
+def load() -> object:
+    return native.library.__wrapped__()
+
+
+COMPILERS = {
+    "no-such-compiler": "there is no no-such-compiler",
+    "false": "returned non-zero exit status 1",
+    "true": "true made no library",
+    "g++ 'unclosed": "which is no command: No closing quotation",
+}
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_without_a_working_compiler_torch_decodes_and_the_log_says_so(compiler, cache, monkeypatch, caplog):
+    """One line, and no traceback of the splitting of CXX."""
+    monkeypatch.setenv("CXX", compiler)
     with caplog.at_level(logging.WARNING):
-        assert native.library.__wrapped__() is None
-    assert "decoding with torch's own kernels" in caplog.text
+        assert load() is None
+    (record,) = caplog.records
+    assert "decoding with torch's own kernels" in record.getMessage()
+    assert COMPILERS[compiler] in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+@pytest.mark.parametrize("compiler", [*COMPILERS, " "])
+def test_a_cached_library_needs_no_compiler(compiler, cached, monkeypatch, caplog):
+    """Machines that only run models have none; the library must not be lost with it."""
+    monkeypatch.setenv("CXX", compiler)
+    assert load() is not None
+    assert not caplog.records
+
+
+def test_a_blank_compiler_is_the_default_one(monkeypatch):
+    monkeypatch.setenv("CXX", " ")
+    assert native._compiler() == ["g++"]
 
 
 def test_the_switch_turns_compiled_code_off(monkeypatch, caplog):
     monkeypatch.setenv(native.SWITCH, "0")
-    assert native.library.__wrapped__() is None
+    assert load() is None
     assert not caplog.records
 
 
-def test_a_build_leaves_one_file_and_is_found_again(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    built = native._built()
-    stamp = built.stat().st_mtime_ns
-    assert native._built() == built
-    assert built.stat().st_mtime_ns == stamp
-    assert [path.name for path in (tmp_path / "ivideogpt").iterdir()] == [built.name]
-    assert os.access(built, os.R_OK)
+def test_a_build_leaves_the_library_and_its_checksum_and_is_found_again(cache, fake_compiler):
+    """Compiling takes seconds, at every start."""
+    assert load() is not None
+    num_calls = len(fake_compiler.read_text().splitlines())
+    assert num_calls == 2
+    assert load() is not None
+    assert len(fake_compiler.read_text().splitlines()) == num_calls
+    library = native._library_file()
+    assert sorted(path.name for path in cache.iterdir()) == [library.with_suffix(".sha256").name, library.name]
+    assert library.stat().st_mode & 0o777 == 0o700
+
+
+def truncate(library: Path) -> None:
+    library.write_bytes(library.read_bytes()[:5000])
+
+
+def exchange(library: Path) -> None:
+    library.write_bytes(library.read_bytes() + b"another")
+
+
+def link(library: Path) -> None:
+    library.rename(library.with_name("elsewhere.so"))
+    library.symlink_to("elsewhere.so")
+
+
+SPOILT = {
+    "truncated": truncate,
+    "another one": exchange,
+    "a link": link,
+    "writable by all": lambda library: library.chmod(0o777),
+    "in a folder writable by the group": lambda library: library.parent.chmod(0o775),
+    "without checksum": lambda library: library.with_suffix(".sha256").unlink(),
+    "with a checksum that is no text": lambda library: library.with_suffix(".sha256").write_bytes(b"\xff\xfe"),
+}
+
+
+@pytest.mark.parametrize("kind", SPOILT)
+def test_a_library_that_cannot_be_trusted_is_built_again(kind, cached, fake_compiler):
+    """Loading runs its code: another user's runs as ours, and a truncated one ends the process."""
+    SPOILT[kind](cached)
+    assert load() is not None
+    assert len(fake_compiler.read_text().splitlines()) == 2
+    assert native._load_cached(cached) is not None, "the new one can be trusted"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("what", ["library", "folder"])
+def test_a_library_of_another_user_is_not_loaded(what, cached, fake_compiler, caplog):
+    """In a shared cache folder anyone could leave code for others to run."""
+    os.chown(cached if what == "library" else cached.parent, 12345, 12345)
+    assert native._load_cached(cached) is None
+    found = load()
+    if what == "library":
+        assert found is not None
+        assert cached.stat().st_uid == 0
+    else:
+        assert found is None
+        assert "belongs to another user: set XDG_CACHE_HOME" in caplog.text
+
+
+def test_a_library_without_our_functions_is_not_kept(cache, tmp_path, monkeypatch, caplog):
+    """A compiler that makes something else would be believed for ever."""
+    source = tmp_path / "other.cpp"
+    source.write_text("int other() { return 1; }")
+    monkeypatch.setattr(native, "SOURCE", source)
+    assert load() is None
+    assert "has no function llama_pass" in caplog.text
+    assert list(cache.iterdir()) == []
+
+
+def test_old_libraries_do_not_pile_up(cache, fake_compiler):
+    """Every change of code or processor left one more file of a megabyte."""
+    cache.mkdir()
+    for age in range(10):
+        for suffix in (".so", ".sha256"):
+            old = cache / f"native_pass-{age:016}{suffix}"
+            old.touch()
+            os.utime(old, (1e9 - age, 1e9 - age))
+    assert load() is not None
+    left = sorted(path.name for path in cache.iterdir())
+    newest = [f"native_pass-{age:016}" for age in range(native.LIBRARIES_KEPT - 1)]
+    assert left == sorted(name + end for name in [*newest, native._library_file().stem] for end in (".sha256", ".so"))

@@ -7,6 +7,7 @@ from torch import nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.utils.frechet import I3D, FeatureStats, frechet_distance
+from ivideogpt.utils.video_metric import Evaluator
 from tests.parity.formulas import golden
 
 
@@ -68,6 +69,26 @@ def test_the_network_sees_channels_first_and_pixels_to_255(tmp_path):
     videos = torch.rand(2, 5, 3, 8, 8)
     features = I3D(tmp_path / "i3d.pt")(videos)
     torch.testing.assert_close(features, 255 * videos.mean(dim=(1, 3, 4)))
+
+
+@pytest.mark.parametrize("change", [lambda x: (255 * x).byte(), lambda x: 2 * x - 1, lambda x: 255 * x])
+def test_videos_of_another_range_are_refused(change, tmp_path):
+    """Clamped to [0, 1] in silence, 0..255 videos are white and signed ones half black: the FVD means nothing."""
+    torch.jit.script(StandIn()).save(tmp_path / "i3d.pt")
+    evaluator = Evaluator(tmp_path / "i3d.pt", lpips_path="nowhere")
+    with pytest.raises(UserError, match=r"videos for FVD .*expected floats in \[0, 1\]"):
+        evaluator.features(change(torch.rand(2, 5, 3, 8, 8)))
+
+
+def test_the_released_name_of_the_network_takes_pixels_to_255(tmp_path):
+    """Scripts that call ``evaluator.i3d_model`` themselves scale the pixels themselves."""
+    torch.jit.script(StandIn()).save(tmp_path / "i3d.pt")
+    evaluator, videos = Evaluator(tmp_path / "i3d.pt", lpips_path="nowhere"), torch.rand(2, 5, 3, 8, 8)
+    features = evaluator.i3d_model(255 * videos.transpose(1, 2), rescale=True, resize=True, return_features=True)
+    torch.testing.assert_close(features, evaluator.features(videos))
+    with pytest.raises(UserError, match=r"expected floats in \[0, 255\]"):
+        evaluator.i3d_model(2 * videos.transpose(1, 2) - 1)
+    assert Evaluator(lpips_path="nowhere").i3d_model is None
 
 
 def test_wrong_networks_are_named(tmp_path):

@@ -90,6 +90,27 @@ def test_frames_that_are_no_numbers_are_refused():
         FrameScorer()(samples[:, 0], samples)
 
 
+RANGES = {
+    "8-bit": (lambda frames: (255 * frames).byte(), "uint8, expected floats in"),
+    "signed": (lambda frames: 2 * frames - 1, r"\(float32\) lie in \[-0.9\d*, 0.9\d*\], expected floats in \[0, 1\]"),
+    "0..255": (lambda frames: 255 * frames, r"\(float32\) lie in \[.*, 25\d.\d*\], expected floats in \[0, 1\]"),
+}
+
+
+@pytest.mark.parametrize("kind", RANGES)
+@pytest.mark.parametrize("side", ["both", "truth", "prediction"])
+def test_frames_of_another_range_are_refused(kind, side):
+    """A PSNR of -28 dB or an SSIM for another data range looks like a score and is none."""
+    change, message = RANGES[kind]
+    frames = torch.rand(2, 3, 3, 16, 16)
+    truth, prediction = (change(frames) if side in ("both", name) else frames for name in ("truth", "prediction"))
+    for metric in METRICS.values():
+        with pytest.raises(UserError, match=message):
+            metric(truth, prediction)
+    with pytest.raises(UserError, match=message):
+        Evaluator(lpips_path="nowhere")(truth, prediction)
+
+
 def test_predictions_must_go_with_the_truth():
     with pytest.raises(UserError, match="sample by sample"):
         Evaluator(lpips_path="nowhere")(torch.rand(2, 3, 3, 16, 16), torch.rand(3, 3, 3, 16, 16))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ivideogpt import paths
 from ivideogpt.errors import UserError
 from ivideogpt.lpips import LPIPS
 from ivideogpt.vq_model import CompressiveVQModel, Discriminator
@@ -80,7 +81,7 @@ def test_names_and_shapes_of_released_checkpoints(size, context):
 
 def test_discriminator():
     record = golden()["parts"]["discriminator"]
-    model = fill(Discriminator(record["depth"]))
+    model = fill(Discriminator(depth=record["depth"], hidden_channels=record["hidden_channels"]))
     with torch.no_grad():
         assert_record(model(clip(1, 2, 64, 64)[0]), record["out"])
     assert sum(p.numel() for p in model.parameters()) == record["params"]
@@ -88,24 +89,49 @@ def test_discriminator():
 
 def test_lpips():
     record = golden()["parts"]["lpips"]
-    model = fill(LPIPS())
+    model = fill(LPIPS(None))
     assert sorted(model.state_dict()) == sorted(record["keys"])
     with torch.no_grad():
         distance = model(2 * clip(1, 3, 64, 64)[0] - 1, 2 * clip(1, 3, 64, 64, phase=0.5)[0] - 1)
-    torch.testing.assert_close(distance, torch.tensor(record["out"]), rtol=1e-3, atol=1e-7)
+    assert distance.shape == (3, 1, 1, 1)
+    torch.testing.assert_close(distance.flatten(), torch.tensor(record["out"]), rtol=1e-3, atol=1e-7)
 
 
 def test_published_lpips_files_load(tmp_path):
     """The two published files name their tensors differently from each other and from the module."""
-    model: nn.Module = fill(LPIPS())
+    model: nn.Module = fill(LPIPS(None))
     tensors = model.state_dict()
     torch.save({k: v for k, v in tensors.items() if k.startswith("lin")}, tmp_path / "vgg.pth")
     vgg = {f"features.{k.split('.', 2)[2]}": v for k, v in tensors.items() if k.startswith("net.")}
     torch.save(vgg | {"classifier.0.bias": torch.zeros(3)}, tmp_path / "vgg16-397923af.pth")
-    loaded = LPIPS.from_folder(tmp_path)
+    loaded = LPIPS(tmp_path)
     for name, tensor in loaded.state_dict().items():
         if name.startswith(("lin", "net.")):
             assert torch.equal(tensor, tensors[name])
+
+
+def test_lpips_without_its_weights_is_an_error(tmp_path, monkeypatch):
+    """Random weights gave numbers that looked like distances."""
+    monkeypatch.setattr(paths, "PROJECT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"put vgg16-397923af\.pth .* and vgg\.pth .* into .*pretrained_models/lpips"):
+        LPIPS()
+
+
+@pytest.mark.parametrize("change", [lambda x: (255 * x).byte(), lambda x: 255 * x, lambda x: 3 * x])
+def test_lpips_refuses_frames_of_another_range(change):
+    """Its scaling layer expects [-1, 1]; 0..255 give distances that mean nothing."""
+    model, frames = LPIPS(None), clip(1, 2, 32, 32)[0]
+    for pair in ((change(frames), frames), (frames, change(frames))):
+        with pytest.raises(UserError, match=r"frames for LPIPS .*expected floats in \[-1, 1\]"):
+            model(*pair)
+
+
+def test_lpips_takes_reconstructions_that_overshoot_in_training():
+    """A loss must pull them back into the range."""
+    reconstruction = (3 * clip(1, 1, 32, 32)[0]).requires_grad_()
+    LPIPS(None)(reconstruction, clip(1, 1, 32, 32)[0]).mean().backward()
+    assert reconstruction.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("name", ["vgg.pth", "vgg16-397923af.pth"])
@@ -114,4 +140,4 @@ def test_damaged_lpips_files_are_named(tmp_path, name):
     torch.save({}, tmp_path / "vgg16-397923af.pth")
     (tmp_path / name).write_bytes(b"half a download")
     with pytest.raises(UserError, match=name):
-        LPIPS.from_folder(tmp_path)
+        LPIPS(tmp_path)

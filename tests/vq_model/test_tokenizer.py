@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import FrameTokens
-from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 from ivideogpt.vq_model.conditional_vae import CrossAttention
 from tests.parity.formulas import clip, fill, golden
 
@@ -240,3 +240,43 @@ def test_released_calling_conventions(tokenizer):
         assert len(tokenizer(**inputs, return_dict=False, return_loss=True)) == 4
         assert len(tokenizer(**inputs, return_dict=False)) == 1
         assert tokenizer(**inputs).ref_sample is None
+
+
+def test_encode_and_decode_are_the_context_path(tokenizer):
+    """Code that knows diffusers' ``VQModel`` calls these two, with latents that have channels first."""
+    frames = clip(1, 2, 64, 64)
+    with torch.no_grad():
+        latents = tokenizer.encode(frames[0]).latents
+        decoded = tokenizer.decode(latents)
+        expected = tokenizer.decode_context(tokenizer.encode_context(frames).codes).frames[0]
+    assert latents.shape == (2, CONFIG["latent_channels"], 16, 16)
+    torch.testing.assert_close(decoded.sample, expected)
+    assert decoded.commit_loss > 0
+    assert torch.equal(tokenizer.encode(frames[0], return_dict=False)[0], latents)
+    assert torch.equal(tokenizer.decode(latents, return_dict=False)[0], decoded.sample)
+
+
+def test_init_modules_copies_the_plain_halves():
+    """Fine-tuning scripts call it after loading a plain VQGAN."""
+    model = CompressiveVQModel(**CONFIG)
+    model.init_modules()
+    assert torch.equal(model.cond_encoder.conv_in.weight, model.encoder.conv_in.weight)
+    assert torch.equal(model.cond_decoder.conv_out.weight, model.decoder.conv_out.weight)
+
+
+def test_a_discriminator_is_saved_and_loaded(tmp_path):
+    """Its size and the vectors of its spectral norms belong to it: without them logits differ."""
+    model = fill(Discriminator(hidden_channels=64, depth=3))
+    model.save_pretrained(tmp_path)
+    loaded = Discriminator.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(clip(1, 2, 64, 64)[0]), model(clip(1, 2, 64, 64)[0]))
+    _rewrite(tmp_path, lambda tensors: tensors.pop("encoder.0.weight_u"))
+    with pytest.raises(UserError, match=r"does not hold this discriminator: missing tensors encoder\.0\.weight_u"):
+        Discriminator.from_pretrained(tmp_path)
+
+
+def test_defaults_of_the_discriminator():
+    """Six convolutions of up to 512 channels; the training script's ``--disc_depth`` is another default."""
+    strided = [layer for layer in Discriminator().encoder if hasattr(layer, "out_channels")]
+    assert [layer.out_channels for layer in strided] == [64, 128, 256, 512, 512, 512]
