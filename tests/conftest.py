@@ -17,6 +17,15 @@ from tests.parity.formulas import golden
 from tests.parity.networks import world_model
 
 
+def pytest_addoption(parser):
+    parser.addoption("--mutants", type=int, default=300, help="damaged files that each reader is tried on (tests/fuzz)")
+
+
+@pytest.fixture
+def num_mutants(request) -> int:
+    return request.config.getoption("--mutants")
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """Tests do not depend on which ran before."""
