@@ -7,14 +7,15 @@ An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optiona
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, as_bytes, npz_members
+from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, NpzMembers, as_bytes, npz_members
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.data.segments import Indices
 from ivideogpt.errors import UserError
 
@@ -115,7 +116,7 @@ class NpzEpisode:
 
     path: str
     images: NpzMember
-    members: Mapping[str, NpzMember]
+    members: NpzMembers
     arrays: InflatedArrays
 
     @property
@@ -158,13 +159,9 @@ class NpzEpisode:
         member = self._member(key)
         if member is None:
             return None
-        values = self.arrays.rows(member, np.arange(member.shape[0])).astype(np.float32)
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise UserError(
-                f"{self.path}: array {member.name!r} holds NaN or infinite values (first in row {row}); "
-                "repair or leave out the episode"
-            )
+        stored = self.arrays.rows(member, np.arange(member.shape[0]))
+        check_plausible(stored, f"{self.path}: array {member.name!r}")
+        values = stored.astype(np.float32)
         missing = self.num_frames - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
 
@@ -208,7 +205,6 @@ def check_carries(
 
 
 def _check_images(member: NpzMember) -> None:
-    _refuse_objects(member)
     if len(member.shape) != 4 or member.shape[3] != 3 or min(member.shape) < 1:
         raise UserError(
             f"{member.path}: array {member.name!r} has shape {member.shape}; "
@@ -220,7 +216,6 @@ def _check_images(member: NpzMember) -> None:
 
 def _check_series(member: NpzMember, num_frames: int) -> None:
     """Actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
-    _refuse_objects(member)
     is_action = member.name == ACTION_KEY
     rank_fits = len(member.shape) == 2 if is_action else member.shape[1:] in ((), (1,)) and member.shape != ()
     if not rank_fits or member.dtype.kind not in "fiub":
@@ -236,15 +231,7 @@ def _check_series(member: NpzMember, num_frames: int) -> None:
         )
 
 
-def _refuse_objects(member: NpzMember) -> None:
-    if member.dtype.hasobject:
-        raise UserError(
-            f"{member.path}: array {member.name!r} holds pickled Python objects, which are never loaded; "
-            "store it as a plain numeric array"
-        )
-
-
-def _listed(members: dict[str, NpzMember]) -> str:
-    if not members:
-        return "no arrays"
-    return ", ".join(f"{member.name} {member.shape} {member.dtype}" for member in members.values())
+def _listed(members: NpzMembers) -> str:
+    readable = members.readable()
+    described = {name: f" {member.shape} {member.dtype}" for name, member in readable.items()}
+    return ", ".join(f"{name}{described.get(name, '')}" for name in members) or "no arrays"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.episodes import EpisodeReader, NpzEpisode
+from ivideogpt.data.npz_arrays import NpzMember
 
 BLACK = 16  # no pixel of a black frame is brighter
 FLAT = 4  # the pixels of a frame without a picture differ by less
@@ -25,11 +26,13 @@ class StoredArray:
     """An array of an episode: its row's shape and type, and how it lies in the file."""
 
     name: str
-    row_shape: tuple[int, ...]
+    row_shape: tuple[int, ...] | None  # None: it cannot be read
     dtype: str
-    storage: str  # mapped, compressed or decoded
+    storage: str  # mapped, compressed, decoded or unreadable
 
     def __str__(self) -> str:
+        if self.row_shape is None:
+            return f"{self.name:<16} cannot be read"
         shape = ", ".join(map(str, ("N", *self.row_shape)))
         return f"{self.name:<16} ({shape}{',' * (not self.row_shape)}) {self.dtype}, {self.storage}"
 
@@ -71,21 +74,21 @@ def inspect_episode(episode: EpisodeReader, name: str, max_frames: int) -> Episo
 
 def stored_arrays(episode: EpisodeReader) -> tuple[StoredArray, ...]:
     if isinstance(episode, NpzEpisode):
-        return tuple(
-            StoredArray(
-                member.name,
-                member.shape[1:],
-                str(member.dtype),
-                "compressed" if member.data_offset is None else "mapped",
-            )
-            for member in episode.members.values()
-        )
+        readable = episode.members.readable()
+        return tuple(_stored(name, readable.get(name)) for name in episode.members)
     arrays = [StoredArray("frames", (*episode.frame_size, 3), "uint8", "decoded")]
     if episode.action_dim is not None:
         arrays.append(StoredArray("action", (episode.action_dim,), "float32", "decoded"))
     if episode.has_rewards:
         arrays.append(StoredArray("reward", (), "float32", "decoded"))
     return tuple(arrays)
+
+
+def _stored(name: str, member: NpzMember | None) -> StoredArray:
+    if member is None:
+        return StoredArray(name, None, "unknown", "unreadable")
+    storage = "compressed" if member.data_offset is None else "mapped"
+    return StoredArray(name, member.shape[1:], str(member.dtype), storage)
 
 
 def frame_facts(episode: EpisodeReader, num_frames: int) -> FrameFacts:
