@@ -21,6 +21,7 @@ from ivideogpt.errors import UserError
 
 ACTION_KEY = "action"
 REWARD_KEY = "reward"
+OBSERVATION_KEY = "observation"
 
 
 class EpisodeReader(Protocol):
@@ -164,6 +165,44 @@ class NpzEpisode:
         values = stored.astype(np.float32)
         missing = self.num_frames - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
+
+
+@dataclass(frozen=True)
+class ReplayFileEpisode(NpzEpisode):
+    """An episode in the replay format of agents, which demonstrations have: stacks of frames (N, 3 K, H, W).
+
+    Row i holds the action that led to frame i and what it earned, where episodes hold what was done at frame i.
+    """
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        stacks = self.arrays.rows(self.images, indices)
+        return np.ascontiguousarray(stacks[:, -3:].transpose(0, 2, 3, 1))
+
+    def _series(self, key: str) -> NDArray[np.float32] | None:
+        values = super()._series(key)
+        return None if values is None else np.concatenate([values[1:], np.zeros_like(values[:1])])
+
+
+@dataclass(frozen=True)
+class Recordings(NpzEpisodes):
+    """Episodes and demonstrations alike, for commands that look at them."""
+
+    def open(self, index: int) -> NpzEpisode:
+        path = self.files[index]
+        members = npz_members(path)
+        if self.image_key in members or OBSERVATION_KEY not in members:
+            return super().open(index)
+        stacks = members[OBSERVATION_KEY]
+        if len(stacks.shape) != 4 or stacks.shape[1] % 3 or min(stacks.shape) < 1 or stacks.dtype != np.uint8:
+            raise UserError(
+                f"{path}: array {OBSERVATION_KEY!r} is {stacks.dtype} of shape {stacks.shape}; expected stacks of "
+                "frames (N, 3 K, H, W) in uint8"
+            )
+        return ReplayFileEpisode(path, stacks, members, self.arrays)
 
 
 def open_episode(
