@@ -16,7 +16,7 @@ PACKAGE = ROOT / "ivideogpt"
 # From the ground up. A module imports modules of lower lines only; modules of one line do not know each other.
 LAYERS = [
     {"errors"},
-    {"files", "flags", "user_cache", "paths", "versions", "precision", "devices"},
+    {"files", "flags", "model_configs", "user_cache", "paths", "versions", "precision", "devices"},
     {"state_dicts"},
     {"layout", "lpips"},
     {"vq_model", "transformer", "data", "losses", "utils"},

@@ -38,7 +38,7 @@ def test_each_action_stands_under_its_frame():
 
 
 def test_labels_are_whole_however_wide_their_numbers(tmp_path):
-    """Bug prevented: ranges such as -0.00123 to 1.23e+04 began beyond the left edge, and long titles ended beyond it."""
+    """Bug prevented: ranges such as -0.00123 to 1.23e+04 began beyond the left edge, long titles ended beyond it."""
     actions = np.stack([np.linspace(-0.00123456, 12345.6, 40), np.linspace(-1.23e-5, 2.34e-5, 40)], axis=1)
     frames = excerpt([0, 10, 20, 39])
     sheet = episode_sheet("a title " * 30, frames, frames, Curves.of(np.repeat(actions, 6, axis=1)))
