@@ -79,7 +79,7 @@ class Contents:
     @classmethod
     def of(cls, path: Path, store: StoredSize) -> Contents:
         members = npz_members(str(path))
-        frames = {name: member for name, member in members.items() if _holds_frames(member)}
+        frames = {name: member for name, member in members.readable().items() if _holds_frames(member)}
         if not frames:
             raise UserError(f"{path}: no array of frames; expected image (N, H, W, 3) uint8")
         sizes = {name: store(np.zeros((1, *member.shape[1:]), np.uint8)).shape[1:3] for name, member in frames.items()}

@@ -1,6 +1,6 @@
 """Convert RoboNet from hdf5 to npz episodes of frames and 5-D actions.
 
-    python datasets/preprocess_robonet.py --hdf5_path hdf5 --save_path data/robonet --test_list robonet_test.txt
+    python datasets/preprocess_robonet.py --hdf5_path hdf5 --save_path data/robonet
 
 writes ``data/robonet/{train,test}/<name>.npz``. Run the same command again to go on after an interruption.
 """
@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import ROBONET_TEST_LIST
 from ivideogpt.data.conversion import ConversionArgs, Job, Summary
 from ivideogpt.data.hdf5 import open_hdf5, read_array
 from ivideogpt.errors import UserError, cli, require
@@ -31,15 +32,14 @@ class RoboNetArgs(ConversionArgs):
 
     hdf5_path: str = option(REQUIRED, "folder that holds the .hdf5 files, also in sub-folders")
     save_path: str = option(REQUIRED, "folder that gets train/ and test/ with <name>.npz")
-    test_list: str | None = option(None, "file with the names of the test split's .hdf5 files, one a line")
+    test_list: str | None = option(
+        None, "file with the names of the test split's .hdf5 files, one a line (default: the published list)"
+    )
     no_test_split: bool = option(False, "put every episode into train/")
 
     def validate(self) -> None:
-        if (self.test_list is None) != self.no_test_split:
-            raise UserError(
-                "give either --test_list, the published list of the benchmark's test files, which are "
-                "not to be trained on, or --no_test_split, which puts every episode into train/"
-            )
+        if self.test_list is not None and self.no_test_split:
+            raise UserError("--test_list names a test split and --no_test_split makes none; give one of them")
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ class Gripper:
     high: float
 
 
-def read_names(test_list: str | None) -> set[str]:
+def read_names(test_list: str | Path) -> set[str]:
     """Names without ending."""
-    if test_list is None:
-        return set()
     try:
         names = {Path(line.strip()).stem for line in Path(test_list).read_text().splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
@@ -69,12 +67,11 @@ def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
     files = sorted(Path(args.hdf5_path).rglob("*.hdf5"))
     if not files:
         raise UserError(f"--hdf5_path {args.hdf5_path}: no .hdf5 files there")
-    test = read_names(args.test_list)
+    test = set() if args.no_test_split else read_names(args.test_list or ROBONET_TEST_LIST)
     missing = test - {path.stem for path in files}
     if missing:
-        print(
-            f"{len(missing)} of {len(test)} files of --test_list are not there, {min(missing)} first", file=sys.stderr
-        )
+        counts = f"{len(missing)} of the {len(test)} files of the test split"
+        print(f"{counts} are not there, {min(missing)} first", file=sys.stderr)
     output = Path(args.save_path)
     jobs = [Job(output / ("test" if path.stem in test else "train") / f"{path.stem}.npz", str(path)) for path in files]
     return [[job for job in jobs if job.output.parent.name == split] for split in ("train", "test")]
@@ -101,7 +98,8 @@ def read_frames(camera: Any, encoding: str) -> np.ndarray:
         frames = decode_mp4(read_array(camera, "frames").tobytes())
     elif encoding == "jpg":
         attributes = camera["frame0"].attrs
-        frames = np.stack([decode_jpg(read_array(camera, f"frame{i}").tobytes()) for i in range(int(attributes["T"]))])
+        # their number is in no attribute
+        frames = np.stack([decode_jpg(read_array(camera, f"frame{i}").tobytes()) for i in range(len(camera))])
     else:
         raise UserError(f"{camera.file.filename}: cameras are encoded as {encoding!r}; expected mp4 or jpg")
     image_format = _text(attributes["image_format"])

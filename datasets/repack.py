@@ -148,11 +148,6 @@ def repack(output: Path, store: StoredSize, compress: bool, job: RepackJob) -> S
 
 
 def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
-    if member.dtype.hasobject:
-        raise UserError(
-            f"{member.path}: array {member.name!r} holds pickled Python objects, which are never loaded; "
-            "store it as a plain numeric array"
-        )
     values = member.all()
     is_frames = values.ndim == 4 and values.shape[3] == 3 and values.dtype.kind in "iu" and values.size > 0
     return store(np.ascontiguousarray(as_bytes(values, member))) if is_frames else values

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.action_files import SUFFIXES, Actions, Alignment, find_action_file, read_actions
+from ivideogpt.data.action_files import SUFFIXES, Actions, ActionTable, Alignment, find_action_file, read_actions
 from ivideogpt.data.conversion import Job, NpzDatasetArgs, Skipped, Summary
 from ivideogpt.data.settings_note import keep_settings
 from ivideogpt.data.stored_size import StoredSize
@@ -43,7 +43,9 @@ class VideosArgs(NpzDatasetArgs):
 
     input_path: str = option(REQUIRED, "folder of videos and, beside each, <its name>.csv or .npy with its actions")
     action_columns: str | None = option(
-        None, "names, or numbers from 0, of the columns that are the action, such as x,y,grip (default: all)"
+        None,
+        "names, or numbers from 0, of the columns that are the action, such as x,y,grip (default: all, and none may "
+        "look like time or a counter)",
     )
     action_offset: int = option(0, "row i + action_offset of a table is what was done at frame i")
     fps: float | None = option(None, "frames per second to keep (default: all)")
@@ -119,11 +121,13 @@ def refuse_stray_tables(root: Path, video: Path) -> None:
 
 
 def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
-    """Of the first table that can be read; the others have to agree with it."""
+    """Return that of the first table that can be read, and say how it was read; the others have to agree with it."""
     problem: UserError | OSError | None = None
     for table in tables:
         try:
-            return read_actions(table, columns).shape[1]
+            read = read_actions(table, columns)
+            print(how_read(table, read), file=sys.stderr)
+            return read.actions.shape[1]
         except (UserError, OSError) as error:
             problem = problem or error
     if problem is not None:
@@ -131,8 +135,16 @@ def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
     return None
 
 
+def how_read(path: Path, table: ActionTable) -> str:
+    """One line for the user to see what becomes the action."""
+    dim = table.actions.shape[1]
+    header = f"first line read as names: {table.header}" if table.header else "no header"
+    left_out = f"; left out: {', '.join(table.left_out)}" if table.left_out else ""
+    return f"{path.name}: actions of {dim} dimension{'s' * (dim > 1)}, {header}{left_out}"
+
+
 def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
-    actions = read_actions(job.actions, args.columns) if job.actions else None
+    actions = read_actions(job.actions, args.columns).actions if job.actions else None
     if actions is not None and actions.shape[1] != job.action_dim:
         raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0

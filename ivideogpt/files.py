@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
+import reprlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from types import MappingProxyType, UnionType
+from typing import IO, Any, Literal, get_args, get_origin, get_type_hints
 
 from ivideogpt.errors import UserError
 
@@ -152,6 +154,33 @@ def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path} holds {_kind(value)}, expected one JSON object{ending}")
     return value
+
+
+def check_fields(record: Any, lowest: Mapping[str, float] = MappingProxyType({}), highest: float = 2**63 - 1) -> None:
+    """Check a dataclass that was made from JSON: types against annotations, and numbers against a range.
+
+    Args:
+        lowest: the least that a number may be, by field; 0 for others.
+        highest: the most that any number may be.
+
+    Raises:
+        UserError: a field is of another type (True is no number), or out of its range, as NaN always is.
+    """
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not any(_is_a(value, each) for each in (get_args(kind) if isinstance(kind, UnionType) else (kind,))):
+            raise UserError(f"{name} is {reprlib.repr(value)}, expected {getattr(kind, '__name__', kind)}")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not lowest.get(name, 0) <= value <= highest:
+            raise UserError(f"{name} is {reprlib.repr(value)}, expected {lowest.get(name, 0)} to {highest:g}")
+
+
+def _is_a(value: object, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
 
 
 def _kind(value: object) -> str:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias, get_type_hints
+from typing import Any, TypeAlias
 
 import huggingface_hub
 import torch
@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import write_json, write_text
+from ivideogpt.files import check_fields, write_json, write_text
 from ivideogpt.layout import TokenLayout
-from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
+from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
+from ivideogpt.state_dicts import load_strict, num_parameters, read_tensors, save_tensors, tensor_names, weights_file
 from ivideogpt.transformer import ATTENTION, HeadModelWithAction, Sampling
 from ivideogpt.vq_model import CompressiveVQModel
 
@@ -44,6 +45,7 @@ LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
 OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
 RELEASED_SEGMENT_LENGTH = 16
+MAX_NUMBER = 2**20  # of frames, pixels, dimensions: more is no model
 
 # Released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings.
 LLAMA_KEYS = (
@@ -111,15 +113,15 @@ class ModelMetadata:
     generation: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
-        for name, kind in get_type_hints(ModelMetadata).items():
-            if not isinstance(getattr(self, name), kind):
-                raise UserError(f"{name} is {getattr(self, name)!r}, expected {getattr(kind, '__name__', kind)}")
+        check_fields(self, dict.fromkeys(("resolution", "context_length", "dataset_step", "action_dim"), 1), MAX_NUMBER)
+        check_fields(self.generation, highest=MAX_NUMBER)
         if self.segment_length <= self.context_length:
             raise UserError(
                 f"segment_length {self.segment_length} leaves no frame to predict after context_length "
                 f"{self.context_length}: it counts the context"
             )
         if self.action_normalization is not None:
+            check_fields(self.action_normalization)
             lengths = [len(self.action_normalization.mean), len(self.action_normalization.std)]
             if lengths != [self.action_dim, self.action_dim]:
                 raise UserError(
@@ -209,8 +211,14 @@ def transformer_folder(path_or_hub_id: str | Path) -> Path:
 def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> CompressiveVQModel:
     """The tokenizer of a model folder, a run folder, its own folder, or a hub id, in eval mode."""
     folder = tokenizer_folder(path_or_hub_id)
-    _read_json(folder / CONFIG_FILE)
-    weights_file(folder, TOKENIZER_WEIGHTS)
+    config = folder / CONFIG_FILE
+    values = _read_json(config)
+    check_tokenizer_config(values, config)
+    held = num_parameters(weights_file(folder, TOKENIZER_WEIGHTS))
+    with described_by(config), torch.device("meta"):
+        described = sum(tensor.numel() for tensor in CompressiveVQModel.from_config(values).state_dict().values())
+    if described > 2 * held:  # less of a difference gets a message that names the tensors
+        raise UserError(f"{config} describes a network of {described} parameters, {TOKENIZER_WEIGHTS} holds {held}")
     return CompressiveVQModel.from_pretrained(folder, torch_dtype=dtype or torch.float32).eval()
 
 
@@ -253,8 +261,10 @@ def read_llama_config(path: str | Path) -> LlamaConfig:
     values = _read_json(file)
     if values.get("model_type", "llama") != "llama":
         raise UserError(f"{file} describes a {values['model_type']} model, expected model_type llama")
+    check_llama_config(values, file)
     kept = {key: values[key] for key in LLAMA_KEYS if key in values}
-    return LlamaConfig(**kept, bos_token_id=None, eos_token_id=None)
+    with described_by(file):
+        return LlamaConfig(**kept, bos_token_id=None, eos_token_id=None)
 
 
 def build_transformer(
@@ -307,11 +317,12 @@ def load_transformer(
         _check_vocabulary(config, layout, folder)
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
-    with torch.device("meta"):
+    with described_by(folder / CONFIG_FILE), torch.device("meta"):
         transformer = build_transformer(config, layout, **_heads_in(tensors, file))
     load_strict(transformer, tensors, str(file), assign=True)
     model = language_model(transformer).model
-    model.rotary_emb = type(model.rotary_emb)(config)  # its buffers are in no file
+    with described_by(folder / CONFIG_FILE):
+        model.rotary_emb = type(model.rotary_emb)(config)  # its buffers are in no file
     return transformer.eval()
 
 

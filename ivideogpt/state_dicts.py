@@ -5,8 +5,10 @@ Knows tensors and files; knows no model.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import atomic_file, atomic_path
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -93,24 +95,28 @@ def weights_file(folder: Path, name: str) -> Path:
 
 def tensor_names(file: Path) -> list[str]:
     """Names of the tensors in a safetensors file, without reading them."""
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            return list(tensors.keys())
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
+    with _reading(file), safe_open(file, framework="pt") as tensors:
+        return list(tensors.keys())
+
+
+def num_parameters(file: Path) -> int:
+    """Numbers in all tensors of a safetensors file, without reading them."""
+    with _reading(file), safe_open(file, framework="pt") as tensors:
+        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
 
 
 def read_tensors(file: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """All tensors of a safetensors file; floating-point ones as ``dtype`` if that is given."""
+    with _reading(file):
+        return _cast(load_file(file), dtype)
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise _damaged(file, error) from error
-    return _cast(tensors, dtype)
-
-
-def _damaged(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file} is no safetensors file or is damaged ({error})")
+        yield
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise UserError(f"{file} is no safetensors file or is damaged ({first_line(error)})") from error
 
 
 def read_foreign_tensors(file: Path) -> dict[str, Tensor]:

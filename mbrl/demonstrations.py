@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ivideogpt.data.npz_arrays import npz_members
 from ivideogpt.errors import UserError
 from mbrl.agent_env import EnvSettings
 from mbrl.episodes import ReplayEpisode
@@ -62,13 +63,9 @@ class Demonstration:
         height, width = episode.frames.shape[2:]
         if height != width:
             raise UserError(f"{path}: frames of {height}x{width} pixels, expected square ones")
-        for name in ("action", "reward", "discount"):
-            if not np.isfinite(getattr(episode, name)).all():
-                raise UserError(f"{path}: {name} holds NaN or infinite values; remove the file")
-        with np.load(path, allow_pickle=False) as file:
-            origins = {name: file[name].item() for name in ORIGINS if name in file}
-            seed = int(file["seed"]) if "seed" in file else None
-        return cls(episode, seed, origins)
+        notes = {name: _note(path, name) for name in (*ORIGINS, "seed") if name in npz_members(str(path))}
+        seed = notes.pop("seed", None)
+        return cls(episode, seed, notes)
 
     def arrays(self) -> dict[str, np.ndarray]:
         """As files hold it."""
@@ -84,6 +81,18 @@ class Demonstration:
             frame_stack=len(self.episode.earlier) + 1,
             **self.origins,
         )
+
+
+def _note(path: Path, name: str) -> Any:
+    """Read one of the settings that a demonstration names, of the type that `EnvSettings` gives it; or its seed."""
+    kind = int if name == "seed" else type(getattr(EnvSettings("reach"), name))
+    try:
+        value = npz_members(str(path))[name].all().item()
+    except ValueError as error:
+        raise UserError(f"{path}: {name} cannot be read ({error}); record it again") from error
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UserError(f"{path}: {name} is {value!r}, expected {kind.__name__}; record it again")
+    return value
 
 
 def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpisode]:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ivideogpt.data.npz_arrays import npz_members
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 
 Pixels = NDArray[np.uint8]
@@ -22,7 +23,6 @@ Floats = NDArray[np.float32]
 
 FRAME_CHANNELS = 3
 KEYS = ("observation", "action", "reward", "discount")
-UNREADABLE = (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError)  # what np.load makes of other files
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,11 @@ class ReplayEpisode:
         Raises:
             UserError: the file is unreadable, or its arrays are not such an episode.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in KEYS}
-        except UNREADABLE as error:
-            raise UserError(f"{path} is no replay episode ({error}): it should hold {', '.join(KEYS)}") from error
-        return cls.from_arrays(source=str(path), **arrays)
+        members = npz_members(str(path))
+        missing = [key for key in KEYS if key not in members]
+        if missing:
+            raise UserError(f"{path} is no replay episode: it has no {missing[0]} and should hold {', '.join(KEYS)}")
+        return cls.from_arrays(source=str(path), **{key: members[key].all() for key in KEYS})
 
     @classmethod
     def from_arrays(
@@ -85,14 +84,18 @@ class ReplayEpisode:
         discount: NDArray[np.floating],
         source: str = "the episode",
     ) -> ReplayEpisode:
-        rows = len(observation)
+        rows = len(observation) if observation.ndim else 0
         shapes = {"action": action.shape, "reward": reward.shape, "discount": discount.shape}
-        if observation.ndim != 4 or observation.shape[1] % FRAME_CHANNELS or rows < 2:
+        if observation.ndim != 4 or observation.shape[1] % FRAME_CHANNELS or rows < 2 or not observation.size:
             raise UserError(f"{source}: observations have shape {observation.shape}, expected (rows, 3 K, H, W)")
         if observation.dtype != np.uint8:
             raise UserError(f"{source}: observations are {observation.dtype}, expected uint8 in 0..255")
-        if any(len(shape) != 2 or shape[0] != rows for shape in shapes.values()):
+        if any(len(shape) != 2 or shape[0] != rows or shape[1] < 1 for shape in shapes.values()):
             raise UserError(f"{source}: {shapes} do not go with {rows} observations: expected ({rows}, n) each")
+        for name, values in (("action", action), ("reward", reward), ("discount", discount)):
+            if values.dtype.kind not in "fiub":
+                raise UserError(f"{source}: {name} is {values.dtype}, expected numbers")
+            check_plausible(values, f"{source}: {name}", "remove it")
         film = observation.reshape(rows, -1, FRAME_CHANNELS, *observation.shape[2:])
         return cls(
             frames=film[:, -1],

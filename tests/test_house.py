@@ -16,7 +16,18 @@ PACKAGE = ROOT / "ivideogpt"
 # From the ground up. A module imports modules of lower lines only; modules of one line do not know each other.
 LAYERS = [
     {"errors"},
-    {"files", "flags", "locks", "user_cache", "paths", "versions", "precision", "devices", "pixel_range"},
+    {
+        "files",
+        "flags",
+        "locks",
+        "model_configs",
+        "user_cache",
+        "paths",
+        "versions",
+        "precision",
+        "devices",
+        "pixel_range",
+    },
     {"checksums", "state_dicts"},
     {"layout", "lpips"},
     {"vq_model", "transformer", "data", "losses", "utils"},

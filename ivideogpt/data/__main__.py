@@ -7,19 +7,29 @@ import sys
 
 from ivideogpt.errors import UserError, cli
 
+USAGE = "python -m ivideogpt.data"
 COMMANDS = {
-    "inspect": "ivideogpt.data.inspect_episodes",
-    "preview": "ivideogpt.evaluation.preview_episodes",
-    "validate": "ivideogpt.data.validate_episodes",
-    "tokenize": "ivideogpt.training.tokenize_dataset",
+    "inspect": ("ivideogpt.data.inspect_episodes", "what is in recorded episodes, and what looks wrong with them"),
+    "preview": ("ivideogpt.evaluation.preview_episodes", "pictures of recorded episodes with their actions"),
+    "validate": ("ivideogpt.data.validate_episodes", "read every byte of every episode, and list those that are bad"),
+    "tokenize": ("ivideogpt.training.tokenize_dataset", "store the tokens of clips, to train a transformer on"),
 }
 
 
 def main() -> None:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in ("-h", "--help"):
+        print(help_text())
+        return
     if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}; expected python -m ivideogpt.data {{{','.join(COMMANDS)}}} ...")
-    importlib.import_module(COMMANDS[name]).main(sys.argv[2:])
+        raise UserError(f"unknown command {name!r}; expected {USAGE} {{{','.join(COMMANDS)}}} ...")
+    module, _ = COMMANDS[name]
+    importlib.import_module(module).main(sys.argv[2:])
+
+
+def help_text() -> str:
+    lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join([f"usage: {USAGE} COMMAND ...", "", *lines, "", f"{USAGE} COMMAND --help lists a command's flags"])
 
 
 if __name__ == "__main__":

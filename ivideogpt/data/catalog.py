@@ -19,6 +19,8 @@ from ivideogpt.errors import UserError
 Split = Literal["train", "test", "all"]
 
 TABLES = Path(__file__).parent / "tables"
+ROBONET_OXE_TEST_LIST = TABLES / "robonet_test_oxe.txt"  # unless DATASET.yaml names another
+ROBONET_TEST_LIST = TABLES / "robonet_test_hdf5.txt"
 DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # of a checkout; elsewhere name the file in the configuration
 REFERENCE_STEP = 3  # native frames a step of fractal20220817_data, which all datasets are paced to
 TEST_EVERY = 100
@@ -194,13 +196,10 @@ class EpisodeFinder:
 
     def _without_robonet_test(self, files: list[str]) -> list[str]:
         """The OXE copy holds the test episodes of the benchmark ``tfds_robonet``: they must not be trained on."""
-        path = self.paths.robonet_oxe_test_list
-        if path is None:
-            logger.warning("robo_net: DATASET.yaml has no robonet_oxe_test_list; no RoboNet test episode is left out")
-            return files
+        path = self.paths.robonet_oxe_test_list or ROBONET_OXE_TEST_LIST
         try:
             excluded = {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
-        except (OSError, IndexError) as error:
+        except (OSError, IndexError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path}: expected lines '<hdf5 name> <episode>.npz' in robonet_oxe_test_list ({error})"
             ) from error

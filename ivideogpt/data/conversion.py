@@ -25,6 +25,7 @@ from typing import Any, NoReturn, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.data.stored_size import StoredSize
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, remove_abandoned
@@ -231,8 +232,7 @@ def _check_actions(action: np.ndarray, num_frames: int) -> None:
         raise UserError(
             f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame, the last optional"
         )
-    if not np.isfinite(action).all():
-        raise UserError("the actions hold NaN or infinite values")
+    check_plausible(action, "array 'action'")
 
 
 class _Tally:

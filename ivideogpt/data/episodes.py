@@ -7,19 +7,21 @@ An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optiona
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, as_bytes, npz_members
+from ivideogpt.data.npz_arrays import InflatedArrays, NpzMember, NpzMembers, as_bytes, npz_members
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.data.segments import Indices
 from ivideogpt.errors import UserError
 
 ACTION_KEY = "action"
 REWARD_KEY = "reward"
+OBSERVATION_KEY = "observation"
 
 
 class EpisodeReader(Protocol):
@@ -115,7 +117,7 @@ class NpzEpisode:
 
     path: str
     images: NpzMember
-    members: Mapping[str, NpzMember]
+    members: NpzMembers
     arrays: InflatedArrays
 
     @property
@@ -158,15 +160,49 @@ class NpzEpisode:
         member = self._member(key)
         if member is None:
             return None
-        values = self.arrays.rows(member, np.arange(member.shape[0])).astype(np.float32)
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise UserError(
-                f"{self.path}: array {member.name!r} holds NaN or infinite values (first in row {row}); "
-                "repair or leave out the episode"
-            )
+        stored = self.arrays.rows(member, np.arange(member.shape[0]))
+        check_plausible(stored, f"{self.path}: array {member.name!r}")
+        values = stored.astype(np.float32)
         missing = self.num_frames - len(values)
         return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
+
+
+@dataclass(frozen=True)
+class ReplayFileEpisode(NpzEpisode):
+    """An episode in the replay format of agents, which demonstrations have: stacks of frames (N, 3 K, H, W).
+
+    Row i holds the action that led to frame i and what it earned, where episodes hold what was done at frame i.
+    """
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        stacks = self.arrays.rows(self.images, indices)
+        return np.ascontiguousarray(stacks[:, -3:].transpose(0, 2, 3, 1))
+
+    def _series(self, key: str) -> NDArray[np.float32] | None:
+        values = super()._series(key)
+        return None if values is None else np.concatenate([values[1:], np.zeros_like(values[:1])])
+
+
+@dataclass(frozen=True)
+class Recordings(NpzEpisodes):
+    """Episodes and demonstrations alike, for commands that look at them."""
+
+    def open(self, index: int) -> NpzEpisode:
+        path = self.files[index]
+        members = npz_members(path)
+        if self.image_key in members or OBSERVATION_KEY not in members:
+            return super().open(index)
+        stacks = members[OBSERVATION_KEY]
+        if len(stacks.shape) != 4 or stacks.shape[1] % 3 or min(stacks.shape) < 1 or stacks.dtype != np.uint8:
+            raise UserError(
+                f"{path}: array {OBSERVATION_KEY!r} is {stacks.dtype} of shape {stacks.shape}; expected stacks of "
+                "frames (N, 3 K, H, W) in uint8"
+            )
+        return ReplayFileEpisode(path, stacks, members, self.arrays)
 
 
 def open_episode(
@@ -211,7 +247,6 @@ def check_carries(
 
 
 def _check_images(member: NpzMember) -> None:
-    _refuse_objects(member)
     if len(member.shape) != 4 or member.shape[3] != 3 or min(member.shape) < 1:
         raise UserError(
             f"{member.path}: array {member.name!r} has shape {member.shape}; "
@@ -223,7 +258,6 @@ def _check_images(member: NpzMember) -> None:
 
 def _check_series(member: NpzMember, num_frames: int) -> None:
     """Actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
-    _refuse_objects(member)
     is_action = member.name == ACTION_KEY
     rank_fits = len(member.shape) == 2 if is_action else member.shape[1:] in ((), (1,)) and member.shape != ()
     if not rank_fits or member.dtype.kind not in "fiub":
@@ -239,15 +273,7 @@ def _check_series(member: NpzMember, num_frames: int) -> None:
         )
 
 
-def _refuse_objects(member: NpzMember) -> None:
-    if member.dtype.hasobject:
-        raise UserError(
-            f"{member.path}: array {member.name!r} holds pickled Python objects, which are never loaded; "
-            "store it as a plain numeric array"
-        )
-
-
-def _listed(members: dict[str, NpzMember]) -> str:
-    if not members:
-        return "no arrays"
-    return ", ".join(f"{member.name} {member.shape} {member.dtype}" for member in members.values())
+def _listed(members: NpzMembers) -> str:
+    readable = members.readable()
+    described = {name: f" {member.shape} {member.dtype}" for name, member in readable.items()}
+    return ", ".join(f"{name}{described.get(name, '')}" for name in members) or "no arrays"

@@ -11,7 +11,7 @@ import numpy as np
 
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.dataset_mixes import LEROBOT, LeRobotPath, is_lerobot, lerobot_names
-from ivideogpt.data.episodes import Episodes, NpzEpisodes
+from ivideogpt.data.episodes import Episodes, Recordings
 from ivideogpt.data.folder_index import has_npz_files, npz_files
 from ivideogpt.data.lerobot import LeRobotEpisodes
 from ivideogpt.errors import UserError
@@ -30,7 +30,7 @@ class EpisodesArgs:
 
     path: str = option(
         REQUIRED,
-        "an .npz episode, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
+        "an .npz episode or demonstration, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
         positional=True,
     )
     image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
@@ -78,8 +78,8 @@ def _lerobot(path: LeRobotPath) -> NamedEpisodes:
     return NamedEpisodes(path.folder.resolve().name, episodes)
 
 
-def _npz(files: list[str], folder: Path, image_key: str | None) -> NpzEpisodes:
-    return NpzEpisodes(files, image_key or dataset_info(folder.resolve().name).image_key)
+def _npz(files: list[str], folder: Path, image_key: str | None) -> Recordings:
+    return Recordings(files, image_key or dataset_info(folder.resolve().name).image_key)
 
 
 def _name(folder: Path, root: Path) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ivideogpt.data.episodes import EpisodeReader, NpzEpisode
 from ivideogpt.data.lerobot import REWARD, LeRobotEpisode
+from ivideogpt.data.npz_arrays import NpzMember
 
 BLACK = 16  # no pixel of a black frame is brighter
 FLAT = 4  # the pixels of a frame without a picture differ by less
@@ -26,11 +27,13 @@ class StoredArray:
     """An array of an episode: its row's shape and type, and how it lies in the file."""
 
     name: str
-    row_shape: tuple[int, ...]
+    row_shape: tuple[int, ...] | None  # None: it cannot be read
     dtype: str
-    storage: str  # mapped, compressed or decoded; of a LeRobot feature: what it is read as
+    storage: str  # mapped, compressed, decoded or unreadable; of a LeRobot feature: what it is read as
 
     def __str__(self) -> str:
+        if self.row_shape is None:
+            return f"{self.name:<16} cannot be read"
         shape = ", ".join(map(str, ("N", *self.row_shape)))
         return f"{self.name:<16} ({shape}{',' * (not self.row_shape)}) {self.dtype}, {self.storage}"
 
@@ -72,15 +75,8 @@ def inspect_episode(episode: EpisodeReader, name: str, max_frames: int) -> Episo
 
 def stored_arrays(episode: EpisodeReader) -> tuple[StoredArray, ...]:
     if isinstance(episode, NpzEpisode):
-        return tuple(
-            StoredArray(
-                member.name,
-                member.shape[1:],
-                str(member.dtype),
-                "compressed" if member.data_offset is None else "mapped",
-            )
-            for member in episode.members.values()
-        )
+        readable = episode.members.readable()
+        return tuple(_stored(name, readable.get(name)) for name in episode.members)
     if isinstance(episode, LeRobotEpisode):
         roles = {episode.camera.key: "frames", episode.action_key: "action", REWARD: "reward"}
         return tuple(
@@ -93,6 +89,13 @@ def stored_arrays(episode: EpisodeReader) -> tuple[StoredArray, ...]:
     if episode.has_rewards:
         arrays.append(StoredArray("reward", (), "float32", "decoded"))
     return tuple(arrays)
+
+
+def _stored(name: str, member: NpzMember | None) -> StoredArray:
+    if member is None:
+        return StoredArray(name, None, "unknown", "unreadable")
+    storage = "compressed" if member.data_offset is None else "mapped"
+    return StoredArray(name, member.shape[1:], str(member.dtype), storage)
 
 
 def frame_facts(episode: EpisodeReader, num_frames: int) -> FrameFacts:

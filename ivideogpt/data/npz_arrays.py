@@ -1,11 +1,13 @@
-"""Arrays inside npz files, read in part. Knows zip and npy; knows nothing of episodes.
+"""Arrays in npz and npy files of unknown origin, whole or in part. Knows zip and npy; knows nothing of episodes.
 
-Uncompressed arrays are read through a memory map at their place inside the zip, compressed ones by inflating no further
-than the last row needed. Nothing is ever unpickled, and no size is believed that the file cannot hold.
+Uncompressed arrays are read through a memory map at their place inside the file, compressed ones by inflating no
+further than the last row needed. Nothing is ever unpickled, and no size is believed that the file cannot hold. An array
+that nobody asks for is not parsed: it may be of any kind, and damaged.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import mmap
 import os
@@ -13,8 +15,8 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import IO, Any
@@ -24,21 +26,26 @@ from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError
 
-_LOCAL_HEADER = struct.Struct("<26xHH")  # ends with the lengths of the file name and of the extra field
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature; ends with the lengths of the file name and of the extra field
+_LOCAL_SIGNATURE = b"PK\3\4"
+_MAX_HEADER = 12_000  # bytes; numpy reads no npy header of more than 10,000 characters
+_MAX_EMPTY_ROW = 1 << 20  # bytes that a row of an array without rows may claim
 _CACHED_DIRECTORIES = 4096  # of npz files, kept per process, about 2 KB each
 MAX_DEFLATE_RATIO = 1032  # no deflated stream is smaller: a larger claim is a forged size
 _BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # recorded video of this size never compresses so well
 # What zipfile and zlib raise for damaged files: NotImplementedError for versions, RuntimeError for encryption.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError)
+_ENCRYPTED = 1  # among a member's flags
+_CHECKED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class NpzMember:
-    """One array inside an npz file: where its values start and what they are."""
+    """One array of an npz or npy file: where its values start and what they are."""
 
     path: str
     modified: int  # ns: of another one, anything kept is out of date
-    name: str
+    name: str  # empty: the one array of an npy file
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran_order: bool
@@ -56,6 +63,8 @@ class NpzMember:
     def mapped(self) -> NDArray[Any]:
         """The whole array as a view of the file. It must not be compressed."""
         assert self.data_offset is not None
+        if self.num_bytes == 0:
+            return np.empty(self.shape, self.dtype)
         # A plain mmap: numpy.memmap costs as much again as reading a window does.
         try:
             with open(self.path, "rb") as file:
@@ -69,16 +78,16 @@ class NpzMember:
             raise _damaged(self.path, error) from error
 
     def all(self) -> NDArray[Any]:
-        """The whole array, as a new one or read-only."""
-        if self.data_offset is not None:
-            return np.array(self.mapped())
-        with self._inflating() as stream:
+        """The whole array, read-only. In npz files its checksum is compared: a map would hand over flipped bits."""
+        if self.num_bytes == 0:
+            return np.empty(self.shape, self.dtype)
+        with self._content() as stream:
             values = np.frombuffer(self._next(stream, self.num_bytes), self.dtype)
         return values.reshape(self.shape[::-1]).T if self.fortran_order else values.reshape(self.shape)
 
     def beginning(self, num_rows: int) -> NDArray[Any]:
         """The first rows, inflated. Not of an array in Fortran order, whose rows are spread over the whole stream."""
-        with self._inflating() as stream:
+        with self._content() as stream:
             values = np.frombuffer(self._next(stream, num_rows * self.row_bytes), self.dtype)
         return values.reshape(num_rows, *self.shape[1:])
 
@@ -88,19 +97,24 @@ class NpzMember:
             return self.all()[indices]
         wanted, places = np.unique(indices, return_inverse=True)
         rows = np.empty((len(wanted), *self.shape[1:]), self.dtype)
-        with self._inflating() as stream:
+        with self._content() as stream:
             for place, index in enumerate(wanted.tolist()):
                 stream.seek(self.header_length + index * self.row_bytes)
                 rows[place] = np.frombuffer(self._next(stream, self.row_bytes), self.dtype).reshape(self.shape[1:])
         return rows[places]
 
     @contextmanager
-    def _inflating(self) -> Iterator[IO[bytes]]:
-        """The member's content, at the first value."""
+    def _content(self) -> Iterator[IO[bytes]]:
+        """The array's content, inflated, at the first value."""
         try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(f"{self.name}.npy") as stream:
-                stream.seek(self.header_length)
-                yield stream
+            with open(self.path, "rb") as file:
+                if not self.name:
+                    file.seek(self.header_length)
+                    yield file
+                    return
+                with zipfile.ZipFile(file) as archive, archive.open(f"{self.name}.npy") as stream:
+                    stream.read(self.header_length)  # a seek may give up the checksum
+                    yield stream
         except UserError:
             raise
         except (*_DAMAGE, KeyError) as error:  # KeyError: the file has been replaced by one without this array
@@ -170,32 +184,111 @@ class InflatedArrays:
             self._num_bytes -= self._beginnings.pop(member).nbytes
 
 
-def npz_members(path: str) -> dict[str, NpzMember]:
+class NpzMembers(Mapping[str, NpzMember]):
+    """The arrays of an npz file by name, each parsed when it is asked for.
+
+    Looking one up raises UserError if it cannot be read.
+    """
+
+    def __init__(self, path: str, modified: int, size: int, infos: Sequence[zipfile.ZipInfo]) -> None:
+        self.path = path
+        self._modified, self._size = modified, size
+        self._infos = {info.filename.removesuffix(".npy"): info for info in infos}
+        self._parsed: dict[str, NpzMember] = {}
+
+    def __getitem__(self, name: str) -> NpzMember:
+        if name not in self._parsed:
+            info = self._infos[name]
+            with _reading(self.path), open(self.path, "rb") as file:
+                self._parsed[name] = _read_member(self.path, self._modified, self._size, file, info)
+        return self._parsed[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._infos
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._infos)
+
+    def __len__(self) -> int:
+        return len(self._infos)
+
+    def readable(self) -> dict[str, NpzMember]:
+        """Return those that can be read."""
+        found = {}
+        for name in self:
+            with suppress(UserError):
+                found[name] = self[name]
+        return found
+
+
+def npz_members(path: str) -> NpzMembers:
     """The arrays of an npz file by name. Remembered until the file changes.
 
     Raises:
         UserError: naming the file and what is wrong with it.
     """
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        raise unreadable(path, error) from error
+    status = _status(path)
     return _npz_members(path, status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 @lru_cache(maxsize=_CACHED_DIRECTORIES)
-def _npz_members(path: str, modified: int, size: int, inode: int) -> dict[str, NpzMember]:
+def _npz_members(path: str, modified: int, size: int, inode: int) -> NpzMembers:
+    with _reading(path), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        arrays = [info for info in archive.infolist() if info.filename.endswith(".npy") and info.filename != ".npy"]
+    return NpzMembers(path, modified, size, arrays)
+
+
+def npy_array(path: str) -> NpzMember:
+    """The array of an npy file.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    status = _status(path)
+    with _reading(path, "npy"), open(path, "rb") as file:
+        shape, fortran_order, dtype = _read_npy_header(file)
+        member = NpzMember(
+            path,
+            status.st_mtime_ns,
+            "",
+            shape,
+            dtype,
+            fortran_order,
+            header_length=file.tell(),
+            data_offset=file.tell(),
+        )
+        _check_size(member, status.st_size, status.st_size, status.st_size)
+    return member
+
+
+def check_sums(path: str) -> None:
+    """Raise UserError unless every array of an npz file fits its checksum. Foreign compression is left alone."""
+    with _reading(path), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not info.flag_bits & _ENCRYPTED:
+                with archive.open(info) as content:
+                    while content.read(_CHECKED_AT_ONCE):
+                        pass
+
+
+def _status(path: str) -> os.stat_result:
     try:
-        with open(path, "rb") as file, zipfile.ZipFile(file) as archive:
-            arrays = [info for info in archive.infolist() if info.filename.endswith(".npy")]
-            members = [_read_member(path, modified, size, file, archive, info) for info in arrays]
+        return os.stat(path)
+    except (OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+
+
+@contextmanager
+def _reading(path: str, kind: str = "npz") -> Iterator[None]:
+    """Turn what damage raises into a UserError that names the file."""
+    try:
+        yield
     except UserError:
         raise
     except _DAMAGE as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, kind) from error
     except OSError as error:
         raise unreadable(path, error) from error
-    return {member.name: member for member in members}
 
 
 def as_bytes(frames: NDArray[Any], member: NpzMember) -> NDArray[np.uint8]:
@@ -214,51 +307,83 @@ def as_bytes(frames: NDArray[Any], member: NpzMember) -> NDArray[np.uint8]:
     return frames.astype(np.uint8)
 
 
-def _read_member(
-    path: str, modified: int, size: int, file: IO[bytes], archive: zipfile.ZipFile, info: zipfile.ZipInfo
-) -> NpzMember:
+def _read_member(path: str, modified: int, size: int, file: IO[bytes], info: zipfile.ZipInfo) -> NpzMember:
     name = info.filename.removesuffix(".npy")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _damaged(path, f"array {name!r} is compressed by method {info.compress_type}; expected deflate or none")
-    with archive.open(info) as stream:
-        try:
-            shape, fortran_order, dtype = _read_npy_header(stream)
-        except Exception as error:  # a header is a Python literal: parsing a damaged one raises nearly anything
-            raise _damaged(path, f"array {name!r} has no readable header: {error}") from error
-        header_length = stream.tell()
     stored = info.compress_type == zipfile.ZIP_STORED
-    offset = _offset_in_zip(file, info) + header_length if stored else None
-    member = NpzMember(path, modified, name, shape, dtype, fortran_order, header_length, offset)
-    _check_size(member, info, size)
+    if not stored and info.compress_type != zipfile.ZIP_DEFLATED:
+        raise _damaged(path, f"array {name!r} is compressed by method {info.compress_type}; expected deflate or none")
+    if info.flag_bits & _ENCRYPTED:
+        raise _damaged(path, f"array {name!r} is encrypted")
+    offset = _offset_in_zip(file, info)
+    file.seek(offset)
+    beginning = file.read(min(_MAX_HEADER, info.compress_size))
+    stream = io.BytesIO(beginning if stored else zlib.decompressobj(-zlib.MAX_WBITS).decompress(beginning, _MAX_HEADER))
+    try:
+        shape, fortran_order, dtype = _read_npy_header(stream)
+    except ValueError as error:
+        raise _damaged(path, f"array {name!r} has no readable header: {error}") from error
+    header_length = stream.tell()
+    member = NpzMember(
+        path, modified, name, shape, dtype, fortran_order, header_length, offset + header_length if stored else None
+    )
+    _check_size(member, info.compress_size, info.file_size, size)
     return member
 
 
-def _check_size(member: NpzMember, info: zipfile.ZipInfo, file_size: int) -> None:
-    """Mapping or allocating what a forged header claims would take the process down."""
+def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -> None:
+    """Raise UserError where a header claims more than there is, which would take the process down, or objects.
+
+    Args:
+        stored: bytes of the array in the file, header included.
+        inflated: the same, decompressed, as the zip's directory says.
+    """
     if member.dtype.hasobject:
-        return
-    claimed, compressed = member.num_bytes, info.compress_size + 1
-    room = MAX_DEFLATE_RATIO * compressed if member.data_offset is None else file_size - member.data_offset
-    if min(member.shape, default=0) < 0 or member.header_length + claimed != info.file_size or claimed > room:
-        raise _damaged(member.path, f"array {member.name!r} claims {claimed} bytes that are not there")
-    if claimed > max(_BOMB_BYTES, _BOMB_RATIO * min(compressed, file_size)):
-        raise _damaged(member.path, f"array {member.name!r} would grow from {compressed} to {claimed} bytes")
+        raise UserError(
+            f"{member.path}: {_titled(member)} holds pickled Python objects, which are never loaded; "
+            "store it as a plain numeric array"
+        )
+    claimed = member.num_bytes
+    room = MAX_DEFLATE_RATIO * (stored + 1) if member.data_offset is None else file_size - member.data_offset
+    if min(member.shape, default=0) < 0 or member.header_length + claimed != inflated or claimed > room:
+        raise _damaged(member.path, f"{_titled(member)} claims {claimed} bytes that are not there", _kind(member))
+    if claimed > max(_BOMB_BYTES, _BOMB_RATIO * min(stored + 1, file_size)):
+        raise _damaged(member.path, f"{_titled(member)} would grow from {stored} to {claimed} bytes", _kind(member))
+    row_bytes = math.prod(max(length, 1) for length in member.shape[1:]) * max(member.dtype.itemsize, 1)
+    if claimed == 0 and (row_bytes > _MAX_EMPTY_ROW or max(member.shape) > _MAX_EMPTY_ROW):
+        raise _damaged(member.path, f"{_titled(member)} of shape {member.shape} holds nothing", _kind(member))
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, order and type of an array, of which the stream is then at the first value.
+
+    Raises:
+        ValueError: there is no such header.
+    """
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"npy format {version} is not for plain arrays")
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"npy format {version} is not for plain arrays")
+    try:
+        return readers[version](stream)
+    except Exception as error:  # a header is a Python literal: parsing a damaged one raises nearly anything
+        raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
 
 
 def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
     """Where a member's content starts; the local header's extra field may differ from the central directory's."""
     file.seek(info.header_offset)
-    name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != _LOCAL_SIGNATURE:
+        raise zipfile.BadZipFile(f"array {info.filename.removesuffix('.npy')!r} is not where the directory says")
     return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+
+
+def _titled(member: NpzMember) -> str:
+    return f"array {member.name!r}" if member.name else "the array"
+
+
+def _kind(member: NpzMember) -> str:
+    return "npz" if member.name else "npy"
 
 
 def unreadable(path: str, error: OSError | ValueError) -> UserError:
@@ -266,5 +391,5 @@ def unreadable(path: str, error: OSError | ValueError) -> UserError:
     return UserError(f"{path}: cannot be read ({str(reason).lower()}); expected an episode")
 
 
-def _damaged(path: str, reason: object) -> UserError:
-    return UserError(f"{path}: truncated or not an npz file ({reason}); record or convert it again")
+def _damaged(path: str, reason: object, kind: str = "npz") -> UserError:
+    return UserError(f"{path}: damaged, truncated or not an {kind} file ({reason}); record or convert it again")

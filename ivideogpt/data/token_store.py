@@ -16,8 +16,8 @@ Shapes: B batch, L tokens of a clip, T frames, D action dimension.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -29,15 +29,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ivideogpt.data.npz_arrays import NpzMember, npy_array
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.data.position import StreamPosition
 from ivideogpt.errors import UserError
-from ivideogpt.files import write_json
+from ivideogpt.files import check_fields, read_json, write_json
 from ivideogpt.layout import TokenLayout
 
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META = "meta.json"
 FORMAT = 2  # 1: one process, one pass, and the number of shards not noted
 CLIPS_PER_SHARD = 1024
+MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; what a damaged description claims is larger
 _OPEN_SHARDS = 128  # each takes up to three open files, of which a process may often have no more than 1024
 
 
@@ -129,8 +132,10 @@ class Manifest:
     @classmethod
     def read(cls, folder: Path) -> Self:
         file = folder / META
+        if not file.is_file():
+            raise UserError(f"{folder} is no token store: it has no {META}; make one with {TOKENIZE}")
+        values = read_json(file, f"make it again with {TOKENIZE}")
         try:
-            values = json.loads(file.read_text())
             number = values.pop("format")
             if number == 1:
                 values = _of_format_1(values, folder)
@@ -140,13 +145,32 @@ class Manifest:
             layout = TokenLayout(**values.pop("layout"))
             sources = tuple(StoredSource(**source) for source in values.pop("sources"))
             meta = TokenStoreMeta(layout=layout, sources=sources, **values)
-            return cls(meta, None if shards is None else tuple(map(int, shards)))
-        except FileNotFoundError as error:
-            raise UserError(f"{folder} is no token store: it has no {META}; make one with {TOKENIZE}") from error
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+            _check_meta(meta)
+            return cls(meta, None if shards is None else _checked_shards(meta, shards))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{file}: no description of a token store ({error}); make it again with {TOKENIZE}"
             ) from error
+
+
+def _check_meta(meta: TokenStoreMeta) -> None:
+    check_fields(meta)
+    for source in meta.sources:
+        check_fields(source)
+    check_fields(meta.layout, dict.fromkeys(("context_frames", "context_tokens", "dynamics_tokens"), 1), 2**24)
+    if meta.layout.vocab_size > MAX_VOCABULARY or meta.layout.sequence_length > MAX_SEQUENCE:
+        raise UserError(
+            f"its clips have {meta.layout.sequence_length} tokens of {meta.layout.vocab_size} kinds, expected at most "
+            f"{MAX_SEQUENCE} of {MAX_VOCABULARY}"
+        )
+
+
+def _checked_shards(meta: TokenStoreMeta, shards: Any) -> tuple[int, ...]:
+    if not isinstance(shards, list | tuple) or not all(type(number) is int and number >= 0 for number in shards):
+        raise UserError("shards is no list of numbers of clips")
+    if sum(shards) > meta.num_clips:
+        raise UserError(f"its shards hold {sum(shards)} clips, more than num_clips {meta.num_clips}")
+    return tuple(shards)
 
 
 def _of_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -193,14 +217,11 @@ class TokenStore:
         shards = np.searchsorted(self._ends, rows, side="right")
         places = [(self._open_shard(int(shard)), row) for shard, row in zip(shards, rows - self._starts[shards])]
 
-        def gather(name: str, dtype: type[np.generic]) -> Tensor | None:
-            if name not in self.meta.arrays():
-                return None
-            return torch.from_numpy(np.stack([arrays[name][row] for arrays, row in places]).astype(dtype))
-
-        tokens = gather("tokens", np.int64)
-        assert tokens is not None
-        return TokenBatch(tokens, gather("actions", np.float32), gather("rewards", np.float32))
+        found = {name: np.stack([arrays[name][row] for arrays, row in places]) for name in self.meta.arrays()}
+        tokens = found.pop("tokens").astype(np.int64)
+        check_clips(self.meta, tokens, found, f"{self.folder}, one of the clips {reprlib.repr(rows.tolist())}")
+        tensors = {name: torch.from_numpy(values) for name, values in found.items()}
+        return TokenBatch(torch.from_numpy(tokens), tensors.get("actions"), tensors.get("rewards"))
 
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Raises UserError unless the tokens were made with these weights."""
@@ -223,6 +244,17 @@ class TokenStore:
                     f"{folder / name}.npy holds {array.shape} {array.dtype}, but {META} says {(number, *row_shape)} "
                     f"{dtype}; make the store again with {TOKENIZE}"
                 )
+
+
+def check_clips(meta: TokenStoreMeta, tokens: NDArray[Any], others: Mapping[str, NDArray[Any]], source: str) -> None:
+    """Raise UserError for token ids outside the vocabulary, and for actions and rewards that nothing can have."""
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= meta.layout.vocab_size):
+        raise UserError(
+            f"{source}: token ids from {tokens.min()} to {tokens.max()}, expected 0 to {meta.layout.vocab_size - 1}; "
+            f"make the store again with {TOKENIZE}"
+        )
+    for name, values in others.items():
+        check_plausible(values, f"{source}: {name}", f"repair the episodes and run {TOKENIZE} again")
 
 
 class TokenLoader(StreamPosition):
@@ -269,23 +301,16 @@ def shard_folder(folder: Path, shard: int) -> Path:
 
 def num_rows(shard: Path) -> int:
     """Clips in a shard, which may be none."""
-    file = shard / "tokens.npy"
-    try:
-        with file.open("rb") as stream:
-            np.lib.format.read_magic(stream)
-            shape, _, _ = np.lib.format.read_array_header_1_0(stream)
-    except (OSError, ValueError) as error:
-        raise _broken(file, error) from error
-    return int(shape[0])
+    shape = _array(shard, "tokens").shape
+    return shape[0] if shape else 0
 
 
 def _mapped(shard: Path, name: str) -> NDArray[Any]:
-    file = shard / f"{name}.npy"
+    return _array(shard, name).mapped()
+
+
+def _array(shard: Path, name: str) -> NpzMember:
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise _broken(file, error) from error
-
-
-def _broken(file: Path, error: Exception) -> UserError:
-    return UserError(f"{file}: cannot be read ({error}); make the store again with {TOKENIZE}")
+        return npy_array(str(shard / f"{name}.npy"))
+    except UserError as error:
+        raise UserError(f"{error}; make the store again with {TOKENIZE}") from error

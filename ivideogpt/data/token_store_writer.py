@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.data.batches import BadEpisode
-from ivideogpt.data.token_store import META, Manifest, TokenBatch, TokenStoreMeta, num_rows, shard_folder
+from ivideogpt.data.token_store import META, Manifest, TokenBatch, TokenStoreMeta, check_clips, num_rows, shard_folder
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_path, remove_abandoned, write_json
 
@@ -47,16 +47,25 @@ class TokenStoreWriter:
         return [shard for shard in range(self.meta.num_shards) if not shard_folder(self.folder, shard).exists()]
 
     def write(self, shard: int, batches: Sequence[TokenBatch], skipped: Sequence[BadEpisode] = ()) -> None:
-        """All clips of a shard but those that could not be read."""
+        """Write all clips of a shard but those that could not be read.
+
+        Raises:
+            UserError: a token is outside the vocabulary, or an action or reward is nothing that a recording can hold.
+        """
         parts: dict[str, list[Tensor] | list[Tensor | None]] = {
             "tokens": [batch.tokens for batch in batches],
             "actions": [batch.actions for batch in batches],
             "rewards": [batch.rewards for batch in batches],
         }
+        forms = self.meta.arrays()
+        arrays = {name: _joined(parts[name], row_shape) for name, (row_shape, _) in forms.items()}
+        others = {name: array for name, array in arrays.items() if name != "tokens"}
+        # before a cast wraps what is too large
+        check_clips(self.meta, arrays["tokens"], others, f"shard {shard} of {self.folder}")
         with atomic_path(shard_folder(self.folder, shard)) as partial:
             partial.mkdir()
-            for name, (row_shape, dtype) in self.meta.arrays().items():
-                np.save(partial / f"{name}.npy", _joined(parts[name], row_shape).astype(dtype))
+            for name, array in arrays.items():
+                np.save(partial / f"{name}.npy", array.astype(forms[name][1]))
             if skipped:
                 write_json(partial / SKIPPED, [asdict(bad) for bad in skipped])
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -19,6 +17,7 @@ from ivideogpt.data.conversion import start_worker, worker_pool
 from ivideogpt.data.episodes import EpisodeReader, Episodes, NpzEpisode
 from ivideogpt.data.find_episodes import EpisodesArgs, NamedEpisodes
 from ivideogpt.data.inspection import chunks
+from ivideogpt.data.npz_arrays import check_sums
 from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
 
@@ -74,19 +73,6 @@ def read_everything(episode: EpisodeReader) -> None:
             return
     for indices in chunks(episode, episode.num_frames):
         episode.read(indices)
-
-
-def check_sums(path: str) -> None:
-    """Compare every array of an npz file with its checksum."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:
-        raise UserError(f"{path}: damaged ({error}); record or convert it again") from error
-    if damaged is not None:
-        raise UserError(
-            f"{path}: {damaged} is damaged, its content does not fit its checksum; record or convert it again"
-        )
 
 
 def validate_dataset(dataset: NamedEpisodes, num_workers: int) -> Validation:

@@ -6,6 +6,7 @@ Shapes: N frames of the episode, n frames shown, D action dimension.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,9 +19,9 @@ from ivideogpt.utils.video_io import Pixels
 
 CELL_HEIGHT, FILM_HEIGHT = 128, 256  # frames are resized to about this height
 GAP = 4
-BARS_HEIGHT, LANE_HEIGHT = 48, 26
+BARS_HEIGHT, LANE_HEIGHT, LANE_LABEL_SIZE = 48, 26, LABEL_SIZE - 2
 MAX_LANES = 16  # dimensions that are drawn
-MARGIN = 150  # for what stands left of a row
+ROW_NAMES = OVERVIEW, MOVING, ACTION = "whole episode", "one after another", "action"
 GRID = (215, 215, 215)
 COLOURS = [
     (31, 119, 180), (214, 39, 40), (44, 160, 44), (255, 127, 14),
@@ -55,6 +56,10 @@ class Curves:
     def num_lanes(self) -> int:
         return self.values.shape[1]
 
+    @property
+    def lane_names(self) -> list[str]:
+        return [f"dim {dim}: {self.low[dim]:.3g} to {self.high[dim]:.3g}" for dim in range(self.num_lanes)]
+
     def share(self, dim: int, value: float | NDArray[np.floating]) -> NDArray[np.floating]:
         """Where a value stands between the lower (0) and the upper end (1) of its dimension's range."""
         span = self.high[dim] - self.low[dim]
@@ -81,12 +86,16 @@ class Axis:
 
 def episode_sheet(title: str, overview: Excerpt, moving: Excerpt, curves: Curves | None) -> Pixels:
     """The whole episode in some frames over the course of its actions; then frames one after another, with bars."""
-    parts = [_frame_row(overview, "whole episode")]
+    margin = _margin(curves)
+    parts = [_frame_row(overview, OVERVIEW, margin)]
     if curves is not None:
-        parts.append(_lanes(curves, _axis_under(overview), parts[0].width, overview.numbers))
-    parts.append(_frame_row(moving, "one after another"))
+        lanes = _lanes(curves, _axis_under(overview, margin), parts[0].width, overview.numbers)
+        for dim, name in enumerate(curves.lane_names):
+            _write_left_of(lanes, margin, dim * LANE_HEIGHT + LANE_HEIGHT // 2, name, LANE_LABEL_SIZE)
+        parts.append(lanes)
+    parts.append(_frame_row(moving, MOVING, margin))
     if curves is not None:
-        parts.append(_bar_row(moving, curves))
+        parts.append(_bar_row(moving, curves, margin))
     return _stacked(title, parts)
 
 
@@ -116,26 +125,37 @@ def _film_frame(picture: Image.Image, number: int, strip: Image.Image | None, ax
 # ---- rows of the sheet
 
 
-def _frame_row(excerpt: Excerpt, name: str) -> Image.Image:
+def _margin(curves: Curves | None) -> int:
+    """Width of what stands left of the rows."""
+    widths = [font(LABEL_SIZE).getlength(name) for name in ROW_NAMES]
+    widths += [font(LANE_LABEL_SIZE).getlength(name) for name in (curves.lane_names if curves else ())]
+    return PADDING * 2 + math.ceil(max(widths))
+
+
+def _write_left_of(row: Image.Image, margin: int, middle: int, name: str, size: int = LABEL_SIZE) -> None:
+    ImageDraw.Draw(row).text((margin - PADDING, middle), name, fill=INK, font=font(size), anchor="rm")
+
+
+def _frame_row(excerpt: Excerpt, name: str, margin: int) -> Image.Image:
     pictures = [_resized(frame, CELL_HEIGHT) for frame in excerpt.frames]
-    lefts = _lefts(len(pictures), pictures[0].width)
+    lefts = _lefts(len(pictures), pictures[0].width, margin)
     top = LABEL_SIZE + GAP
     row = Image.new("RGB", (lefts[-1] + pictures[0].width + PADDING, top + pictures[0].height), PAPER)
     draw = ImageDraw.Draw(row)
-    draw.text((MARGIN - PADDING, top + CELL_HEIGHT // 2), name, fill=INK, font=font(LABEL_SIZE), anchor="rm")
+    _write_left_of(row, margin, top + CELL_HEIGHT // 2, name)
     for picture, left, number in zip(pictures, lefts, excerpt.numbers):
         row.paste(picture, (left, top))
         draw.text((left, 0), f"image[{number}]", fill=MUTED, font=font(LABEL_SIZE))
     return row
 
 
-def _bar_row(excerpt: Excerpt, curves: Curves) -> Image.Image:
+def _bar_row(excerpt: Excerpt, curves: Curves, margin: int) -> Image.Image:
     """Under each frame a bar for each dimension of the action taken at it, up or down from zero."""
     cell = _resized(excerpt.frames[0], CELL_HEIGHT).width
-    lefts = _lefts(len(excerpt.frames), cell)
+    lefts = _lefts(len(excerpt.frames), cell, margin)
     row = Image.new("RGB", (lefts[-1] + cell + PADDING, BARS_HEIGHT + LABEL_SIZE + GAP), PAPER)
     draw = ImageDraw.Draw(row)
-    draw.text((MARGIN - PADDING, BARS_HEIGHT // 2), "action", fill=INK, font=font(LABEL_SIZE), anchor="rm")
+    _write_left_of(row, margin, BARS_HEIGHT // 2, ACTION)
     step, zero = cell / curves.num_lanes, (BARS_HEIGHT - 1) / 2
     for left, number in zip(lefts, excerpt.numbers):
         draw.line([(left, zero), (left + cell, zero)], fill=GRID)
@@ -152,7 +172,7 @@ def _bar_row(excerpt: Excerpt, curves: Curves) -> Image.Image:
 def _lanes(
     curves: Curves, axis: Axis, width: int, marks: Sequence[int] | NDArray[np.int64] | None = None
 ) -> Image.Image:
-    """One lane a dimension over the whole episode, with a faint line at zero; with marks, also names and ranges."""
+    """One lane a dimension over the whole episode, with a faint line at zero and at the marks."""
     lanes = Image.new("RGB", (width, curves.num_lanes * LANE_HEIGHT + GAP), PAPER)
     draw = ImageDraw.Draw(lanes)
     for number in () if marks is None else marks:
@@ -164,15 +184,13 @@ def _lanes(
         heights = bottom - curves.share(dim, curves.values[:, dim]) * span
         points = [(axis(i), float(y)) for i, y in enumerate(heights)]
         draw.line(points, fill=COLOURS[dim % len(COLOURS)], width=2)
-        if marks is not None:
-            name = f"dim {dim}: {curves.low[dim]:.3g} to {curves.high[dim]:.3g}"
-            draw.text((MARGIN - PADDING, bottom - span // 2), name, fill=INK, font=font(LABEL_SIZE - 2), anchor="rm")
     return lanes
 
 
 def _stacked(title: str, parts: Sequence[Image.Image]) -> Pixels:
     height = PADDING * 2 + TITLE_SIZE + sum(part.height + PADDING for part in parts)
-    sheet = Image.new("RGB", (max(part.width for part in parts), height), PAPER)
+    width = max(*(part.width for part in parts), math.ceil(font(TITLE_SIZE).getlength(title)) + 2 * PADDING)
+    sheet = Image.new("RGB", (width, height), PAPER)
     ImageDraw.Draw(sheet).text((PADDING, PADDING), title, fill=INK, font=font(TITLE_SIZE))
     top = PADDING * 2 + TITLE_SIZE
     for part in parts:
@@ -181,14 +199,14 @@ def _stacked(title: str, parts: Sequence[Image.Image]) -> Pixels:
     return np.asarray(sheet)
 
 
-def _lefts(number: int, width: int) -> list[int]:
-    return [MARGIN + i * (width + GAP) for i in range(number)]
+def _lefts(number: int, width: int, margin: int) -> list[int]:
+    return [margin + i * (width + GAP) for i in range(number)]
 
 
-def _axis_under(excerpt: Excerpt) -> Axis:
+def _axis_under(excerpt: Excerpt, margin: int) -> Axis:
     """From the middle of the first frame shown to the middle of the last: they are evenly spaced."""
     width = _resized(excerpt.frames[0], CELL_HEIGHT).width
-    lefts = _lefts(len(excerpt.frames), width)
+    lefts = _lefts(len(excerpt.frames), width, margin)
     return Axis(int(excerpt.numbers[0]), int(excerpt.numbers[-1]), lefts[0] + width / 2, lefts[-1] + width / 2)
 
 

@@ -1,17 +1,21 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from ivideogpt.data import __main__ as commands
 from ivideogpt.data import inspect_episodes
 from ivideogpt.data.find_episodes import find_episodes
+from ivideogpt.data.validate_episodes import validate_dataset
 from ivideogpt.errors import UserError
 from tests.data.lerobot_folder import FRONT, LENGTHS, WRIST, write_folder
 from tests.data.synthetic import write_episode
+from tests.real_data import real_data
 
 ROOT = Path(__file__).parents[2]
 
@@ -204,3 +208,54 @@ def test_the_command(tmp_path):
     assert "1 episodes, 1 looked at" in subprocess.run([*command, str(tmp_path)], **quiet).stdout
     done = subprocess.run([*command, "nowhere"], **quiet)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_demonstrations_are_inspected_as_episodes(inspect, tmp_path):
+    """Row i of the replay format holds the action that led to frame i: shown as they are, actions would be a row late.
+
+    Of each stack the newest frame counts.
+    """
+    episode = square()
+    frames = episode["image"].transpose(0, 3, 1, 2)
+    stacks = np.concatenate([np.zeros_like(frames), frames[np.maximum(np.arange(40) - 1, 0)], frames], axis=1)
+    led_to = np.concatenate([np.zeros_like(episode["action"][:1]), episode["action"][:-1]])
+    rewards = np.arange(40, dtype=np.float32)[:, None]
+    write_episode(tmp_path / "a.npz", 40, image=None, observation=stacks, action=led_to, reward=rewards)
+    (report,) = inspect(tmp_path, "--json")
+    assert (report["unreadable"], report["frame_sizes"]) == ([], {"64x64": 1})
+    assert report["alignment"]["best_shift"] == 0
+    reader = find_episodes(str(tmp_path))[0].episodes.open(0)
+    np.testing.assert_array_equal(reader.read(np.array([3, 1])), episode["image"][[3, 1]])
+    np.testing.assert_array_equal(reader.actions(np.arange(39)), episode["action"][:39])
+    assert reader.rewards(np.array([0, 38, 39])).tolist() == [1, 39, 0]
+    np.savez(tmp_path / "b.npz", observation=stacks[:, :4])
+    assert "expected stacks of frames (N, 3 K, H, W)" in inspect(tmp_path)
+
+
+def test_published_demonstrations_are_inspected(inspect):
+    reports = inspect(real_data("demonstrations"), "--json")
+    assert [(report["name"], report["num_episodes"], report["unreadable"]) for report in reports] == [
+        ("hammer", 5, []),
+        ("plate-slide", 5, []),
+    ]
+
+
+def test_arrays_that_nobody_reads_may_be_of_any_kind(inspect, tmp_path):
+    """Bug prevented: notes of a recorder, as objects or in a compression of its own, made an episode invalid."""
+    file = write_episode(tmp_path / "a.npz", notes=np.array([{"task": "pick"}], object))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("depth.npy", b"whatever", compress_type=zipfile.ZIP_LZMA)
+        archive.writestr("odd.npy", b"no array")
+        archive.writestr("readme.txt", "hello")
+    text = inspect(tmp_path)
+    assert "unreadable" not in text
+    assert all(f"{name:<16} cannot be read" in text for name in ("notes", "depth", "odd"))
+    (validation,) = (validate_dataset(dataset, 1) for dataset in find_episodes(str(tmp_path)))
+    assert validation.bad == ()
+
+
+def test_the_commands_are_listed(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["data", "--help"])
+    commands.main()
+    text = capsys.readouterr().out
+    assert all(f"\n  {name} " in text for name in ("inspect", "preview", "validate", "tokenize"))

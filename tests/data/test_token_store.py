@@ -8,55 +8,13 @@ import torch
 
 from ivideogpt.data.batches import BadEpisode
 from ivideogpt.data.token_store import (
-    StoredSource,
     TokenBatch,
     TokenLoader,
     TokenStore,
-    TokenStoreMeta,
-    state_checksum,
 )
 from ivideogpt.data.token_store_writer import TokenStoreWriter
 from ivideogpt.errors import UserError
-from ivideogpt.layout import TokenLayout
-
-LAYOUT = TokenLayout(1, 2, context_codes=100, dynamics_codes=60, context_tokens=4, dynamics_tokens=2)
-WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.ones(2)}
-META = TokenStoreMeta(
-    layout=LAYOUT,
-    num_clips=20,
-    num_passes=2,
-    augmentation="weak",
-    seed=3,
-    clips_per_shard=6,
-    action_dim=2,
-    has_rewards=True,
-    sources=(StoredSource("coffee-push", 3, 10),),
-    split="train",
-    video_stepsize=1,
-    stride=2,
-    episodes="3 episodes",
-    tokenizer=state_checksum(WEIGHTS),
-    precision="no",
-)
-
-
-def clips(numbers, offset=0):
-    """Clip i holds tokens, actions and rewards of value i."""
-    numbers = torch.as_tensor(list(numbers))
-    tokens = (numbers[:, None] + offset).expand(-1, LAYOUT.sequence_length)
-    return TokenBatch(tokens, numbers[:, None, None].float().expand(-1, 3, 2), numbers[:, None].float().expand(-1, 3))
-
-
-def write(folder, meta=META, offset=0, upto=None):
-    """All shards that are not there, or the first few of them."""
-    writer = TokenStoreWriter(folder, meta)
-    writer.begin()
-    for shard in writer.missing()[:upto]:
-        numbers = meta.clips_of(shard)
-        writer.write(shard, [clips(numbers[:4], offset), clips(numbers[4:], offset)])
-    if not writer.missing():
-        writer.finish()
-    return TokenStore(folder)
+from tests.data.token_stores import LAYOUT, META, WEIGHTS, clips, write
 
 
 @pytest.fixture
@@ -197,7 +155,7 @@ def test_damaged_stores_are_refused(store, tmp_path):
         TokenStore(tmp_path)
     shard = store.folder / "shard-00001"
     (shard / "actions.npy").write_bytes(b"\x93NUMPY\x01")
-    with pytest.raises(UserError, match=r"shard-00001/actions\.npy: cannot be read"):
+    with pytest.raises(UserError, match=r"shard-00001/actions\.npy: damaged, truncated or not an npy file"):
         TokenStore(store.folder)
     np.save(shard / "actions.npy", np.zeros((6, 3, 2)))
     with pytest.raises(UserError, match=r"holds \(6, 3, 2\) float64, but meta\.json says \(6, 3, 2\) float32"):
@@ -251,3 +209,62 @@ def test_validation_batches_are_the_same_every_time(store):
 def test_batches_larger_than_the_store_are_refused(store):
     with pytest.raises(UserError, match=r"20 clips, fewer than one step of 4 x 6"):
         TokenLoader(store, 6, world_size=4)
+
+
+def test_tokens_beyond_the_vocabulary_are_refused(store, tmp_path):
+    """Bug prevented: an id that wraps around in 16 bits when written, or reads past the embeddings when trained on."""
+    beyond = clips(range(6), offset=LAYOUT.vocab_size - 5)
+    with pytest.raises(UserError, match=rf"token ids from {LAYOUT.vocab_size - 5} to {LAYOUT.vocab_size}, expected 0"):
+        new_writer(tmp_path / "new").write(0, [beyond])
+    file = store.folder / "shard-00001" / "tokens.npy"
+    tokens = np.load(file)
+    tokens[2, 3] = LAYOUT.vocab_size
+    np.save(file, tokens)
+    assert len(TokenStore(store.folder).read(np.arange(8)).tokens) == 8
+    with pytest.raises(UserError, match=rf"to {LAYOUT.vocab_size}, expected 0 to {LAYOUT.vocab_size - 1}"):
+        TokenStore(store.folder).read(np.array([8]))
+
+
+@pytest.mark.parametrize(("value", "message"), [(np.nan, "holds NaN or infinite"), (3e38, r"holds 3e\+38")])
+def test_actions_and_rewards_that_nothing_can_have_are_refused(store, tmp_path, value, message):
+    """Bug prevented: one NaN in a store, and every weight is NaN a step later."""
+    for name in ("actions", "rewards"):
+        batch = clips(range(6))
+        spoilt = getattr(batch, name).clone()
+        spoilt[1] = value
+        with pytest.raises(UserError, match=f"shard 0 of .*: {name} {message}"):
+            new_writer(tmp_path / name).write(0, [replace(batch, **{name: spoilt})])
+        file = store.folder / "shard-00000" / f"{name}.npy"
+        whole = np.load(file)
+        np.save(file, spoilt.numpy())
+        with pytest.raises(UserError, match=f"{name} {message}"):
+            TokenStore(store.folder).read(np.array([1]))
+        np.save(file, whole)
+
+
+def new_writer(folder):
+    writer = TokenStoreWriter(folder, META)
+    writer.begin()
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action_dim": "2"}, "action_dim is '2'"),
+        ({"clips_per_shard": True}, "clips_per_shard is True"),
+        ({"num_clips": -1}, "num_clips is -1, expected 0"),
+        ({"num_clips": 1e3}, "num_clips is 1000.0, expected int"),
+        ({"shards": [10**30, 1]}, "its shards hold .* more than num_clips 20"),
+        ({"shards": "6662"}, "shards is no list"),
+        ({"layout": asdict(LAYOUT) | {"context_tokens": 10**15}}, "context_tokens is 1000000000000000"),
+        ({"layout": asdict(LAYOUT) | {"context_frames": 2**23, "context_tokens": 2**23}}, "its clips have .* tokens"),
+        ({"sources": [{"name": 3}]}, "name is 3, expected str"),
+    ],
+)
+def test_descriptions_are_checked_for_types_and_ranges(store, change, message):
+    """Bug prevented: a size that a file claims is allocated, or fails deep inside numpy."""
+    file = store.folder / "meta.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    with pytest.raises(UserError, match=rf"meta\.json: no description of a token store \({message}.*make it again"):
+        TokenStore(store.folder)

@@ -51,7 +51,9 @@ def write_camera(env, frames, encoding, image_format):
     for name, content in arrays.items():
         dataset = env.create_dataset(f"cam0_video/{name}", data=content)
         if name in ("frames", "frame0"):
-            dataset.attrs.update(shape=frames.shape[1:], T=len(frames), image_format=image_format)
+            dataset.attrs.update(shape=frames.shape[1:], image_format=image_format)
+            if encoding == "mp4":  # the number of frames: published files with jpg have no such attribute
+                dataset.attrs["T"] = len(frames)
 
 
 def write_hdf5(
@@ -157,7 +159,7 @@ def test_the_test_list_decides_and_both_splits_train(source, trains, tmp_path):
     flags = words(hdf5_path=source, save_path="out", test_list="test.txt", num_workers=2)
     done = command(tmp_path, "preprocess_robonet", *flags)
     assert done.returncode == 0, done.stderr
-    assert "1 of 3 files of --test_list are not there, not_here first" in done.stderr
+    assert "1 of the 3 files of the test split are not there, not_here first" in done.stderr
     assert done.stdout == "4 episodes written, 0 were there before, 0 skipped\n"
     assert list(episodes(tmp_path / "out")) == ["test/three.npz", "test/two.npz", "train/four.npz", "train/one.npz"]
     yaml = tmp_path / "DATASET.yaml"
@@ -169,10 +171,19 @@ def test_the_test_list_decides_and_both_splits_train(source, trains, tmp_path):
     trains(oxe_data_mixes_type="tfds_robonet", action_dim=5, dataset_yaml=yaml)
 
 
-@pytest.mark.parametrize("flags", [[], ["--test_list", "x", "--no_test_split"]])
-def test_the_test_split_has_to_be_said(flags):
+def test_the_published_test_split_is_the_default(tmp_path, capsys):
     """Bug prevented: test episodes that are trained on because a list was forgotten."""
-    with pytest.raises(UserError, match=r"either --test_list.*or --no_test_split"):
+    for name in ("google_traj15809", "mine"):
+        write_hdf5(tmp_path / "in" / f"{name}.hdf5")
+    convert(tmp_path / "in", tmp_path / "out")
+    assert list(episodes(tmp_path / "out")) == ["test/google_traj15809.npz", "train/mine.npz"]
+    assert "255 of the 256 files of the test split are not there" in capsys.readouterr().err
+    assert len(converter.read_names(converter.ROBONET_TEST_LIST)) == 256
+
+
+def test_a_test_list_and_no_test_split_contradict_each_other():
+    flags = ["--test_list", "x", "--no_test_split"]
+    with pytest.raises(UserError, match=r"--test_list names a test split and --no_test_split makes none"):
         parse(converter.RoboNetArgs, ["--hdf5_path", "in", "--save_path", "out", *flags])
 
 

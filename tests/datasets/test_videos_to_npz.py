@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.action_files import is_log_name
 from ivideogpt.data.transforms import central_square, resize
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
@@ -226,13 +227,13 @@ def test_tables_that_do_not_fit_the_video(tmp_path, num_rows):
 def test_ways_to_write_a_table(tmp_path, text, columns):
     (tmp_path / "one.csv").write_text(text, encoding="utf-8")
     names = [name.strip() for name in columns.split(",")] if columns else []
-    np.testing.assert_array_equal(converter.read_actions(tmp_path / "one.csv", names), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(converter.read_actions(tmp_path / "one.csv", names).actions, [[1, 2], [3, 4]])
 
 
 @pytest.mark.parametrize(
     ("text", "columns", "message"),
     [
-        ("timestamp,x\n0,1\n", [], r"column 'timestamp' does not look like an action; .* out of timestamp,x"),
+        ("timestamp,x\n0,1\n", [], r"column 'timestamp' does not look like an action, .* out of timestamp,x"),
         ("x,y\n1,2\n", ["z"], "no column 'z'; it has 2 columns, called x, y, or numbers from 0 to 1"),
         ("1,2\n", ["2"], "no column '2'; it has 2 columns, called numbers from 0 to 1"),
         ("x,y\n1,left\n", [], "row 0 of column y is 'left', no number"),
@@ -250,13 +251,90 @@ def test_tables_that_are_refused(tmp_path, text, columns, message):
 
 def test_numpy_tables_that_are_refused(tmp_path):
     np.save(tmp_path / "one.npy", np.array([{"x": 1}], dtype=object))
-    with pytest.raises(UserError, match="not an npy file of numbers"):
+    with pytest.raises(UserError, match="pickled Python objects"):
         converter.read_actions(tmp_path / "one.npy")
     np.save(tmp_path / "one.npy", np.zeros((2, 3, 4)))
     with pytest.raises(UserError, match=r"float64 of shape \(2, 3, 4\); expected numbers of shape \(N, D\)"):
         converter.read_actions(tmp_path / "one.npy")
     np.save(tmp_path / "one.npy", np.arange(3))
-    assert converter.read_actions(tmp_path / "one.npy").shape == (3, 1)
+    assert converter.read_actions(tmp_path / "one.npy").actions.shape == (3, 1)
+
+
+CURVED = [[0.11, 0.5, -0.25], [0.12, 0.75, 0.5], [0.2, 0.125, 0.25]]
+CURVED_LINES = "0.11,0.5,-0.25\n0.12,0.75,0.5\n0.2,0.125,0.25\n"
+
+
+def test_the_numeric_header_of_pandas_is_no_action(tmp_path):
+    """Bug prevented: the line 0,1,2 became the first action, and all others belonged to the frame before theirs."""
+    (tmp_path / "one.csv").write_text("0,1,2\n" + CURVED_LINES)
+    read = converter.read_actions(tmp_path / "one.csv")
+    np.testing.assert_array_equal(read.actions, np.float32(CURVED))
+    assert converter.how_read(tmp_path / "one.csv", read) == (
+        "one.csv: actions of 3 dimensions, first line read as names: 0,1,2"
+    )
+    chosen = converter.read_actions(tmp_path / "one.csv", ["2", "0"])
+    np.testing.assert_array_equal(chosen.actions, np.float32(CURVED)[:, [2, 0]])
+    assert chosen.left_out == ("1",)
+    assert converter.how_read(tmp_path / "one.csv", chosen).endswith("first line read as names: 0,1,2; left out: 1")
+
+
+@pytest.mark.parametrize(
+    ("header", "text"), [("x,y", "0,1\n0.5,0.25\n"), ("x", "0\n0.5\n"), ("x,y,z", "0,1,2\n1,0,2\n")]
+)
+def test_a_first_line_that_may_be_either_is_refused(tmp_path, header, text):
+    """A robot at rest begins with 0: neither dropping nor keeping that line may be a guess."""
+    (tmp_path / "one.csv").write_text(text)
+    with pytest.raises(UserError, match="may be a header or an action; write a header with names"):
+        converter.read_actions(tmp_path / "one.csv")
+    (tmp_path / "one.csv").write_text(f"{header}\n{text}")
+    assert converter.read_actions(tmp_path / "one.csv").actions[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("timestamp", "Time", "%time", "rosbagTimestamp", "timestamp_ns", "Time (s)", "time_s", "t_sec", "t", "t_ms"),
+        *("secs", "frame_id", "frame_number", "frameIdx", "episode_index", ".header.seq", "field.header.stamp"),
+        *("wall_time", "datetime", "Unnamed: 0", "", "header.stamp.nsecs", "index", "Step", "seq"),
+    ],
+)
+def test_time_and_counters_of_loggers_are_no_actions(tmp_path, name):
+    """Bug prevented: an action of 1.7e18, which trains a model that nothing can steer."""
+    (tmp_path / "one.csv").write_text(f"{name},x\n1,0.5\n2,0.25\n4,0.5\n")
+    with pytest.raises(UserError, match=r"does not look like an action, it is named .*--action_columns"):
+        converter.read_actions(tmp_path / "one.csv")
+    assert converter.read_actions(tmp_path / "one.csv", ["x"]).actions.tolist() == [[0.5], [0.25], [0.5]]
+    assert converter.read_actions(tmp_path / "one.csv", ["0"]).actions.tolist() == [[1], [2], [4]]
+
+
+@pytest.mark.parametrize("name", ["x", "dx", "index_finger", "step_size", "joint_1", "id1", "grip", "s", "θ", "pos.x"])
+def test_names_of_actions_are_no_logs(name):
+    assert not is_log_name(name)
+
+
+@pytest.mark.parametrize(
+    ("column", "reason"),
+    [
+        (np.arange(8) * 0.1, "changes by 0.1 from every row to the next"),
+        (np.arange(8)[::-1], "changes by -1 from"),
+        (1732800000 + np.arange(8) ** 2, r"reaches 1.73e\+09"),
+    ],
+)
+def test_columns_without_names_are_recognised_by_their_values(tmp_path, column, reason):
+    values = np.stack([column, np.cos(np.arange(8))], axis=1)
+    np.save(tmp_path / "one.npy", values)
+    with pytest.raises(UserError, match=f"column '0' does not look like an action, it {reason}.*out of 0 to 1"):
+        converter.read_actions(tmp_path / "one.npy")
+    assert converter.read_actions(tmp_path / "one.npy", ["1"]).left_out == ("0",)
+    for actions in (np.zeros((8, 2)), np.arange(16.0).reshape(8, 2)):  # at rest, and all columns alike: no counter
+        np.save(tmp_path / "one.npy", actions)
+        np.testing.assert_array_equal(converter.read_actions(tmp_path / "one.npy").actions, actions)
+
+
+def test_absurd_actions_are_named(tmp_path):
+    np.save(tmp_path / "one.npy", np.array([[0.5], [3e38]]))
+    with pytest.raises(UserError, match=r"holds 3e\+38 .row 1.; no action or reward is beyond 1e\+10"):
+        converter.read_actions(tmp_path / "one.npy", ["0"])
 
 
 def test_bad_episodes_are_skipped_and_named(folder):

@@ -7,6 +7,7 @@ from PIL import Image
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation import preview_episodes
 from ivideogpt.evaluation.episode_pictures import BARS_HEIGHT, COLOURS, Curves, Excerpt, episode_film, episode_sheet
+from ivideogpt.evaluation.visualize import PADDING, PAPER
 from tests.data.synthetic import write_episode
 
 
@@ -34,6 +35,16 @@ def test_each_action_stands_under_its_frame():
     under = np.flatnonzero((sheet == 22).all(axis=-1).any(axis=0))
     assert len(tall) > 10
     assert under.min() <= min(tall) <= max(tall) <= under.max()
+
+
+def test_labels_are_whole_however_wide_their_numbers(tmp_path):
+    """Bug prevented: ranges such as -0.00123 to 1.23e+04 began beyond the left edge, long titles ended beyond it."""
+    actions = np.stack([np.linspace(-0.00123456, 12345.6, 40), np.linspace(-1.23e-5, 2.34e-5, 40)], axis=1)
+    frames = excerpt([0, 10, 20, 39])
+    sheet = episode_sheet("a title " * 30, frames, frames, Curves.of(np.repeat(actions, 6, axis=1)))
+    edges = np.concatenate([sheet[:, : PADDING // 2], sheet[:, -PADDING // 2 :]], axis=1)
+    assert (edges == np.array(PAPER)).all()
+    assert (sheet[:, PADDING // 2 : 3 * PADDING] < 100).any(), "and they stand close to it"
 
 
 def test_the_film_marks_the_present_action():
@@ -88,7 +99,7 @@ def test_unreadable_episodes_are_named_and_the_others_drawn(tmp_path, capsys):
     write_episode(tmp_path / "set" / "good.npz")
     (tmp_path / "set" / "bad.npz").write_bytes(b"nothing")
     preview_episodes.main([str(tmp_path / "set"), "--output_path", str(tmp_path / "out")])
-    assert "bad.npz: truncated or not an npz file" in capsys.readouterr().err
+    assert "bad.npz: damaged, truncated or not an npz file" in capsys.readouterr().err
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"set-good.png", "set-good.gif"}
     (tmp_path / "set" / "good.npz").unlink()
     with pytest.raises(UserError, match="none of the chosen episodes"):

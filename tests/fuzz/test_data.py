@@ -1,0 +1,98 @@
+"""Damaged recordings: read, or refused in one line. Anything else ends a run that was told to skip bad episodes."""
+
+import numpy as np
+import pytest
+
+from ivideogpt.data.action_files import read_actions
+from ivideogpt.data.episodes import open_episode
+from ivideogpt.data.hdf5 import open_hdf5, read_array
+from ivideogpt.data.npz_arrays import check_sums, npy_array
+from ivideogpt.data.token_store import TokenStore
+from ivideogpt.errors import UserError
+from mbrl.demonstrations import Demonstration
+from tests.data import token_stores
+from tests.data.synthetic import write_episode
+from tests.fuzz.mutate import check_mutants
+
+
+@pytest.fixture
+def check(tmp_path, num_mutants):
+    """Read mutants of the files in `tmp_path`: some are refused, and some are as good as before."""
+
+    def check(read, pattern="*"):
+        outcome = check_mutants(tmp_path, read, num_mutants, pattern)
+        assert outcome.refused > num_mutants // 5
+        assert outcome.read
+
+    return check
+
+
+def read_episode(folder):
+    episode = open_episode(folder / "episode.npz")
+    everything = np.arange(episode.num_frames)
+    for part in (episode.read, episode.actions, episode.rewards):
+        part(everything)
+    check_sums(episode.path)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_npz_episodes(check, tmp_path, save):
+    write_episode(tmp_path / "episode.npz", 6, save=save)
+    check(read_episode)
+
+
+def test_npy(check, tmp_path):
+    np.save(tmp_path / "one.npy", np.arange(60.0).reshape(20, 3))
+    check(lambda folder: (npy_array(str(folder / "one.npy")).all(), npy_array(str(folder / "one.npy")).mapped().sum()))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_demonstrations(check, tmp_path, save):
+    rng = np.random.default_rng(0)
+    save(
+        tmp_path / "one.npz",
+        observation=rng.integers(0, 256, (4, 9, 8, 8), dtype=np.uint8),
+        action=rng.uniform(-1, 1, (4, 4)).astype(np.float32),
+        reward=rng.uniform(0, 9, (4, 1)).astype(np.float32),
+        discount=np.ones((4, 1), np.float32),
+        seed=np.array(3),
+        task=np.array("reach"),
+        success_bonus=np.array(10.0),
+    )
+    check(lambda folder: Demonstration.from_file(folder / "one.npz"))
+
+
+def test_token_stores(check, tmp_path):
+    token_stores.write(tmp_path / "store")
+
+    def read(folder):
+        store = TokenStore(folder / "store")
+        store.read(np.arange(len(store)))
+
+    check(read)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".npy"])
+def test_action_tables(check, tmp_path, suffix):
+    values = np.random.default_rng(0).normal(size=(9, 3))
+    np.save(tmp_path / "one.npy", values)
+    text = "\n".join(",".join(map(str, row)) for row in values.round(3))
+    (tmp_path / "one.csv").write_text(f"x,y,grip\n{text}\n")
+    check(lambda folder: read_actions(folder / f"one{suffix}"), pattern=f"*{suffix}")
+
+
+def test_hdf5(check, tmp_path):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "one.hdf5", "w") as file:
+        file["plain"] = np.arange(50.0).reshape(10, 5)
+        file.create_dataset("group/packed", data=np.zeros((40, 8, 8), np.uint8), compression="gzip", chunks=(10, 8, 8))
+        file["group"].attrs["kind"] = "mp4"
+
+    def read(folder):
+        with open_hdf5(folder / "one.hdf5") as file:
+            for name in ("plain", "group/packed"):
+                read_array(file, name)
+            if str(file["group"].attrs["kind"]) != "mp4":
+                raise UserError("another kind")
+
+    check(read)

@@ -1,0 +1,21 @@
+"""Damaged model folders: loaded, or refused in one line before anything large is allocated."""
+
+import shutil
+
+import pytest
+
+from ivideogpt import WorldModel
+from tests.fuzz.mutate import check_mutants
+
+
+@pytest.fixture
+def model(tmp_path, tiny_world_model):
+    shutil.copytree(tiny_world_model, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_model_folders(model, num_mutants):
+    """A folder from elsewhere may claim any width and any number of layers."""
+    outcome = check_mutants(model, WorldModel.from_pretrained, num_mutants)
+    assert outcome.refused > num_mutants // 3
+    assert outcome.read
