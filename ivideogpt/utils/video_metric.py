@@ -165,6 +165,22 @@ def find_lpips(
     if missing is not None:
         logger.warning("%s. %s", without, missing)
         return None
+    return load_lpips(folder, device, instead="")
+
+
+def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> LPIPS:
+    """LPIPS from this folder, here or in the project, for a loss that has a weight.
+
+    Args:
+        instead: ends the message, e.g. "or train without the perceptual loss: --perc_weight 0".
+
+    Raises:
+        UserError: the weights are missing; the message names the files.
+    """
+    folder = here_or_in_project(folder)
+    missing = missing_weights(folder)
+    if missing is not None:
+        raise UserError(f"{missing}, {instead}")
     checksum = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
     if checksum != LINEAR_MD5:
         logger.warning(
