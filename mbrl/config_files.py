@@ -5,13 +5,17 @@ hydra puts the files together and nothing else: it makes no folders, changes no 
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import itertools
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,6 +25,66 @@ from mbrl.metaworld_env import canonical_task
 
 CFGS = Path(__file__).resolve().parent / "cfgs"
 GROUPS_WITHOUT_TASK = ("easy", "medium", "hard", "any")
+SCHEDULES = ("linear(", "step_linear(")
+
+
+class _Flags(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}; see --help")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """A training command, as hydra's commands are given.
+
+    Attributes:
+        config_name: file in `cfgs/`, without its ending.
+        runs: the overrides of each run; more than one only with ``--multirun``.
+        first_run: the one to begin with, counted from 1.
+    """
+
+    config_name: str
+    runs: list[list[str]]
+    first_run: int
+
+    @classmethod
+    def read(cls, argv: Sequence[str], config_name: str) -> CommandLine:
+        """Separate flags from overrides, and take apart what is to be run with several values.
+
+        Args:
+            config_name: what it is unless ``--config-name`` is given.
+
+        Raises:
+            UserError: there is no such configuration, or several values are given without ``--multirun``.
+        """
+        flags = _Flags(add_help=False, allow_abbrev=False)
+        flags.add_argument("-cn", "--config-name", default=config_name)
+        flags.add_argument("-m", "--multirun", action="store_true")
+        flags.add_argument("--first-run", type=int, default=1)
+        given, overrides = flags.parse_known_args(argv)
+        name = given.config_name.removesuffix(".yaml")
+        if not (CFGS / f"{name}.yaml").is_file():
+            known = ", ".join(sorted(path.stem for path in CFGS.glob("*.yaml")))
+            raise UserError(f"--config-name {name}: {CFGS} has {known}; put a file of your own there")
+        choices = [_choices(override) for override in overrides]
+        several = [override for override, values in zip(overrides, choices, strict=True) if len(values) > 1]
+        if several and not given.multirun:
+            raise UserError(f"{several[0]}: several values make several runs, one after another, with --multirun (-m)")
+        runs = [list(run) for run in itertools.product(*choices)]
+        if not 1 <= given.first_run <= len(runs):
+            raise UserError(f"--first-run is {given.first_run}: these are {len(runs)} runs")
+        return cls(name, runs, given.first_run)
+
+
+def _choices(override: str) -> list[str]:
+    """``seed=1,2`` as ``seed=1`` and ``seed=2``. What cannot be parsed is left to :func:`compose_config` to refuse."""
+    try:
+        parsed = OverridesParser.create().parse_override(_quoted(override))
+        if not parsed.is_sweep_override():
+            return [override]
+        return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
+    except HydraException:
+        return [override]
 
 
 def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
@@ -34,7 +98,16 @@ def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
     """
     flags = [argument for argument in argv if argument.startswith("-")]
     if flags:
-        raise UserError(f"{flags[0]}: settings are given as key=value, see --help")
+        raise UserError(
+            f"{flags[0]}: settings are given as key=value; of hydra's flags there are --multirun (-m) and "
+            "--config-name (-cn), see --help"
+        )
+    for argument in argv:
+        if re.match(r"[+~]*hydra[./=]", argument):
+            raise UserError(
+                f"{argument}: hydra only puts the settings together here, it makes no folders and starts no jobs; "
+                "run_dir= names the run's folder, --multirun makes several runs one after another"
+            )
     try:
         with initialize_config_dir(str(CFGS), version_base="1.3"):
             config = compose(name, [part for argument in argv for part in _as_hydra_wants(argument)])
@@ -55,14 +128,20 @@ def _as_hydra_wants(argument: str) -> list[str]:
     key, _, value = argument.partition("=")
     if key == "task_name":  # however it is written, the run's folder has one name
         return [f"task_name={_underlined(value)}"]
-    if value.startswith("linear("):
-        return [f'{key}="{value}"']
+    if value.startswith(SCHEDULES):
+        return [_quoted(argument)]
     if key != "task" or value in GROUPS_WITHOUT_TASK:
         return [argument]
     name = value.replace("-", "_")
     if (CFGS / "task" / f"{name}.yaml").is_file():
         return [f"task={name}"]
     return ["task=any", f"task_name={_underlined(value)}"]
+
+
+def _quoted(argument: str) -> str:
+    """A noise schedule would be a function of hydra's."""
+    key, _, value = argument.partition("=")
+    return f'{key}="{value}"' if value.startswith(SCHEDULES) else argument
 
 
 def _underlined(task: str) -> str:

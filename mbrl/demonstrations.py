@@ -176,6 +176,9 @@ def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> 
         with tempfile.TemporaryDirectory(prefix=".recording-", dir=prefix) as aside:
             _record(recording_command(Path(aside), settings, num))
             (Path(aside) / task).rename(folder)
+    except UserError as error:
+        by_hand = shlex.join(["python", *recording_command(prefix, settings, num)])
+        raise UserError(f"{error}; by hand: {by_hand}") from error
     except OSError as error:
         if not any(folder.glob("*.npz")):  # nobody else was quicker
             raise UserError(f"cannot put demonstrations into {folder}: {error.strerror}") from error

@@ -80,13 +80,21 @@ class Dreaming:
         self._num_rounds = 0
         self._stopped = False
 
-    def prepare(self, step: int) -> None:
-        """What comes before the agent learns: the model does, and imagines for the first time."""
+    def begins(self, step: int) -> bool:
+        """Whether :meth:`prepare` will now make the initial updates, which take long."""
+        return not self._stopped and self._schedule.begins(step)
+
+    def prepare(self, step: int, check: Callable[[], None]) -> None:
+        """What comes before the agent learns: the model does, and imagines for the first time.
+
+        Args:
+            check: is called between initial updates and rounds; what it raises ends them.
+        """
         if self._stopped:
             return
         with self._stopping_on_failure():
             if self._schedule.begins(step):
-                self._begin(step)
+                self._begin(step, check)
             elif self._schedule.model_learns(step):
                 for _ in range(self._settings.update_gen_times):
                     self._update(with_tokenizer=self._schedule.tokenizer_learns(step))
@@ -126,13 +134,15 @@ class Dreaming:
         self._num_rounds, self._stopped = state["num_rounds"], state["stopped"]
         self.window.load_state_dict(state["window"])
 
-    def _begin(self, step: int) -> None:
+    def _begin(self, step: int, check: Callable[[], None]) -> None:
         """Many updates, and rounds with random actions: the agent is still untrained."""
         for _ in trange(self._settings.init_update_gen_steps, desc="world model", leave=False, disable=None):
+            check()
             self._update(with_tokenizer=True)
         self._records.write("world_model", self._schedule.frame(step), self.window.take())
         self._validate(step)
         for number in range(self._settings.init_gen_times):
+            check()
             generator = torch.Generator().manual_seed(self._seed("dreamed actions", self._num_rounds))
             film = f"{self._schedule.frame(step):09d}-random" if number == 0 else None
             self._imagine(lambda stacks, g=generator: self._agent.random_actions(len(stacks), g), film)  # type: ignore[misc]

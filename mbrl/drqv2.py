@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -118,7 +119,7 @@ class DrQAgent:
         """Learn from a batch, without waiting for the device.
 
         A loss that is not finite makes the weights NaN, and with them all later losses: whoever looks at the metrics
-        now and then, and before saving, misses none.
+        now and then, and at :meth:`weight_norms` before saving, misses none.
 
         Returns:
             Detached scalars on the device.
@@ -137,6 +138,17 @@ class DrQAgent:
             metrics["actor_loss"] = loss.detach()
         self.num_updates += 1
         return metrics
+
+    def weight_norms(self) -> dict[str, float]:
+        """Return the norm of each network's weights, which is not finite if any weight is not. Waits for the device.
+
+        The last update may have had a finite loss and gradients that were not.
+        """
+        return {
+            f"the norm of the {name}'s weights": get_total_norm(list(part.parameters())).item()
+            for name, part in self._parts().items()
+            if isinstance(part, nn.Module)
+        }
 
     def _noise(self, batch: Transitions, step: int) -> Tensor:
         """(B, D) on the policy's actions."""

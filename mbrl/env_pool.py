@@ -27,6 +27,11 @@ from mbrl.episodes import Floats, Pixels, ReplayEpisode
 
 BatchPolicy = Callable[[Pixels], Floats]  # stacks (n, 3 K, H, W) -> actions (n, D) in [-1, 1]
 
+
+class LostWorker(UserError):
+    """A process with environments is gone, and nothing else has changed."""
+
+
 PATIENCE = 5.0  # seconds that a worker gets to finish its step and close its renderers
 
 
@@ -179,7 +184,7 @@ class _Worker:
             answer = self._pipe.recv()
         except (EOFError, ConnectionError) as error:
             self._process.join(PATIENCE)
-            raise UserError(
+            raise LostWorker(
                 f"a process with environments ended by itself (exit code {self._process.exitcode}), "
                 "if killed by the system then perhaps for its memory: give the run fewer processors (taskset)"
             ) from error

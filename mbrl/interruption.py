@@ -11,6 +11,10 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 
+class Interrupted(Exception):
+    """A signal has come in the middle of a step's longer parts, an evaluation or the initial updates."""
+
+
 class Interruption:
     """
     Attributes:
@@ -27,8 +31,16 @@ class Interruption:
                 stack.callback(signal.signal, number, signal.signal(number, self._note))
             yield
 
+    def check(self) -> None:
+        """
+        Raises:
+            Interrupted: a signal has come.
+        """
+        if self.number:
+            raise Interrupted
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """First time: the loop ends after this step. Second time: it ends now."""
+        """First time: the loop ends after this step, or in it where nothing is lost. Second time: it ends now."""
         if self.number:
             raise KeyboardInterrupt
         name = signal.Signals(number).name

@@ -29,7 +29,7 @@ MAY_CHANGE = frozenset(
     {
         "num_train_frames", "device", "replay_buffer_num_workers", "run_dir", "experiment",
         "lpips_path", "save_snapshot", "save_video", "save_train_video", "use_tb", "use_wandb", "agent.use_tb",
-        "agent.compile",
+        "agent.compile", "agent.device", "world_model.without_lpips",
     }
 )  # fmt: skip
 

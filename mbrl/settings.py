@@ -86,12 +86,13 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """The keys of `agent.`; all but two are described at `DrQConfig`."""
+    """The keys of `agent.`; all but three are described at `DrQConfig`."""
 
     lr: float
     critic_target_tau: float
     update_every_steps: int
     use_tb: bool
+    device: str
     num_expl_steps: int
     hidden_dim: int
     feature_dim: int
@@ -103,7 +104,7 @@ class AgentSettings:
 
     @property
     def config(self) -> DrQConfig:
-        own = ("update_every_steps", "use_tb")
+        own = ("update_every_steps", "use_tb", "device")
         return DrQConfig(**{name: value for name, value in vars(self).items() if name not in own})
 
 
@@ -183,6 +184,16 @@ class Settings:
             logger.warning("replay_buffer_num_workers has no effect: batches are put together in this process")
         if self.agent.use_tb != self.use_tb:
             logger.warning("agent.use_tb has no effect: use_tb alone decides")
+        if self.agent.device != self.device:
+            raise UserError(
+                f"agent.device is {self.agent.device} and device is {self.device}: the agent is where everything is, "
+                "give device alone"
+            )
+        if self.device == "auto" and not torch.cuda.is_available():
+            logger.warning(
+                "no GPU here: training on the CPU, where the published settings take days and MBPO's weeks; the "
+                "presets cpu_agent, cpu_mbpo and cpu_demo are made for one (docs/mbrl.md)"
+            )
         self._check_there_is_data_by("num_seed_frames")
         _ = self.env, self.agent.config  # they check themselves
 
@@ -195,15 +206,20 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """
+        """A GPU if there is one, for "auto".
+
         Raises:
             UserError: there is none here.
         """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if not (known := re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", self.device)):
-            raise UserError(f"device is {self.device!r}: it should be cpu, cuda or cuda:<number>")
+            raise UserError(f"device is {self.device!r}: it should be auto, cpu, cuda or cuda:<number>")
         if self.device != "cpu":
             if not torch.cuda.is_available():
-                raise UserError(f"device={self.device}, but PyTorch finds no GPU here: add device=cpu")
+                raise UserError(
+                    f"device={self.device}, but PyTorch finds no GPU here: leave device out, or give device=cpu"
+                )
             num_gpus = torch.cuda.device_count()
             if int(known[1] or 0) >= num_gpus:
                 raise UserError(
@@ -216,7 +232,7 @@ class Settings:
 class MbpoSettings(Settings):
     """
     Attributes:
-        lpips_path: folder of the weights of the tokenizer's perceptual loss; it learns without if they are not there.
+        lpips_path: folder of the weights of the tokenizer's perceptual loss.
         world_model: as `video_predictor.WorldModelConfig` reads it.
     """
 

@@ -19,22 +19,21 @@ from mbrl.command import run
 from mbrl.settings import Settings, read
 
 
-def parse(argv: Sequence[str]) -> tuple[Settings, dict[str, Any]]:
+def parse(argv: Sequence[str], config_name: str = "config") -> tuple[Settings, dict[str, Any]]:
     """The settings, and what they were read from."""
     from mbrl.config_files import compose_config  # needs hydra, which may be missing
 
-    config = compose_config("config", argv)
+    config = compose_config(config_name, argv)
     settings = read(Settings, config)
     settings.validate()
     return settings, config
 
 
-def train(argv: Sequence[str]) -> int:
-    settings, config = parse(argv)
+def train(settings: Settings, config: dict[str, Any]) -> int:
     from mbrl.build_workspace import train_drq
 
     return train_drq(settings, config)
 
 
 if __name__ == "__main__":
-    cli(lambda: run(train, __doc__, "config"))
+    cli(lambda: run(parse, train, __doc__, "config"))

@@ -20,18 +20,17 @@ from mbrl.command import run
 from mbrl.settings import MbpoSettings, read
 
 
-def parse(argv: Sequence[str]) -> tuple[MbpoSettings, dict[str, Any]]:
+def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
     """The settings, and what they were read from."""
     from mbrl.config_files import compose_config  # needs hydra, which may be missing
 
-    config = compose_config("mbpo_config", argv)
+    config = compose_config(config_name, argv)
     settings = read(MbpoSettings, config)
     settings.validate()
     return settings, config
 
 
-def train(argv: Sequence[str]) -> int:
-    settings, config = parse(argv)
+def train(settings: MbpoSettings, config: dict[str, Any]) -> int:
     from mbrl.build_workspace import train_mbpo
     from mbrl.video_predictor import WorldModelConfig, build_video_predictor
 
@@ -44,4 +43,4 @@ def train(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    cli(lambda: run(train, __doc__, "mbpo_config"))
+    cli(lambda: run(parse, train, __doc__, "mbpo_config"))

@@ -9,6 +9,7 @@ dimension, h w pixels. Frames are uint8 outside and in [0, 1] inside.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from ivideogpt.pretrained import (
 from ivideogpt.training.updates import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.utils.video_io import Pixels, side_by_side, to_pixels
-from ivideogpt.utils.video_metric import find_lpips
+from ivideogpt.utils.video_metric import load_lpips
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating, symlog
 from mbrl.episodes import FRAME_CHANNELS
@@ -49,6 +50,7 @@ NEW_TOKENIZER = "configs/ctx_vae64/config.json"
 INERT_KEYS = ("fast_reward_predictor", "reward_lr", "reward_wd")
 AT_LEAST_0 = ("tok_lr", "tok_wd", "model_lr", "model_wd", "reward_weight")
 BELOW_1 = ("tok_beta1", "tok_beta2", "llama_attn_drop")
+WITHOUT_LPIPS = "or let the tokenizer learn without the perceptual loss: world_model.without_lpips=true"
 FILM_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
 
 logger = logging.getLogger(__name__)
@@ -62,10 +64,13 @@ class WorldModelConfig:
         load_pretrained_model: start the transformer from ``pretrained_transformer_path``; otherwise it is new.
         pretrained_model_name_or_path: the tokenizer; None for a new one.
         load_internal_llm: the transformer's file is of an action-free model, or only its language model is wanted.
+        llama_attn_drop: attention dropout in the transformer's updates; None: as ``config_name`` says.
         symlog: rewards are learned in symlog space.
+        max_grad_norm: None: gradients are not clipped.
         selected_params: the codebooks stay as they are.
         max_target_frames: future frames of a segment that the tokenizer trains on.
         reward_weight: of the reward's squared error beside the cross-entropy.
+        without_lpips: the tokenizer learns without the perceptual loss.
         fast_reward_predictor, reward_lr, reward_wd: historical, without effect.
     """
 
@@ -75,7 +80,7 @@ class WorldModelConfig:
     pretrained_model_name_or_path: str | None = f"{RELEASED}/tokenizer"
     pretrained_transformer_path: str = f"{RELEASED}/transformer"
     load_internal_llm: bool = True
-    llama_attn_drop: float = 0.1
+    llama_attn_drop: float | None = 0.1
     symlog: bool = True
     context_length: int = 2
     segment_length: int = 12
@@ -86,12 +91,13 @@ class WorldModelConfig:
     tok_wd: float = 0.0
     tok_beta1: float = 0.9
     tok_beta2: float = 0.999
-    max_grad_norm: float = 1.0
+    max_grad_norm: float | None = 1.0
     max_target_frames: int = 5
     model_lr: float = 1e-4
     model_wd: float = 0.0
-    embed_no_wd: bool = False
+    embed_no_wd: bool = True
     reward_weight: float = 1.0
+    without_lpips: bool = False
     fast_reward_predictor: bool = False
     reward_lr: float = 1e-4
     reward_wd: float = 0.0
@@ -108,12 +114,12 @@ class WorldModelConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be at least 1")
         for name in (*AT_LEAST_0, *BELOW_1):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be at least 0")
         for name in BELOW_1:
-            if getattr(self, name) >= 1:
+            if (getattr(self, name) or 0) >= 1:
                 raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be less than 1")
-        if self.max_grad_norm <= 0:
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
             raise UserError(f"world_model.max_grad_norm is {self.max_grad_norm}: it must be more than 0")
         for name in INERT_KEYS:
             if getattr(self, name) != WorldModelConfig.__dataclass_fields__[name].default:
@@ -185,7 +191,7 @@ class VideoPredictor:
         updates = self._updates[half]
         updates.optimizer.zero_grad()
         terms.total.backward()
-        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm or math.inf)
         skipped = updates.step(terms.total, norm.detach())
         return terms.detached() | {"grad_norm": norm.detach(), "skipped_updates": skipped}
 
@@ -267,9 +273,8 @@ class VideoPredictor:
         before, now = state["perceptual_loss"], self._tokenizer_loss.lpips is not None
         if before != now:
             raise UserError(
-                f"the run was trained with{'' if before else 'out'} the perceptual loss, and now there are "
-                f"{'no ' if before else ''}LPIPS weights: {'put them back' if before else 'name another lpips_path'}, "
-                "or use another run_dir"
+                f"the run was trained with{'' if before else 'out'} the perceptual loss: set "
+                f"world_model.without_lpips={str(not before).lower()} again, or use another run_dir"
             )
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.transformer.load_state_dict(state["transformer"])
@@ -330,7 +335,16 @@ def build_video_predictor(
     image_size: int = 64,
     lpips_path: str | Path = LPIPS_FOLDER,
 ) -> VideoPredictor:
-    """A world model and what it learns with; raises what :func:`build_world_model` does."""
+    """A world model and what it learns with.
+
+    Raises:
+        UserError: as :func:`build_world_model`, or the perceptual loss is wanted and its weights are not there.
+    """
+    if config.without_lpips:
+        logger.warning("the tokenizer learns WITHOUT the perceptual loss, as world_model.without_lpips=true says")
+        loss = TokenizerLoss(TokenizerLossConfig())
+    else:
+        loss = TokenizerLoss(TokenizerLossConfig(), load_lpips(lpips_path, device, WITHOUT_LPIPS))
     model = build_world_model(config, seed, image_size).to(device)
     if config.selected_params:
         for codebook in (model.tokenizer.quantize, model.tokenizer.dynamics_quantize):
@@ -339,8 +353,6 @@ def build_video_predictor(
             logger.warning(
                 "the codebooks of a new tokenizer stay random: world_model.selected_params=false trains them"
             )
-    lpips = find_lpips(lpips_path, device, without="the tokenizer learns WITHOUT the perceptual loss")
-    loss = TokenizerLoss(TokenizerLossConfig(), lpips)
     trained = [parameter for parameter in model.tokenizer.parameters() if parameter.requires_grad]
     betas = (config.tok_beta1, config.tok_beta2)
     return VideoPredictor(
@@ -385,7 +397,8 @@ def _tokenizer(config: WorldModelConfig) -> CompressiveVQModel:
 
 def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
     llama = read_llama_config(here_or_in_project(config.config_name))
-    llama.attention_dropout = config.llama_attn_drop
+    if config.llama_attn_drop is not None:
+        llama.attention_dropout = config.llama_attn_drop
     layout = tokenizer.layout(config.segment_length - config.context_length)
     if layout.sequence_length > llama.max_position_embeddings:
         fits = config.context_length + layout.future_frames_that_fit(llama.max_position_embeddings)

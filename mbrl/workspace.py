@@ -23,9 +23,9 @@ from ivideogpt.errors import UserError
 from mbrl.agent_env import AgentEnv
 from mbrl.dreaming import Dreaming
 from mbrl.drqv2 import DrQAgent
-from mbrl.env_pool import EnvPool, evaluate
+from mbrl.env_pool import EnvPool, LostWorker, evaluate
 from mbrl.episodes import Floats, Pixels, ReplayEpisode
-from mbrl.interruption import Interruption
+from mbrl.interruption import Interrupted, Interruption
 from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of
 from mbrl.replay_buffer import ReplayBuffer, Transitions
@@ -45,17 +45,20 @@ class Progress:
         step: agent steps done.
         episode: episodes finished.
         seconds: that the run took until it was last saved.
+        evaluated: agent steps done at the last evaluation.
     """
 
     step: int = 0
     episode: int = 0
     seconds: float = 0.0
+    evaluated: int = -1
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.step, self.episode, self.seconds = state["step"], state["episode"], state["seconds"]
+        self.evaluated = state.get("evaluated", -1)  # runs that were saved before it was noted
 
 
 class Workspace:
@@ -111,14 +114,23 @@ class Workspace:
             self._begin_or_resume(snapshots, demonstrations)
             bar = stack.enter_context(self._progress_bar())
             while self.progress.step < self.schedule.num_steps and not self.interruption.number:
-                if self.schedule.evaluates(self.progress.step):
-                    self.evaluate()
-                self.advance()
+                self._evaluate_if_due(snapshots)
+                if self.interruption.number:
+                    break
+                if self.dreaming is not None and self.dreaming.begins(self.progress.step):
+                    self._save(snapshots, must_succeed=False)  # a step that may be given up
+                try:
+                    self.advance()
+                except Interrupted:
+                    logger.warning("the initial updates of the world model are given up, and will begin anew")
+                    return self._leave()
                 bar.update(self.settings.action_repeat)
                 if self.env.num_steps == self.env.duration:
                     self.finish_episode()
                     if self.progress.episode % SNAPSHOT_EVERY == 0:
                         self._save(snapshots, must_succeed=False)
+            if not self.interruption.number:
+                self._evaluate_if_due(snapshots)
             self._save(snapshots, must_succeed=True)
         return self._leave()
 
@@ -127,13 +139,15 @@ class Workspace:
         step = self.progress.step
         action = self._act(step)
         if self.dreaming is not None:
-            self.dreaming.prepare(step)
+            self.dreaming.prepare(step, self.interruption.check)
         if self.schedule.agent_learns(step):
             for _ in range(self.settings.agent_update_times):
                 self.window.add(self.agent.update(self.batches(), step))
         if self.dreaming is not None:
             self.dreaming.imagine(step)
-        self.env.step(action)
+        reward = self.env.step(action).reward
+        if not math.isfinite(reward):  # it would spoil every batch that it is in, also after a resume
+            raise UserError(f"the simulator's reward is {reward} at frame {self.frame}: {self._advice()}")
         self.progress.step += 1
 
     def _act(self, step: int) -> Floats:
@@ -173,6 +187,18 @@ class Workspace:
     def _seconds(self) -> float:
         return self.progress.seconds + time.perf_counter() - self._started
 
+    def _evaluate_if_due(self, snapshots: Snapshots) -> None:
+        """Evaluate once; an evaluation that is cut short leaves the run as it was before."""
+        if not self.schedule.evaluates(self.progress.step) or self.progress.evaluated == self.progress.step:
+            return
+        try:
+            self.evaluate()
+        except Interrupted:
+            logger.warning("the evaluation at frame %d is given up, and will begin anew", self.frame)
+        except LostWorker:
+            self._save(snapshots, must_succeed=False)
+            raise
+
     def evaluate(self) -> None:
         """Always the same episodes."""
         seeds = [episode_seed(self.settings.seed, "eval", i) for i in range(self.settings.num_eval_episodes)]
@@ -185,6 +211,7 @@ class Workspace:
             "num_episodes": len(results),
         }
         self.records.write("eval", self.frame, metrics)
+        self.progress.evaluated = self.progress.step
         self.records.draw_success()
         if results[0].frames is not None:
             self.records.write_film("eval", f"{self.frame:09d}", film_of(results[0].frames))
@@ -193,6 +220,7 @@ class Workspace:
         )
 
     def _mean_actions(self, stacks: Pixels) -> Floats:
+        self.interruption.check()
         tensor = torch.from_numpy(stacks)
         return self._checked(self.agent.act(tensor, self.progress.step, mean=True, generator=self.rng.acting))
 
@@ -212,7 +240,7 @@ class Workspace:
     def _save(self, snapshots: Snapshots, must_succeed: bool) -> None:
         if not self.settings.save_snapshot:
             return
-        self._finite(self.window.means())
+        self._finite(self.window.means() | self.agent.weight_norms())
         self.progress.seconds, self._started = self._seconds(), time.perf_counter()
         try:
             snapshots.save(self.frame)
@@ -225,12 +253,14 @@ class Workspace:
         """A loss that is not finite has spoiled the agent, and must not reach a snapshot."""
         for name, value in metrics.items():
             if not math.isfinite(value):
-                raise UserError(
-                    f"{name} is {value} at frame {self.frame}: the agent is lost. The last snapshot, if there is one, "
-                    f"in {self.settings.run_dir} is good: start the same command again, perhaps with a lower lr in "
-                    "another run_dir"
-                )
+                raise UserError(f"{name} is {value} at frame {self.frame}: the agent is lost. {self._advice()}")
         return metrics
+
+    def _advice(self) -> str:
+        return (
+            f"The last snapshot, if there is one, in {self.settings.run_dir} is good: start the same command again, "
+            "perhaps with a lower lr in another run_dir"
+        )
 
     def _progress_bar(self) -> tqdm:
         return tqdm(

@@ -38,4 +38,5 @@ def config(checkpoint) -> WorldModelConfig:
         segment_length=SEGMENT_LENGTH,
         max_target_frames=2,
         batch_size=2,
+        without_lpips=True,
     )

@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 TINY = words(
     "task=plate_slide device=cpu duration=6 num_train_frames=120 num_seed_frames=24 eval_every_frames=48 "
     "num_eval_episodes=2 batch_size=4 agent_update_times=1 agent.hidden_dim=8 agent.feature_dim=4 "
-    "agent.num_expl_steps=12 replay_buffer_size=60 save_video=false"
+    "agent.num_expl_steps=12 replay_buffer_size=60 save_video=false use_tb=false"
 )
 TINY_DREAMS = words(
     "start_mbpo=24 init_update_gen_steps=2 init_gen_times=2 update_gen_every_step=4 update_tokenizer_every_step=8 "

@@ -120,13 +120,25 @@ def test_random_shift_equals_the_published_bilinear_one():
         ("linear(1.0, 0.1, 100000)", 100_000, 0.1),
         ("linear(1.0,0.1,1e5)", 900_000, 0.1),
         ("0.2", 77, 0.2),
+        ("step_linear(1.0,0.4,100,0.1,200)", 0, 1.0),
+        ("step_linear(1.0,0.4,100,0.1,200)", 50, 0.7),
+        ("step_linear(1.0,0.4,100,0.1,200)", 100, 0.4),
+        ("step_linear(1.0,0.4,100,0.1,200)", 200, 0.25),
+        ("step_linear(1.0,0.4,100,0.1,200)", 300, 0.1),
+        ("step_linear(1.0,0.4,100,0.1,200)", 10**6, 0.1),
     ],
 )
 def test_noise_schedule(text, step, expected):
     assert parse_noise_schedule(text)(step) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("text", ["linear(1.0,0.1)", "cosine(1,0,5)", "linear(1,0.1,0)", "-1", "nan", "linear(1,-,3)"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "linear(1.0,0.1)", "cosine(1,0,5)", "linear(1,0.1,0)", "-1", "nan", "linear(1,-,3)", "linear(1,0,inf)",
+        "step_linear(1,0.1,9)", "step_linear(1,1,0,1,9)",
+    ],
+)  # fmt: skip
 def test_wrong_noise_schedules_are_refused(text):
     with pytest.raises(UserError, match=r"stddev_schedule .* like linear\(1.0,0.1,100000\)"):
         parse_noise_schedule(text)

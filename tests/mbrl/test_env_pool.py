@@ -15,7 +15,7 @@ import pytest
 
 from ivideogpt.errors import UserError
 from mbrl.agent_env import EnvSettings
-from mbrl.env_pool import EnvPool, evaluate
+from mbrl.env_pool import EnvPool, LostWorker, evaluate
 from mbrl.offscreen import select_backend
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,7 +94,7 @@ def test_a_failing_environment_is_one_error_and_the_pool_closes():
 def test_a_killed_worker_is_one_error():
     pool = EnvPool(SETTINGS, num_envs=1, num_workers=1)
     os.kill(pool._groups[0]._process.pid, signal.SIGKILL)
-    with pytest.raises(UserError, match=r"ended by itself \(exit code -9\).*fewer processors"):
+    with pytest.raises(LostWorker, match=r"ended by itself \(exit code -9\).*fewer processors"):
         pool.reset(SEEDS[:1])
     pool.close()
 

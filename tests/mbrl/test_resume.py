@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from contextlib import suppress
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt.errors import UserError
 from ivideogpt.pretrained import save_tokenizer, save_transformer
-from mbrl import replay_memory, snapshots
+from mbrl import env_pool, replay_memory, snapshots
 from mbrl.agent_env import AgentEnv
 from mbrl.drqv2 import DrQAgent
 from mbrl.records import Records
@@ -125,6 +127,84 @@ def test_interrupted(tmp_path, cheap_runs, monkeypatch, stops_at):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_interrupted_in_an_evaluation(tmp_path, cheap_runs, monkeypatch):
+    """Bug prevented: a batch system's patience ends before twenty episodes do."""
+    train_mbpo(tmp_path / "whole")
+    step, num_steps = AgentEnv.step, 0
+
+    def stopping(self, action):
+        nonlocal num_steps
+        num_steps += 1
+        if num_steps == 12 + 24 + 2:  # in the second evaluation, at frame 48, both of whose environments are stepped
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, action)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AgentEnv, "step", stopping)
+        assert train_mbpo(tmp_path / "stopped") == 128 + signal.SIGTERM
+    assert num_steps == 12 + 24 + 2
+    assert saved_frame(tmp_path / "stopped") == 48
+    assert train_mbpo(tmp_path / "stopped") == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("stops_in", ["update_transformer", "imagine"])
+def test_interrupted_in_the_initial_updates(tmp_path, cheap_runs, monkeypatch, stops_in):
+    """They end at the next one, and begin anew from a snapshot that was made right before, in mid-episode."""
+    options = "start_mbpo=40", "num_train_frames=60"
+    train_mbpo(tmp_path / "whole", *options)
+    original, num_calls = getattr(WorldModel, stops_in), 0
+
+    def stopping(self, *args, **kwargs):
+        nonlocal num_calls
+        num_calls += 1
+        os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(WorldModel, stops_in, stopping)
+        assert train_mbpo(tmp_path / "stopped", *options) == 128 + signal.SIGINT
+    assert num_calls == 1
+    assert saved_frame(tmp_path / "stopped") == 40
+    assert train_mbpo(tmp_path / "stopped", *options) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_lost_worker_costs_nothing(tmp_path, cheap_runs, monkeypatch):
+    """Bug prevented: a process killed for its memory in an evaluation took all frames since the last snapshot along."""
+    options = "eval_every_frames=20", "num_train_frames=60"
+    train_drq(tmp_path / "whole", *options)
+    play = env_pool._play
+
+    def lost(*args):
+        if (tmp_path / "lost" / "train.csv").exists():
+            raise env_pool.LostWorker("a process with environments ended by itself")
+        return play(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(env_pool, "_play", lost)
+        with pytest.raises(UserError, match="ended by itself"):
+            train_drq(tmp_path / "lost", *options)
+    assert saved_frame(tmp_path / "lost") == 20
+    assert train_drq(tmp_path / "lost", *options) == 0
+    assert_same_run(tmp_path / "whole", tmp_path / "lost")
+
+
+def saved_frame(run_dir) -> int:
+    return int(json.loads((run_dir / "latest.json").read_text())["snapshot"])
+
+
+def test_the_last_evaluation_is_at_the_end(tmp_path, cheap_runs):
+    """Bug prevented: 100,000 frames, evaluated every 2000, ended without one; a longer run has it once, too."""
+    assert train_drq(tmp_path / "parts", "num_train_frames=48") == 0
+    for _ in range(2):
+        assert [line["frame"] for line in lines(tmp_path / "parts", "eval")] == [0, 48]
+        assert train_drq(tmp_path / "parts", "num_train_frames=48") == 0
+    train_drq(tmp_path / "parts", "num_train_frames=60")
+    train_drq(tmp_path / "whole", "num_train_frames=60")
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_longer_run_goes_on(tmp_path, cheap_runs):
     """And one that was killed before its first snapshot begins anew."""
     train_drq(tmp_path / "whole")
@@ -159,10 +239,11 @@ def test_the_real_world_model_goes_on(tmp_path, cheap_runs, device):
         segment_length=5,
         max_target_frames=2,
         batch_size=2,
+        without_lpips=True,
     )
 
     def train(folder, frames):
-        world_model = build_video_predictor(config, torch.device(device), seed=0, lpips_path="nowhere")
+        world_model = build_video_predictor(config, torch.device(device), seed=0)
         overrides = "eval_every_frames=500", f"num_train_frames={frames}", f"device={device}"
         assert train_mbpo(folder, *overrides, world_model=world_model) == 0
 

@@ -22,11 +22,13 @@ import torch
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
 from mbrl import build_workspace, export_world_model, snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import command as command_line
 from mbrl.agent_env import AgentEnv, EnvSettings
+from mbrl.config_files import CommandLine
 from mbrl.drqv2 import DrQAgent, DrQConfig
 from mbrl.records import Records, with_rewards
 from mbrl.replay_buffer import ReplayBuffer
-from mbrl.run_folder import RunFolder
+from mbrl.run_folder import RunFolder, flat
 from mbrl.schedule import DreamSchedule
 from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
@@ -44,6 +46,35 @@ PUBLISHED = dict(
     update_gen_every_step=10, update_gen_times=1, update_tokenizer_every_step=40, gen_every_steps=200, gen_batch=32,
     gen_horizon=10, real_ratio=0.5, num_train_frames=260_002,
 )  # fmt: skip
+
+
+# Keys of the released configuration and its values, as given on a command line.
+RELEASED_DRQ = """
+    task_name coffee_push; camera corner; frame_stack 3; action_repeat 2; duration 100; succ_bonus 10.0; discount 0.99;
+    num_train_frames 260002; num_seed_frames 4000; stddev_schedule linear(1.0,0.1,100000); eval_every_frames 2000;
+    num_eval_episodes 20; save_snapshot true; save_video true; save_train_video false; use_tb true;
+    replay_buffer_size 1000000; replay_buffer_num_workers 4; nstep 3; batch_size 256; demo false;
+    demo_path_prefix demonstrations; seed 1; device cpu; experiment default; agent_update_times 2; lr 1e-4;
+    feature_dim 50; agent.lr 1e-4; agent.critic_target_tau 0.01; agent.update_every_steps 1; agent.use_tb true;
+    agent.device cpu; agent.num_expl_steps 2000; agent.hidden_dim 1024; agent.feature_dim 50;
+    agent.stddev_schedule linear(1.0,0.1,100000); agent.stddev_clip 0.3; agent.beta 0; agent.delay_steps 1
+""".replace("\n", " ").split(";")
+RELEASED_MBPO = """
+    exp_name mbpo; start_mbpo 4000; init_update_gen_steps 1000; init_gen_times 20; update_gen_every_step 10;
+    update_gen_times 1; update_tokenizer_every_step 40; gen_every_steps 200; gen_batch 32; gen_horizon 10;
+    real_ratio 0.5; world_model.load_pretrained_model true; world_model.config_name configs/llama/config.json;
+    world_model.vqgan_type ctx_vqgan;
+    world_model.pretrained_model_name_or_path pretrained_models/ivideogpt-oxe-64-act-free/tokenizer;
+    world_model.pretrained_transformer_path pretrained_models/ivideogpt-oxe-64-act-free/transformer;
+    world_model.load_internal_llm true; world_model.llama_attn_drop 0.1; world_model.symlog true;
+    world_model.context_length 2; world_model.segment_length 12; world_model.action_dim 4; world_model.batch_size 16;
+    world_model.selected_params true; world_model.tok_lr 1e-4; world_model.tok_wd 0.0; world_model.tok_beta1 0.9;
+    world_model.tok_beta2 0.999; world_model.fast_reward_predictor false; world_model.reward_lr 1e-4;
+    world_model.reward_wd 0.0; world_model.max_grad_norm 1.0; world_model.max_target_frames 5;
+    world_model.model_lr 1e-4; world_model.model_wd 0.0; world_model.embed_no_wd true; world_model.reward_weight 1.0
+""".replace("\n", " ").split(";")
+OURS_DRQ = {"paper_reward", "use_wandb", "run_dir", "agent.compile"}
+OURS_MBPO = {"lpips_path", "world_model.without_lpips"}
 
 
 @pytest.fixture
@@ -131,6 +162,90 @@ def test_numbers_of_the_defaults():
     settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
     assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
     assert settings.stddev_schedule == "linear(1.0,0.1,100000)"
+
+
+def test_every_key_of_the_released_configuration():
+    """Bug prevented: commands and values of released runs are refused, or mean something else."""
+    for parse, released in (
+        (train_metaworld_drq.parse, ["exp_name drq", *RELEASED_DRQ]),
+        (train_metaworld_mbpo.parse, [*RELEASED_DRQ, *RELEASED_MBPO]),
+    ):
+        values = dict(map(str.split, released))
+        _, config = parse(["device=cpu"])
+        _, given = parse([f"{name}={value}" for name, value in values.items()])
+        assert flat(given) | {"device": "cpu", "agent.device": "cpu"} == flat(config)
+        assert OURS_DRQ <= set(flat(config)) - set(values) <= OURS_DRQ | OURS_MBPO
+    nulls = ["world_model.max_grad_norm=null", "world_model.llama_attn_drop=null"]
+    world_model = read(WorldModelConfig, train_metaworld_mbpo.parse(["device=cpu", *nulls])[0].world_model)
+    assert (world_model.max_grad_norm, world_model.llama_attn_drop) == (None, None)
+    schedule = "step_linear(1.0,0.5,1000,0.1,5000)"
+    for override in (
+        f"stddev_schedule={schedule}",
+        f"stddev_schedule='{schedule}'",
+        f"agent.stddev_schedule={schedule}",
+    ):
+        assert train_metaworld_drq.parse(["device=cpu", override])[0].agent.stddev_schedule == schedule
+
+
+def test_several_runs_of_one_command(tmp_path, monkeypatch, caplog):
+    """As `-m` of hydra's: one after another, each in its own folder, and the process starts again for the next one."""
+    started, trained = [], []
+    monkeypatch.setattr(command_line.os, "execv", lambda program, arguments: started.append(arguments))
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
+
+    def run(*arguments: str) -> int | None:
+        monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+        try:
+            command_line.run(train_metaworld_drq.parse, lambda settings, _: trained.append(settings) or 0, "", "config")
+        except SystemExit as end:
+            return end.code
+        return None
+
+    sweep = ["-m", "task=plate-slide,hammer", "seed=1,2", "device=cpu", "stddev_schedule=linear(1.0,0.1,9)"]
+    arguments = sweep
+    while run(*arguments) is None:
+        arguments = started[-1][2:]
+    assert [(settings.task_name, settings.seed) for settings in trained] == [
+        ("plate_slide", 1), ("plate_slide", 2), ("hammer", 1), ("hammer", 2)
+    ]  # fmt: skip
+    assert len({settings.run_dir for settings in trained}) == 4
+    assert [arguments[1:] for arguments in started] == [
+        ["train.py", *sweep, *(part for n in range(2, last + 1) for part in ("--first-run", str(n)))]
+        for last in (2, 3, 4)
+    ]
+    for wrong, message in (
+        (["seed=1,2"], r"seed=1,2: several values make several runs, one after another, with --multirun \(-m\)"),
+        (
+            ["-m", "lr=1e-4,3e-4", "device=cpu"],
+            "several of these runs would be in log_mbrl/drq/coffee_push-seed1: name",
+        ),
+        (["-m", "seed=1,x", "device=cpu"], "seed is 'x': it should be a whole number"),
+        (["-m", "seed=1,2", "--first-run", "3"], "--first-run is 3: these are 2 runs"),
+        (["--config-name", "other"], "--config-name other: .* has config, mbpo_config; put a file of your own there"),
+        (["--config-name"], "--config-name: expected one argument"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run(*wrong)
+    assert len(trained) == 4
+    assert run("-m", "exp_name=drq-lr${lr}", "lr=1e-4,3e-4", "device=cpu") is None
+    assert str(trained[-1].run_dir) == "log_mbrl/drq-lr0.0001/coffee_push-seed1"
+
+
+def test_a_run_that_fails_is_the_last(monkeypatch):
+    """Its exit code is the command's."""
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "device=cpu"])
+    monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
+    with pytest.raises(SystemExit) as end:
+        command_line.run(train_metaworld_drq.parse, lambda settings, config: 143, "", "config")
+    assert end.value.code == 143
+
+
+def test_the_configuration_may_be_named():
+    line = CommandLine.read(["--config-name", "mbpo_config.yaml", "task=hammer"], "config")
+    assert (line.config_name, line.runs) == ("mbpo_config", [["task=hammer"]])
+    assert CommandLine.read(["-cn=mbpo_config"], "config").config_name == "mbpo_config"
+    settings, _ = train_metaworld_mbpo.parse(["task=hammer", "device=cpu"], "mbpo_config")
+    assert settings.exp_name == "mbpo"
 
 
 def test_agent_learns_at_its_own_pace(tmp_path, events):
@@ -322,6 +437,38 @@ def test_a_lost_agent_never_reaches_a_snapshot(tmp_path, cheap_runs, monkeypatch
     assert json.loads((tmp_path / "latest.json").read_text()) == {"snapshot": "000000072"}
 
 
+def test_gradients_of_the_last_update_never_reach_a_snapshot(tmp_path, cheap_runs, monkeypatch):
+    """Bug prevented: a finite loss, infinite gradients, and NaN weights saved over the last good ones."""
+    update = DrQAgent.update
+
+    def spoiled(self, batch, step):
+        metrics = update(self, batch, step)
+        if step == 47:
+            self.critic.heads[0][0].weight.data[0, 0] = torch.nan
+        return metrics
+
+    monkeypatch.setattr(DrQAgent, "update", spoiled)
+    with pytest.raises(UserError, match=r"the norm of the critic's weights is nan at frame 96: the agent is lost"):
+        train_drq(tmp_path)
+    assert json.loads((tmp_path / "latest.json").read_text()) == {"snapshot": "000000072"}
+
+
+def test_a_simulator_that_earns_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
+    """Bug prevented: a reward that is saved in the replay buffer, and spoils the agent after every resume."""
+    step = AgentEnv.step
+    calls = iter(range(1000))
+
+    def broken(self, action):
+        result = step(self, action)
+        return replace(result, reward=np.inf) if next(calls) == 12 + 40 else result
+
+    monkeypatch.setattr(AgentEnv, "step", broken)
+    with pytest.raises(UserError, match=r"the simulator's reward is inf at frame \d+: The last snapshot"):
+        train_drq(tmp_path, "eval_every_frames=1000")
+    assert "NaN" not in (text := (tmp_path / "metrics.jsonl").read_text())
+    assert "Infinity" not in text
+
+
 def test_an_agent_that_acts_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
     """Before the environment sees it, and in words."""
     update = DrQAgent.update
@@ -408,6 +555,11 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
         ("camera=nowhere", "there are corner"),
         ("agent.beta=1", "agent.beta"),
         ("--multirun", "given as key=value"),
+        ("--config-path=cfgs", r"--config-path=cfgs: .* of hydra's flags there are --multirun \(-m\)"),
+        ("hydra.run.dir=here", "hydra.run.dir=here: hydra only puts the settings together here.*run_dir="),
+        ("+hydra.job.chdir=true", "hydra only puts the settings together"),
+        ("hydra/launcher=joblib", "hydra only puts the settings together"),
+        ("agent.device=cuda", "agent.device is cuda and device is cpu: .* give device alone"),
     ],
 )
 def test_wrong_settings_are_one_line(override, message):
@@ -418,7 +570,7 @@ def test_wrong_settings_are_one_line(override, message):
 def test_settings_that_can_do_nothing_say_so(caplog):
     train_metaworld_drq.parse(["device=cpu", "use_tb=true"])
     assert not caplog.records
-    train_metaworld_drq.parse(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=true"])
+    train_metaworld_drq.parse(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=false"])
     assert [record.message.partition(" has no effect")[0] for record in caplog.records] == [
         "replay_buffer_num_workers",
         "agent.use_tb",
@@ -445,6 +597,17 @@ def test_without_the_optional_packages_it_is_one_line(tmp_path):
     )
 
 
+@pytest.mark.parametrize(("gpu", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_a_gpu_if_there_is_one(monkeypatch, caplog, gpu, expected):
+    """Bug prevented: the first command that a user tries ends because there is no GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    settings, _ = train_metaworld_drq.parse([])
+    assert (settings.device, settings.agent.device, settings.torch_device.type) == ("auto", "auto", expected)
+    assert [record.message.partition(",")[0] for record in caplog.records] == ["no GPU here: training on the CPU"] * (
+        not gpu
+    )
+
+
 def test_a_gpu_by_its_number(monkeypatch):
     """Bug prevented: a traceback of CUDA's for a GPU that is one too many."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -459,12 +622,12 @@ def test_a_gpu_by_its_number(monkeypatch):
 @pytest.mark.parametrize(
     ("device", "message"),
     [
-        ("cuda", "finds no GPU here: add device=cpu"),
-        ("cuda:1", "finds no GPU here: add device=cpu"),
-        ("nothing", "should be cpu, cuda or cuda:<number>"),
-        ("meta", "should be cpu, cuda or cuda:<number>"),
-        ("mps", "should be cpu, cuda or cuda:<number>"),
-        ("cuda:", "should be cpu, cuda or cuda:<number>"),
+        ("cuda", "finds no GPU here: leave device out, or give device=cpu"),
+        ("cuda:1", "finds no GPU here: leave device out, or give device=cpu"),
+        ("nothing", "should be auto, cpu, cuda or cuda:<number>"),
+        ("meta", "should be auto, cpu, cuda or cuda:<number>"),
+        ("mps", "should be auto, cpu, cuda or cuda:<number>"),
+        ("cuda:", "should be auto, cpu, cuda or cuda:<number>"),
     ],
 )
 def test_devices_that_are_not_there(tmp_path, device, message):
@@ -476,7 +639,7 @@ def test_devices_that_are_not_there(tmp_path, device, message):
 HOLD = """
 import sys, time
 from pathlib import Path
-from mbrl.run_folder import RunFolder
+from mbrl.run_folder import RunFolder, flat
 with RunFolder(Path(sys.argv[1])).locked():
     print("locked", flush=True)
     time.sleep(600)
@@ -560,6 +723,17 @@ def test_the_command_killed_and_started_again(tmp_path):
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
+
+
+def test_the_command_for_several_seeds(tmp_path):
+    """In processes of their own: bug prevented, a second run in what memory the first one has left."""
+    overrides = ["-m", "num_train_frames=2", "seed=1,2", "run_dir=run-${seed}", "save_video=false", "use_tb=false"]
+    done = subprocess.run(command(*overrides), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    begun = [line for line in done.stderr.splitlines() if line.startswith("run ")]
+    assert begun == ["run 1 of 2: run-1", "run 2 of 2: run-2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"run-1", "run-2"}
+    assert [json.loads((tmp_path / f"run-{n}" / "settings.json").read_text())["seed"] for n in (1, 2)] == [1, 2]
 
 
 def test_the_command_of_mbpo(tmp_path):

@@ -21,10 +21,13 @@ from tests.parity.formulas import actions as formula_actions
 from tests.parity.formulas import clip, golden
 from tests.parity.networks import llama_config, tokenizer, transformer
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture
 def predictor(config):
-    return build_video_predictor(config, torch.device("cpu"), seed=0)
+    """In float32 throughout, whatever the processor is fast in, like all that it is compared with here."""
+    return build_video_predictor(config, CPU, seed=0)
 
 
 def segments(batch: int = 2, length: int = SEGMENT_LENGTH, seed: int = 0) -> Segments:
@@ -297,6 +300,35 @@ def test_less_context_than_the_checkpoint_has(config):
     assert predictor.imagine(starts(), lambda stacks: torch.zeros(len(stacks), 4), 2, seed=0).frames.shape[1] == 3
 
 
+def test_the_perceptual_loss_is_not_left_out_in_silence(config, tmp_path, caplog):
+    """Bug prevented: a world model of lesser quality than the paper's, for two files that were not there."""
+    with pytest.raises(UserError, match=r"put vgg16-397923af.pth .* and vgg.pth .*: world_model.without_lpips=true"):
+        build_video_predictor(replace(config, without_lpips=False), CPU, seed=0, lpips_path=tmp_path)
+    assert build_video_predictor(config, CPU, seed=0)._tokenizer_loss.lpips is None
+    assert "WITHOUT the perceptual loss, as world_model.without_lpips=true says" in caplog.text
+
+
+def test_no_limit_of_gradients_and_the_dropout_of_the_architecture(config, tmp_path):
+    """Null in the published configuration: gradients stay as they are, and dropout is what the architecture says."""
+    llama = llama_config()
+    llama.attention_dropout = 0.25
+    llama.save_pretrained(tmp_path)
+    given = replace(config, config_name=str(tmp_path), llama_attn_drop=None)
+    free = build_video_predictor(replace(given, max_grad_norm=None), CPU, seed=0)
+    assert free.transformer.llm.config.attention_dropout == 0.25
+    clipped = build_video_predictor(replace(given, max_grad_norm=0.01), CPU, seed=0)
+    norms = {}
+    for name, one in (("free", free), ("clipped", clipped)):
+        torch.manual_seed(0)  # dropout
+        metrics = one.update_transformer(segments())
+        left = [parameter.grad for parameter in one.transformer.parameters() if parameter.grad is not None]
+        norms[name] = metrics["grad_norm"].item(), torch.nn.utils.get_total_norm(left).item()
+    assert norms["free"][0] == pytest.approx(norms["clipped"][0])
+    assert norms["free"][1] == pytest.approx(norms["free"][0])
+    assert norms["free"][0] > 0.1
+    assert norms["clipped"][1] == pytest.approx(0.01, rel=1e-3)
+
+
 def test_what_does_not_go_together_is_refused_at_once(config):
     with pytest.raises(UserError, match=r"is for 64 px, and the environment shows 128 px"):
         build_video_predictor(config, torch.device("cpu"), seed=0, image_size=128)
@@ -322,6 +354,6 @@ def test_numbers_out_of_their_range(name, value, message):
 
 def test_the_loss_does_not_change_in_the_middle_of_a_run(predictor):
     state = predictor.state_dict()
-    with pytest.raises(UserError, match="was trained with the perceptual loss, and now there are no LPIPS weights"):
+    with pytest.raises(UserError, match=r"with the perceptual loss: set world_model.without_lpips=false again"):
         predictor.load_state_dict(state | {"perceptual_loss": True})
     predictor.load_state_dict(state)
