@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
+import reprlib
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
@@ -121,7 +123,9 @@ class ModelMetadata:
                 f"{self.context_length}: it counts the context"
             )
         if self.action_normalization is not None:
-            check_fields(self.action_normalization)
+            numbers = (*self.action_normalization.mean, *self.action_normalization.std)
+            if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+                raise UserError(f"action_normalization is {reprlib.repr(numbers)}, expected numbers")
             lengths = [len(self.action_normalization.mean), len(self.action_normalization.std)]
             if lengths != [self.action_dim, self.action_dim]:
                 raise UserError(

@@ -29,6 +29,7 @@ from ivideogpt.pretrained import (
 )
 from ivideogpt.state_dicts import read_foreign_tensors
 from ivideogpt.transformer import HeadModelWithAction
+from tests.fuzz.mutate import bounded
 from tests.parity.formulas import actions, clip
 from tests.parity.networks import llama_config, tokenizer, transformer, world_model
 
@@ -420,3 +421,48 @@ def test_values_of_the_metadata_are_checked(saved, values, message):
     change_json(saved / "ivideogpt.json", **values)
     with pytest.raises(UserError, match=f"ivideogpt.json: .*{message}"):
         WorldModel.from_pretrained(saved)
+
+
+# ---- configs from elsewhere
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        (
+            "transformer",
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers is 1000000000, expected a whole number from 1 to",
+        ),
+        ("transformer", {"hidden_size": "64"}, "hidden_size is '64', expected a whole number"),
+        ("transformer", {"hidden_act": "magic"}, "describes no network that can be built .KeyError"),
+        ("transformer", {"rope_theta": float("nan")}, "rope_theta is nan, expected a number from 1 to"),
+        ("tokenizer", {"layers_per_block": 10**6}, "layers_per_block is 1000000, expected a whole number from 1 to 16"),
+        ("tokenizer", {"block_out_channels": [2**14] * 3}, r"describes a network of \d+ parameters, .* holds \d+"),
+        ("tokenizer", {"block_out_channels": 64}, "block_out_channels is 64, expected a list"),
+        ("tokenizer", {"down_block_types": ["Magic"] * 3}, "describes no network that can be built"),
+        ("tokenizer", {"mid_block_add_attention": "no"}, "mid_block_add_attention is 'no', expected true or false"),
+    ],
+)
+def test_absurd_configs_are_refused_before_anything_is_built(saved, part, change, message):
+    """Bug prevented: a billion layers, or 30 GB for a network whose file holds one megabyte."""
+    change_json(saved / part / "config.json", **change)
+    with bounded(num_bytes=512 << 20), pytest.raises(UserError, match=message) as error:
+        WorldModel.from_pretrained(saved)
+    assert str(saved / part / "config.json") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segment_length": 10**12}, "segment_length is 1000000000000, expected 0 to"),
+        ({"action_dim": True}, "action_dim is True, expected"),
+        ({"generation": {"top_k": 1.5}}, "top_k is 1.5, expected"),
+        ({"action_normalization": {"mean": ["a"] * 4, "std": [1] * 4}}, "action_normalization is .*, expected numbers"),
+        ({"action_normalization": {"mean": [0] * 4, "std": [float("nan")] * 4}}, ".*expected numbers"),
+    ],
+)
+def test_absurd_metadata_is_refused(saved, change, message):
+    change_json(saved / "ivideogpt.json", **change)
+    with pytest.raises(UserError, match=rf"ivideogpt\.json: {message}"):
+        ModelMetadata.read(saved)

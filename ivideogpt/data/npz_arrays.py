@@ -36,6 +36,7 @@ _BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # recorded video of this size never com
 # What zipfile and zlib raise for damaged files: NotImplementedError for versions, RuntimeError for encryption.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError)
 _ENCRYPTED = 1  # among a member's flags
+NOT_NPZ, NOT_NPY = "truncated or not an npz file", "truncated or not an npy file"
 _CHECKED_AT_ONCE = 1 << 20
 
 
@@ -245,7 +246,7 @@ def npy_array(path: str) -> NpzMember:
         UserError: naming the file and what is wrong with it.
     """
     status = _status(path)
-    with _reading(path, "npy"), open(path, "rb") as file:
+    with _reading(path, NOT_NPY), open(path, "rb") as file:
         shape, fortran_order, dtype = _read_npy_header(file)
         member = NpzMember(
             path,
@@ -263,7 +264,7 @@ def npy_array(path: str) -> NpzMember:
 
 def check_sums(path: str) -> None:
     """Raise UserError unless every array of an npz file fits its checksum. Foreign compression is left alone."""
-    with _reading(path), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
+    with _reading(path, "damaged"), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not info.flag_bits & _ENCRYPTED:
                 with archive.open(info) as content:
@@ -279,14 +280,14 @@ def _status(path: str) -> os.stat_result:
 
 
 @contextmanager
-def _reading(path: str, kind: str = "npz") -> Iterator[None]:
+def _reading(path: str, fault: str = NOT_NPZ) -> Iterator[None]:
     """Turn what damage raises into a UserError that names the file."""
     try:
         yield
     except UserError:
         raise
     except _DAMAGE as error:
-        raise _damaged(path, error, kind) from error
+        raise _damaged(path, error, fault) from error
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -345,12 +346,12 @@ def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -
     claimed = member.num_bytes
     room = MAX_DEFLATE_RATIO * (stored + 1) if member.data_offset is None else file_size - member.data_offset
     if min(member.shape, default=0) < 0 or member.header_length + claimed != inflated or claimed > room:
-        raise _damaged(member.path, f"{_titled(member)} claims {claimed} bytes that are not there", _kind(member))
+        raise _damaged(member.path, f"{_titled(member)} claims {claimed} bytes that are not there", _fault(member))
     if claimed > max(_BOMB_BYTES, _BOMB_RATIO * min(stored + 1, file_size)):
-        raise _damaged(member.path, f"{_titled(member)} would grow from {stored} to {claimed} bytes", _kind(member))
+        raise _damaged(member.path, f"{_titled(member)} would grow from {stored} to {claimed} bytes", _fault(member))
     row_bytes = math.prod(max(length, 1) for length in member.shape[1:]) * max(member.dtype.itemsize, 1)
     if claimed == 0 and (row_bytes > _MAX_EMPTY_ROW or max(member.shape) > _MAX_EMPTY_ROW):
-        raise _damaged(member.path, f"{_titled(member)} of shape {member.shape} holds nothing", _kind(member))
+        raise _damaged(member.path, f"{_titled(member)} of shape {member.shape} holds nothing", _fault(member))
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -382,8 +383,8 @@ def _titled(member: NpzMember) -> str:
     return f"array {member.name!r}" if member.name else "the array"
 
 
-def _kind(member: NpzMember) -> str:
-    return "npz" if member.name else "npy"
+def _fault(member: NpzMember) -> str:
+    return NOT_NPZ if member.name else NOT_NPY
 
 
 def unreadable(path: str, error: OSError | ValueError) -> UserError:
@@ -391,5 +392,5 @@ def unreadable(path: str, error: OSError | ValueError) -> UserError:
     return UserError(f"{path}: cannot be read ({str(reason).lower()}); expected an episode")
 
 
-def _damaged(path: str, reason: object, kind: str = "npz") -> UserError:
-    return UserError(f"{path}: damaged, truncated or not an {kind} file ({reason}); record or convert it again")
+def _damaged(path: str, reason: object, fault: str = NOT_NPZ) -> UserError:
+    return UserError(f"{path}: {fault} ({reason}); record or convert it again")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ivideogpt.data import npz_arrays
 from ivideogpt.data.episodes import NpzEpisodes, open_episode
-from ivideogpt.data.npz_arrays import InflatedArrays, npz_members
+from ivideogpt.data.npz_arrays import InflatedArrays, check_sums, npy_array, npz_members
 from ivideogpt.errors import UserError
 from tests.data.synthetic import numbered_frames, write_dataset, write_episode
 
@@ -255,3 +255,64 @@ def test_a_file_that_shrinks_after_it_was_opened_is_refused(path, save):
     path.unlink()
     with pytest.raises(UserError, match="no such file"):
         episode.read(np.arange(3))
+
+
+def npy_file(path, shape, descr="<f4", content=b""):
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, dict(descr=descr, fortran_order=False, shape=shape))
+    path.write_bytes(header.getvalue() + content)
+    return str(path)
+
+
+@pytest.mark.parametrize("shape", [(0, 10**12), (10**12, 0), (0, 10**6, 10**6)])
+def test_arrays_without_values_claim_no_giant_rows(tmp_path, shape):
+    """Bug prevented: an action array without rows that takes 4 TB once the missing last row is added."""
+    with pytest.raises(UserError, match="holds nothing"):
+        npy_array(npy_file(tmp_path / "a.npy", shape))
+    episode = write_episode(tmp_path / "a.npz", 1, action=None)
+    with zipfile.ZipFile(episode, "a") as archive:
+        archive.writestr("action.npy", (tmp_path / "a.npy").read_bytes())
+    with pytest.raises(UserError, match=r"a\.npz: .*'action' of shape .* holds nothing"):
+        open_episode(episode).actions(np.array([0]))
+
+
+def test_npy_files(tmp_path):
+    for values in (
+        np.arange(6.0).reshape(2, 3),
+        np.asfortranarray(np.arange(6).reshape(2, 3)),
+        np.array(3),
+        np.ones((0, 4)),
+    ):
+        np.save(tmp_path / "a.npy", values)
+        for read in (npy_array(str(tmp_path / "a.npy")).all(), npy_array(str(tmp_path / "a.npy")).mapped()):
+            np.testing.assert_array_equal(read, values)
+            assert read.dtype == values.dtype
+    np.save(tmp_path / "a.npy", np.array([{}], object))
+    with pytest.raises(UserError, match=r"a\.npy: the array holds pickled Python objects"):
+        npy_array(str(tmp_path / "a.npy"))
+    with pytest.raises(UserError, match=r"a\.npy: truncated or not an npy file .*claims 4000000000000 bytes"):
+        npy_array(npy_file(tmp_path / "a.npy", (10**12,)))
+
+
+def test_whole_arrays_fit_their_checksums(path):
+    """Bug prevented: demonstrations with flipped bits; numpy compares the sums, a memory map does not."""
+    write_episode(path, 20, image=NOISE)
+    content = bytearray(path.read_bytes())
+    content[content.index(NOISE.tobytes()[:100])] ^= 1
+    path.write_bytes(content)
+    for read in (npz_members(str(path))["image"].all, lambda: check_sums(str(path))):
+        with pytest.raises(UserError, match="Bad CRC-32"):
+            read()
+
+
+def test_arrays_are_parsed_when_they_are_asked_for(path):
+    write_episode(path, 20)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("log.npy", b"\x93NUMPY\x03\x00")
+    members = npz_members(str(path))
+    assert (list(members), list(members.readable())) == (
+        ["image", "action", "reward", "log"],
+        ["image", "action", "reward"],
+    )
+    with pytest.raises(UserError, match="array 'log' has no readable header"):
+        members["log"]
