@@ -31,9 +31,11 @@ class VideoFile:
     ahead of a short window is thrown away.
     """
 
+    _container: Any = None
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         require("av")
-        self.path = os.fspath(path)
+        self.path, self._process = os.fspath(path), os.getpid()
         self._turn = threading.Lock()
         with readable_video(self.path):
             status = os.stat(self.path)
@@ -42,6 +44,11 @@ class VideoFile:
             self._shortest = self._shortest_delay() if self._container.format.name == "gif" else None
         self._ahead: Iterator[Any] = iter(())
         self._current: Any = None  # the frame last decoded
+
+    def __del__(self) -> None:
+        """Close it at once: its parts refer to each other, and hundreds would wait for the garbage collector."""
+        if self._container is not None and self._process == os.getpid():
+            self._container.close()
 
     @property
     def rate(self) -> float | None:
@@ -136,6 +143,14 @@ def _open(path: str) -> tuple[Any, Any]:
     import av
 
     container = av.open(os.path.abspath(path))  # a colon in a relative one would be taken for a protocol
+    try:
+        return container, _decodable(path, container)
+    except UserError:
+        container.close()
+        raise
+
+
+def _decodable(path: str, container: Any) -> Any:
     if not container.streams.video:
         raise UserError(f"{path}: holds no video; expected a stream of pictures")
     stream: Any = container.streams.video[0]
@@ -144,7 +159,7 @@ def _open(path: str) -> tuple[Any, Any]:
     if stream.width * stream.height > _MAX_PIXELS:
         raise UserError(f"{path}: claims frames of {stream.height}x{stream.width} pixels; copy or record it again")
     stream.codec_context.thread_count = 1
-    return container, stream
+    return stream
 
 
 @lru_cache(maxsize=_KNOWN_TIMES)
