@@ -29,8 +29,9 @@ def clips(tmp_path_factory) -> Path:
 def tokenizer_command(clips, tokenizer_config, tmp_path) -> list[str]:
     return f"""
         --dataset_path {clips} --oxe_data_mixes_type folder:* --resolution 64 --context_length 2 --segment_length 4
-        --model_config_name_or_path {tokenizer_config} --train_batch_size 1 --disc_start 100 --seed 0 --report_to none --mixed_precision no
-        --log_steps 1 --validation_steps 4 --max_eval_iters 1 --log_image_steps 4 --lr_warmup_steps 1
+        --model_config_name_or_path {tokenizer_config} --train_batch_size 1 --disc_start 100 --seed 0 --report_to none
+        --mixed_precision no --log_steps 1 --validation_steps 4 --max_eval_iters 1 --log_image_steps 4
+        --lr_warmup_steps 1
         --restart_dead_codes 2 --perc_weight 0 --output_dir {tmp_path / "runs"} --exp_name toy
     """.split()
 
