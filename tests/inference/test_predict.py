@@ -115,7 +115,6 @@ def test_gif_has_the_truth_left_and_reconstruction_then_prediction_right(tiny_wo
             assert np.abs(shown - np.concatenate([left, right], axis=1)).mean() < 8
 
 
-@pytest.mark.usefixtures("every_mode")
 def test_same_seed_same_files_and_another_seed_another_segment(run):
     """A result that cannot be had again is no result."""
     scores = []
