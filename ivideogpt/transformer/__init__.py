@@ -5,7 +5,7 @@ from ivideogpt.transformer.causal_dropout import ATTENTION
 from ivideogpt.transformer.decoder import FrameDecoder
 from ivideogpt.transformer.frame_model import FrameModel
 from ivideogpt.transformer.llama import CachedLlama
-from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed, sample
+from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed, expected_codes, sample
 from ivideogpt.transformer.static_frames import GraphPool
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "RandomStreams",
     "Sampling",
     "drawn_seed",
+    "expected_codes",
     "sample",
 ]

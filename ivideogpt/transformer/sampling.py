@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
+from ivideogpt.precision import full_float32
 from ivideogpt.transformer import native
 
 
@@ -107,6 +108,18 @@ def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Te
         logits, ids = logits.topk(sampling.top_k, dim=-1)
     winner = (logits + _gumbel(draw[:, None] ^ ids)).argmax(-1, keepdim=True)
     return ids.gather(-1, winner).squeeze(-1)
+
+
+def expected_codes(logits: Tensor, vectors: Tensor) -> Tensor:
+    """Codes (...) whose vectors are nearest to the mean vector of the softmax of logits (..., codes).
+
+    ``vectors`` (codes, d) are those of the codebook. Never waits for the device.
+    """
+    with torch.autocast(logits.device.type, enabled=False), full_float32():
+        vectors = vectors.float()
+        mean = logits.float().softmax(-1) @ vectors
+        # half the squared distance, less what all codes have in common
+        return (vectors.square().sum(-1) / 2 - mean @ vectors.T).argmin(-1)
 
 
 def _gumbel(x: Tensor) -> Tensor:
