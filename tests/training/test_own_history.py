@@ -19,7 +19,7 @@ from ivideogpt.training.own_history import (
     sample_first_frames,
     standing_still,
 )
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, RandomStreams, Sampling, expected_codes
+from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, RandomStreams, Sampling
 from tests.parity.formulas import actions, fill
 from tests.parity.networks import llama_config
 from tests.training.runs import build_gpt, fit, metrics_of, without
@@ -174,14 +174,6 @@ def test_the_still_code_is_the_zero_vector():
     assert find_still_code(codebook) is None
     codebook[2] = 0
     assert find_still_code(codebook) == 2
-
-
-def test_the_expected_code_lies_between_the_likely_ones():
-    """Half left, half right, hardly anything in the middle: the middle it is."""
-    vectors = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.1, 0.0], [0.0, 5.0]])
-    logits = torch.tensor([[2.0, 2.0, -9.0, -9.0], [9.0, 0.0, 0.0, 0.0]])
-    assert expected_codes(logits, vectors).tolist() == [2, 0]
-    assert expected_codes(logits.bfloat16()[:, None], vectors.half()).tolist() == [[2], [0]]
 
 
 # ---- runs
