@@ -26,13 +26,14 @@ from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
 from ivideogpt.data.episodes import open_episode
 from ivideogpt.devices import DEVICES, choose_device
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
+from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata, language_model
+from ivideogpt.transformer import SAMPLING_RULES
 from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
@@ -63,6 +64,11 @@ class PredictArgs:
     repeat_times: int = option(5, "futures to sample", minimum=1)
     temperature: float | None = option(None, "of sampling; unless given, the checkpoint's")
     top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's")
+    sampling_rule: str | None = option(
+        None,
+        "expected_code: the code nearest to the mean vector; unless given, the checkpoint's",
+        choices=SAMPLING_RULES,
+    )
     seed: int = option(0, "decides where the segment starts and which futures are sampled")
     device: str = option("auto", "where the model runs", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
@@ -128,6 +134,7 @@ def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
         goal_conditioned=args.goal_conditioned,
         temperature=args.temperature,
         top_k=args.top_k,
+        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
     )
     return with_settings(model, settings)
 
@@ -177,7 +184,8 @@ def number_of_samples(args: PredictArgs, model: WorldModel) -> int:
     """One where all would be equal."""
     if args.repeat_times == 1 or not model.metadata.generation.is_deterministic:
         return args.repeat_times
-    print("one future, of the likeliest tokens, as the checkpoint asks for; --top_k 100 samples several", flush=True)
+    several = flags_for_several(model.metadata.generation)
+    print(f"one future, as the checkpoint leaves nothing to chance; {several} samples several", flush=True)
     return 1
 
 

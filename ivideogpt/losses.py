@@ -167,6 +167,7 @@ def transformer_loss(
     rewards: Tensor | None = None,
     reward_weight: float = 1.0,
     inputs: Tensor | None = None,
+    past_key_values: Any = None,
 ) -> LossTerms:
     """Next-token cross-entropy of future frames, plus the terms of the heads that the model has.
 
@@ -176,14 +177,20 @@ def transformer_loss(
         actions: (B, T, D) of the whole clip; frame k of the future takes ``actions[:, t - 1 + k]``.
         rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the head's space.
         inputs: (B, L) what the model reads, if that differs from the ``tokens`` that it is to predict.
+        past_key_values: a cache that holds all before the first future separator, if that has been read.
     """
     # from the first future separator on: the prompt has no labels and needs no logits
     labels = layout.labels(tokens)[:, layout.prompt_length - 1 :]
     inputs = tokens if inputs is None else inputs
     if actions is None:
-        loss = model(input_ids=inputs, labels=labels, logits_to_keep=labels.shape[1], use_cache=False).loss
+        options: dict[str, Any] = {"use_cache": False}
+        if past_key_values is not None:
+            inputs = inputs[:, layout.prompt_length - 1 :]
+            options = {"use_cache": True, "past_key_values": past_key_values}
+        loss = model(input_ids=inputs, labels=labels, logits_to_keep=labels.shape[1], **options).loss
         return LossTerms(loss, {"ce": loss})
-    result = model(input_ids=inputs, labels=labels, action=actions)
+    options = {} if past_key_values is None else {"past_key_values": past_key_values}
+    result = model(input_ids=inputs, labels=labels, action=actions, **options)
     outputs, predicted = result if isinstance(result, tuple) else (result, None)
     total, parts = outputs.loss, {"ce": outputs.cross_entropy}
     if outputs.action_recon_loss is not None:

@@ -323,7 +323,13 @@ class Session:
         if seed is None or isinstance(seed, torch.Generator):
             seed = drawn_seed(seed, sampling)
         self._decoder = FrameDecoder(
-            FrameModel(world_model.cached_llama(), self._layout, sampling, world_model.reward_head),
+            FrameModel(
+                world_model.cached_llama(),
+                self._layout,
+                sampling,
+                world_model.reward_head,
+                world_model.tokenizer.dynamics_quantize.embedding.weight.detach(),
+            ),
             RandomStreams.of_clips(operator.index(seed), numbers, num_samples, first_sample),
             world_model.graphs,
         )

@@ -64,7 +64,7 @@ def test_a_saved_model_is_the_model(tmp_path, action_dim):
         reward_prediction=action_dim is not None,
         dataset_step=2,
         action_normalization=None if action_dim is None else ActionNormalization((0.5,) * 4, (2.0,) * 4),
-        generation=Sampling(top_k=7),
+        generation=Sampling(rule="expected_code") if action_dim is None else Sampling(top_k=7),
     )
     model.save_pretrained(tmp_path)
     loaded = WorldModel.from_pretrained(tmp_path)

@@ -110,6 +110,31 @@ def test_an_action_for_every_sample_equals_the_naive_loop():
     assert not torch.equal(rollout.tokens[:, 0], rollout.tokens[:, 1])
 
 
+class NearestToTheMean:
+    """Chooses the dynamics id nearest to the softmax's mean vector, as the naive loop's ``random``."""
+
+    def __init__(self, model: WorldModel) -> None:
+        self.vectors = model.tokenizer.dynamics_quantize.embedding.weight.double()
+        self.first = model.layout.context_codes
+
+    def token(self, logits: Tensor, sampling: Sampling) -> Tensor:
+        of_dynamics = logits[:, self.first : self.first + len(self.vectors)].double() / sampling.temperature
+        mean = of_dynamics.softmax(-1) @ self.vectors
+        return self.first + (mean[:, None] - self.vectors).norm(dim=-1).argmin(-1)
+
+
+def test_expected_codes_are_read_in_the_tokenizers_codebook_of_future_frames():
+    """Vectors of the context codebook, or ids that begin at 0, would also give pictures. Nothing random is used up."""
+    sampling = Sampling(temperature=0.5, rule="expected_code")
+    model = world_model(generation=sampling)
+    state = torch.get_rng_state()
+    rollout = model.predict(context_of(2), horizon=2, num_samples=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(rollout.tokens[:, 0], rollout.tokens[:, 1])
+    expected = naive_rollout(model, context_of(2), 1, 2, sampling, NearestToTheMean(model))
+    assert torch.equal(rollout.tokens[:, 0], expected)
+
+
 @pytest.mark.parametrize("goal_conditioned", [False, True], ids=["plain", "goal-first"])
 def test_a_full_session_goes_on_from_its_last_frames(goal_conditioned):
     """Two frames fit. Afterwards the last t frames of each sample are the context; a goal stays in front of them."""

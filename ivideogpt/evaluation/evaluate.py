@@ -12,7 +12,7 @@ import torch
 from ivideogpt.data.evaluation_clips import EvaluationClips, build_benchmark_evaluation
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.clip_flags import ClipFlags, clip_config, clips_of_split
-from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
+from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
 from ivideogpt.evaluation.prediction_report import evaluate_predictions
 from ivideogpt.evaluation.processes import leave_processes
 from ivideogpt.evaluation.protocols import PROTOCOLS
@@ -21,6 +21,7 @@ from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, Predict
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.paths import I3D_FILE
 from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.transformer import SAMPLING_RULES
 from ivideogpt.utils.video_metric import FrameScorer, find_i3d, find_lpips
 from ivideogpt.world_model import WorldModel
 
@@ -45,6 +46,11 @@ class EvaluationArgs(ClipFlags):
     goal_conditioned: bool | None = option(None, "show the last frame first; unless given, what the checkpoint says")
     temperature: float | None = option(None, "of sampling; unless given, the checkpoint's")
     top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's", minimum=0)
+    sampling_rule: str | None = option(
+        None,
+        "expected_code: the code nearest to the mean vector; unless given, the checkpoint's",
+        choices=SAMPLING_RULES,
+    )
     separators: str | None = option(
         None, "sampled: drawn like any token, as released action-free models did", choices=("forced", "sampled")
     )
@@ -89,6 +95,7 @@ def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
         temperature=args.temperature,
         top_k=args.top_k,
         separators=args.separators,  # type: ignore[arg-type]
+        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
     )
     return with_settings(model, settings)
 
@@ -105,7 +112,8 @@ def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips
 def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) -> PredictionScorer:
     num_samples = args.num_samples
     if num_samples > 1 and model.metadata.generation.is_deterministic:
-        logger.warning("one sample of each clip: the checkpoint takes the likeliest tokens; --top_k 100 draws several")
+        several = flags_for_several(model.metadata.generation)
+        logger.warning("one sample of each clip: the checkpoint's leave nothing to chance; %s draws several", several)
         num_samples = 1
     return PredictionScorer(
         model,

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import ModelMetadata
-from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.world_model import WorldModel
 
 
@@ -21,6 +21,7 @@ class ModelSettings:
     temperature: float | None = None
     top_k: int | None = None
     separators: Literal["forced", "sampled"] | None = None
+    sampling_rule: Literal["sample", "expected_code"] | None = None
 
     def metadata(self, before: ModelMetadata) -> ModelMetadata:
         context_length = self.context_length or before.context_length
@@ -33,13 +34,22 @@ class ModelSettings:
         changed: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         changed |= {} if self.top_k is None else {"top_k": self.top_k or None}
         changed |= {} if self.separators is None else {"separators": self.separators}
+        changed |= {} if self.sampling_rule is None else {"rule": self.sampling_rule}
+        generation = replace(before.generation, **changed)
+        if self.top_k is not None and generation.rule == "expected_code":
+            raise UserError("--top_k does nothing with the sampling rule expected_code: add --sampling_rule sample")
         return replace(
             before,
             context_length=context_length,
             segment_length=segment_length,
             goal_conditioned=goal_conditioned,
-            generation=replace(before.generation, **changed),
+            generation=generation,
         )
+
+
+def flags_for_several(generation: Sampling) -> str:
+    """Flags that make samples of one context differ, for a checkpoint whose samples do not."""
+    return "--top_k 100" if generation.rule == "sample" else "--sampling_rule sample --top_k 100"
 
 
 def with_settings(model: WorldModel, settings: ModelSettings) -> WorldModel:

@@ -31,6 +31,8 @@ CACHE_HELP = "megabytes per data worker for what was inflated of compressed epis
 TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
+HISTORIES = ("true", "own")
+RULES = ("likeliest", "expected_code")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
@@ -221,6 +223,16 @@ class GptArgs:
     stale_tokens: float = option(
         0.0, "replace up to this share of the history by older tokens, so that actions count (0: off)"
     )
+    history: str = option(
+        "true", "own: train on histories of the model's own choices; true: less --stale_tokens", choices=HISTORIES
+    )
+    history_passes: int = option(3, "--history own: how often each token is replaced by the model's choice", minimum=1)
+    history_from_start: float = option(
+        0.6, "--history own: share of clips whose whole future is its own; others' is from a random frame on", minimum=0
+    )
+    history_rule: str = option(
+        "likeliest", "--history own: which code it chooses; expected_code: nearest to the mean vector", choices=RULES
+    )
     llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
     action_conditioned: bool = option(False, "condition each frame on an action")
     action_dim: int = option(4, "dimension of the actions", minimum=1)
@@ -315,6 +327,7 @@ class GptArgs:
     def validate(self) -> None:
         _check_what_both_share(self)
         _check_shares(self, "llama_attn_drop", "stale_tokens", "lora_dropout")
+        self._check_history()
         self._check_token_store()
         _check_start(self, "start_completed_steps")
         if self.use_eval_dataset and self.goal_conditioned:
@@ -336,6 +349,18 @@ class GptArgs:
             raise UserError("--eval_only writes a run of its own: leave out --resume_from_checkpoint")
         if not self.config_path.exists():
             raise UserError(f"--config_name {self.config_name}: no such file")
+
+    def _check_history(self) -> None:
+        if self.history_from_start > 1:
+            raise UserError(f"--history_from_start is {self.history_from_start}: a share is at most 1")
+        if self.history == "own" and self.stale_tokens:
+            raise UserError("--history own and --stale_tokens are two ways to spoil a history: give one")
+        if self.history == "own" and self.gradient_checkpointing:
+            raise UserError("--history own keeps what it has read, which --gradient_checkpointing cannot: drop one")
+        names = [field.name for field in fields(self) if field.name.startswith("history_")]
+        given = [f"--{name}" for name in names if getattr(self, name) != getattr(type(self), name)]
+        if given and self.history != "own":
+            raise UserError(f"{', '.join(given)} does nothing without --history own")
 
     def _check_lora(self) -> None:
         if not _is_installed("peft"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips import DataConfig
@@ -42,9 +43,11 @@ from ivideogpt.training.clip_batches import (
 from ivideogpt.training.gpt_trainer import GptTrainer
 from ivideogpt.training.lora import Adapters
 from ivideogpt.training.optim import build_adamw, trainable_parameters, weight_decay_groups
+from ivideogpt.training.own_history import OwnHistory, find_still_code
 from ivideogpt.training.run import Run, build_run
 from ivideogpt.training.sampled_validation import ScoringNetworks
 from ivideogpt.training.schedule import TrainProgress, build_scheduler
+from ivideogpt.training.sharding import is_sharded
 from ivideogpt.training.stream import BatchStream, Loader
 from ivideogpt.training.token_sources import Conditioning, PixelSource, Source, TokenSource
 from ivideogpt.vq_model import CompressiveVQModel
@@ -88,6 +91,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         tokenizer=tokenizer,
         conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
         scoring=ScoringNetworks.find(args, accelerator.device) if args.scores_samples else None,
+        own_history=build_own_history(args, tokenizer, model),
         evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
         progress=TrainProgress(step=args.start_completed_steps),
     )
@@ -141,6 +145,28 @@ def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
 def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
     """None if all weights train."""
     return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
+
+
+def build_own_history(args: GptArgs, tokenizer: CompressiveVQModel, model: nn.Module) -> OwnHistory | None:
+    """Settings of own histories; None where there can be none.
+
+    Raises:
+        UserError: the run is to train on them all the same.
+    """
+    codebook = tokenizer.dynamics_quantize.embedding.weight
+    still_code = find_still_code(codebook)
+    if args.history == "own" and still_code is None:
+        raise UserError(
+            "--history own begins from a future that stands still, and the tokenizer in "
+            f"{args.pretrained_model_name_or_path} has no code for that: train it with --still_weight, or "
+            "use --stale_tokens"
+        )
+    if args.history == "own" and is_sharded(model):
+        raise UserError("--history own needs whole weights in every process: use DDP in place of FSDP")
+    if still_code is None or is_sharded(model):
+        return None
+    chooses_expected = args.history_rule == "expected_code"
+    return OwnHistory(still_code, args.history_passes, args.history_from_start, codebook if chooses_expected else None)
 
 
 def build_batches(

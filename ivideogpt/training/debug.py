@@ -169,7 +169,9 @@ class _StandIns:
         shape = {"resolution": self.resolution, "context_length": self.context_length}
         with _made_in(folder, TOKENIZER_WEIGHTS) as aside:
             if aside is not None:
-                save_tokenizer(CompressiveVQModel.from_config({**config, **shape}), aside)
+                model = CompressiveVQModel.from_config({**config, **shape})
+                model.dynamics_quantize.embedding.weight.data[0] = 0  # the still code, for --history own
+                save_tokenizer(model, aside)
         logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
         return str(folder)
 

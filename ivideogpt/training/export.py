@@ -18,6 +18,7 @@ from ivideogpt.pretrained import (
     save_tokenizer,
     transformer_folder,
 )
+from ivideogpt.transformer import SAMPLING_RULES
 from ivideogpt.world_model import WorldModel
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -33,6 +34,9 @@ class ExportArgs:
     dtype: str = option("float32", "precision of the files", choices=DTYPES)
     temperature: float | None = option(None, "of sampling, when its users do not say")
     top_k: int | None = option(None, "of sampling, when its users do not say; 1 takes the likeliest tokens", minimum=1)
+    sampling_rule: str | None = option(
+        None, "expected_code: take the code nearest to the mean vector, unless users say other", choices=SAMPLING_RULES
+    )
 
     def validate(self) -> None:
         """Any of them goes with any other."""
@@ -52,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} has no ivideogpt.json: name a folder that train_gpt.py wrote")
     chosen: dict[str, Any] = {} if args.temperature is None else {"temperature": args.temperature}
     chosen |= {} if args.top_k is None else {"top_k": args.top_k}
+    chosen |= {} if args.sampling_rule is None else {"rule": args.sampling_rule}
     metadata = replace(metadata, generation=replace(metadata.generation, **chosen))
     layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)

@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from transformers import DynamicCache
 
 from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.evaluation_clips import EvaluationClips
@@ -37,6 +38,13 @@ from ivideogpt.training.clip_batches import VALIDATION_SEED
 from ivideogpt.training.lora import Adapters
 from ivideogpt.training.metrics import MetricWindow, Pace
 from ivideogpt.training.optim import accumulating, advance
+from ivideogpt.training.own_history import (
+    OwnHistory,
+    evaluate_own_history,
+    own_history,
+    read_context,
+    sample_first_frames,
+)
 from ivideogpt.training.run import Run
 from ivideogpt.training.sampled_validation import (
     SampledValidation,
@@ -81,6 +89,7 @@ class GptTrainer:
     tokenizer: CompressiveVQModel
     conditioning: Conditioning
     scoring: ScoringNetworks | None  # None: validations sample no futures
+    own_history: OwnHistory | None = None  # None: the tokenizer has no code that stands still
     evaluation_clips: EvaluationClips | None = None  # of a run that only evaluates
     progress: TrainProgress = field(default_factory=TrainProgress)
     window: MetricWindow = field(default_factory=MetricWindow)
@@ -191,7 +200,7 @@ class GptTrainer:
             batch = self.next_tokens()
             is_last = index == num_batches - 1
             with self.pace.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
-                terms = self.loss_of(batch, self.args.stale_tokens)
+                terms = self.training_loss(batch)
                 self.accelerator.backward(terms.total / num_batches)
             window.add(terms.detached())
         means = window.means()
@@ -211,10 +220,43 @@ class GptTrainer:
         with self.pace.timing("tokenize"):
             return self.source.tokens(batch)
 
-    def loss_of(self, batch: TokenBatch, stale_share: float = 0.0) -> LossTerms:
+    def training_loss(self, batch: TokenBatch) -> LossTerms:
+        """Loss under the history that ``--history`` and ``--stale_tokens`` ask for."""
+        tokens = batch.tokens
+        if self.args.history != "own":
+            stale_share = self.args.stale_tokens
+            return self.loss_of(batch, with_stale_tokens(tokens, self.layout, stale_share) if stale_share else tokens)
+        assert self.own_history is not None
+        transformer, layout, actions = self.transformer, self.layout, self.conditioning(batch).actions
+        first = sample_first_frames(len(tokens), layout, self.own_history, tokens.device)
+        with self.accelerator.autocast():
+            context = read_context(transformer, tokens, layout, actions)
+            history = own_history(transformer, context, tokens, layout, actions, first, self.own_history)
+        return self.loss_of(batch, history, context)
+
+    def loss_of(
+        self, batch: TokenBatch, history: Tensor | None = None, context: DynamicCache | None = None
+    ) -> LossTerms:
+        """Loss of a batch's tokens, read from a ``history`` (B, L) if it differs; its context may have been read."""
         batch = self.conditioning(batch)
-        inputs = with_stale_tokens(batch.tokens, self.layout, stale_share) if stale_share else batch.tokens
-        return transformer_loss(self.model, batch.tokens, self.layout, batch.actions, batch.rewards, inputs=inputs)
+        return transformer_loss(
+            self.model,
+            batch.tokens,
+            self.layout,
+            batch.actions,
+            batch.rewards,
+            inputs=history,
+            past_key_values=context,
+        )
+
+    def own_history_ce(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Cross-entropy under the model's own history, as a metric; none where no history can stand still."""
+        if self.own_history is None:
+            return {}
+        actions = self.conditioning(batch).actions
+        with self.accelerator.autocast():
+            ce = evaluate_own_history(self.transformer, batch.tokens, self.layout, actions, self.own_history)
+        return {"own_history_ce": ce}
 
     # ---- between steps
 
@@ -244,7 +286,7 @@ class GptTrainer:
                 num_clips = len(tokens.tokens)
                 window.add(self.loss_of(tokens).detached(), num_clips)
                 labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
-                window.add({"accuracy": accuracy(logits[-1], labels)}, num_clips)
+                window.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
                 if sampled is not None:
                     sampled.add(self.source.clips(batch))
                 if every(index, self.args.log_gif_interval) and self.run.is_main_process:

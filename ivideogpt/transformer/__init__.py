@@ -5,11 +5,12 @@ from ivideogpt.transformer.causal_dropout import ATTENTION
 from ivideogpt.transformer.decoder import FrameDecoder
 from ivideogpt.transformer.frame_model import FrameModel
 from ivideogpt.transformer.llama import CachedLlama
-from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed, sample
+from ivideogpt.transformer.sampling import SAMPLING_RULES, RandomStreams, Sampling, drawn_seed, expected_codes, sample
 from ivideogpt.transformer.static_frames import GraphPool
 
 __all__ = [
     "ATTENTION",
+    "SAMPLING_RULES",
     "CachedLlama",
     "FrameDecoder",
     "FrameModel",
@@ -18,5 +19,6 @@ __all__ = [
     "RandomStreams",
     "Sampling",
     "drawn_seed",
+    "expected_codes",
     "sample",
 ]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
+from transformers import Cache, LlamaForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ivideogpt.errors import UserError
@@ -134,36 +134,41 @@ class HeadModelWithAction(nn.Module):
         labels: Tensor | None = None,
         position_ids: Tensor | None = None,
         action: Tensor | None = None,
+        *,
+        past_key_values: Cache | None = None,
     ) -> ActionModelOutput | tuple[ActionModelOutput, Tensor]:
         """Next-token logits and loss; with a reward head also its predictions, (B, F, 1).
 
         ``labels`` (B, n) belong to the last n tokens, and only those get logits. With labels the loss includes action
-        reconstruction, if the model has it.
+        reconstruction, if the model has it. ``past_key_values`` hold the first tokens of ``input_ids``, at most all
+        before the first future separator: only the others are read.
         """
         if action is None:
             raise UserError("this model is action-conditioned: forward needs action, (batch, frames, action_dim)")
         has_heads = self.reward_linear is not None or self.action_recon_linear is not None
+        num_read = 0 if past_key_values is None else past_key_values.get_seq_length()
         outputs = self.llm(
-            inputs_embeds=self.embed(input_ids, action),
+            inputs_embeds=self.embed(input_ids, action)[:, num_read:],
             attention_mask=attention_mask,
             labels=labels,
             logits_to_keep=0 if labels is None else labels.shape[1],
             position_ids=position_ids,
             output_hidden_states=has_heads,
-            use_cache=False,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
         )
         result = ActionModelOutput(loss=outputs.loss, logits=outputs.logits, cross_entropy=outputs.loss)
         if not has_heads:
             return result
         hidden = outputs.hidden_states[-1]  # after the final norm
         if self.action_recon is not None:
-            result.action_recon_loss = self._reconstruct_actions(hidden, input_ids, action)
+            result.action_recon_loss = self._reconstruct_actions(hidden, input_ids, action, num_read)
             self.action_recon_loss = result.action_recon_loss.detach()
             if labels is not None:
                 result.loss = result.loss + self.action_recon * result.action_recon_loss
         if self.reward_linear is None:
             return result
-        return result, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions])
+        return result, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions - num_read])
 
     def generate(
         self,
@@ -251,11 +256,14 @@ class HeadModelWithAction(nn.Module):
     def _layout_of(self, ids: Tensor) -> TokenLayout:
         return self.layout.with_future_frames(self.layout.future_frames_in(ids.shape[1]))
 
-    def _reconstruct_actions(self, hidden: Tensor, ids: Tensor, action: Tensor) -> Tensor:
-        """Mean squared error of the actions as read from each future frame's separator and tokens."""
+    def _reconstruct_actions(self, hidden: Tensor, ids: Tensor, action: Tensor, num_read: int) -> Tensor:
+        """Mean squared error of the actions as read from each future frame's separator and tokens.
+
+        ``hidden`` are the states of the ``ids`` from number ``num_read`` on.
+        """
         assert self.action_recon_linear is not None
         layout = self._layout_of(ids)
-        first = layout.prompt_length - 1
+        first = layout.prompt_length - 1 - num_read
         of_frames = hidden[:, first : first + layout.step_length * layout.future_frames]
         reconstructed = self.action_recon_linear(of_frames).unflatten(1, (layout.future_frames, layout.step_length))
         target = self._actions_to_future(action, layout.future_frames)[:, :, None].expand_as(reconstructed)

@@ -8,14 +8,14 @@ Shapes: B rows, n positions, D width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer.llama import CachedLlama
-from ivideogpt.transformer.sampling import Sampling, sample
+from ivideogpt.transformer.sampling import Sampling, expected_codes, sample
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,19 @@ class FrameModel:
     With forced separators a frame costs sixteen passes: its last token enters together with the next separator. With
     a reward head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with
     its frame. With sampled separators it enters alone, to draw the next one: seventeen, but for the first frame.
+
+    Attributes:
+        dynamics_vectors: (dynamics codes, d) the code vectors of the tokenizer, for ``rule="expected_code"``.
     """
 
     llama: CachedLlama
     layout: TokenLayout
     sampling: Sampling
     reward_head: nn.Linear | None = None
+    dynamics_vectors: Tensor | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        assert self.sampling.rule == "sample" or self.dynamics_vectors is not None, "expected codes need code vectors"
 
     @property
     def leaves_last_token(self) -> bool:
@@ -79,7 +86,10 @@ class FrameModel:
 
     def _draw_dynamics(self, hidden: Tensor, draw: Tensor) -> Tensor:
         logits = self.llama.logits(hidden)
+        first, end = self.layout.context_codes, self.layout.frame_separator
+        if self.sampling.rule == "expected_code":
+            assert self.dynamics_vectors is not None
+            return first + expected_codes(logits[:, first:end] / self.sampling.temperature, self.dynamics_vectors)
         if not self.sampling.dynamics_only:
             return sample(logits, self.sampling, draw)
-        first, end = self.layout.context_codes, self.layout.frame_separator
         return first + sample(logits[:, first:end], self.sampling, draw)

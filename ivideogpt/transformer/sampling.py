@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
+from ivideogpt.precision import full_float32
 from ivideogpt.transformer import native
+
+SAMPLING_RULES = ("sample", "expected_code")
 
 
 @dataclass(frozen=True)
@@ -18,11 +21,13 @@ class Sampling:
 
     Attributes:
         temperature: divides the logits.
-        top_k: keep that many of the likeliest ids; ``None`` keeps all.
+        top_k: keep that many of the likeliest ids; ``None`` keeps all. Without meaning to the rule "expected_code".
         greedy: take the likeliest id; temperature and top-k play no part then.
         separators: "forced" appends the separator after every frame; "sampled" draws it like any token, as the released
             action-free generation did.
         dynamics_only: restrict frame positions to ids of the dynamics codebook.
+        rule: "sample" draws ids; "expected_code" takes the dynamics code nearest to the mean code vector of the softmax
+            over all dynamics codes, at each position. Nothing is random then.
     """
 
     temperature: float = 1.0
@@ -30,11 +35,12 @@ class Sampling:
     greedy: bool = False
     separators: Literal["forced", "sampled"] = "forced"
     dynamics_only: bool = False
+    rule: Literal["sample", "expected_code"] = "sample"
 
     @property
     def is_deterministic(self) -> bool:
         """Are all samples of a context the same?"""
-        return self.greedy or self.top_k == 1
+        return self.greedy or self.top_k == 1 or self.rule == "expected_code"
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -45,6 +51,12 @@ class Sampling:
             raise UserError(f"top_k is {self.top_k}, must be at least 1, or None to keep all ids")
         if self.separators not in ("forced", "sampled"):
             raise UserError(f"separators is {self.separators!r}, must be 'forced' or 'sampled'")
+        if self.rule not in SAMPLING_RULES:
+            raise UserError(f"rule is {self.rule!r}, must be one of {', '.join(map(repr, SAMPLING_RULES))}")
+        if self.rule == "expected_code" and self.greedy:
+            raise UserError("greedy takes the likeliest ids, and rule='expected_code' others: give one of them")
+        if self.rule == "expected_code" and self.separators == "sampled":
+            raise UserError("rule='expected_code' chooses among code vectors, separators have none: use 'forced' ones")
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,18 @@ def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Te
         logits, ids = logits.topk(sampling.top_k, dim=-1)
     winner = (logits + _gumbel(draw[:, None] ^ ids)).argmax(-1, keepdim=True)
     return ids.gather(-1, winner).squeeze(-1)
+
+
+def expected_codes(logits: Tensor, vectors: Tensor) -> Tensor:
+    """Codes (...) whose vectors are nearest to the mean vector of the softmax of logits (..., codes).
+
+    ``vectors`` (codes, d) are those of the codebook. Never waits for the device.
+    """
+    with torch.autocast(logits.device.type, enabled=False), full_float32():
+        vectors = vectors.float()
+        mean = logits.float().softmax(-1) @ vectors
+        # half the squared distance, less what all codes have in common
+        return (vectors.square().sum(-1) / 2 - mean @ vectors.T).argmin(-1)
 
 
 def _gumbel(x: Tensor) -> Tensor:

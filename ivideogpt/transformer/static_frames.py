@@ -153,7 +153,8 @@ class GraphPool:
 def addresses_of(model: FrameModel) -> tuple[int, ...]:
     """Where the weights are: a graph reads them there, also when they have moved since."""
     heads = [] if model.reward_head is None else list(model.reward_head.parameters())
-    return (*model.llama.addresses, *(parameter.data_ptr() for parameter in heads))
+    vectors = [] if model.dynamics_vectors is None else [model.dynamics_vectors]
+    return (*model.llama.addresses, *(tensor.data_ptr() for tensor in (*heads, *vectors)))
 
 
 def bucket(num_rows: int) -> int:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from inference import predict
 from inference.utils import Segment
-from ivideogpt.errors import cli
+from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import parse
 from ivideogpt.utils.video_io import to_pixels
 from ivideogpt.world_model import WorldModel
@@ -95,6 +95,18 @@ def test_equal_samples_are_written_once(run):
     assert [path.name for path in output.glob("*.gif")] == ["pred-samples-0.gif"]
     assert "--top_k 100 samples several" in printed
     assert json.loads((output / "metrics.json").read_text())["num_samples"] == 1
+
+
+def test_a_checkpoints_sampling_rule_can_be_changed_back(capsys):
+    """--top_k alone would be ignored, and what is printed must not advise it."""
+    model = predict.adapt(world_model(action_dim=4), predict_args("--sampling_rule", "expected_code"))
+    assert model.metadata.generation.rule == "expected_code"
+    assert predict.number_of_samples(predict_args(), model) == 1
+    assert "--sampling_rule sample --top_k 100 samples several" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--top_k does nothing with the sampling rule expected_code"):
+        predict.adapt(model, predict_args("--top_k", "100"))
+    again = predict.adapt(model, predict_args("--sampling_rule", "sample", "--top_k", "100"))
+    assert predict.number_of_samples(predict_args(), again) == 5
 
 
 def test_gif_has_the_truth_left_and_reconstruction_then_prediction_right(tiny_world_model, episode, run, every_mode):

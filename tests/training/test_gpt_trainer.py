@@ -70,10 +70,11 @@ def test_run_resume_and_use(finished_run, seedless_command, tiny_world_model, tm
         "--output",
         str(tmp_path / "m"),
     ]
-    export.main([*folders, "--dtype", "float16"])
+    export.main([*folders, "--dtype", "float16", "--sampling_rule", "expected_code"])
     model = WorldModel.from_pretrained(tmp_path / "m")
     assert model.metadata.segment_length == 4
     assert model.metadata.reward_prediction
+    assert model.metadata.generation.rule == "expected_code"
     rollout = model.predict(torch.rand(1, 2, 3, 64, 64), torch.rand(1, 2, 4))
     assert rollout.frames.shape == (1, 1, 2, 3, 64, 64)
     assert rollout.rewards.shape == (1, 1, 2)

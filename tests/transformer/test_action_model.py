@@ -30,7 +30,7 @@ def test_signatures_that_other_code_relies_on():
         *["model_type", "reward_prediction", "action_recon", "ignored"],
     ]
     forward = list(inspect.signature(HeadModelWithAction.forward).parameters)[1:]
-    assert forward == ["input_ids", "attention_mask", "labels", "position_ids", "action"]
+    assert forward == ["input_ids", "attention_mask", "labels", "position_ids", "action", "past_key_values"]
     assert model().token_for_sdf == 113
     assert model().get_input_embeddings(TOKENS).shape == (*TOKENS.shape, 64)
 

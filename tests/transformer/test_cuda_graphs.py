@@ -7,18 +7,20 @@ import torch
 
 from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, GraphPool, RandomStreams, Sampling
 from tests.parity.formulas import fill
-from tests.transformer.test_decoder import LAYOUT, PROMPT, llm
+from tests.transformer.test_decoder import EXPECTED, LAYOUT, PROMPT, VECTORS, llm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
-@pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(top_k=20)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(greedy=True), Sampling(top_k=20), EXPECTED], ids=["greedy", "sampled", "expected"]
+)
 @pytest.mark.parametrize("has_reward_head", [False, True])
 def test_a_gpu_replays_what_it_would_compute(sampling, has_reward_head):
     """Three rows in a bucket for four, over windows, with a row that begins anew in the middle of one."""
     model, prompts = llm().cuda(), torch.cat([PROMPT, PROMPT[:1]]).cuda()
     reward_head = fill(torch.nn.Linear(64, 1)).cuda() if has_reward_head else None
-    frame_model = FrameModel(CachedLlama(model), LAYOUT, sampling, reward_head)
+    frame_model = FrameModel(CachedLlama(model), LAYOUT, sampling, reward_head, VECTORS.cuda())
     actions = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).cuda()
     pool, results = GraphPool(), []
     for graphs in (None, pool):

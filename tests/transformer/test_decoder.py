@@ -19,6 +19,10 @@ PROMPT = torch.randint(64, (2, LAYOUT.prompt_length), generator=torch.Generator(
 PROMPT[:, -1] = LAYOUT.future_separator
 
 
+VECTORS = torch.randn(48, 5, generator=torch.Generator().manual_seed(1))
+EXPECTED = Sampling(temperature=0.5, rule="expected_code")
+
+
 def llm(**changes) -> LlamaForCausalLM:
     return fill(LlamaForCausalLM(llama_config(**changes)))
 
@@ -32,16 +36,26 @@ def decoder_of(
     return decoder
 
 
+def likeliest(logits: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(-1)
+
+
+def expected_id(logits: torch.Tensor) -> torch.Tensor:
+    """What EXPECTED chooses, (B,), worked out in float64."""
+    mean = (logits[:, 64 : 64 + 48].double() / EXPECTED.temperature).softmax(-1) @ VECTORS.double()
+    return 64 + (mean[:, None] - VECTORS.double()).norm(dim=-1).argmin(-1)
+
+
 @torch.no_grad()
-def naive(model: LlamaForCausalLM, num_frames: int, forced: bool) -> torch.Tensor:
-    """Greedy, no cache. Returns the tokens from the prompt's last one on."""
+def naive(model: LlamaForCausalLM, num_frames: int, forced: bool, choose=likeliest) -> torch.Tensor:
+    """Deterministic, no cache. Returns the tokens from the prompt's last one on."""
     ids = PROMPT
     for k in range(num_frames):
         for position in range(LAYOUT.step_length if k else LAYOUT.dynamics_tokens):
             if forced and k and position == 0:
                 new = ids.new_full((len(ids), 1), LAYOUT.future_separator)
             else:
-                new = model(ids).logits[:, -1].argmax(-1, keepdim=True)
+                new = choose(model(ids).logits[:, -1])[:, None]
             ids = torch.cat([ids, new], dim=1)
     return ids[:, LAYOUT.prompt_length - 1 :]
 
@@ -66,6 +80,14 @@ def test_greedy_tokens_equal_those_of_the_naive_loop(separators, kernels):
     assert decoded.tokens.shape == (2, 3 * LAYOUT.step_length)
     assert decoded.rewards is None
     assert torch.equal(decoded.tokens, naive(model, 3, forced=separators == "forced"))
+
+
+def test_expected_codes_equal_those_of_the_naive_loop(kernels):
+    """Ids of the dynamics codebook only, and neither the likeliest ones nor another codebook's."""
+    model = llm()
+    tokens = decoder_of(model, EXPECTED, dynamics_vectors=VECTORS).rollout(3).tokens
+    assert torch.equal(tokens, naive(model, 3, forced=True, choose=expected_id))
+    assert not torch.equal(tokens, naive(model, 3, forced=True))
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ivideogpt.transformer import RandomStreams, Sampling, sample
+from ivideogpt.transformer import RandomStreams, Sampling, expected_codes, sample
 from tests.transformer.naive_random import BITS, NaiveRandom, split_mix
 
 LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).repeat(20000, 1)
@@ -85,7 +85,26 @@ def test_what_a_row_draws_does_not_depend_on_the_others():
     assert len(set(together.draws(0, 50).flatten().tolist())) == 300, "rows and draws are told apart"
 
 
-@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": -1.0}, {"top_k": 0}, {"separators": "none"}])
+def test_the_expected_code_lies_between_the_likely_ones():
+    """Half left, half right, hardly anything in the middle: the middle it is."""
+    vectors = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.1, 0.0], [0.0, 5.0]])
+    logits = torch.tensor([[2.0, 2.0, -9.0, -9.0], [9.0, 0.0, 0.0, 0.0]])
+    assert expected_codes(logits, vectors).tolist() == [2, 0]
+    assert expected_codes(logits.bfloat16()[:, None], vectors.half()).tolist() == [[2], [0]]
+
+
+IMPOSSIBLE = [
+    {"temperature": 0},
+    {"temperature": -1.0},
+    {"top_k": 0},
+    {"separators": "none"},
+    {"rule": "mean"},
+    {"greedy": True, "rule": "expected_code"},
+    {"separators": "sampled", "rule": "expected_code"},
+]
+
+
+@pytest.mark.parametrize("options", IMPOSSIBLE)
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)

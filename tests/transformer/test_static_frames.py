@@ -10,7 +10,7 @@ import torch
 from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, GraphPool, RandomStreams, Sampling, native
 from ivideogpt.transformer.static_frames import StaticFrames, bucket
 from tests.parity.formulas import fill
-from tests.transformer.test_decoder import LAYOUT, PROMPT, decoder_of, llm
+from tests.transformer.test_decoder import EXPECTED, LAYOUT, PROMPT, VECTORS, decoder_of, llm
 
 
 @pytest.fixture(autouse=True)
@@ -19,12 +19,15 @@ def uncaptured(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)  # rows that share prompts are for compiled passes alone
 
 
-@pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(top_k=20)], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(greedy=True), Sampling(top_k=20), EXPECTED], ids=["greedy", "sampled", "expected"]
+)
 @pytest.mark.parametrize("has_reward_head", [False, True])
 @pytest.mark.parametrize("num_samples", [1, 3])
 def test_tokens_and_rewards_are_those_without_buffers(sampling, has_reward_head, num_samples):
     """Six rows in buffers for eight."""
     options = {"reward_head": fill(torch.nn.Linear(64, 1))} if has_reward_head else {}
+    options["dynamics_vectors"] = VECTORS
     actions = torch.randn(2 * num_samples, 3, 64, generator=torch.Generator().manual_seed(0))
     results = []
     for graphs in (None, GraphPool()):
@@ -96,6 +99,17 @@ def test_graphs_of_weights_that_have_moved_are_not_used():
     model.model.norm.weight.data = model.model.norm.weight.data.clone()
     llama.refresh()
     assert graphs.borrow(FrameModel(llama, LAYOUT, Sampling()), 2, 64) is not frames
+
+
+def test_graphs_of_another_codebook_are_not_used():
+    """Two tokenizers may share a transformer's shape, and a captured frame reads code vectors where it found them."""
+    llama, graphs = CachedLlama(llm()), GraphPool()
+    first, second = (FrameModel(llama, LAYOUT, EXPECTED, dynamics_vectors=v) for v in (VECTORS, VECTORS.clone()))
+    frames = graphs.borrow(first, 2, 64)
+    graphs.give_back(frames)
+    assert graphs.borrow(first, 2, 64) is frames
+    graphs.give_back(frames)
+    assert graphs.borrow(second, 2, 64) is not frames
 
 
 def test_where_capturing_fails_frames_are_drawn_all_the_same(monkeypatch, caplog):
