@@ -277,7 +277,8 @@ def test_a_model_that_predicts_nan_is_no_result(bare_flags, tiny_world_model, tm
     with torch.no_grad():
         model.tokenizer.cond_decoder.conv_out.bias[0] = math.nan
     shutil.copytree(tiny_world_model, tmp_path / "broken")
-    save_file(model.tokenizer.state_dict(), tmp_path / "broken" / "tokenizer" / TOKENIZER_WEIGHTS)
+    tensors = {name: tensor.contiguous() for name, tensor in model.tokenizer.state_dict().items()}
+    save_file(tensors, tmp_path / "broken" / "tokenizer" / TOKENIZER_WEIGHTS)
     broken = ["--pretrained_model_name_or_path", str(tmp_path / "broken"), "--output_path", str(tmp_path / "out")]
     with pytest.raises(UserError, match="the frames to be scored hold NaN"):
         evaluate.main([*bare_flags, *broken])
