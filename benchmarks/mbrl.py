@@ -33,15 +33,15 @@ from benchmarks.plain_model import in_the_obvious_way
 from benchmarks.timer import Timer
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
-from mbrl.agent_env import EnvSettings
-from mbrl.drqv2 import build_agent
-from mbrl.episodes import ReplayEpisode
+from mbrl.agent.drqv2 import build_agent
+from mbrl.envs.agent_env import EnvSettings
+from mbrl.envs.offscreen import select_backend
 from mbrl.heap import keep_freed_memory
-from mbrl.offscreen import select_backend
-from mbrl.replay_buffer import EpisodeShape, ReplayBuffer
+from mbrl.replay.episodes import ReplayEpisode
+from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
 from mbrl.settings import MbpoSettings, read
 from mbrl.train_metaworld_mbpo import parse as parse_settings
-from mbrl.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor
 
 FRAMES = 200  # of the loop that is put together
 

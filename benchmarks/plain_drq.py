@@ -20,10 +20,10 @@ from benchmarks.released import append_frame
 from benchmarks.timer import Timer
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.world_model import WorldModel
-from mbrl.drqv2 import DrQConfig
-from mbrl.imagination import Policy
-from mbrl.networks import Actor, Encoder, TwinCritic
-from mbrl.replay_buffer import EpisodeShape, Transitions
+from mbrl.agent.drqv2 import DrQConfig
+from mbrl.agent.networks import Actor, Encoder, TwinCritic
+from mbrl.replay.replay_buffer import EpisodeShape, Transitions
+from mbrl.world_model.imagination import Policy
 
 SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
 

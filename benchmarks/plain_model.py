@@ -8,11 +8,11 @@ import torch
 from torch.optim import AdamW
 
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.pretrained import language_model
-from ivideogpt.utils.video_metric import load_lpips
 from ivideogpt.world_model import WorldModel
-from mbrl.video_predictor import VideoPredictor
+from mbrl.world_model.video_predictor import VideoPredictor
 
 
 def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:

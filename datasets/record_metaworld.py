@@ -26,15 +26,15 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import start_worker, worker_pool, write_episode
+from ivideogpt.data.convert.conversion import start_worker, worker_pool, write_episode
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import read_json, remove_abandoned, write_json
-from mbrl.agent_env import AgentEnv, EnvSettings
-from mbrl.behaviour import Behaviour, Policy
-from mbrl.demonstrations import ORIGINS, Demonstration
-from mbrl.metaworld_env import ACTION_DIM, CAMERAS, PAPER_TASKS, MetaWorldEnv, canonical_task, task_names
-from mbrl.offscreen import select_backend
-from mbrl.seeds import episode_rng
+from mbrl.envs.agent_env import AgentEnv, EnvSettings
+from mbrl.envs.collection_policies import Behaviour, Policy
+from mbrl.envs.metaworld_env import ACTION_DIM, CAMERAS, PAPER_TASKS, MetaWorldEnv, canonical_task, task_names
+from mbrl.envs.offscreen import select_backend
+from mbrl.envs.seeds import episode_rng
+from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # for each demonstration asked for; a scripted policy that fails more often is not worth waiting for
 

@@ -21,9 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from inference.utils import NPZParser, Segment
-from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
-from ivideogpt.data.episodes import open_episode
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.devices import DEVICES, choose_device
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
@@ -34,7 +34,7 @@ from ivideogpt.files import write_json
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import ModelMetadata, language_model
 from ivideogpt.transformer import SAMPLING_RULES
-from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
+from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.layout import DYNAMICS_GRID, TokenLayout
-from ivideogpt.lpips import LPIPS
+from ivideogpt.metrics.lpips import LPIPS
 
 # A pixel that has changed by this much since the last context frame (frames are in [0, 1]) counts as moving in full.
 FULL_MOTION = 0.1

@@ -50,8 +50,8 @@ from ivideogpt.transformer import (
     RandomStreams,
     Sampling,
     drawn_seed,
-    native,
 )
+from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 from ivideogpt.vq_model import CompressiveVQModel, ContextFeatures
 
 Seed = int | torch.Generator | None

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ivideogpt.errors import UserError
-from mbrl.metaworld_env import canonical_task
+from mbrl.envs.metaworld_env import canonical_task
 
 CFGS = Path(__file__).resolve().parent / "cfgs"
 GROUPS_WITHOUT_TASK = ("easy", "medium", "hard", "any")

@@ -17,8 +17,8 @@ import numpy as np
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, atomic_file, write_text
-from ivideogpt.utils.video_io import write_gif
-from mbrl.episodes import Floats, Pixels
+from ivideogpt.video_io import write_gif
+from mbrl.replay.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
 
 logger = logging.getLogger(__name__)

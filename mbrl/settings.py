@@ -20,9 +20,9 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.paths import LPIPS_FOLDER
-from mbrl.agent_env import EnvSettings
-from mbrl.drqv2 import DrQConfig
-from mbrl.metaworld_env import ACTION_DIM, CAMERAS, canonical_task
+from mbrl.agent.drqv2 import DrQConfig
+from mbrl.envs.agent_env import EnvSettings
+from mbrl.envs.metaworld_env import ACTION_DIM, CAMERAS, canonical_task
 
 T = TypeVar("T")
 NUM_WORKERS = 4  # that nobody asked for

@@ -19,8 +19,8 @@ import torch
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import atomic_file, read_json, sync_folder, write_json
 from ivideogpt.state_dicts import save_state
-from mbrl.agent_env import AgentEnv
-from mbrl.replay_files import Manifest, ReplayFiles
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.replay.replay_files import Manifest, ReplayFiles
 from mbrl.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ivideogpt.data.catalog import TABLES
-from ivideogpt.data.folder_index import has_npz_files
+from ivideogpt.data.formats.folder_index import has_npz_files
 from ivideogpt.errors import UserError
 
 Mix = tuple[tuple[str, float], ...]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ivideogpt.evaluation.bootstrap import NUM_REPLICATES, BootstrapMeans, Interval
 from ivideogpt.evaluation.protocols import COLUMNS
-from ivideogpt.utils.frechet import FeatureStats, frechet_distance
+from ivideogpt.metrics.fvd import FeatureStats, frechet_distance
 
 Key = tuple[str, str, str]  # column, candidate, metric
 Summaries = dict[str, dict[str, dict[str, float]]]  # column -> candidate -> metric -> number

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from ivideogpt.data.evaluation_clips import EvaluationClips
-from ivideogpt.data.token_store import state_checksum
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips
+from ivideogpt.data.tokens.token_store import state_checksum
 from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, ClipScores, Tally
 from ivideogpt.evaluation.curves import draw_curves
@@ -38,8 +38,8 @@ from ivideogpt.evaluation.scoring import Collected, collect, read_with_others
 from ivideogpt.evaluation.video_prediction import COPY, PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
 from ivideogpt.files import write_json, write_text
-from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.versions import versions
+from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
 KIND = "video prediction"

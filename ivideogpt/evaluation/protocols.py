@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from ivideogpt.utils.video_metric import best_of_samples
+from ivideogpt.metrics.frame_metrics import best_of_samples
 
 Scores = Mapping[str, Tensor]  # metric -> (N, T)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.evaluation.curves import Curves
-from ivideogpt.utils.video_metric import LESS_IS_BETTER
+from ivideogpt.metrics.frame_metrics import LESS_IS_BETTER
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 PACKAGES = ("ivideogpt", "torch", "diffusers", "transformers", "numpy")

@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from torch import Tensor
 from tqdm import tqdm
 
-from ivideogpt.data.batches import ClipBatch
-from ivideogpt.data.evaluation_clips import EvaluationClips
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.clip_scores import ClipScores, Tally
 from ivideogpt.evaluation.processes import Processes

@@ -14,10 +14,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ivideogpt.data.batches import ClipBatch
+from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, TRUTH, ClipScores, features_by_clip, scores_by_clip
-from ivideogpt.utils.frechet import I3D
-from ivideogpt.utils.video_metric import PSNR_EPSILON, FrameScorer, frame_psnr, frame_ssim
+from ivideogpt.metrics.frame_metrics import PSNR_EPSILON, FrameScorer, frame_psnr, frame_ssim
+from ivideogpt.metrics.fvd import I3D
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
+from ivideogpt.transformer.backends.cuda_graph import GraphPool, StaticFrames
 from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
 from ivideogpt.transformer.llama import KVCache
 from ivideogpt.transformer.sampling import RandomStreams
-from ivideogpt.transformer.static_frames import GraphPool, StaticFrames
 
 
 @dataclass(frozen=True)

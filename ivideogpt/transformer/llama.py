@@ -18,8 +18,8 @@ from transformers import LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ivideogpt.errors import UserError
-from ivideogpt.transformer import native
-from ivideogpt.transformer.native import LayerWeights, NativePass
+from ivideogpt.transformer.backends.cpu_kernels import kernels as native
+from ivideogpt.transformer.backends.cpu_kernels.kernels import LayerWeights, NativePass
 
 
 @dataclass

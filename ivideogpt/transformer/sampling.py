@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ivideogpt.errors import UserError
 from ivideogpt.precision import full_float32
-from ivideogpt.transformer import native
+from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 
 SAMPLING_RULES = ("sample", "expected_code")
 

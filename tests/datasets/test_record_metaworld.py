@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.metaworld_env import MetaWorldEnv
-from mbrl.offscreen import select_backend
+from mbrl.envs.metaworld_env import MetaWorldEnv
+from mbrl.envs.offscreen import select_backend
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "record_metaworld.py"
 LENGTH = 5

@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt.commands import evaluate
+from ivideogpt.commands.clip_flags import clip_config
+from ivideogpt.commands.evaluate import EvaluationArgs
 from ivideogpt.data import catalog
-from ivideogpt.data.evaluation_clips import build_evaluation_clips
+from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation import evaluate
-from ivideogpt.evaluation.clip_flags import clip_config
-from ivideogpt.evaluation.evaluate import EvaluationArgs
 from ivideogpt.evaluation.scoring import read_with_others
 from ivideogpt.evaluation.video_prediction import sample_futures
 from ivideogpt.flags import parse
+from ivideogpt.metrics.frame_metrics import Evaluator, FeatureStats
 from ivideogpt.pretrained import ModelMetadata
-from ivideogpt.utils.video_metric import Evaluator, FeatureStats
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_dataset, write_episode
 from tests.parity.networks import world_model

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data.batches import ClipBatch
+from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.evaluation.clip_scores import Tally
 from ivideogpt.evaluation.video_prediction import (
     PredictionScorer,
@@ -18,7 +18,7 @@ from ivideogpt.evaluation.video_prediction import (
     reconstruct_future,
     sample_futures,
 )
-from ivideogpt.utils.video_metric import FrameScorer, frame_psnr
+from ivideogpt.metrics.frame_metrics import FrameScorer, frame_psnr
 from ivideogpt.world_model import WorldModel
 
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 
 from ivideogpt.pretrained import save_tokenizer, save_transformer
-from mbrl import build_workspace, workspace
-from mbrl.agent_env import EnvSettings
+from mbrl import build_trainer as build_workspace
+from mbrl import trainer as workspace
+from mbrl.envs.agent_env import EnvSettings
 from mbrl.records import Records
-from mbrl.video_predictor import WorldModelConfig
+from mbrl.world_model.video_predictor import WorldModelConfig
 from tests.mbrl.runs import SEGMENT_LENGTH, make_env
 from tests.parity.networks import tokenizer, transformer
 

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mbrl import build_workspace, train_metaworld_drq, train_metaworld_mbpo
-from mbrl.agent_env import AgentEnv, EnvSettings
-from mbrl.imagination import ImaginationError, Imagined, Validation
-from mbrl.metaworld_env import EnvStep
-from mbrl.replay_buffer import Segments
+from mbrl import build_trainer as build_workspace
+from mbrl import train_metaworld_drq, train_metaworld_mbpo
+from mbrl.envs.agent_env import AgentEnv, EnvSettings
+from mbrl.envs.metaworld_env import EnvStep
+from mbrl.replay.replay_buffer import Segments
+from mbrl.world_model.imagination import ImaginationError, Imagined, Validation
 
 SIZE = 64
 SEGMENT_LENGTH = 5

@@ -13,11 +13,13 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import save_tokenizer, save_transformer
-from mbrl import env_pool, replay_memory, snapshots
-from mbrl.agent_env import AgentEnv
-from mbrl.drqv2 import DrQAgent
+from mbrl import snapshots
+from mbrl.agent.drqv2 import DrQAgent
+from mbrl.envs import env_pool
+from mbrl.envs.agent_env import AgentEnv
 from mbrl.records import Records
-from mbrl.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.replay import replay_memory
+from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor
 from tests.mbrl.runs import WorldModel, lines, train_drq, train_mbpo
 from tests.parity.networks import tokenizer, transformer
 

@@ -21,18 +21,20 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_workspace, export_world_model, snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer as build_workspace
 from mbrl import command as command_line
-from mbrl.agent_env import AgentEnv, EnvSettings
+from mbrl import snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
-from mbrl.drqv2 import DrQAgent, DrQConfig
+from mbrl.envs.agent_env import AgentEnv, EnvSettings
 from mbrl.records import Records, with_rewards
-from mbrl.replay_buffer import ReplayBuffer
+from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
 from mbrl.schedule import DreamSchedule
 from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
-from mbrl.video_predictor import WorldModelConfig
+from mbrl.tools import export_world_model
+from mbrl.world_model.video_predictor import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 DRAW = Records.draw_success  # half a second each: runs in tests do without

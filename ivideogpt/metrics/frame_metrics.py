@@ -1,0 +1,226 @@
+"""How far a predicted frame is from the true one.
+
+Frames are float in [0, 1] with any leading dimensions, ``(..., C, H, W)``; they broadcast. Every metric
+returns one number a frame, ``(...)``, computed in float32. Other ranges (8-bit, signed, 0..255) are refused: a PSNR
+or an SSIM of them would look like a score and be none.
+
+Dimension keys: B clips, N samples of each, T frames, C H W pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ivideogpt.errors import UserError
+from ivideogpt.metrics.fvd import I3D, FeatureStats, frechet_distance
+from ivideogpt.metrics.lpips import LINEAR_FILE, LINEAR_MD5, LPIPS, missing_weights
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.pixel_range import check_range
+from ivideogpt.precision import full_float32
+
+__all__ = ["Evaluator", "FeatureStats", "FrameScorer", "compute_fvd", "frame_mse", "frame_psnr", "frame_ssim"]
+
+logger = logging.getLogger(__name__)
+
+compute_fvd = frechet_distance
+LESS_IS_BETTER = ("mse", "lpips", "fvd")
+PIXELS_AT_ONCE = 64 * 64**2  # of frames compared at a time: more are no faster; features of LPIPS take 500 bytes each
+PSNR_EPSILON = 1e-8
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
+
+
+def frame_mse(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Return the mean squared error of each frame."""
+    _check_frames(truth, prediction)
+    return _mse(truth, prediction)
+
+
+def frame_psnr(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio of each frame in dB. The epsilon bounds it at 80 for equal frames."""
+    return _psnr(frame_mse(truth, prediction))
+
+
+def frame_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Return the structural similarity of each frame, averaged over channels and places."""
+    _check_frames(truth, prediction)
+    return _ssim(truth, prediction)
+
+
+def _check_frames(truth: Tensor, prediction: Tensor) -> None:
+    check_range(truth, "the true frames")
+    check_range(prediction, "the frames to be scored")
+
+
+def _mse(truth: Tensor, prediction: Tensor) -> Tensor:
+    return (truth.float() - prediction.float()).square().mean(dim=(-3, -2, -1))
+
+
+def _psnr(mse: Tensor) -> Tensor:
+    return -10 * torch.log10(mse + PSNR_EPSILON)
+
+
+def _ssim(truth: Tensor, prediction: Tensor) -> Tensor:
+    """Average over channels under a Gaussian window that stays inside the frame."""
+    truth, prediction = torch.broadcast_tensors(truth.float(), prediction.float())
+    leading, (height, width) = truth.shape[:-3], truth.shape[-2:]
+    x, y = (frames.reshape(-1, 1, height, width) for frames in (truth, prediction))
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
+    variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
+    covariance = mean_xy - mean_x * mean_y
+    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
+    contrast = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
+    return (luminance * contrast).reshape(*leading, -1).mean(dim=-1)
+
+
+def _blur(images: Tensor) -> Tensor:
+    """(n, 1, H, W) to (n, 1, H - 10, W - 10), one axis after the other."""
+    offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype, device=images.device) - SSIM_WINDOW // 2
+    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
+    window = (window / window.sum()).reshape(1, 1, -1, 1)
+    return functional.conv2d(functional.conv2d(images, window), window.mT)
+
+
+class FrameScorer:
+    """Every metric of every frame of some clips' samples: MSE, PSNR, SSIM, and LPIPS where there is a network.
+
+    Args:
+        lpips: left out if not given.
+        max_rows: frames that are compared at a time; by default as many as use the machine well.
+    """
+
+    def __init__(self, lpips: LPIPS | None = None, max_rows: int | None = None) -> None:
+        self.lpips = lpips
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def __call__(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """``truth`` (B, T, C, H, W) and ``samples`` (B, N, T, C, H, W) in [0, 1] to (B, N, T) each.
+
+        Raises:
+            UserError: one of them holds other numbers.
+        """
+        _check_frames(truth, samples)
+        num_samples = samples.shape[1]
+        true_frames, frames = truth.flatten(0, 1), samples.transpose(0, 1).flatten(1, 2)  # (B T, ...), (N, B T, ...)
+        at_a_time = self.max_rows or max(1, PIXELS_AT_ONCE // true_frames.shape[-2:].numel())
+        rows = torch.arange(len(true_frames), device=truth.device).split(at_a_time)
+        with full_float32():
+            parts = [self._compare(true_frames[some].float(), frames[:, some].float()) for some in rows]
+        shape = (num_samples, *truth.shape[:2])
+        return {name: torch.cat([part[name] for part in parts], dim=1).view(shape).transpose(0, 1) for name in parts[0]}
+
+    def _compare(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
+        """True frames (n, C, H, W) and (N, n, C, H, W) to (N, n) each."""
+        mse = _mse(truth, samples)
+        scores = {"mse": mse, "psnr": _psnr(mse), "ssim": torch.stack([_ssim(truth, frames) for frames in samples])}
+        if self.lpips is not None:
+            features = self.lpips.features(truth * 2 - 1)
+            distances = [self.lpips.distance(features, self.lpips.features(frames * 2 - 1)) for frames in samples]
+            scores["lpips"] = torch.stack(distances)
+        return scores
+
+
+class Evaluator(nn.Module):
+    """The published protocol for the clips of one call: means over all frames, each metric's best of N samples.
+
+    Args:
+        i3d_path: network for :meth:`features`; without it there is no FVD.
+        max_batchsize: frames that LPIPS, and clips that I3D is given at a time.
+        lpips_path: folder of its weights; without them LPIPS is NaN, and the log says what is missing.
+    """
+
+    def __init__(
+        self,
+        i3d_path: str | Path | None = None,
+        max_batchsize: int | None = None,
+        lpips_path: str | Path = LPIPS_FOLDER,
+    ) -> None:
+        super().__init__()
+        self.max_batchsize = max_batchsize
+        self.lpips = find_lpips(lpips_path)
+        self.i3d = None if i3d_path is None else I3D(Path(i3d_path))
+
+    def forward(self, truth: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """``truth`` (B, T, 3, H, W), ``prediction`` (N B, T, 3, H, W), sample by sample: MSE, PSNR, SSIM, LPIPS."""
+        if truth.ndim != 5 or prediction.shape[1:] != truth.shape[1:] or len(prediction) % len(truth):
+            raise UserError(
+                f"predictions have shape {tuple(prediction.shape)}, expected (N B, T, 3, H, W), sample by sample, for "
+                f"true clips of shape {tuple(truth.shape)}"
+            )
+        samples = prediction.unflatten(0, (-1, len(truth))).transpose(0, 1)
+        scores = FrameScorer(self.lpips, self.max_batchsize)(truth, samples)
+        means = {name: best_of_samples(name, of.mean(dim=-1)).mean() for name, of in scores.items()}
+        lpips = means.get("lpips", torch.full_like(means["mse"], torch.nan))
+        return means["mse"], means["psnr"], means["ssim"], lpips
+
+    @property
+    def i3d_model(self) -> Callable[..., Tensor] | None:
+        """The published network itself, for pixels (n, 3, T, H, W) in 0..255; None without i3d_path."""
+        return None if self.i3d is None else self.i3d.network
+
+    def features(self, videos: Tensor) -> Tensor:
+        """Videos (n, T, 3, H, W) in [0, 1] to I3D features (n, d), for :class:`FeatureStats`."""
+        if self.i3d is None:
+            raise UserError("no I3D network: make the Evaluator with i3d_path")
+        return self.i3d.in_parts(videos, self.max_batchsize)
+
+    def compute_fvd(self, real_stats: FeatureStats, generated_stats: FeatureStats) -> float:
+        return compute_fvd(real_stats, generated_stats)
+
+
+def find_lpips(
+    folder: str | Path, device: torch.device | str = "cpu", without: str = "scores WITHOUT LPIPS"
+) -> LPIPS | None:
+    """LPIPS from this folder, here or in the project.
+
+    None, and a line in the log that begins with ``without``, where the weights are missing.
+    """
+    folder = here_or_in_project(folder)
+    missing = missing_weights(folder)
+    if missing is not None:
+        logger.warning("%s. %s", without, missing)
+        return None
+    return load_lpips(folder, device, instead="")
+
+
+def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> LPIPS:
+    """LPIPS from this folder, here or in the project, for a loss that has a weight.
+
+    Args:
+        instead: ends the message, e.g. "or train without the perceptual loss: --perc_weight 0".
+
+    Raises:
+        UserError: the weights are missing; the message names the files.
+    """
+    folder = here_or_in_project(folder)
+    missing = missing_weights(folder)
+    if missing is not None:
+        raise UserError(f"{missing}, {instead}")
+    checksum = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
+    if checksum != LINEAR_MD5:
+        logger.warning(
+            "%s is not the published file: its md5 is %s, not %s", folder / LINEAR_FILE, checksum, LINEAR_MD5
+        )
+    return LPIPS(folder).to(device)
+
+
+def find_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3D | None:
+    """I3D from this file, here or in the project; None, and a line in the log, where it is missing."""
+    path = here_or_in_project(path)
+    if not path.is_file():
+        logger.warning("scores WITHOUT FVD. I3D missing: put the published i3d_torchscript.pt at %s", path)
+        return None
+    return I3D(path, device)
+
+
+def best_of_samples(metric: str, scores: Tensor) -> Tensor:
+    """(B, N) to (B,)."""
+    return scores.amin(dim=1) if metric in LESS_IS_BETTER else scores.amax(dim=1)

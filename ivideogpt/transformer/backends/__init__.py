@@ -1,0 +1,1 @@
+"""Ways to run a frame's passes: torch, CUDA graphs, compiled CPU kernels."""
