@@ -122,7 +122,10 @@ def decode_mp4(content: bytes) -> np.ndarray:
 def decode_jpg(content: bytes) -> np.ndarray:
     from PIL import Image
 
-    return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG", "PNG")).convert("RGB"))
+    try:
+        return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG", "PNG")).convert("RGB"))
+    except (Image.DecompressionBombError, SyntaxError) as error:  # the latter for some damaged PNG files
+        raise ValueError(f"a frame is no readable picture: {error}") from error
 
 
 def read_gripper(file: Any) -> Gripper:
