@@ -41,7 +41,8 @@ from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
 from mbrl.settings import MbpoSettings, read
 from mbrl.train_metaworld_mbpo import parse as parse_settings
-from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.world_model.build import build_video_predictor
+from mbrl.world_model.config import WorldModelConfig
 
 FRAMES = 200  # of the loop that is put together
 

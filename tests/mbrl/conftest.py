@@ -7,7 +7,7 @@ from mbrl import build_trainer as build_workspace
 from mbrl import trainer as workspace
 from mbrl.envs.agent_env import EnvSettings
 from mbrl.records import Records
-from mbrl.world_model.video_predictor import WorldModelConfig
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import SEGMENT_LENGTH, make_env
 from tests.parity.networks import tokenizer, transformer
 

@@ -19,7 +19,8 @@ from mbrl.envs import env_pool
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.records import Records
 from mbrl.replay import replay_memory
-from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.world_model.build import build_video_predictor
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import WorldModel, lines, train_drq, train_mbpo
 from tests.parity.networks import tokenizer, transformer
 

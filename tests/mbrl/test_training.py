@@ -34,7 +34,7 @@ from mbrl.schedule import DreamSchedule
 from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
 from mbrl.tools import export_world_model
-from mbrl.world_model.video_predictor import WorldModelConfig
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 DRAW = Records.draw_success  # half a second each: runs in tests do without
