@@ -22,8 +22,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ivideogpt.errors import UserError
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.env_pool import EnvPool, LostWorker, evaluate
 from mbrl.envs.seeds import episode_seed
+from mbrl.envs.vector_env import LostWorker, VectorEnv, evaluate
 from mbrl.interruption import Interrupted, Interruption
 from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of
@@ -68,7 +68,7 @@ class Workspace:
         self,
         schedule: Schedule,
         env: AgentEnv,
-        pool: EnvPool,
+        eval_envs: VectorEnv,
         agent: DrQAgent,
         real: ReplayBuffer,
         batches: BatchSource,
@@ -77,7 +77,7 @@ class Workspace:
         dreaming: Dreaming | None = None,
     ) -> None:
         self.schedule, self.settings = schedule, schedule.settings
-        self.env, self.pool = env, pool
+        self.env, self.eval_envs = env, eval_envs
         self.agent, self.real, self.batches, self.dreaming = agent, real, batches, dreaming
         self.rng, self.records = rng, records
         self.progress = Progress()
@@ -145,7 +145,7 @@ class Workspace:
                 self.window.add(self.agent.update(self.batches(), step))
         if self.dreaming is not None:
             self.dreaming.imagine(step)
-        reward = self.env.step(action).reward
+        _, reward, *_ = self.env.step(action)
         if not math.isfinite(reward):  # it would spoil every batch that it is in, also after a resume
             raise UserError(f"the simulator's reward is {reward} at frame {self.frame}: {self._advice()}")
         self.progress.step += 1
@@ -164,7 +164,7 @@ class Workspace:
         self._reset()
 
     def _reset(self) -> None:
-        self.env.reset(episode_seed(self.settings.seed, "train", self.progress.episode))
+        self.env.reset(seed=episode_seed(self.settings.seed, "train", self.progress.episode))
 
     def _log_episode(self, episode: ReplayEpisode) -> None:
         metrics = self._finite(self.window.take())
@@ -202,7 +202,7 @@ class Workspace:
     def evaluate(self) -> None:
         """Always the same episodes."""
         seeds = [episode_seed(self.settings.seed, "eval", i) for i in range(self.settings.num_eval_episodes)]
-        results = evaluate(self.pool, self._mean_actions, seeds, record=(0,) if self.settings.save_video else ())
+        results = evaluate(self.eval_envs, self._mean_actions, seeds, record=(0,) if self.settings.save_video else ())
         rewards = [result.total_reward for result in results]
         metrics = {
             **self._place(),

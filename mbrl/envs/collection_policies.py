@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mbrl.envs.metaworld_env import ACTION_DIM
+from mbrl.envs.env_settings import ACTION_DIM
 
 Policy = Callable[[np.ndarray], np.ndarray]  # simulator observation (39,) -> action (4,), not yet clipped
 

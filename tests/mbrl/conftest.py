@@ -5,7 +5,7 @@ import pytest
 from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl import build_trainer as build_workspace
 from mbrl import trainer as workspace
-from mbrl.envs.agent_env import EnvSettings
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.records import Records
 from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import SEGMENT_LENGTH, make_env

@@ -26,7 +26,8 @@ from mbrl import command as command_line
 from mbrl import snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
-from mbrl.envs.agent_env import AgentEnv, EnvSettings
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.records import Records, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
@@ -321,7 +322,7 @@ def test_episodes_are_stored_as_they_were(tmp_path, cheap_runs, monkeypatch):
 
     def noted(self, action):
         result = step(self, action)
-        acted.append((action.copy(), result.reward))
+        acted.append((action.copy(), result[1]))
         return result
 
     episodes = []
@@ -461,8 +462,8 @@ def test_a_simulator_that_earns_nan_ends_the_run(tmp_path, cheap_runs, monkeypat
     calls = iter(range(1000))
 
     def broken(self, action):
-        result = step(self, action)
-        return replace(result, reward=np.inf) if next(calls) == 12 + 40 else result
+        stack, reward, *rest = step(self, action)
+        return stack, np.inf if next(calls) == 12 + 40 else reward, *rest
 
     monkeypatch.setattr(AgentEnv, "step", broken)
     with pytest.raises(UserError, match=r"the simulator's reward is inf at frame \d+: The last snapshot"):
