@@ -30,7 +30,7 @@ from ivideogpt.data.convert.conversion import start_worker, worker_pool, write_e
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import read_json, remove_abandoned, write_json
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.collection_policies import Behaviour, Policy
+from mbrl.envs.collection_policies import CollectionPolicies, Policy
 from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, PAPER_TASKS, EnvSettings, canonical_task, task_names
 from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
@@ -133,8 +133,8 @@ class Recorder:
         env = self._environment(task)
         rng = episode_rng(settings.seed, task, number)
         env_seed = int(rng.integers(2**31))
-        behaviour = Behaviour(settings.noise, settings.random_fraction, settings.wander)
-        policy = behaviour.policy(task, env.env.workspace, number, rng)
+        policies = CollectionPolicies(settings.noise, settings.random_fraction, settings.wander)
+        policy = policies.policy(task, env.env.workspace, number, rng)
         if not settings.demo:
             episode = record_episode(env.env, policy, env_seed, settings.episode_length)
             write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)

@@ -13,6 +13,7 @@ import torch
 from mbrl.agent.drqv2 import build_agent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.vector_env import VectorEnv, make_vector_env
+from mbrl.mbpo import Mbpo, WorldModelInTheLoop
 from mbrl.records import Records, TensorBoard, WeightsAndBiases
 from mbrl.replay.demonstrations import ensure_demonstrations, load_demonstrations
 from mbrl.replay.episodes import ReplayEpisode
@@ -20,11 +21,10 @@ from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
 from mbrl.replay.replay_files import ReplayFiles
 from mbrl.replay.replay_memory import affordable_capacity, warn_if_too_much
 from mbrl.run_folder import RunFolder
-from mbrl.schedule import DreamSchedule, Schedule
+from mbrl.schedule import MbpoSchedule, Schedule
 from mbrl.settings import MbpoSettings, Settings
 from mbrl.snapshots import RandomNumbers, Snapshots, Stateful, saved_capacity
-from mbrl.trainer import Workspace
-from mbrl.world_model.dreaming import Dreaming, WorldModelInTheLoop
+from mbrl.trainer import Trainer
 
 
 def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
@@ -48,9 +48,9 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
         agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
         records = Records(folder)
-        workspace = Workspace(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
-        snapshots = Snapshots(folder, workspace.parts(), _files(folder, real=real), env)
-        return _run(workspace, snapshots, folder, config)
+        trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
+        snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
+        return _run(trainer, snapshots, folder, config)
 
 
 def train_mbpo(
@@ -61,7 +61,7 @@ def train_mbpo(
     folder.check(config)
     torch.manual_seed(settings.seed)
     world_model = build_world_model()
-    rng, schedule = RandomNumbers(settings.seed), DreamSchedule(settings)
+    rng, schedule = RandomNumbers(settings.seed), MbpoSchedule(settings)
     with ExitStack() as stack:
         env, eval_envs = _open_environments(settings, stack)
         real, imagined = _build_buffers(settings, folder, env, [settings.duration, settings.gen_horizon])
@@ -71,11 +71,11 @@ def train_mbpo(
         )  # fmt: skip
         agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
         records = Records(folder)
-        dreaming = Dreaming(schedule, world_model, agent, real, imagined, rng.replay, records)
-        workspace = Workspace(schedule, env, eval_envs, agent, real, batches, rng, records, dreaming)
-        parts: dict[str, Stateful] = {**workspace.parts(), "world_model": world_model, "dreaming": dreaming}
+        mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, records)
+        trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, records, mbpo)
+        parts: dict[str, Stateful] = {**trainer.parts(), "world_model": world_model, "dreaming": mbpo}
         snapshots = Snapshots(folder, parts, _files(folder, real=real, imagined=imagined), env)
-        return _run(workspace, snapshots, folder, config)
+        return _run(trainer, snapshots, folder, config)
 
 
 def _build_buffers(
@@ -108,20 +108,20 @@ def _files(folder: RunFolder, **buffers: ReplayBuffer) -> dict[str, ReplayFiles]
     return {name: ReplayFiles(folder.replay(name), buffer) for name, buffer in buffers.items()}
 
 
-def _run(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
     with folder.locked():
-        return _run_alone(workspace, snapshots, folder, config)
+        return _run_alone(trainer, snapshots, folder, config)
 
 
-def _run_alone(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
-    settings, latest = workspace.settings, snapshots.latest
+def _run_alone(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+    settings, latest = trainer.settings, snapshots.latest
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config)
     if settings.use_tb:
-        workspace.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
+        trainer.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
     if settings.use_wandb:
-        workspace.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
-    return workspace.run(snapshots, demonstrations)
+        trainer.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
+    return trainer.run(snapshots, demonstrations)
 
 
 def _demonstrations(settings: Settings) -> list[ReplayEpisode]:

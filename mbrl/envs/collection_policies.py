@@ -101,8 +101,8 @@ def scripted_policy(task: str) -> Policy:
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """Which policy an episode gets: a random one now and then, else scripted with the noise levels in turn."""
+class CollectionPolicies:
+    """Choose the policy of an episode: a random one now and then, else scripted with the noise levels in turn."""
 
     noise_levels: tuple[float, ...]
     random_fraction: float

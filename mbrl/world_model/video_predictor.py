@@ -31,7 +31,7 @@ from mbrl.replay.replay_buffer import Segments
 from mbrl.world_model.config import WorldModelConfig
 from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
 
-FILM_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
+VIDEO_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
 
 
 class VideoPredictor:
@@ -112,17 +112,17 @@ class VideoPredictor:
         Raises:
             ImaginationError: the model gives NaN or infinity.
         """
-        film = starts.to(self.model.device).unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
-        num_stacked, context_length = film.shape[1], self.config.context_length
+        frames = starts.to(self.model.device).unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
+        num_stacked, context_length = frames.shape[1], self.config.context_length
         if num_stacked < context_length:
             raise UserError(f"stacks of {num_stacked} frames hold no context of {context_length}: raise frame_stack")
-        session = self.model.start(self._frames(film[:, -context_length:]), seed=seed, max_frames=horizon)
-        actions, rewards, sound = [], [], torch.ones((), dtype=torch.bool, device=film.device)
+        session = self.model.start(self._frames(frames[:, -context_length:]), seed=seed, max_frames=horizon)
+        actions, rewards, sound = [], [], torch.ones((), dtype=torch.bool, device=frames.device)
         for _ in range(horizon):
-            action = act(film[:, -num_stacked:].flatten(1, 2)).to(film.device)
+            action = act(frames[:, -num_stacked:].flatten(1, 2)).to(frames.device)
             step = session.step(action)
             assert step.reward is not None
-            film = torch.cat([film, _as_pixels(step.frames)], dim=1)
+            frames = torch.cat([frames, _as_pixels(step.frames)], dim=1)
             actions.append(action)
             rewards.append(step.reward[:, 0])
             sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
@@ -133,8 +133,8 @@ class VideoPredictor:
         start = torch.zeros_like(actions[0])
         reward = torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1)
         return Imagined(
-            frames=film[:, num_stacked - 1 :],
-            earlier=film[:, : num_stacked - 1],
+            frames=frames[:, num_stacked - 1 :],
+            earlier=frames[:, : num_stacked - 1],
             action=torch.stack([start, *actions], dim=1),
             reward=reward,
             discount=torch.ones_like(reward),
@@ -153,13 +153,13 @@ class VideoPredictor:
             "frame_mse": (predicted - future).square().mean().item(),
             "reward_mse": (predicted_rewards - rewards).square().mean().item(),
         }
-        films = [
-            film(to_pixels(true), to_pixels(made), true_rewards.tolist(), made_rewards.tolist())
+        videos = [
+            comparison_video(to_pixels(true), to_pixels(made), true_rewards.tolist(), made_rewards.tolist())
             for true, made, true_rewards, made_rewards in zip(
                 future, predicted, rewards.cpu(), predicted_rewards.cpu(), strict=True
             )
         ]
-        return Validation(metrics, films)
+        return Validation(metrics, videos)
 
     # ---- state
 
@@ -216,10 +216,12 @@ def _as_pixels(frames: Tensor) -> Tensor:
     return (frames * 255).round().to(torch.uint8)
 
 
-def film(truth: Pixels, prediction: Pixels, true_rewards: list[float], predicted_rewards: list[float]) -> Pixels:
+def comparison_video(
+    truth: Pixels, prediction: Pixels, true_rewards: list[float], predicted_rewards: list[float]
+) -> Pixels:
     """Videos (F, h, w, 3) side by side with their difference, enlarged; the rewards of arriving in each frame below."""
     pictures = side_by_side([truth, prediction, error_frames(truth, prediction)])
-    enlarged = pictures.repeat(FILM_SCALE, axis=1).repeat(FILM_SCALE, axis=2)
+    enlarged = pictures.repeat(VIDEO_SCALE, axis=1).repeat(VIDEO_SCALE, axis=2)
     rewards = zip(true_rewards, predicted_rewards, strict=True)
     captions = [f"reward {true:.2f}, predicted {predicted:.2f}" for true, predicted in rewards]
     return np.stack([_captioned(picture, text) for picture, text in zip(enlarged, captions, strict=True)])

@@ -13,8 +13,7 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from mbrl import build_trainer as build_workspace
-from mbrl import train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.replay.replay_buffer import Segments
@@ -122,12 +121,12 @@ def make_env(settings: EnvSettings) -> AgentEnv:
 
 
 def train_drq(run_dir: Path, *overrides: str) -> int:
-    return build_workspace.train_drq(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
+    return build_trainer.train_drq(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
 
 
 def train_mbpo(run_dir: Path, *overrides: str, world_model: WorldModel | None = None) -> int:
     settings, config = train_metaworld_mbpo.parse([*TINY, *TINY_DREAMS, f"run_dir={run_dir}", *overrides])
-    return build_workspace.train_mbpo(settings, config, lambda: world_model or WorldModel())
+    return build_trainer.train_mbpo(settings, config, lambda: world_model or WorldModel())
 
 
 def lines(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:

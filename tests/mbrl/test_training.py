@@ -21,9 +21,8 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_trainer as build_workspace
+from mbrl import build_trainer, snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl import command as command_line
-from mbrl import snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
 from mbrl.envs.agent_env import AgentEnv
@@ -31,7 +30,7 @@ from mbrl.envs.env_settings import EnvSettings
 from mbrl.records import Records, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
-from mbrl.schedule import DreamSchedule
+from mbrl.schedule import MbpoSchedule
 from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
 from mbrl.tools import export_world_model
@@ -142,7 +141,7 @@ def test_what_happens_when(tmp_path, events):
 def test_counts_of_the_defaults():
     """The published schedule, in frames."""
     settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
-    schedule = DreamSchedule(settings)
+    schedule = MbpoSchedule(settings)
     assert [schedule.frame(step) for step in range(130_000) if schedule.begins(step)] == [4000]
     frames = range(3990, 4402)
     of = {
@@ -669,7 +668,7 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
 def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
     """The second one has found nothing to be locked yet."""
     with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
-        build_workspace._run(None, None, RunFolder(tmp_path), {})
+        build_trainer._run(None, None, RunFolder(tmp_path), {})
 
 
 def test_any_task_and_spelling():
@@ -722,7 +721,7 @@ def test_the_command_killed_and_started_again(tmp_path):
     done = subprocess.run(command("run_dir=killed"), **options)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
-    whole = build_workspace.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
+    whole = build_trainer.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}

@@ -17,7 +17,7 @@ from mbrl.world_model import build, video_predictor
 from mbrl.world_model.build import build_video_predictor
 from mbrl.world_model.config import WorldModelConfig
 from mbrl.world_model.imagination import ImaginationError
-from mbrl.world_model.video_predictor import film
+from mbrl.world_model.video_predictor import comparison_video
 from tests.mbrl.runs import SEGMENT_LENGTH
 from tests.parity.formulas import actions as formula_actions
 from tests.parity.formulas import clip, golden
@@ -208,12 +208,12 @@ def test_validation_compares_what_belongs_together(predictor):
     )
     errors = (rollout.rewards[:, 0] - given.rewards[:, 1:4]).square().mean().item()
     assert validation.metrics["reward_mse"] == pytest.approx(errors)
-    assert [video.shape for video in validation.films] == [(3, 2 * 64 + 18, 2 * 3 * 64, 3)] * 2
+    assert [video.shape for video in validation.videos] == [(3, 2 * 64 + 18, 2 * 3 * 64, 3)] * 2
 
 
-def test_films_show_truth_prediction_and_error():
+def test_comparison_videos_show_truth_prediction_and_error():
     truth = torch.full((2, 8, 8, 3), 200, dtype=torch.uint8).numpy()
-    video = film(truth, truth, [1.0, 2.0], [1.0, 2.0])
+    video = comparison_video(truth, truth, [1.0, 2.0], [1.0, 2.0])
     assert (video[:, :16, :32] == 200).all()
     assert (video[:, :16, 32:] == 0).all()
 
