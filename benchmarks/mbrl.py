@@ -34,14 +34,15 @@ from benchmarks.timer import Timer
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
 from mbrl.agent.drqv2 import build_agent
-from mbrl.envs.agent_env import EnvSettings
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
 from mbrl.heap import keep_freed_memory
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
 from mbrl.settings import MbpoSettings, read
 from mbrl.train_metaworld_mbpo import parse as parse_settings
-from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.world_model.build import build_video_predictor
+from mbrl.world_model.config import WorldModelConfig
 
 FRAMES = 200  # of the loop that is put together
 
@@ -139,13 +140,13 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
 def _agent_step(settings: MbpoSettings, steps: float, act: Callable[[], Any], stack: ExitStack) -> Part:
     select_backend()  # MuJoCo's own renderer takes what is set when mujoco is first imported
     env = stack.enter_context(closing(settings.env.make()))
-    env.reset(0)
+    env.reset(seed=0)
     step_plainly = stack.enter_context(_mujoco_renderer(settings.env))
     action = np.zeros(4, np.float32)
 
     def ours() -> None:
         if env.num_steps == env.duration:
-            env.reset(0)
+            env.reset(seed=0)
         env.step(action)
         act()
 

@@ -12,8 +12,8 @@ import torch
 
 from mbrl.agent.drqv2 import build_agent
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.env_pool import EnvPool
-from mbrl.envs.metaworld_env import ACTION_DIM
+from mbrl.envs.vector_env import VectorEnv, make_vector_env
+from mbrl.mbpo import Mbpo, WorldModelInTheLoop
 from mbrl.records import Records, TensorBoard, WeightsAndBiases
 from mbrl.replay.demonstrations import ensure_demonstrations, load_demonstrations
 from mbrl.replay.episodes import ReplayEpisode
@@ -21,11 +21,10 @@ from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
 from mbrl.replay.replay_files import ReplayFiles
 from mbrl.replay.replay_memory import affordable_capacity, warn_if_too_much
 from mbrl.run_folder import RunFolder
-from mbrl.schedule import DreamSchedule, Schedule
+from mbrl.schedule import MbpoSchedule, Schedule
 from mbrl.settings import MbpoSettings, Settings
 from mbrl.snapshots import RandomNumbers, Snapshots, Stateful, saved_capacity
-from mbrl.trainer import Workspace
-from mbrl.world_model.dreaming import Dreaming, WorldModelInTheLoop
+from mbrl.trainer import Trainer
 
 
 def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
@@ -43,15 +42,15 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
     folder.check(config)
     torch.manual_seed(settings.seed)
     rng = RandomNumbers(settings.seed)
-    (real,) = _build_buffers(settings, folder, [settings.duration])
-    batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
-    agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
     with ExitStack() as stack:
-        env, pool = _open_environments(settings, stack)
+        env, eval_envs = _open_environments(settings, stack)
+        (real,) = _build_buffers(settings, folder, env, [settings.duration])
+        batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
+        agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
         records = Records(folder)
-        workspace = Workspace(Schedule(settings), env, pool, agent, real, batches, rng, records)
-        snapshots = Snapshots(folder, workspace.parts(), _files(folder, real=real), env)
-        return _run(workspace, snapshots, folder, config)
+        trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
+        snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
+        return _run(trainer, snapshots, folder, config)
 
 
 def train_mbpo(
@@ -62,27 +61,29 @@ def train_mbpo(
     folder.check(config)
     torch.manual_seed(settings.seed)
     world_model = build_world_model()
-    rng, schedule = RandomNumbers(settings.seed), DreamSchedule(settings)
-    real, imagined = _build_buffers(settings, folder, [settings.duration, settings.gen_horizon])
-    batches = partial(
-        sample_mixed, real, imagined, settings.real_ratio,
-        settings.batch_size, settings.nstep, settings.discount, rng.replay,
-    )  # fmt: skip
-    agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
+    rng, schedule = RandomNumbers(settings.seed), MbpoSchedule(settings)
     with ExitStack() as stack:
-        env, pool = _open_environments(settings, stack)
+        env, eval_envs = _open_environments(settings, stack)
+        real, imagined = _build_buffers(settings, folder, env, [settings.duration, settings.gen_horizon])
+        batches = partial(
+            sample_mixed, real, imagined, settings.real_ratio,
+            settings.batch_size, settings.nstep, settings.discount, rng.replay,
+        )  # fmt: skip
+        agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
         records = Records(folder)
-        dreaming = Dreaming(schedule, world_model, agent, real, imagined, rng.replay, records)
-        workspace = Workspace(schedule, env, pool, agent, real, batches, rng, records, dreaming)
-        parts: dict[str, Stateful] = {**workspace.parts(), "world_model": world_model, "dreaming": dreaming}
+        mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, records)
+        trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, records, mbpo)
+        parts: dict[str, Stateful] = {**trainer.parts(), "world_model": world_model, "dreaming": mbpo}
         snapshots = Snapshots(folder, parts, _files(folder, real=real, imagined=imagined), env)
-        return _run(workspace, snapshots, folder, config)
+        return _run(trainer, snapshots, folder, config)
 
 
-def _build_buffers(settings: Settings, folder: RunFolder, episode_steps: list[int]) -> list[ReplayBuffer]:
+def _build_buffers(
+    settings: Settings, folder: RunFolder, env: AgentEnv, episode_steps: list[int]
+) -> list[ReplayBuffer]:
     """One for each kind of episode. A run keeps the capacity with which it began: its results depend on it."""
-    size = settings.env.image_size
-    shape = EpisodeShape(settings.frame_stack, (size, size), ACTION_DIM)
+    _, height, width = env.observation_space.shape
+    shape = EpisodeShape(settings.frame_stack, (height, width), *env.action_space.shape)
     capacity = saved_capacity(folder)
     if capacity is None:
         capacity = affordable_capacity(settings.replay_buffer_size, shape, episode_steps)
@@ -92,11 +93,11 @@ def _build_buffers(settings: Settings, folder: RunFolder, episode_steps: list[in
     return [ReplayBuffer(capacity, shape, pin_memory) for _ in episode_steps]
 
 
-def _open_environments(settings: Settings, stack: ExitStack) -> tuple[AgentEnv, EnvPool]:
+def _open_environments(settings: Settings, stack: ExitStack) -> tuple[AgentEnv, VectorEnv]:
     """The one to learn in, and those for evaluation: as many as there are processors, 130 MB each."""
     env = stack.enter_context(closing(settings.env.make()))
     num_envs = min(num_processors(), settings.num_eval_episodes)
-    return env, stack.enter_context(closing(EnvPool(settings.env, num_envs, num_envs if num_envs > 1 else 0)))
+    return env, stack.enter_context(closing(make_vector_env(settings.env, num_envs, in_processes=num_envs > 1)))
 
 
 def num_processors() -> int:
@@ -107,20 +108,20 @@ def _files(folder: RunFolder, **buffers: ReplayBuffer) -> dict[str, ReplayFiles]
     return {name: ReplayFiles(folder.replay(name), buffer) for name, buffer in buffers.items()}
 
 
-def _run(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
     with folder.locked():
-        return _run_alone(workspace, snapshots, folder, config)
+        return _run_alone(trainer, snapshots, folder, config)
 
 
-def _run_alone(workspace: Workspace, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
-    settings, latest = workspace.settings, snapshots.latest
+def _run_alone(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+    settings, latest = trainer.settings, snapshots.latest
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config)
     if settings.use_tb:
-        workspace.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
+        trainer.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
     if settings.use_wandb:
-        workspace.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
-    return workspace.run(snapshots, demonstrations)
+        trainer.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
+    return trainer.run(snapshots, demonstrations)
 
 
 def _demonstrations(settings: Settings) -> list[ReplayEpisode]:

@@ -22,16 +22,16 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ivideogpt.errors import UserError
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.env_pool import EnvPool, LostWorker, evaluate
 from mbrl.envs.seeds import episode_seed
+from mbrl.envs.vector_env import LostWorker, VectorEnv, evaluate
 from mbrl.interruption import Interrupted, Interruption
+from mbrl.mbpo import Mbpo
 from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 from mbrl.replay.replay_buffer import ReplayBuffer, Transitions
 from mbrl.schedule import SNAPSHOT_EVERY, VALIDATE_EVERY, Schedule
 from mbrl.snapshots import RandomNumbers, Snapshots, Stateful
-from mbrl.world_model.dreaming import Dreaming
 
 logger = logging.getLogger(__name__)
 
@@ -61,24 +61,24 @@ class Progress:
         self.evaluated = state.get("evaluated", -1)  # runs that were saved before it was noted
 
 
-class Workspace:
+class Trainer:
     """Owns the progress of a run; :meth:`run` begins it, or goes on with it where its last snapshot was made."""
 
     def __init__(
         self,
         schedule: Schedule,
         env: AgentEnv,
-        pool: EnvPool,
+        eval_envs: VectorEnv,
         agent: DrQAgent,
         real: ReplayBuffer,
         batches: BatchSource,
         rng: RandomNumbers,
         records: Records,
-        dreaming: Dreaming | None = None,
+        mbpo: Mbpo | None = None,
     ) -> None:
         self.schedule, self.settings = schedule, schedule.settings
-        self.env, self.pool = env, pool
-        self.agent, self.real, self.batches, self.dreaming = agent, real, batches, dreaming
+        self.env, self.eval_envs = env, eval_envs
+        self.agent, self.real, self.batches, self.mbpo = agent, real, batches, mbpo
         self.rng, self.records = rng, records
         self.progress = Progress()
         self.window = MetricWindow()
@@ -90,7 +90,7 @@ class Workspace:
         return self.schedule.frame(self.progress.step)
 
     def parts(self) -> dict[str, Stateful]:
-        """Of a snapshot."""
+        """Return the stateful components to checkpoint, by name."""
         return {
             "agent": self.agent,
             "random": self.rng,
@@ -117,7 +117,7 @@ class Workspace:
                 self._evaluate_if_due(snapshots)
                 if self.interruption.number:
                     break
-                if self.dreaming is not None and self.dreaming.begins(self.progress.step):
+                if self.mbpo is not None and self.mbpo.begins(self.progress.step):
                     self._save(snapshots, must_succeed=False)  # a step that may be given up
                 try:
                     self.advance()
@@ -138,14 +138,14 @@ class Workspace:
         """One agent step."""
         step = self.progress.step
         action = self._act(step)
-        if self.dreaming is not None:
-            self.dreaming.prepare(step, self.interruption.check)
+        if self.mbpo is not None:
+            self.mbpo.prepare(step, self.interruption.check)
         if self.schedule.agent_learns(step):
             for _ in range(self.settings.agent_update_times):
                 self.window.add(self.agent.update(self.batches(), step))
-        if self.dreaming is not None:
-            self.dreaming.imagine(step)
-        reward = self.env.step(action).reward
+        if self.mbpo is not None:
+            self.mbpo.imagine(step)
+        _, reward, *_ = self.env.step(action)
         if not math.isfinite(reward):  # it would spoil every batch that it is in, also after a resume
             raise UserError(f"the simulator's reward is {reward} at frame {self.frame}: {self._advice()}")
         self.progress.step += 1
@@ -159,17 +159,17 @@ class Workspace:
         self.real.add(episode)
         self.progress.episode += 1
         self._log_episode(episode)
-        if self.dreaming is not None and self.progress.episode % VALIDATE_EVERY == 0:
-            self.dreaming.validate(self.progress.step)
+        if self.mbpo is not None and self.progress.episode % VALIDATE_EVERY == 0:
+            self.mbpo.validate(self.progress.step)
         self._reset()
 
     def _reset(self) -> None:
-        self.env.reset(episode_seed(self.settings.seed, "train", self.progress.episode))
+        self.env.reset(seed=episode_seed(self.settings.seed, "train", self.progress.episode))
 
     def _log_episode(self, episode: ReplayEpisode) -> None:
         metrics = self._finite(self.window.take())
-        if self.dreaming is not None:
-            metrics |= self.dreaming.window.take()
+        if self.mbpo is not None:
+            metrics |= self.mbpo.window.take()
         outcome = {"episode_reward": float(episode.reward.sum()), "success": float(self.env.success)}
         self.records.write("train", self.frame, {**self._place(), **outcome, **metrics})
         if self.settings.save_train_video:
@@ -202,7 +202,7 @@ class Workspace:
     def evaluate(self) -> None:
         """Always the same episodes."""
         seeds = [episode_seed(self.settings.seed, "eval", i) for i in range(self.settings.num_eval_episodes)]
-        results = evaluate(self.pool, self._mean_actions, seeds, record=(0,) if self.settings.save_video else ())
+        results = evaluate(self.eval_envs, self._mean_actions, seeds, record=(0,) if self.settings.save_video else ())
         rewards = [result.total_reward for result in results]
         metrics = {
             **self._place(),

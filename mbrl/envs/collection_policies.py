@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mbrl.envs.metaworld_env import ACTION_DIM
+from mbrl.envs.env_settings import ACTION_DIM
 
 Policy = Callable[[np.ndarray], np.ndarray]  # simulator observation (39,) -> action (4,), not yet clipped
 
@@ -101,8 +101,8 @@ def scripted_policy(task: str) -> Policy:
 
 
 @dataclass(frozen=True)
-class Behaviour:
-    """Which policy an episode gets: a random one now and then, else scripted with the noise levels in turn."""
+class CollectionPolicies:
+    """Choose the policy of an episode: a random one now and then, else scripted with the noise levels in turn."""
 
     noise_levels: tuple[float, ...]
     random_fraction: float

@@ -1,4 +1,4 @@
-"""Meta-World tasks as agents see them here: one camera picture per agent step, goals re-drawn in every episode.
+"""Meta-World tasks as a ``gymnasium.Env``: one camera picture per agent step, a new goal in every episode.
 
 The protocol of the paper (action repeat, zero-action step after reset, reward) without frame stacking and without
 the success bonus: those belong to the replay format.
@@ -6,65 +6,46 @@ the success bonus: those belong to the replay format.
 
 from __future__ import annotations
 
-import difflib
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from ivideogpt.errors import UserError
+from mbrl.envs.env_settings import ACTION_DIM, METAWORLD, canonical_task
 from mbrl.envs.offscreen import OffscreenRenderer, select_backend
 from mbrl.envs.simulator_state import State, set_simulator_state, simulator_state
 
-ACTION_DIM = 4
-CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-PAPER_TASKS = (
-    "button-press-topdown-wall",
-    "coffee-push",
-    "door-lock",
-    "hammer",
-    "handle-pull-side",
-    "plate-slide",
-)
+METADATA = {"render_modes": ["rgb_array"], "render_fps": 20}
 
 
-def task_names() -> tuple[str, ...]:
-    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+class MetaWorldEnv(gymnasium.Env):
+    """After `reset(seed=...)` the same actions give the same frames and rewards, bit for bit. Close it after use.
 
-    return tuple(sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS))
+    Observations are frames (H, W, 3) uint8; a reward is the sum over the repeats of an action, and ``info["success"]``
+    tells whether any of them succeeded. Episodes have no end of their own.
 
-
-def canonical_task(name: str) -> str:
-    """`coffee_push`, `coffee-push` and `coffee-push-v3` are one task: `coffee-push`."""
-    task, known = name.replace("_", "-").removesuffix("-v3"), task_names()
-    if task not in known:
-        near = difflib.get_close_matches(task, known)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise UserError(f"no Meta-World task named {name!r}; {hint}")
-    return task
-
-
-@dataclass(frozen=True)
-class EnvStep:
-    """What an action earned, summed over its repeats, and the picture that followed."""
-
-    frame: np.ndarray  # (H, W, 3) uint8
-    reward: float
-    success: bool
-
-
-class MetaWorldEnv:
-    """After `reset(seed)` the same actions give the same frames and rewards, bit for bit. Close it after use.
-
-    `paper_reward` concerns button-press-topdown-wall alone, whose reward has changed since the paper.
+    Args:
+        paper_reward: concerns button-press-topdown-wall alone, whose reward has changed since the paper.
     """
 
+    metadata = METADATA
+
     def __init__(
-        self, task: str, image_size: int = 64, action_repeat: int = 2, camera: str = "corner", paper_reward: bool = True
+        self,
+        task: str,
+        image_size: int = 64,
+        action_repeat: int = 2,
+        camera: str = "corner",
+        paper_reward: bool = True,
+        render_mode: str = "rgb_array",
     ) -> None:
         select_backend()  # before Meta-World imports mujoco
+        self.observation_space = gymnasium.spaces.Box(0, 255, (image_size, image_size, 3), np.uint8)
+        self.action_space = gymnasium.spaces.Box(-1, 1, (ACTION_DIM,), np.float32)
+        self.render_mode = render_mode
         self.task = canonical_task(task)
         self.action_repeat, self.camera = action_repeat, camera
         self._env = _make_task(self.task)
@@ -78,20 +59,23 @@ class MetaWorldEnv:
         """Lower and upper corner of the box that the hand can be sent to."""
         return self._env.mocap_low, self._env.mocap_high
 
-    def reset(self, seed: int) -> np.ndarray:
-        """Draw goal and object from the seed and return the first frame."""
-        self._env.seed(seed)
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Sample goal and object from the seed, or one that is sampled, and return the first frame."""
+        super().reset(seed=seed)
+        self._env.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
         self._env.reset()
         self.state, *_ = self._env.step(np.zeros(ACTION_DIM, np.float32))
-        return self.render()
+        return self.render(), {}
 
-    def step(self, action: np.ndarray) -> EnvStep:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         reward, success = 0.0, False
         for _ in range(self.action_repeat):
             self.state, step_reward, _, _, info = self._env.step(action)
             reward += float(step_reward)
             success = success or bool(info["success"])
-        return EnvStep(self.render(), reward, success)
+        return self.render(), reward, False, False, {"success": success}
 
     def render(self) -> np.ndarray:
         # The camera hangs upside-down and OpenGL's rows go upwards: together they give the upright, mirrored picture
@@ -115,6 +99,9 @@ class MetaWorldEnv:
 
     def close(self) -> None:
         self._renderer.close()
+
+
+gymnasium.register(METAWORLD.partition(":")[2], MetaWorldEnv, disable_env_checker=True, order_enforce=False)
 
 
 def _make_task(task: str) -> Any:

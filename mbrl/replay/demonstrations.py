@@ -21,8 +21,7 @@ import numpy as np
 
 from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError
-from mbrl.envs.agent_env import EnvSettings
-from mbrl.envs.metaworld_env import ACTION_DIM, canonical_task
+from mbrl.envs.env_settings import ACTION_DIM, EnvSettings, canonical_task, is_metaworld
 from mbrl.replay.episodes import ReplayEpisode
 
 logger = logging.getLogger(__name__)
@@ -105,6 +104,8 @@ def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpiso
     folder = prefix / settings.task
     paths = sorted(folder.glob("*.npz"))
     if not paths:
+        if not is_metaworld(settings.task):
+            raise UserError(f"no demonstrations (*.npz) of {settings.task} in {folder}: put some there")
         command = shlex.join(["python", *recording_command(prefix, settings)])
         raise UserError(f"no demonstrations (*.npz) of {settings.task} in {folder}; record some: {command}")
     return _clipped([_fitting(path, settings) for path in paths], folder)
@@ -113,7 +114,7 @@ def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpiso
 def _fitting(path: Path, settings: EnvSettings) -> ReplayEpisode:
     demonstration = Demonstration.from_file(path)
     num_actions = demonstration.episode.action.shape[1]
-    if num_actions != ACTION_DIM:
+    if is_metaworld(settings.task) and num_actions != ACTION_DIM:
         raise UserError(f"{path}: actions have {num_actions} dimensions, those of Meta-World have {ACTION_DIM}")
     theirs = demonstration.settings(settings)
     for name in ("image_size", "frame_stack", *ORIGINS):
@@ -168,7 +169,7 @@ def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> 
     """
     task = canonical_task(settings.task)
     folder = prefix / task
-    if any(folder.glob("*.npz")):
+    if any(folder.glob("*.npz")) or not is_metaworld(task):
         return
     logger.info(f"no demonstrations of {task} in {folder} yet: recording {num}")
     try:
@@ -210,7 +211,7 @@ def replay(demonstration: Demonstration, settings: EnvSettings) -> Replay:
     assert demonstration.seed is not None
     episode = demonstration.episode
     with closing(replace(demonstration.settings(settings), duration=episode.num_steps).make()) as env:
-        env.reset(demonstration.seed)
+        env.reset(seed=demonstration.seed)
         for action in episode.action[1:]:
             env.step(np.clip(action, -1, 1))
         again = env.episode()

@@ -14,8 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
 
 from ivideogpt.errors import UserError, cli
-from mbrl.envs.agent_env import EnvSettings
-from mbrl.envs.metaworld_env import canonical_task
+from mbrl.envs.env_settings import EnvSettings, canonical_task
 from mbrl.replay.demonstrations import Demonstration, Replay, replay
 
 TOLERANCE = 1e-3  # of a step's reward, which is 30 at most: other processors round in another way

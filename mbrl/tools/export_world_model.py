@@ -24,7 +24,8 @@ from ivideogpt.world_model import WorldModel
 from mbrl.run_folder import RunFolder
 from mbrl.settings import read
 from mbrl.snapshots import saved_part
-from mbrl.world_model.video_predictor import WorldModelConfig, build_world_model
+from mbrl.world_model.build import build_world_model
+from mbrl.world_model.config import WorldModelConfig
 
 
 def world_model_of(run_dir: Path) -> WorldModel:

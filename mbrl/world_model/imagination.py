@@ -44,8 +44,8 @@ class Validation:
 
     Attributes:
         metrics: mean squared errors of frames in [0, 1] and of rewards in the environment's units.
-        films: a video (F, H, W, 3) a segment: truth, prediction, error; both rewards below.
+        videos: one (F, H, W, 3) a segment: truth, prediction, error; both rewards below.
     """
 
     metrics: dict[str, float]
-    films: list[Pixels]
+    videos: list[Pixels]

@@ -11,7 +11,7 @@ import torch
 from mbrl.agent.drqv2 import DrQConfig, build_agent
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
-from mbrl.world_model.video_predictor import build_video_predictor
+from mbrl.world_model.build import build_video_predictor
 from tests.mbrl.runs import SEGMENT_LENGTH
 from tests.mbrl.world_model.test_video_predictor import segments, starts
 

@@ -15,11 +15,12 @@ from ivideogpt.errors import UserError
 from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl import snapshots
 from mbrl.agent.drqv2 import DrQAgent
-from mbrl.envs import env_pool
+from mbrl.envs import vector_env
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.records import Records
 from mbrl.replay import replay_memory
-from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.world_model.build import build_video_predictor
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import WorldModel, lines, train_drq, train_mbpo
 from tests.parity.networks import tokenizer, transformer
 
@@ -176,15 +177,15 @@ def test_a_lost_worker_costs_nothing(tmp_path, cheap_runs, monkeypatch):
     """Bug prevented: a process killed for its memory in an evaluation took all frames since the last snapshot along."""
     options = "eval_every_frames=20", "num_train_frames=60"
     train_drq(tmp_path / "whole", *options)
-    play = env_pool._play
+    play = vector_env._play
 
     def lost(*args):
         if (tmp_path / "lost" / "train.csv").exists():
-            raise env_pool.LostWorker("a process with environments ended by itself")
+            raise vector_env.LostWorker("a process with environments ended by itself")
         return play(*args)
 
     with monkeypatch.context() as patched:
-        patched.setattr(env_pool, "_play", lost)
+        patched.setattr(vector_env, "_play", lost)
         with pytest.raises(UserError, match="ended by itself"):
             train_drq(tmp_path / "lost", *options)
     assert saved_frame(tmp_path / "lost") == 20

@@ -21,20 +21,20 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_trainer as build_workspace
+from mbrl import build_trainer, snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl import command as command_line
-from mbrl import snapshots, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
-from mbrl.envs.agent_env import AgentEnv, EnvSettings
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.records import Records, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
-from mbrl.schedule import DreamSchedule
+from mbrl.schedule import MbpoSchedule
 from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
 from mbrl.tools import export_world_model
-from mbrl.world_model.video_predictor import WorldModelConfig
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 DRAW = Records.draw_success  # half a second each: runs in tests do without
@@ -141,7 +141,7 @@ def test_what_happens_when(tmp_path, events):
 def test_counts_of_the_defaults():
     """The published schedule, in frames."""
     settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
-    schedule = DreamSchedule(settings)
+    schedule = MbpoSchedule(settings)
     assert [schedule.frame(step) for step in range(130_000) if schedule.begins(step)] == [4000]
     frames = range(3990, 4402)
     of = {
@@ -321,7 +321,7 @@ def test_episodes_are_stored_as_they_were(tmp_path, cheap_runs, monkeypatch):
 
     def noted(self, action):
         result = step(self, action)
-        acted.append((action.copy(), result.reward))
+        acted.append((action.copy(), result[1]))
         return result
 
     episodes = []
@@ -461,8 +461,8 @@ def test_a_simulator_that_earns_nan_ends_the_run(tmp_path, cheap_runs, monkeypat
     calls = iter(range(1000))
 
     def broken(self, action):
-        result = step(self, action)
-        return replace(result, reward=np.inf) if next(calls) == 12 + 40 else result
+        stack, reward, *rest = step(self, action)
+        return stack, np.inf if next(calls) == 12 + 40 else reward, *rest
 
     monkeypatch.setattr(AgentEnv, "step", broken)
     with pytest.raises(UserError, match=r"the simulator's reward is inf at frame \d+: The last snapshot"):
@@ -668,7 +668,7 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
 def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
     """The second one has found nothing to be locked yet."""
     with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
-        build_workspace._run(None, None, RunFolder(tmp_path), {})
+        build_trainer._run(None, None, RunFolder(tmp_path), {})
 
 
 def test_any_task_and_spelling():
@@ -721,7 +721,7 @@ def test_the_command_killed_and_started_again(tmp_path):
     done = subprocess.run(command("run_dir=killed"), **options)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
-    whole = build_workspace.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
+    whole = build_trainer.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.training.common.updates import SoundUpdates
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator  # which model-based RL goes without
 
 NORM_LAYERS = ("LlamaRMSNorm", "RMSNorm", "LayerNorm", "GroupNorm")
 

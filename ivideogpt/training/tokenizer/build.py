@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
-from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
 from ivideogpt.state_dicts import load_strict, read_any_tensors
@@ -23,11 +22,11 @@ from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
 from ivideogpt.training.common.clip_batches import build_clip_loaders, clip_config
 from ivideogpt.training.common.ema import AveragedWeights
+from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters
 from ivideogpt.training.common.run import build_run
 from ivideogpt.training.common.schedule import PhaseSchedule, TrainProgress, build_scheduler
 from ivideogpt.training.common.stream import BatchStream
-from ivideogpt.training.tokenizer.adapt import adapt_tokenizer
 from ivideogpt.training.tokenizer.codebooks import Codebook, Codebooks
 from ivideogpt.training.tokenizer.gan import Adversary
 from ivideogpt.training.tokenizer.trainer import WEIGHTS_FOLDER, TokenizerTrainer
@@ -114,8 +113,7 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[Compr
     adapt_tokenizer(model, args.context_length, args.resolution)
     model.set_cross_attention_dropout(args.cross_attention_dropout)
     if args.selected_params or args.codebook_decay:
-        model.quantize.requires_grad_(False)
-        model.dynamics_quantize.requires_grad_(False)
+        freeze_codebooks(model)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if args.compile:
@@ -172,9 +170,7 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         still_weight=args.still_weight,
         gradient_weight=args.gradient_weight,
     )
-    if args.perc_weight == 0:
-        return TokenizerLoss(config)
-    return TokenizerLoss(config, load_lpips(args.lpips_path, device, WITHOUT_LPIPS))
+    return build_tokenizer_loss(config, args.lpips_path, device, WITHOUT_LPIPS)
 
 
 def _learning_rate_scale(args: TokenizerArgs, accelerator: Accelerator) -> int:

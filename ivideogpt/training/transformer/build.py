@@ -23,7 +23,6 @@ from ivideogpt.pretrained import (
     TRANSFORMER_WEIGHTS,
     ModelMetadata,
     Transformer,
-    build_transformer,
     initialise_transformer,
     language_model,
     load_tokenizer,
@@ -41,11 +40,11 @@ from ivideogpt.training.common.clip_batches import (
     clip_config,
 )
 from ivideogpt.training.common.fsdp import is_sharded
+from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.common.run import Run, build_run
 from ivideogpt.training.common.schedule import TrainProgress, build_scheduler
 from ivideogpt.training.common.stream import BatchStream, Loader
-from ivideogpt.training.tokenizer.adapt import adapt_tokenizer
 from ivideogpt.training.transformer.lora import Adapters
 from ivideogpt.training.transformer.sampled_validation import ScoringNetworks
 from ivideogpt.training.transformer.token_sources import Conditioning, PixelSource, Source, TokenSource
@@ -124,18 +123,11 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
 
 def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
     """Of the architecture that the flags describe, with random weights."""
-    config = read_llama_config(args.config_path)
-    if layout.sequence_length > config.max_position_embeddings:
-        fits = layout.context_frames + layout.future_frames_that_fit(config.max_position_embeddings)
-        raise UserError(
-            f"--segment_length {args.segment_length} takes {layout.sequence_length} tokens, but the transformer has "
-            f"{config.max_position_embeddings} positions: at most {fits} frames fit"
-        )
-    if args.llama_attn_drop is not None:
-        config.attention_dropout = args.llama_attn_drop
-    return build_transformer(
-        config,
+    return build_fitting_transformer(
+        read_llama_config(args.config_path),
         layout,
+        "--segment_length",
+        attention_dropout=args.llama_attn_drop,
         action_dim=args.action_dim if args.action_conditioned else None,
         reward_prediction=args.reward_prediction,
         action_recon=args.action_recon,

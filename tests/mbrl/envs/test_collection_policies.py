@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mbrl.envs.collection_policies import Behaviour, CorrelatedNoise, NoisyPolicy, RandomReacher, Restless
+from mbrl.envs.collection_policies import CollectionPolicies, CorrelatedNoise, NoisyPolicy, RandomReacher, Restless
 
 WORKSPACE = np.array([-0.5, 0.4, 0.05]), np.array([0.5, 1.0, 0.5])
 
@@ -63,8 +63,8 @@ def test_restless_policy_wanders_once_the_hand_rests():
 
 def test_behaviour_takes_noise_levels_in_turn_and_random_policies_at_their_rate():
     pytest.importorskip("metaworld")
-    behaviour = Behaviour((0.0, 0.7), random_fraction=0.25, wander=False)
-    policies = [behaviour.policy("reach", WORKSPACE, i, np.random.default_rng(i)) for i in range(200)]
+    collection = CollectionPolicies((0.0, 0.7), random_fraction=0.25, wander=False)
+    policies = [collection.policy("reach", WORKSPACE, i, np.random.default_rng(i)) for i in range(200)]
     random = [isinstance(policy, RandomReacher) for policy in policies]
     assert 0.17 < np.mean(random) < 0.33
     levels = {((i + i // 100) % 2, p._noise._scale) for i, p in enumerate(policies) if isinstance(p, NoisyPolicy)}

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from ivideogpt.errors import UserError
-from mbrl.envs.metaworld_env import PAPER_TASKS, MetaWorldEnv, canonical_task, paper_button_reward, task_names
+from mbrl.envs.env_settings import METAWORLD, PAPER_TASKS, canonical_task, task_names
+from mbrl.envs.metaworld_env import MetaWorldEnv, paper_button_reward
 from mbrl.envs.offscreen import halve, select_backend
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,9 +32,9 @@ def env():
 
 
 def play(env, seed):
-    frames = [env.reset(seed)]
+    frames = [env.reset(seed=seed)[0]]
     steps = [env.step(action) for action in ACTIONS]
-    return np.stack(frames + [step.frame for step in steps]), [step.reward for step in steps], env.state
+    return np.stack(frames + [step[0] for step in steps]), [step[1] for step in steps], env.state
 
 
 def test_task_names():
@@ -57,10 +60,10 @@ def test_an_episode_depends_on_its_seed_alone(env):
 
 def test_goals_are_drawn_anew_and_stay_visible_to_scripted_policies(env):
     """Bug prevented: a hidden goal is clipped to zero in observations, and coffee-push is scripted by its goal."""
-    env.reset(0)
+    env.reset(seed=0)
     env.step(ACTIONS[0])
     first = env.state[-3:]
-    env.reset(1)
+    env.reset(seed=1)
     env.step(ACTIONS[0])
     assert np.abs(first[:2]).sum() > 0
     assert not np.array_equal(first, env.state[-3:])
@@ -68,22 +71,22 @@ def test_goals_are_drawn_anew_and_stay_visible_to_scripted_policies(env):
 
 def test_action_repeat_sums_rewards(env):
     """One step of an agent is two of the simulator."""
-    env.reset(0)
-    reward = env.step(ACTIONS[0]).reward
-    env.reset(0)
+    env.reset(seed=0)
+    _, reward, *_ = env.step(ACTIONS[0])
+    env.reset(seed=0)
     _, first, *_ = env._env.step(ACTIONS[0])
     _, second, *_ = env._env.step(ACTIONS[0])
     assert reward == first + second
 
 
 def test_reset_takes_one_zero_step(env):
-    env.reset(0)
+    env.reset(seed=0)
     assert env._env.curr_path_length == 1
 
 
 def test_frames_are_copies(env):
     """Bug prevented: every frame of an episode showing the last one, or negative strides that torch refuses."""
-    first = env.reset(0)
+    first, _ = env.reset(seed=0)
     kept = first.copy()
     for _ in range(5):
         env.step(np.ones(4, np.float32))
@@ -94,7 +97,7 @@ def test_frames_are_copies(env):
 
 def test_picture_is_upright_and_mirrored(env):
     """In the published demonstrations the robot stands at the left, grey sky above and the brown table below."""
-    frame = env.reset(0).astype(float)
+    frame = env.reset(seed=0)[0].astype(float)
     top, bottom = frame[:2].mean((0, 1)), frame[-5:-2, 6:12].mean((0, 1))
     assert np.ptp(top[1:]) < 5  # sky: no colour but the arm's red
     assert bottom[0] > bottom[2] + 15  # wood
@@ -102,8 +105,17 @@ def test_picture_is_upright_and_mirrored(env):
     assert redness[:8, :8].max() > redness[:8, 8:].max() + 20
 
 
+def test_gymnasium_makes_and_accepts_it(env):
+    """Bug prevented: an environment that other code for gymnasium's cannot use."""
+    made = gymnasium.make(METAWORLD, task="reach", image_size=16)
+    check_env(made.unwrapped)
+    first, second = made.reset(seed=1)[0], made.reset()[0]
+    assert not np.array_equal(first, second)  # without a seed, another goal
+    made.close()
+
+
 def test_more_than_500_simulator_steps_are_allowed(env):
-    env.reset(0)
+    env.reset(seed=0)
     env._env.curr_path_length = 600
     env.step(ACTIONS[0])
 
@@ -132,8 +144,8 @@ def test_paper_reward_inverts_the_gripper_term_only():
 def test_button_press_topdown_wall_selects_its_reward(env, paper_reward, expected):
     """The reset's gripper is open: 3.1 rewards that, the paper's version does not."""
     button = MetaWorldEnv("button-press-topdown-wall", image_size=16, paper_reward=paper_reward)
-    button.reset(0)
-    reward = button.step(np.array([0, 0, 0, -1], np.float32)).reward
+    button.reset(seed=0)
+    _, reward, *_ = button.step(np.array([0, 0, 0, -1], np.float32))
     button.close()
     assert (reward > 0.1) == expected
 
@@ -156,7 +168,7 @@ def test_rendering_works_after_somebody_else_imported_mujoco(env):
     code = (
         "import os; os.environ.pop('MUJOCO_GL', None); import mujoco, metaworld\n"
         "from mbrl.envs.metaworld_env import MetaWorldEnv\n"
-        "print(MetaWorldEnv('reach', image_size=16).reset(0).mean() > 1)"
+        "print(MetaWorldEnv('reach', image_size=16).reset(seed=0)[0].mean() > 1)"
     )  # not closed: leaving the interpreter with an open renderer must be quiet too
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "True", "")

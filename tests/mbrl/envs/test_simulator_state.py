@@ -11,7 +11,8 @@ import pytest
 
 from ivideogpt.errors import UserError
 from mbrl.envs.collection_policies import scripted_policy
-from mbrl.envs.metaworld_env import PAPER_TASKS, MetaWorldEnv
+from mbrl.envs.env_settings import PAPER_TASKS
+from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -25,8 +26,8 @@ env = MetaWorldEnv(task, image_size=16)
 env.restore(dict(np.load(snapshot, allow_pickle=False)))
 expected = np.load(future, allow_pickle=False)
 steps = [env.step(action) for action in expected["actions"]]
-np.testing.assert_array_equal([step.frame for step in steps], expected["frames"])
-np.testing.assert_array_equal([step.reward for step in steps], expected["rewards"])
+np.testing.assert_array_equal([step[0] for step in steps], expected["frames"])
+np.testing.assert_array_equal([step[1] for step in steps], expected["rewards"])
 np.testing.assert_array_equal(env.state, expected["state"])
 """
 
@@ -57,9 +58,9 @@ def future(env: MetaWorldEnv) -> dict[str, np.ndarray]:
     actions, frames, rewards = [], [], []
     for _ in range(LENGTH):
         actions.append(np.clip(policy(env.state), -1, 1).astype(np.float32))
-        step = env.step(actions[-1])
-        frames.append(step.frame)
-        rewards.append(step.reward)
+        frame, reward, *_ = env.step(actions[-1])
+        frames.append(frame)
+        rewards.append(reward)
     return {
         "actions": np.stack(actions),
         "frames": np.stack(frames),
@@ -109,7 +110,7 @@ def test_going_back_in_the_same_environment_and_in_another_process(tmp_path):
 def test_a_snapshot_is_arrays_of_its_own():
     """Bug prevented: a snapshot that changes as the environment goes on, or that only pickle could save."""
     env = MetaWorldEnv("plate-slide", image_size=16)
-    env.reset(0)
+    env.reset(seed=0)
     snapshot = env.snapshot()
     before = {key: value.copy() for key, value in snapshot.items()}
     future(env)
@@ -121,7 +122,7 @@ def test_a_snapshot_is_arrays_of_its_own():
 
 def test_another_task_refuses_it():
     slide, hammer = MetaWorldEnv("plate-slide", image_size=16), MetaWorldEnv("hammer", image_size=16)
-    slide.reset(0)
+    slide.reset(seed=0)
     with pytest.raises(UserError, match="a snapshot of plate-slide cannot be restored in an environment of hammer"):
         hammer.restore(slide.snapshot())
     slide.close()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.envs.agent_env import EnvSettings
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
 from mbrl.replay import demonstrations
 from mbrl.replay.demonstrations import (

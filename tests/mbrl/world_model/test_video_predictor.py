@@ -13,9 +13,11 @@ from ivideogpt.pretrained import ActionNormalization, ModelMetadata, save_transf
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
 from mbrl.replay.replay_buffer import Segments
-from mbrl.world_model import video_predictor
+from mbrl.world_model import build, video_predictor
+from mbrl.world_model.build import build_video_predictor
+from mbrl.world_model.config import WorldModelConfig
 from mbrl.world_model.imagination import ImaginationError
-from mbrl.world_model.video_predictor import WorldModelConfig, build_video_predictor, film
+from mbrl.world_model.video_predictor import comparison_video
 from tests.mbrl.runs import SEGMENT_LENGTH
 from tests.parity.formulas import actions as formula_actions
 from tests.parity.formulas import clip, golden
@@ -206,12 +208,12 @@ def test_validation_compares_what_belongs_together(predictor):
     )
     errors = (rollout.rewards[:, 0] - given.rewards[:, 1:4]).square().mean().item()
     assert validation.metrics["reward_mse"] == pytest.approx(errors)
-    assert [video.shape for video in validation.films] == [(3, 2 * 64 + 18, 2 * 3 * 64, 3)] * 2
+    assert [video.shape for video in validation.videos] == [(3, 2 * 64 + 18, 2 * 3 * 64, 3)] * 2
 
 
-def test_films_show_truth_prediction_and_error():
+def test_comparison_videos_show_truth_prediction_and_error():
     truth = torch.full((2, 8, 8, 3), 200, dtype=torch.uint8).numpy()
-    video = film(truth, truth, [1.0, 2.0], [1.0, 2.0])
+    video = comparison_video(truth, truth, [1.0, 2.0], [1.0, 2.0])
     assert (video[:, :16, :32] == 200).all()
     assert (video[:, :16, 32:] == 0).all()
 
@@ -236,7 +238,7 @@ def test_a_missing_checkpoint_is_named(config):
 
 @pytest.mark.parametrize("key", ["pretrained_model_name_or_path", "pretrained_transformer_path"])
 def test_where_the_published_checkpoint_would_be(config, key, tmp_path, monkeypatch):
-    monkeypatch.setattr(video_predictor, "here_or_in_project", lambda path: tmp_path / path)
+    monkeypatch.setattr(build, "here_or_in_project", lambda path: tmp_path / path)
     published = getattr(WorldModelConfig(), key)
     with pytest.raises(UserError, match=f"no checkpoint folder {published}: put the files of thuml/ivideogpt-oxe-64"):
         build_video_predictor(replace(config, **{key: published}), torch.device("cpu"), seed=0)
@@ -330,7 +332,10 @@ def test_no_limit_of_gradients_and_the_dropout_of_the_architecture(config, tmp_p
 
 
 def test_what_does_not_go_together_is_refused_at_once(config):
-    with pytest.raises(UserError, match=r"is for 64 px, and the environment shows 128 px"):
+    with pytest.raises(
+        UserError,
+        match=r"is for 64 px, not 128: the environment's frames need another world_model.pretrained_model_name",
+    ):
         build_video_predictor(config, torch.device("cpu"), seed=0, image_size=128)
     with pytest.raises(UserError, match=r"segment_length 400 takes \d+ tokens.*at most \d+ frames fit"):
         build_video_predictor(replace(config, segment_length=400), torch.device("cpu"), seed=0)

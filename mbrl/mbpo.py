@@ -1,4 +1,4 @@
-"""A world model in the loop: it learns from real episodes, and the agent's next moves are imagined in it.
+"""MBPO: when a world model learns from real episodes, and when it imagines episodes that the agent learns from.
 
 Knows when that happens and what is kept of it; how a world model works is its own affair.
 
@@ -23,13 +23,13 @@ from mbrl.envs.seeds import episode_seed
 from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer, Segments
-from mbrl.schedule import DreamSchedule
+from mbrl.schedule import MbpoSchedule
 from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEGMENTS = 16
-FILMED_ROWS = 4  # of a round, or of a validation
+VIDEO_ROWS = 4  # of a round, or of a validation
 
 
 class WorldModelInTheLoop(Protocol):
@@ -54,8 +54,8 @@ class WorldModelInTheLoop(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
-class Dreaming:
-    """What MBPO adds to a step of DrQ-v2. A world model that fails is left alone from then on; the run goes on.
+class Mbpo:
+    """Add MBPO to the steps of DrQ-v2. A world model that fails is left alone from then on; the run goes on.
 
     Args:
         rng: of what is sampled, the run's own.
@@ -63,7 +63,7 @@ class Dreaming:
 
     def __init__(
         self,
-        schedule: DreamSchedule,
+        schedule: MbpoSchedule,
         world_model: WorldModelInTheLoop,
         agent: DrQAgent,
         real: ReplayBuffer,
@@ -105,8 +105,8 @@ class Dreaming:
             return
         with self._stopping_on_failure():
             generator = torch.Generator().manual_seed(self._seed("dreamed actions", self._num_rounds))
-            film = f"{self._schedule.frame(step):09d}" if self._schedule.evaluates(step) else None
-            self._imagine(lambda stacks: self._agent.act(stacks, step, mean=False, generator=generator), film)
+            video = f"{self._schedule.frame(step):09d}" if self._schedule.evaluates(step) else None
+            self._imagine(lambda stacks: self._agent.act(stacks, step, mean=False, generator=generator), video)
 
     def validate(self, step: int) -> None:
         """On episodes that the model never learns from, once it has begun to learn; says so if there are none yet."""
@@ -124,8 +124,8 @@ class Dreaming:
             segments = self._real.sample_segments(VALIDATION_SEGMENTS, length, rng, held_out=True)
             validation = self._world_model.validate(segments, self._seed("validated", step))
             self._records.write("validation", frame, validation.metrics)
-            for number, film in enumerate(validation.films[:FILMED_ROWS] if self._settings.save_video else ()):
-                self._records.write_film("validation", f"{frame:09d}-{number}", film)
+            for number, video in enumerate(validation.videos[:VIDEO_ROWS] if self._settings.save_video else ()):
+                self._records.write_film("validation", f"{frame:09d}-{number}", video)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_rounds": self._num_rounds, "stopped": self._stopped, "window": self.window.state_dict()}
@@ -144,8 +144,8 @@ class Dreaming:
         for number in range(self._settings.init_gen_times):
             check()
             generator = torch.Generator().manual_seed(self._seed("dreamed actions", self._num_rounds))
-            film = f"{self._schedule.frame(step):09d}-random" if number == 0 else None
-            self._imagine(lambda stacks, g=generator: self._agent.random_actions(len(stacks), g), film)  # type: ignore[misc]
+            video = f"{self._schedule.frame(step):09d}-random" if number == 0 else None
+            self._imagine(lambda stacks, g=generator: self._agent.random_actions(len(stacks), g), video)  # type: ignore[misc]
 
     def _update(self, with_tokenizer: bool) -> None:
         settings = self._settings
@@ -154,7 +154,7 @@ class Dreaming:
             self.window.add(self._world_model.update_tokenizer(segments), "tokenizer_")
         self.window.add(self._world_model.update_transformer(segments), "transformer_")
 
-    def _imagine(self, act: Callable[[Tensor], Tensor], film: str | None) -> None:
+    def _imagine(self, act: Callable[[Tensor], Tensor], video: str | None) -> None:
         settings = self._settings
         starts = self._real.sample_starts(settings.gen_batch, settings.nstep, self._rng)
         seed = self._seed("imagination", self._num_rounds)
@@ -162,10 +162,10 @@ class Dreaming:
         episodes = self._world_model.imagine(starts, act, settings.gen_horizon, seed)
         self._imagined.add_many(episodes.frames, episodes.earlier, episodes.action, episodes.reward, episodes.discount)
         self.window.add({"reward": episodes.reward[:, 1:].mean()}, "imagined_")
-        if film is not None and self._settings.save_video:
-            frames, rewards = (part[:FILMED_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
-            films = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]
-            self._records.write_film("imagined", film, side_by_side(films))
+        if video is not None and self._settings.save_video:
+            frames, rewards = (part[:VIDEO_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
+            videos = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]
+            self._records.write_film("imagined", video, side_by_side(videos))
 
     def _seed(self, purpose: str, number: int) -> int:
         return episode_seed(self._settings.seed, purpose, number)

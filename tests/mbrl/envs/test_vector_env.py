@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.envs.agent_env import EnvSettings
-from mbrl.envs.env_pool import EnvPool, LostWorker, evaluate
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
+from mbrl.envs.vector_env import LostWorker, evaluate, make_vector_env
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = EnvSettings("plate-slide", image_size=16, duration=5)
@@ -33,17 +33,16 @@ def renders():
 
 @pytest.fixture(scope="module")
 def here():
-    pool = EnvPool(SETTINGS, num_envs=2)
-    yield pool
-    pool.close()
+    envs = make_vector_env(SETTINGS, 2, in_processes=False)
+    yield envs
+    envs.close()
 
 
 @pytest.fixture(scope="module")
 def spread():
-    """Three environments in two processes."""
-    pool = EnvPool(SETTINGS, num_envs=3, num_workers=2)
-    yield pool
-    pool.close()
+    envs = make_vector_env(SETTINGS, 3, in_processes=True)
+    yield envs
+    envs.close()
 
 
 def by_brightness(stacks: np.ndarray) -> np.ndarray:
@@ -52,17 +51,17 @@ def by_brightness(stacks: np.ndarray) -> np.ndarray:
 
 
 def test_shapes(spread):
-    stacks = spread.reset(SEEDS[:3])
+    stacks, _ = spread.reset(seed=SEEDS[:3])
     assert (stacks.shape, stacks.dtype) == ((3, 9, 16, 16), np.uint8)
-    step = spread.step(by_brightness(stacks))
-    assert (step.stacks.shape, step.rewards.shape, step.successes.shape) == ((3, 9, 16, 16), (3,), (3,))
-    assert not step.last
-    np.testing.assert_array_equal(step.stacks[:, :6], stacks[:, 3:])
+    following, rewards, terminated, truncated, info = spread.step(by_brightness(stacks))
+    assert (following.shape, rewards.shape, info["success"].shape) == ((3, 9, 16, 16), (3,), (3,))
+    assert not (terminated | truncated).any()
+    np.testing.assert_array_equal(following[:, :6], stacks[:, 3:])
 
 
 def test_results_depend_on_seeds_alone(here, spread):
     """Bug prevented: goals, order or frames that depend on the number of workers or environments, and so on waves."""
-    results = {pool: evaluate(pool, by_brightness, SEEDS, record=range(1, 4)) for pool in (here, spread)}
+    results = {envs: evaluate(envs, by_brightness, SEEDS, record=range(1, 4)) for envs in (here, spread)}
     for one, other in zip(results[here], results[spread], strict=True):
         assert (one.total_reward, one.success) == (other.total_reward, other.success)
         np.testing.assert_array_equal(one.frames, other.frames)
@@ -72,54 +71,70 @@ def test_results_depend_on_seeds_alone(here, spread):
     assert last_alone[0].total_reward == results[here][4].total_reward
 
 
+def test_the_policy_sees_no_environment_that_only_fills_a_wave(spread):
+    """Bug prevented: actions that differ in their last bits with the size of the batch, and so with the processors."""
+    sizes = set()
+
+    def noting(stacks):
+        sizes.add(len(stacks))
+        return by_brightness(stacks)
+
+    evaluate(spread, noting, SEEDS)
+    assert sizes == {3, 2}
+
+
 def test_episodes_are_bitwise_equal(here, spread):
-    for pool in (here, spread):
-        evaluate(pool, by_brightness, SEEDS[:2])
-    for one, other in zip(here.episodes(), spread.episodes(), strict=True):
+    for envs in (here, spread):
+        evaluate(envs, by_brightness, SEEDS[:2])
+    for one, other in zip(here.call("episode"), spread.call("episode"), strict=False):
         for name, array in vars(one).items():
             np.testing.assert_array_equal(array, getattr(other, name), err_msg=name)
 
 
-def test_a_failing_environment_is_one_error_and_the_pool_closes():
+def test_a_failing_environment_is_one_error_and_no_process_is_left():
     """Bug prevented: waiting for ever for a worker that has failed, or that goes on unseen."""
-    pool = EnvPool(SETTINGS, num_envs=2, num_workers=2)
-    processes = [group._process.pid for group in pool._groups]
-    pool.reset(SEEDS[:2])
-    with pytest.raises(RuntimeError, match=r"an environment failed in its process:[\s\S]*is not in \[-1, 1\]"):
-        pool.step(np.array([[0, 0, 0, 0], [0, 0, 2, 0]], np.float32))
+    envs = make_vector_env(SETTINGS, 2, in_processes=True)
+    processes = [process.pid for process in envs.processes]
+    envs.reset(seed=SEEDS[:2])
+    with pytest.raises(AssertionError, match=r"is not in \[-1, 1\]"):
+        envs.step(np.array([[0, 0, 0, 0], [0, 0, 2, 0]], np.float32))
+    envs.close()
     assert not any(map(is_running, processes))
-    pool.close()
 
 
-def test_a_killed_worker_is_one_error():
-    pool = EnvPool(SETTINGS, num_envs=1, num_workers=1)
-    os.kill(pool._groups[0]._process.pid, signal.SIGKILL)
+def test_a_killed_worker_is_one_error(capfd):
+    """Bug prevented: a traceback of a pipe for every process, when the system has killed one for its memory."""
+    envs = make_vector_env(SETTINGS, 2, in_processes=True)
+    processes = [process.pid for process in envs.processes]
+    os.kill(processes[1], signal.SIGKILL)
     with pytest.raises(LostWorker, match=r"ended by itself \(exit code -9\).*fewer processors"):
-        pool.reset(SEEDS[:1])
-    pool.close()
+        evaluate(envs, by_brightness, SEEDS[:2])
+    assert not any(map(is_running, processes))
+    envs.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_workers_leave_sigterm_to_their_parent():
     """Bug prevented: a batch system ends a run in an evaluation, and without workers it ends before it has saved."""
-    pool = EnvPool(SETTINGS, num_envs=1, num_workers=1)
-    worker = pool._groups[0]._process.pid
-    stacks = pool.reset(SEEDS[:1])
+    envs = make_vector_env(SETTINGS, 1, in_processes=True)
+    worker = envs.processes[0].pid
+    stacks, _ = envs.reset(seed=SEEDS[:1])
     os.kill(worker, signal.SIGTERM)
-    assert pool.step(by_brightness(stacks)).stacks.shape == (1, 9, 16, 16)
-    pool.close()
+    assert envs.step(by_brightness(stacks))[0].shape == (1, 9, 16, 16)
+    envs.close()
     assert not is_running(worker)
 
 
 NEVER_CLOSED = """
-from mbrl.envs.agent_env import EnvSettings
-from mbrl.envs.env_pool import EnvPool
+from mbrl.envs.env_settings import EnvSettings
+from mbrl.envs.vector_env import make_vector_env
 if __name__ == "__main__":
-    pool = EnvPool(EnvSettings("plate-slide", image_size=16), 1, 1)
-    print(pool._groups[0]._process.pid, flush=True)
+    envs = make_vector_env(EnvSettings("plate-slide", image_size=16), 1, in_processes=True)
+    print(envs.processes[0].pid, flush=True)
 """
 
 
-def test_a_pool_that_nobody_closed_ends_with_its_process(tmp_path):
+def test_environments_that_nobody_closed_end_with_their_process(tmp_path):
     """Bug prevented: Python waits at its end for workers that wait for it."""
     script = tmp_path / "script.py"
     script.write_text(NEVER_CLOSED)
@@ -136,26 +151,27 @@ def test_a_pool_that_nobody_closed_ends_with_its_process(tmp_path):
         (SETTINGS, "directx", "off-screen rendering does not work here.*apt-get install libegl1"),
     ],
 )
-def test_what_a_worker_cannot_make_is_the_users_error(settings, library, message, monkeypatch):
+def test_what_cannot_be_made_is_the_users_error(settings, library, message, monkeypatch):
     if library:
         monkeypatch.setenv("MUJOCO_GL", library)
+        monkeypatch.setattr("mbrl.envs.metaworld_env.select_backend", select_backend.__wrapped__)
     with pytest.raises(UserError, match=message) as caught:
-        EnvPool(settings, num_envs=1, num_workers=1)
+        make_vector_env(settings, 1, in_processes=True)
     assert "\n" not in str(caught.value)
 
 
 STEP_FOR_EVER = """
 import signal
 import numpy as np
-from mbrl.envs.agent_env import EnvSettings
-from mbrl.envs.env_pool import EnvPool
+from mbrl.envs.env_settings import EnvSettings
+from mbrl.envs.vector_env import make_vector_env
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background are born without
-    pool = EnvPool(EnvSettings("plate-slide", image_size=16, duration=10**6), 1, 1)
-    pool.reset([0])
-    print(pool._groups[0]._process.pid, flush=True)
+    envs = make_vector_env(EnvSettings("plate-slide", image_size=16, duration=10**6), 1, in_processes=True)
+    envs.reset(seed=[0])
+    print(envs.processes[0].pid, flush=True)
     while True:
-        pool.step(np.zeros((1, 4), np.float32))
+        envs.step(np.zeros((1, 4), np.float32))
 """
 
 
