@@ -22,7 +22,7 @@ from typing import Any
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.files import read_json, write_json
-from ivideogpt.locks import LOCK, locked
+from ivideogpt.runs.locks import LOCK, locked
 
 # How long, where and on what to train, and what to write. All other settings decide what is trained.
 MAY_CHANGE = frozenset(

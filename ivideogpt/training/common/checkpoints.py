@@ -25,9 +25,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ivideogpt.checksums import CHECKSUMS, find_damage, write_checksums
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import sync_folder
+from ivideogpt.runs.checksums import CHECKSUMS, find_damage, write_checksums
 from ivideogpt.state_dicts import save_state, tensor_names
 
 logger = logging.getLogger(__name__)

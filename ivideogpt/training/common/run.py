@@ -11,7 +11,6 @@ import json
 import logging
 import math
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -34,7 +32,8 @@ from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, atomic_file, write_json, write_text
-from ivideogpt.locks import LOCK, locked
+from ivideogpt.runs.locks import LOCK, locked
+from ivideogpt.runs.signals import StopSignal
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.common.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
 from ivideogpt.training.common.resume import RECORD, check_unchanged, recorded_args
@@ -60,7 +59,7 @@ class Run:
     seed: int
     checkpoint: Path | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    stop_signal: int = 0
+    stop_signal: StopSignal = field(default_factory=StopSignal)
     exit_code: int = 0
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
 
@@ -73,8 +72,7 @@ class Run:
             self._share_name()
             self._start_trackers()
             stack.callback(self.accelerator.end_training)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                stack.callback(signal.signal, number, signal.signal(number, self._request_stop))
+            stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
         return self
@@ -131,6 +129,13 @@ class Run:
         for tracker in self.accelerator.trackers:
             track_gif(tracker, step, name, path)
 
+    def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each metric over all processes, which all call this."""
+        if not metrics:
+            return {}
+        values = torch.tensor(list(metrics.values()), device=self.accelerator.device)
+        return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+
     def say(self, text: str) -> None:
         """An answer to whoever typed the command, once."""
         self.accelerator.print(text)
@@ -149,16 +154,14 @@ class Run:
 
     def should_stop(self) -> bool:
         """Has any process been asked to stop (SIGTERM, SIGINT)?"""
-        if self.accelerator.num_processes == 1:
-            return self.stop_signal != 0
-        signals = self.accelerator.gather(torch.tensor([self.stop_signal], device=self.accelerator.device))
-        if signals.any():
-            self.stop_signal = int(signals.max())
-        return bool(signals.any())
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor([self.stop_signal.number], device=self.accelerator.device)
+            self.stop_signal.number = int(self.accelerator.gather(own).max())
+        return self.stop_signal.number != 0
 
     def stopped_after(self, step: int) -> None:
         """The run ends before its time: whoever started the command must not take it for finished."""
-        self.exit_code = 128 + self.stop_signal
+        self.exit_code = 128 + self.stop_signal.number
         logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
     @contextmanager
@@ -220,18 +223,6 @@ class Run:
         self.accelerator.init_trackers(
             self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
         )
-
-    def stop_at_once(self) -> None:
-        """From now on signals end the run: there is nothing to be saved before."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        """First time: finish the current step and save. Second time: stop at once."""
-        if self.stop_signal:
-            raise KeyboardInterrupt
-        logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
-        self.stop_signal = number
 
 
 @contextmanager

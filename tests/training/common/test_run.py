@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
@@ -14,7 +13,6 @@ from ivideogpt.devices import OF_TORCHRUN, check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
-from ivideogpt.training.common.metrics import MetricWindow
 from ivideogpt.training.common.resume import MAY_CHANGE, recorded_args
 from ivideogpt.training.common.run import _forget_lines_after, build_run
 
@@ -105,16 +103,6 @@ def test_what_may_change_are_flags():
     """A renamed flag would be refused on resuming."""
     flags = set(TokenizerArgs.__dataclass_fields__) | set(GptArgs.__dataclass_fields__)
     assert not MAY_CHANGE - flags
-
-
-def test_metrics_are_kept_in_float32():
-    """Some accelerators have no float64."""
-    window = MetricWindow()
-    window.add({"loss": 1.0})
-    window.load_state_dict(window.state_dict())
-    window.add({"loss": 2.0})
-    mean = window.means()["loss"]
-    assert (mean.item(), mean.dtype) == (1.5, torch.float32)
 
 
 def test_pictures_and_gifs_reach_tensorboard_as_they_are(tmp_path):
