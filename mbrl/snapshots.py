@@ -11,13 +11,14 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import atomic_file, read_json, sync_folder, write_json
+from ivideogpt.runs.state import Stateful, load_torch_random_state, torch_random_state
 from ivideogpt.state_dicts import save_state
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.replay.replay_files import Manifest, ReplayFiles
@@ -26,12 +27,6 @@ from mbrl.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 STATE, ENVIRONMENT = "state.pt", "environment.npz"
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
 
 
 class RandomNumbers:
@@ -50,16 +45,13 @@ class RandomNumbers:
         return {
             "replay": json.dumps(self.replay.bit_generator.state),  # integers too long for a tensor
             "acting": self.acting.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **torch_random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.replay.bit_generator.state = json.loads(state["replay"])
         self.acting.set_state(state["acting"])
-        torch.set_rng_state(state["torch"])
-        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        load_torch_random_state(state)
 
 
 def valid_snapshot(folder: RunFolder) -> Path | None:

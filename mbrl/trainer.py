@@ -22,6 +22,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ivideogpt.errors import UserError
 from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.runs.signals import Interrupted, StopSignal
+from ivideogpt.runs.state import Stateful
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_pool import EnvPool, LostWorker, evaluate
@@ -30,7 +31,7 @@ from mbrl.records import Records, film_of
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 from mbrl.replay.replay_buffer import ReplayBuffer, Transitions
 from mbrl.schedule import SNAPSHOT_EVERY, VALIDATE_EVERY, Schedule
-from mbrl.snapshots import RandomNumbers, Snapshots, Stateful
+from mbrl.snapshots import RandomNumbers, Snapshots
 from mbrl.world_model.dreaming import Dreaming
 
 logger = logging.getLogger(__name__)

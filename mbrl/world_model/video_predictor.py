@@ -35,6 +35,7 @@ from ivideogpt.pretrained import (
     model_folder,
     read_llama_config,
 )
+from ivideogpt.runs.state import load_moments
 from ivideogpt.training.common.updates import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels
@@ -280,7 +281,7 @@ class VideoPredictor:
         self.transformer.load_state_dict(state["transformer"])
         self._generator.set_state(state["generator"])
         for half, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][half])
+            load_moments(optimizer, state["optimizers"][half])
 
     # ---- helpers
 

@@ -511,7 +511,7 @@ def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["batch_size=5"], r"other settings \(batch_size is 5, was 4\)"),
+        (["batch_size=5"], r"batch_size is 5, was 4: .*, or add resume_with_changes=true"),
         (["stddev_schedule=linear(1.0,0.1,9)"], r"stddev_schedule is linear\(1.0,0.1,9\), was"),
         (["task=hammer"], "task_name is hammer, was plate_slide"),
     ],
@@ -522,6 +522,21 @@ def test_a_folder_is_for_one_kind_of_run(tmp_path, cheap_runs, overrides, messag
     with pytest.raises(UserError, match=message):
         train_drq(tmp_path, *overrides)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_goes_on_with_changes_on_purpose(tmp_path, cheap_runs):
+    """A run whose learning rate was too high had to begin again; saved optimizers brought the old rate back."""
+    train_drq(tmp_path, "num_train_frames=24")
+    for options in (
+        ["num_train_frames=48", "lr=0.002", "resume_with_changes=true"],
+        ["lr=0.002", "num_train_frames=72"],
+    ):
+        assert train_drq(tmp_path, *options) == 0
+        (folder,) = (tmp_path / "snapshots").iterdir()
+        state = torch.load(folder / "state.pt", weights_only=True)
+        assert state["parts"]["agent"]["actor_optimizer"]["param_groups"][0]["lr"] == 0.002
+    changes = json.loads((tmp_path / "run.json").read_text())["changes"]
+    assert [(change["step"], change["lr"]["now"]) for change in changes] == [(24, 0.002)]
 
 
 def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
@@ -668,7 +683,7 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
 def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
     """The second one has found nothing to be locked yet."""
     with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
-        build_workspace._run(None, None, RunFolder(tmp_path), {})
+        build_workspace._run(None, None, RunFolder(tmp_path), {}, {})
 
 
 def test_any_task_and_spelling():

@@ -10,7 +10,6 @@ State files are read with ``torch.load(weights_only=True)``: nothing is unpickle
 from __future__ import annotations
 
 import logging
-import random
 import re
 import shutil
 import zipfile
@@ -18,9 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -28,6 +26,7 @@ from accelerate.utils import gather_object
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import sync_folder
 from ivideogpt.runs.checksums import CHECKSUMS, find_damage, write_checksums
+from ivideogpt.runs.state import Stateful
 from ivideogpt.state_dicts import save_state, tensor_names
 
 logger = logging.getLogger(__name__)
@@ -45,34 +44,6 @@ TRANSFORMER_CHECKPOINTS = "checkpoints/checkpoint_"
 
 class SaveError(UserError):
     """A checkpoint could not be written."""
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
-
-
-class RandomState:
-    """This process's global generators, as one piece of state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-        return {
-            "python": random.getstate(),
-            "numpy": (name, torch.tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        version, internal, gauss_next = state["python"]
-        random.setstate((version, tuple(internal), gauss_next))
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(state["torch"])
-        if len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @dataclass(frozen=True)

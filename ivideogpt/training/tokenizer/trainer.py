@@ -28,10 +28,11 @@ from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
 from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.state import RandomState
 from ivideogpt.runs.throughput import Throughput
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.args import TokenizerArgs
-from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState
+from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.ema import AveragedWeights
 from ivideogpt.training.common.optim import accumulating, advance, gradient_norms
 from ivideogpt.training.common.run import Run
@@ -139,8 +140,10 @@ class TokenizerTrainer:
     def start(self) -> None:
         """Go on from a checkpoint, or prepare a new model."""
         if self.run.checkpoint is not None:
-            self.checkpoints.load(self.run.checkpoint)
-            logger.info("resumed from %s", self.run.checkpoint)
+            pairs = [(self.optimizer, self.scheduler)]
+            if self.adversary is not None:
+                pairs.append((self.adversary.optimizer, self.adversary.scheduler))
+            self.run.resume(self.checkpoints, pairs)
             return
         if self.args.align_to_context:
             logger.info("aligning the halves for future frames to the context")

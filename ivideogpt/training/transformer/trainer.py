@@ -33,6 +33,7 @@ from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
 from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.state import RandomState, Stateful
 from ivideogpt.runs.throughput import Throughput
 from ivideogpt.training.additions.history_corruption import with_stale_tokens
 from ivideogpt.training.additions.own_history import (
@@ -43,7 +44,7 @@ from ivideogpt.training.additions.own_history import (
     sample_first_frames,
 )
 from ivideogpt.training.common.args import GptArgs
-from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, Stateful
+from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.clip_batches import VALIDATION_SEED
 from ivideogpt.training.common.fsdp import ShardedOptimizerState, is_sharded, whole, whole_state_dict
 from ivideogpt.training.common.optim import accumulating, advance
@@ -153,8 +154,7 @@ class GptTrainer:
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         if self.run.checkpoint is not None:
-            self.checkpoints.load(self.run.checkpoint)
-            logger.info("resumed from %s", self.run.checkpoint)
+            self.run.resume(self.checkpoints, [(self.optimizer, self.scheduler)])
         progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update)
         with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
+from ivideogpt.runs.state import RandomState
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.checkpoints import (
     TOKENIZER_CHECKPOINTS,
     TRANSFORMER_CHECKPOINTS,
     Checkpoints,
-    RandomState,
     SaveError,
     complete_checkpoints,
     damage_of,
