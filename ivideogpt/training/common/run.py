@@ -34,17 +34,12 @@ from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, atomic_file, write_json, write_text
+from ivideogpt.runs.checkpoints import set_aside_later, step_of
 from ivideogpt.runs.locks import LOCK, locked
 from ivideogpt.runs.resume import RECORD, Changes
 from ivideogpt.runs.signals import StopSignal
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
-from ivideogpt.training.common.checkpoints import (
-    Checkpoints,
-    find_checkpoint,
-    run_directory_of,
-    set_aside_later,
-    step_of,
-)
+from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
 from ivideogpt.training.common.resume import RULES, allowed_changes, keeping_hyperparameters, recorded_run
 from ivideogpt.training.common.trackers import track_gif, track_image
 from ivideogpt.versions import versions
