@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from ivideogpt.runs.resume import Changes
+from ivideogpt.runs.state import Stateful
 from mbrl.agent.drqv2 import build_agent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.vector_env import VectorEnv, make_vector_env
@@ -23,7 +25,7 @@ from mbrl.replay.replay_memory import affordable_capacity, warn_if_too_much
 from mbrl.run_folder import RunFolder
 from mbrl.schedule import MbpoSchedule, Schedule
 from mbrl.settings import MbpoSettings, Settings
-from mbrl.snapshots import RandomNumbers, Snapshots, Stateful, saved_capacity
+from mbrl.snapshots import RandomNumbers, Snapshots, saved_capacity
 from mbrl.trainer import Trainer
 
 
@@ -39,7 +41,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         UserError: something that was given does not fit, or the disk is full.
     """
     folder = RunFolder(settings.run_dir)
-    folder.check(config)
+    changes = folder.check(config)
     torch.manual_seed(settings.seed)
     rng = RandomNumbers(settings.seed)
     with ExitStack() as stack:
@@ -50,7 +52,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         records = Records(folder)
         trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
         snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
-        return _run(trainer, snapshots, folder, config)
+        return _run(trainer, snapshots, folder, config, changes)
 
 
 def train_mbpo(
@@ -58,7 +60,7 @@ def train_mbpo(
 ) -> int:
     """As :func:`train_drq`, with a world model in the loop."""
     folder = RunFolder(settings.run_dir)
-    folder.check(config)
+    changes = folder.check(config)
     torch.manual_seed(settings.seed)
     world_model = build_world_model()
     rng, schedule = RandomNumbers(settings.seed), MbpoSchedule(settings)
@@ -75,7 +77,7 @@ def train_mbpo(
         trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, records, mbpo)
         parts: dict[str, Stateful] = {**trainer.parts(), "world_model": world_model, "dreaming": mbpo}
         snapshots = Snapshots(folder, parts, _files(folder, real=real, imagined=imagined), env)
-        return _run(trainer, snapshots, folder, config)
+        return _run(trainer, snapshots, folder, config, changes)
 
 
 def _build_buffers(
@@ -108,15 +110,19 @@ def _files(folder: RunFolder, **buffers: ReplayBuffer) -> dict[str, ReplayFiles]
     return {name: ReplayFiles(folder.replay(name), buffer) for name, buffer in buffers.items()}
 
 
-def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+def _run(
+    trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any], changes: Changes
+) -> int:
     with folder.locked():
-        return _run_alone(trainer, snapshots, folder, config)
+        return _run_alone(trainer, snapshots, folder, config, changes)
 
 
-def _run_alone(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any]) -> int:
+def _run_alone(
+    trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any], changes: Changes
+) -> int:
     settings, latest = trainer.settings, snapshots.latest
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
-    folder.note_settings(config)
+    folder.note_settings(config, changes, int(latest.name) if latest else 0)
     if settings.use_tb:
         trainer.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
     if settings.use_wandb:

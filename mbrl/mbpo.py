@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from tqdm import trange
 
+from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.video_io import side_by_side
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.seeds import episode_seed
-from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer, Segments
 from mbrl.schedule import MbpoSchedule
@@ -76,7 +76,7 @@ class Mbpo:
         self._real, self._imagined = real, imagined
         self._rng = rng
         self._records = records
-        self.window = MetricWindow()
+        self.averager = MetricAverager()
         self._num_rounds = 0
         self._stopped = False
 
@@ -128,18 +128,18 @@ class Mbpo:
                 self._records.write_film("validation", f"{frame:09d}-{number}", video)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"num_rounds": self._num_rounds, "stopped": self._stopped, "window": self.window.state_dict()}
+        return {"num_rounds": self._num_rounds, "stopped": self._stopped, "window": self.averager.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._num_rounds, self._stopped = state["num_rounds"], state["stopped"]
-        self.window.load_state_dict(state["window"])
+        self.averager.load_state_dict(state["window"])
 
     def _begin(self, step: int, check: Callable[[], None]) -> None:
         """Many updates, and rounds with random actions: the agent is still untrained."""
         for _ in trange(self._settings.init_update_gen_steps, desc="world model", leave=False, disable=None):
             check()
             self._update(with_tokenizer=True)
-        self._records.write("world_model", self._schedule.frame(step), self.window.take())
+        self._records.write("world_model", self._schedule.frame(step), self.averager.take())
         self._validate(step)
         for number in range(self._settings.init_gen_times):
             check()
@@ -151,8 +151,11 @@ class Mbpo:
         settings = self._settings
         segments = self._real.sample_segments(settings.world_model_batch_size, settings.segment_length, self._rng)
         if with_tokenizer:
-            self.window.add(self._world_model.update_tokenizer(segments), "tokenizer_")
-        self.window.add(self._world_model.update_transformer(segments), "transformer_")
+            self._add("tokenizer_", self._world_model.update_tokenizer(segments))
+        self._add("transformer_", self._world_model.update_transformer(segments))
+
+    def _add(self, prefix: str, metrics: Mapping[str, Tensor]) -> None:
+        self.averager.add({prefix + name: value for name, value in metrics.items()})
 
     def _imagine(self, act: Callable[[Tensor], Tensor], video: str | None) -> None:
         settings = self._settings
@@ -161,7 +164,7 @@ class Mbpo:
         self._num_rounds += 1
         episodes = self._world_model.imagine(starts, act, settings.gen_horizon, seed)
         self._imagined.add_many(episodes.frames, episodes.earlier, episodes.action, episodes.reward, episodes.discount)
-        self.window.add({"reward": episodes.reward[:, 1:].mean()}, "imagined_")
+        self.averager.add({"imagined_reward": episodes.reward[:, 1:].mean()})
         if video is not None and self._settings.save_video:
             frames, rewards = (part[:VIDEO_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
             videos = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]

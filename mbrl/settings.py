@@ -125,6 +125,7 @@ class Settings:
     eval_every_frames: int
     num_eval_episodes: int
     save_snapshot: bool
+    resume_with_changes: bool
     save_video: bool
     save_train_video: bool
     use_tb: bool

@@ -20,18 +20,19 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ivideogpt.errors import UserError
+from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.signals import Interrupted, StopSignal
+from ivideogpt.runs.state import Stateful
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.seeds import episode_seed
 from mbrl.envs.vector_env import LostWorker, VectorEnv, evaluate
-from mbrl.interruption import Interrupted, Interruption
 from mbrl.mbpo import Mbpo
-from mbrl.metric_window import MetricWindow
 from mbrl.records import Records, film_of
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 from mbrl.replay.replay_buffer import ReplayBuffer, Transitions
 from mbrl.schedule import SNAPSHOT_EVERY, VALIDATE_EVERY, Schedule
-from mbrl.snapshots import RandomNumbers, Snapshots, Stateful
+from mbrl.snapshots import RandomNumbers, Snapshots
 
 logger = logging.getLogger(__name__)
 
@@ -81,8 +82,8 @@ class Trainer:
         self.agent, self.real, self.batches, self.mbpo = agent, real, batches, mbpo
         self.rng, self.records = rng, records
         self.progress = Progress()
-        self.window = MetricWindow()
-        self.interruption = Interruption()
+        self.averager = MetricAverager()
+        self.stop_signal = StopSignal()
         self._started = time.perf_counter()
 
     @property
@@ -96,7 +97,7 @@ class Trainer:
             "random": self.rng,
             "records": self.records,
             "progress": self.progress,
-            "window": self.window,
+            "window": self.averager,
         }
 
     def run(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode] = ()) -> int:
@@ -108,14 +109,14 @@ class Trainer:
             The exit code of the command: not 0 if the run was interrupted.
         """
         with ExitStack() as stack:
-            stack.enter_context(self.interruption.listening())
+            stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             stack.callback(self.records.close)
             self._begin_or_resume(snapshots, demonstrations)
             bar = stack.enter_context(self._progress_bar())
-            while self.progress.step < self.schedule.num_steps and not self.interruption.number:
+            while self.progress.step < self.schedule.num_steps and not self.stop_signal.number:
                 self._evaluate_if_due(snapshots)
-                if self.interruption.number:
+                if self.stop_signal.number:
                     break
                 if self.mbpo is not None and self.mbpo.begins(self.progress.step):
                     self._save(snapshots, must_succeed=False)  # a step that may be given up
@@ -129,7 +130,7 @@ class Trainer:
                     self.finish_episode()
                     if self.progress.episode % SNAPSHOT_EVERY == 0:
                         self._save(snapshots, must_succeed=False)
-            if not self.interruption.number:
+            if not self.stop_signal.number:
                 self._evaluate_if_due(snapshots)
             self._save(snapshots, must_succeed=True)
         return self._leave()
@@ -139,10 +140,10 @@ class Trainer:
         step = self.progress.step
         action = self._act(step)
         if self.mbpo is not None:
-            self.mbpo.prepare(step, self.interruption.check)
+            self.mbpo.prepare(step, self.stop_signal.check)
         if self.schedule.agent_learns(step):
             for _ in range(self.settings.agent_update_times):
-                self.window.add(self.agent.update(self.batches(), step))
+                self.averager.add(self.agent.update(self.batches(), step))
         if self.mbpo is not None:
             self.mbpo.imagine(step)
         _, reward, *_ = self.env.step(action)
@@ -167,9 +168,9 @@ class Trainer:
         self.env.reset(seed=episode_seed(self.settings.seed, "train", self.progress.episode))
 
     def _log_episode(self, episode: ReplayEpisode) -> None:
-        metrics = self._finite(self.window.take())
+        metrics = self._finite(self.averager.take())
         if self.mbpo is not None:
-            metrics |= self.mbpo.window.take()
+            metrics |= self.mbpo.averager.take()
         outcome = {"episode_reward": float(episode.reward.sum()), "success": float(self.env.success)}
         self.records.write("train", self.frame, {**self._place(), **outcome, **metrics})
         if self.settings.save_train_video:
@@ -220,7 +221,7 @@ class Trainer:
         )
 
     def _mean_actions(self, stacks: Pixels) -> Floats:
-        self.interruption.check()
+        self.stop_signal.check()
         tensor = torch.from_numpy(stacks)
         return self._checked(self.agent.act(tensor, self.progress.step, mean=True, generator=self.rng.acting))
 
@@ -240,7 +241,7 @@ class Trainer:
     def _save(self, snapshots: Snapshots, must_succeed: bool) -> None:
         if not self.settings.save_snapshot:
             return
-        self._finite(self.window.means() | self.agent.weight_norms())
+        self._finite(self.averager.values() | self.agent.weight_norms())
         self.progress.seconds, self._started = self._seconds(), time.perf_counter()
         try:
             snapshots.save(self.frame)
@@ -269,9 +270,9 @@ class Trainer:
         )  # fmt: skip
 
     def _leave(self) -> int:
-        if not self.interruption.number:
+        if not self.stop_signal.number:
             logger.info("%d frames are done; see %s", self.frame, self.settings.run_dir)
             return 0
         again = "the same command goes on from here" if self.settings.save_snapshot else "nothing is saved"
         logger.info("stopped after frame %d: %s", self.frame, again)
-        return 128 + self.interruption.number
+        return 128 + self.stop_signal.number

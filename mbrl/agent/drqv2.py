@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.runs.state import load_moments
 from mbrl.agent.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shifts, shifted
 from mbrl.agent.noise_schedule import parse_noise_schedule
 from mbrl.replay.episodes import FRAME_CHANNELS
@@ -211,7 +212,10 @@ class DrQAgent:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(state[name])
+            if isinstance(part, Optimizer):
+                load_moments(part, state[name])
+            else:
+                part.load_state_dict(state[name])
         if state["generator"].shape == self._generator.get_state().shape:
             self._generator.set_state(state["generator"].cpu())
         else:  # of another kind of device, whose generator cannot be continued

@@ -122,9 +122,9 @@ class ReplayFiles:
         for film, action, reward, discount, held_out in zip(films, *columns, arrays["held_out"]):
             yield ReplayEpisode(film[frame_stack - 1 :], film[: frame_stack - 1], action, reward, discount), held_out
 
-    def remove_unreferenced(self, manifest: Manifest) -> None:
-        """Remove what ``manifest``, now in place, does not need."""
-        needed = {self._path(first, end) for first, end in manifest.pieces}
+    def remove_unreferenced(self, *manifests: Manifest) -> None:
+        """Remove what none of the manifests in place needs."""
+        needed = {self._path(first, end) for manifest in manifests for first, end in manifest.pieces}
         for pattern in ("*.npz", f".*{PARTIAL_SUFFIX}"):
             for path in set(self._folder.glob(pattern)) - needed:
                 path.unlink()

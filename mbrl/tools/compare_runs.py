@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.output import check_folder_can_be_written
-from mbrl.run_folder import MAY_CHANGE, flat
+from mbrl.run_folder import RULES, flat
 
 CONFIDENCE = 0.95
-FREE_SETTINGS = MAY_CHANGE | {"seed", "task_name", "demo_path_prefix"}
+FREE_SETTINGS = RULES.may_change | {"seed", "task_name", "demo_path_prefix"}
 SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", "lr", "agent_update_times")
 
 

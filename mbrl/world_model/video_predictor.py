@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import INK, PAPER, error_frames, font
 from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
+from ivideogpt.runs.state import load_moments
 from ivideogpt.training.common.updates import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels
@@ -188,7 +189,7 @@ class VideoPredictor:
         self.transformer.load_state_dict(state["transformer"])
         self._generator.set_state(state["generator"])
         for half, optimizer in self._optimizers.items():
-            optimizer.load_state_dict(state["optimizers"][half])
+            load_moments(optimizer, state["optimizers"][half])
 
     # ---- helpers
 

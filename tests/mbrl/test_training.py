@@ -357,7 +357,7 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
         "videos/train/000000012.gif", "videos/imagined/000000024-random.gif", "videos/imagined/000000048.gif",
     } <= present  # fmt: skip
     assert any(path.startswith("tensorboard/") for path in present)
-    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000120"]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000096", "000000120"]
     DRAW(Records(RunFolder(tmp_path)))
     assert (tmp_path / "success_rate.png").stat().st_size > 5000
     with (tmp_path / "eval.csv").open() as file:
@@ -495,13 +495,13 @@ def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(*args)
 
-    monkeypatch.setattr(snapshots.torch, "save", fail)
+    monkeypatch.setattr(torch, "save", fail)
     train_drq(tmp_path, "num_train_frames=48")
     full = True
     with pytest.raises(UserError, match=r"No space left on device.*unharmed"):
         train_drq(tmp_path)
     assert sum("going on without" in record.message for record in caplog.records) == 3
-    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000048"]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000024", "000000048"]
     full = False
     train_drq(tmp_path)
     train_drq(tmp_path.with_name("whole"))
@@ -511,7 +511,7 @@ def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["batch_size=5"], r"other settings \(batch_size is 5, was 4\)"),
+        (["batch_size=5"], r"batch_size is 5, was 4: .*, or add resume_with_changes=true"),
         (["stddev_schedule=linear(1.0,0.1,9)"], r"stddev_schedule is linear\(1.0,0.1,9\), was"),
         (["task=hammer"], "task_name is hammer, was plate_slide"),
     ],
@@ -522,6 +522,21 @@ def test_a_folder_is_for_one_kind_of_run(tmp_path, cheap_runs, overrides, messag
     with pytest.raises(UserError, match=message):
         train_drq(tmp_path, *overrides)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_goes_on_with_changes_on_purpose(tmp_path, cheap_runs):
+    """A run whose learning rate was too high had to begin again; saved optimizers brought the old rate back."""
+    train_drq(tmp_path, "num_train_frames=24")
+    for options in (
+        ["num_train_frames=48", "lr=0.002", "resume_with_changes=true"],
+        ["lr=0.002", "num_train_frames=72"],
+    ):
+        assert train_drq(tmp_path, *options) == 0
+        folder = max((tmp_path / "snapshots").iterdir())
+        state = torch.load(folder / "state.pt", weights_only=True)
+        assert state["parts"]["agent"]["actor_optimizer"]["param_groups"][0]["lr"] == 0.002
+    changes = json.loads((tmp_path / "run.json").read_text())["changes"]
+    assert [(change["step"], change["lr"]["now"]) for change in changes] == [(24, 0.002)]
 
 
 def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
@@ -668,7 +683,7 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
 def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
     """The second one has found nothing to be locked yet."""
     with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
-        build_trainer._run(None, None, RunFolder(tmp_path), {})
+        build_trainer._run(None, None, RunFolder(tmp_path), {}, {})
 
 
 def test_any_task_and_spelling():
@@ -782,15 +797,36 @@ def test_errors_of_the_command_are_one_line_and_leave_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_snapshots_are_named(tmp_path, cheap_runs):
-    train_drq(tmp_path, "num_train_frames=24")
-    state = tmp_path / "snapshots" / "000000024" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"000000024 cannot be read"):
-        train_drq(tmp_path)
-    shutil.rmtree(state.parent)
-    with pytest.raises(UserError, match=r"000000024 cannot be read"):
-        train_drq(tmp_path)
+def test_a_damaged_snapshot_gives_a_line_and_the_one_before(tmp_path, cheap_runs, caplog):
+    """A power failure's last snapshot stopped every resumption, as the one before had been removed."""
+    train_drq(tmp_path / "whole", "num_train_frames=72")
+    with caplog.at_level("INFO"):
+        train_drq(tmp_path / "run", "num_train_frames=60")
+        before, last = sorted((tmp_path / "run" / "snapshots").iterdir())
+        (last / "environment.npz").write_bytes(b"")
+        assert train_drq(tmp_path / "run", "num_train_frames=72") == 0
+    assert f"{last} is left out, as it is damaged: environment.npz has 0 bytes" in caplog.text
+    assert f"going on from {before}" in caplog.text
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    snapshots = sorted((tmp_path / "run" / "snapshots").iterdir())
+    assert len(snapshots) == 2
+    for path in snapshots:
+        (path / "state.pt").unlink()
+    with pytest.raises(UserError, match="all of its checkpoints are damaged"):
+        train_drq(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "snapshots")
+    with pytest.raises(UserError, match="names a snapshot that is not there"):
+        train_drq(tmp_path / "run")
+
+
+def test_snapshots_of_earlier_versions_go_on(tmp_path, cheap_runs):
+    """Those have no list of their files."""
+    train_mbpo(tmp_path / "whole", "num_train_frames=72")
+    train_mbpo(tmp_path / "run", "num_train_frames=48")
+    for path in sorted((tmp_path / "run" / "snapshots").iterdir()):
+        (path / "checksums.json").unlink()
+    train_mbpo(tmp_path / "run", "num_train_frames=72")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
 def test_a_saved_frame_is_not_saved_again(tmp_path, cheap_runs, monkeypatch):

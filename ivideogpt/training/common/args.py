@@ -28,6 +28,7 @@ PIXEL_FLAGS = (
 )
 BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or draw another one and count it"
 CACHE_HELP = "megabytes per data worker for what was inflated of compressed episodes"
+CHANGES_HELP = "let a resumed run change flags that decide what is trained; noted in run.json"
 TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
@@ -145,6 +146,7 @@ class TokenizerArgs:
     keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
     latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    resume_with_changes: bool = option(False, CHANGES_HELP)
     start_global_step: int = option(0, "start counting at this step", minimum=0)
 
     # Trying the command
@@ -300,6 +302,7 @@ class GptArgs:
     keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
     latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    resume_with_changes: bool = option(False, CHANGES_HELP)
     start_completed_steps: int = option(0, "start counting at this step", minimum=0)
 
     # Evaluation by generation

@@ -1,41 +1,41 @@
-"""Checkpoints that are complete or absent. Knows folders and state dicts; knows no model and no loss.
+"""Checkpoints that all processes of a training run write together. Knows folders and state dicts; knows no model.
 
-A checkpoint is written under another name and renamed when everything is in it, so a run that is killed at any moment
-leaves its earlier checkpoints as they were. Its folder holds weights in their published format, ``state.pt`` (what all
-processes share: optimizers, schedulers, progress), one ``process_<rank>.pt`` each (random numbers, data position) and
-``checksums.json``. Listing compares sizes; a checkpoint that is about to be resumed from is read and compared.
-State files are read with ``torch.load(weights_only=True)``: nothing is unpickled.
+A checkpoint's folder holds weights in their published format, ``state.pt`` (what all processes share: optimizers,
+schedulers, progress), one ``process_<rank>.pt`` each (random numbers, data position) and ``checksums.json``.
 """
 
 from __future__ import annotations
 
 import logging
-import random
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
-import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ivideogpt.checksums import CHECKSUMS, find_damage, write_checksums
-from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import sync_folder
-from ivideogpt.state_dicts import save_state, tensor_names
+from ivideogpt.errors import UserError
+from ivideogpt.runs.checkpoints import (
+    SHARED_STATE,
+    UNFINISHED,
+    begin_checkpoint,
+    complete_checkpoints,
+    damage_of,
+    finish_checkpoint,
+    latest_undamaged,
+    read_state,
+    remove_checkpoint,
+)
+from ivideogpt.runs.checksums import CHECKSUMS
+from ivideogpt.runs.state import Stateful
+from ivideogpt.state_dicts import save_state
 
 logger = logging.getLogger(__name__)
 
-SHARED_STATE = "state.pt"
-UNFINISHED = ".unfinished-"
-REPLACED = ".unfinished-old-"
-SET_ASIDE = "rolled-back-"
 RUN_DATE = r"\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d-"
 
 # Name prefixes of a run's checkpoints, relative to its folder: the published layouts of both training scripts.
@@ -45,34 +45,6 @@ TRANSFORMER_CHECKPOINTS = "checkpoints/checkpoint_"
 
 class SaveError(UserError):
     """A checkpoint could not be written."""
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
-
-
-class RandomState:
-    """This process's global generators, as one piece of state."""
-
-    def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-        return {
-            "python": random.getstate(),
-            "numpy": (name, torch.tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        version, internal, gauss_next = state["python"]
-        random.setstate((version, tuple(internal), gauss_next))
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-        torch.set_rng_state(state["torch"])
-        if len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
 
 
 @dataclass(frozen=True)
@@ -106,14 +78,12 @@ class Checkpoints:
         """
         processes = PartialState()
         folder = self.run_directory / f"{self.prefix}{step}"
-        unfinished = folder.with_name(UNFINISHED + folder.name)
+        unfinished = folder.with_name(UNFINISHED + folder.name)  # in all processes
         failures: list[str] = []
         shared = _state_of(self.shared)  # by all processes: of sharded weights each has a part
         with _noting(failures):
             if processes.is_main_process:
-                for left in unfinished.parent.glob(f"{UNFINISHED}*"):  # by a killed process: the run is ours alone
-                    shutil.rmtree(left, ignore_errors=True)
-                unfinished.mkdir(parents=True)
+                begin_checkpoint(folder)
                 save_state(shared, unfinished / SHARED_STATE)
         processes.wait_for_everyone()
         with _noting(failures):
@@ -123,8 +93,7 @@ class Checkpoints:
         failures = gather_object(failures)
         with _noting(failures):
             if processes.is_main_process and not failures:
-                write_checksums(unfinished)
-                _replace(folder, unfinished)
+                finish_checkpoint(folder, unfinished)
                 self._forget_old_ones()
         failures = gather_object(failures)
         if failures:
@@ -142,22 +111,14 @@ class Checkpoints:
                 "resume on the same number of processes"
             )
         for path, parts in ((folder / SHARED_STATE, self.shared), (process_file, self.local)):
-            try:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # whatever torch makes of a damaged file
-                raise UserError(f"{path} cannot be read: {first_line(error)}") from error
-            if missing := parts.keys() - state.keys():
-                raise UserError(
-                    f"{folder} lacks {', '.join(sorted(missing))}, which this run needs; resume it with the flags that "
-                    "it was begun with, or start a new run from its weights"
-                )
+            state = read_state(path, needed=parts)
             for name, part in parts.items():
                 part.load_state_dict(state[name])
 
     def _forget_old_ones(self) -> None:
         if self.keep_last is not None:
             for folder in complete_checkpoints(self.run_directory, self.prefix)[: -self.keep_last]:
-                _remove(folder)
+                remove_checkpoint(folder)
 
 
 @contextmanager
@@ -167,65 +128,6 @@ def _noting(failures: list[str]) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, UserError) as error:  # of writers
         failures.append(str(error) or type(error).__name__)
-
-
-def complete_checkpoints(run_directory: Path, prefix: str) -> list[Path]:
-    """Checkpoint folders of a run in order of their steps."""
-    return [folder for folder in _folders(run_directory, prefix) if _is_complete(folder)]
-
-
-def _folders(run_directory: Path, prefix: str) -> list[Path]:
-    """Return what has the name of a checkpoint, damaged ones included, in order of their steps."""
-    last = Path(prefix).name
-    found = (path for path in run_directory.glob(f"{prefix}*") if path.name.removeprefix(last).isdecimal())
-    return sorted(found, key=step_of)
-
-
-def _is_complete(folder: Path) -> bool:
-    """Are all files there, as long as they were written? Older checkpoints have no list of them."""
-    if (folder / CHECKSUMS).is_file():
-        return find_damage(folder, contents=False) is None
-    return (folder / SHARED_STATE).is_file()
-
-
-def damage_of(checkpoint: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, after reading all of them."""
-    if (checkpoint / CHECKSUMS).is_file():
-        return find_damage(checkpoint)
-    if not (checkpoint / SHARED_STATE).is_file():
-        return f"{SHARED_STATE} is missing"
-    logger.info("%s is from before there were checksums: its files are checked by themselves", checkpoint)
-    for file in sorted(checkpoint.glob("*.pt")):
-        try:
-            with zipfile.ZipFile(file) as archive:  # as torch writes them: with a CRC of each part
-                if archive.testzip() is not None:
-                    return f"{file.name} is damaged"
-        except (OSError, zipfile.BadZipFile) as error:
-            return f"{file.name} cannot be read ({first_line(error)})"
-    for file in sorted(checkpoint.rglob("*.safetensors")):
-        try:
-            tensor_names(file)
-        except UserError as error:
-            return str(error)
-    return None
-
-
-def set_aside_later(checkpoint: Path) -> None:
-    """Rename the later checkpoints of a run that goes back to ``checkpoint``: they are no part of it any more."""
-    prefix = checkpoint.name.rstrip("0123456789")
-    for folder in complete_checkpoints(checkpoint.parent, prefix):
-        if step_of(folder) > step_of(checkpoint):
-            aside = folder.with_name(SET_ASIDE + folder.name)
-            logger.warning("going back to %s: %s is set aside as %s", checkpoint.name, folder.name, aside.name)
-            _remove(aside)
-            folder.rename(aside)
-
-
-def step_of(folder: Path) -> int:
-    match = re.search(r"(\d+)$", folder.name)
-    if match is None:
-        raise UserError(f"{folder} is no checkpoint folder: its name does not end in a step")
-    return int(match.group(1))
 
 
 def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix: str) -> Path | None:
@@ -243,7 +145,7 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
         named = re.compile(RUN_DATE + re.escape(exp_name))
         runs = sorted(run for run in output_dir.glob("*") if named.fullmatch(run.name))
         for run in reversed(runs):
-            if checkpoint := _latest_undamaged(run, prefix):
+            if checkpoint := latest_undamaged(run, prefix):
                 return checkpoint
         logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
         return None
@@ -255,31 +157,9 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
                 "its latest undamaged one"
             )
         return path
-    if checkpoint := _latest_undamaged(path, prefix):
+    if checkpoint := latest_undamaged(path, prefix):
         return checkpoint
     raise UserError(f"--resume_from_checkpoint {wanted}: no complete checkpoint there")
-
-
-def _latest_undamaged(run: Path, prefix: str) -> Path | None:
-    """Return a run's checkpoint to go on from; None if it has none, damaged ones included."""
-    _put_back(run, prefix)
-    folders = _folders(run, prefix)
-    for folder in reversed(folders):
-        damage = damage_of(folder)
-        if damage is None:
-            return folder
-        logger.warning("%s is left out, as it is damaged: %s", folder, damage)
-    if folders:
-        raise UserError(f"{run}: all of its checkpoints are damaged; start a new run")
-    return None
-
-
-def _put_back(run: Path, prefix: str) -> None:
-    """Undo a replacement of a checkpoint (:func:`_replace`) that was killed between its two steps."""
-    for old in run.glob(str(Path(prefix).with_name(f"{REPLACED}{Path(prefix).name}*"))):
-        folder = old.with_name(old.name.removeprefix(REPLACED))
-        if not folder.exists():
-            old.rename(folder)
 
 
 def run_directory_of(checkpoint: Path, prefix: str) -> Path:
@@ -293,22 +173,3 @@ def _state_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
 
 def _process_file(rank: int) -> str:
     return f"process_{rank}.pt"
-
-
-def _replace(folder: Path, finished: Path) -> None:
-    """Give ``finished`` its final name. A resumed run comes past steps that it has saved before."""
-    old = folder.with_name(REPLACED + folder.name)
-    if folder.exists():
-        folder.rename(old)
-    finished.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint. Killed in between, none of it is left under its name."""
-    if folder.exists():
-        doomed = folder.with_name(UNFINISHED + folder.name)
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)

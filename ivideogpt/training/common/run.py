@@ -11,22 +11,22 @@ import json
 import logging
 import math
 import secrets
-import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
 from PIL import Image
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -34,10 +34,13 @@ from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, atomic_file, write_json, write_text
-from ivideogpt.locks import LOCK, locked
+from ivideogpt.runs.checkpoints import set_aside_later, step_of
+from ivideogpt.runs.locks import LOCK, locked
+from ivideogpt.runs.resume import RECORD, Changes
+from ivideogpt.runs.signals import StopSignal
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
-from ivideogpt.training.common.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
-from ivideogpt.training.common.resume import RECORD, check_unchanged, recorded_args
+from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
+from ivideogpt.training.common.resume import RULES, allowed_changes, keeping_hyperparameters, recorded_run
 from ivideogpt.training.common.trackers import track_gif, track_image
 from ivideogpt.versions import versions
 
@@ -59,8 +62,9 @@ class Run:
     directory: Path
     seed: int
     checkpoint: Path | None = None
+    changes: Changes = field(default_factory=dict)  # since the run that is resumed, on purpose
     facts: dict[str, Any] = field(default_factory=dict)
-    stop_signal: int = 0
+    stop_signal: StopSignal = field(default_factory=StopSignal)
     exit_code: int = 0
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
 
@@ -73,8 +77,7 @@ class Run:
             self._share_name()
             self._start_trackers()
             stack.callback(self.accelerator.end_training)
-            for number in (signal.SIGTERM, signal.SIGINT):
-                stack.callback(signal.signal, number, signal.signal(number, self._request_stop))
+            stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
         return self
@@ -131,6 +134,13 @@ class Run:
         for tracker in self.accelerator.trackers:
             track_gif(tracker, step, name, path)
 
+    def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each metric over all processes, which all call this."""
+        if not metrics:
+            return {}
+        values = torch.tensor(list(metrics.values()), device=self.accelerator.device)
+        return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+
     def say(self, text: str) -> None:
         """An answer to whoever typed the command, once."""
         self.accelerator.print(text)
@@ -149,16 +159,14 @@ class Run:
 
     def should_stop(self) -> bool:
         """Has any process been asked to stop (SIGTERM, SIGINT)?"""
-        if self.accelerator.num_processes == 1:
-            return self.stop_signal != 0
-        signals = self.accelerator.gather(torch.tensor([self.stop_signal], device=self.accelerator.device))
-        if signals.any():
-            self.stop_signal = int(signals.max())
-        return bool(signals.any())
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor([self.stop_signal.number], device=self.accelerator.device)
+            self.stop_signal.number = int(self.accelerator.gather(own).max())
+        return self.stop_signal.number != 0
 
     def stopped_after(self, step: int) -> None:
         """The run ends before its time: whoever started the command must not take it for finished."""
-        self.exit_code = 128 + self.stop_signal
+        self.exit_code = 128 + self.stop_signal.number
         logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
     @contextmanager
@@ -174,6 +182,15 @@ class Run:
             if self.accelerator.num_processes == 1:
                 save()
             raise
+
+    def resume(self, checkpoints: Checkpoints, optimizers: Sequence[tuple[Optimizer, LRScheduler]]) -> None:
+        """Load the checkpoint; settings of optimizers that were changed on purpose stay as asked."""
+        assert self.checkpoint is not None
+        with ExitStack() as stack:
+            for pair in optimizers if self.changes else ():
+                stack.enter_context(keeping_hyperparameters(*pair))
+            checkpoints.load(self.checkpoint)
+        logger.info("resumed from %s", self.checkpoint)
 
     # ---- start and end
 
@@ -199,7 +216,15 @@ class Run:
         if self.checkpoint is not None:
             _forget_lines_after(self.metrics_file, step_of(self.checkpoint))
             set_aside_later(self.checkpoint)
-        write_json(self.config_file, self.configuration())
+            if self.changes:
+                given = (f"--{name} {now} (was {before})" for name, (before, now) in self.changes.items())
+                logger.warning("going on with changes: %s", ", ".join(given))
+                asked = dataclasses.asdict(self.args)
+                RULES.note(self.directory / RECORD, self.changes, step_of(self.checkpoint), asked, args="args")
+        record = self.configuration()
+        if self.checkpoint is None:
+            record["contents"] = RULES.digests(record["args"])
+        write_json(self.config_file, record)
         logger.info("run folder %s", self.directory)
 
     def configuration(self) -> dict[str, Any]:
@@ -220,18 +245,6 @@ class Run:
         self.accelerator.init_trackers(
             self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
         )
-
-    def stop_at_once(self) -> None:
-        """From now on signals end the run: there is nothing to be saved before."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        """First time: finish the current step and save. Second time: stop at once."""
-        if self.stop_signal:
-            raise KeyboardInterrupt
-        logger.warning("%s: saving a checkpoint after this step, then stopping", signal.Signals(number).name)
-        self.stop_signal = number
 
 
 @contextmanager
@@ -257,9 +270,9 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     place = [_place_of(args, checkpoint_prefix) if accelerator.is_main_process else None]
-    checkpoint, directory, seed = broadcast_object_list(place)[0]
+    checkpoint, directory, seed, changes = broadcast_object_list(place)[0]
     set_seed(seed, device_specific=True)
-    return Run(args, accelerator, directory, seed, checkpoint)
+    return Run(args, accelerator, directory, seed, checkpoint, changes)
 
 
 def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> None:
@@ -272,21 +285,21 @@ def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> 
         raise UserError("--lora does not go with FSDP: adapters fit one GPU, use configs/accelerate/multi_gpu.yaml")
 
 
-def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Path | None, Path, int]:
-    """(checkpoint to resume from, run folder, seed)."""
+def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Path | None, Path, int, Changes]:
+    """Return the checkpoint to resume from, the run folder, the seed, and what the resumed run changes."""
     output_dir = Path(args.output_dir)
     checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, args.exp_name, checkpoint_prefix)
     if checkpoint is None:
         seed = secrets.randbelow(MAX_SEED) if args.seed is None else args.seed
-        return None, _new_folder_name(output_dir, args.exp_name), seed
+        return None, _new_folder_name(output_dir, args.exp_name), seed, {}
     directory = run_directory_of(checkpoint, checkpoint_prefix)
     if (directory / LOCK).exists():  # whoever has it is not to be noticed only after all has been loaded
         with locked(directory, WAIT_OR):
             pass
-    recorded = recorded_args(directory)
+    recorded, digests = recorded_run(directory)
     seed = recorded["seed"] if args.seed is None else args.seed
-    check_unchanged(dataclasses.asdict(args) | {"seed": seed}, recorded)
-    return checkpoint, directory, seed
+    changes = allowed_changes(dataclasses.asdict(args) | {"seed": seed}, recorded, digests)
+    return checkpoint, directory, seed, changes
 
 
 def _new_folder_name(output_dir: Path, exp_name: str) -> Path:

@@ -27,11 +27,13 @@ from ivideogpt.files import atomic_file
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
+from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.state import RandomState
+from ivideogpt.runs.throughput import Throughput
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.args import TokenizerArgs
-from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints, RandomState
+from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.ema import AveragedWeights
-from ivideogpt.training.common.metrics import MetricWindow, Pace
 from ivideogpt.training.common.optim import accumulating, advance, gradient_norms
 from ivideogpt.training.common.run import Run
 from ivideogpt.training.common.schedule import (
@@ -77,13 +79,13 @@ class TokenizerTrainer:
     clips: BatchStream
     validation_clips: ClipLoader
     progress: TrainProgress = field(default_factory=TrainProgress)
-    window: MetricWindow = field(default_factory=MetricWindow)
+    averager: MetricAverager = field(default_factory=MetricAverager)
 
     def __post_init__(self) -> None:
         self.accelerator: Accelerator = self.run.accelerator
         clips_per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps
         self.clips_per_update = clips_per_update * self.accelerator.num_processes
-        self.pace = Pace()
+        self.throughput = Throughput()
         self.updates = SoundUpdates("tokenizer", self.optimizer, self.accelerator)
         self.shown: Tensor | None = None  # a few of the latest training clips
 
@@ -107,7 +109,7 @@ class TokenizerTrainer:
             local={
                 "context_counts": self.codebooks.context.counts,
                 "dynamics_counts": self.codebooks.dynamics.counts,
-                "window": self.window,
+                "window": self.averager,
                 "clips": self.clips,
                 "random": RandomState(),
             },
@@ -138,8 +140,10 @@ class TokenizerTrainer:
     def start(self) -> None:
         """Go on from a checkpoint, or prepare a new model."""
         if self.run.checkpoint is not None:
-            self.checkpoints.load(self.run.checkpoint)
-            logger.info("resumed from %s", self.run.checkpoint)
+            pairs = [(self.optimizer, self.scheduler)]
+            if self.adversary is not None:
+                pairs.append((self.adversary.optimizer, self.adversary.scheduler))
+            self.run.resume(self.checkpoints, pairs)
             return
         if self.args.align_to_context:
             logger.info("aligning the halves for future frames to the context")
@@ -176,32 +180,32 @@ class TokenizerTrainer:
     def run_phase(self) -> None:
         match self.schedule.phase(self.progress.step):
             case Phase.GENERATOR:
-                self.window.add(self.generator_phase())
+                self.averager.add(self.generator_phase())
             case Phase.DISCRIMINATOR:
-                self.window.add(self.discriminator_phase())
+                self.averager.add(self.discriminator_phase())
             case Phase.IDLE:
                 pass
 
     def generator_phase(self) -> dict[str, Tensor | float]:
         """One update of the tokenizer from ``gradient_accumulation_steps`` batches."""
         num_batches = self.args.gradient_accumulation_steps
-        window = MetricWindow()
+        averager = MetricAverager()
         for index in range(num_batches):
-            with self.pace.timing("data"):
+            with self.throughput.timing("data"):
                 frames = self.next_frames()
             moving = None
             if self.args.still_weight:
                 frames = with_still_frame(frames, self.args.context_length)
                 moving = moving_patches(frames, self.args.context_length)
             is_last = index == num_batches - 1
-            with self.pace.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
+            with self.throughput.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
                 terms, output = self.loss_of(frames)
                 if self.adversary is not None and self.progress.step >= self.args.disc_start:
                     terms = self.adversary.added_to(terms, reconstructed_frames(output), self.last_layer)
                 self.accelerator.backward(terms.total / num_batches)
             self.codebooks.observe(output, moving)
-            window.add(terms.detached())
-        means = window.means()
+            averager.add(terms.detached())
+        means = averager.means()
         metrics = means | self.update(means["loss"])
         if self.args.restart_dead_codes and within_phase_pair(self.progress.step + 1, self.args.restart_dead_codes):
             metrics |= self.codebooks.restart_dead_codes(output, self.optimizer, moving)
@@ -212,19 +216,19 @@ class TokenizerTrainer:
         """One update of the discriminator from ``gradient_accumulation_steps`` batches of its own."""
         assert self.adversary is not None
         num_batches = self.args.gradient_accumulation_steps
-        window = MetricWindow()
+        averager = MetricAverager()
         for index in range(num_batches):
-            with self.pace.timing("data"):
+            with self.throughput.timing("data"):
                 frames = self.next_frames()
-            with self.pace.timing("gradients"):
+            with self.throughput.timing("gradients"):
                 with torch.no_grad():
                     output = reconstruct(self.model, frames, self.args.context_length)
                 real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
                 is_last = index == num_batches - 1
-                window.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
+                averager.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
         self.count_clips()
-        with self.pace.timing("optimizer"):
-            means = window.means()
+        with self.throughput.timing("optimizer"):
+            means = averager.means()
             return means | self.adversary.update(means["disc_loss"])
 
     @property
@@ -239,13 +243,13 @@ class TokenizerTrainer:
     def update(self, loss: Tensor) -> dict[str, Tensor | float]:
         """Clip, step, schedule."""
         metrics: dict[str, Tensor | float] = {"lr": self.scheduler.get_last_lr()[0]}
-        with self.pace.timing("optimizer"):
+        with self.throughput.timing("optimizer"):
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
             metrics["grad_norm"] = norm
         if within_phase_pair(self.progress.step + 1, self.args.log_grad_norm_steps):
             # after clipping, which takes the factor of 16-bit training out of gradients
             metrics |= gradient_norms(self.accelerator.unwrap_model(self.model))
-        with self.pace.timing("optimizer"):
+        with self.throughput.timing("optimizer"):
             metrics["skipped_updates"] = skipped = advance(self.updates, self.scheduler, loss, norm)
             if self.average is not None:
                 self.average.update(skipped)
@@ -254,7 +258,7 @@ class TokenizerTrainer:
 
     def count_clips(self) -> None:
         self.progress.clips += self.clips_per_update
-        self.pace.add_clips(self.clips_per_update)
+        self.throughput.add_clips(self.clips_per_update)
 
     def next_frames(self) -> Tensor:
         return next(self.clips).frames
@@ -275,7 +279,7 @@ class TokenizerTrainer:
 
     def after_step(self, step: int) -> None:
         args = self.args
-        self.pace.step()
+        self.throughput.step()
         if every(step, args.log_steps):
             self.log_training(step)
         if every(step, args.log_image_steps) and self.shown is not None:
@@ -286,21 +290,21 @@ class TokenizerTrainer:
             self.save_checkpoint()
 
     def log_training(self, step: int) -> None:
-        metrics = self.window.take(self.accelerator)
+        metrics = self.run.mean_over_processes(self.averager.take())
         if metrics:
-            metrics |= self.codebooks.take_statistics() | self.pace.take(self.args.max_train_steps - step)
+            metrics |= self.codebooks.take_statistics() | self.throughput.take(self.args.max_train_steps - step)
             self.run.log(step, "train", metrics)
 
     def validate(self, step: int) -> None:
         """Losses and PSNR over the first clips of the test split, and a picture."""
-        window = MetricWindow()
+        averager = MetricAverager()
         with self.averaged(), evaluating(self.model), torch.no_grad():
             for batch in self.validation_clips.first(self.args.max_eval_iters):
                 frames = batch.to(self.accelerator.device).frames
                 terms, output = self.loss_of(frames)
-                window.add(terms.detached() | reconstruction_psnr(frames, output, self.args.context_length))
+                averager.add(terms.detached() | reconstruction_psnr(frames, output, self.args.context_length))
             picture = self.picture(frames[:CLIPS_SHOWN])
-        self.run.log(step, "validation", window.take(self.accelerator))
+        self.run.log(step, "validation", self.run.mean_over_processes(averager.take()))
         self.run.log_image(step, "validation", picture)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -318,7 +322,7 @@ class TokenizerTrainer:
 
     def save_checkpoint(self) -> None:
         """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
-        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal != 0
+        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
         self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
 
     def write_checkpoint_weights(self, folder: Path) -> None:

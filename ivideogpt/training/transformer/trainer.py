@@ -32,6 +32,9 @@ from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
+from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.state import RandomState, Stateful
+from ivideogpt.runs.throughput import Throughput
 from ivideogpt.training.additions.history_corruption import with_stale_tokens
 from ivideogpt.training.additions.own_history import (
     OwnHistory,
@@ -41,10 +44,9 @@ from ivideogpt.training.additions.own_history import (
     sample_first_frames,
 )
 from ivideogpt.training.common.args import GptArgs
-from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints, RandomState, Stateful
+from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.clip_batches import VALIDATION_SEED
 from ivideogpt.training.common.fsdp import ShardedOptimizerState, is_sharded, whole, whole_state_dict
-from ivideogpt.training.common.metrics import MetricWindow, Pace
 from ivideogpt.training.common.optim import accumulating, advance
 from ivideogpt.training.common.run import Run
 from ivideogpt.training.common.schedule import TrainProgress, every, validates_at
@@ -92,13 +94,13 @@ class GptTrainer:
     own_history: OwnHistory | None = None  # None: the tokenizer has no code that stands still
     evaluation_clips: EvaluationClips | None = None  # of a run that only evaluates
     progress: TrainProgress = field(default_factory=TrainProgress)
-    window: MetricWindow = field(default_factory=MetricWindow)
+    averager: MetricAverager = field(default_factory=MetricAverager)
 
     def __post_init__(self) -> None:
         self.accelerator: Accelerator = self.run.accelerator
         clips_per_update = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         self.clips_per_update = clips_per_update * self.accelerator.num_processes
-        self.pace = Pace()
+        self.throughput = Throughput()
         self.updates = SoundUpdates("transformer", self.optimizer, self.accelerator)
 
     @cached_property
@@ -116,7 +118,7 @@ class GptTrainer:
                 **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
             },
             local={
-                "window": self.window,
+                "window": self.averager,
                 "random": RandomState(),
                 **({"batches": self.batches} if self.batches is not None else {}),
             },
@@ -152,12 +154,11 @@ class GptTrainer:
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         if self.run.checkpoint is not None:
-            self.checkpoints.load(self.run.checkpoint)
-            logger.info("resumed from %s", self.run.checkpoint)
+            self.run.resume(self.checkpoints, [(self.optimizer, self.scheduler)])
         progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update)
         with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
-                self.window.add(self.update())
+                self.averager.add(self.update())
                 self.progress.step += 1
                 bar.update()
                 self.after_step(self.progress.step)
@@ -165,7 +166,7 @@ class GptTrainer:
 
     def evaluate(self) -> None:
         """One validation, of the weights that the run was given, and a report on sampled futures if they are scored."""
-        self.run.stop_at_once()
+        self.run.stop_signal.end_at_once()
         self.validate(self.progress.step)
         if self.scoring is not None and self.evaluation_clips is not None:
             report = evaluate_predictions(
@@ -195,29 +196,29 @@ class GptTrainer:
     def update(self) -> dict[str, Tensor | float]:
         """One update from ``gradient_accumulation_steps`` batches."""
         num_batches = self.args.gradient_accumulation_steps
-        window = MetricWindow()
+        averager = MetricAverager()
         for index in range(num_batches):
             batch = self.next_tokens()
             is_last = index == num_batches - 1
-            with self.pace.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
+            with self.throughput.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
                 terms = self.training_loss(batch)
                 self.accelerator.backward(terms.total / num_batches)
-            window.add(terms.detached())
-        means = window.means()
+            averager.add(terms.detached())
+        means = averager.means()
         metrics = means | {"lr": self.scheduler.get_last_lr()[0]}
-        with self.pace.timing("optimizer"):
+        with self.throughput.timing("optimizer"):
             limit = math.inf if self.args.max_grad_norm is None else self.args.max_grad_norm
             metrics["grad_norm"] = norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
             metrics["skipped_updates"] = advance(self.updates, self.scheduler, means["loss"], norm)
         self.progress.clips += self.clips_per_update
-        self.pace.add_clips(self.clips_per_update)
+        self.throughput.add_clips(self.clips_per_update)
         return metrics
 
     def next_tokens(self) -> TokenBatch:
         assert self.batches is not None
-        with self.pace.timing("data"):
+        with self.throughput.timing("data"):
             batch = next(self.batches)
-        with self.pace.timing("tokenize"):
+        with self.throughput.timing("tokenize"):
             return self.source.tokens(batch)
 
     def training_loss(self, batch: TokenBatch) -> LossTerms:
@@ -262,10 +263,10 @@ class GptTrainer:
 
     def after_step(self, step: int) -> None:
         args, is_last = self.args, step == self.args.max_train_steps
-        self.pace.step()
+        self.throughput.step()
         if every(step, args.log_steps):
-            pace = self.pace.take(args.max_train_steps - step)
-            self.run.log(step, "train", self.window.take(self.accelerator) | pace)
+            throughput = self.throughput.take(args.max_train_steps - step)
+            self.run.log(step, "train", self.run.mean_over_processes(self.averager.take()) | throughput)
         if validates_at(step, args.validation_steps, args.skip_first_val) or is_last:
             self.validate(step)
         if every(step, args.checkpointing_steps) or is_last:
@@ -275,7 +276,7 @@ class GptTrainer:
         """Loss, perplexity and accuracy over the first clips of the test split; sampled futures, scored if asked."""
         if self.validation_batches is None:
             return
-        window = MetricWindow()
+        averager = MetricAverager()
         world_model = self.world_model()
         sampled = self.sampled_validation(world_model)
         llm = language_model(self.transformer)
@@ -284,15 +285,15 @@ class GptTrainer:
                 batch = batch.to(self.accelerator.device)
                 tokens = self.source.tokens(batch)
                 num_clips = len(tokens.tokens)
-                window.add(self.loss_of(tokens).detached(), num_clips)
+                averager.add(self.loss_of(tokens).detached(), num_clips)
                 labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
-                window.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
+                averager.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
                 if sampled is not None:
                     sampled.add(self.source.clips(batch))
                 if every(index, self.args.log_gif_interval) and self.run.is_main_process:
                     number = index * self.accelerator.num_processes * self.args.eval_batch_size
                     log_gif(self.run, step, world_model, self.source.clips(batch, 1), index, number)
-        metrics = window.take(self.accelerator)
+        metrics = self.run.mean_over_processes(averager.take())
         metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
         metrics |= sampled.metrics() if sampled is not None else {}
         self.run.log(step, "validation", metrics)
@@ -322,7 +323,7 @@ class GptTrainer:
 
     def save_checkpoint(self) -> None:
         """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
-        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal != 0
+        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
         self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
 
     def write_weights(self, folder: Path) -> None:

@@ -11,18 +11,16 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
+from ivideogpt.runs.checkpoints import complete_checkpoints, damage_of, set_aside_later
+from ivideogpt.runs.state import RandomState
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.checkpoints import (
     TOKENIZER_CHECKPOINTS,
     TRANSFORMER_CHECKPOINTS,
     Checkpoints,
-    RandomState,
     SaveError,
-    complete_checkpoints,
-    damage_of,
     find_checkpoint,
     run_directory_of,
-    set_aside_later,
 )
 from ivideogpt.training.common.schedule import TrainProgress
 

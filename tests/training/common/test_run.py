@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
@@ -14,8 +13,7 @@ from ivideogpt.devices import OF_TORCHRUN, check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
-from ivideogpt.training.common.metrics import MetricWindow
-from ivideogpt.training.common.resume import MAY_CHANGE, recorded_args
+from ivideogpt.training.common.resume import RULES, recorded_run
 from ivideogpt.training.common.run import _forget_lines_after, build_run
 
 
@@ -91,30 +89,20 @@ def test_a_drawn_seed_and_the_precision_are_on_record(args):
     """What was left open must be the same when the run is resumed."""
     run = build_run(args, TOKENIZER_CHECKPOINTS)
     with run:
-        recorded = recorded_args(run.directory)
+        recorded, _ = recorded_run(run.directory)
     assert recorded["seed"] == run.seed
     assert recorded["mixed_precision"] == "no"
 
 
 def test_a_run_without_a_record_is_not_resumed(tmp_path):
     with pytest.raises(UserError, match=r"run\.json: no readable record"):
-        recorded_args(tmp_path)
+        recorded_run(tmp_path)
 
 
 def test_what_may_change_are_flags():
     """A renamed flag would be refused on resuming."""
     flags = set(TokenizerArgs.__dataclass_fields__) | set(GptArgs.__dataclass_fields__)
-    assert not MAY_CHANGE - flags
-
-
-def test_metrics_are_kept_in_float32():
-    """Some accelerators have no float64."""
-    window = MetricWindow()
-    window.add({"loss": 1.0})
-    window.load_state_dict(window.state_dict())
-    window.add({"loss": 2.0})
-    mean = window.means()["loss"]
-    assert (mean.item(), mean.dtype) == (1.5, torch.float32)
+    assert not {*RULES.may_change, *RULES.data, *RULES.weights} - flags
 
 
 def test_pictures_and_gifs_reach_tensorboard_as_they_are(tmp_path):
@@ -145,7 +133,7 @@ def test_two_starts_in_one_second_get_two_folders(args, monkeypatch):
     with runs[0], runs[1]:
         assert runs[0].directory != runs[1].directory
         assert Path(runs[1].accelerator.project_configuration.project_dir) == runs[1].directory
-        assert [recorded_args(run.directory)["seed"] for run in runs] == [run.seed for run in runs]
+        assert [recorded_run(run.directory)[0]["seed"] for run in runs] == [run.seed for run in runs]
 
 
 def test_a_run_that_is_training_is_not_resumed(args, tmp_path):

@@ -109,6 +109,24 @@ def test_a_resumed_run_keeps_its_settings(finished_run, tokenizer_command, runs,
     assert build_tokenizer([*argv, "--log_steps", "7", "--dataloader_num_workers", "1"]).run.checkpoint is not None
 
 
+def test_a_new_learning_rate_on_purpose(tokenizer_command, tmp_path):
+    """The scheduler's and the optimizer's saved rates won over the flag, without a word."""
+    argv = [*complete_command(tokenizer_command, tmp_path), "--max_train_steps", "4"]
+    run = fit(build_tokenizer(argv))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    changed = [*argv, "--resume_from_checkpoint", "latest", "--max_train_steps", "6", "--learning_rate", "3e-5"]
+    with pytest.raises(UserError, match=r"--learning_rate 3e-05 \(was 0.0001\).*, or add --resume_with_changes"):
+        build_tokenizer(changed)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    trainer = build_tokenizer([*changed, "--resume_with_changes"])
+    assert fit(trainer) == run
+    expected = 3e-5 * trainer.scheduler.lr_lambdas[0](trainer.scheduler.last_epoch)
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [expected]
+    record = json.loads((run / "run.json").read_text())
+    assert record["changes"] == [{"step": 4, "learning_rate": {"before": 1e-4, "now": 3e-5}}]
+    assert record["args"]["learning_rate"] == 3e-5
+
+
 def test_a_signal_saves_and_stops(tokenizer_command, monkeypatch):
     """A pre-empted run loses at most one step, and is not taken for a finished one."""
     phase = TokenizerTrainer.run_phase

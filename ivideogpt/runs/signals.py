@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that the loop asks."""
+"""SIGTERM and Ctrl-C as a question that the training loop asks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ logger = logging.getLogger(__name__)
 
 
 class Interrupted(Exception):
-    """A signal has come in the middle of a step's longer parts, an evaluation or the initial updates."""
+    """A signal came during a long part of a step, such as an evaluation or the initial updates."""
 
 
-class Interruption:
-    """
+class StopSignal:
+    """The first signal asks a run to end after its step; a second one ends it at once.
+
     Attributes:
-        number: of the signal that has come; 0 so far.
+        number: number of the signal that came; 0 before.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,11 @@ class Interruption:
                 stack.callback(signal.signal, number, signal.signal(number, self._note))
             yield
 
+    def end_at_once(self) -> None:
+        """Let signals end the process from now on: there is nothing to save first."""
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
     def check(self) -> None:
         """
         Raises:
@@ -40,9 +46,8 @@ class Interruption:
             raise Interrupted
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        """First time: the loop ends after this step, or in it where nothing is lost. Second time: it ends now."""
         if self.number:
             raise KeyboardInterrupt
         name = signal.Signals(number).name
-        logger.warning("%s: ending after this step; a second one ends at once, back at the last snapshot", name)
+        logger.warning("%s: ending after this step; a second one ends at once, back at the last checkpoint", name)
         self.number = number

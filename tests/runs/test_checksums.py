@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ivideogpt.checksums import CHECKSUMS, find_damage, write_checksums
+from ivideogpt.runs.checksums import CHECKSUMS, find_damage, write_checksums
 
 
 @pytest.fixture

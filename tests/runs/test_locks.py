@@ -8,11 +8,11 @@ import sys
 import pytest
 
 from ivideogpt.errors import UserError
-from ivideogpt.locks import locked
+from ivideogpt.runs.locks import locked
 
 HOLD = """
 import os, pathlib, sys, time
-from ivideogpt.locks import locked
+from ivideogpt.runs.locks import locked
 with locked(pathlib.Path(sys.argv[1]), "go"):
     worker = os.fork()
     if worker:
