@@ -110,9 +110,7 @@ def _files(folder: RunFolder, **buffers: ReplayBuffer) -> dict[str, ReplayFiles]
     return {name: ReplayFiles(folder.replay(name), buffer) for name, buffer in buffers.items()}
 
 
-def _run(
-    trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any], changes: Changes
-) -> int:
+def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any], changes: Changes) -> int:
     with folder.locked():
         return _run_alone(trainer, snapshots, folder, config, changes)
 

@@ -21,7 +21,7 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_trainer, snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
 from mbrl import command as command_line
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
