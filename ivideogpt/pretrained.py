@@ -387,7 +387,7 @@ def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
     return dict(
         action_dim=tensors["action_linear.weight"].shape[-1],
         reward_prediction="reward_linear.weight" in tensors,
-        action_recon=0.0 if has_action_recon else None,  # the weight in the loss, which no file knows
+        action_recon=1.0 if has_action_recon else None,  # the weight in the loss, which no file knows
     )
 
 

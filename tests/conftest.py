@@ -96,7 +96,7 @@ def trains(tiny_world_model, tokenizer_config, tmp_path, monkeypatch):
             --report_to none --output_dir {tmp_path / "runs"} {" ".join(f"--{name} {flags[name]}" for name in flags)}
         """
         of_tokenizer = f"--model_config_name_or_path {tokenizer_config} --train_batch_size 1"
-        of_tokenizer += " --max_train_steps 4 --disc_start 9"  # every other phase is idle
+        of_tokenizer += " --max_train_steps 4 --disc_start 9 --perc_weight 0"  # every other phase is idle
         of_transformer = f"""
             --pretrained_model_name_or_path {tiny_world_model / "tokenizer"} --per_device_train_batch_size 1
             --config_name {tiny_world_model / "transformer" / "config.json"} --max_train_steps 2

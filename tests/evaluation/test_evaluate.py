@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ivideogpt.commands import evaluate
 from ivideogpt.commands.clip_flags import clip_config
@@ -22,7 +24,7 @@ from ivideogpt.evaluation.scoring import read_with_others
 from ivideogpt.evaluation.video_prediction import sample_futures
 from ivideogpt.flags import parse
 from ivideogpt.metrics.frame_metrics import Evaluator, FeatureStats
-from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.pretrained import TOKENIZER_WEIGHTS, ModelMetadata
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_dataset, write_episode
 from tests.parity.networks import world_model
@@ -274,7 +276,9 @@ def test_a_model_that_predicts_nan_is_no_result(bare_flags, tiny_world_model, tm
     model = WorldModel.from_pretrained(tiny_world_model)
     with torch.no_grad():
         model.tokenizer.cond_decoder.conv_out.bias[0] = math.nan
-    model.save_pretrained(tmp_path / "broken")
+    shutil.copytree(tiny_world_model, tmp_path / "broken")
+    tensors = {name: tensor.contiguous() for name, tensor in model.tokenizer.state_dict().items()}
+    save_file(tensors, tmp_path / "broken" / "tokenizer" / TOKENIZER_WEIGHTS)
     broken = ["--pretrained_model_name_or_path", str(tmp_path / "broken"), "--output_path", str(tmp_path / "out")]
     with pytest.raises(UserError, match="the frames to be scored hold NaN"):
         evaluate.main([*bare_flags, *broken])

@@ -45,8 +45,8 @@ def spoil_losses(monkeypatch):
     def spoil(steps):
         loss_of = GptTrainer.loss_of
 
-        def spoiled(trainer, batch, stale_share=0.0):
-            terms = loss_of(trainer, batch, stale_share)
+        def spoiled(trainer, batch, *history):
+            terms = loss_of(trainer, batch, *history)
             bad = trainer.model.training and trainer.progress.step + 1 in steps
             return type(terms)(terms.total * NAN, terms.parts) if bad else terms
 
