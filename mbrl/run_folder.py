@@ -23,9 +23,10 @@ from typing import Any
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.files import read_json, write_json
-from ivideogpt.runs.locks import LOCK, locked
+from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.resume import RECORD, Changes, ResumeRules, refuse
 
+ADVICE = "use another run_dir"
 RULES = ResumeRules(
     may_change=frozenset(
         {
@@ -63,10 +64,6 @@ class RunFolder:
     def latest(self) -> Path:
         return self.path / "latest.json"
 
-    @property
-    def lock(self) -> Path:
-        return self.path / LOCK
-
     def replay(self, name: str) -> Path:
         return self.path / "replay" / name
 
@@ -80,9 +77,8 @@ class RunFolder:
             UserError: the folder was made with other settings, cannot be written to, or is in use.
         """
         check_folder_can_be_written(self.path, "run_dir")
-        if self.lock.exists():
-            with self.locked():
-                pass  # whoever has it would be disturbed later on, after all has been loaded
+        with writing(self.path):
+            check_not_locked(self.path, ADVICE)
         if not self.note.exists():
             return {}
         before = flat(read_json(self.note, "use another run_dir"))
@@ -110,7 +106,7 @@ class RunFolder:
         with ExitStack() as stack:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.path, "use another run_dir"))
+                stack.enter_context(locked(self.path, ADVICE))
             yield
 
     def note_settings(self, settings: Mapping[str, Any], changes: Changes, frame: int) -> None:

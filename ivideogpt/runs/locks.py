@@ -39,6 +39,16 @@ def _close_in_fork() -> None:
 os.register_at_fork(after_in_child=_close_in_fork)
 
 
+def check_not_locked(folder: Path, advice: str) -> None:
+    """
+    Raises:
+        UserError: another process holds the folder. Without this it is noticed only after all has been loaded.
+    """
+    if (folder / LOCK).exists():
+        with locked(folder, advice):
+            pass
+
+
 @contextmanager
 def locked(folder: Path, advice: str) -> Iterator[None]:
     """Hold an existing folder for this process. The system lets go of it when the process ends, however it does.

@@ -15,8 +15,8 @@ import os, pathlib, sys, time
 from ivideogpt.runs.locks import locked
 with locked(pathlib.Path(sys.argv[1]), "go"):
     worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not worker:  # it has closed its copy by now
+        print(os.getpid(), flush=True)
     time.sleep(600)
 """
 

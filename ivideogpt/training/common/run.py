@@ -7,9 +7,7 @@ command that fails while it builds its parts leaves no trace.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import math
 import secrets
 import subprocess
 import sys
@@ -33,9 +31,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
-from ivideogpt.files import append_line, atomic_file, write_json, write_text
+from ivideogpt.files import atomic_file, write_json
 from ivideogpt.runs.checkpoints import set_aside_later, step_of
-from ivideogpt.runs.locks import LOCK, locked
+from ivideogpt.runs.locks import check_not_locked, locked
+from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
 from ivideogpt.runs.resume import RECORD, Changes
 from ivideogpt.runs.signals import StopSignal
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
@@ -101,7 +100,7 @@ class Run:
 
     @property
     def metrics_file(self) -> Path:
-        return self.directory / "metrics.jsonl"
+        return self.directory / METRICS
 
     # ---- the record
 
@@ -110,8 +109,7 @@ class Run:
         if not self.is_main_process:
             return
         with going_on_without_room():
-            values = {"step": step, "split": split, **_finite_or_none(metrics)}
-            append_line(self.metrics_file, json.dumps(values, allow_nan=False))
+            append_metrics(self.metrics_file, {"step": step, "split": split}, metrics)
         with going_on_without_room():
             self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
@@ -214,7 +212,7 @@ class Run:
 
     def _open_folder(self) -> None:
         if self.checkpoint is not None:
-            _forget_lines_after(self.metrics_file, step_of(self.checkpoint))
+            cut_back(self.metrics_file, step_of(self.checkpoint))
             set_aside_later(self.checkpoint)
             if self.changes:
                 given = (f"--{name} {now} (was {before})" for name, (before, now) in self.changes.items())
@@ -293,9 +291,7 @@ def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Pa
         seed = secrets.randbelow(MAX_SEED) if args.seed is None else args.seed
         return None, _new_folder_name(output_dir, args.exp_name), seed, {}
     directory = run_directory_of(checkpoint, checkpoint_prefix)
-    if (directory / LOCK).exists():  # whoever has it is not to be noticed only after all has been loaded
-        with locked(directory, WAIT_OR):
-            pass
+    check_not_locked(directory, WAIT_OR)
     recorded, digests = recorded_run(directory)
     seed = recorded["seed"] if args.seed is None else args.seed
     changes = allowed_changes(dataclasses.asdict(args) | {"seed": seed}, recorded, digests)
@@ -312,25 +308,6 @@ def _tracker_names(args: TokenizerArgs | GptArgs) -> list[str]:
     if isinstance(args, GptArgs) and not args.with_tracking:
         return []
     return [name for name in args.report_to.split(",") if name != "none"]
-
-
-def _forget_lines_after(metrics_file: Path, step: int) -> None:
-    """Metrics that a killed run wrote after the checkpoint that it is resumed from will come again."""
-    if metrics_file.exists():
-        lines = metrics_file.read_text().splitlines()
-        write_text(metrics_file, "".join(f"{line}\n" for line in lines if _is_until(line, step)))
-
-
-def _is_until(line: str, step: int) -> bool:
-    try:
-        return json.loads(line)["step"] <= step
-    except ValueError:  # the run was killed while it wrote the line
-        return False
-
-
-def _finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no word for NaN and infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _git_commit() -> str | None:

@@ -14,23 +14,13 @@ from ivideogpt.errors import UserError
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.resume import RULES, recorded_run
-from ivideogpt.training.common.run import _forget_lines_after, build_run
+from ivideogpt.training.common.run import build_run
 
 
 @pytest.fixture
 def args(tmp_path):
     flags = f"--output_dir {tmp_path} --report_to none --disc_start 1000005"
     return parse(TokenizerArgs, flags.split())
-
-
-def test_a_line_that_a_killed_run_cut_off_is_dropped(tmp_path):
-    """It must neither stop the run from resuming nor stay in the record."""
-    file = tmp_path / "metrics.jsonl"
-    lines = [json.dumps({"step": step, "split": "train", "loss": 0.5}) for step in (1, 2, 3)]
-    file.write_text("\n".join([lines[0], "\0\0", *lines[1:], lines[1][:15]]))
-    _forget_lines_after(file, step=2)
-    assert file.read_text() == f"{lines[0]}\n{lines[1]}\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_a_failed_process_does_not_wait_for_the_others(args, monkeypatch):
