@@ -21,6 +21,7 @@ LAYERS = [
         "flags",
         "locks",
         "model_configs",
+        "outputs",
         "user_cache",
         "paths",
         "versions",
@@ -45,7 +46,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Third-party package -> the only rooms that may know it.
 KEPT_IN = {
     "accelerate": {"training"},
-    "diffusers": {"vq_model"},
+    "diffusers": set(),
     "transformers": {"transformer", "pretrained", "training"},
     "hydra": set(),
 }
