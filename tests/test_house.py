@@ -47,7 +47,7 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 KEPT_IN = {
     "accelerate": {"training"},
     "diffusers": set(),
-    "transformers": {"transformer", "pretrained", "training"},
+    "transformers": {"transformer", "training"},
     "hydra": set(),
 }
 IMPORTED_WHERE_USED = {

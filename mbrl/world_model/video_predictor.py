@@ -470,7 +470,7 @@ def _given_or_bundled(path: str) -> str | Path:
     return path
 
 
-def _decay_groups(transformer: HeadModelWithAction, config: WorldModelConfig) -> list[dict[str, object]]:
+def _decay_groups(transformer: nn.Module, config: WorldModelConfig) -> list[dict[str, object]]:
     from ivideogpt.training.common.optim import weight_decay_groups  # brings accelerate along
 
     return weight_decay_groups(transformer, config.model_wd, config.embed_no_wd)

@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ivideogpt.errors import UserError
