@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import huggingface_hub
 import torch
 from torch import Tensor, nn
 
@@ -143,6 +142,8 @@ class WorldModel:
 
     def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
         """Upload what :meth:`save_pretrained` writes, creating the repository if there is none. Returns its address."""
+        import huggingface_hub
+
         hub = huggingface_hub.HfApi()
         address = hub.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:

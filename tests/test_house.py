@@ -20,6 +20,7 @@ LAYERS = [
         "files",
         "flags",
         "model_configs",
+        "outputs",
         "user_cache",
         "paths",
         "versions",
@@ -44,8 +45,8 @@ RANK = {room: rank for rank, rooms in enumerate(LAYERS) for room in rooms}
 # Third-party package -> the only rooms that may know it.
 KEPT_IN = {
     "accelerate": {"training"},
-    "diffusers": {"vq_model"},
-    "transformers": {"transformer", "pretrained", "training"},
+    "diffusers": set(),
+    "transformers": {"transformer", "training"},
     "hydra": set(),
 }
 IMPORTED_WHERE_USED = {

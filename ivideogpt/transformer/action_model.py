@@ -8,29 +8,26 @@ Dimension keys: B batch, L tokens, T = t + F frames, t context frames, F future 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder
 from ivideogpt.transformer.frame_model import FrameModel
+from ivideogpt.transformer.language_model import KeysAndValues, LanguageModelOutput, LlamaForCausalLM
 from ivideogpt.transformer.llama import CachedLlama
 from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 
 
-@dataclass
-class ActionModelOutput(CausalLMOutputWithPast):
+class ActionModelOutput(LanguageModelOutput):
     """``loss`` is the sum; its terms are beside it. The reconstruction is not weighted yet."""
 
-    cross_entropy: Tensor | None = None
-    action_recon_loss: Tensor | None = None
+    cross_entropy: Tensor | None
+    action_recon_loss: Tensor | None
 
 
 class HeadModelWithAction(nn.Module):
@@ -135,7 +132,7 @@ class HeadModelWithAction(nn.Module):
         position_ids: Tensor | None = None,
         action: Tensor | None = None,
         *,
-        past_key_values: Cache | None = None,
+        past_key_values: KeysAndValues | None = None,
     ) -> ActionModelOutput | tuple[ActionModelOutput, Tensor]:
         """Next-token logits and loss; with a reward head also its predictions, (B, F, 1).
 
@@ -164,8 +161,8 @@ class HeadModelWithAction(nn.Module):
         if self.action_recon is not None:
             result.action_recon_loss = self._reconstruct_actions(hidden, input_ids, action, num_read)
             self.action_recon_loss = result.action_recon_loss.detach()
-            if labels is not None:
-                result.loss = result.loss + self.action_recon * result.action_recon_loss
+            if outputs.loss is not None:
+                result.loss = outputs.loss + self.action_recon * result.action_recon_loss
         if self.reward_linear is None:
             return result
         return result, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions - num_read])

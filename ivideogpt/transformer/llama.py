@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from ivideogpt.errors import UserError
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 from ivideogpt.transformer.backends.cpu_kernels.kernels import LayerWeights, NativePass
+from ivideogpt.transformer.language_model import LlamaForCausalLM
 
 
 @dataclass
@@ -336,7 +336,7 @@ def _widened(layers: list[LayerWeights]) -> Iterator[LayerWeights]:
         yield room.copy_(layer)
 
 
-def _read_layer(layer: LlamaDecoderLayer, old: LayerWeights | None) -> LayerWeights:
+def _read_layer(layer: Any, old: LayerWeights | None) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.detach(),

@@ -6,11 +6,18 @@ import itertools
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, GraphPool, RandomStreams, Sampling
+from ivideogpt.transformer import (
+    CachedLlama,
+    FrameDecoder,
+    FrameModel,
+    GraphPool,
+    LlamaForCausalLM,
+    RandomStreams,
+    Sampling,
+)
 from tests.parity.formulas import fill
 from tests.parity.networks import llama_config
 

@@ -6,11 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer, read_llama_config
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, HeadModelWithAction, RandomStreams, Sampling
+from ivideogpt.transformer import (
+    CachedLlama,
+    FrameDecoder,
+    FrameModel,
+    HeadModelWithAction,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RandomStreams,
+    Sampling,
+)
 from tests.parity.formulas import actions, assert_close, assert_record, assert_state_dict_matches, fill, golden
 
 

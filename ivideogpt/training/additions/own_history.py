@@ -15,11 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
 
 from ivideogpt.layout import FrameTokens, TokenLayout
 from ivideogpt.pretrained import Transformer, language_model
-from ivideogpt.transformer import HeadModelWithAction, expected_codes
+from ivideogpt.transformer import HeadModelWithAction, KeysAndValues, expected_codes
 from ivideogpt.world_model import evaluating
 
 
@@ -64,14 +63,16 @@ def standing_still(dynamics: Tensor, first: Tensor, still_code: int) -> Tensor:
     return torch.where(_is_own(dynamics, first), torch.cat([start, dynamics], dim=1).gather(1, last_true), dynamics)
 
 
-def read_context(transformer: Transformer, tokens: Tensor, layout: TokenLayout, actions: Tensor | None) -> DynamicCache:
+def read_context(
+    transformer: Transformer, tokens: Tensor, layout: TokenLayout, actions: Tensor | None
+) -> KeysAndValues:
     """Keys and values of the context of clips (B, L), with gradient unless that is off.
 
     Args:
         transformer: the model itself, not wrapped for several processes.
         actions: (B, T, D) of the whole clips, for action-conditioned models.
     """
-    cache = DynamicCache()
+    cache = KeysAndValues()
     embeddings = _embed(transformer, tokens, actions)[:, : layout.prompt_length - 1]
     language_model(transformer).model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
     return cache
@@ -80,7 +81,7 @@ def read_context(transformer: Transformer, tokens: Tensor, layout: TokenLayout, 
 @torch.no_grad()
 def own_history(
     transformer: Transformer,
-    context: DynamicCache,
+    context: KeysAndValues,
     tokens: Tensor,
     layout: TokenLayout,
     actions: Tensor | None,
@@ -114,13 +115,13 @@ class _FuturePasses:
     def __init__(
         self,
         transformer: Transformer,
-        context: DynamicCache,
+        context: KeysAndValues,
         tokens: Tensor,
         layout: TokenLayout,
         actions: Tensor | None,
     ) -> None:
         self.transformer, self.tokens, self.layout, self.actions = transformer, tokens, layout, actions
-        self.cache = DynamicCache([(layer.keys, layer.values) for layer in context.layers])
+        self.cache = KeysAndValues(list(context.layers))
 
     def own_history(self, first: Tensor, settings: OwnHistory) -> Tensor:
         """Tokens (B, L), the true ones before frame ``first`` and the model's own from there on."""

@@ -12,7 +12,7 @@ from itertools import islice
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from ivideogpt.errors import UserError
@@ -57,7 +57,7 @@ class Codebook:
     def __init__(
         self,
         name: str,
-        vectors: nn.Parameter,
+        vectors: Tensor,
         accelerator: Accelerator,
         decay: float | None = None,
         keep_zero: bool = False,
@@ -229,7 +229,7 @@ def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
     return distinct[torch.multinomial(errors.cpu(), num).to(latents.device)]
 
 
-def _forget_moments(optimizer: Optimizer, parameter: nn.Parameter, rows: Tensor) -> None:
+def _forget_moments(optimizer: Optimizer, parameter: Tensor, rows: Tensor) -> None:
     for moment in ("exp_avg", "exp_avg_sq"):
         if moment in optimizer.state.get(parameter, {}):
             optimizer.state[parameter][moment][rows] = 0

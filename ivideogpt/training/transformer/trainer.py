@@ -20,7 +20,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from transformers import DynamicCache
 
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
@@ -62,6 +61,7 @@ from ivideogpt.training.transformer.sampled_validation import (
     reported_metrics,
 )
 from ivideogpt.training.transformer.token_sources import Conditioning, Source
+from ivideogpt.transformer import KeysAndValues
 from ivideogpt.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating
@@ -236,7 +236,7 @@ class GptTrainer:
         return self.loss_of(batch, history, context)
 
     def loss_of(
-        self, batch: TokenBatch, history: Tensor | None = None, context: DynamicCache | None = None
+        self, batch: TokenBatch, history: Tensor | None = None, context: KeysAndValues | None = None
     ) -> LossTerms:
         """Loss of a batch's tokens, read from a ``history`` (B, L) if it differs; its context may have been read."""
         batch = self.conditioning(batch)

@@ -198,7 +198,7 @@ def test_the_command(tmp_path):
     """Without torch, which takes seconds to load; errors in one line."""
     write_episode(tmp_path / "a.npz")
     code = (
-        "import sys; from ivideogpt.data.inspect import command; inspect_episodes.main(sys.argv[1:]); "
+        "import sys; from ivideogpt.data.inspect import command; command.main(sys.argv[1:]); "
         "print('torch' in sys.modules)"
     )
     quiet = dict(cwd=ROOT, capture_output=True, text=True)

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
-from ivideogpt.transformer import CachedLlama
+from ivideogpt.transformer import CachedLlama, LlamaForCausalLM
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 from tests.parity.formulas import fill
 from tests.parity.networks import llama_config
