@@ -21,7 +21,6 @@ from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.protocols import COLUMNS, PROTOCOLS
 from ivideogpt.evaluation.report import (
     JSON_FILE,
-    LABELS,
     MARKDOWN_FILE,
     PACKAGES,
     candidate_table,
@@ -38,6 +37,7 @@ from ivideogpt.evaluation.scoring import Collected, collect, read_with_others
 from ivideogpt.evaluation.video_prediction import COPY, PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
 from ivideogpt.files import write_json, write_text
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.versions import versions
 from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
@@ -227,7 +227,7 @@ def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequenc
 
 
 def _findings_table(found: Sequence[Finding]) -> str:
-    rows = [[of.question, LABELS[of.metric], with_interval(of.metric, of.difference), of.answer] for of in found]
+    rows = [[of.question, METRICS[of.metric].label, with_interval(of.metric, of.difference), of.answer] for of in found]
     return markdown_table(["", "by", "difference, dB", ""], rows)
 
 

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, TRUTH, ClipRow, features_by_clip, scores_by_clip
-from ivideogpt.metrics.frame_metrics import PSNR_EPSILON, FrameScorer, frame_psnr, frame_ssim
+from ivideogpt.metrics.frame_metrics import FrameScorer
 from ivideogpt.metrics.fvd import I3D
+from ivideogpt.metrics.pixels import PSNR_EPSILON
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
 # A pixel counts as moving where a channel differs by more than this from the last context frame (frames are in [0, 1]).
 MOVING_THRESHOLD = 0.05
 
-METRICS = {"psnr": frame_psnr, "ssim": frame_ssim}
 PIXELS_AT_ONCE = 160 * 64**2  # of frames that go through the tokenizer
 COPY, RECONSTRUCTION = "copy_last_frame", "reconstruction"
 CANDIDATES = (PREDICTION, RECONSTRUCTION, COPY, SHUFFLED)
@@ -32,8 +33,8 @@ FVD_SPANS = ("paper", "future")
 
 
 def score_frames(truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
-    """Every metric of every frame: (..., C, H, W), which broadcast, to (...)."""
-    return {name: metric(truth, frames) for name, metric in METRICS.items()}
+    """Score every frame by the metrics that take no network: (..., C, H, W), which broadcast, to (...)."""
+    return {name: metric.function(truth, frames) for name, metric in METRICS.items() if metric.function is not None}
 
 
 def copy_last_frame(frames: Tensor, num_context: int) -> Tensor:

@@ -248,7 +248,8 @@ class HeadModelWithAction(nn.Module):
         if leading.shape[1:] != (num_frames, self.action_dim):
             raise UserError(
                 f"actions have shape {tuple(action.shape)}, expected (batch, at least "
-                f"{self.context - 1 + num_frames} steps, {self.action_dim}) for {self.context} context and {num_frames} future frames"
+                f"{self.context - 1 + num_frames} steps, {self.action_dim}) "
+                f"for {self.context} context and {num_frames} future frames"
             )
         return leading
 

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.evaluation.processes import Processes
-from ivideogpt.evaluation.protocols import FRAME_METRICS
 from ivideogpt.evaluation.rows import PREDICTION, ClipRow, RowSummary
 from ivideogpt.evaluation.video_prediction import COPY, RECONSTRUCTION, PredictionScorer, sample_futures
 from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
 from ivideogpt.metrics.fvd import I3D
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.training.common.args import GptArgs
 from ivideogpt.training.common.clip_batches import VALIDATION_SEED
 from ivideogpt.training.common.run import Run
@@ -90,8 +90,8 @@ class SampledValidation:
         metrics = {
             f"{prefix}{metric}": summary.means.mean((column, name, metric))
             for prefix, (column, name) in LOGGED.items()
-            for metric in FRAME_METRICS
-            if (column, name, metric) in summary.means
+            for metric, row in METRICS.items()
+            if row.of_whole_frames and (column, name, metric) in summary.means
         }
         distances = summary.fvd()
         return metrics | ({"fvd": distances["paper"][PREDICTION]} if distances else {})
@@ -121,7 +121,7 @@ def reported_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         f"{prefix}{metric}": interval["mean"]
         for prefix, (column, name) in LOGGED.items()
         for metric, interval in report["scores"].get(column, {}).get(name, {}).items()
-        if metric in FRAME_METRICS
+        if METRICS[metric].of_whole_frames
     }
     return metrics | ({"fvd": report["fvd"]["paper"][PREDICTION]} if report["fvd"] else {})
 

@@ -100,7 +100,7 @@ def test_frames_are_numbered_alike_in_one_portion_or_many(tmp_path, monkeypatch,
     frames[20] = 0
     write_episode(tmp_path / "a.npz", 40, image=frames)
     whole = inspect(tmp_path, "--json")
-    monkeypatch.setattr("ivideogpt.data.inspect.facts._CHUNK_BYTES", 10 * 64 * 64 * 3)
+    monkeypatch.setattr("ivideogpt.data.formats.episodes._CHUNK_BYTES", 10 * 64 * 64 * 3)
     assert inspect(tmp_path, "--json") == whole
 
 
@@ -198,7 +198,7 @@ def test_the_command(tmp_path):
     """Without torch, which takes seconds to load; errors in one line."""
     write_episode(tmp_path / "a.npz")
     code = (
-        "import sys; from ivideogpt.data import inspect_episodes; inspect_episodes.main(sys.argv[1:]); "
+        "import sys; from ivideogpt.data.inspect import command; command.main(sys.argv[1:]); "
         "print('torch' in sys.modules)"
     )
     quiet = dict(cwd=ROOT, capture_output=True, text=True)
