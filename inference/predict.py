@@ -32,6 +32,7 @@ from ivideogpt.evaluation.video_prediction import references, sample_futures, sc
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
 from ivideogpt.flags import option, parse
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.pretrained import ModelMetadata, language_model
 from ivideogpt.transformer import SAMPLING_RULES
 from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
@@ -263,9 +264,13 @@ def write(args: PredictArgs, segment: Segment, prediction: Prediction, metrics: 
 
 
 def print_table(args: PredictArgs, metrics: dict[str, Any]) -> None:
-    print(f"\n{'predicted frames only':<24}{'PSNR':>8}{'SSIM':>8}")
-    for name, of in metrics["scores"].items():
-        print(f"{name.replace('_', ' '):<24}{of['psnr']:>8.2f}{of['ssim']:>8.4f}")
+    shown = [METRICS[name] for name in metrics["scores"]["prediction"]]
+    print(f"\n{'predicted frames only':<24}" + "".join(f"{metric.label:>8}" for metric in shown))
+    for name, scores in metrics["scores"].items():
+        print(
+            f"{name.replace('_', ' '):<24}"
+            + "".join(f"{scores[metric.name]:>8.{metric.decimals}f}" for metric in shown)
+        )
     print(f"\n{metrics['frames_per_second']:.1f} frames per second on {metrics['device']} ({metrics['dtype']})")
     print(f"pred-samples-*.gif, contact-sheet.png and metrics.json are in {args.output_path}")
 

@@ -217,7 +217,7 @@ class WorldModel:
         """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
 
         ``actions`` is (B, F, D), or (B, N, F, D) for different ones per sample; the first is taken at the last context
-        frame, so of a clip's actions it is ``[:, t - 1 : T - 1]``. Other arguments as in :meth:`start`.
+        frame, so of a clip's actions it is ``layout.to_future``. Other arguments as in :meth:`start`.
         """
         horizon = self._horizon(actions, horizon)
         session = self.start(

@@ -15,7 +15,6 @@ from typing import Any
 
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
-from ivideogpt.evaluation.clip_scores import Key, by_key
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.report import (
     JSON_FILE,
@@ -25,7 +24,7 @@ from ivideogpt.evaluation.report import (
     number,
     with_interval,
 )
-from ivideogpt.evaluation.scoring import CLIPS_FILE
+from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, Key, by_key
 from ivideogpt.files import write_text
 from ivideogpt.flags import Parser
 
@@ -49,10 +48,8 @@ class Report:
         try:
             content = json.loads((folder / JSON_FILE).read_text())
             lines = (folder / CLIPS_FILE).read_text().splitlines()
-            means: BootstrapMeans[Key] = BootstrapMeans()
-            for line in lines:
-                clip = json.loads(line)
-                means.add(by_key(clip["scores"]), drawn_as=f"{clip['dataset']}/{clip['episode']}")
+            rows = [ClipRow.from_json(json.loads(line)) for line in lines]
+            means = BootstrapMeans([by_key(row.summaries) for row in rows], [row.episode_key for row in rows])
             content["kind"], content["clips"]["checksum"], content["scores"]
             if len(lines) != content["clips"]["number"]:
                 raise ValueError(f"{len(lines)} clips of {content['clips']['number']}")

@@ -16,7 +16,6 @@ from ivideogpt.commands.clip_flags import ClipFlags, clip_config, clips_of_split
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.data.tokens.token_store import state_checksum
 from ivideogpt.evaluation.bootstrap import Interval
-from ivideogpt.evaluation.clip_scores import ClipScores, frames_checksum
 from ivideogpt.evaluation.processes import Processes, leave_processes
 from ivideogpt.evaluation.report import (
     JSON_FILE,
@@ -31,6 +30,7 @@ from ivideogpt.evaluation.report import (
     markdown_table,
     with_interval,
 )
+from ivideogpt.evaluation.rows import ClipRow, frames_checksum
 from ivideogpt.evaluation.scoring import Collected, collect
 from ivideogpt.evaluation.video_prediction import reconstruct
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
@@ -69,12 +69,12 @@ class ReconstructionScorer:
     clips: EvaluationClips
     scorer: FrameScorer
 
-    def __call__(self, numbers: Sequence[int]) -> list[ClipScores]:
+    def __call__(self, numbers: Sequence[int]) -> list[ClipRow]:
         frames = self.clips.read(numbers).frames.to(self.tokenizer.device)
         made = reconstruct(self.tokenizer, frames)
         scores = self.scorer(frames, made.frames[:, None])
         t = self.tokenizer.context_length
-        of_clips = []
+        rows = []
         for row, number in enumerate(numbers):
             parts = {
                 part: {metric: float(values[row, 0, span].mean()) for metric, values in scores.items()}
@@ -82,9 +82,9 @@ class ReconstructionScorer:
             }
             summaries = {ALL: parts, self.clips.origin(number).dataset: parts}
             codes = {CONTEXT: made.context_codes[row], FUTURE: made.dynamics_codes[row]}
-            numbered = {of: ids.cpu().numpy() for of, ids in codes.items()}
-            of_clips.append(ClipScores(number, summaries, frames_checksum(frames[row]), codes=numbered))
-        return of_clips
+            numbered = {part: ids.tolist() for part, ids in codes.items()}
+            rows.append(ClipRow(number, summaries, frames_checksum(frames[row]), codes=numbered))
+        return rows
 
 
 def main(argv: Sequence[str]) -> None:
@@ -143,16 +143,16 @@ def _show(folder: Path, score: ReconstructionScorer, rank: str, psnr: float, num
 
 
 def build_report(score: ReconstructionScorer, collected: Collected, settings: Mapping[str, Any]) -> dict[str, Any]:
-    tokenizer, tally = score.tokenizer, collected.tally
+    tokenizer, summary = score.tokenizer, collected.summary
     sizes = {CONTEXT: tokenizer.num_vq_embeddings, FUTURE: tokenizer.num_dyn_embeddings}
-    usage = {part: code_usage(torch.from_numpy(tally.code_counts(part, size))) for part, size in sizes.items()}
+    usage = {part: code_usage(torch.from_numpy(summary.code_counts(part, size))) for part, size in sizes.items()}
     return {
         "kind": KIND,
         "settings": dict(settings),
         "model": {"tokenizer_checksum": state_checksum(tokenizer.state_dict()), "config": _config(tokenizer)},
         "clips": collected.clip_facts(score.clips),
         "versions": versions(PACKAGES),
-        "scores": {dataset: candidates_as_json(parts) for dataset, parts in tally.columns().items()},
+        "scores": {dataset: candidates_as_json(parts) for dataset, parts in summary.columns().items()},
         "codes": {part: {"size": size, **usage[part]} for part, size in sizes.items()},
         "left_out": [] if score.scorer.lpips else ["LPIPS: its weights were not there"],
     }
@@ -164,7 +164,7 @@ def _config(tokenizer: CompressiveVQModel) -> dict[str, Any]:
 
 
 def as_markdown(report: Mapping[str, Any], collected: Collected) -> str:
-    columns = collected.tally.columns()
+    columns = collected.summary.columns()
     of_all = columns.pop(ALL)
     codes = [
         [part, str(of["size"]), f"{of['usage']:.1%}", f"{of['perplexity']:.0f}"] for part, of in report["codes"].items()

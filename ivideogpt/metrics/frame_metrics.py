@@ -1,8 +1,4 @@
-"""How far a predicted frame is from the true one.
-
-Frames are float in [0, 1] with any leading dimensions, ``(..., C, H, W)``; they broadcast. Every metric
-returns one number a frame, ``(...)``, computed in float32. Other ranges (8-bit, signed, 0..255) are refused: a PSNR
-or an SSIM of them would look like a score and be none.
+"""Scores of predicted frames beside the true ones, and the networks that some of them need.
 
 Dimension keys: B clips, N samples of each, T frames, C H W pixels.
 """
@@ -16,13 +12,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ivideogpt.errors import UserError
 from ivideogpt.metrics.fvd import I3D, FeatureStats, frechet_distance
 from ivideogpt.metrics.lpips import LINEAR_FILE, LINEAR_MD5, LPIPS, missing_weights
+from ivideogpt.metrics.pixels import check_frames, frame_mse, frame_psnr, frame_ssim, mse_of, psnr_of, ssim_of
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
-from ivideogpt.pixel_range import check_range
 from ivideogpt.precision import full_float32
 
 __all__ = ["Evaluator", "FeatureStats", "FrameScorer", "compute_fvd", "frame_mse", "frame_psnr", "frame_ssim"]
@@ -30,66 +26,11 @@ __all__ = ["Evaluator", "FeatureStats", "FrameScorer", "compute_fvd", "frame_mse
 logger = logging.getLogger(__name__)
 
 compute_fvd = frechet_distance
-LESS_IS_BETTER = ("mse", "lpips", "fvd")
 PIXELS_AT_ONCE = 64 * 64**2  # of frames compared at a time: more are no faster; features of LPIPS take 500 bytes each
-PSNR_EPSILON = 1e-8
-SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
-SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
-
-
-def frame_mse(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Return the mean squared error of each frame."""
-    _check_frames(truth, prediction)
-    return _mse(truth, prediction)
-
-
-def frame_psnr(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Return the peak signal-to-noise ratio of each frame in dB. The epsilon bounds it at 80 for equal frames."""
-    return _psnr(frame_mse(truth, prediction))
-
-
-def frame_ssim(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Return the structural similarity of each frame, averaged over channels and places."""
-    _check_frames(truth, prediction)
-    return _ssim(truth, prediction)
-
-
-def _check_frames(truth: Tensor, prediction: Tensor) -> None:
-    check_range(truth, "the true frames")
-    check_range(prediction, "the frames to be scored")
-
-
-def _mse(truth: Tensor, prediction: Tensor) -> Tensor:
-    return (truth.float() - prediction.float()).square().mean(dim=(-3, -2, -1))
-
-
-def _psnr(mse: Tensor) -> Tensor:
-    return -10 * torch.log10(mse + PSNR_EPSILON)
-
-
-def _ssim(truth: Tensor, prediction: Tensor) -> Tensor:
-    """Average over channels under a Gaussian window that stays inside the frame."""
-    truth, prediction = torch.broadcast_tensors(truth.float(), prediction.float())
-    leading, (height, width) = truth.shape[:-3], truth.shape[-2:]
-    x, y = (frames.reshape(-1, 1, height, width) for frames in (truth, prediction))
-    mean_x, mean_y, mean_xx, mean_yy, mean_xy = _blur(torch.cat([x, y, x * x, y * y, x * y])).chunk(5)
-    variance_x, variance_y = mean_xx - mean_x**2, mean_yy - mean_y**2
-    covariance = mean_xy - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + SSIM_C1) / (mean_x**2 + mean_y**2 + SSIM_C1)
-    contrast = (2 * covariance + SSIM_C2) / (variance_x + variance_y + SSIM_C2)
-    return (luminance * contrast).reshape(*leading, -1).mean(dim=-1)
-
-
-def _blur(images: Tensor) -> Tensor:
-    """(n, 1, H, W) to (n, 1, H - 10, W - 10), one axis after the other."""
-    offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype, device=images.device) - SSIM_WINDOW // 2
-    window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
-    window = (window / window.sum()).reshape(1, 1, -1, 1)
-    return functional.conv2d(functional.conv2d(images, window), window.mT)
 
 
 class FrameScorer:
-    """Every metric of every frame of some clips' samples: MSE, PSNR, SSIM, and LPIPS where there is a network.
+    """Every metric of every frame of some clips' samples, and LPIPS where there is a network.
 
     Args:
         lpips: left out if not given.
@@ -107,7 +48,7 @@ class FrameScorer:
         Raises:
             UserError: one of them holds other numbers.
         """
-        _check_frames(truth, samples)
+        check_frames(truth, samples)
         num_samples = samples.shape[1]
         true_frames, frames = truth.flatten(0, 1), samples.transpose(0, 1).flatten(1, 2)  # (B T, ...), (N, B T, ...)
         at_a_time = self.max_rows or max(1, PIXELS_AT_ONCE // true_frames.shape[-2:].numel())
@@ -119,13 +60,14 @@ class FrameScorer:
 
     def _compare(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
         """True frames (n, C, H, W) and (N, n, C, H, W) to (N, n) each."""
-        mse = _mse(truth, samples)
-        scores = {"mse": mse, "psnr": _psnr(mse), "ssim": torch.stack([_ssim(truth, frames) for frames in samples])}
+        mse = mse_of(truth, samples)
+        scores = {"mse": mse, "psnr": psnr_of(mse), "ssim": torch.stack([ssim_of(truth, frames) for frames in samples])}
         if self.lpips is not None:
             features = self.lpips.features(truth * 2 - 1)
             distances = [self.lpips.distance(features, self.lpips.features(frames * 2 - 1)) for frames in samples]
             scores["lpips"] = torch.stack(distances)
-        return scores
+        added = {name: metric.function for name, metric in METRICS.items() if metric.function and name not in scores}
+        return scores | {name: function(truth, samples) for name, function in added.items()}
 
 
 class Evaluator(nn.Module):
@@ -223,4 +165,4 @@ def find_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3D | None
 
 def best_of_samples(metric: str, scores: Tensor) -> Tensor:
     """(B, N) to (B,)."""
-    return scores.amin(dim=1) if metric in LESS_IS_BETTER else scores.amax(dim=1)
+    return scores.amin(dim=1) if METRICS[metric].less_is_better else scores.amax(dim=1)

@@ -63,27 +63,6 @@ class FeatureStats:
         mean = self._sum / self.num_items
         return mean, self._products / self.num_items - np.outer(mean, mean)
 
-    def sums(self) -> NDArray[np.float64]:
-        """(1 + d, 1 + d): how many vectors, and the sums of their numbers and of products of these."""
-        if self._sum is None or self._products is None:
-            raise UserError("no sums: no vectors were appended, or capture_mean_cov was not set")
-        return np.block([[np.array([[self.num_items]]), self._sum[None]], [self._sum[:, None], self._products]])
-
-    @classmethod
-    def from_sums(cls, sums: NDArray[np.float64]) -> FeatureStats:
-        """The inverse of :meth:`sums`."""
-        stats = cls(capture_mean_cov=True)
-        stats.num_items, stats._sum, stats._products = int(sums[0, 0]), sums[0, 1:].copy(), sums[1:, 1:].copy()
-        return stats
-
-    def merge(self, other: FeatureStats) -> None:
-        """Count the vectors of ``other``, too: those of another process."""
-        self.num_items += other.num_items
-        self._all += other._all
-        if other._sum is not None and other._products is not None:
-            self._sum = other._sum if self._sum is None else self._sum + other._sum
-            self._products = other._products if self._products is None else self._products + other._products
-
 
 def frechet_distance(real: FeatureStats, generated: FeatureStats) -> float:
     """|mean difference|^2 + tr(C + D - 2 (C D)^(1/2)) of two sets with covariances C and D."""

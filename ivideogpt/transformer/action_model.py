@@ -240,13 +240,13 @@ class HeadModelWithAction(nn.Module):
         return num_frames
 
     def _actions_to_future(self, action: Tensor, num_frames: int) -> Tensor:
-        """Of a clip's actions (B, T, A) those that lead to its future frames, (B, F, A)."""
-        first = self.context - 1
-        leading = action[:, first : first + num_frames]
+        """Return :meth:`TokenLayout.to_future` of a clip's actions (B, T, A), checked: (B, F, A)."""
+        leading = self.layout.with_future_frames(num_frames).to_future(action)
         if leading.shape[1:] != (num_frames, self.action_dim):
             raise UserError(
-                f"actions have shape {tuple(action.shape)}, expected (batch, at least {first + num_frames} steps, "
-                f"{self.action_dim}) for {self.context} context and {num_frames} future frames"
+                f"actions have shape {tuple(action.shape)}, expected (batch, at least "
+                f"{self.context - 1 + num_frames} steps, {self.action_dim}) "
+                f"for {self.context} context and {num_frames} future frames"
             )
         return leading
 

@@ -146,10 +146,11 @@ class VideoPredictor:
         """Roll segments out under their recorded actions and compare with what happened."""
         t, frames = self.config.context_length, self._frames(segments.frames)
         actions, rewards = self._actions_and_rewards(segments)
-        future, led_on = frames[:, t:], slice(t - 1, frames.shape[1] - 1)
-        rollout = self.model.predict(frames[:, :t], actions[:, led_on], seed=seed)
+        future = frames[:, t:]
+        layout = self.model.layout.with_future_frames(future.shape[1])
+        rollout = self.model.predict(frames[:, :t], layout.to_future(actions), seed=seed)
         assert rollout.rewards is not None
-        predicted, predicted_rewards, rewards = rollout.frames[:, 0], rollout.rewards[:, 0], rewards[:, led_on]
+        predicted, predicted_rewards, rewards = rollout.frames[:, 0], rollout.rewards[:, 0], layout.to_future(rewards)
         metrics = {
             "frame_mse": (predicted - future).square().mean().item(),
             "reward_mse": (predicted_rewards - rewards).square().mean().item(),

@@ -14,9 +14,9 @@ from ivideogpt.data.catalog import (
     in_split,
     no_episodes,
 )
-from ivideogpt.data.dataset_mixes import LeRobotPath, is_lerobot
 from ivideogpt.data.formats.episodes import Episodes, NpzEpisodes, subset
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
+from ivideogpt.data.formats.registry import find_format
 from ivideogpt.data.formats.something_something import SomethingEpisodes
 from ivideogpt.data.packed_strings import PackedStrings
 from ivideogpt.errors import UserError
@@ -35,22 +35,18 @@ class EpisodeSets:
 
     def __call__(self, name: str) -> Episodes:
         """Raises UserError naming the folder or the key of DATASET.yaml without which there are none."""
-        if is_lerobot(self.dataset_path):
-            return self._lerobot(name)
+        known = find_format(self.dataset_path)
+        if known is not None:
+            datasets = known.datasets(str(self.dataset_path))
+            episodes = next(dataset for dataset in datasets if dataset.name == name).open()
+            numbers = in_split(len(episodes), self.split)
+            if not numbers:
+                raise UserError(f"{name}: {no_episodes(self.split, len(episodes))}")
+            return subset(episodes, numbers)
         if name == SOMETHING_SOMETHING:
             return self._something_something()
         find = EpisodeFinder(Path(self.dataset_path) if self.dataset_path else None, self.paths)
         return NpzEpisodes(PackedStrings(find(name, self.split)), dataset_info(name).image_key, self.arrays)
-
-    def _lerobot(self, name: str) -> Episodes:
-        from ivideogpt.data.formats.lerobot import LeRobotEpisodes  # needs packages that other formats do without
-
-        path = LeRobotPath.parse(name)
-        episodes = LeRobotEpisodes.open_folder(path.folder, path.camera, path.action_key)
-        numbers = in_split(len(episodes), self.split)
-        if not numbers:
-            raise UserError(f"{path.folder}: {no_episodes(self.split, len(episodes))}")
-        return subset(episodes, numbers)
 
     def _something_something(self) -> Episodes:
         if self.sthsth_root_path is None:

@@ -7,7 +7,7 @@ An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optiona
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.clips.segments import Indices
-from ivideogpt.data.formats.npz_arrays import InflatedArrays, NpzMember, NpzMembers, as_bytes, npz_members
+from ivideogpt.data.formats.npz_arrays import InflatedArrays, NpzMember, NpzMembers, as_bytes, check_sums, npz_members
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 
@@ -24,7 +24,28 @@ REWARD_KEY = "reward"
 OBSERVATION_KEY = "observation"
 
 
+_CHUNK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array of an episode: its row's shape and type, and how it lies in the file."""
+
+    name: str
+    row_shape: tuple[int, ...] | None  # None: it cannot be read
+    dtype: str
+    storage: str  # mapped, compressed, decoded or unreadable; of a LeRobot feature: what it is read as
+
+    def __str__(self) -> str:
+        if self.row_shape is None:
+            return f"{self.name:<16} cannot be read"
+        shape = ", ".join(map(str, ("N", *self.row_shape)))
+        return f"{self.name:<16} ({shape}{',' * (not self.row_shape)}) {self.dtype}, {self.storage}"
+
+
 class EpisodeReader(Protocol):
+    """One recorded episode."""
+
     @property
     def path(self) -> str: ...
 
@@ -50,6 +71,51 @@ class EpisodeReader(Protocol):
 
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         """Rewards (n,) of the actions taken at these frames; None if the episode has none."""
+
+    def describe(self) -> tuple[StoredArray, ...]:
+        """List the stored arrays."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """List what a user should know of the whole data set, for ``python -m ivideogpt.data inspect``."""
+
+    def verify(self) -> None:
+        """Read everything. Raises UserError for anything that training could stumble over."""
+
+
+class Episode:
+    """Base of readers: an :class:`EpisodeReader` that describes and verifies itself by what it hands out."""
+
+    def describe(self: EpisodeReader) -> tuple[StoredArray, ...]:
+        arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
+        if self.action_dim is not None:
+            arrays.append(StoredArray("action", (self.action_dim,), "float32", "decoded"))
+        if self.has_rewards:
+            arrays.append(StoredArray("reward", (), "float32", "decoded"))
+        return tuple(arrays)
+
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
+    def verify(self: EpisodeReader) -> None:
+        _read_series(self)
+        for indices in chunks(self, self.num_frames):
+            self.read(indices)
+
+
+def _read_series(episode: EpisodeReader) -> None:
+    everything = np.arange(episode.num_frames)
+    if episode.action_dim is not None:
+        episode.actions(everything)
+    if episode.has_rewards:
+        episode.rewards(everything)
+
+
+def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64]]:
+    """The numbers of the first frames, in portions that fit into a little memory."""
+    height, width = episode.frame_size
+    size = max(_CHUNK_BYTES // (height * width * 3), 1)
+    for start in range(0, num_frames, size):
+        yield np.arange(start, min(start + size, num_frames))
 
 
 class Episodes(Protocol):
@@ -112,8 +178,8 @@ class NpzEpisodes:
 
 
 @dataclass(frozen=True)
-class NpzEpisode:
-    """An :class:`EpisodeReader` of one npz file."""
+class NpzEpisode(Episode):
+    """One npz file."""
 
     path: str
     images: NpzMember
@@ -147,6 +213,16 @@ class NpzEpisode:
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         values = self._series(REWARD_KEY)
         return None if values is None else values.reshape(-1)[indices]
+
+    def describe(self) -> tuple[StoredArray, ...]:
+        readable = self.members.readable()
+        return tuple(_stored(name, readable.get(name)) for name in self.members)
+
+    def verify(self) -> None:
+        _read_series(self)
+        check_sums(self.path)  # of all arrays; a memory map would hand over flipped bits as they are
+        if self.images.dtype != np.uint8:
+            super().verify()
 
     def _member(self, key: str) -> NpzMember | None:
         """Checked when it is asked for: what an action-free run never reads need not fit."""
@@ -244,6 +320,13 @@ def check_carries(
             f"{episode.path}: actions have {episode.action_dim} dimensions, expected {action_dim}; "
             "set action_dim to the data's or use a checkpoint of that dimension"
         )
+
+
+def _stored(name: str, member: NpzMember | None) -> StoredArray:
+    if member is None:
+        return StoredArray(name, None, "unknown", "unreadable")
+    storage = "compressed" if member.data_offset is None else "mapped"
+    return StoredArray(name, member.shape[1:], str(member.dtype), storage)
 
 
 def _check_images(member: NpzMember) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.dataset_mixes import LEROBOT, LeRobotPath, is_lerobot, lerobot_names
 from ivideogpt.data.formats.episodes import Episodes, Recordings
 from ivideogpt.data.formats.folder_index import has_npz_files, npz_files
-from ivideogpt.data.formats.lerobot import LeRobotEpisodes
+from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
 from ivideogpt.flags import REQUIRED, option
 
@@ -43,39 +42,32 @@ class EpisodesArgs:
 
 
 def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes]:
-    """The datasets at an ``.npz`` file, a folder of them, a folder of such folders, or ``lerobot:<folder>[@<camera>]``.
+    """Find the datasets at an ``.npz`` file, a folder of them, a folder of such folders, or a path of another format.
 
     Args:
         image_key: array of npz files that holds the frames. Unless given, the one of the dataset that their folder is
             named after, or ``image``.
     """
-    if is_lerobot(path):
-        return [_lerobot(LeRobotPath.parse(name)) for name in lerobot_names(path)]
+    if (known := find_format(path)) is not None:
+        return [NamedEpisodes(dataset.title, dataset.open()) for dataset in known.datasets(path)]
     place = Path(path)
     if place.is_file():
         return [NamedEpisodes(place.stem, _npz([path], place.parent, image_key))]
-    if (place / "meta" / "info.json").is_file():
-        return [_lerobot(LeRobotPath(place))]
     if not place.is_dir():
-        raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or {LEROBOT}<folder>")
+        raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or lerobot:<folder>")
     found = [
         NamedEpisodes(_name(folder, place), _npz(npz_files(folder), folder, image_key))
         for folder in _folders_with_npz(place, set())
     ]
     if not found:
-        raise UserError(f"{path}: no .npz files in it or below; expected <dataset>/*.npz, or {LEROBOT}<folder>")
+        raise UserError(f"{path}: no .npz files in it or below; expected <dataset>/*.npz, or lerobot:<folder>")
     return found
 
 
 def sample(total: int, number: int, seed: int) -> list[int]:
-    """So many of the numbers below ``total``, rising."""
+    """Sample ``number`` distinct indices below ``total``, sorted."""
     chosen = np.random.default_rng(seed).choice(total, min(number, total), replace=False)
     return sorted(chosen.tolist())
-
-
-def _lerobot(path: LeRobotPath) -> NamedEpisodes:
-    episodes = LeRobotEpisodes.open_folder(path.folder, path.camera, path.action_key)
-    return NamedEpisodes(path.folder.resolve().name, episodes)
 
 
 def _npz(files: list[str], folder: Path, image_key: str | None) -> Recordings:

@@ -27,7 +27,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.formats.episodes import Episode, StoredArray
 from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding
+from ivideogpt.data.formats.registry import Dataset
 from ivideogpt.data.formats.video_files import shared_video
 from ivideogpt.errors import UserError, first_line, require
 from ivideogpt.files import read_json
@@ -41,6 +43,9 @@ COUNTERS = (TIMESTAMP, "frame_index", EPISODE, "index", "task_index")
 # Arrays of our npz episodes and the features that hold the same.
 SERIES = {"action": ACTION, "reward": REWARD, "success": "next.success", "state": "observation.state"}
 ONE_NUMBER = ("reward", "success")  # arrays of one number a frame
+
+PREFIX = "lerobot:"
+ACTION_CHOICE = "action="
 
 _MOST_FPS = 1e5
 _MOST_AXES = 8
@@ -436,8 +441,8 @@ class VideoRows:
 
 
 @dataclass(frozen=True)
-class LeRobotEpisode:
-    """An ``EpisodeReader`` of one episode."""
+class LeRobotEpisode(Episode):
+    """One episode of a folder."""
 
     path: str  # for messages: folder#episode
     info: LeRobotInfo
@@ -477,6 +482,18 @@ class LeRobotEpisode:
         values = self.series(REWARD) if self.has_rewards else None
         return None if values is None else values[indices, 0]
 
+    def describe(self) -> tuple[StoredArray, ...]:
+        roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward"}
+        return tuple(
+            StoredArray(key, tuple(feature["shape"]), feature["dtype"], f"read as {roles.get(key, 'nothing')}")
+            for key, feature in self.info.features.items()
+        )
+
+    def remarks(self) -> tuple[str, ...]:
+        if self.action_dim is not None:
+            return ()
+        return (f"{self.info.no_action(self.action_key)}; choose with lerobot:<folder>@action=<feature>",)
+
     def series(self, key: str) -> NDArray[np.float32] | None:
         """All rows (N, D) of a feature of numbers, flattened; None if the dataset has no such feature."""
         dimension = self.info.dimension(key)
@@ -514,3 +531,71 @@ class LeRobotEpisode:
             f"{self.path}: frames of {self.camera.key} have size {size}, but meta/info.json says {self.frame_size}; "
             "record the dataset at one size"
         )
+
+
+# ---- paths
+
+
+@dataclass(frozen=True)
+class LeRobotPath:
+    """A dataset of a ``lerobot:`` path: ``<folder>[@<camera>][@action=<feature>]``."""
+
+    folder: Path
+    camera: str | None = None
+    action_key: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> LeRobotPath:
+        """Raises UserError for two cameras, or two features as the action."""
+        folder, choices = _split_at_folder(name)
+        actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
+        cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
+        if len(actions) > 1 or len(cameras) > 1:
+            raise UserError(f"{name}: expected <folder>[@<camera>][@action=<feature>]; '@' begins a choice there")
+        return cls(folder, next(iter(cameras), None), next(iter(actions), None))
+
+
+def names_in(dataset_path: str) -> list[str]:
+    """List the datasets of a ``lerobot:`` path: commas separate them, but for those in the name of a folder."""
+    words = dataset_path.removeprefix(PREFIX).split(",")
+    names = []
+    while words:
+        joined = (",".join(words[:number]) for number in range(1, len(words) + 1))
+        name = next((name for name in joined if _is_folder_of_this_format(_split_at_folder(name)[0])), words[0])
+        words = words[name.count(",") + 1 :]
+        names.append(name)
+    return [name for name in names if name]
+
+
+def _split_at_folder(name: str) -> tuple[Path, list[str]]:
+    """Return the folder, which may hold ``@`` itself if it exists, and what is chosen of it."""
+    words = name.split("@")
+    folders = [Path("@".join(words[:number])).expanduser() for number in range(1, len(words) + 1)]
+    number = next((number for number, folder in enumerate(folders) if _is_folder_of_this_format(folder)), 0)
+    return folders[number], [word for word in words[number + 1 :] if word]
+
+
+def _is_folder_of_this_format(folder: Path) -> bool:
+    return os.path.isfile(folder / "meta" / "info.json")
+
+
+class LeRobotFormat:
+    """``lerobot:<folder>[@<camera>][@action=<feature>][,<folder>...]``, or the folder alone."""
+
+    def matches(self, path: str) -> bool:
+        return path.startswith(PREFIX) or _is_folder_of_this_format(Path(path))
+
+    def datasets(self, path: str) -> list[Dataset]:
+        names = names_in(path) if path.startswith(PREFIX) else [path]
+        if not names:
+            raise UserError(
+                f"dataset_path {path}: expected {PREFIX}<folder>[@<camera>][@action=<feature>][,<folder>...]"
+            )
+        return [self._dataset(name) for name in names]
+
+    def _dataset(self, name: str) -> Dataset:
+        def episodes() -> LeRobotEpisodes:
+            return LeRobotEpisodes.open_folder(place.folder, place.camera, place.action_key)
+
+        place = LeRobotPath.parse(name)
+        return Dataset(name, episodes, place.folder.resolve().name)

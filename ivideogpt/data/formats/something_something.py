@@ -18,6 +18,7 @@ from PIL import Image
 
 from ivideogpt.data.catalog import Split, something_something_labels
 from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.packed_strings import PackedStrings
 from ivideogpt.errors import UserError
 
@@ -25,8 +26,8 @@ _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "
 
 
 @dataclass(frozen=True)
-class FrameFolder:
-    """An :class:`~ivideogpt.data.formats.episodes.EpisodeReader` of one video: it has neither actions nor rewards."""
+class FrameFolder(Episode):
+    """One video: it has neither actions nor rewards."""
 
     path: str
     num_frames: int

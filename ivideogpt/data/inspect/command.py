@@ -12,7 +12,6 @@ from typing import Any
 from tqdm import tqdm
 
 from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes, sample
-from ivideogpt.data.formats.lerobot import LeRobotEpisodes
 from ivideogpt.data.inspect.alignment import SHIFTS, Alignment
 from ivideogpt.data.inspect.facts import inspect_episode
 from ivideogpt.data.inspect.report import DatasetReport, summarise
@@ -39,11 +38,7 @@ def inspect_dataset(dataset: NamedEpisodes, args: InspectArgs) -> DatasetReport:
             facts.append(inspect_episode(episodes.open(number), episodes.name(number), args.max_frames))
         except UserError as error:
             unreadable.append(" ".join(str(error).split()))
-    report = summarise(dataset.name, len(episodes), facts, unreadable)
-    if isinstance(episodes, LeRobotEpisodes) and episodes.info.dimension(episodes.action_key) is None:
-        no_action = f"{episodes.info.no_action(episodes.action_key)}; choose with lerobot:<folder>@action=<feature>"
-        report = dataclasses.replace(report, suspicious=(*report.suspicious, no_action))
-    return report
+    return summarise(dataset.name, len(episodes), facts, unreadable)
 
 
 def as_text(report: DatasetReport) -> str:

@@ -5,37 +5,17 @@ Shapes: N frames, H W pixels, D action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ivideogpt.data.formats.episodes import EpisodeReader, NpzEpisode
-from ivideogpt.data.formats.lerobot import REWARD, LeRobotEpisode
-from ivideogpt.data.formats.npz_arrays import NpzMember
+from ivideogpt.data.formats.episodes import EpisodeReader, StoredArray, chunks
 
 BLACK = 16  # no pixel of a black frame is brighter
 FLAT = 4  # the pixels of a frame without a picture differ by less
 _THUMBNAIL = 32  # motion is measured between pictures of about this size: noise of single pixels cancels out
-_CHUNK_BYTES = 32 << 20
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array of an episode: its row's shape and type, and how it lies in the file."""
-
-    name: str
-    row_shape: tuple[int, ...] | None  # None: it cannot be read
-    dtype: str
-    storage: str  # mapped, compressed, decoded or unreadable; of a LeRobot feature: what it is read as
-
-    def __str__(self) -> str:
-        if self.row_shape is None:
-            return f"{self.name:<16} cannot be read"
-        shape = ", ".join(map(str, ("N", *self.row_shape)))
-        return f"{self.name:<16} ({shape}{',' * (not self.row_shape)}) {self.dtype}, {self.storage}"
 
 
 @dataclass(frozen=True)
@@ -58,6 +38,7 @@ class EpisodeFacts:
     frames: FrameFacts
     actions: NDArray[np.float32] | None  # (N, D)
     rewards: NDArray[np.float32] | None  # (N,)
+    remarks: tuple[str, ...] = ()
 
 
 def inspect_episode(episode: EpisodeReader, name: str, max_frames: int) -> EpisodeFacts:
@@ -70,32 +51,8 @@ def inspect_episode(episode: EpisodeReader, name: str, max_frames: int) -> Episo
     actions = None if episode.action_dim is None else episode.actions(everything)
     rewards = episode.rewards(everything) if episode.has_rewards else None
     frames = frame_facts(episode, min(max_frames, episode.num_frames))
-    return EpisodeFacts(name, episode.num_frames, episode.frame_size, stored_arrays(episode), frames, actions, rewards)
-
-
-def stored_arrays(episode: EpisodeReader) -> tuple[StoredArray, ...]:
-    if isinstance(episode, NpzEpisode):
-        readable = episode.members.readable()
-        return tuple(_stored(name, readable.get(name)) for name in episode.members)
-    if isinstance(episode, LeRobotEpisode):
-        roles = {episode.camera.key: "frames", episode.action_key: "action", REWARD: "reward"}
-        return tuple(
-            StoredArray(key, tuple(feature["shape"]), feature["dtype"], f"read as {roles.get(key, 'nothing')}")
-            for key, feature in episode.info.features.items()
-        )
-    arrays = [StoredArray("frames", (*episode.frame_size, 3), "uint8", "decoded")]
-    if episode.action_dim is not None:
-        arrays.append(StoredArray("action", (episode.action_dim,), "float32", "decoded"))
-    if episode.has_rewards:
-        arrays.append(StoredArray("reward", (), "float32", "decoded"))
-    return tuple(arrays)
-
-
-def _stored(name: str, member: NpzMember | None) -> StoredArray:
-    if member is None:
-        return StoredArray(name, None, "unknown", "unreadable")
-    storage = "compressed" if member.data_offset is None else "mapped"
-    return StoredArray(name, member.shape[1:], str(member.dtype), storage)
+    facts = episode.num_frames, episode.frame_size, episode.describe()
+    return EpisodeFacts(name, *facts, frames, actions, rewards, episode.remarks())
 
 
 def frame_facts(episode: EpisodeReader, num_frames: int) -> FrameFacts:
@@ -123,14 +80,6 @@ def frame_facts(episode: EpisodeReader, num_frames: int) -> FrameFacts:
         repeated=tuple(repeated),
         brightest=int(highs.max()),
     )
-
-
-def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64]]:
-    """The numbers of the first frames, in portions that fit into a little memory."""
-    height, width = episode.frame_size
-    size = max(_CHUNK_BYTES // (height * width * 3), 1)
-    for start in range(0, num_frames, size):
-        yield np.arange(start, min(start + size, num_frames))
 
 
 def _thumbnails(frames: NDArray[np.uint8]) -> NDArray[np.float64]:

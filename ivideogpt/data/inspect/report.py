@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ivideogpt.data.formats.episodes import StoredArray
 from ivideogpt.data.inspect.alignment import Alignment, estimate_alignment
-from ivideogpt.data.inspect.facts import EpisodeFacts, StoredArray
+from ivideogpt.data.inspect.facts import EpisodeFacts
 
 FAR_OUT = 15  # standard deviations from the mean: no robot is steered so, but a glitch of a recording looks like it
 MANY_REPEATED = 0.1  # share of frames; a camera slower than the recording repeats more, an idle arm in a simulator too
@@ -54,6 +55,7 @@ def summarise(
         [fact.frames.motion for fact in with_actions],
         [fact.actions for fact in with_actions if fact.actions is not None],
     )
+    remarks = dict.fromkeys(remark for fact in facts for remark in fact.remarks)
     arrays = Counter(fact.arrays for fact in facts).most_common(1)
     return DatasetReport(
         name=name,
@@ -64,7 +66,13 @@ def summarise(
         arrays=arrays[0][0] if arrays else (),
         actions=statistics,
         alignment=alignment,
-        suspicious=(*_odd_sets(facts), *_odd_frames(facts), *_odd_actions(statistics), *_odd_alignment(alignment)),
+        suspicious=(
+            *_odd_sets(facts),
+            *_odd_frames(facts),
+            *_odd_actions(statistics),
+            *_odd_alignment(alignment),
+            *remarks,
+        ),
         unreadable=tuple(unreadable),
     )
 

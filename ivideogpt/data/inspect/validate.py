@@ -10,14 +10,11 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import numpy as np
 from tqdm import tqdm
 
 from ivideogpt.data.convert.conversion import start_worker, worker_pool
-from ivideogpt.data.formats.episodes import EpisodeReader, Episodes, NpzEpisode
+from ivideogpt.data.formats.episodes import Episodes
 from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes
-from ivideogpt.data.formats.npz_arrays import check_sums
-from ivideogpt.data.inspect.facts import chunks
 from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
 
@@ -54,25 +51,10 @@ class Validation:
 def check_episode(episodes: Episodes, number: int) -> Checked:
     try:
         episode = episodes.open(number)
-        read_everything(episode)
+        episode.verify()
         return Checked(None, episode.num_frames, episode.action_dim)
     except UserError as error:
         return Checked(" ".join(str(error).split()))
-
-
-def read_everything(episode: EpisodeReader) -> None:
-    """Raises UserError for anything that training could stumble over."""
-    everything = np.arange(episode.num_frames)
-    if episode.action_dim is not None:
-        episode.actions(everything)
-    if episode.has_rewards:
-        episode.rewards(everything)
-    if isinstance(episode, NpzEpisode):
-        check_sums(episode.path)  # of all arrays; a memory map would hand over flipped bits as they are
-        if episode.images.dtype == np.uint8:
-            return
-    for indices in chunks(episode, episode.num_frames):
-        episode.read(indices)
 
 
 def validate_dataset(dataset: NamedEpisodes, num_workers: int) -> Validation:

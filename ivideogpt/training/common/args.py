@@ -7,7 +7,7 @@ import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ivideogpt.data.dataset_mixes import is_lerobot
+from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER, here_or_in_project
@@ -413,9 +413,10 @@ class GptArgs:
 def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
     _check_clips(args.context_length, args.segment_length)
     _check_trackers(args.report_to)
-    if is_lerobot(args.dataset_path) and args.oxe_data_mixes_type != type(args).oxe_data_mixes_type:
+    if find_format(args.dataset_path) and args.oxe_data_mixes_type != type(args).oxe_data_mixes_type:
         warnings.warn(
-            f"--oxe_data_mixes_type {args.oxe_data_mixes_type} has no effect: a lerobot: path says what to train on",
+            f"--oxe_data_mixes_type {args.oxe_data_mixes_type} has no effect: "
+            f"the format of --dataset_path says what to train on",
             stacklevel=4,
         )
     if args.strong_aug and args.no_aug:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from ivideogpt.data.catalog import OWN_SPLITS, DatasetPaths
-from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, is_lerobot
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
+from ivideogpt.data.formats.registry import find_format
 from ivideogpt.files import atomic_file, atomic_path, write_json
 from ivideogpt.metrics.lpips import missing_weights
 from ivideogpt.paths import here_or_in_project
@@ -194,7 +195,7 @@ class _StandIns:
 def _has_data(args: TokenizerArgs | GptArgs) -> bool:
     """A folder of datasets, or a benchmark whose folders DATASET.yaml names."""
     path = args.dataset_path
-    if path is not None and (is_lerobot(path) or Path(path).is_dir()):
+    if path is not None and (find_format(path) or Path(path).is_dir()):
         return True
     names = [str(name) for name, _ in DATASET_NAMED_MIXES.get(args.oxe_data_mixes_type, [])]
     if not names or not OWN_SPLITS.keys() >= set(names):

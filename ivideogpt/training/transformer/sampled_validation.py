@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from ivideogpt.data.clips.batches import ClipBatch
-from ivideogpt.evaluation.clip_scores import PREDICTION, Tally
 from ivideogpt.evaluation.processes import Processes
-from ivideogpt.evaluation.protocols import FRAME_METRICS
+from ivideogpt.evaluation.rows import PREDICTION, ClipRow, RowSummary
 from ivideogpt.evaluation.video_prediction import COPY, RECONSTRUCTION, PredictionScorer, sample_futures
 from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
 from ivideogpt.metrics.fvd import I3D
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.training.common.args import GptArgs
 from ivideogpt.training.common.clip_batches import VALIDATION_SEED
 from ivideogpt.training.common.run import Run
@@ -74,28 +74,26 @@ class SampledValidation:
     batch_size: int
     accelerator: Accelerator
     batches: int = 0
-    tally: Tally = field(default_factory=lambda: Tally(num_replicates=0))
+    rows: list[ClipRow] = field(default_factory=list)
 
     def add(self, clips: ClipBatch) -> None:
         """Score a batch, all of whose frames are known."""
         accelerator = self.accelerator
         first = (self.batches * accelerator.num_processes + accelerator.process_index) * self.batch_size
-        for clip in self.scorer(range(first, first + len(clips.frames)), clips):
-            self.tally.add(clip)
+        self.rows += self.scorer(range(first, first + len(clips.frames)), clips)
         self.batches += 1
 
     def metrics(self) -> dict[str, float]:
         """Means over the clips of all processes, which all call it; with I3D the FVD over all samples."""
-        tally, *others = Processes().gather(self.tally)
-        for other in others:
-            tally.merge(other)
+        rows = [row for part in Processes().gather(self.rows) for row in part]
+        summary = RowSummary(sorted(rows, key=lambda row: row.number))
         metrics = {
-            f"{prefix}{metric}": tally.means.interval((column, name, metric)).mean
+            f"{prefix}{metric}": summary.means.mean((column, name, metric))
             for prefix, (column, name) in LOGGED.items()
-            for metric in FRAME_METRICS
-            if (column, name, metric) in tally.means
+            for metric, row in METRICS.items()
+            if row.of_whole_frames and (column, name, metric) in summary.means
         }
-        distances = tally.fvd()
+        distances = summary.fvd()
         return metrics | ({"fvd": distances["paper"][PREDICTION]} if distances else {})
 
 
@@ -123,7 +121,7 @@ def reported_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         f"{prefix}{metric}": interval["mean"]
         for prefix, (column, name) in LOGGED.items()
         for metric, interval in report["scores"].get(column, {}).get(name, {}).items()
-        if metric in FRAME_METRICS
+        if METRICS[metric].of_whole_frames
     }
     return metrics | ({"fvd": report["fvd"]["paper"][PREDICTION]} if report["fvd"] else {})
 

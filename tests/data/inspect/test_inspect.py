@@ -100,7 +100,7 @@ def test_frames_are_numbered_alike_in_one_portion_or_many(tmp_path, monkeypatch,
     frames[20] = 0
     write_episode(tmp_path / "a.npz", 40, image=frames)
     whole = inspect(tmp_path, "--json")
-    monkeypatch.setattr("ivideogpt.data.inspect.facts._CHUNK_BYTES", 10 * 64 * 64 * 3)
+    monkeypatch.setattr("ivideogpt.data.formats.episodes._CHUNK_BYTES", 10 * 64 * 64 * 3)
     assert inspect(tmp_path, "--json") == whole
 
 
