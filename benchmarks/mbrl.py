@@ -30,6 +30,7 @@ from benchmarks.machine import machine
 from benchmarks.models import BUNDLED_FOLDER, CONFIGS
 from benchmarks.plain_drq import PlainDrQ, batches_from_files, imagine
 from benchmarks.plain_model import in_the_obvious_way
+from benchmarks.released import huggingface_model
 from benchmarks.timer import Timer
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
@@ -100,7 +101,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     replay = settings.batch_size, settings.nstep, settings.discount
     batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(paths, *replay)
     predictor = build_video_predictor(_bundled(settings), device, seed=0)
-    plain_predictor = in_the_obvious_way(predictor)
+    plain_predictor, llm = in_the_obvious_way(predictor), huggingface_model(predictor.model)
     segments = buffer.sample_segments(settings.world_model_batch_size, settings.segment_length, rng)
     starts = buffer.sample_starts(settings.gen_batch, settings.nstep, rng)
     generator = torch.Generator().manual_seed(0)
@@ -129,7 +130,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
             "imagination",
             FRAMES / settings.gen_every_steps,
             lambda: predictor.imagine(starts, act, settings.gen_horizon, 0),
-            lambda: imagine(predictor.model, starts, act, settings.gen_horizon, Timer(device)),
+            lambda: imagine(predictor.model, llm, starts, act, settings.gen_horizon, Timer(device)),
         ),
     ]
     if args.without_environment:
