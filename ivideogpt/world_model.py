@@ -42,16 +42,17 @@ from ivideogpt.pretrained import (
     save_transformer,
 )
 from ivideogpt.transformer import (
-    CachedLlama,
+    DecodeBackend,
     FrameDecoder,
     FrameModel,
-    GraphPool,
     HeadModelWithAction,
     RandomStreams,
     Sampling,
+    check_backend,
     drawn_seed,
+    open_backend,
 )
-from ivideogpt.transformer.backends.cpu_kernels import kernels as native
+from ivideogpt.transformer.backends.cpu_kernels import kernels
 from ivideogpt.vq_model import CompressiveVQModel, ContextFeatures
 
 Seed = int | torch.Generator | None
@@ -102,13 +103,18 @@ class WorldModel:
     """
 
     def __init__(
-        self, tokenizer: CompressiveVQModel, transformer: Transformer, metadata: ModelMetadata | None = None
+        self,
+        tokenizer: CompressiveVQModel,
+        transformer: Transformer,
+        metadata: ModelMetadata | None = None,
+        backend: str = "auto",
     ) -> None:
+        check_backend(backend)
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.metadata = metadata or ModelMetadata.infer(tokenizer, transformer)
-        self._llama: CachedLlama | None = None
-        self._graphs = GraphPool()
+        self.backend = backend
+        self._decode_backend: DecodeBackend | None = None
         self._check_parts()
 
     @classmethod
@@ -117,22 +123,26 @@ class WorldModel:
         path_or_hub_id: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | Literal["auto"] | None = None,
+        backend: str = "auto",
     ) -> WorldModel:
         """Load a model folder (or its tokenizer's folder) or a hub id.
 
         Args:
             dtype: float32 if not given. "auto" takes what the device is fastest in, which may be another precision for
                 the tokenizer than for the transformer: samples follow the same distribution up to rounding.
+            backend: what decodes tokens: "torch" anywhere, "cpu_kernels", "cuda_graph", or a registered one; "auto"
+                takes the fastest that runs on the device.
         """
+        check_backend(backend)
         folder = model_folder(path_or_hub_id)
         metadata = ModelMetadata.read(folder)
-        precisions = fastest_precisions(torch.device(device or "cpu")) if dtype == "auto" else (dtype, dtype)
+        precisions = fastest_precisions(torch.device(device or "cpu"), backend) if dtype == "auto" else (dtype, dtype)
         tokenizer = load_tokenizer(folder, precisions[0])
         segment_length = metadata.segment_length if metadata else RELEASED_SEGMENT_LENGTH
         layout = tokenizer.layout(segment_length - tokenizer.context_length)
         transformer = load_transformer(folder, layout, dtype=precisions[1])
         tokenizer.to(memory_format=torch.channels_last)  # convolutions are 1.1 to 1.6 times as fast
-        return cls(tokenizer, transformer, metadata).to(device or "cpu")
+        return cls(tokenizer, transformer, metadata, backend).to(device or "cpu")
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files."""
@@ -242,19 +252,10 @@ class WorldModel:
             tokens=torch.cat([prompt, *(step.tokens for step in steps)], dim=2),
         )
 
-    def cached_llama(self) -> CachedLlama:
-        """The language model as decoders read it, with its weights as they are now."""
-        llm = language_model(self.transformer)
-        if self._llama is None or self._llama.llm is not llm:
-            self._llama = CachedLlama(llm)
-        else:
-            self._llama.refresh()
-        return self._llama
-
-    @property
-    def graphs(self) -> GraphPool | None:
-        """Where sessions capture their frames, on devices that can."""
-        return self._graphs if self.device.type == "cuda" else None
+    def decode_backend(self) -> DecodeBackend:
+        """Return what decodes tokens, with the weights as they are now."""
+        self._decode_backend = open_backend(self.backend, language_model(self.transformer), self._decode_backend)
+        return self._decode_backend
 
     def _horizon(self, actions: Tensor | None, horizon: int | None) -> int:
         if horizon is None:
@@ -324,14 +325,13 @@ class Session:
             seed = drawn_seed(seed, sampling)
         self._decoder = FrameDecoder(
             FrameModel(
-                world_model.cached_llama(),
+                world_model.decode_backend(),
                 self._layout,
                 sampling,
                 world_model.reward_head,
                 world_model.tokenizer.dynamics_quantize.embedding.weight.detach(),
             ),
             RandomStreams.of_clips(operator.index(seed), numbers, num_samples, first_sample),
-            world_model.graphs,
         )
         context = context.to(world_model.device, torch.float32)
         # one row a clip; samples that have slid have one each
@@ -503,7 +503,7 @@ class Session:
         return rows.unflatten(0, (-1, self.num_samples))
 
 
-def fastest_precisions(device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+def fastest_precisions(device: torch.device, backend: str = "auto") -> tuple[torch.dtype, torch.dtype]:
     """Return the precisions of the tokenizer and the transformer: bfloat16 where it is faster than float32.
 
     IVIDEOGPT_BFLOAT16 decides in place of the device (:func:`ivideogpt.precision.forced_bfloat16`).
@@ -517,9 +517,10 @@ def fastest_precisions(device: torch.device) -> tuple[torch.dtype, torch.dtype]:
         return precision, precision
     if device.type != "cpu":
         return torch.float32, torch.float32
-    of_products = torch.bfloat16 if native.multiplies_bfloat16() else torch.float32
-    # decoding waits for weights to come from memory, of which there are half as many
-    return of_products, torch.bfloat16 if native.library() is not None else of_products
+    products = torch.bfloat16 if kernels.multiplies_bfloat16() else torch.float32
+    if backend in ("auto", "cpu_kernels") and kernels.library() is not None:
+        return products, torch.bfloat16  # decoding waits for weights to come from memory, of which there are half
+    return products, products
 
 
 def symlog(x: Tensor) -> Tensor:
