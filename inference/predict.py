@@ -26,7 +26,7 @@ from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.devices import DEVICES, choose_device
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import BACKEND_HELP, ModelSettings, flags_for_several, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
@@ -73,6 +73,7 @@ class PredictArgs:
     seed: int = option(0, "decides where the segment starts and which futures are sampled")
     device: str = option("auto", "where the model runs", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
+    backend: str = option("auto", BACKEND_HELP)
 
     def validate(self) -> None:
         if self.segment_length and self.horizon:
@@ -121,7 +122,9 @@ def with_bundled_episode(args: PredictArgs) -> PredictArgs:
 
 def load_model(args: PredictArgs) -> WorldModel:
     dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
+    model = WorldModel.from_pretrained(
+        args.pretrained_model_name_or_path, choose_device(args.device), dtype, args.backend
+    )
     return adapt(model, args)
 
 

@@ -12,7 +12,7 @@ import torch
 from ivideogpt.commands.clip_flags import ClipFlags, clip_config, clips_of_split
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import BACKEND_HELP, ModelSettings, flags_for_several, with_settings
 from ivideogpt.evaluation.prediction_report import evaluate_predictions
 from ivideogpt.evaluation.processes import leave_processes
 from ivideogpt.evaluation.protocols import PROTOCOLS
@@ -54,6 +54,7 @@ class EvaluationArgs(ClipFlags):
     separators: str | None = option(
         None, "sampled: drawn like any token, as released action-free models did", choices=("forced", "sampled")
     )
+    backend: str = option("auto", BACKEND_HELP)
     max_generate_batchsize: int = option(100, "futures that are sampled at a time", minimum=1)
     i3d_path: str = option(I3D_FILE, "I3D network; without it FVD is left out")
 
@@ -87,7 +88,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, args.precision)
+    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, args.precision, args.backend)
     settings = ModelSettings(
         context_length=args.context_length,
         segment_length=args.segment_length,

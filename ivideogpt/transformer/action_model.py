@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.transformer.backends import open_backend
 from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder
 from ivideogpt.transformer.frame_model import FrameModel
 from ivideogpt.transformer.language_model import KeysAndValues, LanguageModelOutput, LlamaForCausalLM
-from ivideogpt.transformer.llama import CachedLlama
 from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 
 
@@ -226,7 +226,9 @@ class HeadModelWithAction(nn.Module):
                 "frames, each followed by a separator"
             )
         streams = RandomStreams.of_clips(drawn_seed(generator, sampling), torch.arange(len(prompt)))
-        decoder = FrameDecoder(FrameModel(CachedLlama(self.llm), layout, sampling, reward_head), streams)
+        # a graph that is captured for one call alone would cost more than it saves
+        backend = open_backend("torch" if self.llm.device.type == "cuda" else "auto", self.llm)
+        decoder = FrameDecoder(FrameModel(backend, layout, sampling, reward_head), streams)
         decoder.prefill(prompt, max_frames=num_frames)
         return decoder.rollout(num_frames, action_embeddings)
 

@@ -10,7 +10,6 @@ import torch
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer, read_llama_config
 from ivideogpt.transformer import (
-    CachedLlama,
     FrameDecoder,
     FrameModel,
     HeadModelWithAction,
@@ -18,6 +17,7 @@ from ivideogpt.transformer import (
     LlamaForCausalLM,
     RandomStreams,
     Sampling,
+    open_backend,
 )
 from tests.parity.formulas import actions, assert_close, assert_record, assert_state_dict_matches, fill, golden
 
@@ -57,7 +57,7 @@ def test_action_free_forward(case):
 
 
 def test_action_free_greedy_with_sampled_separators(case, kernels):
-    model = FrameModel(CachedLlama(case.llm()), case.layout, Sampling(greedy=True, separators="sampled"))
+    model = FrameModel(open_backend("auto", case.llm()), case.layout, Sampling(greedy=True, separators="sampled"))
     decoder = FrameDecoder(model, RandomStreams.of_clips(0, torch.arange(len(case.prompt))))
     decoder.prefill(case.prompt)
     tokens = decoder.rollout(case.layout.future_frames).tokens

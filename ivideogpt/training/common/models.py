@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.pretrained import Transformer, build_transformer
+from ivideogpt.transformer import LlamaConfig
 from ivideogpt.vq_model import CompressiveVQModel
 
 

@@ -1,19 +1,20 @@
 """One frame of every row at fixed addresses, so that a GPU can replay it as one captured graph.
 
-Thousands of small kernels make up a frame, and launching each costs more than running it. Knows what
-:class:`~ivideogpt.transformer.decoder.FrameModel` knows, and how CUDA captures.
+Thousands of small kernels make up a frame, and launching each costs more than running it.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ivideogpt.transformer.backends.base import FrameBuffers
+from ivideogpt.transformer.backends.torch import TorchBackend
 from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
-from ivideogpt.transformer.llama import KVCache
+from ivideogpt.transformer.llama import KVCache, LlamaWeights
 from ivideogpt.transformer.sampling import RandomStreams
 
 logger = logging.getLogger(__name__)
@@ -22,7 +23,7 @@ ALIGNMENT = 16  # positions: attention reads masks in vectors
 MAX_IDLE = 2  # graphs that are kept for later sessions of the same shape
 
 
-class StaticFrames:
+class CudaGraphFrame:
     """Buffers that one frame is drawn from and into, for up to ``num_rows`` rows.
 
     Attributes:
@@ -31,16 +32,16 @@ class StaticFrames:
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def __init__(self, model: FrameModel, num_rows: int, capacity: int) -> None:
-        llama, layout = model.llama, model.layout
-        self.model = model
+    def __init__(self, model: FrameModel, passes: TorchBackend, num_rows: int, capacity: int) -> None:
+        weights, layout = passes.weights, model.layout
+        self.model, self.passes = model, passes
         self.addresses = addresses_of(model)
         self.num_rows, self.capacity = num_rows, capacity
-        self.cache = llama.new_cache(num_rows, -(-capacity // ALIGNMENT) * ALIGNMENT)
-        device = llama.device
+        self.cache = passes.new_cache(num_rows, -(-capacity // ALIGNMENT) * ALIGNMENT)
+        device = weights.device
         entering = 2 if model.joins_last_token else 1
         self.entering = torch.full((num_rows, entering), layout.future_separator, device=device)
-        self.action = torch.zeros(num_rows, llama.width, dtype=self.cache.keys.dtype, device=device)
+        self.action = torch.zeros(num_rows, weights.width, dtype=self.cache.keys.dtype, device=device)
         self.positions = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.stream_keys = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.num_draws = torch.zeros((), dtype=torch.int64, device=device)
@@ -52,8 +53,8 @@ class StaticFrames:
         """Take over a session's rows. Returns their part of the cache here."""
         rows, filled = cache.num_rows, max(cache.lengths)
         parts = []
-        for mine, its in ((self.cache.keys, cache.keys), (self.cache.values, cache.values)):
-            mine[:, :rows, :, :filled] = its[:, :, :, :filled]
+        for mine, theirs in ((self.cache.keys, cache.keys), (self.cache.values, cache.values)):
+            mine[:, :rows, :, :filled] = theirs[:, :, :, :filled]
             mine[:, :rows, :, filled:] = 0  # an earlier session's may not be finite
             parts.append(mine[:, :rows, :, : self.capacity])
         self.stream_keys[:rows] = streams.keys
@@ -91,7 +92,7 @@ class StaticFrames:
             num_passed += embeddings.shape[1]
             # rows that nobody uses run over the end
             positions = (start[:, None] + offsets).clamp_(max=self.capacity - 1)
-            return model.llama.forward_at(
+            return self.passes.forward_at(
                 embeddings, self.cache.keys, self.cache.values, positions, self.cache.capacity
             )
 
@@ -107,54 +108,67 @@ class StaticFrames:
     def capture(self) -> None:
         """Record a run as a CUDA graph. Buffers hold nonsense afterwards."""
         with torch.cuda.device(self.positions.device):
-            aside, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
                 for _ in range(2):  # libraries set themselves up in the first runs, which a capture must not see
                     self.run()
                 # other threads, a data loader's for instance, may go on using the device meanwhile
-                with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+                with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                     self.run()
-            torch.cuda.current_stream().wait_stream(aside)
+            torch.cuda.current_stream().wait_stream(stream)
         self.graph = graph
 
 
-@dataclass
-class GraphPool:
-    """Captured frames by shape. One is used by one session at a time, and kept for the next."""
+class CudaGraphBackend(TorchBackend):
+    """Frames as captured graphs, kept by shape: one is used by one decoder at a time, and kept for the next.
 
-    idle: list[StaticFrames] = field(default_factory=list)
-    failed: bool = False
+    Prefill, and sampled separators, go through torch pass by pass.
+    """
 
-    def borrow(self, model: FrameModel, num_rows: int, capacity: int) -> StaticFrames | None:
-        """For at least so many rows. None, after one line in the log, where capturing is impossible."""
-        if self.failed:
+    def __init__(self, weights: LlamaWeights) -> None:
+        super().__init__(weights)
+        # Frames know this one: if they knew the backend that keeps them, their memory would wait for the collector.
+        self._passes = TorchBackend(weights)
+        self._idle: list[CudaGraphFrame] = []
+        self._failed = False
+
+    @classmethod
+    def refusal(cls, weights: LlamaWeights) -> str | None:
+        return None if weights.device.type == "cuda" else f"the model is on {weights.device}"
+
+    def borrow_buffers(self, model: FrameModel, num_rows: int, capacity: int) -> CudaGraphFrame | None:
+        """Return a frame for at least so many rows. None, after one line in the log, where capturing is impossible."""
+        if self._failed or model.sampling.separators == "sampled":
             return None
-        num_rows = bucket(num_rows)
+        model, num_rows = replace(model, backend=self._passes), bucket(num_rows)
         addresses = addresses_of(model)
-        self.idle = [frames for frames in self.idle if frames.addresses == addresses]
-        for frames in self.idle:
-            if (frames.model, frames.num_rows, frames.capacity) == (model, num_rows, capacity):
-                self.idle.remove(frames)
-                return frames
+        self._idle = [frame for frame in self._idle if frame.addresses == addresses]
+        for frame in self._idle:
+            if (frame.model, frame.num_rows, frame.capacity) == (model, num_rows, capacity):
+                self._idle.remove(frame)
+                return frame
         try:
-            frames = StaticFrames(model, num_rows, capacity)
-            frames.capture()
+            frame = CudaGraphFrame(model, self._passes, num_rows, capacity)
+            frame.capture()
         except RuntimeError as error:
-            self.failed = not isinstance(error, torch.OutOfMemoryError)  # a smaller session may fit
+            self._failed = not isinstance(error, torch.OutOfMemoryError)  # a smaller session may fit
             logger.warning("frames are drawn kernel by kernel: no CUDA graph (%s)", error)
             return None
-        return frames
+        return frame
 
-    def give_back(self, frames: StaticFrames) -> None:
-        self.idle = [frames, *self.idle][:MAX_IDLE]
+    def give_back(self, buffers: FrameBuffers) -> None:
+        assert isinstance(buffers, CudaGraphFrame)
+        self._idle = [buffers, *self._idle][:MAX_IDLE]
 
 
 def addresses_of(model: FrameModel) -> tuple[int, ...]:
     """Where the weights are: a graph reads them there, also when they have moved since."""
-    heads = [] if model.reward_head is None else list(model.reward_head.parameters())
-    vectors = [] if model.dynamics_vectors is None else [model.dynamics_vectors]
-    return (*model.llama.addresses, *(tensor.data_ptr() for tensor in (*heads, *vectors)))
+    weights = model.backend.weights
+    tensors = [*weights.tensors, weights.cos, weights.sin]
+    tensors += [] if model.reward_head is None else list(model.reward_head.parameters())
+    tensors += [] if model.dynamics_vectors is None else [model.dynamics_vectors]
+    return tuple(tensor.data_ptr() for tensor in tensors)
 
 
 def bucket(num_rows: int) -> int:

@@ -19,7 +19,7 @@ from ivideogpt.training.additions.own_history import (
     sample_first_frames,
     standing_still,
 )
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, RandomStreams, Sampling
+from ivideogpt.transformer import FrameDecoder, FrameModel, RandomStreams, Sampling, open_backend
 from tests.parity.formulas import actions, fill
 from tests.parity.networks import llama_config
 from tests.training.runs import build_gpt, fit, metrics_of, without
@@ -87,7 +87,7 @@ def test_with_enough_passes_it_is_the_rollout(tokens):
     history = history_of(network, tokens, None, OwnHistory(STILL, passes=32), torch.zeros(3, dtype=torch.int64))
     sampling = Sampling(greedy=True, dynamics_only=True)
     decoder = FrameDecoder(
-        FrameModel(CachedLlama(network), LAYOUT, sampling), RandomStreams.of_clips(0, torch.arange(3))
+        FrameModel(open_backend("auto", network), LAYOUT, sampling), RandomStreams.of_clips(0, torch.arange(3))
     )
     decoder.prefill(tokens[:, : LAYOUT.prompt_length])
     assert torch.equal(history[:, LAYOUT.prompt_length - 1 :], decoder.rollout(2).tokens)

@@ -12,24 +12,25 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivideogpt.transformer import CachedLlama, LlamaForCausalLM
+from ivideogpt.errors import UserError
+from ivideogpt.transformer import DecodeBackend, LlamaForCausalLM, LlamaWeights, TorchBackend, open_backend
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
+from ivideogpt.transformer.backends.cpu_kernels.backend import CpuKernelsBackend
 from tests.parity.formulas import fill
 from tests.parity.networks import llama_config
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="no C++ compiler")
 
 
-def both(dtype: torch.dtype, monkeypatch, **changes) -> tuple[CachedLlama, CachedLlama]:
+def both(dtype: torch.dtype, **changes) -> tuple[CpuKernelsBackend, TorchBackend]:
     """The same weights by compiled code and by torch."""
-    model = fill(LlamaForCausalLM(llama_config(**changes))).to(dtype)
-    compiled = CachedLlama(model)
-    with monkeypatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
-        plain = CachedLlama(model)
-    assert compiled.native is not None
-    assert plain.native is None
-    return compiled, plain
+    weights = LlamaWeights(fill(LlamaForCausalLM(llama_config(**changes))).to(dtype))
+    return CpuKernelsBackend(weights), TorchBackend(weights)
+
+
+def run(backend: DecodeBackend, rows: torch.Tensor, cache) -> torch.Tensor:
+    """One pass over token ids (B, n)."""
+    return backend.forward(backend.weights.embed(rows), cache)
 
 
 def ids(rows: int, length: int) -> torch.Tensor:
@@ -43,30 +44,30 @@ def ids(rows: int, length: int) -> torch.Tensor:
     ids=["multi-head", "grouped-query", "heads of 64", "heads of 80"],
 )
 @torch.no_grad()
-def test_any_number_of_rows(rows, changes, monkeypatch):
+def test_any_number_of_rows(rows, changes):
     """Each number of lanes takes its own path through registers; above the most, torch does the products."""
     outputs = []
-    for llama in both(torch.float32, monkeypatch, **changes):
-        cache = llama.new_cache(rows, 64)
-        llama.forward(llama.embed(ids(rows, 37)), cache)
-        outputs.append(llama.logits(llama.forward(llama.embed(ids(rows, 1)), cache)))
+    for backend in both(torch.float32, **changes):
+        cache = backend.new_cache(rows, 64)
+        run(backend, ids(rows, 37), cache)
+        outputs.append(backend.logits(run(backend, ids(rows, 1), cache)))
     torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("length", [1, 2, 7])
 @torch.no_grad()
-def test_bfloat16_weights_are_read_as_they_are(length, monkeypatch):
+def test_bfloat16_weights_are_read_as_they_are(length):
     """Compiled sums are float32: they are nearer to the rounded weights' exact result than torch's."""
-    compiled, plain = both(torch.bfloat16, monkeypatch)
+    compiled, plain = both(torch.bfloat16)
     model = LlamaForCausalLM(llama_config())
-    model.load_state_dict(compiled.llm.float().state_dict())
-    compiled.llm.to(torch.bfloat16)
-    exact = CachedLlama(model)
+    model.load_state_dict(compiled.weights.llm.float().state_dict())
+    compiled.weights.llm.to(torch.bfloat16)
+    exact = TorchBackend(LlamaWeights(model))
     errors, outputs = [], []
-    for llama in (exact, compiled, plain):
-        cache = llama.new_cache(3, 64)
-        llama.forward(llama.embed(ids(3, 30)), cache)
-        outputs.append(llama.logits(llama.forward(llama.embed(ids(3, length)), cache)).float())
+    for backend in (exact, compiled, plain):
+        cache = backend.new_cache(3, 64)
+        run(backend, ids(3, 30), cache)
+        outputs.append(backend.logits(run(backend, ids(3, length), cache)).float())
     errors = [(output - outputs[0]).abs().max() for output in outputs[1:]]
     assert errors[0] <= errors[1] * 1.5
     assert errors[0] < 0.02 * outputs[0].abs().max()
@@ -75,19 +76,19 @@ def test_bfloat16_weights_are_read_as_they_are(length, monkeypatch):
 @pytest.mark.parametrize("num_samples", [1, 2, 3, 4, 5, 40])
 @pytest.mark.parametrize("head_dim", [16, 64, 80])
 @torch.no_grad()
-def test_groups_of_samples_at_different_places(num_samples, head_dim, monkeypatch):
+def test_groups_of_samples_at_different_places(num_samples, head_dim):
     """Two prompts, of which one begins anew; 40 samples are more lanes than compiled products take."""
     results = []
-    for llama in both(torch.float32, monkeypatch, hidden_size=4 * head_dim, head_dim=head_dim):
-        cache = llama.new_cache(2, 64)
-        llama.forward(llama.embed(ids(2, 33)), cache)
-        cache = cache.expand(num_samples, share=llama.shares_prompts)
-        llama.forward(llama.embed(ids(2 * num_samples, 2)), cache)
-        aside = llama.new_cache(num_samples, 40)
-        llama.forward(llama.embed(ids(1, 33)).expand(num_samples, -1, -1), aside)
-        cache.replace(torch.arange(num_samples, 2 * num_samples), aside)
-        passes = [llama.forward(llama.embed(ids(2 * num_samples, length)), cache) for length in (2, 1, 1)]
-        results.append(llama.logits(torch.cat(passes, dim=1)))
+    for backend in both(torch.float32, hidden_size=4 * head_dim, head_dim=head_dim):
+        cache = backend.new_cache(2, 64)
+        run(backend, ids(2, 33), cache)
+        cache = cache.expand(num_samples)
+        run(backend, ids(2 * num_samples, 2), cache)
+        prompt = backend.new_cache(1, 40)
+        run(backend, ids(1, 33), prompt)
+        cache.overwrite(torch.arange(num_samples, 2 * num_samples), prompt)
+        passes = [run(backend, ids(2 * num_samples, length), cache) for length in (2, 1, 1)]
+        results.append(backend.logits(torch.cat(passes, dim=1)))
     torch.testing.assert_close(*results, atol=1e-4, rtol=1e-4)
 
 
@@ -97,29 +98,29 @@ def test_products_of_many_rows_with_bfloat16_weights(multiplies_bfloat16, monkey
     """On processors with units for them, and on those where weights are widened first."""
     monkeypatch.setattr(native, "multiplies_bfloat16", lambda: multiplies_bfloat16)
     rows, results = native.MAX_LANES + 6, []
-    compiled, _ = both(torch.bfloat16, monkeypatch)
-    exact = CachedLlama(LlamaForCausalLM(llama_config()))
-    exact.llm.load_state_dict(compiled.llm.state_dict())
-    exact.refresh()
-    for llama in (exact, compiled):
-        cache = llama.new_cache(rows // 2, 64)
-        llama.forward(llama.embed(ids(rows // 2, 33)), cache)
-        cache = cache.expand(2, share=llama.shares_prompts)
-        results.append(llama.logits(llama.forward(llama.embed(ids(rows, 1)), cache)).float())
+    compiled, _ = both(torch.bfloat16)
+    exact = TorchBackend(LlamaWeights(LlamaForCausalLM(llama_config())))
+    exact.weights.llm.load_state_dict(compiled.weights.llm.state_dict())
+    exact.weights.refresh()
+    for backend in (exact, compiled):
+        cache = backend.new_cache(rows // 2, 64)
+        run(backend, ids(rows // 2, 33), cache)
+        cache = cache.expand(2)
+        results.append(backend.logits(run(backend, ids(rows, 1), cache)).float())
     torch.testing.assert_close(*results, atol=0.05 * float(results[0].abs().max()), rtol=0)
 
 
 @torch.no_grad()
-def test_torchs_default_type_changes_nothing(monkeypatch):
+def test_torchs_default_type_changes_nothing():
     """Room for floats that is half as large as they are would be written past its end."""
-    compiled, plain = both(torch.float32, monkeypatch)
+    compiled, plain = both(torch.float32)
     outputs = []
     torch.set_default_dtype(torch.bfloat16)
     try:
-        for llama in (compiled, plain):
-            cache = llama.new_cache(3, 64)
-            llama.forward(llama.embed(ids(3, 30)), cache)
-            outputs.append(llama.logits(llama.forward(llama.embed(ids(3, 2)), cache)))
+        for backend in (compiled, plain):
+            cache = backend.new_cache(3, 64)
+            run(backend, ids(3, 30), cache)
+            outputs.append(backend.logits(run(backend, ids(3, 2), cache)))
     finally:
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(*outputs, atol=1e-4, rtol=1e-4)
@@ -128,30 +129,33 @@ def test_torchs_default_type_changes_nothing(monkeypatch):
 def test_weights_of_mixed_types_are_left_to_torch():
     model = LlamaForCausalLM(llama_config()).to(torch.bfloat16)
     model.model.norm.float()
-    assert CachedLlama(model).native is None
+    assert type(open_backend("auto", model)) is TorchBackend
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_samples_that_share_a_prompt_see_their_own_past(dtype, monkeypatch):
+def test_samples_that_share_a_prompt_see_their_own_past(dtype):
     """Expanded twice, the second time after the rows have parted."""
     results = []
-    for llama in both(dtype, monkeypatch):
-        cache = llama.new_cache(2, 64)
-        llama.forward(llama.embed(ids(2, 33)), cache)
-        cache = cache.expand(2, share=llama.shares_prompts)
-        llama.forward(llama.embed(ids(4, 1)), cache)
-        cache = cache.expand(3, share=llama.shares_prompts)
-        assert (cache.owners is not None) == llama.shares_prompts
-        results.append(llama.forward(llama.embed(ids(12, 2)), cache).float())
+    for backend in both(dtype):
+        cache = backend.new_cache(2, 64)
+        run(backend, ids(2, 33), cache)
+        cache = cache.expand(2)
+        run(backend, ids(4, 1), cache)
+        cache = cache.expand(3)
+        assert hasattr(cache, "owners") == isinstance(backend, CpuKernelsBackend)
+        results.append(run(backend, ids(12, 2), cache).float())
         kept = cache.select(torch.arange(6, 12))
-        results[-1] = torch.cat([results[-1][6:], llama.forward(llama.embed(ids(6, 1)), kept).float()], dim=1)
+        results[-1] = torch.cat([results[-1][6:], run(backend, ids(6, 1), kept).float()], dim=1)
     tolerance = 1e-4 if dtype == torch.float32 else 0.1
     torch.testing.assert_close(*results, atol=tolerance, rtol=tolerance)
 
 
 def test_widths_that_do_not_fit_registers_are_left_to_torch():
-    assert CachedLlama(LlamaForCausalLM(llama_config(intermediate_size=100))).native is None
+    model = LlamaForCausalLM(llama_config(intermediate_size=100))
+    assert type(open_backend("auto", model)) is TorchBackend
+    with pytest.raises(UserError, match="widths that are multiples of 16"):
+        open_backend("cpu_kernels", model)
 
 
 COUNT_THREADS = """

@@ -7,17 +7,15 @@ import gc
 import pytest
 import torch
 
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, GraphPool, RandomStreams, Sampling
-from ivideogpt.transformer.backends.cpu_kernels import kernels as native
-from ivideogpt.transformer.backends.cuda_graph import StaticFrames, bucket
+from ivideogpt.transformer import FrameDecoder, FrameModel, LlamaWeights, RandomStreams, Sampling, TorchBackend
+from ivideogpt.transformer.backends.cuda_graph import CudaGraphBackend, CudaGraphFrame, bucket
 from tests.parity.formulas import fill
 from tests.transformer.test_decoder import EXPECTED, LAYOUT, PROMPT, VECTORS, decoder_of, llm
 
 
 @pytest.fixture(autouse=True)
 def uncaptured(monkeypatch):
-    monkeypatch.setattr(StaticFrames, "capture", lambda self: None)
-    monkeypatch.setattr(native, "library", lambda: None)  # rows that share prompts are for compiled passes alone
+    monkeypatch.setattr(CudaGraphFrame, "capture", lambda self: None)
 
 
 @pytest.mark.parametrize(
@@ -31,8 +29,8 @@ def test_tokens_and_rewards_are_those_without_buffers(sampling, has_reward_head,
     options["dynamics_vectors"] = VECTORS
     actions = torch.randn(2 * num_samples, 3, 64, generator=torch.Generator().manual_seed(0))
     results = []
-    for graphs in (None, GraphPool()):
-        decoder = decoder_of(llm(), sampling, num_samples, graphs, **options)
+    for kind in (TorchBackend, CudaGraphBackend):
+        decoder = decoder_of(llm(), sampling, num_samples, kind(LlamaWeights(llm())), **options)
         decoder.expand(num_samples)
         results.append(decoder.rollout(3, actions))
     assert torch.equal(results[0].tokens, results[1].tokens)
@@ -43,8 +41,8 @@ def test_tokens_and_rewards_are_those_without_buffers(sampling, has_reward_head,
 def test_rows_may_begin_anew_part_or_leave():
     """All that a session does between frames, in and out of the buffers."""
     results = []
-    for graphs in (None, GraphPool()):
-        decoder = decoder_of(llm(), Sampling(top_k=20), num_samples=2, graphs=graphs)
+    for kind in (TorchBackend, CudaGraphBackend):
+        decoder = decoder_of(llm(), Sampling(top_k=20), num_samples=2, backend=kind(LlamaWeights(llm())))
         decoder.expand(2)
         frames = [decoder.step(), decoder.step()]
         decoder.reset_rows(torch.tensor([0, 1]), PROMPT[1:].repeat(2, 1))
@@ -59,7 +57,8 @@ def test_rows_may_begin_anew_part_or_leave():
 
 def test_rows_that_nobody_uses_may_run_on_for_ever():
     """Six rows in buffers for eight; the other two never begin anew, and must stay within the model's positions."""
-    decoder = decoder_of(llm(max_position_embeddings=LAYOUT.sequence_length), Sampling(greedy=True), 3, GraphPool())
+    backend = CudaGraphBackend(LlamaWeights(llm(max_position_embeddings=LAYOUT.sequence_length)))
+    decoder = decoder_of(backend.weights.llm, Sampling(greedy=True), 3, backend)
     decoder.expand(3)
     expected = decoder.step().tokens
     for _ in range(7):
@@ -70,11 +69,11 @@ def test_rows_that_nobody_uses_may_run_on_for_ever():
 
 
 def test_buffers_are_shared_by_sessions_one_after_the_other_only():
-    model, graphs = llm(), GraphPool()
-    frame_model = FrameModel(CachedLlama(model), LAYOUT, Sampling(greedy=True))
+    model = llm()
+    frame_model = FrameModel(CudaGraphBackend(LlamaWeights(model)), LAYOUT, Sampling(greedy=True))
 
     def start() -> FrameDecoder:
-        decoder = FrameDecoder(frame_model, RandomStreams.of_clips(0, torch.arange(2)), graphs)
+        decoder = FrameDecoder(frame_model, RandomStreams.of_clips(0, torch.arange(2)))
         decoder.prefill(PROMPT)
         return decoder
 
@@ -93,34 +92,41 @@ def test_buffers_are_shared_by_sessions_one_after_the_other_only():
 
 
 def test_graphs_of_weights_that_have_moved_are_not_used():
-    model, graphs = llm(), GraphPool()
-    llama = CachedLlama(model)
-    frames = graphs.borrow(FrameModel(llama, LAYOUT, Sampling()), 2, 64)
-    graphs.give_back(frames)
-    model.model.norm.weight.data = model.model.norm.weight.data.clone()
-    llama.refresh()
-    assert graphs.borrow(FrameModel(llama, LAYOUT, Sampling()), 2, 64) is not frames
+    backend = CudaGraphBackend(LlamaWeights(llm()))
+    frame_model = FrameModel(backend, LAYOUT, Sampling())
+    frame = backend.borrow_buffers(frame_model, 2, 64)
+    backend.give_back(frame)
+    norm = backend.weights.llm.model.norm
+    norm.weight.data = norm.weight.data.clone()
+    backend.weights.refresh()
+    assert backend.borrow_buffers(frame_model, 2, 64) is not frame
 
 
 def test_graphs_of_another_codebook_are_not_used():
     """Two tokenizers may share a transformer's shape, and a captured frame reads code vectors where it found them."""
-    llama, graphs = CachedLlama(llm()), GraphPool()
-    first, second = (FrameModel(llama, LAYOUT, EXPECTED, dynamics_vectors=v) for v in (VECTORS, VECTORS.clone()))
-    frames = graphs.borrow(first, 2, 64)
-    graphs.give_back(frames)
-    assert graphs.borrow(first, 2, 64) is frames
-    graphs.give_back(frames)
-    assert graphs.borrow(second, 2, 64) is not frames
+    backend = CudaGraphBackend(LlamaWeights(llm()))
+    first, second = (FrameModel(backend, LAYOUT, EXPECTED, dynamics_vectors=v) for v in (VECTORS, VECTORS.clone()))
+    frame = backend.borrow_buffers(first, 2, 64)
+    backend.give_back(frame)
+    assert backend.borrow_buffers(first, 2, 64) is frame
+    backend.give_back(frame)
+    assert backend.borrow_buffers(second, 2, 64) is not frame
+
+
+def test_sampled_separators_are_drawn_pass_by_pass():
+    """A row's first frame takes another number of passes than its later ones: no graph can hold both."""
+    backend = CudaGraphBackend(LlamaWeights(llm()))
+    assert backend.borrow_buffers(FrameModel(backend, LAYOUT, Sampling(separators="sampled")), 2, 64) is None
 
 
 def test_where_capturing_fails_frames_are_drawn_all_the_same(monkeypatch, caplog):
     def fail(self):
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(StaticFrames, "capture", fail)
-    graphs = GraphPool()
-    tokens = decoder_of(llm(), Sampling(greedy=True), graphs=graphs).rollout(2).tokens
-    decoder_of(llm(), Sampling(greedy=True), graphs=graphs).rollout(1)
+    monkeypatch.setattr(CudaGraphFrame, "capture", fail)
+    backend = CudaGraphBackend(LlamaWeights(llm()))
+    tokens = decoder_of(backend.weights.llm, Sampling(greedy=True), backend=backend).rollout(2).tokens
+    decoder_of(backend.weights.llm, Sampling(greedy=True), backend=backend).rollout(1)
     assert torch.equal(tokens, decoder_of(llm(), Sampling(greedy=True)).rollout(2).tokens)
     assert [record.message.split(" (")[0] for record in caplog.records] == [
         "frames are drawn kernel by kernel: no CUDA graph"

@@ -1,7 +1,7 @@
 """Passes of few positions on a CPU, and draws, by compiled code: ``native_pass.cpp``, built at first use and kept.
 
 Knows weights, cache and positions; knows no layout of tokens. Where it cannot be built, torch's own kernels do the same
-(:mod:`ivideogpt.transformer.llama`), after one line in the log.
+(:mod:`ivideogpt.transformer.backends.torch`), after one line in the log.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import shutil
 import stat
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ivideogpt.files import write_text
 from ivideogpt.precision import forced_bfloat16
+from ivideogpt.transformer.llama import LayerWeights, LlamaWeights
 from ivideogpt.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
@@ -50,44 +51,12 @@ class _Shape(ctypes.Structure):
     ]
 
 
-LAYER_TENSORS = ("input_norm", "qkv", "output", "mlp_norm", "gate_up", "down")
-
-
 class _Layer(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in LAYER_TENSORS]
+    _fields_ = [(field.name, ctypes.c_void_p) for field in fields(LayerWeights)]
 
 
 class _Cache(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in ("keys", "values", "cos", "sin", "rows", "owners", "positions")]
-
-
-@dataclass(frozen=True)
-class LayerWeights:
-    """One layer of a LLaMA, with the projections that read the same input joined into one matrix."""
-
-    input_norm: Tensor
-    qkv: Tensor
-    output: Tensor
-    mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
-
-    def float(self) -> LayerWeights:
-        """A copy in float32."""
-        return LayerWeights(*(getattr(self, name).to(torch.float32, copy=True) for name in LAYER_TENSORS))
-
-    def copy_(self, other: LayerWeights) -> LayerWeights:
-        for name in LAYER_TENSORS:
-            getattr(self, name).copy_(getattr(other, name))
-        return self
-
-
-class Heads(NamedTuple):
-    """Numbers of query heads and of key and value heads, and their size."""
-
-    queries: int
-    keys_values: int
-    dim: int
 
 
 class Lanes:
@@ -96,7 +65,7 @@ class Lanes:
     Args:
         keys, values: (layers, B, G, C, d).
         positions: (B, n); what comes before them is filled.
-        owners, shared_length: see :class:`~ivideogpt.transformer.llama.KVCache`.
+        owners, shared_length: see :class:`~ivideogpt.transformer.backends.cpu_kernels.backend.SharedPromptCache`.
     """
 
     def __init__(
@@ -120,35 +89,27 @@ class Lanes:
 class NativePass:
     """The passes of one set of weights. Holds their addresses: make a new one when they have moved."""
 
-    def __init__(
-        self,
-        library: ctypes.CDLL,
-        layers: list[LayerWeights],
-        final_norm: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        heads: Heads,
-        epsilon: float,
-    ) -> None:
+    def __init__(self, library: ctypes.CDLL, weights: LlamaWeights) -> None:
         self._library = library
-        self._kept = layers  # their memory is read by address
-        self._final_norm = final_norm
-        self._cos, self._sin = cos, sin
-        self._is_bfloat16 = final_norm.dtype == torch.bfloat16
-        self._heads, self._epsilon = heads, epsilon
+        self._kept = layers = weights.layers  # their memory is read by address
+        self._final_norm = weights.final_norm
+        self._cos, self._sin = weights.cos, weights.sin
+        self._is_bfloat16 = weights.final_norm.dtype == torch.bfloat16
+        self._heads = (weights.num_heads, weights.num_key_value_heads, weights.head_dim)
+        self._epsilon = weights.norm_epsilon
         self._layers = (_Layer * len(layers))(
-            *(_Layer(*(getattr(layer, name).data_ptr() for name in LAYER_TENSORS)) for layer in layers)
+            *(_Layer(*(tensor.data_ptr() for tensor in layer.tensors)) for layer in layers)
         )
-        self._width = len(final_norm)
+        self._width = weights.width
         self._mlp_width = layers[0].down.shape[1]
 
     def forward(self, embeddings: Tensor, lanes: Lanes) -> Tensor:
         """Embeddings (B, n, D) to last hidden states after the final norm, (B, n, D) float32. Fills the cache."""
-        count, heads = lanes.count, self._heads
+        count, (num_heads, num_key_value_heads, head_dim) = lanes.count, self._heads
         hidden = embeddings.reshape(count, self._width).to(torch.float32, copy=True).contiguous()
         normed = torch.empty_like(hidden)
-        of_lane = 2 * (heads.queries + heads.keys_values) * heads.dim + 3 * self._mlp_width + self._width
-        scratch, scores = _room(count * of_lane), self._room_for_scores(lanes)
+        lane_size = 2 * (num_heads + num_key_value_heads) * head_dim + 3 * self._mlp_width + self._width
+        scratch, scores = _room(count * lane_size), self._room_for_scores(lanes)
         self._library.llama_pass(
             *self._arguments(lanes),
             self._layers,
@@ -160,7 +121,7 @@ class NativePass:
     def attend(self, layer: int, qkv: Tensor, lanes: Lanes) -> Tensor:
         """Joined projections (B, n, (H + 2 G) d) of one layer to what attention finds, (B, n, H d). Fills the cache."""
         projected = qkv.reshape(lanes.count, -1).float().contiguous()
-        attended = _room(lanes.count, self._heads.queries * self._heads.dim)
+        attended = _room(lanes.count, self._heads[0] * self._heads[2])
         scores = self._room_for_scores(lanes)
         self._library.llama_attention(*self._arguments(lanes), layer, *map(_pointer, (projected, attended, scores)))
         return attended.view(*qkv.shape[:2], -1).to(qkv.dtype)
@@ -209,7 +170,7 @@ class NativePass:
 
     def _room_for_scores(self, lanes: Lanes) -> Tensor:
         """Of every head of every lane."""
-        return _room(lanes.count * self._heads.queries * (lanes.keys.shape[3] + VECTOR_WIDTH))
+        return _room(lanes.count * self._heads[0] * (lanes.keys.shape[3] + VECTOR_WIDTH))
 
 
 def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: float, top_k: int | None) -> Tensor:
@@ -230,15 +191,14 @@ def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: flo
     return chosen
 
 
-def supports(layers: list[LayerWeights], others: list[Tensor], head_dim: int) -> bool:
-    """Can compiled code run these weights? ``others`` are those outside of layers."""
-    first = layers[0]
-    tensors = [*(getattr(layer, name) for layer in layers for name in LAYER_TENSORS), *others]
+def supports(weights: LlamaWeights) -> bool:
+    """Return whether compiled code can run these weights."""
+    first, tensors = weights.layers[0], weights.tensors
     return (
         {tensor.device.type for tensor in tensors} == {"cpu"}
         and {tensor.dtype for tensor in tensors} in ({torch.float32}, {torch.bfloat16})
-        and all(size % VECTOR_WIDTH == 0 for size in (head_dim, *first.qkv.shape, *first.down.shape))
-        and head_dim <= MAX_HEAD_DIM
+        and all(size % VECTOR_WIDTH == 0 for size in (weights.head_dim, *first.qkv.shape, *first.down.shape))
+        and weights.head_dim <= MAX_HEAD_DIM
         and all(tensor.is_contiguous() for tensor in tensors)
     )
 

@@ -2,8 +2,8 @@
 //
 // A general matrix product treats a handful of rows as a thin matrix and reads weights at a fraction of the memory's
 // speed, most of all 16-bit ones. Here weights are streamed once a pass, widened to float in registers, and multiplied
-// with all rows at hand; activations and sums are float throughout. `ivideogpt/transformer/backends/cpu_kernels/kernels.py` compiles and calls
-// this; its numbers are those of CachedLlama's own forward up to rounding.
+// with all rows at hand; activations and sums are float throughout. `kernels.py` compiles and calls this; its numbers
+// are those of TorchBackend's forward up to rounding.
 //
 // A "lane" is one new position of one row of the batch. Everything is row-major and contiguous.
 
