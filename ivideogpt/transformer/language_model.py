@@ -1,7 +1,7 @@
 """LLaMA for training, with the names, shapes and numbers of Hugging Face's class, and its config.
 
 Own code, because importing it from transformers takes longer than importing torch. Tests compare the two. Generation
-uses :class:`ivideogpt.transformer.llama.CachedLlama`, which reads the weights of either.
+uses :class:`ivideogpt.transformer.llama.LlamaWeights`, which reads the weights of either.
 
 Shapes: B rows, L positions (P of them before, in a cache), D width, H heads of size d.
 """
