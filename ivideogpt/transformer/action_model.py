@@ -19,10 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer.backends import open_backend
-from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder
-from ivideogpt.transformer.frame_model import FrameModel
-from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
+from ivideogpt.transformer.sampling import Sampling
 
 
 @dataclass
@@ -120,7 +117,7 @@ class HeadModelWithAction(nn.Module):
         layout = self._layout_of(ids)
         positions = layout.action_positions.to(ids.device)
         embeddings = self.llm.get_input_embeddings()(ids)
-        of_actions = self.embed_actions(self._actions_to_future(action, layout.future_frames))
+        of_actions = self.embed_actions(self.actions_to_future(action, layout.future_frames))
         return embeddings.index_add(1, positions, of_actions.to(embeddings.dtype))
 
     def embed_actions(self, actions: Tensor) -> Tensor:
@@ -188,13 +185,10 @@ class HeadModelWithAction(nn.Module):
             tokens (B, 257 t + 17 F - 1), without a final separator; with a reward head (tokens, rewards (B, F)).
             ``pad_token_id`` is accepted for compatibility: nothing is ever padded.
         """
+        from ivideogpt.released_api import generate
+
         sampling = Sampling(temperature, top_k, greedy=not do_sample)
-        num_frames = self._num_new_frames(max_new_tokens)
-        with torch.no_grad():
-            action_embeddings = self.embed_actions(self._actions_to_future(action, num_frames))
-        frames = self._rollout(inputs_token, num_frames, sampling, action_embeddings, self.reward_linear, generator)
-        tokens = torch.cat([inputs_token[:, :-1], frames.tokens], dim=1)
-        return tokens if frames.rewards is None else (tokens, frames.rewards)
+        return generate(self, inputs_token, sampling, max_new_tokens, action, generator)
 
     def generate_without_action(
         self,
@@ -209,43 +203,13 @@ class HeadModelWithAction(nn.Module):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """As :meth:`generate`, by the language model alone."""
+        from ivideogpt.released_api import generate_without_action
+
         sampling = Sampling(temperature, top_k, greedy=not do_sample, separators=separators)  # type: ignore[arg-type]
-        frames = self._rollout(inputs_token, self._num_new_frames(max_new_tokens), sampling, None, None, generator)
-        return torch.cat([inputs_token[:, :-1], frames.tokens], dim=1)
+        return generate_without_action(self, inputs_token, sampling, max_new_tokens, generator)
 
-    def _rollout(
-        self,
-        prompt: Tensor,
-        num_frames: int,
-        sampling: Sampling,
-        action_embeddings: Tensor | None,
-        reward_head: nn.Linear | None,
-        generator: torch.Generator | None,
-    ) -> DecodedFrames:
-        layout = self.layout.with_future_frames(num_frames)
-        if prompt.shape[1] != layout.prompt_length:
-            raise UserError(
-                f"the prompt has {prompt.shape[1]} tokens, expected {layout.prompt_length}: {self.context} context "
-                "frames, each followed by a separator"
-            )
-        streams = RandomStreams.of_clips(drawn_seed(generator, sampling), torch.arange(len(prompt)))
-        # a graph that is captured for one call alone would cost more than it saves
-        backend = open_backend("torch" if self.llm.device.type == "cuda" else "auto", self.llm)
-        decoder = FrameDecoder(FrameModel(backend, layout, sampling, reward_head), streams)
-        decoder.prefill(prompt, max_frames=num_frames)
-        return decoder.rollout(num_frames, action_embeddings)
-
-    def _num_new_frames(self, max_new_tokens: int | None) -> int:
-        if max_new_tokens is None:
-            return self.layout.future_frames
-        num_frames, rest = divmod(max_new_tokens + 1, self.layout.step_length)
-        if rest:
-            step = self.layout.step_length
-            raise UserError(f"max_new_tokens is {max_new_tokens}, must be {step} F - 1 for F whole frames")
-        return num_frames
-
-    def _actions_to_future(self, action: Tensor, num_frames: int) -> Tensor:
-        """Of a clip's actions (B, T, A) those that lead to its future frames, (B, F, A)."""
+    def actions_to_future(self, action: Tensor, num_frames: int) -> Tensor:
+        """Return the actions that lead to future frames, (B, F, A), of a clip's (B, T, A)."""
         first = self.context - 1
         leading = action[:, first : first + num_frames]
         if leading.shape[1:] != (num_frames, self.action_dim):
@@ -268,5 +232,5 @@ class HeadModelWithAction(nn.Module):
         first = layout.prompt_length - 1 - num_read
         of_frames = hidden[:, first : first + layout.step_length * layout.future_frames]
         reconstructed = self.action_recon_linear(of_frames).unflatten(1, (layout.future_frames, layout.step_length))
-        target = self._actions_to_future(action, layout.future_frames)[:, :, None].expand_as(reconstructed)
+        target = self.actions_to_future(action, layout.future_frames)[:, :, None].expand_as(reconstructed)
         return F.mse_loss(reconstructed, target.to(reconstructed.dtype))
