@@ -10,7 +10,7 @@ from torch.optim import AdamW
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.pretrained import language_model
-from ivideogpt.utils.video_metric import load_lpips
+from ivideogpt.utils.video_metric import find_lpips
 from ivideogpt.world_model import WorldModel
 from mbrl.video_predictor import VideoPredictor
 
@@ -21,7 +21,7 @@ def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
     transformer = deepcopy(predictor.transformer)
     language_model(transformer).set_attn_implementation("eager")
     settings = predictor.config
-    lpips = None if settings.without_lpips else load_lpips(LPIPS_FOLDER, predictor.model.device, instead="")
+    lpips = None if settings.without_lpips else find_lpips(LPIPS_FOLDER, predictor.model.device)
     trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
     return VideoPredictor(
         WorldModel(tokenizer, transformer, predictor.model.metadata),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import math
 import os
 import secrets
 from collections.abc import Mapping
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ivideogpt.errors import UserError
-from ivideogpt.files import append_line, atomic_file, write_text
+from ivideogpt.files import append_line, atomic_file, finite_or_none, write_text
 from ivideogpt.utils.video_io import write_gif
 from mbrl.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
@@ -116,7 +115,7 @@ class Records:
         Raises:
             UserError: the disk is full.
         """
-        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        finite = finite_or_none(metrics)
         with writing(self._folder.path / LINES):
             append_line(self._folder.path / LINES, json.dumps({"split": split, "frame": frame, **finite}))
         if split in TABLES:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import secrets
 import signal
 import subprocess
@@ -33,7 +32,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ivideogpt.data.loaders import WorkerDied
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
-from ivideogpt.files import append_line, atomic_file, write_json, write_text
+from ivideogpt.files import append_line, atomic_file, finite_or_none, write_json, write_text
 from ivideogpt.locks import LOCK, locked
 from ivideogpt.training.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.checkpoints import find_checkpoint, run_directory_of, set_aside_later, step_of
@@ -107,7 +106,7 @@ class Run:
         if not self.is_main_process:
             return
         with going_on_without_room():
-            values = {"step": step, "split": split, **_finite_or_none(metrics)}
+            values = {"step": step, "split": split, **finite_or_none(metrics)}
             append_line(self.metrics_file, json.dumps(values, allow_nan=False))
         with going_on_without_room():
             self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
@@ -313,11 +312,6 @@ def _is_until(line: str, step: int) -> bool:
         return json.loads(line)["step"] <= step
     except ValueError:  # the run was killed while it wrote the line
         return False
-
-
-def _finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no word for NaN and infinity."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def _git_commit() -> str | None:
