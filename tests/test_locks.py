@@ -14,9 +14,8 @@ HOLD = """
 import os, pathlib, sys, time
 from ivideogpt.locks import locked
 with locked(pathlib.Path(sys.argv[1]), "go"):
-    worker = os.fork()
-    if worker:
-        print(worker, flush=True)
+    if not os.fork():
+        print(os.getpid(), flush=True)
     time.sleep(600)
 """
 
