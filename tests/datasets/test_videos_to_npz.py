@@ -1,5 +1,7 @@
 """Real videos whose frame i has grey level 8 i, with tables whose row i says i."""
 
+from contextlib import nullcontext
+
 import av
 import numpy as np
 import pytest
@@ -329,6 +331,16 @@ def test_columns_without_names_are_recognised_by_their_values(tmp_path, column, 
     for actions in (np.zeros((8, 2)), np.arange(16.0).reshape(8, 2)):  # at rest, and all columns alike: no counter
         np.save(tmp_path / "one.npy", actions)
         np.testing.assert_array_equal(converter.read_actions(tmp_path / "one.npy").actions, actions)
+
+
+@pytest.mark.parametrize("name", ["x", "dy", "action_0", "joint1", "pos.z", "Gripper"])
+def test_steady_columns_with_names_of_actions_are_actions(tmp_path, name):
+    """Bug prevented: a table of x and y was refused where the arm had moved along a line."""
+    for header, is_refused in ((f"{name},b", False), ("k,b", True), (f"{name}_time,b", True)):
+        (tmp_path / "one.csv").write_text(f"{header}\n" + "".join(f"{i},0\n" for i in range(8)))
+        with pytest.raises(UserError, match="look like an action") if is_refused else nullcontext():
+            actions = converter.read_actions(tmp_path / "one.csv").actions
+            assert actions.tolist() == [[i, 0] for i in range(8)]
 
 
 def test_absurd_actions_are_named(tmp_path):

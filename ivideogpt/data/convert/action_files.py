@@ -27,6 +27,11 @@ _COUNTER_WORDS = {
     *("row", "count", "counter", "sample", "task", "header"),
 }
 _UNITS = {"s", "ms", "us", "ns"}
+# Words in the names of commands: such a column may change steadily, as an arm does that moves along a line.
+_ACTION_WORDS = {
+    *(sign + axis for sign in ("", "d", "v") for axis in "xyz"),
+    *("a", "act", "action", "actions", "joint", "grip", "gripper", "roll", "pitch", "yaw"),
+}
 _HUGE = 1e8  # seconds since 1970 are beyond it
 _MIN_STEPS, _STEADY = 5, 1e-4  # rows whose difference is always the same, but for so much of it
 _CERTAIN_HEADER = 3  # columns; an action 0 or 0,1 is none too rare
@@ -162,7 +167,7 @@ def _refuse_logs(path: Path, names: list[str], values: NDArray[np.float64]) -> N
             reason = "is named like time or a counter"
         elif np.isfinite(largest) and largest > _HUGE:
             reason = f"reaches {largest:.3g}"
-        elif steady[column] and not all(steady):
+        elif steady[column] and not all(steady) and not (names and _is_action_name(names[column])):
             reason = f"changes by {numbers[1] - numbers[0]:.3g} from every row to the next"
         else:
             continue
@@ -175,13 +180,21 @@ def _refuse_logs(path: Path, names: list[str], values: NDArray[np.float64]) -> N
 
 def is_log_name(name: str) -> bool:
     """Tell whether loggers give this name to time, or to a number that counts."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    words = _words(name)
     if not words:
         return not name.strip()
     if any(word in _TIME_WORDS or word.endswith(_TIME_ENDINGS) for word in words):
         return True
     counts = set(words) <= _COUNTER_WORDS | _UNITS and not set(words) <= _UNITS
     return words[0] == "unnamed" or (counts and not any(map(str.isdecimal, name)))
+
+
+def _is_action_name(name: str) -> bool:
+    return not _ACTION_WORDS.isdisjoint(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _is_steady(numbers: NDArray[np.float64]) -> bool:
