@@ -184,12 +184,12 @@ class Settings:
             logger.warning("replay_buffer_num_workers has no effect: batches are put together in this process")
         if self.agent.use_tb != self.use_tb:
             logger.warning("agent.use_tb has no effect: use_tb alone decides")
-        if self.agent.device != self.device:
+        if self.device not in ("auto", self.agent.device):
             raise UserError(
                 f"agent.device is {self.agent.device} and device is {self.device}: the agent is where everything is, "
                 "give device alone"
             )
-        if self.device == "auto" and not torch.cuda.is_available():
+        if self.agent.device == "auto" and not torch.cuda.is_available():
             logger.warning(
                 "no GPU here: training on the CPU, where the published settings take days and MBPO's weeks; the "
                 "presets cpu_agent, cpu_mbpo and cpu_demo are made for one (docs/mbrl.md)"
@@ -206,26 +206,23 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """A GPU if there is one, for "auto".
+        """A GPU if there is one, for "auto". Where ``device`` is left at that, ``agent.device`` is everything's.
 
         Raises:
             UserError: there is none here.
         """
-        if self.device == "auto":
+        device = self.agent.device
+        if device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        if not (known := re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", self.device)):
-            raise UserError(f"device is {self.device!r}: it should be auto, cpu, cuda or cuda:<number>")
-        if self.device != "cpu":
+        if not (known := re.fullmatch(r"cpu|cuda(?::(0|[1-9]\d*))?", device)):
+            raise UserError(f"device is {device!r}: it should be auto, cpu, cuda or cuda:<number>")
+        if device != "cpu":
             if not torch.cuda.is_available():
-                raise UserError(
-                    f"device={self.device}, but PyTorch finds no GPU here: leave device out, or give device=cpu"
-                )
+                raise UserError(f"device={device}, but PyTorch finds no GPU here: leave device out, or give device=cpu")
             num_gpus = torch.cuda.device_count()
             if int(known[1] or 0) >= num_gpus:
-                raise UserError(
-                    f"device={self.device}, but the last GPU that PyTorch finds here is cuda:{num_gpus - 1}"
-                )
-        return torch.device(self.device)
+                raise UserError(f"device={device}, but the last GPU that PyTorch finds here is cuda:{num_gpus - 1}")
+        return torch.device(device)
 
 
 @dataclass(frozen=True)

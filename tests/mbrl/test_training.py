@@ -635,6 +635,15 @@ def test_a_gpu_by_its_number(monkeypatch):
         _ = settings["cuda:2"].torch_device
 
 
+def test_the_agent_s_device_alone_is_that_of_everything(monkeypatch, caplog):
+    """Bug prevented: agent.device=cuda of a released command was refused, since device is auto here."""
+    assert str(train_metaworld_drq.parse(["agent.device=cpu"])[0].torch_device) == "cpu"
+    assert not caplog.records
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert str(train_metaworld_drq.parse(["agent.device=cuda:1"])[0].torch_device) == "cuda:1"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize(
     ("device", "message"),
