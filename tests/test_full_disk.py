@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ivideogpt.data.convert.conversion import write_episode
+from ivideogpt.data.tokens.token_store_writer import save_array
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, write_json
 from ivideogpt.state_dicts import save_state, save_tensors
@@ -49,6 +50,14 @@ def test_a_full_disk_is_one_error_and_keeps_the_file_before(full_disk, name):
     with pytest.raises((OSError, UserError), match=r"No space left|os error 28"):
         WRITERS[name](path)
     assert [(file.name, file.read_bytes()) for file in full_disk.iterdir()] == [(name, b"before")]
+
+
+def test_a_token_store_without_room_says_why(full_disk):
+    """Bug prevented: "491520 requested and 61312 written", and not a word about the disk."""
+    save_array(full_disk / "tokens.npy", NOISE[:2])
+    np.testing.assert_array_equal(np.load(full_disk / "tokens.npy"), NOISE[:2])
+    with pytest.raises(OSError, match="No space left"):
+        save_array(full_disk / "tokens.npy", NOISE)
 
 
 def test_a_recording_that_had_no_room_for_its_note_goes_on(full_disk):

@@ -73,7 +73,7 @@ class TokenStoreWriter:
         with atomic_path(shard_folder(self.folder, shard)) as partial:
             partial.mkdir()
             for name, array in arrays.items():
-                np.save(partial / f"{name}.npy", array.astype(forms[name][1]))
+                save_array(partial / f"{name}.npy", array.astype(forms[name][1]))
             if skipped:
                 write_json(partial / SKIPPED, [asdict(bad) for bad in skipped])
 
@@ -101,3 +101,10 @@ class TokenStoreWriter:
 def _joined(parts: Sequence[Tensor | None], row_shape: tuple[int, ...]) -> NDArray[np.generic]:
     tensors = [part for part in parts if part is not None]
     return torch.cat(tensors).numpy() if tensors else np.zeros((0, *row_shape))
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """What numpy writes to a file by itself fails on a full disk without saying why."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())
