@@ -8,7 +8,7 @@ import torch
 from torch.optim import AdamW
 
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
-from ivideogpt.metrics.frame_metrics import load_lpips
+from ivideogpt.metrics.frame_metrics import find_lpips
 from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.world_model import WorldModel
 from mbrl.world_model.video_predictor import VideoPredictor
@@ -19,7 +19,7 @@ def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
     tokenizer = deepcopy(predictor.tokenizer).to(memory_format=torch.contiguous_format)
     transformer = deepcopy(predictor.transformer)
     settings = predictor.config
-    lpips = None if settings.without_lpips else load_lpips(LPIPS_FOLDER, predictor.model.device, instead="")
+    lpips = None if settings.without_lpips else find_lpips(LPIPS_FOLDER, predictor.model.device)
     trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
     return VideoPredictor(
         WorldModel(tokenizer, transformer, predictor.model.metadata),

@@ -118,19 +118,14 @@ class Evaluator(nn.Module):
         return compute_fvd(real_stats, generated_stats)
 
 
-def find_lpips(
-    folder: str | Path, device: torch.device | str = "cpu", without: str = "scores WITHOUT LPIPS"
-) -> LPIPS | None:
-    """LPIPS from this folder, here or in the project.
-
-    None, and a line in the log that begins with ``without``, where the weights are missing.
-    """
+def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS | None:
+    """LPIPS from this folder, here or in the project; None, and a line in the log, where its weights are missing."""
     folder = here_or_in_project(folder)
     missing = missing_weights(folder)
     if missing is not None:
-        logger.warning("%s. %s", without, missing)
+        logger.warning("scores WITHOUT LPIPS. %s", missing)
         return None
-    return load_lpips(folder, device, instead="")
+    return _read_lpips(folder, device)
 
 
 def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> LPIPS:
@@ -146,6 +141,11 @@ def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> 
     missing = missing_weights(folder)
     if missing is not None:
         raise UserError(f"{missing}, {instead}")
+    return _read_lpips(folder, device)
+
+
+def _read_lpips(folder: Path, device: torch.device | str) -> LPIPS:
+    """Load weights that are there, with a line in the log if they are not the published ones."""
     checksum = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
     if checksum != LINEAR_MD5:
         logger.warning(
