@@ -152,7 +152,7 @@ def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise UserError(f"{path} is not valid JSON: {reason}{ending}") from error
     if not isinstance(value, dict):
-        raise UserError(f"{path} holds {_kind(value)}, expected one JSON object{ending}")
+        raise UserError(f"{path} must hold one JSON object, and holds {_kind(value)}{ending}")
     return value
 
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import check_fields, write_json, write_text
+from ivideogpt.files import check_fields, read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
 from ivideogpt.state_dicts import load_strict, num_parameters, read_tensors, save_tensors, tensor_names, weights_file
@@ -149,7 +149,7 @@ class ModelMetadata:
         file = folder / METADATA_FILE
         if not file.is_file():
             return None
-        values = _read_json(file)
+        values = read_json(file)
         try:
             if values.get("action_normalization") is not None:
                 values["action_normalization"] = ActionNormalization(
@@ -216,7 +216,7 @@ def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None)
     """The tokenizer of a model folder, a run folder, its own folder, or a hub id, in eval mode."""
     folder = tokenizer_folder(path_or_hub_id)
     config = folder / CONFIG_FILE
-    values = _read_json(config)
+    values = read_json(config)
     check_tokenizer_config(values, config)
     held = num_parameters(weights_file(folder, TOKENIZER_WEIGHTS))
     with described_by(config), torch.device("meta"):
@@ -262,7 +262,7 @@ def read_llama_config(path: str | Path) -> LlamaConfig:
     """The architecture in a config file, or in ``config.json`` of a folder; whatever else it says is ignored."""
     file = Path(path)
     file = file / CONFIG_FILE if file.is_dir() else file
-    values = _read_json(file)
+    values = read_json(file)
     if values.get("model_type", "llama") != "llama":
         raise UserError(f"{file} describes a {values['model_type']} model, expected model_type llama")
     check_llama_config(values, file)
@@ -434,15 +434,3 @@ def _check_vocabulary(config: LlamaConfig, layout: TokenLayout, folder: Path) ->
             f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
             "2 separators); they do not belong together"
         )
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing") from error
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{file} must hold one JSON object")
-    return values

@@ -59,7 +59,7 @@ def test_nan_is_not_written(tmp_path):
         (b'{"a": ', "is not valid JSON"),
         (b"\xff\xfe\x00", "is not valid JSON"),
         (b"[" * 100_000, "nested too deeply"),
-        (json.dumps([1]).encode(), "holds a list, expected one JSON object"),
+        (json.dumps([1]).encode(), "must hold one JSON object, and holds a list"),
         (b"null", "holds null"),
     ],
 )

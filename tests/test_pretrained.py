@@ -398,6 +398,9 @@ def test_metadata_is_checked(saved):
     (saved / "ivideogpt.json").write_text("{")
     with pytest.raises(UserError, match="not valid JSON"):
         ModelMetadata.read(saved)
+    (saved / "ivideogpt.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="nested too deeply"):
+        ModelMetadata.read(saved)
     (saved / "ivideogpt.json").write_text("[]")
     with pytest.raises(UserError, match="must hold one JSON object"):
         ModelMetadata.read(saved)

@@ -8,7 +8,6 @@ Takes the last snapshot; the run may still be going on.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.files import read_json
 from ivideogpt.training.export import DTYPES
 from ivideogpt.world_model import WorldModel
 from mbrl.run_folder import RunFolder
@@ -36,7 +36,7 @@ def world_model_of(run_dir: Path) -> WorldModel:
     folder = RunFolder(run_dir)
     if not folder.note.is_file():
         raise UserError(f"{run_dir} is no folder of a run: it has no {folder.note.name}")
-    settings = json.loads(folder.note.read_text())
+    settings = read_json(folder.note, "name another run")
     if "world_model" not in settings:
         raise UserError(f"{run_dir} is a run of DrQ-v2, which has no world model")
     state = saved_part(folder, "world_model")

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
+from ivideogpt.files import read_json
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
@@ -148,8 +149,8 @@ def read_config(path: str | None, resolution: int) -> dict[str, Any]:
     file = Path(path) if path is not None else CONFIG_OF_RESOLUTION[resolution]
     file = file / "config.json" if file.is_dir() else file
     try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+        return read_json(file)
+    except UserError as error:
         raise UserError(f"--model_config_name_or_path {file}: no readable JSON file ({error})") from error
 
 
