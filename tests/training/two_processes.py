@@ -79,3 +79,5 @@ if __name__ == "__main__":
     what, folder, commands = sys.argv[1], Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
     for script, argv in commands:
         WHAT[what](folder / script, script, argv)
+    torch.distributed.barrier()  # neither process leaves while the other still needs it
+    torch.distributed.destroy_process_group()
