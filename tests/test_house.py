@@ -33,7 +33,7 @@ LAYERS = [
     {"vq_model", "transformer", "data", "metrics", "runs"},
     {"losses"},
     {"pretrained"},
-    {"session"},
+    {"session", "released_api"},
     {"world_model"},
     {"evaluation"},
     {"training"},

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
-from ivideogpt.metrics.frame_metrics import Evaluator, FrameScorer, frame_mse, frame_psnr, frame_ssim
+from ivideogpt.metrics.frame_metrics import FrameScorer, frame_mse, frame_psnr, frame_ssim
+from ivideogpt.utils.video_metric import Evaluator
 from tests.parity.formulas import assert_close, clip, golden
 
 METRICS = {"mse": frame_mse, "psnr": frame_psnr, "ssim": frame_ssim}

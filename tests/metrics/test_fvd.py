@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ivideogpt.errors import UserError
-from ivideogpt.metrics.frame_metrics import Evaluator
 from ivideogpt.metrics.fvd import I3D, FeatureStats, frechet_distance
+from ivideogpt.utils.video_metric import Evaluator
 from tests.parity.formulas import golden
 
 
