@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from inference import predict
 from ivideogpt import Sampling, WorldModel
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
-from ivideogpt.transformer import TorchBackend, check_backend, open_backend, register_backend
+from ivideogpt.transformer import LlamaForCausalLM, TorchBackend, check_backend, open_backend, register_backend
 from ivideogpt.transformer.backends import base
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 from tests.parity.networks import llama_config
