@@ -75,7 +75,7 @@ RELEASED_MBPO = """
     world_model.reward_wd 0.0; world_model.max_grad_norm 1.0; world_model.max_target_frames 5;
     world_model.model_lr 1e-4; world_model.model_wd 0.0; world_model.embed_no_wd true; world_model.reward_weight 1.0
 """.replace("\n", " ").split(";")
-OURS_DRQ = {"paper_reward", "use_wandb", "run_dir", "agent.compile"}
+OURS_DRQ = {"paper_reward", "use_wandb", "run_dir", "resume_with_changes", "agent.compile"}
 OURS_MBPO = {"lpips_path", "world_model.without_lpips"}
 
 
@@ -387,6 +387,7 @@ def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
     assert train(48) == first
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}/run-{first}.wandb"))) >= 1
     (tmp_path / "latest.json").unlink()
+    shutil.rmtree(tmp_path / "snapshots")
     assert train(12) != first
 
 
