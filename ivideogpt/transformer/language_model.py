@@ -155,7 +155,7 @@ class LlamaAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
-        self.dropout = config.attention_dropout
+        self.attention_dropout = config.attention_dropout
         width, bias = config.hidden_size, config.attention_bias
         self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
@@ -170,7 +170,7 @@ class LlamaAttention(nn.Module):
         queries, keys = _rotate(queries, cos, sin), _rotate(keys, cos, sin)
         if cache is not None:
             keys, values = cache.update(keys, values, self.layer)
-        attended = attention(queries, keys, values, mask, self.dropout if self.training else 0.0)
+        attended = attention(queries, keys, values, mask, self.attention_dropout if self.training else 0.0)
         return self.o_proj(attended.transpose(1, 2).flatten(2))
 
 

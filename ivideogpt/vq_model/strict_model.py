@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import write_text
+from ivideogpt.files import read_json, write_text
 from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file
 
 CONFIG_FILE = "config.json"
@@ -77,10 +77,10 @@ class StrictModel(nn.Module):
         self.config.update(changes)
 
     @classmethod
-    def load_config(cls, folder: str | Path) -> dict[str, Any]:
-        """Return the values in ``config.json`` of a folder."""
-        values: dict[str, Any] = json.loads((Path(folder) / CONFIG_FILE).read_text())
-        return values
+    def load_config(cls, path: str | Path) -> dict[str, Any]:
+        """Return the values in a config file, or in ``config.json`` of a folder."""
+        path = Path(path)
+        return read_json(path / CONFIG_FILE if path.is_dir() else path)
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:

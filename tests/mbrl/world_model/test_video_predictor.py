@@ -222,7 +222,7 @@ def test_comparison_videos_show_truth_prediction_and_error():
 
 
 def test_from_scratch(config, tmp_path):
-    llama_config().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(llama_config().to_json_string())
     new = replace(config, load_pretrained_model=False, config_name=str(tmp_path))
     predictor = build_video_predictor(new, torch.device("cpu"), seed=0)
     assert (predictor.transformer.action_linear.weight == 0).all()
@@ -271,7 +271,7 @@ def test_a_reward_head_keeps_its_space(config, predictor, tmp_path):
 
 
 def test_a_new_tokenizer_needs_its_codebooks_trained(config, tmp_path, caplog):
-    llama_config().save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(llama_config().to_json_string())
     new = replace(config, pretrained_model_name_or_path=None, load_pretrained_model=False, config_name=str(tmp_path))
     build_video_predictor(replace(new, selected_params=False), torch.device("cpu"), seed=0)
     assert "codebooks" not in caplog.text
@@ -314,7 +314,7 @@ def test_no_limit_of_gradients_and_the_dropout_of_the_architecture(config, tmp_p
     """Null in the published configuration: gradients stay as they are, and dropout is what the architecture says."""
     llama = llama_config()
     llama.attention_dropout = 0.25
-    llama.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(llama.to_json_string())
     given = replace(config, config_name=str(tmp_path), llama_attn_drop=None)
     free = build_video_predictor(replace(given, max_grad_norm=None), CPU, seed=0)
     assert free.transformer.llm.config.attention_dropout == 0.25

@@ -171,7 +171,7 @@ def test_the_discriminator_learns_from_batches_of_its_own_and_the_tokenizer_rest
 def test_a_checkpoint_without_discriminator_is_refused_by_a_run_with_one(tokenizer_command):
     run = fit(build_tokenizer([*tokenizer_command, "--max_train_steps", "1", "--checkpointing_steps", "1"]))
     argv = [*tokenizer_command, "--max_train_steps", "300", "--resume_from_checkpoint", str(run)]
-    with pytest.raises(UserError, match=r"checkpoint-1 lacks discriminator, .*; resume it with the flags"):
+    with pytest.raises(UserError, match=r"checkpoint-1 lacks discriminator, .*; resume it with the settings"):
         fit(build_tokenizer(argv))
 
 

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import transformers
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -131,7 +132,8 @@ def test_adapters_train_beside_frozen_weights(gpt_command, tmp_path):
     assert not torch.equal(own, tensors["llm.model.layers.0.mlp.up_proj.weight"])
     assert tensors["action_linear.weight"].any()
 
-    adapted = PeftModel.from_pretrained(base, run / "adapter").eval()
+    published = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "act-free")
+    adapted = PeftModel.from_pretrained(published, run / "adapter").eval()
     merged = load_transformer(run, trainer.layout).llm
     ids = torch.randint(0, 16, (1, 12))
     with torch.no_grad():
