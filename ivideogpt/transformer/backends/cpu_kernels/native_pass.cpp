@@ -16,11 +16,15 @@
 namespace {
 
 constexpr int MAX_HEAD_DIM = 256;
-constexpr int AHEAD = 8;   // rows of weights that are fetched in advance
-constexpr int WIDTH = 16;  // floats of a vector; wider or narrower units are the compiler's business
+constexpr int AHEAD = 8;  // rows of weights that are fetched in advance
+// Floats of a vector, and how many vectors the processor holds. A vector of two registers works, but its sums spill.
+#ifdef __AVX512F__
+constexpr int WIDTH = 16, REGISTERS = 32;
+#else
+constexpr int WIDTH = 8, REGISTERS = 16;
+#endif
 typedef float Vector __attribute__((vector_size(4 * WIDTH)));
-typedef float Half __attribute__((vector_size(2 * WIDTH)));
-typedef float Quarter __attribute__((vector_size(WIDTH)));
+typedef float Quartet __attribute__((vector_size(16)));
 typedef int32_t Integers __attribute__((vector_size(4 * WIDTH)));
 typedef uint32_t Words __attribute__((vector_size(4 * WIDTH)));
 typedef uint16_t Halves __attribute__((vector_size(2 * WIDTH)));
@@ -59,15 +63,11 @@ inline void put(bfloat16* to, float x) {  // to nearest, ties to even
 }
 
 inline float sum(Vector v) {
-    Half low, high;
-    std::memcpy(&low, &v, sizeof low);
-    std::memcpy(&high, reinterpret_cast<const char*>(&v) + sizeof low, sizeof high);
-    low += high;
-    Quarter first, second;
-    std::memcpy(&first, &low, sizeof first);
-    std::memcpy(&second, reinterpret_cast<const char*>(&low) + sizeof first, sizeof second);
-    first += second;
-    return (first[0] + first[1]) + (first[2] + first[3]);
+    Quartet parts[WIDTH / 4];
+    std::memcpy(parts, &v, sizeof v);
+    for (int count = WIDTH / 8; count; count /= 2)
+        for (int i = 0; i < count; i++) parts[i] += parts[i + count];
+    return (parts[0][0] + parts[0][1]) + (parts[0][2] + parts[0][3]);
 }
 
 // Cephes' expf on a vector: exp(x) = 2^n exp(r), |r| <= ln 2 / 2. Relative error below 2e-7.
@@ -112,26 +112,29 @@ inline void tile(const float* x, const T* weights, float* out, int inner, int ou
 }
 
 constexpr int BLOCK = 16;  // outputs whose weights stay in the cache while all lanes pass over them
+constexpr int LANES_AT_ONCE = 5;
+
+// A block of LANES lanes, by as many outputs at once as leave registers for weights and lanes.
+template <int LANES, class T>
+inline void tiles(const float* x, const T* weights, float* out, int inner, int out_stride) {
+    constexpr int SUMS = REGISTERS - 6 - LANES;
+    constexpr int OUTS = 8 * LANES <= SUMS ? 8 : 4 * LANES <= SUMS ? 4 : 2;
+    for (int o = 0; o < BLOCK; o += OUTS)
+        tile<OUTS, LANES>(x, weights + int64_t(o) * inner, out + o, inner, out_stride);
+}
 
 template <class T>
 __attribute__((noinline)) void block(const float* x, const T* weights, float* out, int lanes, int inner, int out_stride) {
-    int lane = 0;
-    for (; lane + 5 <= lanes; lane += 5)
-        for (int o = 0; o < BLOCK; o += 4)
-            tile<4, 5>(x + int64_t(lane) * inner, weights + int64_t(o) * inner, out + int64_t(lane) * out_stride + o, inner,
-                       out_stride);
-    const float* rest = x + int64_t(lane) * inner;
-    out += int64_t(lane) * out_stride;
-    for (int o = 0; o < BLOCK; o += 8) {
-        const T* w = weights + int64_t(o) * inner;
-        switch (lanes - lane) {
-            case 1: tile<8, 1>(rest, w, out + o, inner, out_stride); break;
-            case 2: tile<8, 2>(rest, w, out + o, inner, out_stride); break;
-            case 3: tile<4, 3>(rest, w, out + o, inner, out_stride);
-                    tile<4, 3>(rest, w + int64_t(4) * inner, out + o + 4, inner, out_stride); break;
-            case 4: tile<4, 4>(rest, w, out + o, inner, out_stride);
-                    tile<4, 4>(rest, w + int64_t(4) * inner, out + o + 4, inner, out_stride); break;
-        }
+    for (; lanes >= LANES_AT_ONCE; lanes -= LANES_AT_ONCE) {
+        tiles<LANES_AT_ONCE>(x, weights, out, inner, out_stride);
+        x += int64_t(LANES_AT_ONCE) * inner;
+        out += int64_t(LANES_AT_ONCE) * out_stride;
+    }
+    switch (lanes) {
+        case 1: tiles<1>(x, weights, out, inner, out_stride); break;
+        case 2: tiles<2>(x, weights, out, inner, out_stride); break;
+        case 3: tiles<3>(x, weights, out, inner, out_stride); break;
+        case 4: tiles<4>(x, weights, out, inner, out_stride); break;
     }
 }
 
