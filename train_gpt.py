@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 
 from ivideogpt.errors import cli
-from ivideogpt.training.args import GptArgs, parse
+from ivideogpt.training.common.args import GptArgs, parse
 
 
 def main() -> None:
     args = parse(GptArgs)
     # The libraries take seconds to import: wrong flags, and --help, are answered before.
-    from ivideogpt.training.build_gpt import build_gpt_trainer
-    from ivideogpt.training.debug import tiny_gpt_run
-    from ivideogpt.training.dry_run import report
+    from ivideogpt.training.common.debug import tiny_gpt_run
+    from ivideogpt.training.common.dry_run import report
+    from ivideogpt.training.transformer.build import build_gpt_trainer
 
     trainer = build_gpt_trainer(tiny_gpt_run(args) if args.debug else args)
     if args.dry_run:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import sys
 
 from ivideogpt.errors import cli
-from ivideogpt.training.args import TokenizerArgs, parse
+from ivideogpt.training.common.args import TokenizerArgs, parse
 
 
 def main() -> None:
     args = parse(TokenizerArgs)
     # The libraries take seconds to import: wrong flags, and --help, are answered before.
-    from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
-    from ivideogpt.training.debug import tiny_tokenizer_run
-    from ivideogpt.training.dry_run import report
+    from ivideogpt.training.common.debug import tiny_tokenizer_run
+    from ivideogpt.training.common.dry_run import report
+    from ivideogpt.training.tokenizer.build import build_tokenizer_trainer
 
     trainer = build_tokenizer_trainer(tiny_tokenizer_run(args) if args.debug else args)
     if args.dry_run:

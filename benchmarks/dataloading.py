@@ -32,13 +32,13 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from benchmarks.machine import machine
-from ivideogpt.data.clips import DataConfig
-from ivideogpt.data.colour import OPERATIONS
-from ivideogpt.data.conversion import write_episode
-from ivideogpt.data.folder_index import INDEXED_FROM, SETTLED_AFTER
-from ivideogpt.data.loaders import build_loader
-from ivideogpt.data.segments import SegmentSpec
-from ivideogpt.data.transforms import Augmentation, central_square, draw_colour, draw_crop
+from ivideogpt.data.clips.colour import OPERATIONS
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation, central_square, draw_colour, draw_crop
+from ivideogpt.data.convert.conversion import write_episode
+from ivideogpt.data.formats.folder_index import INDEXED_FROM, SETTLED_AFTER
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
 

@@ -16,8 +16,8 @@ from benchmarks.generation_ways import RELEASED, Inputs, random_inputs
 from benchmarks.models import BUNDLED, ROOT, checkpoint, precision
 from benchmarks.timer import Timer
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.transformer import Sampling
-from ivideogpt.utils.video_metric import frame_psnr
 from ivideogpt.world_model import WorldModel
 
 GREEDY = Sampling(greedy=True)

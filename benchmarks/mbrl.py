@@ -30,18 +30,20 @@ from benchmarks.machine import machine
 from benchmarks.models import BUNDLED_FOLDER, CONFIGS
 from benchmarks.plain_drq import PlainDrQ, batches_from_files, imagine
 from benchmarks.plain_model import in_the_obvious_way
+from benchmarks.released import huggingface_model
 from benchmarks.timer import Timer
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
-from mbrl.agent_env import EnvSettings
-from mbrl.drqv2 import build_agent
-from mbrl.episodes import ReplayEpisode
+from mbrl.agent.drqv2 import build_agent
+from mbrl.envs.env_settings import EnvSettings
+from mbrl.envs.offscreen import select_backend
 from mbrl.heap import keep_freed_memory
-from mbrl.offscreen import select_backend
-from mbrl.replay_buffer import EpisodeShape, ReplayBuffer
+from mbrl.replay.episodes import ReplayEpisode
+from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
 from mbrl.settings import MbpoSettings, read
 from mbrl.train_metaworld_mbpo import parse as parse_settings
-from mbrl.video_predictor import WorldModelConfig, build_video_predictor
+from mbrl.world_model.build import build_video_predictor
+from mbrl.world_model.config import WorldModelConfig
 
 FRAMES = 200  # of the loop that is put together
 
@@ -99,7 +101,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     replay = settings.batch_size, settings.nstep, settings.discount
     batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(paths, *replay)
     predictor = build_video_predictor(_bundled(settings), device, seed=0)
-    plain_predictor = in_the_obvious_way(predictor)
+    plain_predictor, llm = in_the_obvious_way(predictor), huggingface_model(predictor.model)
     segments = buffer.sample_segments(settings.world_model_batch_size, settings.segment_length, rng)
     starts = buffer.sample_starts(settings.gen_batch, settings.nstep, rng)
     generator = torch.Generator().manual_seed(0)
@@ -128,7 +130,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
             "imagination",
             FRAMES / settings.gen_every_steps,
             lambda: predictor.imagine(starts, act, settings.gen_horizon, 0),
-            lambda: imagine(predictor.model, starts, act, settings.gen_horizon, Timer(device)),
+            lambda: imagine(predictor.model, llm, starts, act, settings.gen_horizon, Timer(device)),
         ),
     ]
     if args.without_environment:
@@ -139,13 +141,13 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
 def _agent_step(settings: MbpoSettings, steps: float, act: Callable[[], Any], stack: ExitStack) -> Part:
     select_backend()  # MuJoCo's own renderer takes what is set when mujoco is first imported
     env = stack.enter_context(closing(settings.env.make()))
-    env.reset(0)
+    env.reset(seed=0)
     step_plainly = stack.enter_context(_mujoco_renderer(settings.env))
     action = np.zeros(4, np.float32)
 
     def ours() -> None:
         if env.num_steps == env.duration:
-            env.reset(0)
+            env.reset(seed=0)
         env.step(action)
         act()
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer, read_llama_config
-from ivideogpt.training.build_tokenizer import read_config
+from ivideogpt.training.tokenizer.build import read_config
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel

@@ -15,15 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlamaForCausalLM
 
 from benchmarks.released import append_frame
 from benchmarks.timer import Timer
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.world_model import WorldModel
-from mbrl.drqv2 import DrQConfig
-from mbrl.imagination import Policy
-from mbrl.networks import Actor, Encoder, TwinCritic
-from mbrl.replay_buffer import EpisodeShape, Transitions
+from mbrl.agent.drqv2 import DrQConfig
+from mbrl.agent.networks import Actor, Encoder, TwinCritic
+from mbrl.replay.replay_buffer import EpisodeShape, Transitions
+from mbrl.world_model.imagination import Policy
 
 SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
 
@@ -108,7 +109,9 @@ def batches_from_files(paths: list[Path], batch_size: int, nstep: int, discount:
 
 
 @torch.no_grad()
-def imagine(model: WorldModel, starts: Tensor, act: Policy, horizon: int, timer: Timer) -> Tensor:
+def imagine(
+    model: WorldModel, llm: LlamaForCausalLM, starts: Tensor, act: Policy, horizon: int, timer: Timer
+) -> Tensor:
     """Frames (B, H, 3, h, w): all of the past read and decoded anew for every frame, each row from its own prompt."""
     transformer, tokenizer = model.transformer, model.tokenizer
     assert isinstance(transformer, HeadModelWithAction)
@@ -121,7 +124,7 @@ def imagine(model: WorldModel, starts: Tensor, act: Policy, horizon: int, timer:
     for _ in range(horizon):
         actions.append(act(film[:, -3:].flatten(1, 2)))
         past = torch.stack(actions, dim=1)
-        tokens = append_frame(transformer, layout, tokens, past, sampling, timer)
+        tokens = append_frame(transformer, llm, layout, tokens, past, sampling, timer)
         frames = tokenizer.detokenize(tokens[:, :-1], layout.context_frames)
         film = torch.cat([film, (frames[:, -1:].clamp(0, 1) * 255).round().byte()], dim=1)
     return film[:, -horizon:]

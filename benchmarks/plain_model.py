@@ -8,18 +8,16 @@ import torch
 from torch.optim import AdamW
 
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.metrics.frame_metrics import find_lpips
 from ivideogpt.paths import LPIPS_FOLDER
-from ivideogpt.pretrained import language_model
-from ivideogpt.utils.video_metric import find_lpips
 from ivideogpt.world_model import WorldModel
-from mbrl.video_predictor import VideoPredictor
+from mbrl.world_model.video_predictor import VideoPredictor
 
 
 def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
-    """The same weights, with attention as the modules write it out, plain memory order and an optimizer's loop."""
+    """The same weights, in plain memory order and with an optimizer's loop."""
     tokenizer = deepcopy(predictor.tokenizer).to(memory_format=torch.contiguous_format)
     transformer = deepcopy(predictor.transformer)
-    language_model(transformer).set_attn_implementation("eager")
     settings = predictor.config
     lpips = None if settings.without_lpips else find_lpips(LPIPS_FOLDER, predictor.model.device)
     trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]

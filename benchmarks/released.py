@@ -2,8 +2,8 @@
 
 Kept slow on purpose. It encodes dummy future frames with the context; for every future frame it embeds the whole
 sequence anew and lets Hugging Face's `generate` read all of it, whose cache is then thrown away; every sample is a row
-of its own, from the prompt to the decoding of its context. The networks are this project's, so that their own speed is
-not what is compared.
+of its own, from the prompt to the decoding of its context. The tokenizer is this project's, so that its own speed is
+not what is compared; the language model is Hugging Face's with the same weights.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from benchmarks.timer import Timer
 from ivideogpt.layout import TokenLayout
+from ivideogpt.pretrained import language_model
 from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.world_model import WorldModel
 
@@ -26,6 +27,15 @@ class Generated:
 
     tokens: Tensor
     frames: Tensor
+
+
+def huggingface_model(world_model: WorldModel) -> LlamaForCausalLM:
+    """Return Hugging Face's class with the weights of a world model's language model."""
+    own = language_model(world_model.transformer)
+    config = {key: value for key, value in own.config.to_dict().items() if key != "model_type"}
+    llm = LlamaForCausalLM(LlamaConfig(**config)).to(world_model.device, next(own.parameters()).dtype).eval()
+    llm.load_state_dict(own.state_dict())
+    return llm
 
 
 @torch.no_grad()
@@ -47,6 +57,7 @@ def generate(
     assert isinstance(transformer, HeadModelWithAction)
     layout = tokenizer.layout(actions.shape[1])
     num_frames = num_frames or layout.future_frames
+    llm = huggingface_model(world_model)
 
     with timer.part("encode"):
         dummies = context[:, -1:].expand(-1, layout.future_frames, -1, -1, -1)
@@ -55,7 +66,7 @@ def generate(
 
     actions = actions.repeat_interleave(num_samples, dim=0)
     for _ in range(num_frames):
-        tokens = append_frame(transformer, layout, tokens, actions, sampling, timer)
+        tokens = append_frame(transformer, llm, layout, tokens, actions, sampling, timer)
     scale_to(layout, num_frames, timer)
     rest = tokens[:, -layout.step_length :].repeat(1, layout.future_frames - num_frames)
     tokens = torch.cat([tokens, rest], dim=1)[:, :-1]  # no separator follows the last frame
@@ -67,6 +78,7 @@ def generate(
 
 def append_frame(
     transformer: HeadModelWithAction,
+    llm: LlamaForCausalLM,
     layout: TokenLayout,
     tokens: Tensor,
     actions: Tensor,
@@ -74,7 +86,6 @@ def append_frame(
     timer: Timer,
 ) -> Tensor:
     """Tokens that end with a separator to the same with one more frame and the separator after it."""
-    llm: LlamaForCausalLM = transformer.llm
     start = timer.now()
     num_separators = layout.future_frames_in(tokens.shape[1]) + 1
     positions = layout.with_future_frames(num_separators).action_positions.to(tokens.device)

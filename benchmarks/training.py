@@ -33,9 +33,9 @@ from ivideogpt.flags import option, parse
 from ivideogpt.layout import TokenLayout
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
 from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
-from ivideogpt.training.build_gpt import compile_transformer, prepare_tokenizer
-from ivideogpt.training.optim import build_adamw, weight_decay_groups
-from ivideogpt.training.tokenizer_trainer import reconstruct
+from ivideogpt.training.common.optim import build_adamw, weight_decay_groups
+from ivideogpt.training.tokenizer.trainer import reconstruct
+from ivideogpt.training.transformer.build import compile_transformer, prepare_tokenizer
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0
 # bf16 tensor cores without sparsity, from the data sheets

@@ -25,14 +25,14 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
-from ivideogpt.data.episodes import open_episode
-from ivideogpt.data.lerobot import SERIES
-from ivideogpt.data.lerobot_writer import EncodedEpisode, LeRobotWriter
-from ivideogpt.data.npz_arrays import NpzMember, npz_members
-from ivideogpt.data.settings_note import keep_settings
-from ivideogpt.data.stored_size import StoredSize
-from ivideogpt.data.trees import files_below
+from ivideogpt.data.convert.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
+from ivideogpt.data.convert.lerobot_writer import EncodedEpisode, LeRobotWriter
+from ivideogpt.data.convert.settings_note import keep_settings
+from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.trees import files_below
+from ivideogpt.data.formats.episodes import open_episode
+from ivideogpt.data.formats.lerobot import SERIES
+from ivideogpt.data.formats.npz_arrays import NpzMember, npz_members
 from ivideogpt.errors import UserError, cli, first_line, require
 from ivideogpt.flags import REQUIRED, option, parse
 

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.conversion import ConversionArgs, Summary
-from ivideogpt.data.rlds import RldsContent, find_splits, read_episode
+from ivideogpt.data.convert.conversion import ConversionArgs, Summary
+from ivideogpt.data.convert.rlds import RldsContent, find_splits, read_episode
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 

@@ -19,8 +19,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary
-from ivideogpt.data.tfrecords import Record, find_records, parse_example
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
+from ivideogpt.data.convert.tfrecords import Record, find_records, parse_example
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -84,7 +84,7 @@ def _frames(features: Mapping[str, Sequence[Any]], camera: str, length: int) -> 
 
 
 def _save_gif(path: Path, *cameras: np.ndarray) -> None:
-    from ivideogpt.utils.video_io import side_by_side, write_gif  # imports torch, which nothing else here needs
+    from ivideogpt.video_io import side_by_side, write_gif  # imports torch, which nothing else here needs
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_gif(path, side_by_side(cameras))

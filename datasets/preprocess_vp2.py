@@ -17,8 +17,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import ConversionArgs, Job, Skipped, Summary
-from ivideogpt.data.hdf5 import open_hdf5, read_array
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
+from ivideogpt.data.convert.hdf5 import open_hdf5, read_array
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 

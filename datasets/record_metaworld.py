@@ -26,15 +26,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import start_worker, worker_pool, write_episode
+from ivideogpt.data.convert.conversion import start_worker, worker_pool, write_episode
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import read_json, remove_abandoned, write_json
-from mbrl.agent_env import AgentEnv, EnvSettings
-from mbrl.behaviour import Behaviour, Policy
-from mbrl.demonstrations import ORIGINS, Demonstration
-from mbrl.metaworld_env import ACTION_DIM, CAMERAS, PAPER_TASKS, MetaWorldEnv, canonical_task, task_names
-from mbrl.offscreen import select_backend
-from mbrl.seeds import episode_rng
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.envs.collection_policies import CollectionPolicies, Policy
+from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, PAPER_TASKS, EnvSettings, canonical_task, task_names
+from mbrl.envs.metaworld_env import MetaWorldEnv
+from mbrl.envs.offscreen import select_backend
+from mbrl.envs.seeds import episode_rng
+from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # for each demonstration asked for; a scripted policy that fails more often is not worth waiting for
 
@@ -91,15 +92,15 @@ class Episode:
 
 
 def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) -> Episode:
-    images = [env.reset(seed)]
+    images = [env.reset(seed=seed)[0]]
     action = np.zeros((length + 1, ACTION_DIM), np.float32)
     reward = np.zeros(length + 1, np.float32)
     success = np.zeros(length + 1, bool)
     for i in range(length):
         action[i] = np.clip(policy(env.state), -1, 1)
-        step = env.step(action[i])
-        images.append(step.frame)
-        reward[i], success[i] = step.reward, step.success
+        frame, reward[i], _, _, info = env.step(action[i])
+        images.append(frame)
+        success[i] = info["success"]
     return Episode(np.stack(images), action, reward, success)
 
 
@@ -109,7 +110,7 @@ def record_demonstration(env: AgentEnv, settings: EnvSettings, policy: Policy, s
     Args:
         settings: that the environment was made with.
     """
-    env.reset(seed)
+    env.reset(seed=seed)
     for _ in range(env.duration):
         env.step(np.clip(policy(env.env.state), -1, 1))
     if not env.success:
@@ -132,8 +133,8 @@ class Recorder:
         env = self._environment(task)
         rng = episode_rng(settings.seed, task, number)
         env_seed = int(rng.integers(2**31))
-        behaviour = Behaviour(settings.noise, settings.random_fraction, settings.wander)
-        policy = behaviour.policy(task, env.env.workspace, number, rng)
+        policies = CollectionPolicies(settings.noise, settings.random_fraction, settings.wander)
+        policy = policies.policy(task, env.env.workspace, number, rng)
         if not settings.demo:
             episode = record_episode(env.env, policy, env_seed, settings.episode_length)
             write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)

@@ -25,11 +25,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
-from ivideogpt.data.npz_arrays import NpzMember, as_bytes, npz_members
-from ivideogpt.data.settings_note import keep_settings
-from ivideogpt.data.stored_size import StoredSize
-from ivideogpt.data.trees import files_below
+from ivideogpt.data.convert.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
+from ivideogpt.data.convert.settings_note import keep_settings
+from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.trees import files_below
+from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, npz_members
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import atomic_path
 from ivideogpt.flags import REQUIRED, option, parse

@@ -23,12 +23,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.action_files import SUFFIXES, Actions, ActionTable, Alignment, find_action_file, read_actions
-from ivideogpt.data.conversion import Job, NpzDatasetArgs, Skipped, Summary
-from ivideogpt.data.settings_note import keep_settings
-from ivideogpt.data.stored_size import StoredSize
-from ivideogpt.data.trees import files_below
-from ivideogpt.data.video_files import VideoFile, readable_video, rgb
+from ivideogpt.data.convert.action_files import (
+    SUFFIXES,
+    Actions,
+    ActionTable,
+    Alignment,
+    find_action_file,
+    read_actions,
+)
+from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, Skipped, Summary
+from ivideogpt.data.convert.settings_note import keep_settings
+from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.trees import files_below
+from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 

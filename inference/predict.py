@@ -21,20 +21,21 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from inference.utils import NPZParser, Segment
-from ivideogpt.data.batches import ClipBatch
 from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
-from ivideogpt.data.episodes import open_episode
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.devices import DEVICES, choose_device
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import BACKEND_HELP, ModelSettings, flags_for_several, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
 from ivideogpt.flags import option, parse
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.pretrained import ModelMetadata, language_model
 from ivideogpt.transformer import SAMPLING_RULES
-from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
+from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
@@ -72,6 +73,7 @@ class PredictArgs:
     seed: int = option(0, "decides where the segment starts and which futures are sampled")
     device: str = option("auto", "where the model runs", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
+    backend: str = option("auto", BACKEND_HELP)
 
     def validate(self) -> None:
         if self.segment_length and self.horizon:
@@ -120,7 +122,9 @@ def with_bundled_episode(args: PredictArgs) -> PredictArgs:
 
 def load_model(args: PredictArgs) -> WorldModel:
     dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
+    model = WorldModel.from_pretrained(
+        args.pretrained_model_name_or_path, choose_device(args.device), dtype, args.backend
+    )
     return adapt(model, args)
 
 
@@ -263,9 +267,13 @@ def write(args: PredictArgs, segment: Segment, prediction: Prediction, metrics: 
 
 
 def print_table(args: PredictArgs, metrics: dict[str, Any]) -> None:
-    print(f"\n{'predicted frames only':<24}{'PSNR':>8}{'SSIM':>8}")
-    for name, of in metrics["scores"].items():
-        print(f"{name.replace('_', ' '):<24}{of['psnr']:>8.2f}{of['ssim']:>8.4f}")
+    shown = [METRICS[name] for name in metrics["scores"]["prediction"]]
+    print(f"\n{'predicted frames only':<24}" + "".join(f"{metric.label:>8}" for metric in shown))
+    for name, scores in metrics["scores"].items():
+        print(
+            f"{name.replace('_', ' '):<24}"
+            + "".join(f"{scores[metric.name]:>8.{metric.decimals}f}" for metric in shown)
+        )
     print(f"\n{metrics['frames_per_second']:.1f} frames per second on {metrics['device']} ({metrics['dtype']})")
     print(f"pred-samples-*.gif, contact-sheet.png and metrics.json are in {args.output_path}")
 

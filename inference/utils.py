@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.episodes import NpzEpisode, check_carries, open_episode
-from ivideogpt.data.segments import Indices, fitting_step, last_start
-from ivideogpt.data.transforms import resize, unit_range
+from ivideogpt.data.clips.segments import Indices, fitting_step, last_start
+from ivideogpt.data.clips.transforms import resize, unit_range
+from ivideogpt.data.formats.episodes import NpzEpisode, check_carries, open_episode
 from ivideogpt.errors import UserError
 
 

@@ -6,15 +6,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ivideogpt.session import Session
     from ivideogpt.transformer import Sampling
-    from ivideogpt.world_model import Session, WorldModel
+    from ivideogpt.world_model import WorldModel
 
 __version__ = "0.1.0"
 __all__ = ["Sampling", "Session", "WorldModel", "__version__"]
 
 _HOME = {
     "Sampling": "ivideogpt.transformer",
-    "Session": "ivideogpt.world_model",
+    "Session": "ivideogpt.session",
     "WorldModel": "ivideogpt.world_model",
 }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import reprlib
@@ -131,11 +130,6 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
         ValueError: `value` holds NaN or infinity, which JSON has no word for.
     """
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
-
-
-def finite_or_none(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """Return metrics for JSON, which has no word for NaN and infinity: they become null."""
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:

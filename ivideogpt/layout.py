@@ -91,6 +91,14 @@ class TokenLayout:
         """(F,) positions of each future frame's last token, whose hidden states give the rewards."""
         return self.action_positions + self.dynamics_tokens
 
+    def to_future(self, series: Tensor) -> Tensor:
+        """Select the actions, or their rewards, that lead to the future frames: (B, T, ...) to (B, F, ...).
+
+        ``action[i]`` is taken at frame i and leads to frame i + 1; ``reward[i]`` is earned by it.
+        """
+        first = self.context_frames - 1
+        return series[:, first : first + self.future_frames]
+
     def with_future_frames(self, future_frames: int) -> TokenLayout:
         return replace(self, future_frames=future_frames)
 

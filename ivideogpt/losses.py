@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.layout import DYNAMICS_GRID, TokenLayout
-from ivideogpt.lpips import LPIPS
+from ivideogpt.metrics.lpips import LPIPS
 
 # A pixel that has changed by this much since the last context frame (frames are in [0, 1]) counts as moving in full.
 FULL_MOTION = 0.1
@@ -174,7 +174,7 @@ def transformer_loss(
     Args:
         model: a LlamaForCausalLM, or a HeadModelWithAction if ``actions`` are given (possibly wrapped for DDP).
         tokens: (B, L) ids.
-        actions: (B, T, D) of the whole clip; frame k of the future takes ``actions[:, t - 1 + k]``.
+        actions: (B, T, D) of the whole clip; see :meth:`TokenLayout.to_future`.
         rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the head's space.
         inputs: (B, L) what the model reads, if that differs from the ``tokens`` that it is to predict.
         past_key_values: a cache that holds all before the first future separator, if that has been read.
@@ -196,9 +196,6 @@ def transformer_loss(
     if outputs.action_recon_loss is not None:
         parts["action_recon"] = outputs.action_recon_loss
     if rewards is not None and predicted is not None:
-        # reward k is read at future frame k: the reward of arriving there, by the action taken at frame t - 1 + k
-        first = layout.context_frames - 1
-        targets = rewards[:, first : first + layout.future_frames]
-        parts["reward"] = (predicted.squeeze(-1).float() - targets).square().mean()
+        parts["reward"] = (predicted.squeeze(-1).float() - layout.to_future(rewards)).square().mean()
         total = total + reward_weight * parts["reward"]
     return LossTerms(total, parts)

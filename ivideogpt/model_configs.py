@@ -85,8 +85,8 @@ def described_by(file: Path) -> Iterator[None]:
     """Turn what building a network raises into a UserError: values that are sound alone need not go together."""
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
     except Exception as error:  # libraries raise nearly anything for a config that they cannot build
         raise UserError(
             f"{file} describes no network that can be built ({type(error).__name__}: {first_line(error)}); take it "

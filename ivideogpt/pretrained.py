@@ -20,19 +20,17 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
-import huggingface_hub
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import check_fields, read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
 from ivideogpt.state_dicts import load_strict, num_parameters, read_tensors, save_tensors, tensor_names, weights_file
-from ivideogpt.transformer import ATTENTION, HeadModelWithAction, Sampling
+from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, Sampling, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
@@ -136,13 +134,13 @@ class ModelMetadata:
     @classmethod
     def infer(cls, tokenizer: CompressiveVQModel, transformer: Transformer) -> ModelMetadata:
         """What the networks themselves say, for checkpoints without metadata."""
-        has_actions = isinstance(transformer, HeadModelWithAction)
+        conditioned = transformer if isinstance(transformer, HeadModelWithAction) else None
         return cls(
             resolution=tokenizer.config.resolution,
             context_length=tokenizer.context_length,
-            segment_length=transformer.segment_length if has_actions else RELEASED_SEGMENT_LENGTH,
-            action_dim=transformer.action_dim if has_actions else None,
-            reward_prediction=has_actions and transformer.has_reward_head,
+            segment_length=conditioned.segment_length if conditioned else RELEASED_SEGMENT_LENGTH,
+            action_dim=conditioned.action_dim if conditioned else None,
+            reward_prediction=conditioned is not None and conditioned.has_reward_head,
         )
 
     @classmethod
@@ -179,6 +177,8 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or str(path_or_hub_id).startswith("."):
         raise UserError(f"no checkpoint folder {path_or_hub_id}")
+    import huggingface_hub  # which takes a fifth of a second
+
     try:
         return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many kinds: a proxy's errors are no OSError
@@ -268,7 +268,7 @@ def read_llama_config(path: str | Path) -> LlamaConfig:
     check_llama_config(values, file)
     kept = {key: values[key] for key in LLAMA_KEYS if key in values}
     with described_by(file):
-        return LlamaConfig(**kept, bos_token_id=None, eos_token_id=None)
+        return LlamaConfig(**kept)
 
 
 def build_transformer(
@@ -286,7 +286,6 @@ def build_transformer(
         raise UserError("reward_prediction and action_recon need an action-conditioned model: set action_conditioned")
     config = deepcopy(config)
     config.vocab_size = layout.vocab_size
-    config._attn_implementation = ATTENTION
     llm = LlamaForCausalLM(config)
     if action_dim is None:
         return llm
@@ -326,7 +325,7 @@ def load_transformer(
     load_strict(transformer, tensors, str(file), assign=True)
     model = language_model(transformer).model
     with described_by(folder / CONFIG_FILE):
-        model.rotary_emb = type(model.rotary_emb)(config)  # its buffers are in no file
+        model.rotary_emb = rotary_embedding(config)  # its buffers are in no file
     return transformer.eval()
 
 
@@ -372,7 +371,7 @@ def save_transformer(
 
 def language_model(transformer: nn.Module) -> LlamaForCausalLM:
     """The LLaMA itself, of either kind of transformer."""
-    return transformer.llm if isinstance(transformer, HeadModelWithAction) else transformer
+    return transformer.llm if isinstance(transformer, HeadModelWithAction) else cast(LlamaForCausalLM, transformer)
 
 
 def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Rolling a world model out: one :class:`Session` for prediction, imagination, planning and play.
+"""A world model: load it, save it, start a :class:`~ivideogpt.session.Session` with it, predict.
 
 ::
 
@@ -6,29 +6,23 @@
     session = world_model.start(context)          # (B, t, 3, H, W) in [0, 1]
     step = session.step(action)                   # step.frames (B, N, 3, H, W), step.reward (B, N) or None
 
-Knows pixels, tokens and actions; knows nothing of data sets, training or environments.
-
 Dimension keys: B clips, N samples of each, t context frames, F future frames, C H W pixels, D action dimension,
-L tokens. Rows of a batch of B N are ordered clip by clip.
+L tokens.
 """
 
 from __future__ import annotations
 
-import operator
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import huggingface_hub
 import torch
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.pixel_range import check_range
 from ivideogpt.precision import forced_bfloat16
 from ivideogpt.pretrained import (
     RELEASED_SEGMENT_LENGTH,
@@ -41,39 +35,15 @@ from ivideogpt.pretrained import (
     save_tokenizer,
     save_transformer,
 )
-from ivideogpt.transformer import (
-    CachedLlama,
-    FrameDecoder,
-    FrameModel,
-    GraphPool,
-    HeadModelWithAction,
-    RandomStreams,
-    Sampling,
-    drawn_seed,
-    native,
-)
-from ivideogpt.vq_model import CompressiveVQModel, ContextFeatures
+from ivideogpt.session import OnFull, Seed, Session, SessionOptions, Step, check_actions, evaluating, symexp, symlog
+from ivideogpt.transformer import DecodeBackend, HeadModelWithAction, Sampling, check_backend, open_backend
+from ivideogpt.transformer.backends.cpu_kernels import kernels
+from ivideogpt.vq_model import CompressiveVQModel
 
-Seed = int | torch.Generator | None
-OnFull = Literal["slide", "error"]
-
-# Pixels of the frames that are decoded at once: more are no faster, and take memory.
-PIXELS_AT_ONCE = {"cpu": 16 * 64**2, "cuda": 256 * 64**2}
-
-
-@dataclass(frozen=True)
-class Step:
-    """One new frame of every sample.
-
-    Attributes:
-        frames: (B, N, C, H, W) in [0, 1].
-        reward: (B, N) of arriving there, in environment units; None without a reward head.
-        tokens: (B, N, 17) the separator in front of the frame and its ids, as drawn.
-    """
-
-    frames: Tensor
-    reward: Tensor | None
-    tokens: Tensor
+__all__ = [
+    "Rollout", "Session", "SessionOptions", "Step", "WorldModel",
+    "evaluating", "fastest_precisions", "symexp", "symlog",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -102,13 +72,18 @@ class WorldModel:
     """
 
     def __init__(
-        self, tokenizer: CompressiveVQModel, transformer: Transformer, metadata: ModelMetadata | None = None
+        self,
+        tokenizer: CompressiveVQModel,
+        transformer: Transformer,
+        metadata: ModelMetadata | None = None,
+        backend: str = "auto",
     ) -> None:
+        check_backend(backend)
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.metadata = metadata or ModelMetadata.infer(tokenizer, transformer)
-        self._llama: CachedLlama | None = None
-        self._graphs = GraphPool()
+        self.backend = backend
+        self._decode_backend: DecodeBackend | None = None
         self._check_parts()
 
     @classmethod
@@ -117,22 +92,26 @@ class WorldModel:
         path_or_hub_id: str | Path,
         device: torch.device | str | None = None,
         dtype: torch.dtype | Literal["auto"] | None = None,
+        backend: str = "auto",
     ) -> WorldModel:
         """Load a model folder (or its tokenizer's folder) or a hub id.
 
         Args:
             dtype: float32 if not given. "auto" takes what the device is fastest in, which may be another precision for
                 the tokenizer than for the transformer: samples follow the same distribution up to rounding.
+            backend: what decodes tokens: "torch" anywhere, "cpu_kernels", "cuda_graph", or a registered one; "auto"
+                takes the fastest that runs on the device.
         """
+        check_backend(backend)
         folder = model_folder(path_or_hub_id)
         metadata = ModelMetadata.read(folder)
-        precisions = fastest_precisions(torch.device(device or "cpu")) if dtype == "auto" else (dtype, dtype)
+        precisions = fastest_precisions(torch.device(device or "cpu"), backend) if dtype == "auto" else (dtype, dtype)
         tokenizer = load_tokenizer(folder, precisions[0])
         segment_length = metadata.segment_length if metadata else RELEASED_SEGMENT_LENGTH
         layout = tokenizer.layout(segment_length - tokenizer.context_length)
         transformer = load_transformer(folder, layout, dtype=precisions[1])
         tokenizer.to(memory_format=torch.channels_last)  # convolutions are 1.1 to 1.6 times as fast
-        return cls(tokenizer, transformer, metadata).to(device or "cpu")
+        return cls(tokenizer, transformer, metadata, backend).to(device or "cpu")
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files."""
@@ -143,6 +122,8 @@ class WorldModel:
 
     def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
         """Upload what :meth:`save_pretrained` writes, creating the repository if there is none. Returns its address."""
+        import huggingface_hub
+
         hub = huggingface_hub.HfApi()
         address = hub.create_repo(repo_id, private=private, exist_ok=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -198,7 +179,8 @@ class WorldModel:
                 else is in the batch; by default clips are numbered 0, 1, ...
             first_sample: number of the first sample. Those of several sessions are all those of one.
         """
-        return Session(self, context, num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample)
+        options = SessionOptions(num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample)
+        return Session(self, context, options)
 
     def predict(
         self,
@@ -216,7 +198,7 @@ class WorldModel:
         """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
 
         ``actions`` is (B, F, D), or (B, N, F, D) for different ones per sample; the first is taken at the last context
-        frame, so of a clip's actions it is ``[:, t - 1 : T - 1]``. Other arguments as in :meth:`start`.
+        frame, so of a clip's actions it is ``layout.to_future``. Other arguments as in :meth:`start`.
         """
         horizon = self._horizon(actions, horizon)
         session = self.start(
@@ -229,10 +211,10 @@ class WorldModel:
             clip_numbers=clip_numbers,
             first_sample=first_sample,
         )
-        _check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
+        check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)
-        of_steps = [None] * horizon if actions is None else actions.unbind(-2)
-        steps = [session.step(action) for action in of_steps]
+        step_actions = [None] * horizon if actions is None else actions.unbind(-2)
+        steps = [session.step(action) for action in step_actions]
         rewards = [step.reward for step in steps if step.reward is not None]
         prompt = session.prompt[:, None, :-1].expand(-1, num_samples, -1)
         return Rollout(
@@ -242,19 +224,10 @@ class WorldModel:
             tokens=torch.cat([prompt, *(step.tokens for step in steps)], dim=2),
         )
 
-    def cached_llama(self) -> CachedLlama:
-        """The language model as decoders read it, with its weights as they are now."""
-        llm = language_model(self.transformer)
-        if self._llama is None or self._llama.llm is not llm:
-            self._llama = CachedLlama(llm)
-        else:
-            self._llama.refresh()
-        return self._llama
-
-    @property
-    def graphs(self) -> GraphPool | None:
-        """Where sessions capture their frames, on devices that can."""
-        return self._graphs if self.device.type == "cuda" else None
+    def decode_backend(self) -> DecodeBackend:
+        """Return what decodes tokens, with the weights as they are now."""
+        self._decode_backend = open_backend(self.backend, language_model(self.transformer), self._decode_backend)
+        return self._decode_backend
 
     def _horizon(self, actions: Tensor | None, horizon: int | None) -> int:
         if horizon is None:
@@ -283,227 +256,7 @@ class WorldModel:
             )
 
 
-class Session:
-    """One or more futures of a batch of clips, a frame at a time. Owns its caches and its randomness.
-
-    Attributes:
-        prompt: (B, 257 t) the tokens of the context that each clip began with.
-    """
-
-    def __init__(
-        self,
-        world_model: WorldModel,
-        context: Tensor,
-        num_samples: int = 1,
-        sampling: Sampling | None = None,
-        seed: Seed = None,
-        on_full: OnFull = "slide",
-        max_frames: int | None = None,
-        clip_numbers: Sequence[int] | None = None,
-        first_sample: int = 0,
-    ) -> None:
-        sampling = sampling or world_model.metadata.generation
-        if num_samples < 1:
-            raise UserError(f"num_samples is {num_samples}, must be at least 1")
-        if on_full not in ("slide", "error"):
-            raise UserError(f"on_full is {on_full!r}, must be 'slide' or 'error'")
-        if max_frames is not None and max_frames < 1:
-            raise UserError(f"max_frames is {max_frames}, must be at least 1, or None for as many as fit")
-        if sampling.separators == "sampled" and world_model.action_dim is not None:
-            raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
-        _check_context(context, world_model)
-        if clip_numbers is not None and len(clip_numbers) != len(context):
-            raise UserError(f"{len(clip_numbers)} clip_numbers were given for {len(context)} clips")
-        self.num_samples = num_samples
-        self._world_model = world_model
-        self._layout = world_model.layout
-        self._on_full = on_full
-        self._max_frames = max_frames
-        numbers = torch.arange(len(context)) if clip_numbers is None else torch.tensor(clip_numbers)
-        if seed is None or isinstance(seed, torch.Generator):
-            seed = drawn_seed(seed, sampling)
-        self._decoder = FrameDecoder(
-            FrameModel(
-                world_model.cached_llama(),
-                self._layout,
-                sampling,
-                world_model.reward_head,
-                world_model.tokenizer.dynamics_quantize.embedding.weight.detach(),
-            ),
-            RandomStreams.of_clips(operator.index(seed), numbers, num_samples, first_sample),
-            world_model.graphs,
-        )
-        context = context.to(world_model.device, torch.float32)
-        # one row a clip; samples that have slid have one each
-        self.prompt, self._features = self._read(context)
-        self._context: Tensor | None = None
-        self._decoder.prefill(self.prompt, max_frames)
-        if num_samples > 1:
-            self._decoder.expand(num_samples)
-        # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
-        self._recent = [frame[:, None].expand(-1, num_samples, -1, -1, -1) for frame in context.unbind(1)]
-
-    @property
-    def context(self) -> Tensor:
-        """(B, t, C, H, W) The context that each clip began with, as the tokenizer sees it, in [0, 1]."""
-        if self._context is None:  # decoded when asked for: stepping does not need it
-            tokenizer, codes = self._world_model.tokenizer, self._layout.unpack_context(self.prompt)
-            with torch.no_grad(), evaluating(tokenizer):
-                self._context = tokenizer.decode_context(codes).frames.float().clamp(0, 1)
-        return self._context
-
-    @torch.no_grad()
-    def step(self, action: Tensor | None = None) -> Step:
-        """The next frame of every sample after ``action`` (B, D), or (B, N, D) for a different one per sample."""
-        action_embedding = self._embed_action(action)
-        if self._decoder.frames_left < 1:
-            self._slide()
-        decoded = self._decoder.step(action_embedding)
-        frames = self._decode(decoded.tokens)
-        self._remember(frames)
-        return Step(frames=frames, reward=self._reward(decoded.reward), tokens=self._by_sample(decoded.tokens))
-
-    def check_room(self, num_frames: int) -> None:
-        """Make sure that so many more frames can be drawn.
-
-        Raises:
-            UserError: the positions do not suffice and the session may not slide.
-        """
-        room, at_all = self._decoder.frames_left, self._decoder.frames_that_fit
-        if self._on_full == "error" and num_frames > room:
-            raise UserError(
-                f"{num_frames} more frames do not fit, {room} do ({at_all} after each context); "
-                "ask for fewer or use on_full='slide'"
-            )
-
-    @torch.no_grad()
-    def reset_rows(self, mask: Tensor, context: Tensor) -> None:
-        """Begin some clips anew, with all their samples; the others go on as if nothing had happened.
-
-        Args:
-            mask: (B,) bool, which clips.
-            context: (number of them, t, C, H, W) in [0, 1].
-
-        Raises:
-            UserError: mask and context do not fit, or separators are sampled.
-        """
-        self._check_mask(mask)
-        self._decoder.check_reset()
-        if not mask.any():
-            return
-        _check_context(context, self._world_model, batch=int(mask.sum()))
-        clips = mask.nonzero().flatten().to(self.prompt.device)
-        context = context.to(self._world_model.device, torch.float32)
-        prompts, features = self._read(context)
-        self.prompt, self._context = self.prompt.index_copy(0, clips, prompts), None
-        rows = self._rows_of(clips)
-        self._decoder.reset_rows(rows, prompts)
-        if self._samples_have_contexts:
-            self._features = self._features.replace(rows, self._of_samples(features))
-        else:
-            self._features = self._features.replace(clips, features)
-        for k, frame in enumerate(context.unbind(1)):
-            new = frame[:, None].expand(-1, self.num_samples, -1, -1, -1)
-            self._recent[k] = self._recent[k].index_copy(0, clips, new)
-
-    @torch.no_grad()
-    def drop_rows(self, mask: Tensor) -> None:
-        """Let go of some clips, (B,) bool; from now on the session has only the others, in their order."""
-        self._check_mask(mask)
-        if mask.all():
-            raise UserError("drop_rows would leave no clip: let go of the session instead")
-        clips = (~mask).nonzero().flatten().to(self.prompt.device)
-        rows = self._rows_of(clips)
-        self._decoder.keep_rows(rows)
-        self._features = self._features.select(rows if self._samples_have_contexts else clips)
-        self.prompt, self._context = self.prompt[clips], None
-        self._recent = [frame[clips] for frame in self._recent]
-
-    @property
-    def _samples_have_contexts(self) -> bool:
-        """Has every sample features of its own, as after sliding? Otherwise every clip has."""
-        return self._features.num_clips == len(self.prompt) * self.num_samples
-
-    def _rows_of(self, clips: Tensor) -> Tensor:
-        """Indices of all samples' rows of some clips."""
-        return (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
-
-    def _of_samples(self, features: ContextFeatures) -> ContextFeatures:
-        """Those of clips to those of all their samples."""
-        clips = torch.arange(features.num_clips, device=self._world_model.device)
-        return features.select(clips.repeat_interleave(self.num_samples))
-
-    def _check_mask(self, mask: Tensor) -> None:
-        if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.prompt),):
-            raise UserError(
-                f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape ({len(self.prompt)},): "
-                "one for each clip"
-            )
-
-    def _read(self, context: Tensor) -> tuple[Tensor, ContextFeatures]:
-        """Frames (R, t, C, H, W) to prompts (R, 257 t) and what the decoding of later frames needs of them."""
-        tokenizer = self._world_model.tokenizer
-        with torch.no_grad(), evaluating(tokenizer):
-            codes = tokenizer.context_codes(context)
-            features = tokenizer.decoding_features(codes)
-        return self._layout.pack_context(codes), features
-
-    def _slide(self) -> None:
-        """Full rows go on from their last t frames. Samples have parted by now, so each has a context of its own."""
-        self.check_room(1)
-        full = self._decoder.full_rows().to(self._world_model.device)
-        recent = torch.stack(self._recent, dim=2).flatten(0, 1)
-        if len(full) == len(recent):
-            prompts, self._features = self._read(recent)
-            self._decoder.prefill(prompts, self._max_frames)
-            return
-        prompts, features = self._read(recent[full])
-        self._decoder.reset_rows(full, prompts)
-        if not self._samples_have_contexts:
-            self._features = self._of_samples(self._features)
-        self._features = self._features.replace(full, features)
-
-    def _decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B N, 17) of one frame to frames (B, N, C, H, W) in [0, 1]."""
-        codes = self._layout.local_dynamics(tokens[:, 1:])
-        tokenizer = self._world_model.tokenizer
-        with evaluating(tokenizer):
-            # samples of one clip look like later frames of it to the tokenizer, which decodes them against one context
-            codes = codes.unflatten(0, (self._features.num_clips, -1))
-            pixels = PIXELS_AT_ONCE.get(codes.device.type, PIXELS_AT_ONCE["cpu"])
-            frames_at_once = max(1, pixels // tokenizer.config.resolution**2)
-            frames = tokenizer.decode_dynamics(codes, self._features, frames_at_once)
-        return self._by_sample(frames.flatten(0, 1).float().clamp(0, 1))
-
-    def _remember(self, frames: Tensor) -> None:
-        goal = 1 if self._world_model.metadata.goal_conditioned else 0
-        self._recent.append(frames)
-        del self._recent[goal]
-
-    def _embed_action(self, action: Tensor | None) -> Tensor | None:
-        """(B, D) or (B, N, D) to what the separators of all rows take, (B N, width); None for an action-free model."""
-        transformer = self._world_model.transformer
-        _check_actions(action, self._world_model.action_dim, len(self.prompt), self.num_samples, ())
-        if action is None or not isinstance(transformer, HeadModelWithAction):
-            return None
-        action = action.to(self._world_model.device, torch.float32)
-        normalise = self._world_model.metadata.action_normalization
-        action = normalise(action) if normalise else action
-        if action.ndim == 2:
-            action = action[:, None].expand(-1, self.num_samples, -1)
-        return transformer.embed_actions(action.flatten(0, 1))
-
-    def _reward(self, reward: Tensor | None) -> Tensor | None:
-        """(B N,) as predicted to (B, N) in environment units."""
-        if reward is None:
-            return None
-        return self._by_sample(symexp(reward) if self._world_model.metadata.symlog else reward)
-
-    def _by_sample(self, rows: Tensor) -> Tensor:
-        return rows.unflatten(0, (-1, self.num_samples))
-
-
-def fastest_precisions(device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+def fastest_precisions(device: torch.device, backend: str = "auto") -> tuple[torch.dtype, torch.dtype]:
     """Return the precisions of the tokenizer and the transformer: bfloat16 where it is faster than float32.
 
     IVIDEOGPT_BFLOAT16 decides in place of the device (:func:`ivideogpt.precision.forced_bfloat16`).
@@ -517,59 +270,7 @@ def fastest_precisions(device: torch.device) -> tuple[torch.dtype, torch.dtype]:
         return precision, precision
     if device.type != "cpu":
         return torch.float32, torch.float32
-    of_products = torch.bfloat16 if native.multiplies_bfloat16() else torch.float32
-    # decoding waits for weights to come from memory, of which there are half as many
-    return of_products, torch.bfloat16 if native.library() is not None else of_products
-
-
-def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|): the space in which rewards may be trained."""
-    return x.sign() * x.abs().log1p()
-
-
-def symexp(x: Tensor) -> Tensor:
-    """The inverse of :func:`symlog`."""
-    return x.sign() * x.abs().expm1()
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; afterwards every submodule has the mode it had."""
-    modes = [(submodule, submodule.training) for submodule in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for submodule, training in modes:
-            submodule.training = training
-
-
-def _check_context(context: Tensor, world_model: WorldModel, batch: int | None = None) -> None:
-    """``batch`` is the number of clips that must be given; None for any but none."""
-    length, resolution = world_model.tokenizer.context_length, world_model.tokenizer.config.resolution
-    expected = (length, world_model.tokenizer.config.in_channels, resolution, resolution)
-    fits = len(context) > 0 if batch is None else len(context) == batch
-    if context.ndim != 5 or not fits or tuple(context.shape[1:]) != expected:
-        raise UserError(
-            f"context frames have shape {tuple(context.shape)}, expected (batch, context, channels, height, width) = "
-            f"({'any' if batch is None else batch}, {', '.join(map(str, expected))})"
-        )
-    check_range(context, "context frames")
-
-
-def _check_actions(
-    actions: Tensor | None, action_dim: int | None, batch: int, num_samples: int, frames: tuple[int, ...]
-) -> None:
-    """Actions must be (B, *frames, D) or (B, N, *frames, D) for a model with ``action_dim``, else None."""
-    if action_dim is None:
-        if actions is not None:
-            raise UserError("this model is action-free: call step or predict without actions")
-        return
-    if actions is None:
-        raise UserError(f"this model is action-conditioned: give an action of {action_dim} numbers for every frame")
-    shared, per_sample = (batch, *frames, action_dim), (batch, num_samples, *frames, action_dim)
-    if tuple(actions.shape) not in (shared, per_sample):
-        raise UserError(f"actions have shape {tuple(actions.shape)}, expected {shared} or, by sample, {per_sample}")
-    # looking at numbers on another device would make every step wait for it
-    if actions.device.type == "cpu" and not actions.isfinite().all():
-        raise UserError("actions hold NaN or infinity")
+    products = torch.bfloat16 if kernels.multiplies_bfloat16() else torch.float32
+    if backend in ("auto", "cpu_kernels") and kernels.library() is not None:
+        return products, torch.bfloat16  # decoding waits for weights to come from memory, of which there are half
+    return products, products

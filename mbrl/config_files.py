@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ivideogpt.errors import UserError
-from mbrl.metaworld_env import canonical_task
+from mbrl.envs.env_settings import canonical_task, is_metaworld
 
 CFGS = Path(__file__).resolve().parent / "cfgs"
 GROUPS_WITHOUT_TASK = ("easy", "medium", "hard", "any")
@@ -145,7 +145,7 @@ def _quoted(argument: str) -> str:
 
 
 def _underlined(task: str) -> str:
-    return canonical_task(task).replace("-", "_")
+    return canonical_task(task).replace("-", "_") if is_metaworld(task) else task
 
 
 def _check_complete(config: Any) -> None:

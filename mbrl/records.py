@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import logging
 import os
 import secrets
@@ -15,14 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 
 from ivideogpt.errors import UserError
-from ivideogpt.files import append_line, atomic_file, finite_or_none, write_text
-from ivideogpt.utils.video_io import write_gif
-from mbrl.episodes import Floats, Pixels
+from ivideogpt.files import atomic_file, write_text
+from ivideogpt.runs.metrics_file import METRICS, append_metrics, finite_or_none
+from ivideogpt.video_io import write_gif
+from mbrl.replay.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
 
 logger = logging.getLogger(__name__)
 
-LINES = "metrics.jsonl"
 TABLES = {
     "train": (
         "frame", "step", "episode", "episode_reward", "success", "hours", "frames_per_s", "critic_loss",
@@ -116,8 +115,8 @@ class Records:
             UserError: the disk is full.
         """
         finite = finite_or_none(metrics)
-        with writing(self._folder.path / LINES):
-            append_line(self._folder.path / LINES, json.dumps({"split": split, "frame": frame, **finite}))
+        with writing(self._folder.path / METRICS):
+            append_metrics(self._folder.path / METRICS, {"split": split, "frame": frame}, metrics)
         if split in TABLES:
             self._write_row(split, {"frame": frame, **finite})
         for tracker in self._tracking:
@@ -182,7 +181,7 @@ class Records:
                 os.truncate(path, size)
 
     def _files(self) -> list[Path]:
-        return [self._folder.path / name for name in (LINES, *(f"{split}.csv" for split in TABLES))]
+        return [self._folder.path / name for name in (METRICS, *(f"{split}.csv" for split in TABLES))]
 
 
 def film_of(frames: Pixels) -> Pixels:

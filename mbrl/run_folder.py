@@ -1,6 +1,7 @@
 """The folder of a run: with which settings it was made, and where in it things are.
 
 settings.json            as composed; the same command again goes on with it, others are refused
+run.json                 digests of the weights that it began with, and settings that were changed on purpose
 metrics.jsonl            all that was measured, with train.csv and eval.csv as its tables
 success_rate.png         of the evaluations
 videos/                  GIFs by kind and frame
@@ -22,15 +23,24 @@ from typing import Any
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.files import read_json, write_json
-from ivideogpt.locks import LOCK, locked
+from ivideogpt.runs.locks import check_not_locked, locked
+from ivideogpt.runs.resume import RECORD, Changes, ResumeRules, refuse
 
-# How long, where and on what to train, and what to write. All other settings decide what is trained.
-MAY_CHANGE = frozenset(
-    {
-        "num_train_frames", "device", "replay_buffer_num_workers", "run_dir", "experiment",
-        "lpips_path", "save_snapshot", "save_video", "save_train_video", "use_tb", "use_wandb", "agent.use_tb",
-        "agent.compile", "agent.device", "world_model.without_lpips",
-    }
+ADVICE = "use another run_dir"
+RULES = ResumeRules(
+    may_change=frozenset(
+        {
+            "num_train_frames", "device", "replay_buffer_num_workers", "run_dir", "experiment", "resume_with_changes",
+            "lpips_path", "save_snapshot", "save_video", "save_train_video", "use_tb", "use_wandb", "agent.use_tb",
+            "agent.compile", "agent.device", "world_model.without_lpips",
+        }
+    ),
+    data=(),
+    weights=(
+        "world_model.pretrained_model_name_or_path", "world_model.pretrained_transformer_path",
+        "world_model.config_name",
+    ),
+    allow="resume_with_changes=true",
 )  # fmt: skip
 
 
@@ -43,6 +53,10 @@ class RunFolder:
         return self.path / "settings.json"
 
     @property
+    def record(self) -> Path:
+        return self.path / RECORD
+
+    @property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
 
@@ -50,40 +64,37 @@ class RunFolder:
     def latest(self) -> Path:
         return self.path / "latest.json"
 
-    @property
-    def lock(self) -> Path:
-        return self.path / LOCK
-
     def replay(self, name: str) -> Path:
         return self.path / "replay" / name
 
     def video(self, kind: str, name: str) -> Path:
         return self.path / "videos" / kind / f"{name}.gif"
 
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Writes nothing.
+    def check(self, settings: Mapping[str, Any]) -> Changes:
+        """Return the settings that are changed on purpose. Writes nothing.
 
         Raises:
             UserError: the folder was made with other settings, cannot be written to, or is in use.
         """
         check_folder_can_be_written(self.path, "run_dir")
-        if self.lock.exists():
-            with self.locked():
-                pass  # whoever has it would be disturbed later on, after all has been loaded
+        with writing(self.path):
+            check_not_locked(self.path, ADVICE)
         if not self.note.exists():
-            return
+            return {}
         before = flat(read_json(self.note, "use another run_dir"))
         now = flat(_as_read_back(settings))
-        different = [
-            f"{key} is {now.get(key)}, was {before.get(key)}"
-            for key in sorted((before.keys() | now.keys()) - MAY_CHANGE)
-            if before.get(key) != now.get(key)
-        ]
-        if different:
-            raise UserError(
-                f"{self.path} was made with other settings ({'; '.join(different)}): give them as they were, or "
-                "another exp_name (a variant has its own) or run_dir"
-            )
+        names = before.keys() | now.keys()
+        record = read_json(self.record) if self.record.exists() else {}
+        changes = RULES.changes(
+            {name: now.get(name) for name in sorted(names)}, {name: before.get(name) for name in names},
+            record.get("contents"),
+        )  # fmt: skip
+        if not now.get("resume_with_changes"):
+            refuse(
+                changes, RULES.allow, lambda name, before, now: f"{name} is {now}, was {before}",
+                f"use another exp_name (a variant has its own) or run_dir than {self.path}",
+            )  # fmt: skip
+        return changes
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -95,13 +106,17 @@ class RunFolder:
         with ExitStack() as stack:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(self.path, "use another run_dir"))
+                stack.enter_context(locked(self.path, ADVICE))
             yield
 
-    def note_settings(self, settings: Mapping[str, Any]) -> None:
-        """Those that may change are noted as they are now."""
+    def note_settings(self, settings: Mapping[str, Any], changes: Changes, frame: int) -> None:
+        """Write the settings as they are now, and once what the weights are that they name."""
         with writing(self.note):
             self.path.mkdir(parents=True, exist_ok=True)
+            if not self.record.exists():
+                write_json(self.record, {"contents": RULES.digests(flat(_as_read_back(settings)))})
+            if changes:
+                RULES.note(self.record, changes, frame, flat(_as_read_back(settings)))
             write_json(self.note, _as_read_back(settings))
 
 

@@ -37,7 +37,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class DreamSchedule(Schedule):
+class MbpoSchedule(Schedule):
     settings: MbpoSettings
 
     @property

@@ -20,9 +20,8 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.paths import LPIPS_FOLDER
-from mbrl.agent_env import EnvSettings
-from mbrl.drqv2 import DrQConfig
-from mbrl.metaworld_env import ACTION_DIM, CAMERAS, canonical_task
+from mbrl.agent.drqv2 import DrQConfig
+from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, EnvSettings, canonical_task, is_metaworld
 
 T = TypeVar("T")
 NUM_WORKERS = 4  # that nobody asked for
@@ -126,6 +125,7 @@ class Settings:
     eval_every_frames: int
     num_eval_episodes: int
     save_snapshot: bool
+    resume_with_changes: bool
     save_video: bool
     save_train_video: bool
     use_tb: bool
@@ -293,6 +293,7 @@ class MbpoSettings(Settings):
                 f"world_model.segment_length {self.segment_length} is more than the {self.duration} steps of an "
                 "episode (duration)"
             )
-        if (action_dim := self._of_world_model("action_dim")) != ACTION_DIM:
+        action_dim = self._of_world_model("action_dim")
+        if is_metaworld(self.task_name) and action_dim != ACTION_DIM:
             raise UserError(f"world_model.action_dim is {action_dim}: Meta-World's actions have {ACTION_DIM} numbers")
         _ = self.world_model_batch_size

@@ -1,37 +1,37 @@
-"""The whole state of a run on disk. One file says which snapshot is valid; it is replaced in one step.
-
-A run that is killed at any moment finds the snapshot before, whole. Read without unpickling anything but tensors.
-"""
+"""The whole state of a run as checkpoints (snapshots) with its replay buffers. The latest two are kept."""
 
 from __future__ import annotations
 
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import atomic_file, read_json, sync_folder, write_json
+from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, write_json
+from ivideogpt.runs.checkpoints import (
+    SHARED_STATE,
+    UNFINISHED,
+    begin_checkpoint,
+    finish_checkpoint,
+    latest_undamaged,
+    read_state,
+    remove_checkpoint,
+)
+from ivideogpt.runs.state import Stateful, load_torch_random_state, torch_random_state
 from ivideogpt.state_dicts import save_state
-from mbrl.agent_env import AgentEnv
-from mbrl.replay_files import Manifest, ReplayFiles
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.replay.replay_files import Manifest, ReplayFiles
 from mbrl.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
-STATE, ENVIRONMENT = "state.pt", "environment.npz"
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> Mapping[str, Any]: ...
-
-    def load_state_dict(self, state: Any) -> Any: ...
+PREFIX, STATE, ENVIRONMENT = "snapshots/", SHARED_STATE, "environment.npz"
 
 
 class RandomNumbers:
@@ -50,65 +50,43 @@ class RandomNumbers:
         return {
             "replay": json.dumps(self.replay.bit_generator.state),  # integers too long for a tensor
             "acting": self.acting.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **torch_random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.replay.bit_generator.state = json.loads(state["replay"])
         self.acting.set_state(state["acting"])
-        torch.set_rng_state(state["torch"])
-        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(state["cuda"])
+        load_torch_random_state(state)
 
 
 def valid_snapshot(folder: RunFolder) -> Path | None:
-    """
+    """Return the latest checkpoint, or the one before if its files are damaged.
+
     Raises:
-        UserError: the file that names it is damaged.
+        UserError: all are damaged, or they were removed.
     """
-    file = folder.latest
-    if not file.exists():
-        return None
-    name = read_json(file, "use another run_dir").get("snapshot")
-    if not isinstance(name, str):
-        raise UserError(f"{file} does not name a snapshot: use another run_dir")
-    return folder.snapshots / name
+    path = latest_undamaged(folder.path, PREFIX, (STATE, ENVIRONMENT))
+    if path is None and folder.latest.exists():
+        raise UserError(f"{folder.latest} names a snapshot that is not there: bring it back, or use another run_dir")
+    return path
 
 
 def saved_capacity(folder: RunFolder) -> int | None:
-    """Of the replay buffers in the valid snapshot, if there is one.
-
-    Raises:
-        UserError: it is incomplete or damaged.
-    """
-    return _saved(folder, lambda state: next(iter(state["replay"].values()))["capacity"])
+    """Return the capacity of the replay buffers in the valid snapshot, if there is one."""
+    state = _saved(folder)
+    return None if state is None else next(iter(state["replay"].values()))["capacity"]
 
 
 def saved_part(folder: RunFolder, name: str) -> Any:
-    """What one of the parts gave as its state to the valid snapshot, if there is one.
-
-    Raises:
-        UserError: it is incomplete or damaged.
-    """
-    return _saved(folder, lambda state: state["parts"][name])
+    """Return the state of one part in the valid snapshot, if there is one."""
+    state = _saved(folder)
+    return None if state is None else state["parts"][name]
 
 
-def _saved(folder: RunFolder, pick: Callable[[dict[str, Any]], Any]) -> Any:
-    """Through a memory map: what nobody looks at stays on the disk."""
+def _saved(folder: RunFolder) -> dict[str, Any] | None:
+    """Read through a memory map: what nobody looks at stays on the disk."""
     path = valid_snapshot(folder)
-    if path is None:
-        return None
-    with _reading(path):
-        return pick(torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True))
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # whatever torch and NumPy make of a damaged file
-        raise UserError(f"{path} cannot be read ({first_line(error)}): use another run_dir to begin anew") from error
+    return None if path is None else read_state(path / STATE, needed=("parts", "replay"), mmap=True)
 
 
 class Snapshots:
@@ -124,36 +102,37 @@ class Snapshots:
     ) -> None:
         self._folder = folder
         self._parts, self._replay, self._env = parts, replay, env
+        self._valid: tuple[Path, Mapping[str, Manifest]] | None = None
 
     @property
     def latest(self) -> Path | None:
         return valid_snapshot(self._folder)
 
     def save(self, frame: int) -> None:
-        """Does nothing if this frame's is the valid one.
+        """Write a snapshot, and keep the one before. Does nothing if this frame's is the valid one.
 
         Raises:
-            UserError: the disk is full or cannot be written to. The snapshot before is as it was.
+            UserError: the disk is full or cannot be written to. What was saved before is as it was.
         """
-        path = self._folder.snapshots / f"{frame:09d}"
-        if path == self.latest:
+        path, before = self._folder.snapshots / f"{frame:09d}", self._valid
+        if before is not None and path == before[0]:
             return
         manifests = {name: files.write() for name, files in self._replay.items()}
         try:
-            self._write(path, manifests)
+            unfinished = begin_checkpoint(path)
+            self._write(unfinished, manifests)
+            finish_checkpoint(path, unfinished)
             write_json(self._folder.latest, {"snapshot": path.name})
         except OSError as error:
-            if path != self.latest:
-                shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path.with_name(UNFINISHED + path.name), ignore_errors=True)
             reason = error.strerror or error
             raise UserError(
                 f"cannot save the run in {path} ({reason}); what was saved before is unharmed: make room"
             ) from error
-        self._forget_others(path, manifests)
+        self._valid = path, manifests
+        self._forget_all_but([(path, manifests), *([before] if before else [])])
 
     def _write(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
-        shutil.rmtree(path, ignore_errors=True)
-        path.mkdir(parents=True)
         state = {
             "parts": {name: dict(part.state_dict()) for name, part in self._parts.items()},
             "replay": {name: manifest.to_json() for name, manifest in manifests.items()},
@@ -161,34 +140,33 @@ class Snapshots:
         save_state(state, path / STATE)
         with atomic_file(path / ENVIRONMENT) as file:
             np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
-        for folder in (path.parent, path.parent.parent):
-            sync_folder(folder)
 
-    def _forget_others(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
-        for other in set(self._folder.snapshots.iterdir()) - {path}:
-            shutil.rmtree(other, ignore_errors=True)
+    def _forget_all_but(self, kept: Sequence[tuple[Path, Mapping[str, Manifest]]]) -> None:
+        for other in set(self._folder.snapshots.iterdir()) - {path for path, _ in kept}:
+            remove_checkpoint(other)
         for name, files in self._replay.items():
-            files.remove_unreferenced(manifests[name])
+            files.remove_unreferenced(*(manifests[name] for _, manifests in kept))
 
     def load(self) -> bool:
-        """Bring back the valid snapshot. Whether there was one.
+        """Bring back the valid snapshot. Returns whether there was one.
 
         Raises:
-            UserError: it is incomplete or damaged, or of another kind of run.
+            UserError: all are damaged, or the snapshot is of another kind of run.
         """
         path = self.latest
         if path is None:
             return False
-        with _reading(path):
-            state = torch.load(path / STATE, map_location="cpu", weights_only=True)
-            with np.load(path / ENVIRONMENT, allow_pickle=False) as file:
-                environment = dict(file)
+        state = read_state(path / STATE, needed=("parts", "replay"))
+        with np.load(path / ENVIRONMENT, allow_pickle=False) as file:
+            environment = dict(file)
         if missing := self._parts.keys() - state["parts"].keys():
             raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it was saved by another kind of run")
+        manifests = {name: Manifest.from_json(state["replay"][name]) for name in self._replay}
         for name, files in self._replay.items():
-            files.load(Manifest.from_json(state["replay"][name]))
+            files.load(manifests[name])
         for name, part in self._parts.items():
             part.load_state_dict(state["parts"][name])
         self._env.restore(environment)
+        self._valid = path, manifests
         logger.info("going on from %s", path)
         return True

@@ -30,7 +30,7 @@ def parse(argv: Sequence[str], config_name: str = "config") -> tuple[Settings, d
 
 
 def train(settings: Settings, config: dict[str, Any]) -> int:
-    from mbrl.build_workspace import train_drq
+    from mbrl.build_trainer import train_drq
 
     return train_drq(settings, config)
 

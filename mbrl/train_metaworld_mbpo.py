@@ -31,8 +31,9 @@ def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSe
 
 
 def train(settings: MbpoSettings, config: dict[str, Any]) -> int:
-    from mbrl.build_workspace import train_mbpo
-    from mbrl.video_predictor import WorldModelConfig, build_video_predictor
+    from mbrl.build_trainer import train_mbpo
+    from mbrl.world_model.build import build_video_predictor
+    from mbrl.world_model.config import WorldModelConfig
 
     world_model = read(WorldModelConfig, settings.world_model, "world_model.")
     build = partial(

@@ -14,7 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 
 from ivideogpt.precision import BFLOAT16_SWITCH
-from ivideogpt.transformer import native
+from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 from tests.parity.formulas import golden
 from tests.parity.networks import world_model
 

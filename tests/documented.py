@@ -6,17 +6,18 @@ import subprocess
 from pathlib import Path
 
 from inference.predict import PredictArgs
-from ivideogpt.data.inspect_episodes import InspectArgs
-from ivideogpt.data.validate_episodes import ValidateArgs
-from ivideogpt.evaluation import compare
-from ivideogpt.evaluation.evaluate import EvaluationArgs
-from ivideogpt.evaluation.preview_episodes import PreviewArgs
-from ivideogpt.evaluation.tokenizer_report import TokenizerEvaluationArgs
+from ivideogpt.commands import compare_reports as compare
+from ivideogpt.commands.evaluate import EvaluationArgs
+from ivideogpt.commands.preview import PreviewArgs
+from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
+from ivideogpt.data.inspect.command import InspectArgs
+from ivideogpt.data.inspect.validate import ValidateArgs
 from ivideogpt.flags import parse
-from ivideogpt.training.args import GptArgs, TokenizerArgs
+from ivideogpt.training.common.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
-from ivideogpt.training.tokenize_dataset import TokenizeArgs
-from mbrl import compare_runs, export_world_model, train_metaworld_drq, train_metaworld_mbpo
+from ivideogpt.training.transformer.tokenize_dataset import TokenizeArgs
+from mbrl import train_metaworld_drq, train_metaworld_mbpo
+from mbrl.tools import compare_runs, export_world_model
 from tests.datasets.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
@@ -31,8 +32,8 @@ MODULES = {
 }
 SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
 MBRL = {
-    "mbrl/compare_runs.py": compare_runs.parse_arguments,
-    "mbrl/export_world_model.py": export_world_model.parse_arguments,
+    "mbrl/tools/compare_runs.py": compare_runs.parse_arguments,
+    "mbrl/tools/export_world_model.py": export_world_model.parse_arguments,
     "mbrl/train_metaworld_drq.py": train_metaworld_drq.parse,
     "mbrl/train_metaworld_mbpo.py": train_metaworld_mbpo.parse,
 }

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data.conversion import write_episode
-from ivideogpt.data.token_store_writer import save_array
+from ivideogpt.data.convert.conversion import write_episode
+from ivideogpt.data.tokens.token_store_writer import save_array
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, write_json
 from ivideogpt.state_dicts import save_state, save_tensors
-from ivideogpt.utils.video_io import write_gif, write_png
+from ivideogpt.video_io import write_gif, write_png
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)  # 480 KB, hardly compressible
 

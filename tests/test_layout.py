@@ -82,3 +82,10 @@ def test_lengths_that_are_no_clip_are_refused():
     assert of.future_frames_in(of.prompt_length) == 0
     with pytest.raises(ValueError, match="no whole number of frames"):
         of.future_frames_in(of.sequence_length + 2)
+
+
+def test_the_action_at_the_last_context_frame_leads_to_the_first_future_frame():
+    """One step off, a model learns that nothing it does matters for the frame at hand."""
+    layout, actions = TokenLayout(2, 3, 8, 8), torch.arange(5)[None, :, None]
+    assert layout.to_future(actions).flatten().tolist() == [1, 2, 3]
+    assert layout.to_future(actions.flatten(1)).flatten().tolist() == [1, 2, 3]

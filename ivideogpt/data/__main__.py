@@ -9,10 +9,13 @@ from ivideogpt.errors import UserError, cli
 
 USAGE = "python -m ivideogpt.data"
 COMMANDS = {
-    "inspect": ("ivideogpt.data.inspect_episodes", "what is in recorded episodes, and what looks wrong with them"),
-    "preview": ("ivideogpt.evaluation.preview_episodes", "pictures of recorded episodes with their actions"),
-    "validate": ("ivideogpt.data.validate_episodes", "read every byte of every episode, and list those that are bad"),
-    "tokenize": ("ivideogpt.training.tokenize_dataset", "store the tokens of clips, to train a transformer on"),
+    "inspect": ("ivideogpt.data.inspect.command", "what is in recorded episodes, and what looks wrong with them"),
+    "preview": ("ivideogpt.commands.preview", "pictures of recorded episodes with their actions"),
+    "validate": ("ivideogpt.data.inspect.validate", "read every byte of every episode, and list those that are bad"),
+    "tokenize": (
+        "ivideogpt.training.transformer.tokenize_dataset",
+        "store the tokens of clips, to train on",
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from ivideogpt.data.folder_index import npz_files
+from ivideogpt.data.formats.folder_index import npz_files
 from ivideogpt.errors import UserError
 
 Split = Literal["train", "test", "all"]

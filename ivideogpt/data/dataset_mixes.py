@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from ivideogpt.data.catalog import TABLES
-from ivideogpt.data.folder_index import has_npz_files
+from ivideogpt.data.formats.folder_index import has_npz_files
+from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
 
 Mix = tuple[tuple[str, float], ...]
 
 METAWORLD = "metaworld"
 FOLDERS = "folder:"
-LEROBOT = "lerobot:"
-ACTION_CHOICE = "action="
 
 # Lists of [dataset, weight]; other people's code iterates over them and passes them on as `datasets`.
 DATASET_NAMED_MIXES: dict[str, list[list[str | float]]] = json.loads((TABLES / "mixes.json").read_text())
@@ -32,8 +30,8 @@ def resolve_mix(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
 
     ``mix`` is a name of :data:`DATASET_NAMED_MIXES`, ``folder:*`` for every sub-folder of ``dataset_path`` that holds
     episodes, ``folder:a,b`` for some of them, or pairs of name and weight. ``metaworld`` means its recorded tasks.
-    A ``dataset_path`` of ``lerobot:<folder>[@<camera>][@action=<feature>],...`` lists its datasets itself, so that no
-    mix is looked up.
+    A ``dataset_path`` that a registered format matches, such as ``lerobot:<folder>``, lists its datasets itself, so
+    that no mix is looked up.
     """
     weights: dict[str, float] = {}
     for name, weight in _entries(mix, dataset_path):
@@ -44,63 +42,11 @@ def resolve_mix(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     return tuple((name, weight / total) for name, weight in weights.items() if weight > 0)
 
 
-def is_lerobot(dataset_path: DatasetPath) -> bool:
-    return isinstance(dataset_path, str) and dataset_path.startswith(LEROBOT)
-
-
-@dataclass(frozen=True)
-class LeRobotPath:
-    """A dataset of a ``lerobot:`` path: ``<folder>[@<camera>][@action=<feature>]``."""
-
-    folder: Path
-    camera: str | None = None
-    action_key: str | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> LeRobotPath:
-        """Raises UserError for two cameras, or two features as the action."""
-        folder, choices = _split_at_folder(name)
-        actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
-        cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
-        if len(actions) > 1 or len(cameras) > 1:
-            raise UserError(f"{name}: expected <folder>[@<camera>][@action=<feature>]; '@' begins a choice there")
-        return cls(folder, next(iter(cameras), None), next(iter(actions), None))
-
-
-def lerobot_names(dataset_path: str) -> list[str]:
-    """The datasets of a ``lerobot:`` path. Commas separate them, but for those in the name of a folder that exists."""
-    words = dataset_path.removeprefix(LEROBOT).split(",")
-    names = []
-    while words:
-        joined = (",".join(words[:number]) for number in range(1, len(words) + 1))
-        name = next((name for name in joined if _is_lerobot_folder(_split_at_folder(name)[0])), words[0])
-        words = words[name.count(",") + 1 :]
-        names.append(name)
-    return [name for name in names if name]
-
-
-def _split_at_folder(name: str) -> tuple[Path, list[str]]:
-    """The folder, which may hold ``@`` itself if it exists, and what is chosen of it."""
-    words = name.split("@")
-    folders = [Path("@".join(words[:number])).expanduser() for number in range(1, len(words) + 1)]
-    number = next((number for number, folder in enumerate(folders) if _is_lerobot_folder(folder)), 0)
-    return folders[number], [word for word in words[number + 1 :] if word]
-
-
-def _is_lerobot_folder(folder: Path) -> bool:
-    return os.path.isfile(folder / "meta" / "info.json")
-
-
 def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     if not isinstance(mix, str):
         return mix
-    if is_lerobot(dataset_path):
-        names = lerobot_names(str(dataset_path))
-        if not names:
-            raise UserError(
-                f"dataset_path {dataset_path}: expected {LEROBOT}<folder>[@<camera>][@action=<feature>][,<folder>...]"
-            )
-        return tuple((name, 1.0) for name in names)
+    if (known := find_format(dataset_path)) is not None:
+        return tuple((dataset.name, 1.0) for dataset in known.datasets(str(dataset_path)))
     dataset_path = Path(dataset_path) if dataset_path else None
     if mix.startswith(FOLDERS):
         wanted = mix.removeprefix(FOLDERS)

@@ -1,5 +1,5 @@
 """The place of Something-Something v2 in the released code."""
 
-from ivideogpt.data.something_something import FrameFolder, SomethingEpisodes
+from ivideogpt.data.formats.something_something import FrameFolder, SomethingEpisodes
 
 __all__ = ["FrameFolder", "SomethingEpisodes"]

@@ -8,10 +8,10 @@ from importlib import import_module
 from ivideogpt.errors import cli
 
 COMMANDS = {
-    "tokenizer": "ivideogpt.evaluation.tokenizer_report",
-    "compare": "ivideogpt.evaluation.compare",
+    "tokenizer": "ivideogpt.commands.tokenizer_report",
+    "compare": "ivideogpt.commands.compare_reports",
 }
-DEFAULT = "ivideogpt.evaluation.evaluate"
+DEFAULT = "ivideogpt.commands.evaluate"
 
 
 def main() -> None:

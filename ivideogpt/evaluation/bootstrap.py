@@ -1,16 +1,14 @@
-"""Means over clips and how sure they are. Knows numbers by name; memory does not grow with the number of clips.
+"""Means over clips with bootstrap intervals over episodes. Knows numbers by name.
 
-The bootstrap draws episodes with replacement. Of many, each is drawn a Poisson-distributed number of times with mean 1,
-so every clip can be given its numbers as it comes (Chamandy et al. 2012, "Estimating uncertainty for massive data
-streams"). They depend on its episode's name alone: the same clips scored in other batches, by other processes, or for
-another model are drawn as often, so that two models may be compared clip by clip.
+The bootstrap resamples whole episodes: clips of one episode are not independent. The seed is fixed, so two reports on
+the same clips resample the same episodes, and their difference is taken replicate by replicate.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import zlib
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -34,70 +32,62 @@ class Interval:
 
 
 class BootstrapMeans(Generic[Key]):
-    """Means of named values over clips. A value that is NaN does not count, nor does one that a clip lacks."""
+    """Means of named values over clips. A value that is NaN does not count, nor does one that a clip lacks.
 
-    def __init__(self, num_replicates: int = NUM_REPLICATES) -> None:
-        self.num_clips = 0
-        self._num_replicates = num_replicates
-        self._sums: dict[Key, NDArray[np.float64]] = {}  # (2, 1 + replicates): of values, and of weights
+    Args:
+        clips: the values of each clip by name.
+        episodes: the episode of each clip.
+    """
 
-    def add(self, values: Mapping[Key, float], drawn_as: str) -> None:
-        """The values of a clip. Clips of one episode have the same ``drawn_as``: they are no independent draws."""
-        draws = np.random.default_rng(zlib.crc32(drawn_as.encode())).poisson(1.0, self._num_replicates)
-        weights = np.concatenate([[1.0], draws])
-        for key, value in values.items():
-            if not math.isnan(value):
-                self._add(key, weights * np.array([[value], [1.0]]))
-        self.num_clips += 1
-
-    def merge(self, other: BootstrapMeans[Key]) -> None:
-        """Count the clips of ``other``, too."""
-        for key, sums in other._sums.items():
-            self._add(key, sums)
-        self.num_clips += other.num_clips
-
-    def _add(self, key: Key, sums: NDArray[np.float64]) -> None:
-        self._sums[key] = self._sums[key] + sums if key in self._sums else sums
-
-    def arrays(self) -> tuple[list[Key], NDArray[np.float64]]:
-        """The keys, and their sums (keys, 2, 1 + replicates), of values and of weights."""
-        return list(self._sums), np.stack(list(self._sums.values()))
-
-    @classmethod
-    def from_arrays(cls, keys: Iterable[Key], sums: NDArray[np.float64], num_clips: int) -> BootstrapMeans[Key]:
-        """The inverse of :meth:`arrays`."""
-        means: BootstrapMeans[Key] = cls(sums.shape[-1] - 1)
-        means._sums, means.num_clips = dict(zip(keys, sums.copy(), strict=True)), num_clips
-        return means
+    def __init__(self, clips: Sequence[Mapping[Key, float]], episodes: Sequence[str]) -> None:
+        self._columns = {key: column for column, key in enumerate(dict.fromkeys(key for clip in clips for key in clip))}
+        self._values = np.array([[clip.get(key, math.nan) for key in self._columns] for clip in clips], np.float64)
+        self._episodes = list(episodes)
 
     def __contains__(self, key: Key) -> bool:
-        return key in self._sums
+        return key in self._columns and self._num_clips(key) > 0
 
     @property
     def keys(self) -> Iterable[Key]:
-        return self._sums.keys()
+        return (key for key in self._columns if key in self)
+
+    def mean(self, key: Key) -> float:
+        values = self._values[:, self._columns[key]]
+        known = values[~np.isnan(values)]
+        return float(np.cumsum(known)[-1] / len(known))  # in the order of clips: numpy's sum adds pairwise
 
     def interval(self, key: Key) -> Interval:
-        return _interval(self._means(key), self._num_clips_of(key))
+        return _interval(self.mean(key), self._replicates_of(key), self._num_clips(key))
 
-    def difference(self, key: Key, other: Key, of_others: BootstrapMeans[Key] | None = None) -> Interval:
+    def difference(self, key: Key, other: Key, others: BootstrapMeans[Key] | None = None) -> Interval:
         """Mean of ``key`` minus mean of ``other``, which may belong to another model's scores of the same clips."""
-        others = of_others or self
-        num_clips = min(self._num_clips_of(key), others._num_clips_of(other))
-        return _interval(self._means(key) - others._means(other), num_clips)
+        others = others or self
+        replicates = self._replicates_of(key) - others._replicates_of(other)
+        num_clips = min(self._num_clips(key), others._num_clips(other))
+        return _interval(self.mean(key) - others.mean(other), replicates, num_clips)
 
-    def _num_clips_of(self, key: Key) -> int:
-        return int(self._sums[key][1, 0])
+    def _num_clips(self, key: Key) -> int:
+        return int((~np.isnan(self._values[:, self._columns[key]])).sum())
 
-    def _means(self, key: Key) -> NDArray[np.float64]:
-        """Of all clips, then of every replicate."""
-        values, weights = self._sums[key]
-        with np.errstate(invalid="ignore"):  # a replicate may have drawn no clip
-            return values / weights
+    def _replicates_of(self, key: Key) -> NDArray[np.float64]:
+        return self._replicates[:, self._columns[key]]
+
+    @functools.cached_property
+    def _replicates(self) -> NDArray[np.float64]:
+        """(replicates, keys); NaN where a replicate holds no clip that has the value."""
+        names, episode_of_clip = np.unique(self._episodes, return_inverse=True)
+        num_episodes, known = len(names), ~np.isnan(self._values)
+        sums, counts = np.zeros((2, num_episodes, len(self._columns)))
+        np.add.at(sums, episode_of_clip, np.where(known, self._values, 0.0))
+        np.add.at(counts, episode_of_clip, known)
+        rng = np.random.default_rng(0)
+        times = rng.multinomial(num_episodes, [1 / num_episodes] * num_episodes, NUM_REPLICATES).astype(np.float64)
+        with np.errstate(invalid="ignore"):
+            return (times @ sums) / (times @ counts)
 
 
-def _interval(means: NDArray[np.float64], num_clips: int) -> Interval:
+def _interval(mean: float, replicates: NDArray[np.float64], num_clips: int) -> Interval:
+    known = replicates[~np.isnan(replicates)]
     tail = (1 - CONFIDENCE) / 2
-    replicates = means[1:][~np.isnan(means[1:])]
-    low, high = np.quantile(replicates, [tail, 1 - tail]) if len(replicates) else (math.nan, math.nan)
-    return Interval(float(means[0]), float(low), float(high), num_clips)
+    low, high = np.quantile(known, [tail, 1 - tail])
+    return Interval(mean, float(low), float(high), num_clips)

@@ -7,17 +7,10 @@ from pathlib import Path
 
 from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.files import atomic_file
+from ivideogpt.metrics.table import METRICS
 
 Curves = Mapping[str, Mapping[str, Mapping[int, Interval]]]  # line -> metric -> frame -> mean over clips
 
-TITLES = {
-    "psnr": "PSNR, dB (more is better)",
-    "ssim": "SSIM (more is better)",
-    "lpips": "LPIPS (less is better)",
-    "mse": "MSE (less is better)",
-    "moving_psnr": "PSNR of moving pixels, dB (more is better)",
-}
-SHOWN = ("psnr", "ssim", "lpips", "moving_psnr")
 PANEL_INCHES, DPI = (4.6, 3.4), 110
 
 
@@ -26,7 +19,9 @@ def draw_curves(path: Path, curves: Curves, num_context: int) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    metrics = [metric for metric in SHOWN if any(metric in of for of in curves.values())]
+    metrics = [
+        name for name, metric in METRICS.items() if metric.in_curves and any(name in of for of in curves.values())
+    ]
     figure = Figure(figsize=(PANEL_INCHES[0] * len(metrics), PANEL_INCHES[1]), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for panel, metric in zip(panels, metrics, strict=True):
@@ -37,7 +32,7 @@ def draw_curves(path: Path, curves: Curves, num_context: int) -> None:
             bounds = [point.low for point in points], [point.high for point in points]
             panel.fill_between(frames, *bounds, color=line.get_color(), alpha=0.2, linewidth=0)
         panel.axvspan(-0.5, num_context - 0.5, color="0.92", zorder=0)
-        panel.set(title=TITLES[metric], xlabel="frame of the clip")
+        panel.set(title=METRICS[metric].title, xlabel="frame of the clip")
         panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     panels[0].legend(fontsize="small")

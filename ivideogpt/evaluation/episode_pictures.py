@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from ivideogpt.evaluation.visualize import INK, LABEL_SIZE, MUTED, PADDING, PAPER, TITLE_SIZE, font
-from ivideogpt.utils.video_io import Pixels
+from ivideogpt.video_io import Pixels
 
 CELL_HEIGHT, FILM_HEIGHT = 128, 256  # frames are resized to about this height
 GAP = 4

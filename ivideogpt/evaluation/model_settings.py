@@ -10,6 +10,8 @@ from ivideogpt.pretrained import ModelMetadata
 from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.world_model import WorldModel
 
+BACKEND_HELP = "what decodes tokens: torch, cpu_kernels, cuda_graph; auto: the fastest that runs on this device"
+
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -58,4 +60,4 @@ def with_settings(model: WorldModel, settings: ModelSettings) -> WorldModel:
     model.tokenizer.set_context_length(metadata.context_length)
     if isinstance(model.transformer, HeadModelWithAction):
         model.transformer.context = metadata.context_length
-    return WorldModel(model.tokenizer, model.transformer, metadata)
+    return WorldModel(model.tokenizer, model.transformer, metadata, model.backend)

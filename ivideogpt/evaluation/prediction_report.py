@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 
-from ivideogpt.data.evaluation_clips import EvaluationClips
-from ivideogpt.data.token_store import state_checksum
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips
+from ivideogpt.data.tokens.token_store import state_checksum
 from ivideogpt.evaluation.bootstrap import Interval
-from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, ClipScores, Tally
 from ivideogpt.evaluation.curves import draw_curves
 from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.protocols import COLUMNS, PROTOCOLS
 from ivideogpt.evaluation.report import (
     JSON_FILE,
-    LABELS,
     MARKDOWN_FILE,
     PACKAGES,
     candidate_table,
@@ -34,12 +32,14 @@ from ivideogpt.evaluation.report import (
     markdown_table,
     with_interval,
 )
+from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, ClipRow, RowSummary
 from ivideogpt.evaluation.scoring import Collected, collect, read_with_others
 from ivideogpt.evaluation.video_prediction import COPY, PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
 from ivideogpt.files import write_json, write_text
-from ivideogpt.utils.video_io import side_by_side, to_pixels, write_gif, write_png
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.versions import versions
+from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
 KIND = "video prediction"
@@ -92,20 +92,20 @@ def evaluate_predictions(
     """
     processes = processes or Processes()
 
-    def score(numbers: Sequence[int]) -> list[ClipScores]:
+    def score(numbers: Sequence[int]) -> list[ClipRow]:
         return scorer(numbers, *read_with_others(clips, numbers))
 
     depend_on = {name: value for name, value in settings.items() if name not in NO_MATTER}
     facts = {**depend_on, **model_facts(scorer.model), "left_out": left_out(scorer)}
-    collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts)
+    collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts, scorer.i3d is not None)
     if collected is None:
         return None
-    tally = collected.tally
+    summary = collected.summary
     shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]
     report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown)
-    draw_curves(folder / CURVES_FILE, tally.curves(), scorer.model.metadata.context_length)
+    draw_curves(folder / CURVES_FILE, summary.curves(), scorer.model.metadata.context_length)
     write_json(folder / JSON_FILE, report)
-    write_text(folder / MARKDOWN_FILE, as_markdown(report, tally, PROTOCOLS[protocol], scorer.num_samples))
+    write_text(folder / MARKDOWN_FILE, as_markdown(report, summary, PROTOCOLS[protocol], scorer.num_samples))
     collected.finish()
     return report
 
@@ -153,8 +153,8 @@ def build_report(
     columns: Sequence[str],
     shown: Sequence[ShownClip],
 ) -> dict[str, Any]:
-    tally = collected.tally
-    means, distances = tally.columns(), tally.fvd()
+    summary = collected.summary
+    means, distances = summary.columns(), summary.fvd()
     return {
         "kind": KIND,
         "settings": dict(settings),
@@ -165,9 +165,9 @@ def build_report(
         "fvd": {column: of for column, of in distances.items() if column in columns},
         "findings": [
             {**asdict(finding), "difference": interval_as_json(finding.difference), "answer": finding.answer}
-            for finding in findings(tally, clips.num_episodes)
+            for finding in findings(summary, clips.num_episodes)
         ],
-        "per_frame": curves_as_json(tally.curves()),
+        "per_frame": curves_as_json(summary.curves()),
         "left_out": left_out(scorer),
         "shown": [asdict(clip) for clip in shown],
     }
@@ -190,7 +190,7 @@ def left_out(scorer: PredictionScorer) -> list[str]:
     return missing
 
 
-def findings(tally: Tally, num_episodes: int) -> list[Finding]:
+def findings(summary: RowSummary, num_episodes: int) -> list[Finding]:
     """Differences between the prediction and its baselines, clip by clip, on predicted frames.
 
     Where little moves, copying is hard to beat over all pixels and says nothing about what moves.
@@ -199,16 +199,16 @@ def findings(tally: Tally, num_episodes: int) -> list[Finding]:
     for name, question in QUESTIONS.items():
         for metric in ("psnr", "moving_psnr"):
             ours, theirs = (RANKED_BY[0], PREDICTION, metric), (RANKED_BY[0], name, metric)
-            if ours in tally.means and theirs in tally.means:
-                found.append(Finding(question, name, metric, tally.means.difference(ours, theirs), num_episodes))
+            if ours in summary.means and theirs in summary.means:
+                found.append(Finding(question, name, metric, summary.means.difference(ours, theirs), num_episodes))
     return found
 
 
-def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str], num_samples: int) -> str:
-    means = tally.columns()
+def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequence[str], num_samples: int) -> str:
+    means = summary.columns()
     sections = [
         headline(report, "Video prediction"),
-        _findings_table(findings(tally, report["clips"]["episodes"])),
+        _findings_table(findings(summary, report["clips"]["episodes"])),
     ]
     for column in columns:
         if column in means:
@@ -227,7 +227,7 @@ def as_markdown(report: Mapping[str, Any], tally: Tally, columns: Sequence[str],
 
 
 def _findings_table(found: Sequence[Finding]) -> str:
-    rows = [[of.question, LABELS[of.metric], with_interval(of.metric, of.difference), of.answer] for of in found]
+    rows = [[of.question, METRICS[of.metric].label, with_interval(of.metric, of.difference), of.answer] for of in found]
     return markdown_table(["", "by", "difference, dB", ""], rows)
 
 

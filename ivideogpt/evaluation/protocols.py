@@ -11,11 +11,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from ivideogpt.utils.video_metric import best_of_samples
+from ivideogpt.metrics.frame_metrics import best_of_samples
 
 Scores = Mapping[str, Tensor]  # metric -> (N, T)
 
-FRAME_METRICS = ("mse", "psnr", "ssim", "lpips")
+PAPER_METRICS = ("mse", "psnr", "ssim", "lpips")
 
 
 def best_by_metric(scores: Scores) -> dict[str, float]:
@@ -55,7 +55,7 @@ class Column:
 
     def __call__(self, scores: Scores, num_context: int) -> dict[str, float]:
         first = self.first_frame(num_context, scores["mse"].shape[1])
-        metrics = FRAME_METRICS if self.span == "all" else tuple(scores)
+        metrics = PAPER_METRICS if self.span == "all" else tuple(scores)
         return self.reduce({name: scores[name][:, first:] for name in metrics if name in scores})
 
 

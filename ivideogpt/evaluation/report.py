@@ -9,21 +9,10 @@ from typing import Any
 
 from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.evaluation.curves import Curves
-from ivideogpt.utils.video_metric import LESS_IS_BETTER
+from ivideogpt.metrics.table import METRICS
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 PACKAGES = ("ivideogpt", "torch", "diffusers", "transformers", "numpy")
-
-LABELS = {
-    "psnr": "PSNR",
-    "ssim": "SSIM",
-    "lpips": "LPIPS",
-    "mse": "MSE",
-    "moving_psnr": "PSNR, moving pixels",
-    "fvd": "FVD",
-}
-DECIMALS = {"psnr": 2, "moving_psnr": 2, "ssim": 4, "lpips": 4, "mse": 5, "fvd": 1}
-METRIC_ORDER = tuple(LABELS)
 
 Candidates = Mapping[str, Mapping[str, Interval]]  # candidate -> metric -> mean over clips
 
@@ -56,7 +45,7 @@ def _curve_as_json(curve: Mapping[int, Interval]) -> dict[str, list[Any]]:
 
 
 def number(metric: str, value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.{DECIMALS[metric]}f}"
+    return "-" if math.isnan(value) else f"{value:.{METRICS[metric].decimals}f}"
 
 
 def with_interval(metric: str, interval: Interval) -> str:
@@ -64,12 +53,12 @@ def with_interval(metric: str, interval: Interval) -> str:
 
 
 def label(metric: str) -> str:
-    return f"{LABELS[metric]} {'↓' if metric in LESS_IS_BETTER else '↑'}"
+    return METRICS[metric].heading
 
 
 def in_order(metrics: Iterable[str]) -> list[str]:
     known = set(metrics)
-    return [metric for metric in METRIC_ORDER if metric in known]
+    return [metric for metric in METRICS if metric in known]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -2,56 +2,63 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from torch import Tensor
 from tqdm import tqdm
 
-from ivideogpt.data.batches import ClipBatch
-from ivideogpt.data.evaluation_clips import EvaluationClips
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.clip_scores import ClipScores, Tally
 from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.report import JSON_FILE, MARKDOWN_FILE, PACKAGES
-from ivideogpt.evaluation.unfinished import Unfinished
+from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, RowFile, RowSummary
 from ivideogpt.versions import versions
 
-ScoreBatch = Callable[[Sequence[int]], list[ClipScores]]
+ScoreBatch = Callable[[Sequence[int]], list[ClipRow]]
 
-CLIPS_FILE = "clips.jsonl"
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What all clips come to.
+    """The rows of all clips, in their order.
 
-    Attributes:
-        ranking: their numbers with what they are ranked by, from the worst to the best.
-        checksum: of their true frames, in their order.
+    Args:
+        rank_by: column, candidate and metric.
     """
 
-    tally: Tally
-    ranking: list[tuple[float, int]]
-    checksum: str
-    unfinished: Unfinished
+    rows: Sequence[ClipRow]
+    rank_by: tuple[str, str, str]
+    file: RowFile
+
+    @functools.cached_property
+    def summary(self) -> RowSummary:
+        return RowSummary(self.rows)
 
     def clip_facts(self, clips: EvaluationClips) -> dict[str, Any]:
-        """What a report says of the clips. Scores of lists with equal checksums may be compared clip by clip."""
-        return {"number": len(clips), "episodes": clips.num_episodes, "checksum": self.checksum}
+        """Facts for the report. Scores of lists with equal checksums may be compared clip by clip."""
+        frames = "".join(row.frames_checksum for row in self.rows)
+        checksum = hashlib.blake2b(frames.encode(), digest_size=16).hexdigest()
+        return {"number": len(clips), "episodes": clips.num_episodes, "checksum": checksum}
 
     def finish(self) -> None:
-        """The report is written: the same command would begin anew."""
-        self.unfinished.remove()
+        """Note that the report is written: the same command would score all clips again."""
+        self.file.remove_features()
 
     def chosen(self) -> dict[str, tuple[float, int]]:
-        """Clips to look at."""
-        places = {"best": -1, "median": len(self.ranking) // 2, "worst": 0}
-        return {name: self.ranking[place] for name, place in places.items()}
+        """Clips to look at, with what they are ranked by."""
+        column, candidate, metric = self.rank_by
+        ranking = sorted((row.summaries[column][candidate][metric], row.number) for row in self.rows)
+        places = {"best": -1, "median": len(ranking) // 2, "worst": 0}
+        return {name: ranking[place] for name, place in places.items()}
 
 
 def collect(
@@ -62,80 +69,65 @@ def collect(
     processes: Processes,
     rank_by: tuple[str, str, str],
     facts: Mapping[str, Any],
+    with_features: bool = False,
 ) -> Collected | None:
-    """Score all clips, and write a line of ``folder/clips.jsonl`` for each. All processes call it.
-
-    An interrupted evaluation goes on with the batch that it was at; :meth:`Collected.finish` says that it is over.
+    """Score all clips that have no row in ``folder/clips.jsonl`` yet, and add their rows. All processes call it.
 
     Args:
         rank_by: column, candidate and metric.
-        facts: all that the scores depend on: sums of an evaluation with other facts are not continued.
+        facts: all that the scores depend on: rows of an evaluation with other facts do not count.
+        with_features: a row counts only with its I3D features.
 
     Returns:
         None but for the main process.
     """
-    unfinished = Unfinished(folder, {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)})
-    tally = (_begun(unfinished, folder / CLIPS_FILE) if processes.is_main else None) or Tally()
-    first_clip, *_ = processes.gather(tally.means.num_clips)
-    scored = score_clips(score, first_clip, len(clips), batch_size, processes)
+    facts = {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)}
+    evaluation = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    file = RowFile(folder, evaluation)
+    rows = _begun(file, folder, with_features) if processes.is_main else []
+    known, *_ = processes.gather({row.number for row in rows})
+    batches = [range(first, min(first + batch_size, len(clips))) for first in range(0, len(clips), batch_size)]
+    missing = [numbers for batch in batches if (numbers := [number for number in batch if number not in known])]
+    scored = score_batches(score, missing, processes)
     if not processes.is_main:
-        for _ in scored:  # the main process keeps the scores; this one helps to make them
+        for _ in scored:  # the main process keeps the rows; this one helps to make them
             pass
         return None
-    folder.mkdir(parents=True, exist_ok=True)
-    for of_before in (JSON_FILE, MARKDOWN_FILE):  # which would be taken for that of the clips now scored
-        (folder / of_before).unlink(missing_ok=True)
-    with (
-        _opened_after(folder / CLIPS_FILE, first_clip) as lines,
-        tqdm(initial=first_clip, total=len(clips), desc="clips", unit="clip") as bar,
-    ):
-        for of_batches in scored:
-            for clip in of_batches:
-                tally.add(clip, drawn_as=str(clips.origin(clip.number)))
-                lines.write(json.dumps({**clip.as_json(), **asdict(clips.origin(clip.number))}, allow_nan=False) + "\n")
-            lines.flush()
-            unfinished.write(tally)
-            bar.update(len(of_batches))
-    of_clips = [json.loads(line) for line in (folder / CLIPS_FILE).read_text().splitlines()]
-    column, candidate, metric = rank_by
-    ranking = sorted((of["scores"][column][candidate][metric], of["clip"]) for of in of_clips)
-    checksum = hashlib.blake2b("".join(of["frames"] for of in of_clips).encode(), digest_size=16).hexdigest()
-    return Collected(tally, ranking, checksum, unfinished)
+    with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip") as bar:
+        for part in scored:
+            new = [replace(row, **asdict(clips.origin(row.number))) for row in part]
+            file.append(new)
+            rows += new
+            bar.update(len(new))
+    rows = sorted(rows, key=lambda row: row.number)
+    return Collected(rows, rank_by, file)
 
 
-def _begun(unfinished: Unfinished, lines: Path) -> Tally | None:
-    """Sums to continue, if the lines of the clips in them are there, too."""
-    tally = unfinished.read()
-    if tally is None or not lines.is_file() or lines.read_text().count("\n") < tally.means.num_clips:
-        return None
-    return tally
+def _begun(file: RowFile, folder: Path, with_features: bool) -> list[ClipRow]:
+    """Return the rows of an interrupted evaluation, alone in the file; none where the report was finished."""
+    rows: list[ClipRow] = []
+    if not (folder / JSON_FILE).exists():
+        if file.is_of_another:
+            logger.warning("%s is of another evaluation: beginning again", folder / CLIPS_FILE)
+        rows = file.read(with_features)
+    file.rewrite(rows)
+    for name in (JSON_FILE, MARKDOWN_FILE):  # which would be taken for that of the clips now scored
+        (folder / name).unlink(missing_ok=True)
+    return rows
 
 
-def _opened_after(path: Path, num_lines: int) -> TextIO:
-    """The file, to be written to after so many lines."""
-    file = path.open("r+" if num_lines else "w")
-    for _ in range(num_lines):
-        file.readline()
-    file.seek(file.tell())
-    file.truncate()
-    return file
-
-
-def score_clips(
-    score: ScoreBatch, first_clip: int, num_clips: int, batch_size: int, processes: Processes
-) -> Iterator[list[ClipScores]]:
-    """Scores of clips ``first_clip`` .. num_clips - 1 in this order, on all processes, which take turns at batches.
+def score_batches(score: ScoreBatch, batches: Sequence[Sequence[int]], processes: Processes) -> Iterator[list[ClipRow]]:
+    """Score batches of clips in this order, on all processes, which take turns.
 
     Raises:
         UserError: on all of them, if a batch of any could not be scored.
     """
-    batches = [range(first, min(first + batch_size, num_clips)) for first in range(first_clip, num_clips, batch_size)]
     for first in range(0, len(batches), processes.count):
         parts = processes.gather(_attempt(score, batches[first : first + processes.count], processes.rank))
-        yield [clip for part in parts for clip in part]
+        yield [row for part in parts for row in part]
 
 
-def _attempt(score: ScoreBatch, batches: Sequence[range], rank: int) -> list[ClipScores] | UserError:
+def _attempt(score: ScoreBatch, batches: Sequence[Sequence[int]], rank: int) -> list[ClipRow] | UserError:
     """The scores of this rank's batch, if one is left for it; a user's error is everybody's, or others would wait."""
     if rank >= len(batches):
         return []

@@ -14,17 +14,18 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from ivideogpt.data.batches import ClipBatch
-from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, TRUTH, ClipScores, features_by_clip, scores_by_clip
-from ivideogpt.utils.frechet import I3D
-from ivideogpt.utils.video_metric import PSNR_EPSILON, FrameScorer, frame_psnr, frame_ssim
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, TRUTH, ClipRow, features_by_clip, scores_by_clip
+from ivideogpt.metrics.frame_metrics import FrameScorer
+from ivideogpt.metrics.fvd import I3D
+from ivideogpt.metrics.pixels import PSNR_EPSILON
+from ivideogpt.metrics.table import METRICS
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
 # A pixel counts as moving where a channel differs by more than this from the last context frame (frames are in [0, 1]).
 MOVING_THRESHOLD = 0.05
 
-METRICS = {"psnr": frame_psnr, "ssim": frame_ssim}
 PIXELS_AT_ONCE = 160 * 64**2  # of frames that go through the tokenizer
 COPY, RECONSTRUCTION = "copy_last_frame", "reconstruction"
 CANDIDATES = (PREDICTION, RECONSTRUCTION, COPY, SHUFFLED)
@@ -32,8 +33,8 @@ FVD_SPANS = ("paper", "future")
 
 
 def score_frames(truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
-    """Every metric of every frame: (..., C, H, W), which broadcast, to (...)."""
-    return {name: metric(truth, frames) for name, metric in METRICS.items()}
+    """Score every frame by the metrics that take no network: (..., C, H, W), which broadcast, to (...)."""
+    return {name: metric.function(truth, frames) for name, metric in METRICS.items() if metric.function is not None}
 
 
 def copy_last_frame(frames: Tensor, num_context: int) -> Tensor:
@@ -98,16 +99,17 @@ def sample_futures(
     clip_numbers: Sequence[int] | None = None,
     first_sample: int = 0,
 ) -> Rollout:
-    """Futures of each clip under its recorded actions. The one at the last context frame leads to the first.
+    """Sample futures of each clip under its recorded actions.
 
     What is drawn depends on the seed and the numbers of clip and sample alone.
     """
-    t, num_frames = model.metadata.context_length, clips.frames.shape[1]
-    actions = None if model.action_dim is None or clips.actions is None else clips.actions[:, t - 1 : num_frames - 1]
+    t = model.metadata.context_length
+    layout = model.layout.with_future_frames(clips.frames.shape[1] - t)
+    actions = None if model.action_dim is None or clips.actions is None else layout.to_future(clips.actions)
     return model.predict(
         clips.frames[:, :t],
         actions,
-        num_frames - t,
+        layout.future_frames,
         num_samples=num_samples,
         seed=seed,
         clip_numbers=clip_numbers,
@@ -157,9 +159,7 @@ class PredictionScorer:
     max_rows: int | None = None
     max_videos: int | None = None
 
-    def __call__(
-        self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None = None
-    ) -> list[ClipScores]:
+    def __call__(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None = None) -> list[ClipRow]:
         """``other_actions`` (B, T, D) are those of other clips; without them no actions are shuffled."""
         at_a_time = len(numbers) if self.max_rows is None else max(1, self.max_rows // self.num_samples)
         parts = []
@@ -171,7 +171,7 @@ class PredictionScorer:
         return list(chain.from_iterable(parts))
 
     @torch.inference_mode()
-    def _score(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None) -> list[ClipScores]:
+    def _score(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None) -> list[ClipRow]:
         scored = _Candidates(self, clips.frames, self.model.metadata.context_length)
         for rollout in self._rollouts(numbers, clips):
             scored.add(PREDICTION, rollout.context, rollout.frames)
@@ -222,7 +222,7 @@ class _Candidates:
         if self._settings.i3d is not None:
             self._add_features(name, torch.cat([context.expand(-1, num_samples, -1, -1, -1, -1), futures], dim=2))
 
-    def by_clip(self, numbers: Sequence[int]) -> list[ClipScores]:
+    def by_clip(self, numbers: Sequence[int]) -> list[ClipRow]:
         scores = {
             name: {metric: torch.cat([part[metric] for part in parts], dim=1) for metric in parts[0]}
             for name, parts in self._scores.items()
@@ -230,7 +230,7 @@ class _Candidates:
         features = {key: torch.cat(parts, dim=1) for key, parts in self._features.items()}
         of_clips = zip(numbers, scores_by_clip(scores), features_by_clip(features, len(numbers)), strict=True)
         return [
-            ClipScores.of(number, truth, self._num_context, values, vectors)
+            ClipRow.of(number, truth, self._num_context, values, vectors)
             for truth, (number, values, vectors) in zip(self._truth, of_clips, strict=True)
         ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ivideogpt.utils.video_io import Pixels
+from ivideogpt.video_io import Pixels
 
 ERROR_GAIN = 3  # a typical error is a few per cent of the range: too dark to see as it is
 CELL_HEIGHT = 128  # frames are scaled up by whole numbers to about this height

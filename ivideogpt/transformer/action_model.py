@@ -8,29 +8,26 @@ Dimension keys: B batch, L tokens, T = t + F frames, t context frames, F future 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, LlamaForCausalLM
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.transformer.backends import open_backend
 from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder
 from ivideogpt.transformer.frame_model import FrameModel
-from ivideogpt.transformer.llama import CachedLlama
+from ivideogpt.transformer.language_model import KeysAndValues, LanguageModelOutput, LlamaForCausalLM
 from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 
 
-@dataclass
-class ActionModelOutput(CausalLMOutputWithPast):
+class ActionModelOutput(LanguageModelOutput):
     """``loss`` is the sum; its terms are beside it. The reconstruction is not weighted yet."""
 
-    cross_entropy: Tensor | None = None
-    action_recon_loss: Tensor | None = None
+    cross_entropy: Tensor | None
+    action_recon_loss: Tensor | None
 
 
 class HeadModelWithAction(nn.Module):
@@ -135,7 +132,7 @@ class HeadModelWithAction(nn.Module):
         position_ids: Tensor | None = None,
         action: Tensor | None = None,
         *,
-        past_key_values: Cache | None = None,
+        past_key_values: KeysAndValues | None = None,
     ) -> ActionModelOutput | tuple[ActionModelOutput, Tensor]:
         """Next-token logits and loss; with a reward head also its predictions, (B, F, 1).
 
@@ -164,8 +161,8 @@ class HeadModelWithAction(nn.Module):
         if self.action_recon is not None:
             result.action_recon_loss = self._reconstruct_actions(hidden, input_ids, action, num_read)
             self.action_recon_loss = result.action_recon_loss.detach()
-            if labels is not None:
-                result.loss = result.loss + self.action_recon * result.action_recon_loss
+            if outputs.loss is not None:
+                result.loss = outputs.loss + self.action_recon * result.action_recon_loss
         if self.reward_linear is None:
             return result
         return result, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions - num_read])
@@ -229,7 +226,9 @@ class HeadModelWithAction(nn.Module):
                 "frames, each followed by a separator"
             )
         streams = RandomStreams.of_clips(drawn_seed(generator, sampling), torch.arange(len(prompt)))
-        decoder = FrameDecoder(FrameModel(CachedLlama(self.llm), layout, sampling, reward_head), streams)
+        # a graph that is captured for one call alone would cost more than it saves
+        backend = open_backend("torch" if self.llm.device.type == "cuda" else "auto", self.llm)
+        decoder = FrameDecoder(FrameModel(backend, layout, sampling, reward_head), streams)
         decoder.prefill(prompt, max_frames=num_frames)
         return decoder.rollout(num_frames, action_embeddings)
 
@@ -243,13 +242,13 @@ class HeadModelWithAction(nn.Module):
         return num_frames
 
     def _actions_to_future(self, action: Tensor, num_frames: int) -> Tensor:
-        """Of a clip's actions (B, T, A) those that lead to its future frames, (B, F, A)."""
-        first = self.context - 1
-        leading = action[:, first : first + num_frames]
+        """Return :meth:`TokenLayout.to_future` of a clip's actions (B, T, A), checked: (B, F, A)."""
+        leading = self.layout.with_future_frames(num_frames).to_future(action)
         if leading.shape[1:] != (num_frames, self.action_dim):
             raise UserError(
-                f"actions have shape {tuple(action.shape)}, expected (batch, at least {first + num_frames} steps, "
-                f"{self.action_dim}) for {self.context} context and {num_frames} future frames"
+                f"actions have shape {tuple(action.shape)}, expected (batch, at least "
+                f"{self.context - 1 + num_frames} steps, {self.action_dim}) "
+                f"for {self.context} context and {num_frames} future frames"
             )
         return leading
 

@@ -11,36 +11,24 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-ATTENTION = "ivideogpt"  # name among the attentions of Transformers
 BLOCK = 64  # queries
 GROUP = 16  # of N at once
 LEVELS = 2**16  # that a random number of 16 bits has
 
 
-def attention_forward(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attention as Transformers asks for it, (B, H, L, d) to (B, L, H, d): PyTorch's own wherever that is fast."""
-    is_causal = attention_mask is None and query.shape == key.shape == value.shape
-    is_on_cpu = query.device.type == "cpu" and query.dtype == torch.float32 and not torch.compiler.is_compiling()
-    if not (dropout > 0 and is_causal and is_on_cpu):
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    attended = causal_attention(query, key, value, dropout, scaling)
-    return attended.transpose(1, 2), None
+def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    """Attend from (B, H, L, d) to keys and values (B, G, P + L, d), causally if there is no mask."""
+    is_causal = mask is None and queries.shape[2] > 1
+    is_on_cpu = queries.device.type == "cpu" and queries.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if dropout > 0 and is_causal and is_on_cpu and queries.shape == keys.shape:
+        return causal_attention(queries, keys, values, dropout)
+    grouped = queries.shape[1] != keys.shape[1]
+    return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal, enable_gqa=grouped)
 
 
 def causal_attention(
@@ -118,7 +106,3 @@ def _random_levels(like: Tensor) -> Tensor:
 def _kept(drawn: Tensor, threshold: int) -> Tensor:
     """1 where a weight stays and 0 where it is dropped, float32: products with numbers are much faster than masks."""
     return torch.ge(drawn, threshold - LEVELS // 2, out=torch.empty(drawn.shape))
-
-
-AttentionInterface.register(ATTENTION, attention_forward)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,8 +1,8 @@
-"""One frame of tokens at a time, on top of :class:`~ivideogpt.transformer.llama.CachedLlama`.
+"""One frame of tokens at a time, on top of a :class:`~ivideogpt.transformer.backends.base.DecodeBackend`.
 
 Knows tokens, embeddings and the cache; knows no pixels and no actions (they arrive as embeddings).
 
-Rungs, each usable alone: :func:`~ivideogpt.transformer.sampling.sample` -> ``CachedLlama.forward`` (one pass) ->
+Rungs, each usable alone: :func:`~ivideogpt.transformer.sampling.sample` -> ``DecodeBackend.forward`` (one pass) ->
 ``FrameModel.draw_frame`` -> ``FrameDecoder.step`` (one frame of every row) -> ``FrameDecoder.rollout`` (many frames).
 
 Shapes: B rows (samples of one prompt are adjacent rows), D width.
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
+from ivideogpt.transformer.backends.base import FrameBuffers
 from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
 from ivideogpt.transformer.llama import KVCache
 from ivideogpt.transformer.sampling import RandomStreams
-from ivideogpt.transformer.static_frames import GraphPool, StaticFrames
 
 
 @dataclass(frozen=True)
@@ -38,16 +38,17 @@ class FrameDecoder:
 
     Args:
         streams: what each row draws.
-        graphs: where frames are captured for a GPU, if they are to be: sampled separators cannot.
     """
 
-    def __init__(self, model: FrameModel, streams: RandomStreams, graphs: GraphPool | None = None) -> None:
+    def __init__(self, model: FrameModel, streams: RandomStreams) -> None:
         self.model = model
-        self.streams = streams.to(model.llama.device)
-        self._graphs = graphs if model.sampling.separators == "forced" else None
-        self._static: StaticFrames | None = None
+        self.backend = model.backend
+        self.device = model.backend.weights.device
+        self.streams = streams.to(self.device)
+        self._buffers: FrameBuffers | None = None
+        self._may_borrow = True
         self._give_back: weakref.finalize | None = None
-        self.cache = model.llama.new_cache(0, 0)
+        self.cache = self.backend.new_cache(0, 0)
         self._num_draws = 0
         self._pending: Tensor | None = None  # (B, 1) the ids that have not entered the cache yet
 
@@ -82,7 +83,7 @@ class FrameDecoder:
         """
         layout = self.model.layout
         assert prompts.shape[1] == layout.prompt_length
-        capacity = self.model.llama.num_positions
+        capacity = self.backend.weights.num_positions
         if layout.future_frames_that_fit(capacity) < 1:
             raise UserError(
                 f"not one frame fits after {layout.context_frames} context frames into {capacity} positions; "
@@ -90,8 +91,8 @@ class FrameDecoder:
             )
         if max_frames is not None:
             capacity = min(capacity, layout.with_future_frames(max_frames).sequence_length)
-        self._leave_static()
-        self.cache = self.model.llama.new_cache(len(prompts), capacity)
+        self._leave_buffers()
+        self.cache = self.backend.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
 
     def expand(self, n: int, streams: RandomStreams | None = None) -> None:
@@ -100,15 +101,15 @@ class FrameDecoder:
         ``streams`` are those of all rows from then on, unless the decoder was made with them.
         """
         if streams is not None:
-            self.streams = streams.to(self.model.llama.device)
-        self.cache = self.cache.expand(n, share=self.model.llama.shares_prompts)
-        self._leave_static()
+            self.streams = streams.to(self.device)
+        self.cache = self.cache.expand(n)
+        self._leave_buffers()
         if self._pending is not None:
             self._pending = self._pending.repeat_interleave(n, dim=0)
 
     @torch.no_grad()
     def reset_rows(self, rows: Tensor, prompts: Tensor) -> None:
-        """Begin some rows anew. All samples of a prompt must be among them.
+        """Begin some rows again. All samples of a prompt must be among them.
 
         Args:
             prompts: (len(rows) / n, 257 t); n adjacent rows begin with the same one.
@@ -118,18 +119,18 @@ class FrameDecoder:
         """
         self.check_reset()
         num_samples = len(rows) // len(prompts)
-        aside = self.model.llama.new_cache(len(prompts), self.model.layout.prompt_length)
-        pending = self._read(prompts, aside)
-        self.cache.replace(rows, aside.expand(num_samples, share=False))
+        cache = self.backend.new_cache(len(prompts), self.model.layout.prompt_length)
+        pending = self._read(prompts, cache)
+        self.cache.overwrite(rows, cache)
         if pending is not None:
             assert self._pending is not None
             pending = pending.repeat_interleave(num_samples, dim=0)
             self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
-        if self._static is not None:
-            self._pending = self._static.place(self.cache, self._pending)
+        if self._buffers is not None:
+            self._pending = self._buffers.place(self.cache, self._pending)
 
     def check_reset(self) -> None:
-        """Make sure that rows may begin anew.
+        """Make sure that single rows may begin again.
 
         Raises:
             UserError: separators are sampled, so that a row's first frame takes another number of passes.
@@ -140,7 +141,7 @@ class FrameDecoder:
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""
         self.cache = self.cache.select(rows)
-        self._leave_static()
+        self._leave_buffers()
         self.streams = RandomStreams(self.streams.keys[rows])
         if self._pending is not None:
             self._pending = self._pending[rows]
@@ -149,9 +150,9 @@ class FrameDecoder:
     def step(self, action_embedding: Tensor | None = None) -> DecodedFrame:
         """Draw one frame. ``action_embedding`` (B, D) is added to the embedding of the separator in front of it."""
         assert len(self.streams.keys) == self.cache.num_rows, "every row needs a stream"
-        if self._graphs is not None and self._static is None:
-            self._enter_static(self._graphs)
-        return self._step(action_embedding) if self._static is None else self._replay(self._static, action_embedding)
+        if self._may_borrow and self._buffers is None:
+            self._enter_buffers()
+        return self._step(action_embedding) if self._buffers is None else self._replay(self._buffers, action_embedding)
 
     def rollout(self, num_frames: int, action_embeddings: Tensor | None = None) -> DecodedFrames:
         """Draw ``num_frames`` frames; ``action_embeddings`` is (B, F, D).
@@ -187,33 +188,33 @@ class FrameDecoder:
         self._pending = frame.tokens[:, -1:].clone() if self.model.leaves_last_token else None
         return frame
 
-    def _replay(self, static: StaticFrames, action_embedding: Tensor | None) -> DecodedFrame:
-        frame = static.draw(action_embedding, self.cache.num_rows)
+    def _replay(self, buffers: FrameBuffers, action_embedding: Tensor | None) -> DecodedFrame:
+        frame = buffers.draw(action_embedding, self.cache.num_rows)
         self._num_draws += self.model.layout.dynamics_tokens
         self.cache.advance(self.model.layout.step_length)
         return frame
 
-    def _enter_static(self, graphs: GraphPool) -> None:
-        """Go on in buffers at fixed addresses. ``cache`` and ``_pending`` are views of them meanwhile."""
-        static = graphs.borrow(self.model, self.cache.num_rows, self.capacity)
-        if static is None:
-            self._graphs = None
+    def _enter_buffers(self) -> None:
+        """Go on in buffers of the backend, if it has some. ``cache`` and ``_pending`` are views of them meanwhile."""
+        buffers = self.backend.borrow_buffers(self.model, self.cache.num_rows, self.capacity)
+        if buffers is None:
+            self._may_borrow = False
             return
-        self.cache = static.load(self.cache, self.streams, self._num_draws)
-        self._pending = static.place(self.cache, self._pending)
-        self._static, self._give_back = static, weakref.finalize(self, graphs.give_back, static)
+        self.cache = buffers.load(self.cache, self.streams, self._num_draws)
+        self._pending = buffers.place(self.cache, self._pending)
+        self._buffers, self._give_back = buffers, weakref.finalize(self, self.backend.give_back, buffers)
 
-    def _leave_static(self) -> None:
+    def _leave_buffers(self) -> None:
         """The buffers may belong to another session from now on."""
-        if self._static is None or self._give_back is None:
+        if self._buffers is None or self._give_back is None:
             return
         if self._pending is not None:
             self._pending = self._pending.clone()
         self._give_back()
-        self._static = self._give_back = None
+        self._buffers = self._give_back = None
 
     def _forward(self, embeddings: Tensor) -> Tensor:
-        return self.model.llama.forward(embeddings, self.cache)
+        return self.backend.forward(embeddings, self.cache)
 
     def _draws(self, count: int) -> Tensor:
         draws = self.streams.draws(self._num_draws, count)
@@ -224,14 +225,14 @@ class FrameDecoder:
         """Fill a cache; the token in front of the first separator waits for it if later ones do. Returns it then."""
         waiting = 1 if self.model.joins_last_token else 0
         read = prompts[:, : -1 - waiting]
-        self.model.llama.forward(self.model.llama.embed(read), cache)
+        self.backend.forward(self.backend.weights.embed(read), cache)
         return prompts[:, read.shape[1] : -1] if waiting else None
 
     def _next_separator(self) -> Tensor:
         """(B,) The id in front of the next frame. The first one belongs to the prompt and is never drawn."""
         if self.model.joins_last_token or self._pending is None:
             separator = self.model.layout.future_separator
-            return torch.full((self.cache.num_rows,), separator, device=self.model.llama.device)
-        hidden = self._forward(self.model.llama.embed(self._pending))[:, -1]
+            return torch.full((self.cache.num_rows,), separator, device=self.device)
+        hidden = self._forward(self.backend.weights.embed(self._pending))[:, -1]
         self._pending = None
         return self.model.draw_separator(hidden, self._draws(1)[0])

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer.llama import CachedLlama
-from ivideogpt.transformer.sampling import Sampling, expected_codes, sample
+from ivideogpt.transformer.sampling import Sampling, expected_codes
+
+if TYPE_CHECKING:
+    from ivideogpt.transformer.backends.base import DecodeBackend
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class FrameModel:
         dynamics_vectors: (dynamics codes, d) the code vectors of the tokenizer, for ``rule="expected_code"``.
     """
 
-    llama: CachedLlama
+    backend: DecodeBackend
     layout: TokenLayout
     sampling: Sampling
     reward_head: nn.Linear | None = None
@@ -68,13 +71,13 @@ class FrameModel:
             action: (B, D), added to the separator's embedding, or None.
             draws: (16, B) what tells the draws apart, see :class:`RandomStreams`.
         """
-        embeddings = self.llama.embed(entering)
+        embeddings = self.backend.weights.embed(entering)
         if action is not None:
             embeddings = torch.cat([embeddings[:, :-1], embeddings[:, -1:] + action[:, None].to(embeddings)], dim=1)
         tokens = [entering[:, -1]]
         for draw in draws:
             tokens.append(self._draw_dynamics(forward(embeddings)[:, -1], draw))
-            embeddings = self.llama.embed(tokens[-1][:, None])
+            embeddings = self.backend.weights.embed(tokens[-1][:, None])
         reward = None
         if self.reward_head is not None:
             hidden = forward(embeddings)[:, -1].to(self.reward_head.weight.dtype)
@@ -82,14 +85,14 @@ class FrameModel:
         return DecodedFrame(torch.stack(tokens, dim=1), reward)
 
     def draw_separator(self, hidden: Tensor, draw: Tensor) -> Tensor:
-        return sample(self.llama.logits(hidden), self.sampling, draw)
+        return self.backend.sample(self.backend.logits(hidden), self.sampling, draw)
 
     def _draw_dynamics(self, hidden: Tensor, draw: Tensor) -> Tensor:
-        logits = self.llama.logits(hidden)
+        logits = self.backend.logits(hidden)
         first, end = self.layout.context_codes, self.layout.frame_separator
         if self.sampling.rule == "expected_code":
             assert self.dynamics_vectors is not None
             return first + expected_codes(logits[:, first:end] / self.sampling.temperature, self.dynamics_vectors)
         if not self.sampling.dynamics_only:
-            return sample(logits, self.sampling, draw)
-        return first + sample(logits[:, first:end], self.sampling, draw)
+            return self.backend.sample(logits, self.sampling, draw)
+        return first + self.backend.sample(logits[:, first:end], self.sampling, draw)

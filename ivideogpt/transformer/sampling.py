@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ivideogpt.errors import UserError
 from ivideogpt.precision import full_float32
-from ivideogpt.transformer import native
 
 SAMPLING_RULES = ("sample", "expected_code")
 
@@ -110,8 +109,6 @@ def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Te
     if sampling.is_deterministic:
         return logits.argmax(-1)
     assert draw is not None
-    if logits.device.type == "cpu" and (library := native.library()) is not None:
-        return native.sample(library, logits, draw, sampling.temperature, sampling.top_k)
     logits = logits.float() / sampling.temperature
     if sampling.top_k is None or sampling.top_k >= logits.shape[-1]:
         ids = torch.arange(logits.shape[-1], device=logits.device).expand_as(logits)

@@ -1,6 +1,5 @@
 """Tokenizer networks: the compressive VQ model, its discriminator, and LPIPS under its historical name."""
 
-from ivideogpt.lpips import LPIPS
 from ivideogpt.vq_model.compressive_vq_model import (
     CompressiveVQModel,
     CompressiveVQOutput,
@@ -9,6 +8,7 @@ from ivideogpt.vq_model.compressive_vq_model import (
 )
 from ivideogpt.vq_model.conditional_vae import ContextFeatures
 from ivideogpt.vq_model.discriminator import Discriminator
+from ivideogpt.vq_model.lpips import LPIPS
 from ivideogpt.vq_model.quantizer import VectorQuantizer
 
 __all__ = [

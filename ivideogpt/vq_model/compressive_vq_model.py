@@ -20,16 +20,15 @@ from dataclasses import dataclass
 from typing import Any, Literal, Self, overload
 
 import torch
-from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from einops import rearrange
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import CONTEXT_GRID, DYNAMICS_GRID, FrameTokens, TokenLayout
+from ivideogpt.outputs import Output
 from ivideogpt.vq_model.conditional_vae import ConditionalDecoder, ConditionalEncoder, ContextFeatures, copy_shared
 from ivideogpt.vq_model.quantizer import Quantized, VectorQuantizer
-from ivideogpt.vq_model.strict_model import StrictModel
+from ivideogpt.vq_model.strict_model import StrictModel, register_to_config
 from ivideogpt.vq_model.vae import Decoder, Encoder
 
 
@@ -49,23 +48,20 @@ class ContextCache:
     features: ContextFeatures
 
 
-@dataclass
-class VQEncoderOutput(BaseOutput):
+class VQEncoderOutput(Output):
     """``latents`` (N, d, 16, 16) of context frames, not quantized yet."""
 
     latents: Tensor
 
 
-@dataclass
-class VQDecoderOutput(BaseOutput):
+class VQDecoderOutput(Output):
     """``sample`` (N, 3, H, W), context frames as reconstructed; ``commit_loss`` of their latents' quantization."""
 
     sample: Tensor
     commit_loss: Tensor
 
 
-@dataclass
-class CompressiveVQOutput(BaseOutput):
+class CompressiveVQOutput(Output):
     """What a training step needs.
 
     Attributes:
@@ -77,19 +73,18 @@ class CompressiveVQOutput(BaseOutput):
     """
 
     sample: Tensor
-    ref_sample: Tensor | None = None
-    commit_loss: Tensor | None = None
-    dyn_commit_loss: Tensor | None = None
-    context_latents: Tensor | None = None
-    context_codes: Tensor | None = None
-    dynamics_latents: Tensor | None = None
-    dynamics_codes: Tensor | None = None
+    ref_sample: Tensor | None
+    commit_loss: Tensor | None
+    dyn_commit_loss: Tensor | None
+    context_latents: Tensor | None
+    context_codes: Tensor | None
+    dynamics_latents: Tensor | None
+    dynamics_codes: Tensor | None
 
 
 class CompressiveVQModel(StrictModel):
     """Context-aware conditional VQGAN (iVideoGPT, section 3.1), with the released names and config keys."""
 
-    _supports_gradient_checkpointing = True
     kind = "tokenizer"
 
     @register_to_config
@@ -126,6 +121,8 @@ class CompressiveVQModel(StrictModel):
                 f"latents in patches of {patch_size}; expected {CONTEXT_GRID} x {CONTEXT_GRID} in patches of "
                 f"{DYNAMICS_GRID}: change the number of blocks or the resolution"
             )
+        if norm_type != "group":
+            raise UserError(f"norm_type is {norm_type!r}, only 'group' exists")
         code_dim = vq_embed_dim or latent_channels
         patch_dim = latent_channels * patch_size**2
         shared: dict[str, Any] = dict(
@@ -140,11 +137,10 @@ class CompressiveVQModel(StrictModel):
             in_channels=latent_channels,
             out_channels=out_channels,
             up_block_types=up_block_types,
-            norm_type=norm_type,
         )
         attention: dict[str, Any] = dict(max_att_resolution=max_att_resolution, context_length=context_length)
 
-        self.encoder = Encoder(double_z=False, mid_block_add_attention=mid_block_add_attention, **encoder)
+        self.encoder = Encoder(mid_block_add_attention=mid_block_add_attention, **encoder)
         self.quant_conv = nn.Conv2d(latent_channels, code_dim, 1)
         self.quantize = VectorQuantizer(num_vq_embeddings, code_dim)
         self.post_quant_conv = nn.Conv2d(code_dim, latent_channels, 1)
@@ -432,4 +428,7 @@ class CompressiveVQModel(StrictModel):
         """
         dtype = kwargs.pop("torch_dtype", None)
         model = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        for module in model.modules():  # loading used to draw random numbers: trainings of a seed keep their results
+            if isinstance(module, nn.Embedding | nn.MultiheadAttention):
+                next(module.parameters()).detach().new_empty(next(module.parameters()).shape).uniform_()
         return model if dtype is None else model.cast_networks(dtype)

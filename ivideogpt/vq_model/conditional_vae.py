@@ -11,11 +11,10 @@ from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.autoencoders import vae
 from torch import Tensor, nn
 
 from ivideogpt.layout import CONTEXT_GRID
-from ivideogpt.vq_model.vae import project_out, run_block
+from ivideogpt.vq_model.vae import DecoderBlocks, EncoderBlocks, run_block
 
 NUM_HEADS = 4
 DROPOUT = 0.1
@@ -197,10 +196,6 @@ class _AttendsToContext(nn.Module):
 
     cross_att_blocks: nn.ModuleList
     attention_levels: tuple[int, ...]
-    conv_in: nn.Conv2d
-    mid_block: nn.Module
-    down_blocks: nn.ModuleList
-    up_blocks: nn.ModuleList
 
     def _attentions(self) -> list[CrossAttention]:
         return cast(list[CrossAttention], list(self.cross_att_blocks))
@@ -229,11 +224,11 @@ class _AttendsToContext(nn.Module):
             block.dropout.p = probability
 
 
-class ConditionalEncoder(_AttendsToContext, vae.Encoder):
+class ConditionalEncoder(_AttendsToContext, EncoderBlocks):
     """Future frames (B F, 3, H, W) and the context's keys and values to latents (B F, latent_channels, 16, 16)."""
 
     def __init__(self, *, resolution: int, max_att_resolution: int, context_length: int, **encoder_config: Any) -> None:
-        vae.Encoder.__init__(self, double_z=False, mid_block_add_attention=True, **encoder_config)
+        EncoderBlocks.__init__(self, mid_block_add_attention=True, **encoder_config)
         channels = encoder_config["block_out_channels"]
         last = len(channels) - 1
         sizes = [resolution // 2 ** min(level + 1, last) for level in range(len(channels))]
@@ -245,7 +240,7 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
 
     def forward(self, sample: Tensor, context: ContextFeatures) -> Tensor:
         blocks = [*self.down_blocks, self.mid_block]
-        return project_out(self, self._run_attending(blocks, self.conv_in(sample), context))
+        return self.project_out(self._run_attending(blocks, self.conv_in(sample), context))
 
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
         """Start as the plain encoder on what differs from the last context frame.
@@ -263,11 +258,11 @@ class ConditionalEncoder(_AttendsToContext, vae.Encoder):
             block.silence()
 
 
-class ConditionalDecoder(_AttendsToContext, vae.Decoder):
+class ConditionalDecoder(_AttendsToContext, DecoderBlocks):
     """Latents (B F, latent_channels, 16, 16) and the context's keys and values to frames (B F, 3, H, W)."""
 
     def __init__(self, *, max_att_resolution: int, context_length: int, **decoder_config: Any) -> None:
-        vae.Decoder.__init__(self, mid_block_add_attention=True, **decoder_config)
+        DecoderBlocks.__init__(self, mid_block_add_attention=True, **decoder_config)
         channels = list(reversed(decoder_config["block_out_channels"]))
         last = len(channels) - 1
         sizes = [CONTEXT_GRID * 2 ** min(level + 1, last) for level in range(len(channels))]
@@ -280,7 +275,7 @@ class ConditionalDecoder(_AttendsToContext, vae.Decoder):
 
     def forward(self, latents: Tensor, context: ContextFeatures) -> Tensor:
         blocks = [self.mid_block, *self.up_blocks]
-        return project_out(self, self._run_attending(blocks, self.conv_in(latents), context))
+        return self.project_out(self._run_attending(blocks, self.conv_in(latents), context))
 
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
         """Start as the plain decoder, to which attention adds features of the last context frame."""

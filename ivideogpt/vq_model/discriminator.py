@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn.utils import spectral_norm
 
-from ivideogpt.vq_model.strict_model import StrictModel
+from ivideogpt.vq_model.strict_model import StrictModel, register_to_config
 
 
 class Discriminator(StrictModel):

@@ -1,5 +1,5 @@
 """The place of LPIPS in the released code."""
 
-from ivideogpt.lpips import LPIPS
+from ivideogpt.metrics.lpips import LPIPS
 
 __all__ = ["LPIPS"]

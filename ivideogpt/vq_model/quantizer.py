@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from diffusers.models.autoencoders import vae
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivideogpt.precision import full_float32
 
@@ -19,14 +18,16 @@ class Quantized(NamedTuple):
     loss: Tensor
 
 
-class VectorQuantizer(vae.VectorQuantizer):
-    """diffusers' quantizer (beta 1, not legacy) on channel-last vectors.
+class VectorQuantizer(nn.Module):
+    """A codebook, and the nearest of the ``num_codes`` vectors to channel-last latents.
 
     In bfloat16 the search returns other codes than the model was trained with, so autocast is left for its duration.
     """
 
     def __init__(self, num_codes: int, dim: int) -> None:
-        super().__init__(num_codes, dim, beta=1.0, legacy=False)
+        super().__init__()
+        self.embedding = nn.Embedding(num_codes, dim)
+        self.embedding.weight.data.uniform_(-1 / num_codes, 1 / num_codes)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
         """(..., d) to the index of the nearest code by Euclidean distance, (...) int64."""

@@ -1,38 +1,143 @@
-"""Saving and loading in diffusers' folders, strictly."""
+"""Networks that are built from a config and saved beside it in folders of diffusers' format, strictly."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from diffusers.configuration_utils import ConfigMixin
-from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
+from ivideogpt.files import read_json, write_text
+from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+FORMAT_VERSION = "0.42.0"  # of diffusers, which folders name; it has not changed what they hold
 
 
-class StrictModel(ModelMixin, ConfigMixin):
-    """A diffusers model that never goes on with weights that are not its own. ``kind`` names it in messages."""
+class Config(dict[str, Any]):
+    """The arguments that a network was built with, as entries and as attributes."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
+    """Make an ``__init__`` note its arguments, defaults included, in ``self.config``."""
+
+    @wraps(init)
+    def noting(self: StrictModel, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        bound = inspect.signature(init).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        _, *arguments = bound.arguments.items()
+        self.config = Config(arguments)
+
+    return noting
+
+
+class StrictModel(nn.Module):
+    """A network that never goes on with weights that are not its own. ``kind`` names it in messages."""
 
     kind = "model"
+    config: Config
+
+    if TYPE_CHECKING:
+
+        def to(self, *args: Any, **kwargs: Any) -> Self:
+            """Declare that any arguments go, ``memory_format`` among them, which torch's own declaration lacks."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute each block in the backward pass, which takes time and saves memory."""
+        for module in self.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = True  # type: ignore[assignment]
+
+    # ---- config
+
+    def register_to_config(self, **changes: Any) -> None:
+        """Note arguments that have changed since the network was built."""
+        self.config.update(changes)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
-        """Load a local folder or hub id strictly, from safetensors only, in float32.
+    def load_config(cls, path: str | Path) -> dict[str, Any]:
+        """Return the values in a config file, or in ``config.json`` of a folder."""
+        path = Path(path)
+        return read_json(path / CONFIG_FILE if path.is_dir() else path)
+
+    @classmethod
+    def from_config(cls, values: Mapping[str, Any]) -> Self:
+        """Build a network with random weights. What is no argument of it is ignored."""
+        known = inspect.signature(cls.__init__).parameters
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def to_json_string(self) -> str:
+        """Return the text of ``config.json``."""
+        marks = {"_class_name": type(self).__name__, "_diffusers_version": FORMAT_VERSION}
+        return json.dumps(self.config | marks, indent=2, sort_keys=True) + "\n"
+
+    # ---- folders
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config and weights."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / CONFIG_FILE, self.to_json_string())
+        save_tensors(self.state_dict(), folder / WEIGHTS_FILE)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        subfolder: str | None = None,
+        revision: str | None = None,
+        **ignored: Any,
+    ) -> Self:
+        """Load a local folder or hub id strictly, from safetensors only, in float32 and eval mode.
+
+        Args:
+            ignored: other arguments of diffusers' method, the released scripts' ``use_safetensor`` among them. None
+                of them changes what is loaded.
 
         Raises:
             UserError: a file is missing or unreadable, or a tensor is missing, unexpected or of another shape.
         """
-        kwargs.pop("use_safetensor", None)  # the released scripts' spelling
-        kwargs.update(torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False)
+        source = f"{pretrained_model_name_or_path}"
         try:
-            model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+            folder = _resolve(source, revision) / (subfolder or "")
+            with torch.device("meta"):
+                model = cls.from_config(cls.load_config(folder))
+            tensors = read_tensors(weights_file(folder, WEIGHTS_FILE), torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"cannot load a {cls.kind} from {pretrained_model_name_or_path}: {reason}") from error
-        kinds = ("missing", "unexpected", "mismatched")
-        problems = {kind: ", ".join(map(str, info[f"{kind}_keys"])) for kind in kinds}
-        if any(problems.values()):
-            listed = "; ".join(f"{kind} tensors {names}" for kind, names in problems.items() if names)
-            raise UserError(f"{pretrained_model_name_or_path} does not hold this {cls.kind}: {listed}")
-        return model
+            raise UserError(f"cannot load a {cls.kind} from {source}: {first_line(error)}") from error
+        check_state_dict(shapes_of(model.state_dict()), shapes_of(tensors), f"{source}, read as a {cls.kind},")
+        model.load_state_dict(tensors, assign=True)
+        return model.eval()
+
+
+def _resolve(path_or_hub_id: str, revision: str | None) -> Path:
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    import huggingface_hub
+
+    patterns = ["*.json", "*.safetensors"]
+    return Path(huggingface_hub.snapshot_download(path_or_hub_id, revision=revision, allow_patterns=patterns))

@@ -13,7 +13,6 @@ from benchmarks import released
 from benchmarks.generation_floor import Transformer
 from benchmarks.timer import Timer
 from ivideogpt import Sampling
-from ivideogpt.pretrained import language_model
 from tests.parity.formulas import actions
 from tests.parity.networks import world_model
 from tests.test_world_model import context_of
@@ -74,7 +73,7 @@ def test_unmeasured_frames_of_the_baseline_are_scaled_by_what_they_process():
 def test_operations_of_the_floor_are_those_of_the_network():
     """One pass over a prompt, and one more position after it."""
     model = world_model(action_dim=4)
-    llm, layout = language_model(model.transformer), model.tokenizer.layout(1)
+    llm, layout = released.huggingface_model(model), model.tokenizer.layout(1)
     llm.config._attn_implementation = "eager"  # whose products are counted on a CPU, masked or not
     prefill, passes = Transformer.of(model).work(layout, clips=2, samples=3)
     ids = torch.zeros(2, layout.prompt_length - 1, dtype=torch.int64)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ivideogpt.data.tfrecords import masked_crc32c
+from ivideogpt.data.convert.tfrecords import masked_crc32c
 
 NUM_STEPS = 3
 SIZE = (4, 6)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from ivideogpt.data.conversion import Job, Skipped, check_arrays, convert, write_episode
-from ivideogpt.data.episodes import open_episode
+from ivideogpt.data.convert.conversion import Job, Skipped, check_arrays, convert, write_episode
+from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError
 
 FRAMES = np.zeros((3, 4, 5, 3), np.uint8)

@@ -8,11 +8,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader, lerobot_writer
-from ivideogpt.data.lerobot import LeRobotEpisodes
+from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.convert import lerobot_writer
+from ivideogpt.data.formats.lerobot import LeRobotEpisodes
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from tests.data.lerobot_folder import FRONT, HEIGHT, LENGTHS, WIDTH, WRIST, actions, level, rewards, write_folder
+from tests.data.formats.lerobot_folder import (
+    FRONT,
+    HEIGHT,
+    LENGTHS,
+    WIDTH,
+    WRIST,
+    actions,
+    level,
+    rewards,
+    write_folder,
+)
 from tests.data.synthetic import write_episode
 from tests.datasets.scripts import command, load_script
 

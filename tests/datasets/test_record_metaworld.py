@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.metaworld_env import MetaWorldEnv
-from mbrl.offscreen import select_backend
+from mbrl.envs.metaworld_env import MetaWorldEnv
+from mbrl.envs.offscreen import select_backend
 
 SCRIPT = Path(__file__).resolve().parents[2] / "datasets" / "record_metaworld.py"
 LENGTH = 5
@@ -93,12 +93,12 @@ def test_actions_are_taken_at_their_image_and_rewards_are_what_they_earned(recor
         episode = dict(file)
     env = MetaWorldEnv("door-lock", image_size=16)
     env_seed = int(recorder.episode_rng(7, "door-lock", 1).integers(2**31))
-    np.testing.assert_array_equal(env.reset(env_seed), episode["image"][0])
+    np.testing.assert_array_equal(env.reset(seed=env_seed)[0], episode["image"][0])
     for i in range(LENGTH):
-        step = env.step(episode["action"][i])
-        np.testing.assert_array_equal(step.frame, episode["image"][i + 1])
-        assert np.float32(step.reward) == episode["reward"][i]
-        assert step.success == episode["success"][i]
+        frame, reward, _, _, info = env.step(episode["action"][i])
+        np.testing.assert_array_equal(frame, episode["image"][i + 1])
+        assert np.float32(reward) == episode["reward"][i]
+        assert info["success"] == episode["success"][i]
     env.close()
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from ivideogpt.data import DataConfig, SegmentSpec, build_loader
-from ivideogpt.data.episodes import open_episode
-from ivideogpt.data.transforms import Preprocess, central_square
+from ivideogpt.data.clips.transforms import Preprocess, central_square
+from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from tests.data.synthetic import write_dataset, write_episode

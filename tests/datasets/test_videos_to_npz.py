@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from ivideogpt.data import DataConfig, SegmentSpec, build_loader
-from ivideogpt.data.action_files import is_log_name
-from ivideogpt.data.transforms import central_square, resize
+from ivideogpt.data.clips.transforms import central_square, resize
+from ivideogpt.data.convert.action_files import is_log_name
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from ivideogpt.utils.video_io import write_gif
+from ivideogpt.video_io import write_gif
 from tests.datasets.scripts import command, load_script
 
 converter = load_script("videos_to_npz")

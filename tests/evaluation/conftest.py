@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from ivideogpt.lpips import LPIPS
+from ivideogpt.metrics.lpips import LPIPS
 from tests.data.synthetic import write_episode
 from tests.parity.formulas import fill
 

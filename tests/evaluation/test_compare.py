@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from ivideogpt.commands import compare_reports as compare
+from ivideogpt.commands import evaluate, tokenizer_report
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation import compare, evaluate, tokenizer_report
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from ivideogpt.commands import evaluate
+from ivideogpt.commands.clip_flags import clip_config
+from ivideogpt.commands.evaluate import EvaluationArgs
 from ivideogpt.data import catalog
-from ivideogpt.data.evaluation_clips import build_evaluation_clips
+from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation import evaluate
-from ivideogpt.evaluation.clip_flags import clip_config
-from ivideogpt.evaluation.evaluate import EvaluationArgs
 from ivideogpt.evaluation.scoring import read_with_others
 from ivideogpt.evaluation.video_prediction import sample_futures
 from ivideogpt.flags import parse
@@ -103,11 +103,12 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, tmp_path, m
     assert {path.name for path in (tmp_path / "again").iterdir()} == FILES | PICTURES
 
 
-def test_sums_of_another_evaluation_are_not_continued(bare_flags, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("ivideogpt.evaluation.unfinished.Unfinished.remove", lambda self: None)
+def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, caplog):
+    """Scores of two models in one table would be read as those of one."""
     for seed in ("0", "1"):
         evaluate.main([*bare_flags, "--num_clips", "2", "--seed", seed, "--output_path", str(tmp_path)])
-    assert "is of another evaluation: beginning anew" in caplog.text
+        (tmp_path / "report.json").unlink()  # as if interrupted before it
+    assert "is of another evaluation: beginning again" in caplog.text
     assert len((tmp_path / "clips.jsonl").read_text().splitlines()) == 2
 
 

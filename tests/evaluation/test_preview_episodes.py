@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ivideogpt.commands import preview as preview_episodes
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation import preview_episodes
 from ivideogpt.evaluation.episode_pictures import BARS_HEIGHT, COLOURS, Curves, Excerpt, episode_film, episode_sheet
 from ivideogpt.evaluation.visualize import PADDING, PAPER
 from tests.data.synthetic import write_episode

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from ivideogpt.evaluation.clip_scores import PREDICTION, SHUFFLED, ClipScores
 from ivideogpt.evaluation.protocols import COLUMNS, best_by_metric, best_sample, mean_of_samples
+from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, ClipRow
 
 # two samples of three frames, one of which is context; each sample is the best by one metric
 SCORES = {
@@ -40,9 +40,9 @@ def test_moving_pixels_are_not_part_of_the_published_protocol():
 def test_one_shuffled_sample_is_no_match_for_the_best_of_several():
     """It would look worse for having had fewer tries, whether or not the model listens."""
     one = {name: values[:1] for name, values in SCORES.items()}
-    clip = ClipScores.of(0, torch.zeros(3, 3, 2, 2), 1, {PREDICTION: SCORES, "copy_last_frame": one, SHUFFLED: one}, {})
+    clip = ClipRow.of(0, torch.zeros(3, 3, 2, 2), 1, {PREDICTION: SCORES, "copy_last_frame": one, SHUFFLED: one}, {})
     assert set(clip.summaries["paper"]) == {PREDICTION, "copy_last_frame"}
     assert set(clip.summaries["future"]) == {PREDICTION, "copy_last_frame", SHUFFLED}
-    alone = ClipScores.of(0, torch.zeros(3, 3, 2, 2), 1, {PREDICTION: one, SHUFFLED: one}, {})
+    alone = ClipRow.of(0, torch.zeros(3, 3, 2, 2), 1, {PREDICTION: one, SHUFFLED: one}, {})
     assert set(alone.summaries["paper"]) == {PREDICTION, SHUFFLED}
     assert "future_best" not in alone.summaries

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivideogpt.data.evaluation_clips import build_evaluation_clips
-from ivideogpt.evaluation import tokenizer_report
-from ivideogpt.evaluation.clip_flags import clip_config
-from ivideogpt.evaluation.tokenizer_report import TokenizerEvaluationArgs
+from ivideogpt.commands import tokenizer_report
+from ivideogpt.commands.clip_flags import clip_config
+from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
+from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.flags import parse
+from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.pretrained import ModelMetadata, load_tokenizer
-from ivideogpt.utils.video_metric import frame_psnr
 
 ROOT = Path(__file__).parents[2]
 

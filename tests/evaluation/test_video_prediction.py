@@ -1,15 +1,13 @@
 """Scores: what is compared with what, over which pixels, under whose actions."""
 
 import math
-from dataclasses import replace
 from typing import ClassVar
 
-import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data.batches import ClipBatch
-from ivideogpt.evaluation.clip_scores import Tally
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.evaluation.rows import RowSummary
 from ivideogpt.evaluation.video_prediction import (
     PredictionScorer,
     copy_last_frame,
@@ -18,7 +16,7 @@ from ivideogpt.evaluation.video_prediction import (
     reconstruct_future,
     sample_futures,
 )
-from ivideogpt.utils.video_metric import FrameScorer, frame_psnr
+from ivideogpt.metrics.frame_metrics import FrameScorer, frame_psnr
 from ivideogpt.world_model import WorldModel
 
 
@@ -151,10 +149,9 @@ def test_fvd_is_over_all_samples_with_and_without_their_context(model):
     assert set(Features.lengths) == {length, length - t}
     assert clip.features["paper", "truth"].shape == (1, 3)
     assert clip.features["future", "prediction"].shape == (2, 3)
-    tally = Tally()
-    tally.add(clip)
-    assert set(tally.fvd()) == {"paper", "future"}
-    assert set(tally.fvd()["paper"]) == {"prediction", "reconstruction", "copy_last_frame"}
+    distances = RowSummary([clip]).fvd()
+    assert set(distances) == {"paper", "future"}
+    assert set(distances["paper"]) == {"prediction", "reconstruction", "copy_last_frame"}
 
 
 def test_fvd_is_measured_where_it_is_wanted_alone(model):
@@ -170,18 +167,3 @@ def test_fvd_is_measured_where_it_is_wanted_alone(model):
     (clip,) = scorer([0], random_clips(model, 1))
     assert set(clip.features) == {("paper", "truth"), ("paper", "prediction")}
     assert seen == [model.metadata.segment_length] * 2
-
-
-def test_parts_of_a_tally_add_up(model):
-    """Of several processes, and from a file: scores and codes."""
-    scored = PredictionScorer(model, FrameScorer())([0, 1], random_clips(model, 2))
-    scored = [replace(clip, codes={"context": np.array([number, 5])}) for number, clip in enumerate(scored)]
-    whole, merged, other = Tally(), Tally(), Tally()
-    for clip, part in zip(scored, (merged, other), strict=True):
-        whole.add(clip, drawn_as=str(clip.number))
-        part.add(clip, drawn_as=str(clip.number))
-    merged.merge(other)
-    expected = whole.columns()["future"]["prediction"]["psnr"]
-    for tally in (merged, Tally.from_arrays(merged.arrays())):
-        assert tally.code_counts("context", 6).tolist() == [1, 1, 0, 0, 0, 2]
-        assert vars(tally.columns()["future"]["prediction"]["psnr"]) == pytest.approx(vars(expected))

@@ -1,7 +1,7 @@
 import numpy as np
 
 from ivideogpt.evaluation.visualize import contact_sheet, error_frames, sample_rows
-from ivideogpt.utils.video_io import to_pixels
+from ivideogpt.video_io import to_pixels
 from tests.parity.formulas import clip
 
 

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from ivideogpt.data.action_files import read_actions
-from ivideogpt.data.episodes import open_episode
-from ivideogpt.data.hdf5 import open_hdf5, read_array
-from ivideogpt.data.npz_arrays import check_sums, npy_array
-from ivideogpt.data.token_store import TokenStore
+from ivideogpt.data.convert.action_files import read_actions
+from ivideogpt.data.convert.hdf5 import open_hdf5, read_array
+from ivideogpt.data.formats.episodes import open_episode
+from ivideogpt.data.formats.npz_arrays import check_sums, npy_array
+from ivideogpt.data.tokens.token_store import TokenStore
 from ivideogpt.errors import UserError
-from mbrl.demonstrations import Demonstration
-from tests.data import token_stores
+from mbrl.replay.demonstrations import Demonstration
 from tests.data.synthetic import write_episode
+from tests.data.tokens import token_stores
 from tests.fuzz.mutate import check_mutants
 
 

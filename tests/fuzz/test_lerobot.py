@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from ivideogpt.data.lerobot import LeRobotEpisodes
-from ivideogpt.data.stored_size import StoredSize
-from ivideogpt.data.video_files import VideoFile
+from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.formats.lerobot import LeRobotEpisodes
+from ivideogpt.data.formats.video_files import VideoFile
 from ivideogpt.errors import UserError
-from tests.data.lerobot_folder import write_folder
+from tests.data.formats.lerobot_folder import write_folder
 from tests.datasets.scripts import load_script
 from tests.fuzz.mutate import check_mutants
 

@@ -18,7 +18,7 @@ from inference import predict
 from inference.utils import Segment
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import parse
-from ivideogpt.utils.video_io import to_pixels
+from ivideogpt.video_io import to_pixels
 from ivideogpt.world_model import WorldModel
 from tests.parity.formulas import actions, clip
 from tests.parity.networks import SEGMENT_LENGTH, world_model

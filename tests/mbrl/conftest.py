@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from ivideogpt.pretrained import save_tokenizer, save_transformer
-from mbrl import build_workspace, workspace
-from mbrl.agent_env import EnvSettings
+from mbrl import build_trainer, trainer
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.records import Records
-from mbrl.video_predictor import WorldModelConfig
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import SEGMENT_LENGTH, make_env
 from tests.parity.networks import tokenizer, transformer
 
@@ -15,9 +15,9 @@ from tests.parity.networks import tokenizer, transformer
 def cheap_runs(monkeypatch):
     """Simulators that cost nothing, in this process, and a snapshot every other episode."""
     monkeypatch.setattr(EnvSettings, "make", make_env)
-    monkeypatch.setattr(build_workspace, "num_processors", lambda: 1)
+    monkeypatch.setattr(build_trainer, "num_processors", lambda: 1)
     monkeypatch.setattr(Records, "draw_success", lambda self: None)
-    monkeypatch.setattr(workspace, "SNAPSHOT_EVERY", 2)
+    monkeypatch.setattr(trainer, "SNAPSHOT_EVERY", 2)
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor
 
-from mbrl import build_workspace, train_metaworld_drq, train_metaworld_mbpo
-from mbrl.agent_env import AgentEnv, EnvSettings
-from mbrl.imagination import ImaginationError, Imagined, Validation
-from mbrl.metaworld_env import EnvStep
-from mbrl.replay_buffer import Segments
+from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.envs.env_settings import EnvSettings
+from mbrl.replay.replay_buffer import Segments
+from mbrl.world_model.imagination import ImaginationError, Imagined, Validation
 
 SIZE = 64
 SEGMENT_LENGTH = 5
@@ -37,18 +39,18 @@ TINY_DREAMS = words(
 )
 
 
-class Simulator:
+class Simulator(gymnasium.Env):
     """Brightness follows the actions and a generator of its own, which a snapshot must hold."""
 
-    task, action_repeat, camera = "plate-slide", 2, "corner"
+    observation_space, action_space = Box(0, 255, (SIZE, SIZE, 3), np.uint8), Box(-1, 1, (4,), np.float32)
 
-    def reset(self, seed: int) -> np.ndarray:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         self.rng, self.level = np.random.default_rng(seed), 100.0
-        return self.frame()
+        return self.frame(), {}
 
-    def step(self, action: np.ndarray) -> EnvStep:
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         self.level += 10 * float(action.sum()) + self.rng.normal()
-        return EnvStep(self.frame(), self.level / 100, self.level > 120)
+        return self.frame(), self.level / 100, False, False, {"success": self.level > 120}
 
     def frame(self) -> np.ndarray:
         return np.full((SIZE, SIZE, 3), self.level % 256, np.uint8)
@@ -119,12 +121,12 @@ def make_env(settings: EnvSettings) -> AgentEnv:
 
 
 def train_drq(run_dir: Path, *overrides: str) -> int:
-    return build_workspace.train_drq(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
+    return build_trainer.train_drq(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
 
 
 def train_mbpo(run_dir: Path, *overrides: str, world_model: WorldModel | None = None) -> int:
     settings, config = train_metaworld_mbpo.parse([*TINY, *TINY_DREAMS, f"run_dir={run_dir}", *overrides])
-    return build_workspace.train_mbpo(settings, config, lambda: world_model or WorldModel())
+    return build_trainer.train_mbpo(settings, config, lambda: world_model or WorldModel())
 
 
 def lines(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from mbrl.drqv2 import DrQConfig, build_agent
-from mbrl.episodes import ReplayEpisode
-from mbrl.replay_buffer import EpisodeShape, ReplayBuffer
-from mbrl.video_predictor import build_video_predictor
+from mbrl.agent.drqv2 import DrQConfig, build_agent
+from mbrl.replay.episodes import ReplayEpisode
+from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
+from mbrl.world_model.build import build_video_predictor
 from tests.mbrl.runs import SEGMENT_LENGTH
-from tests.mbrl.test_video_predictor import segments, starts
+from tests.mbrl.world_model.test_video_predictor import segments, starts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -21,18 +21,20 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_workspace, export_world_model, snapshots, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
 from mbrl import command as command_line
-from mbrl.agent_env import AgentEnv, EnvSettings
+from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
-from mbrl.drqv2 import DrQAgent, DrQConfig
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.envs.env_settings import EnvSettings
 from mbrl.records import Records, with_rewards
-from mbrl.replay_buffer import ReplayBuffer
+from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
-from mbrl.schedule import DreamSchedule
+from mbrl.schedule import MbpoSchedule
 from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
-from mbrl.video_predictor import WorldModelConfig
+from mbrl.tools import export_world_model
+from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 DRAW = Records.draw_success  # half a second each: runs in tests do without
@@ -73,7 +75,7 @@ RELEASED_MBPO = """
     world_model.reward_wd 0.0; world_model.max_grad_norm 1.0; world_model.max_target_frames 5;
     world_model.model_lr 1e-4; world_model.model_wd 0.0; world_model.embed_no_wd true; world_model.reward_weight 1.0
 """.replace("\n", " ").split(";")
-OURS_DRQ = {"paper_reward", "use_wandb", "run_dir", "agent.compile"}
+OURS_DRQ = {"paper_reward", "use_wandb", "run_dir", "resume_with_changes", "agent.compile"}
 OURS_MBPO = {"lpips_path", "world_model.without_lpips"}
 
 
@@ -139,7 +141,7 @@ def test_what_happens_when(tmp_path, events):
 def test_counts_of_the_defaults():
     """The published schedule, in frames."""
     settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
-    schedule = DreamSchedule(settings)
+    schedule = MbpoSchedule(settings)
     assert [schedule.frame(step) for step in range(130_000) if schedule.begins(step)] == [4000]
     frames = range(3990, 4402)
     of = {
@@ -319,7 +321,7 @@ def test_episodes_are_stored_as_they_were(tmp_path, cheap_runs, monkeypatch):
 
     def noted(self, action):
         result = step(self, action)
-        acted.append((action.copy(), result.reward))
+        acted.append((action.copy(), result[1]))
         return result
 
     episodes = []
@@ -355,7 +357,7 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
         "videos/train/000000012.gif", "videos/imagined/000000024-random.gif", "videos/imagined/000000048.gif",
     } <= present  # fmt: skip
     assert any(path.startswith("tensorboard/") for path in present)
-    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000120"]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000096", "000000120"]
     DRAW(Records(RunFolder(tmp_path)))
     assert (tmp_path / "success_rate.png").stat().st_size > 5000
     with (tmp_path / "eval.csv").open() as file:
@@ -385,6 +387,7 @@ def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
     assert train(48) == first
     assert len(list((tmp_path / "wandb").glob(f"offline-run-*-{first}/run-{first}.wandb"))) >= 1
     (tmp_path / "latest.json").unlink()
+    shutil.rmtree(tmp_path / "snapshots")
     assert train(12) != first
 
 
@@ -459,8 +462,8 @@ def test_a_simulator_that_earns_nan_ends_the_run(tmp_path, cheap_runs, monkeypat
     calls = iter(range(1000))
 
     def broken(self, action):
-        result = step(self, action)
-        return replace(result, reward=np.inf) if next(calls) == 12 + 40 else result
+        stack, reward, *rest = step(self, action)
+        return stack, np.inf if next(calls) == 12 + 40 else reward, *rest
 
     monkeypatch.setattr(AgentEnv, "step", broken)
     with pytest.raises(UserError, match=r"the simulator's reward is inf at frame \d+: The last snapshot"):
@@ -493,13 +496,13 @@ def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(*args)
 
-    monkeypatch.setattr(snapshots.torch, "save", fail)
+    monkeypatch.setattr(torch, "save", fail)
     train_drq(tmp_path, "num_train_frames=48")
     full = True
     with pytest.raises(UserError, match=r"No space left on device.*unharmed"):
         train_drq(tmp_path)
     assert sum("going on without" in record.message for record in caplog.records) == 3
-    assert [path.name for path in (tmp_path / "snapshots").iterdir()] == ["000000048"]
+    assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000024", "000000048"]
     full = False
     train_drq(tmp_path)
     train_drq(tmp_path.with_name("whole"))
@@ -509,7 +512,7 @@ def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["batch_size=5"], r"other settings \(batch_size is 5, was 4\)"),
+        (["batch_size=5"], r"batch_size is 5, was 4: .*, or add resume_with_changes=true"),
         (["stddev_schedule=linear(1.0,0.1,9)"], r"stddev_schedule is linear\(1.0,0.1,9\), was"),
         (["task=hammer"], "task_name is hammer, was plate_slide"),
     ],
@@ -520,6 +523,21 @@ def test_a_folder_is_for_one_kind_of_run(tmp_path, cheap_runs, overrides, messag
     with pytest.raises(UserError, match=message):
         train_drq(tmp_path, *overrides)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_a_run_goes_on_with_changes_on_purpose(tmp_path, cheap_runs):
+    """A run whose learning rate was too high had to begin again; saved optimizers brought the old rate back."""
+    train_drq(tmp_path, "num_train_frames=24")
+    for options in (
+        ["num_train_frames=48", "lr=0.002", "resume_with_changes=true"],
+        ["lr=0.002", "num_train_frames=72"],
+    ):
+        assert train_drq(tmp_path, *options) == 0
+        folder = max((tmp_path / "snapshots").iterdir())
+        state = torch.load(folder / "state.pt", weights_only=True)
+        assert state["parts"]["agent"]["actor_optimizer"]["param_groups"][0]["lr"] == 0.002
+    changes = json.loads((tmp_path / "run.json").read_text())["changes"]
+    assert [(change["step"], change["lr"]["now"]) for change in changes] == [(24, 0.002)]
 
 
 def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
@@ -675,7 +693,7 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
 def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
     """The second one has found nothing to be locked yet."""
     with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
-        build_workspace._run(None, None, RunFolder(tmp_path), {})
+        build_trainer._run(None, None, RunFolder(tmp_path), {}, {})
 
 
 def test_any_task_and_spelling():
@@ -728,7 +746,7 @@ def test_the_command_killed_and_started_again(tmp_path):
     done = subprocess.run(command("run_dir=killed"), **options)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
-    whole = build_workspace.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
+    whole = build_trainer.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
@@ -789,15 +807,36 @@ def test_errors_of_the_command_are_one_line_and_leave_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_damaged_snapshots_are_named(tmp_path, cheap_runs):
-    train_drq(tmp_path, "num_train_frames=24")
-    state = tmp_path / "snapshots" / "000000024" / "state.pt"
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"000000024 cannot be read"):
-        train_drq(tmp_path)
-    shutil.rmtree(state.parent)
-    with pytest.raises(UserError, match=r"000000024 cannot be read"):
-        train_drq(tmp_path)
+def test_a_damaged_snapshot_gives_a_line_and_the_one_before(tmp_path, cheap_runs, caplog):
+    """A power failure's last snapshot stopped every resumption, as the one before had been removed."""
+    train_drq(tmp_path / "whole", "num_train_frames=72")
+    with caplog.at_level("INFO"):
+        train_drq(tmp_path / "run", "num_train_frames=60")
+        before, last = sorted((tmp_path / "run" / "snapshots").iterdir())
+        (last / "environment.npz").write_bytes(b"")
+        assert train_drq(tmp_path / "run", "num_train_frames=72") == 0
+    assert f"{last} is left out, as it is damaged: environment.npz has 0 bytes" in caplog.text
+    assert f"going on from {before}" in caplog.text
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
+    snapshots = sorted((tmp_path / "run" / "snapshots").iterdir())
+    assert len(snapshots) == 2
+    for path in snapshots:
+        (path / "state.pt").unlink()
+    with pytest.raises(UserError, match="all of its checkpoints are damaged"):
+        train_drq(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "snapshots")
+    with pytest.raises(UserError, match="names a snapshot that is not there"):
+        train_drq(tmp_path / "run")
+
+
+def test_snapshots_of_earlier_versions_go_on(tmp_path, cheap_runs):
+    """Those have no list of their files."""
+    train_mbpo(tmp_path / "whole", "num_train_frames=72")
+    train_mbpo(tmp_path / "run", "num_train_frames=48")
+    for path in sorted((tmp_path / "run" / "snapshots").iterdir()):
+        (path / "checksums.json").unlink()
+    train_mbpo(tmp_path / "run", "num_train_frames=72")
+    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
 def test_a_saved_frame_is_not_saved_again(tmp_path, cheap_runs, monkeypatch):

@@ -7,9 +7,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from transformers import LlamaConfig
-
 from ivideogpt.pretrained import ModelMetadata, Transformer, build_transformer
+from ivideogpt.transformer import LlamaConfig
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel
 from tests.parity.formulas import fill, golden

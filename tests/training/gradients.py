@@ -4,8 +4,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ivideogpt.training.gpt_trainer import GptTrainer
-from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
+from ivideogpt.training.tokenizer.trainer import TokenizerTrainer
+from ivideogpt.training.transformer.trainer import GptTrainer
 
 
 def gradients_of(trainer: TokenizerTrainer | GptTrainer) -> dict[str, Tensor]:

@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from ivideogpt.training.args import GptArgs, TokenizerArgs, parse
-from ivideogpt.training.build_gpt import build_gpt_trainer
-from ivideogpt.training.build_tokenizer import build_tokenizer_trainer
-from ivideogpt.training.gpt_trainer import GptTrainer
-from ivideogpt.training.tokenizer_trainer import TokenizerTrainer
+from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
+from ivideogpt.training.tokenizer.build import build_tokenizer_trainer
+from ivideogpt.training.tokenizer.trainer import TokenizerTrainer
+from ivideogpt.training.transformer.build import build_gpt_trainer
+from ivideogpt.training.transformer.trainer import GptTrainer
 
 TIMINGS = {"clips_per_s", "step_s", "data_s", "tokenize_s", "gradients_s", "optimizer_s", "memory_gb", "eta_min"}
 

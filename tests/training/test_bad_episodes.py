@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ivideogpt.data.loaders import WorkerDied
+from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.errors import UserError
-from ivideogpt.training.checkpoints import find_checkpoint, step_of
-from tests.data import lerobot_folder
+from ivideogpt.runs.checkpoints import step_of
+from ivideogpt.training.common.checkpoints import find_checkpoint
+from tests.data.formats import lerobot_folder
 from tests.training.runs import build_gpt, build_tokenizer, fit, metrics_of, without
 
 

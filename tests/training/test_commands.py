@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from ivideogpt.training.checkpoints import TOKENIZER_CHECKPOINTS, complete_checkpoints
+from ivideogpt.runs.checkpoints import complete_checkpoints
+from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
 from tests.training.runs import without
 
 ROOT = Path(__file__).parents[2]

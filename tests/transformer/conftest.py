@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ivideogpt.transformer import native
+from ivideogpt.transformer.backends.cpu_kernels import kernels as native
 
 
 @pytest.fixture(params=["torch", "compiled"])

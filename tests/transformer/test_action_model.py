@@ -4,10 +4,9 @@ import inspect
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.transformer import HeadModelWithAction, LlamaForCausalLM
 from tests.parity.formulas import actions, fill
 from tests.parity.networks import llama_config
 

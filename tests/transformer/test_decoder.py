@@ -6,11 +6,20 @@ import itertools
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, GraphPool, RandomStreams, Sampling
+from ivideogpt.transformer import (
+    DecodeBackend,
+    FrameDecoder,
+    FrameModel,
+    LlamaForCausalLM,
+    LlamaWeights,
+    RandomStreams,
+    Sampling,
+    TorchBackend,
+    open_backend,
+)
 from tests.parity.formulas import fill
 from tests.parity.networks import llama_config
 
@@ -28,10 +37,10 @@ def llm(**changes) -> LlamaForCausalLM:
 
 
 def decoder_of(
-    model: LlamaForCausalLM, sampling: Sampling, num_samples: int = 1, graphs: GraphPool | None = None, **options
+    model: LlamaForCausalLM, sampling: Sampling, num_samples: int = 1, backend: DecodeBackend | None = None, **options
 ) -> FrameDecoder:
     streams = RandomStreams.of_clips(0, torch.arange(len(PROMPT)), num_samples)
-    decoder = FrameDecoder(FrameModel(CachedLlama(model), LAYOUT, sampling, **options), streams, graphs)
+    decoder = FrameDecoder(FrameModel(backend or open_backend("auto", model), LAYOUT, sampling, **options), streams)
     decoder.prefill(PROMPT)
     return decoder
 
@@ -65,11 +74,12 @@ def test_cached_forward_equals_hugging_face(changes, kernels):
     """In pieces of any size: the prefill, two positions (a last token and a separator), single ones."""
     model = llm(**changes)
     ids = torch.randint(114, (2, 60), generator=torch.Generator().manual_seed(1))
-    llama = CachedLlama(model)
-    cache = llama.new_cache(batch=2, capacity=64)
+    backend = open_backend("auto", model)
+    cache = backend.new_cache(batch=2, capacity=64)
     with torch.no_grad():
-        pieces = [llama.forward(llama.embed(piece), cache) for piece in ids.split([40, 2, 1, 1, 16], dim=1)]
-        actual, expected = llama.logits(torch.cat(pieces, dim=1)), model(ids).logits
+        embeddings = backend.weights.embed(ids).split([40, 2, 1, 1, 16], dim=1)
+        pieces = [backend.forward(piece, cache) for piece in embeddings]
+        actual, expected = backend.logits(torch.cat(pieces, dim=1)), model(ids).logits
     torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -98,18 +108,19 @@ def test_expected_codes_equal_those_of_the_naive_loop(kernels):
         (Sampling(separators="sampled"), False, [16, 17, 17]),
     ],
 )
-def test_passes_per_frame(monkeypatch, sampling, has_reward_head, expected):
+def test_passes_per_frame(sampling, has_reward_head, expected):
     """One pass more a frame would be 6 % of the time."""
     reward_head = fill(torch.nn.Linear(64, 1)) if has_reward_head else None
-    decoder = decoder_of(llm(), sampling, reward_head=reward_head)
-    num_passes, forward = 0, CachedLlama.forward
+    num_passes = 0
 
-    def counting_forward(*args):
-        nonlocal num_passes
-        num_passes += 1
-        return forward(*args)
+    class Counting(TorchBackend):
+        def forward(self, *args):
+            nonlocal num_passes
+            num_passes += 1
+            return super().forward(*args)
 
-    monkeypatch.setattr(CachedLlama, "forward", counting_forward)
+    decoder = decoder_of(llm(), sampling, backend=Counting(LlamaWeights(llm())), reward_head=reward_head)
+    num_passes = 0  # without the prompt's
     totals = [0]
     for _ in expected:
         decoder.step()
@@ -162,27 +173,27 @@ def test_room():
 def test_refresh_reads_weights_that_changed_in_place():
     """Model-based RL trains the weights between rollouts; stale joined projections would go unnoticed."""
     model = llm()
-    llama = CachedLlama(model)
-    address = llama.layers[0].qkv.data_ptr()
+    backend = open_backend("auto", model)
+    address = backend.weights.layers[0].qkv.data_ptr()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data.mul_(1.1)
-    llama.refresh()
-    assert llama.layers[0].qkv.data_ptr() == address, "captured graphs rely on fixed addresses"
+    assert open_backend("auto", model, backend) is backend
+    assert backend.weights.layers[0].qkv.data_ptr() == address, "captured graphs rely on fixed addresses"
     ids = PROMPT[:, :20]
     with torch.no_grad():
-        actual = llama.logits(llama.forward(llama.embed(ids), llama.new_cache(2, 20)))
+        actual = backend.logits(backend.forward(backend.weights.embed(ids), backend.new_cache(2, 20)))
         torch.testing.assert_close(actual, model(ids).logits, atol=1e-4, rtol=1e-4)
 
 
 def test_refresh_after_a_start_inside_inference_mode():
     """A joined projection made inside could never be written to outside: every later rollout would fail."""
     with torch.inference_mode():
-        llama = CachedLlama(llm())
-    llama.refresh()
+        weights = LlamaWeights(llm())
+    weights.refresh()
     with torch.inference_mode():
-        llama.refresh()
-    assert not llama.layers[0].qkv.is_inference()
+        weights.refresh()
+    assert not weights.layers[0].qkv.is_inference()
 
 
 @pytest.mark.parametrize("inside_first", [True, False])
@@ -201,7 +212,7 @@ def test_a_rollout_may_enter_and_leave_inference_mode(inside_first):
 
 def test_frames_without_positions_are_refused():
     """An assertion would come after the whole prefill, or in the middle of the rollout."""
-    model = FrameModel(CachedLlama(llm(max_position_embeddings=200)), LAYOUT, Sampling())
+    model = FrameModel(open_backend("auto", llm(max_position_embeddings=200)), LAYOUT, Sampling())
     short = FrameDecoder(model, RandomStreams.of_clips(0, torch.arange(2)))
     with pytest.raises(UserError, match="not one frame fits after 1 context frames into 200 positions"):
         short.prefill(PROMPT)
@@ -218,7 +229,7 @@ def test_adapters_must_be_merged_first():
     model = llm()
     model.model.layers[0].self_attn.o_proj = Adapted(64, 64, bias=False)
     with pytest.raises(ValueError, match="merge adapters"):
-        CachedLlama(model)
+        open_backend("auto", model)
 
 
 @pytest.mark.parametrize("num_samples", [1, 3])

@@ -6,11 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer, read_llama_config
-from ivideogpt.transformer import CachedLlama, FrameDecoder, FrameModel, HeadModelWithAction, RandomStreams, Sampling
+from ivideogpt.transformer import (
+    FrameDecoder,
+    FrameModel,
+    HeadModelWithAction,
+    LlamaConfig,
+    LlamaForCausalLM,
+    RandomStreams,
+    Sampling,
+    open_backend,
+)
 from tests.parity.formulas import actions, assert_close, assert_record, assert_state_dict_matches, fill, golden
 
 
@@ -49,7 +57,7 @@ def test_action_free_forward(case):
 
 
 def test_action_free_greedy_with_sampled_separators(case, kernels):
-    model = FrameModel(CachedLlama(case.llm()), case.layout, Sampling(greedy=True, separators="sampled"))
+    model = FrameModel(open_backend("auto", case.llm()), case.layout, Sampling(greedy=True, separators="sampled"))
     decoder = FrameDecoder(model, RandomStreams.of_clips(0, torch.arange(len(case.prompt))))
     decoder.prefill(case.prompt)
     tokens = decoder.rollout(case.layout.future_frames).tokens

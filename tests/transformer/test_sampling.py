@@ -3,25 +3,32 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ivideogpt.transformer import RandomStreams, Sampling, expected_codes, sample
+from ivideogpt.transformer import LlamaForCausalLM, RandomStreams, Sampling, expected_codes, open_backend
+from tests.parity.networks import llama_config
 from tests.transformer.naive_random import BITS, NaiveRandom, split_mix
 
 LOGITS = torch.tensor([[0.0, 3.0, 1.0, 2.0]]).repeat(20000, 1)
 STREAMS = RandomStreams.of_clips(seed=0, clips=torch.arange(len(LOGITS)))
 
 
+@pytest.fixture
+def sample(kernels):
+    """Sampling by torch, and by compiled code."""
+    return open_backend("auto", LlamaForCausalLM(llama_config(num_hidden_layers=1))).sample
+
+
 def frequencies(ids: torch.Tensor) -> torch.Tensor:
     return torch.bincount(ids, minlength=4) / len(ids)
 
 
-def test_frequencies_follow_the_tempered_distribution(kernels):
+def test_frequencies_follow_the_tempered_distribution(sample):
     for temperature in (0.5, 1.0, 2.0):
         expected = (LOGITS[0] / temperature).softmax(-1)
         actual = sample(LOGITS, Sampling(temperature=temperature, top_k=None), STREAMS.draws(0, 1)[0])
         torch.testing.assert_close(frequencies(actual), expected, atol=0.012, rtol=0)
 
 
-def test_draws_of_one_row_follow_the_distribution_too(kernels):
+def test_draws_of_one_row_follow_the_distribution_too(sample):
     """A hash that is good from row to row may still be poor from draw to draw."""
     draws = RandomStreams.of_clips(seed=5, clips=torch.tensor([3])).draws(0, 20000)[:, 0]
     actual = sample(LOGITS, Sampling(top_k=None), draws)
@@ -30,7 +37,7 @@ def test_draws_of_one_row_follow_the_distribution_too(kernels):
     torch.testing.assert_close(frequencies(again[1]), LOGITS[0].softmax(-1), atol=0.015, rtol=0)
 
 
-def test_top_k_keeps_the_likeliest_and_renormalises(kernels):
+def test_top_k_keeps_the_likeliest_and_renormalises(sample):
     expected = torch.zeros(4)
     expected[[1, 3]] = LOGITS[0, [1, 3]].softmax(-1)
     actual = sample(LOGITS, Sampling(top_k=2), STREAMS.draws(7, 1)[0])
@@ -38,12 +45,12 @@ def test_top_k_keeps_the_likeliest_and_renormalises(kernels):
 
 
 @pytest.mark.parametrize("sampling", [Sampling(greedy=True), Sampling(top_k=1)])
-def test_the_likeliest_needs_no_random_numbers(sampling):
-    assert (sample(LOGITS, sampling) == 1).all()
+def test_the_likeliest_needs_no_random_numbers(sampling, sample):
+    assert (sample(LOGITS, sampling, None) == 1).all()
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=20), Sampling(temperature=0.7, top_k=None)])
-def test_draws_are_those_of_the_naive_hash(sampling, kernels):
+def test_draws_are_those_of_the_naive_hash(sampling, sample):
     logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(0))
     streams, naive = RandomStreams.of_clips(11, torch.tensor([4, 0, 9]), num_samples=2), NaiveRandom(11, (4, 0, 9), 2)
     for draw in streams.draws(0, 5):
@@ -63,7 +70,7 @@ def unmixed(x: int) -> int:
 
 
 @pytest.mark.parametrize("hashed", [0, BITS])
-def test_noise_is_finite_at_both_ends(hashed, kernels):
+def test_noise_is_finite_at_both_ends(hashed, sample):
     """Rounded to 1 the uniform number would make its id win whatever the logits: once in 16 million draws."""
     draw = unmixed(hashed)
     assert split_mix(draw) == hashed

@@ -8,7 +8,7 @@ from torch import nn
 
 from ivideogpt import paths
 from ivideogpt.errors import UserError
-from ivideogpt.lpips import LPIPS
+from ivideogpt.metrics.lpips import LPIPS
 from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 from tests.parity.formulas import assert_close, assert_record, assert_state_dict_matches, clip, fill, golden
 

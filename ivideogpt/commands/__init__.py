@@ -1,0 +1,1 @@
+"""Command lines. Cheap to import: what is heavy is imported inside."""

@@ -1,0 +1,100 @@
+"""Batches of clips: as data workers hand them over, and as models take them. Knows tensors; knows no files.
+
+Shapes: B batch, T frames, S frame size, D action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ivideogpt.data.clips.colour import Colour
+from ivideogpt.data.clips.transforms import unit_range
+from ivideogpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClipBatch:
+    """Frames (B, T, 3, S, S) float32 in [0, 1], actions (B, T, D) and rewards (B, T) float32 where asked for."""
+
+    frames: Tensor
+    actions: Tensor | None = None
+    rewards: Tensor | None = None
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
+        return ClipBatch(
+            self.frames.to(device, non_blocking=non_blocking),
+            _moved(self.actions, device, non_blocking),
+            _moved(self.rewards, device, non_blocking),
+        )
+
+
+@dataclass(frozen=True)
+class BadEpisode:
+    """An episode that another one was drawn for, and why. ``cause`` names the file too."""
+
+    name: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class PackedClips:
+    """A batch on its way to the device where it is trained on: small, so its pixels are finished only there.
+
+    Pixels (B, T, 3, S, S) are in 0..255: 8-bit, or float32 where resizing left fractions and no augmentation cuts them.
+    """
+
+    pixels: Tensor
+    colour: Colour | None = None
+    actions: Tensor | None = None
+    rewards: Tensor | None = None
+    skipped: tuple[BadEpisode, ...] = ()
+
+    @classmethod
+    def concatenate(cls, clips: Sequence[PackedClips]) -> Self:
+        """All rows of clips that carry the same things."""
+        dims = {clip.actions.shape[-1] for clip in clips if clip.actions is not None}
+        if len(dims) > 1:
+            raise UserError(
+                f"the mix holds actions of {sorted(dims)} dimensions; choose datasets of one dimension or drop actions"
+            )
+        colours = [clip.colour or Colour.unchanged(len(clip.pixels)) for clip in clips]
+        return cls(
+            torch.cat([clip.pixels for clip in clips]),
+            Colour.concatenate(colours) if any(clip.colour for clip in clips) else None,
+            _cat_present([clip.actions for clip in clips]),
+            _cat_present([clip.rewards for clip in clips]),
+            tuple(bad for clip in clips for bad in clip.skipped),
+        )
+
+    def pin_memory(self) -> Self:
+        """In memory that is copied to an accelerator while Python goes on. Data loaders call it."""
+        return type(self)(
+            self.pixels.pin_memory(),
+            self.colour,
+            None if self.actions is None else self.actions.pin_memory(),
+            None if self.rewards is None else self.rewards.pin_memory(),
+            self.skipped,
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
+        """The finished batch on this device."""
+        pixels = self.pixels.to(device, non_blocking=non_blocking)
+        return ClipBatch(
+            unit_range(pixels) if self.colour is None else self.colour(pixels),
+            _moved(self.actions, device, non_blocking),
+            _moved(self.rewards, device, non_blocking),
+        )
+
+
+def _cat_present(parts: list[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors) if tensors else None
+
+
+def _moved(values: Tensor | None, device: torch.device | str, non_blocking: bool) -> Tensor | None:
+    return None if values is None else values.to(device, non_blocking=non_blocking)

@@ -1,0 +1,224 @@
+"""Clips by number: which episode, which frames, in which form. Knows how the parts of this package make one sample.
+
+Sample k of a stream depends on the seed and k alone, whatever process makes it: also where a bad episode is replaced.
+Shapes: B batch, T frames, H W pixels, D action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ivideogpt.data.catalog import SOMETHING_SOMETHING, DatasetInfo, DatasetPaths, Split, dataset_info
+from ivideogpt.data.clips.batches import BadEpisode, PackedClips
+from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
+from ivideogpt.data.clips.transforms import Augmentation, Preprocess
+from ivideogpt.data.dataset_mixes import Mix, resolve_mix
+from ivideogpt.data.formats.episode_sets import EpisodeSets
+from ivideogpt.data.formats.episodes import EpisodeReader, Episodes, check_carries, keep_some
+from ivideogpt.data.formats.npz_arrays import InflatedArrays
+from ivideogpt.errors import UserError
+
+OnBadEpisode = Literal["error", "skip"]
+MAX_BAD_IN_A_ROW = 100  # a source whose episodes are nearly all bad is no data
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips to draw, from which episodes, in which form."""
+
+    # Folder of <dataset>/*.npz, or lerobot:<folder>[@<camera>],...; the four sets of DATASET.yaml need none.
+    dataset_path: str | None = None
+    mix: str | Mix = "frac"  # see resolve_mix
+    segment: SegmentSpec = field(default_factory=SegmentSpec)
+    video_stepsize: int = 1
+    image_size: int = 64
+    batch_size: int = 16
+    num_workers: int = 0
+    augmentation: Augmentation | None = None  # of the training split
+    dataset_size: int | None = None  # keep that many training episodes of each dataset
+    load_action: bool = False
+    load_reward: bool = False
+    action_dim: int | None = None  # refuse episodes with another one
+    dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
+    sthsth_root_path: str | None = None
+    on_bad_episode: OnBadEpisode = "error"  # skip: draw another one of its dataset
+    whole_clips: bool = False  # refuse episodes shorter than a clip; otherwise their last frame is repeated
+    cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
+
+    def __post_init__(self) -> None:
+        for name in ("video_stepsize", "image_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.on_bad_episode not in get_args(OnBadEpisode):
+            raise UserError(f"on_bad_episode must be error or skip, got {self.on_bad_episode!r}")
+        if self.cache_mb < 0:
+            raise UserError(f"cache_mb must be at least 0, got {self.cache_mb}")
+        if self.segment.kind == "goal_first" and self.load_action:
+            raise UserError("goal-conditioned clips carry no actions; drop action_conditioned or goal_conditioned")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The episodes of one dataset's split and how clips are cut from them."""
+
+    info: DatasetInfo
+    episodes: Episodes
+    segments: SegmentStrategy
+    preprocess: Preprocess
+
+    def open(self, index: int) -> EpisodeReader:
+        return self.episodes.open(index)
+
+    def cut(
+        self,
+        episode: EpisodeReader,
+        indices: Indices,
+        rng: np.random.Generator,
+        with_actions: bool = False,
+        with_rewards: bool = False,
+    ) -> PackedClips:
+        """These frames as a batch of one."""
+        pixels = self.preprocess(episode.read(indices), rng)
+        colour = self.preprocess.colour(rng)
+        actions = episode.actions(indices) if with_actions else None
+        rewards = episode.rewards(indices) if with_rewards else None
+        return PackedClips(
+            pixels[None],
+            colour,
+            None if actions is None else torch.from_numpy(actions)[None],
+            None if rewards is None else torch.from_numpy(rewards)[None],
+        )
+
+
+def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
+    """The mix's datasets with their weights. The first episode of each is checked, and its first frame read."""
+    sources = []
+    find = EpisodeSets(
+        split,
+        config.dataset_path,
+        DatasetPaths.load(config.dataset_yaml),
+        InflatedArrays(config.cache_mb << 20),
+        config.sthsth_root_path,
+        config.segment.num_frames_spanned,
+    )
+    for name, weight in resolve_mix(config.mix, config.dataset_path):
+        info, episodes = dataset_info(name), find(name)
+        augmented = split == "train" and name != SOMETHING_SOMETHING  # as the published tokenizers saw it
+        source = Source(
+            info,
+            keep_some(episodes, config.dataset_size) if split == "train" else episodes,
+            config.segment.strategy(info.step(config.video_stepsize)),
+            Preprocess(config.image_size, info.square_crop, config.augmentation if augmented else None),
+        )
+        _check_first(source, config)
+        sources.append((source, weight))
+    return sources
+
+
+def _check_first(source: Source, config: DataConfig) -> None:
+    """Raises what is wrong with the first episode; where bad ones are skipped, only if the next ones are no better."""
+    errors = []
+    for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
+        try:
+            episode = source.open(index)
+            _check(episode, config)
+            episode.read(np.zeros(1, dtype=np.int64))
+            return
+        except UserError as error:
+            errors.append(error)
+    raise errors[0] if len(errors) == 1 else _all_bad(len(errors), errors[0])
+
+
+def _all_bad(number: int, cause: UserError) -> UserError:
+    return UserError(f"{number} episodes in a row are bad, so none is skipped any more; the first: {cause}")
+
+
+def _check(episode: EpisodeReader, config: DataConfig) -> None:
+    check_carries(episode, config.load_action, config.load_reward, config.action_dim)
+    if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
+        raise UserError(
+            f"{episode.path} has {episode.num_frames} frames, fewer than the {config.segment.num_frames_spanned} of a "
+            "clip: ask for shorter clips with --segment_length, or take the episode out"
+        )
+
+
+# From the number of a sample to the dataset and the episode that it is cut from.
+Pick = Callable[[int, np.random.Generator], tuple[Source, int]]
+
+
+class PickByWeight:
+    """A dataset by its weight, then any of its episodes."""
+
+    def __init__(self, sources: list[tuple[Source, float]]) -> None:
+        self.sources = [source for source, _ in sources]
+        self._cumulative = np.cumsum([weight for _, weight in sources])
+
+    def __call__(self, number: int, rng: np.random.Generator) -> tuple[Source, int]:
+        chosen = np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right")
+        source = self.sources[chosen]
+        return source, int(rng.integers(len(source.episodes)))
+
+
+class PickInOrder:
+    """Every episode of every dataset in turn, then all over again."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self._ends = np.cumsum([len(source.episodes) for source in sources])
+
+    @property
+    def num_episodes(self) -> int:
+        return int(self._ends[-1])
+
+    def __call__(self, number: int, rng: np.random.Generator) -> tuple[Source, int]:
+        number %= self.num_episodes
+        chosen = int(np.searchsorted(self._ends, number, side="right"))
+        source = self.sources[chosen]
+        return source, number - int(self._ends[chosen]) + len(source.episodes)
+
+
+class ClipDataset(Dataset[Any]):
+    """Clips by their number in the stream. Batches are made where the frames are read, in the worker."""
+
+    def __init__(self, config: DataConfig, pick: Pick, seed: int) -> None:
+        self.config = config
+        self.pick = pick
+        self.seed = seed
+
+    def __getitem__(self, number: int) -> PackedClips:
+        """Sample ``number`` as a batch of one."""
+        rng = np.random.default_rng((self.seed, number))
+        source, index = self.pick(number, rng)
+        bad: list[BadEpisode] = []
+        while True:
+            try:
+                return replace(self._cut(source, index, rng), skipped=tuple(bad))
+            except UserError as error:
+                if self.config.on_bad_episode == "error":
+                    raise
+                bad.append(BadEpisode(source.episodes.name(index), str(error)))
+                if len(bad) == MAX_BAD_IN_A_ROW:
+                    raise _all_bad(len(bad), error) from error
+            # A new generator: how many numbers the failed attempt drew must not show. The same source: it keeps its
+            # weight in the mix.
+            rng = np.random.default_rng((self.seed, number, len(bad)))
+            index = int(rng.integers(len(source.episodes)))
+
+    def _cut(self, source: Source, index: int, rng: np.random.Generator) -> PackedClips:
+        episode = source.open(index)
+        _check(episode, self.config)
+        indices = source.segments(episode.num_frames, rng)
+        return source.cut(episode, indices, rng, self.config.load_action, self.config.load_reward)
+
+    def __getitems__(self, numbers: list[int]) -> PackedClips | UserError:
+        """The batch of these samples. An error is returned, as raising it in a worker would bury it in a traceback."""
+        try:
+            return PackedClips.concatenate([self[number] for number in numbers])
+        except UserError as error:
+            return error

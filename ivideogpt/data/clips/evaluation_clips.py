@@ -1,0 +1,98 @@
+"""The clips that a model is scored on: a fixed list, any of which can be read by its number.
+
+Shapes: B clips, T frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ivideogpt.data.catalog import Split
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickInOrder, build_sources
+from ivideogpt.data.clips.loaders import benchmark_clips
+from ivideogpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClipOrigin:
+    """What a clip was cut from: dataset, and the episode's file without its folders."""
+
+    dataset: str
+    episode: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}/{self.episode}"
+
+
+class EvaluationClips:
+    """Clips 0, 1, ... of a list. What a clip is depends on its number alone, not on what is read with it."""
+
+    def __init__(self, clips: ClipDataset, order: Sequence[int]) -> None:
+        self._clips = clips
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def read(self, numbers: Sequence[int]) -> ClipBatch:
+        """Clips with these numbers, on the CPU.
+
+        Raises:
+            UserError: an episode cannot be read, lacks actions that are asked for, or is shorter than a clip.
+        """
+        batch = self._clips.__getitems__([self._order[number] for number in numbers])
+        if isinstance(batch, UserError):
+            raise batch
+        return batch.to("cpu")
+
+    @property
+    def num_episodes(self) -> int:
+        return len({self.origin(number) for number in range(len(self))})
+
+    def next_of_another_episode(self, number: int) -> int | None:
+        """The next clip of the list, which is a ring, that is not of this one's episode; None if all are."""
+        following = ((number + step) % len(self) for step in range(1, len(self)))
+        return next((other for other in following if self.origin(other) != self.origin(number)), None)
+
+    def origin(self, number: int) -> ClipOrigin:
+        source, index = self._clips.pick(self._order[number], np.random.default_rng(0))
+        return ClipOrigin(source.info.name, os.path.basename(source.episodes.name(index)))
+
+    def checksum(self) -> str:
+        """Equal for lists of equal clips, as far as names and settings tell."""
+        config = self._clips.config
+        settings = f"{self._clips.seed} {config.segment} {config.video_stepsize} {config.image_size}"
+        origins = [self.origin(number) for number in range(len(self))]
+        listed = "\n".join(map(str, origins))
+        return hashlib.blake2b(f"{settings}\n{listed}".encode(), digest_size=16).hexdigest()
+
+
+def build_evaluation_clips(
+    config: DataConfig, split: Split, num_clips: int | None, seed: int, at_most: int | None = None
+) -> EvaluationClips:
+    """One clip of each episode in turn, until there are ``num_clips``; by default one of each, of ``at_most`` so many.
+
+    Shuffled, so that few clips are of any dataset, and clips which follow one another of different ones.
+    """
+    pick = PickInOrder([source for source, _ in build_sources(config, split)])
+    if num_clips is None:
+        num_clips = pick.num_episodes if at_most is None else min(pick.num_episodes, at_most)
+    order = torch.randperm(max(num_clips, pick.num_episodes), generator=torch.Generator().manual_seed(seed))
+    return EvaluationClips(ClipDataset(config, pick, seed), order[:num_clips].tolist())
+
+
+def build_benchmark_evaluation(config: DataConfig, num_clips: int | None) -> EvaluationClips:
+    """A benchmark's evaluation clips in order, or the first of them; ``config.mix`` names the benchmark.
+
+    Raises:
+        UserError: there is no such benchmark.
+    """
+    clips, available = benchmark_clips(config)
+    return EvaluationClips(clips, range(available if num_clips is None else min(num_clips, available)))

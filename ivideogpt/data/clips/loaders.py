@@ -1,0 +1,346 @@
+"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to clips.py.
+
+As sample k of a stream depends on the seed and k alone, the position of a stream is one number: it resumes exactly, and
+workers and ranks share a stream by taking different k.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ivideogpt.data.catalog import OWN_SPLITS, Split
+from ivideogpt.data.clips.batches import BadEpisode, PackedClips
+from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
+from ivideogpt.data.clips.position import StreamPosition
+from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
+from ivideogpt.data.clips.transforms import Augmentation, Range
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, Mix
+from ivideogpt.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BatchNumbers:
+    """Sample numbers of this rank's batches, from batch ``start`` on: ranks take turns at whole batches."""
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    start: int = 0
+    stop: int | None = None  # a batch number
+    num_samples: int | None = None  # the stream's length: its last batch may be smaller
+
+    @property
+    def num_batches(self) -> int | None:
+        """Of each rank. Ranks that work together have whole batches only, so that none waits for another."""
+        if self.num_samples is None:
+            return None
+        of_all = self.batch_size * self.world_size
+        return -(-self.num_samples // of_all) if self.world_size == 1 else self.num_samples // of_all
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in count(self.start) if self.stop is None else range(self.start, self.stop):
+            first = (batch * self.world_size + self.rank) * self.batch_size
+            last = first + self.batch_size
+            yield list(range(first, last if self.num_samples is None else min(last, self.num_samples)))
+
+
+class ClipLoader(StreamPosition):
+    """An endless stream of :class:`PackedClips`, to be finished by ``batch.to(device)``.
+
+    Iterating goes on where the last iteration or the state stopped.
+    """
+
+    def __init__(self, clips: ClipDataset, numbers: BatchNumbers) -> None:
+        super().__init__(numbers.batch_size, numbers.rank, numbers.world_size)
+        self.clips = clips
+        self.bad_episodes: dict[str, str] = {}  # those skipped in batches handed out, and why
+        self._numbers = numbers
+        self._batches: DataLoader[Any] = DataLoader(
+            clips,
+            batch_sampler=numbers,
+            num_workers=clips.config.num_workers,
+            collate_fn=_as_it_is,
+            persistent_workers=clips.config.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_obey_the_trainer_only,
+            generator=torch.Generator(),  # starting an iteration draws a number: not from the trainer's generator
+        )
+
+    @property
+    def num_batches(self) -> int | None:
+        """None: without end."""
+        return self._numbers.num_batches
+
+    def __iter__(self) -> Iterator[PackedClips]:
+        for batch in self._between(self.position, None):
+            self.position += 1
+            yield batch
+
+    def first(self, num_batches: int) -> Iterator[PackedClips]:
+        """The same batches on every call, at most as many as there are: what validation needs.
+
+        Does not move the stream's position, but ends an iteration that is under way: the workers serve one at a time.
+        """
+        return self._between(0, num_batches if self.num_batches is None else min(num_batches, self.num_batches))
+
+    def _between(self, start: int, stop: int | None) -> Iterator[PackedClips]:
+        self._numbers.start, self._numbers.stop = start, stop
+        for batch in watch_workers(self._batches):
+            if isinstance(batch, UserError):
+                raise batch
+            self._note(batch.skipped)
+            yield batch
+
+    def _note(self, skipped: Sequence[BadEpisode]) -> None:
+        for bad in skipped:
+            if bad.name not in self.bad_episodes:
+                logger.warning("skipping a bad episode: %s", bad.cause)
+                self.bad_episodes[bad.name] = bad.cause
+
+
+class WorkerDied(UserError):
+    """A data worker was killed. Raised where a batch is asked for, never in the middle of a step."""
+
+
+def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:
+    """Iterate over a loader, one of whose workers may be killed.
+
+    Raises:
+        WorkerDied: in place of the RuntimeError that torch's handler of SIGCHLD raises wherever the process happens
+            to be.
+    """
+    if batches.num_workers == 0:
+        yield from batches
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD)
+    iterator = iter(batches)
+    if in_main_thread and before is not None:
+        signal.signal(signal.SIGCHLD, before)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
+            if not _is_a_death(error):
+                raise
+            raise WorkerDied(
+                f"a data worker was killed, perhaps for its memory ({first_line(error)}): start again with fewer "
+                "--dataloader_num_workers"
+            ) from error
+        yield batch
+
+
+def _is_a_death(error: Exception) -> bool:
+    """Tell torch's report of a dead worker, or a batch lost with its memory, from an error raised inside a worker."""
+    if isinstance(error, RuntimeError):
+        return str(error).startswith("DataLoader worker")
+    return not str(error).startswith("Caught")
+
+
+def _obey_the_trainer_only(worker: int) -> None:
+    """Ignore signals to the whole job: asked to stop, the trainer still needs batches to finish its step.
+
+    SIGTERM of the trainer's own must go on working. It is how Python ends workers at exit, and it waits until they do.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_await_dismissal, daemon=True).start()
+
+
+def _await_dismissal() -> None:
+    trainer = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+        pass
+    os._exit(0)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def build_loader(
+    config: DataConfig, split: Split = "train", seed: int = 0, rank: int = 0, world_size: int = 1
+) -> ClipLoader:
+    """Checks the configuration against the files and returns this rank's stream. The test split is never augmented."""
+    clips = ClipDataset(config, PickByWeight(build_sources(config, split)), seed)
+    return ClipLoader(clips, BatchNumbers(config.batch_size, rank, world_size))
+
+
+class SimpleRoboticDataLoaderv2:
+    """The released implementation's loader: endless frames, ``(frames, actions)`` or ``(frames, actions, rewards)``.
+
+    Colour ranges are pairs, or one number that says how far to go to either side. Without a seed, torch's global
+    generator gives one.
+    """
+
+    def __init__(
+        self,
+        parent_dir: str | None,
+        datasets: str | Sequence[tuple[str, float]],
+        batch_size: int = 2,
+        num_workers: int = 1,
+        train: bool = True,
+        maxsize: int | None = None,
+        image_size: int = 256,
+        sthsth_root_path: str | None = None,
+        brightness: Range | float = 0.1,
+        contrast: Range | float = 0.1,
+        saturation: Range | float = 0.1,
+        hue: Range | float = 0.05,
+        random_resized_crop_scale: Range = (0.8, 1.0),
+        random_resized_crop_ratio: Range = (0.9, 1.1),
+        no_aug: bool = False,
+        random_selection: bool = False,
+        random_shuffle: bool = False,
+        goal_conditioned: bool = False,
+        segment_length: int = 2,
+        context_length: int = 1,
+        stepsize: int = 1,
+        segment_horizon: int | None = None,
+        load_action: bool = False,
+        load_reward: bool = False,
+        seed: int | None = None,
+    ) -> None:
+        augmentation = Augmentation(
+            crop_scale=_pair(random_resized_crop_scale),
+            crop_ratio=_pair(random_resized_crop_ratio),
+            brightness=_around(1.0, brightness),
+            contrast=_around(1.0, contrast),
+            saturation=_around(1.0, saturation),
+            hue=_around(0.0, hue),
+        )
+        config = DataConfig(
+            dataset_path=parent_dir,
+            mix=datasets if isinstance(datasets, str) else tuple((name, float(weight)) for name, weight in datasets),
+            segment=SegmentSpec(
+                kind=segment_kind(random_selection, random_shuffle, goal_conditioned),
+                length=segment_length,
+                context_length=context_length,
+                horizon=segment_horizon,
+            ),
+            video_stepsize=stepsize,
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            augmentation=None if no_aug else augmentation,
+            dataset_size=maxsize,
+            load_action=load_action,
+            load_reward=load_reward,
+            sthsth_root_path=sthsth_root_path,
+        )
+        seed = int(torch.randint(2**31, ())) if seed is None else seed
+        sources = build_sources(config, "train" if train else "test")
+        num_episodes = sum(len(source.episodes) for source, _ in sources)
+        self._num_batches = -(-num_episodes // batch_size)
+        self.loader = ClipLoader(ClipDataset(config, PickByWeight(sources), seed), BatchNumbers(batch_size))
+
+    def __len__(self) -> int:
+        """Number of batches that hold as many clips as there are episodes; iterating does not end after them."""
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        return map(_as_tuple, self.loader)
+
+
+class EvalDataLoader:
+    """Test episodes of a benchmark, each once and in order: ``frames`` or ``(frames, actions)``, never augmented.
+
+    Clips start at the first frame (VP2: anywhere, but at the same frame every time) and keep every native frame.
+    """
+
+    def __init__(
+        self,
+        dataset_name: str,
+        segment_length: int,
+        image_size: int,
+        batch_size: int = 2,
+        num_workers: int = 1,
+        load_action: bool = False,
+        dataset_yaml: str | None = None,
+    ) -> None:
+        config = DataConfig(
+            mix=dataset_name,
+            segment=SegmentSpec(length=segment_length),
+            image_size=image_size,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            load_action=load_action,
+            dataset_yaml=dataset_yaml,
+        )
+        self.loader = build_benchmark_loader(config)
+
+    def __len__(self) -> int:
+        return self.loader.num_batches or 0
+
+    def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:
+        return map(_as_tuple, self.loader.first(len(self)))
+
+
+def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 1) -> ClipLoader:
+    """This rank's share of a benchmark's evaluation clips, one of each test episode (see :class:`EvalDataLoader`).
+
+    ``config.mix`` names the benchmark. It says which frames its clips have: of the segment only the length counts.
+
+    Raises:
+        UserError: there is no such benchmark, or it has fewer clips than one batch for every rank.
+    """
+    clips, num_clips = benchmark_clips(config)
+    numbers = BatchNumbers(config.batch_size, rank, world_size, num_samples=num_clips)
+    if not numbers.num_batches:
+        raise UserError(
+            f"{clips.config.mix[0][0]} has {num_clips} evaluation clips: too few for batches of {config.batch_size} on "
+            f"each of {world_size} processes; lower the evaluation batch size"
+        )
+    return ClipLoader(clips, numbers)
+
+
+def benchmark_clips(config: DataConfig) -> tuple[ClipDataset, int]:
+    """A benchmark's evaluation clips in order, and how many there are (see :func:`build_benchmark_loader`)."""
+    name = _benchmark(config.mix)
+    segment = SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", config.segment.length)
+    config = replace(config, mix=((name, 1.0),), segment=segment, video_stepsize=1)
+    pick = PickInOrder([source for source, _ in build_sources(config, "test")])
+    return ClipDataset(config, pick, seed=0), pick.num_episodes
+
+
+def _benchmark(mix: str | Mix) -> str:
+    """The dataset of this name, or of the mix of this name that holds it alone."""
+    name = mix if isinstance(mix, str) else ",".join(name for name, _ in mix)
+    if name in DATASET_NAMED_MIXES and len(DATASET_NAMED_MIXES[name]) == 1:
+        name = str(DATASET_NAMED_MIXES[name][0][0])
+    if name not in OWN_SPLITS:
+        raise UserError(f"no evaluation episodes are defined for {name!r}; choose one of {', '.join(OWN_SPLITS)}")
+    return name
+
+
+def _as_tuple(packed: PackedClips) -> Tensor | tuple[Tensor, ...]:
+    batch = packed.to("cpu")
+    parts = tuple(part for part in (batch.frames, batch.actions, batch.rewards) if part is not None)
+    return parts if len(parts) > 1 else batch.frames
+
+
+def _around(middle: float, amount: Range | float) -> Range:
+    if isinstance(amount, (int, float)):
+        return (max(middle - amount, 0.0) if middle else -amount, middle + amount)
+    return _pair(amount)
+
+
+def _pair(values: Sequence[float]) -> Range:
+    low, high = values
+    return float(low), float(high)

@@ -1,0 +1,1 @@
+"""What converters share, and readers of foreign files."""

@@ -1,0 +1,239 @@
+"""Tables of actions beside videos: csv and npy files. Knows rows and columns, and which row goes with which frame."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.data.formats.npz_arrays import npy_array
+from ivideogpt.data.plausible import check_plausible
+from ivideogpt.errors import UserError
+
+SUFFIXES = (".csv", ".npy")
+
+_DELIMITERS = ",;\t"
+# Words in the names that loggers give to columns which are no commands.
+_TIME_WORDS = {"secs", "sec", "nsec", "nsecs", "msec", "usec", "seconds", "millis", "date", "clock", "utc", "elapsed"}
+_TIME_ENDINGS = ("time", "timestamp", "timestamps", "stamp", "stamps")
+_COUNTER_WORDS = {
+    *("t", "frame", "frames", "index", "idx", "step", "steps", "episode", "id", "number", "num", "no", "nr", "seq"),
+    *("row", "count", "counter", "sample", "task", "header"),
+}
+_UNITS = {"s", "ms", "us", "ns"}
+# Words in the names of commands: such a column may change steadily, as an arm does that moves along a line.
+_ACTION_WORDS = {
+    *(sign + axis for sign in ("", "d", "v") for axis in "xyz"),
+    *("a", "act", "action", "actions", "joint", "grip", "gripper", "roll", "pitch", "yaw"),
+}
+_HUGE = 1e8  # seconds since 1970 are beyond it
+_MIN_STEPS, _STEADY = 5, 1e-4  # rows whose difference is always the same, but for so much of it
+_CERTAIN_HEADER = 3  # columns; an action 0 or 0,1 is none too rare
+_SHOWN = 40  # characters of a cell in a message
+
+Actions = NDArray[np.float32]
+
+
+def find_action_file(video: Path) -> Path | None:
+    """The file of the video's name beside it."""
+    found = [path for suffix in SUFFIXES if (path := video.with_suffix(suffix)).is_file()]
+    if len(found) > 1:
+        raise UserError(f"{found[0]} and {found[1].name}: two files of actions for one video; remove one of them")
+    return found[0] if found else None
+
+
+@dataclass(frozen=True)
+class ActionTable:
+    """Actions (rows, D), and what was made of the file.
+
+    Attributes:
+        left_out: names or numbers of the columns that were not chosen.
+        header: the line that was taken for names; empty without one.
+    """
+
+    actions: Actions
+    left_out: tuple[str, ...] = ()
+    header: str = ""
+
+
+def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
+    """Read the chosen columns in the order given, by their names or by number from 0; without any, all of them.
+
+    Raises:
+        UserError: the file is no table of numbers, has no such column, or no column was chosen and one looks like
+            time or a counter.
+    """
+    header, table = _read_npy(path) if path.suffix == ".npy" else _read_csv(path)
+    width = table.shape[1]
+    if not table.size:
+        raise UserError(f"{path}: holds no rows; expected one row of actions a frame")
+    names = header or [str(column) for column in range(width)]
+    chosen = [_column(path, name, header, width) for name in columns] or list(range(width))
+    values = np.stack([_numbers(path, names[column], table[:, column]) for column in chosen], axis=1)
+    if not columns:
+        _refuse_logs(path, names if header else [], values)
+    check_plausible(values, str(path))
+    left_out = tuple(name for column, name in enumerate(names) if column not in chosen)
+    return ActionTable(values.astype(np.float32), left_out, ",".join(header))
+
+
+def _read_npy(path: Path) -> tuple[list[str], NDArray[Any]]:
+    array = npy_array(str(path))
+    if len(array.shape) not in (1, 2) or array.dtype.kind not in "fiub":
+        raise UserError(
+            f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D), one row a frame"
+        )
+    values = array.all()
+    return [], values.reshape(len(values), -1) if values.size else np.empty((0, 1))
+
+
+def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
+    """Names of the columns, none without a header, and the cells (rows, D) as texts."""
+    rows = _cells(path)
+    has_header = not all(map(_is_number, rows[0])) or _is_numeric_header(path, rows)
+    header, body = (rows[0], rows[1:]) if has_header else ([], rows)
+    for i, row in enumerate(body):
+        if len(row) != len(rows[0]):
+            raise UserError(f"{path}: row {i} has {len(row)} cells, expected {len(rows[0])} as in the first line")
+    return header, np.array(body, object).reshape(len(body), len(rows[0]))
+
+
+def _is_numeric_header(path: Path, rows: list[list[str]]) -> bool:
+    """Tell whether the first line are the names 0, 1, 2, ... that pandas gives columns without one.
+
+    Raises:
+        UserError: it may as well be an action.
+    """
+    if rows[0] != [str(column) for column in range(len(rows[0]))] or len(rows) == 1:
+        return False
+    others_whole = any(cell.lstrip("+-").isdecimal() for row in rows[1:] for cell in row)
+    if len(rows[0]) >= _CERTAIN_HEADER and not others_whole:
+        return True
+    raise UserError(
+        f"{path}: the first line {','.join(rows[0])} may be a header or an action; write a header with names above "
+        "the numbers, such as x,y"
+    )
+
+
+def _cells(path: Path) -> list[list[str]]:
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable text file ({error}); save it as csv in UTF-8") from error
+    if not lines:
+        raise UserError(f"{path}: is empty; expected one row of actions a frame")
+    lines[0] = lines[0].removeprefix("#")  # numpy.savetxt comments its header out
+    delimiter = max(_DELIMITERS, key=lines[0].count)
+    if delimiter not in lines[0]:
+        return [line.split() for line in lines]
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=delimiter)]
+    except csv.Error as error:
+        raise UserError(f"{path}: not a readable table ({error}); save it as csv in UTF-8") from error
+
+
+def _numbers(path: Path, name: str, cells: NDArray[Any]) -> NDArray[np.float64]:
+    """One column as numbers."""
+    if cells.dtype == object:
+        for i, cell in enumerate(cells):
+            if not _is_number(cell):
+                raise UserError(
+                    f"{path}: row {i} of column {name} is {cell[:_SHOWN]!r}, no number; correct it, "
+                    "or choose the columns that are actions with --action_columns"
+                )
+    return cells.astype(np.float64)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return "_" not in cell  # Python reads 1_000, and no other program writes it
+
+
+def _refuse_logs(path: Path, names: list[str], values: NDArray[np.float64]) -> None:
+    """Raise UserError if a column is time or a counter: a model trained on them as actions cannot be steered."""
+    steady = [_is_steady(numbers) for numbers in values.T]
+    for column, numbers in enumerate(values.T):
+        largest = np.abs(numbers).max()
+        if names and is_log_name(names[column]):
+            reason = "is named like time or a counter"
+        elif np.isfinite(largest) and largest > _HUGE:
+            reason = f"reaches {largest:.3g}"
+        elif steady[column] and not all(steady) and not (names and _is_action_name(names[column])):
+            reason = f"changes by {numbers[1] - numbers[0]:.3g} from every row to the next"
+        else:
+            continue
+        name = names[column] if names else str(column)
+        raise UserError(
+            f"{path}: column {name!r} does not look like an action, it {reason}; "
+            f"choose the columns that are with --action_columns, out of {','.join(names) or f'0 to {len(steady) - 1}'}"
+        )
+
+
+def is_log_name(name: str) -> bool:
+    """Tell whether loggers give this name to time, or to a number that counts."""
+    words = _words(name)
+    if not words:
+        return not name.strip()
+    if any(word in _TIME_WORDS or word.endswith(_TIME_ENDINGS) for word in words):
+        return True
+    counts = set(words) <= _COUNTER_WORDS | _UNITS and not set(words) <= _UNITS
+    return words[0] == "unnamed" or (counts and not any(map(str.isdecimal, name)))
+
+
+def _is_action_name(name: str) -> bool:
+    return not _ACTION_WORDS.isdisjoint(_words(name))
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+
+
+def _is_steady(numbers: NDArray[np.float64]) -> bool:
+    """Tell whether a column changes by the same from every row to the next, as counters and clocks do."""
+    steps = np.diff(numbers)
+    return len(steps) >= _MIN_STEPS and bool(steps[0]) and np.allclose(steps, steps.mean(), rtol=_STEADY, atol=0)
+
+
+def _column(path: Path, name: str, header: list[str], width: int) -> int:
+    if name in header:
+        return header.index(name)
+    if name.isdecimal() and int(name) < width:
+        return int(name)
+    known = f"{', '.join(header)}, or numbers" if header else "numbers"
+    raise UserError(f"{path}: no column {name!r}; it has {width} columns, called {known} from 0 to {width - 1}")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which frames of a video have actions: those from ``first`` to ``last``, row ``frame + offset`` belonging to each.
+
+    One more frame may follow, which the last action leads to.
+    """
+
+    first: int
+    last: int
+    offset: int
+
+    @classmethod
+    def find(cls, num_frames: int, num_rows: int, offset: int) -> Alignment:
+        """Raises UserError unless there are as many rows as frames, or one less, before or after the offset."""
+        fitting = {num_frames, num_frames - 1, num_frames + offset, num_frames - 1 + offset}
+        if num_rows not in fitting:
+            raise UserError(
+                f"{num_rows} rows of actions for {num_frames} frames; expected {num_frames}, or {num_frames - 1} "
+                "without the last; row i is what was done at frame i: cut the video or the table so that they agree, "
+                "or give --action_offset 1 if row i is the command that led to frame i"
+            )
+        first, last = max(-offset, 0), min(num_frames, num_rows - offset) - 1
+        if last < first:
+            raise UserError(f"no frame has an action: {num_rows} rows, {num_frames} frames, --action_offset {offset}")
+        return cls(first, last, offset)

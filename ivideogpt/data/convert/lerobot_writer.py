@@ -1,0 +1,330 @@
+"""Writing LeRobot v3.0 folders from episodes that are encoded already. lerobot.py draws the format."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.data.formats.lerobot import EPISODE, TIMESTAMP, VERSION
+from ivideogpt.files import write_json
+
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+FILES_PER_CHUNK = 1000
+EPISODES_PER_FILE = 10000
+EPISODES_AT_ONCE = 1000  # written to meta/episodes: a group of rows for each would take more room than the rows
+
+Series = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class EncodedEpisode:
+    """N frames. ``pixels`` holds minimum, maximum, mean and standard deviation (4, 3) of each colour, in [0, 1]."""
+
+    task: str
+    num_frames: int
+    videos: Mapping[str, bytes]  # an mp4 file by camera key
+    pixels: Mapping[str, NDArray[np.float64]]  # by camera key
+    series: Series  # (N, D) by feature
+
+
+@dataclass
+class Statistics:
+    """Of one feature, of the episodes so far."""
+
+    count: int
+    minimum: NDArray[Any]
+    maximum: NDArray[Any]
+    sum: NDArray[Any]
+    squares: NDArray[Any]
+
+    @classmethod
+    def of_rows(cls, rows: NDArray[Any]) -> Self:
+        rows = rows.astype(np.float64)
+        return cls(len(rows), rows.min(axis=0), rows.max(axis=0), rows.sum(axis=0), (rows**2).sum(axis=0))
+
+    @classmethod
+    def of_pixels(cls, num_frames: int, pixels: NDArray[np.float64]) -> Self:
+        minimum, maximum, mean, std = pixels[..., None, None]  # (3, 1, 1) each, as LeRobot has them
+        return cls(num_frames, minimum, maximum, num_frames * mean, num_frames * (std**2 + mean**2))
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            self.count + other.count,
+            np.minimum(self.minimum, other.minimum),
+            np.maximum(self.maximum, other.maximum),
+            self.sum + other.sum,
+            self.squares + other.squares,
+        )
+
+    def lists(self) -> dict[str, list[Any]]:
+        mean = self.sum / self.count
+        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
+        values = {"min": self.minimum, "max": self.maximum, "mean": mean, "std": std, "count": np.array([self.count])}
+        return {name: value.tolist() for name, value in values.items()}
+
+
+@dataclass
+class Place:
+    """Where the next episode goes: into files of limited size, in folders of limited length."""
+
+    limit: float
+    chunk: int = 0
+    file: int = 0
+    size: float = 0
+
+    def begins_file(self, size: float) -> bool:
+        """Makes room for so much more; whether that takes a new file."""
+        is_first = self.size == 0 and (self.chunk, self.file) == (0, 0)
+        if not is_first and self.size + size > self.limit:
+            self.chunk, self.file = divmod(self.chunk * FILES_PER_CHUNK + self.file + 1, FILES_PER_CHUNK)
+            self.size = 0
+            is_first = True
+        self.size += size
+        return is_first
+
+    def fill(self, template: str, **names: str) -> str:
+        return template.format(chunk_index=self.chunk, file_index=self.file, **names)
+
+
+class TableFiles:
+    """Parquet files, begun anew when they are full."""
+
+    def __init__(self, root: Path, template: str, limit: float) -> None:
+        self._root, self._template = root, template
+        self.place = Place(limit)
+        self._writer: Any = None
+
+    def add(self, table: Any, size: float) -> None:
+        import pyarrow.parquet
+
+        if self.place.begins_file(size):
+            self.close()
+            path = self._root / self.place.fill(self._template)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pyarrow.parquet.ParquetWriter(path, table.schema)
+        self._writer.write_table(table)
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+class VideoFiles:
+    """The mp4 files of a camera: encoded episodes one after the other, not encoded again."""
+
+    def __init__(self, root: Path, key: str, fps: int, limit: float) -> None:
+        self._root, self._key, self._fps = root, key, fps
+        self.place = Place(limit)
+        self._container: Any = None
+        self._stream: Any = None
+        self._num_frames = 0  # in the current file
+        self.feature: dict[str, Any] = {}
+
+    def add(self, content: bytes, num_frames: int) -> dict[str, Any]:
+        """Returns where the episode is, in the columns of meta/episodes."""
+        import av
+
+        with av.open(io.BytesIO(content)) as source:
+            stream = source.streams.video[0]
+            if self.place.begins_file(len(content)):
+                self._begin(stream)
+            shift = round(self._num_frames / self._fps / stream.time_base)
+            for packet in source.demux(stream):
+                if packet.dts is None:  # the end
+                    continue
+                packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
+                packet.stream = self._stream
+                self._container.mux(packet)
+        start, self._num_frames = self._num_frames, self._num_frames + num_frames
+        return {
+            f"videos/{self._key}/chunk_index": self.place.chunk,
+            f"videos/{self._key}/file_index": self.place.file,
+            f"videos/{self._key}/from_timestamp": start / self._fps,
+            f"videos/{self._key}/to_timestamp": self._num_frames / self._fps,
+        }
+
+    def _begin(self, template: Any) -> None:
+        import av
+
+        self.close()
+        path = self._root / self.place.fill(VIDEO_PATH, video_key=self._key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(str(path), "w")
+        self._stream = self._container.add_stream_from_template(template, opaque=True)
+        self._num_frames = 0
+        self.feature = _camera_feature(template, self._fps)
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+
+
+def _camera_feature(stream: Any, fps: int) -> dict[str, Any]:
+    return {
+        "dtype": "video",
+        "shape": [stream.height, stream.width, 3],
+        "names": ["height", "width", "channels"],
+        "info": {
+            "video.height": stream.height,
+            "video.width": stream.width,
+            "video.codec": stream.codec_context.codec.canonical_name,
+            "video.pix_fmt": stream.pix_fmt,
+            "video.is_depth_map": False,
+            "video.fps": fps,
+            "video.channels": 3,
+            "has_audio": False,
+        },
+    }
+
+
+@dataclass
+class LeRobotWriter:
+    """Takes episodes one after the other; the folder is valid after :meth:`finish`."""
+
+    root: Path
+    fps: int
+    robot_type: str
+    names: Mapping[str, Sequence[str]]  # of the dimensions of features
+    data_file_bytes: float
+    video_file_bytes: float
+    _videos: dict[str, VideoFiles] = field(default_factory=dict)
+    _tasks: dict[str, int] = field(default_factory=dict)
+    _statistics: dict[str, Statistics] = field(default_factory=dict)
+    _features: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _rows: list[dict[str, Any]] = field(default_factory=list)  # of meta/episodes, not written yet
+    _num_episodes: int = 0
+    _num_frames: int = 0
+
+    def __post_init__(self) -> None:
+        self._data = TableFiles(self.root, DATA_PATH, self.data_file_bytes)
+        self._episodes = TableFiles(self.root, EPISODES_PATH, EPISODES_PER_FILE)
+
+    def add(self, episode: EncodedEpisode) -> None:
+        import pyarrow
+
+        num_frames = episode.num_frames
+        series = {**episode.series, **self._counters(num_frames, episode.task)}
+        columns = {key: _column(values) for key, values in series.items()}
+        self._features = {key: _feature(values, self.names.get(key)) for key, values in series.items()}
+        table = pyarrow.table(columns)
+        self._data.add(table, table.nbytes)
+        statistics = {key: Statistics.of_rows(values) for key, values in series.items()}
+        places: dict[str, Any] = {}
+        for key, content in episode.videos.items():
+            videos = self._videos.setdefault(key, VideoFiles(self.root, key, self.fps, self.video_file_bytes))
+            places |= videos.add(content, num_frames)
+            statistics[key] = Statistics.of_pixels(num_frames, episode.pixels[key])
+        self._note(episode.task, num_frames, places, statistics)
+
+    def _counters(self, num_frames: int, task: str) -> Series:
+        """The columns that every LeRobot folder has."""
+        frames = np.arange(num_frames)
+        columns: Series = {
+            TIMESTAMP: (frames / self.fps).astype(np.float32),
+            "frame_index": frames,
+            EPISODE: np.full(num_frames, self._num_episodes),
+            "index": self._num_frames + frames,
+            "task_index": np.full(num_frames, self._tasks.setdefault(task, len(self._tasks))),
+        }
+        return {key: values[:, None] for key, values in columns.items()}
+
+    def _note(self, task: str, num_frames: int, places: dict[str, Any], statistics: Mapping[str, Statistics]) -> None:
+        """The episode's row in meta/episodes."""
+        for key, own in statistics.items():
+            self._statistics[key] = self._statistics[key] + own if key in self._statistics else own
+        chunk, file = divmod(self._num_episodes // EPISODES_PER_FILE, FILES_PER_CHUNK)
+        row: dict[str, Any] = {
+            EPISODE: self._num_episodes,
+            "tasks": [task],
+            "length": num_frames,
+            "data/chunk_index": self._data.place.chunk,
+            "data/file_index": self._data.place.file,
+            "dataset_from_index": self._num_frames,
+            "dataset_to_index": self._num_frames + num_frames,
+            "meta/episodes/chunk_index": chunk,
+            "meta/episodes/file_index": file,
+        }
+        for key, own in statistics.items():
+            row |= {f"stats/{key}/{name}": value for name, value in own.lists().items()}
+        self._rows.append(row | places)
+        self._num_episodes += 1
+        self._num_frames += num_frames
+        if len(self._rows) == EPISODES_AT_ONCE:
+            self._write_rows()
+
+    def _write_rows(self) -> None:
+        import pyarrow
+
+        self._episodes.add(pyarrow.Table.from_pylist(self._rows), len(self._rows))
+        self._rows.clear()
+
+    def finish(self) -> None:
+        """Closes all files and writes the rest of meta/, info.json last."""
+        if self._rows:
+            self._write_rows()
+        self._data.close()
+        self._episodes.close()
+        for videos in self._videos.values():
+            videos.close()
+        meta = self.root / "meta"
+        statistics = {key: own.lists() for key, own in self._statistics.items()}
+        write_json(meta / "stats.json", statistics, indent=4)
+        _write_tasks(meta / "tasks.parquet", list(self._tasks))
+        features = self._features | {key: videos.feature for key, videos in self._videos.items()}
+        info = {
+            "codebase_version": VERSION,
+            "robot_type": self.robot_type,
+            "total_episodes": self._num_episodes,
+            "total_frames": self._num_frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": FILES_PER_CHUNK,
+            "data_files_size_in_mb": max(round(self.data_file_bytes / 2**20), 1),
+            "video_files_size_in_mb": max(round(self.video_file_bytes / 2**20), 1),
+            "fps": self.fps,
+            "splits": {"train": f"0:{self._num_episodes}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": features,
+        }
+        write_json(meta / "info.json", info, indent=4)
+
+
+def _column(values: NDArray[Any]) -> Any:
+    """(N, D) as lists of D; a single number as it is."""
+    import pyarrow
+
+    if values.shape[1] == 1:
+        return pyarrow.array(values[:, 0])
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), values.shape[1])
+
+
+def _feature(values: NDArray[Any], names: Sequence[str] | None) -> dict[str, Any]:
+    return {"dtype": str(values.dtype), "shape": [values.shape[1]], "names": list(names) if names else None}
+
+
+def _write_tasks(path: Path, tasks: list[str]) -> None:
+    """As pandas writes a table whose index is the task: LeRobot looks tasks up in the index."""
+    import pyarrow.parquet
+
+    table = pyarrow.table({"task_index": np.arange(len(tasks)), "task": tasks})
+    columns = [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
+        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"},
+    ]
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [column | {"metadata": None} for column in columns],
+        "creator": {"library": "pyarrow", "version": pyarrow.__version__},
+        "pandas_version": "2.3.0",
+    }
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"pandas": json.dumps(pandas)}), path)

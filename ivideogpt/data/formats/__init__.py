@@ -1,0 +1,1 @@
+"""Recorded episodes in every format that is read directly."""

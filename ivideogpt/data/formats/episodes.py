@@ -1,0 +1,362 @@
+"""Episodes, recorded in any format, and those in npz files. Knows nothing of clips, datasets or tensors.
+
+An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optionally ``action`` ``(N, D)``, or
+``(N - 1, D)`` when the last frame has none; and optionally ``reward`` ``(N,)``. Only the frames asked for are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.formats.npz_arrays import InflatedArrays, NpzMember, NpzMembers, as_bytes, check_sums, npz_members
+from ivideogpt.data.plausible import check_plausible
+from ivideogpt.errors import UserError
+
+ACTION_KEY = "action"
+REWARD_KEY = "reward"
+OBSERVATION_KEY = "observation"
+
+
+_CHUNK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array of an episode: its row's shape and type, and how it lies in the file."""
+
+    name: str
+    row_shape: tuple[int, ...] | None  # None: it cannot be read
+    dtype: str
+    storage: str  # mapped, compressed, decoded or unreadable; of a LeRobot feature: what it is read as
+
+    def __str__(self) -> str:
+        if self.row_shape is None:
+            return f"{self.name:<16} cannot be read"
+        shape = ", ".join(map(str, ("N", *self.row_shape)))
+        return f"{self.name:<16} ({shape}{',' * (not self.row_shape)}) {self.dtype}, {self.storage}"
+
+
+class EpisodeReader(Protocol):
+    """One recorded episode."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def num_frames(self) -> int: ...
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width, the same for all frames."""
+
+    @property
+    def action_dim(self) -> int | None:
+        """None if the episode has no actions."""
+
+    @property
+    def has_rewards(self) -> bool: ...
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        """Frames (n, H, W, 3)."""
+
+    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
+        """Actions (n, D) taken at these frames; None if the episode has none."""
+
+    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
+        """Rewards (n,) of the actions taken at these frames; None if the episode has none."""
+
+    def describe(self) -> tuple[StoredArray, ...]:
+        """List the stored arrays."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """List what a user should know of the whole data set, for ``python -m ivideogpt.data inspect``."""
+
+    def verify(self) -> None:
+        """Read everything. Raises UserError for anything that training could stumble over."""
+
+
+class Episode:
+    """Base of readers: an :class:`EpisodeReader` that describes and verifies itself by what it hands out."""
+
+    def describe(self: EpisodeReader) -> tuple[StoredArray, ...]:
+        arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
+        if self.action_dim is not None:
+            arrays.append(StoredArray("action", (self.action_dim,), "float32", "decoded"))
+        if self.has_rewards:
+            arrays.append(StoredArray("reward", (), "float32", "decoded"))
+        return tuple(arrays)
+
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
+    def verify(self: EpisodeReader) -> None:
+        _read_series(self)
+        for indices in chunks(self, self.num_frames):
+            self.read(indices)
+
+
+def _read_series(episode: EpisodeReader) -> None:
+    everything = np.arange(episode.num_frames)
+    if episode.action_dim is not None:
+        episode.actions(everything)
+    if episode.has_rewards:
+        episode.rewards(everything)
+
+
+def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64]]:
+    """The numbers of the first frames, in portions that fit into a little memory."""
+    height, width = episode.frame_size
+    size = max(_CHUNK_BYTES // (height * width * 3), 1)
+    for start in range(0, num_frames, size):
+        yield np.arange(start, min(start + size, num_frames))
+
+
+class Episodes(Protocol):
+    """The episodes of one source. Cheap to hold, and to pickle into workers: nothing is open."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, index: int) -> EpisodeReader:
+        """Raises UserError naming the file and what is wrong with it."""
+
+    def name(self, index: int) -> str:
+        """For messages and summaries: a path, or path#episode."""
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some of the episodes of a source. See :func:`subset`."""
+
+    episodes: Episodes
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def open(self, index: int) -> EpisodeReader:
+        return self.episodes.open(int(self.numbers[index]))
+
+    def name(self, index: int) -> str:
+        return self.episodes.name(int(self.numbers[index]))
+
+
+def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> Episodes:
+    """The episodes with these numbers, in this order."""
+    return Subset(episodes, np.asarray(numbers, dtype=np.int64))
+
+
+def keep_some(episodes: Episodes, number: int | None) -> Episodes:
+    """That many distinct episodes in order, the same ones every time; all of them if there are no more."""
+    if number is None or number >= len(episodes):
+        return episodes
+    return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
+
+
+@dataclass(frozen=True)
+class NpzEpisodes:
+    """:class:`Episodes` in one npz file each, which share what memory there is for inflated arrays."""
+
+    files: Sequence[str]
+    image_key: str = "image"
+    arrays: InflatedArrays = field(default_factory=InflatedArrays)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, index: int) -> NpzEpisode:
+        return open_episode(self.files[index], self.image_key, self.arrays)
+
+    def name(self, index: int) -> str:
+        return self.files[index]
+
+
+@dataclass(frozen=True)
+class NpzEpisode(Episode):
+    """One npz file."""
+
+    path: str
+    images: NpzMember
+    members: NpzMembers
+    arrays: InflatedArrays
+
+    @property
+    def num_frames(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def action_dim(self) -> int | None:
+        action = self._member(ACTION_KEY)
+        return action.shape[1] if action else None
+
+    @property
+    def has_rewards(self) -> bool:
+        return self._member(REWARD_KEY) is not None
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        return as_bytes(self.arrays.rows(self.images, indices), self.images)
+
+    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
+        values = self._series(ACTION_KEY)
+        return None if values is None else values[indices]
+
+    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
+        values = self._series(REWARD_KEY)
+        return None if values is None else values.reshape(-1)[indices]
+
+    def describe(self) -> tuple[StoredArray, ...]:
+        readable = self.members.readable()
+        return tuple(_stored(name, readable.get(name)) for name in self.members)
+
+    def verify(self) -> None:
+        _read_series(self)
+        check_sums(self.path)  # of all arrays; a memory map would hand over flipped bits as they are
+        if self.images.dtype != np.uint8:
+            super().verify()
+
+    def _member(self, key: str) -> NpzMember | None:
+        """Checked when it is asked for: what an action-free run never reads need not fit."""
+        member = self.members.get(key)
+        if member is not None:
+            _check_series(member, self.num_frames)
+        return member
+
+    def _series(self, key: str) -> NDArray[np.float32] | None:
+        """All values as float32, one row per frame: the missing last one is zero."""
+        member = self._member(key)
+        if member is None:
+            return None
+        stored = self.arrays.rows(member, np.arange(member.shape[0]))
+        check_plausible(stored, f"{self.path}: array {member.name!r}")
+        values = stored.astype(np.float32)
+        missing = self.num_frames - len(values)
+        return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
+
+
+@dataclass(frozen=True)
+class ReplayFileEpisode(NpzEpisode):
+    """An episode in the replay format of agents, which demonstrations have: stacks of frames (N, 3 K, H, W).
+
+    Row i holds the action that led to frame i and what it earned, where episodes hold what was done at frame i.
+    """
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        stacks = self.arrays.rows(self.images, indices)
+        return np.ascontiguousarray(stacks[:, -3:].transpose(0, 2, 3, 1))
+
+    def _series(self, key: str) -> NDArray[np.float32] | None:
+        values = super()._series(key)
+        return None if values is None else np.concatenate([values[1:], np.zeros_like(values[:1])])
+
+
+@dataclass(frozen=True)
+class Recordings(NpzEpisodes):
+    """Episodes and demonstrations alike, for commands that look at them."""
+
+    def open(self, index: int) -> NpzEpisode:
+        path = self.files[index]
+        members = npz_members(path)
+        if self.image_key in members or OBSERVATION_KEY not in members:
+            return super().open(index)
+        stacks = members[OBSERVATION_KEY]
+        if len(stacks.shape) != 4 or stacks.shape[1] % 3 or min(stacks.shape) < 1 or stacks.dtype != np.uint8:
+            raise UserError(
+                f"{path}: array {OBSERVATION_KEY!r} is {stacks.dtype} of shape {stacks.shape}; expected stacks of "
+                "frames (N, 3 K, H, W) in uint8"
+            )
+        return ReplayFileEpisode(path, stacks, members, self.arrays)
+
+
+def open_episode(
+    path: str | os.PathLike[str], image_key: str = "image", arrays: InflatedArrays | None = None
+) -> NpzEpisode:
+    """Finds the arrays and checks the frames' shape and type; reads no values yet.
+
+    Args:
+        arrays: reads the values, and may keep some. By default a compressed array is inflated for each window.
+
+    Raises:
+        UserError: naming the file and what is wrong with it.
+    """
+    path = os.fspath(path)
+    members = npz_members(path)
+    images = members.get(image_key)
+    if images is None:
+        raise UserError(
+            f"{path}: no image array {image_key!r}; the file holds {_listed(members)}; "
+            "rename the array or choose the dataset whose image key it is"
+        )
+    _check_images(images)
+    return NpzEpisode(path, images, members, arrays or InflatedArrays())
+
+
+def check_carries(
+    episode: EpisodeReader, actions: bool = False, rewards: bool = False, action_dim: int | None = None
+) -> None:
+    """Raises UserError unless the episode has what is asked of it, and actions of this dimension."""
+    missing = [ACTION_KEY] if actions and episode.action_dim is None else []
+    missing += [REWARD_KEY] if rewards and not episode.has_rewards else []
+    if missing:
+        choice = ", or name the feature of a LeRobot folder with @action=<feature>" * (missing[0] == ACTION_KEY)
+        raise UserError(
+            f"{episode.path}: no array {missing[0]!r}, which this run needs; record it or run without it{choice}"
+        )
+    if actions and action_dim not in (None, episode.action_dim):
+        raise UserError(
+            f"{episode.path}: actions have {episode.action_dim} dimensions, expected {action_dim}; "
+            "set action_dim to the data's or use a checkpoint of that dimension"
+        )
+
+
+def _stored(name: str, member: NpzMember | None) -> StoredArray:
+    if member is None:
+        return StoredArray(name, None, "unknown", "unreadable")
+    storage = "compressed" if member.data_offset is None else "mapped"
+    return StoredArray(name, member.shape[1:], str(member.dtype), storage)
+
+
+def _check_images(member: NpzMember) -> None:
+    if len(member.shape) != 4 or member.shape[3] != 3 or min(member.shape) < 1:
+        raise UserError(
+            f"{member.path}: array {member.name!r} has shape {member.shape}; "
+            "expected frames (N, H, W, 3) with N at least 1; store channels last"
+        )
+    if not np.issubdtype(member.dtype, np.integer):
+        raise UserError(f"{member.path}: array {member.name!r} is {member.dtype}; expected uint8 frames in 0..255")
+
+
+def _check_series(member: NpzMember, num_frames: int) -> None:
+    """Actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
+    is_action = member.name == ACTION_KEY
+    rank_fits = len(member.shape) == 2 if is_action else member.shape[1:] in ((), (1,)) and member.shape != ()
+    if not rank_fits or member.dtype.kind not in "fiub":
+        expected = "numbers of shape (N, D)" if is_action else "numbers of shape (N,)"
+        raise UserError(
+            f"{member.path}: array {member.name!r} is {member.dtype} of shape {member.shape}; "
+            f"expected {expected}, one row a frame"
+        )
+    if member.shape[0] not in (num_frames, num_frames - 1):
+        raise UserError(
+            f"{member.path}: array {member.name!r} has {member.shape[0]} rows for {num_frames} frames; expected "
+            f"{num_frames}, or {num_frames - 1} without the last; row i belongs to what was done at frame i"
+        )
+
+
+def _listed(members: NpzMembers) -> str:
+    readable = members.readable()
+    described = {name: f" {member.shape} {member.dtype}" for name, member in readable.items()}
+    return ", ".join(f"{name}{described.get(name, '')}" for name in members) or "no arrays"

@@ -1,0 +1,601 @@
+"""Reading LeRobot v3.0 folders as episodes, without the lerobot package and without conversion.
+
+    meta/info.json                           features, frames per second, where the files are
+    meta/episodes/chunk-000/file-000.parquet an episode a row: its rows in the data files, its times in the video files
+    data/chunk-000/file-000.parquet          a frame a row: timestamp, action, next.reward, pictures stored one by one
+    videos/<key>/chunk-000/file-000.mp4      many episodes one after the other
+
+Row i of ``action`` is what was done at frame i, and row i of ``next.reward`` what it earned, as in our npz episodes.
+Only what is asked for is read: the rows of an episode, and the frames of a clip from the nearest key frame on. Nothing
+that the files say about each other is believed: rows are found by their episode's number, frames by their order and
+time, which have to agree.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.formats.episodes import Episode, StoredArray
+from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding
+from ivideogpt.data.formats.registry import Dataset
+from ivideogpt.data.formats.video_files import shared_video
+from ivideogpt.errors import UserError, first_line, require
+from ivideogpt.files import read_json
+
+VERSION = "v3.0"
+ACTION = "action"
+REWARD = "next.reward"
+TIMESTAMP = "timestamp"
+EPISODE = "episode_index"
+COUNTERS = (TIMESTAMP, "frame_index", EPISODE, "index", "task_index")
+# Arrays of our npz episodes and the features that hold the same.
+SERIES = {"action": ACTION, "reward": REWARD, "success": "next.success", "state": "observation.state"}
+ONE_NUMBER = ("reward", "success")  # arrays of one number a frame
+
+PREFIX = "lerobot:"
+ACTION_CHOICE = "action="
+
+_MOST_FPS = 1e5
+_MOST_AXES = 8
+_LARGEST = 2**31  # number of an episode, a file or a frame
+_COPY = "copy or record the folder again"
+_FIELD = re.compile(r"\{(\w+)(?::0?([1-9])d)?\}")
+
+
+@dataclass(frozen=True)
+class LeRobotInfo:
+    """``meta/info.json`` of a folder, checked."""
+
+    root: str
+    fps: float
+    features: dict[str, dict[str, Any]]
+    data_path: object  # text, if :meth:`file` accepts it
+    video_path: object
+
+    @classmethod
+    def load(cls, root: str | os.PathLike[str]) -> LeRobotInfo:
+        """Raises UserError unless the folder is in the format's version 3, and says what is needed to read it."""
+        path = Path(root) / "meta" / "info.json"
+        if not path.is_file():
+            raise UserError(
+                f"{root}: no LeRobot folder, there is no {path}; give the folder that "
+                "holds meta/ (in a lerobot: path '@' begins a camera, and ',' the next folder)"
+            )
+        content = read_json(path, _COPY)
+        _check_version(path, content.get("codebase_version"))
+        fps, features = content.get("fps"), content.get("features")
+        if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
+            raise UserError(f"{path}: fps is {_shortened(fps)}; expected frames per second; {_COPY}")
+        if not isinstance(features, dict):
+            raise UserError(f"{path}: features is {_shortened(features)}; expected an object; {_COPY}")
+        for key, feature in features.items():
+            _check_feature(path, key, feature)
+        info = cls(str(root), float(fps), features, content.get("data_path"), content.get("video_path"))
+        info.file("data_path", 0, 0)
+        return info
+
+    @property
+    def cameras(self) -> list[str]:
+        """Keys of the pictures by name; maps of depth are none."""
+        return sorted(
+            key
+            for key, feature in self.features.items()
+            if feature["dtype"] in ("video", "image") and len(feature["shape"]) == 3 and not _depth(feature)
+        )
+
+    def camera(self, key: str | None = None) -> Camera:
+        """This camera, or the first one."""
+        if not self.cameras or (key is not None and key not in self.cameras):
+            raise UserError(f"{self.root}: no camera {key or ''}; it has {', '.join(self.cameras) or 'none'}")
+        key = key or self.cameras[0]
+        feature = self.features[key]
+        return Camera(key, feature["dtype"] == "video", _frame_size(feature))
+
+    def dimension(self, key: str) -> int | None:
+        """Numbers a frame of this feature, whatever its shape; None if there is no such feature of numbers."""
+        feature = self.features.get(key)
+        if feature is None or not re.match(r"u?int|float|bool", feature["dtype"]):
+            return None
+        return math.prod(feature["shape"]) or None
+
+    @property
+    def numeric(self) -> dict[str, int]:
+        """Features of numbers with their dimensions, without those that count rows."""
+        dimensions = {key: self.dimension(key) for key in self.features if key not in COUNTERS}
+        return {key: dimension for key, dimension in dimensions.items() if dimension is not None}
+
+    def no_action(self, key: str) -> str:
+        """Say that this is no feature of numbers, and which ones there are to choose from."""
+        listed = ", ".join(f"{key} ({dimension})" for key, dimension in self.numeric.items())
+        return f"no action: no feature {key!r} of numbers; those of numbers are {listed or 'none'}"
+
+    def file(self, template: str, chunk: int, file: int, **names: str) -> str:
+        """The path that ``data_path`` or ``video_path`` stands for. Known fields only, and nothing outside the folder:
+        a foreign template given to ``str.format`` can ask for gigabytes of zeros."""
+        text = getattr(self, template)
+        fields: dict[str, int | str] = {"chunk_index": chunk, "file_index": file, **names}
+
+        def value(match: re.Match[str]) -> str:
+            return str(fields.get(match[1], "{")).zfill(int(match[2] or 0))
+
+        path = _FIELD.sub(value, text) if isinstance(text, str) else "{"
+        if re.search(r"[{}\0]", path) or os.path.isabs(path) or ".." in path.split("/"):
+            raise UserError(
+                f"{self.root}/meta/info.json: {template} is {_shortened(text)}; expected a path below the folder with "
+                f"the fields {', '.join(fields)}, such as {{chunk_index:03d}}; {_COPY}"
+            )
+        return os.path.join(self.root, path)
+
+
+@dataclass(frozen=True)
+class Camera:
+    key: str
+    is_video: bool
+    frame_size: tuple[int, int]
+
+
+def _shortened(value: object) -> str:
+    """For messages."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_version(path: Path, version: object) -> None:
+    if not isinstance(version, str) or not re.match(r"v\d+\.", version):
+        raise UserError(f"{path}: codebase_version is {_shortened(version)}; expected {VERSION}; {_COPY}")
+    if not version.startswith("v3."):
+        raise UserError(
+            f"{path}: LeRobot format {_shortened(version)} is not read, only {VERSION}; convert a copy of the folder "
+            "with the lerobot package: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
+        )
+
+
+def _check_feature(path: Path, key: str, feature: object) -> None:
+    match feature:
+        case {"dtype": str(), "shape": [*shape]} if len(shape) <= _MOST_AXES:
+            if all(type(length) is int and 0 <= length < _LARGEST for length in shape):
+                return
+    raise UserError(
+        f"{path}: feature {_shortened(key)} is {_shortened(feature)}; expected a dtype and a shape of whole numbers; "
+        f"{_COPY}"
+    )
+
+
+def _depth(feature: dict[str, Any]) -> bool:
+    info = feature.get("info")
+    return isinstance(info, dict) and bool(info.get("video.is_depth_map") or info.get("is_depth_map"))
+
+
+def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of a shape whose channels come last or first: its names say so, or only they are three."""
+    shape, names = feature["shape"], feature.get("names")
+    named = isinstance(names, list) and names
+    channels_first = str(named[0]).startswith("c") if named else shape[0] == 3 != shape[2]
+    return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
+
+
+@dataclass(frozen=True)
+class VideoPlace:
+    """Where an episode is in a video file, as meta/episodes says. Times are in seconds."""
+
+    chunk: int
+    file: int
+    start: float
+    first: int  # number of its first frame, if the file holds just the episodes that meta/episodes lists
+    file_start: float  # of the first episode in the file
+    file_frames: int  # of all episodes in the file
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeTable:
+    """Where each episode is: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
+
+    number: NDArray[np.int64]
+    num_frames: NDArray[np.int64]
+    data_chunk: NDArray[np.int64]
+    data_file: NDArray[np.int64]
+    video: VideoTable | None  # None if the pictures are in the data files
+
+    @classmethod
+    def load(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
+        video = f"videos/{camera.key}/"
+        numbers = [EPISODE, "length", "data/chunk_index", "data/file_index"]
+        numbers += [video + "chunk_index", video + "file_index"] if camera.is_video else []
+        times = [video + "from_timestamp", video + "to_timestamp"] if camera.is_video else []
+        columns = _episode_columns(Path(info.root), numbers + times)
+        number, length, chunk, file, *video_file = (_whole(info.root, name, columns[name]) for name in numbers)
+        if (number < 0).any() or (length < 1).any():
+            raise UserError(f"{info.root}: meta/episodes gives no number or length for some episodes; copy it again")
+        if not camera.is_video:
+            return cls(number, length, chunk, file, None)
+        start, stop = (columns[name].astype(np.float64) for name in times)
+        table = VideoTable.of_columns(info.fps, length, video_file[0], video_file[1], start, stop)
+        return cls(number, length, chunk, file, table)
+
+
+@dataclass(frozen=True, eq=False)
+class VideoTable:
+    """Where each episode is in the video files of a camera: arrays of one length, as in :class:`EpisodeTable`."""
+
+    chunk: NDArray[np.int64]
+    file: NDArray[np.int64]
+    start: NDArray[np.float64]
+    first: NDArray[np.int64]
+    file_start: NDArray[np.float64]
+    file_frames: NDArray[np.int64]
+    doubt: NDArray[np.bool_]  # the times leave no room for the frames, or two episodes share some
+
+    @classmethod
+    def of_columns(
+        cls,
+        fps: float,
+        length: NDArray[np.int64],
+        chunk: NDArray[np.int64],
+        file: NDArray[np.int64],
+        start: NDArray[np.float64],
+        stop: NDArray[np.float64],
+    ) -> VideoTable:
+        known = (chunk >= 0) & (file >= 0) & np.isfinite(start) & np.isfinite(stop)
+        first, file_start, file_frames = np.zeros_like(length), start.copy(), length.copy()
+        doubt = ~((stop - start) * fps > length - 0.5)
+        order = np.lexsort((start, file, chunk))
+        order = order[known[order]]
+        changes = np.flatnonzero(np.diff(file[order]) | np.diff(chunk[order])) + 1
+        for same in np.split(order, changes) if len(order) else []:
+            ends = np.cumsum(length[same])
+            first[same] = ends - length[same]
+            file_start[same], file_frames[same] = start[same[0]], ends[-1]
+            overlap = np.flatnonzero(np.diff(start[same]) * fps < length[same[:-1]] - 0.5)
+            doubt[same[overlap]] = doubt[same[overlap + 1]] = True
+        return cls(np.where(known, chunk, -1), file, start, first, file_start, file_frames, doubt)
+
+    def place(self, index: int) -> VideoPlace:
+        return VideoPlace(*(getattr(self, field.name)[index].item() for field in fields(VideoPlace)))
+
+
+def _whole(root: str, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
+    """Numbers of files and the like; pandas makes floats of them, and NaN of what is missing, which becomes -1."""
+    whole = values.astype(np.float64)
+    known = ~np.isnan(whole)
+    whole = np.where(known, whole, 0)
+    if (whole != np.floor(whole)).any() or (whole < 0).any() or (whole >= _LARGEST).any():
+        raise UserError(f"{root}: {name} in meta/episodes holds other than whole numbers from 0 on; copy it again")
+    return np.where(known, whole, -1).astype(np.int64)
+
+
+def _episode_columns(root: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """These columns of all files of meta/episodes, sorted by the episodes' numbers."""
+    paths = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
+    if not paths:
+        raise UserError(f"{root}: no meta/episodes/*/*.parquet; copy the whole folder")
+    parts = [{name: numbers(str(path), name)[:, 0] for name in names} for path in paths]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
+    order = np.argsort(columns[EPISODE], kind="stable")
+    if not len(order):
+        raise UserError(f"{root}: meta/episodes lists no episodes; record some")
+    return {name: values[order] for name, values in columns.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class LeRobotEpisodes:
+    """All episodes of a folder, seen by one camera. Holds numbers only; files are opened by whoever reads."""
+
+    info: LeRobotInfo
+    camera: Camera
+    table: EpisodeTable
+    action_key: str = ACTION
+
+    @classmethod
+    def open_folder(cls, folder: Path, camera: str | None = None, action_key: str | None = None) -> LeRobotEpisodes:
+        """Reads the folder's metadata. Without a camera: the first by name. Without a key of the actions: ``action``.
+
+        Raises:
+            UserError: the folder is none of this format, or has no such camera or actions.
+        """
+        info = LeRobotInfo.load(folder)
+        chosen = info.camera(camera)
+        if action_key is not None and info.dimension(action_key) is None:
+            raise UserError(f"{folder}: {info.no_action(action_key)}")
+        require("pyarrow", *(["av"] if chosen.is_video else []))
+        return cls(info, chosen, EpisodeTable.load(info, chosen), action_key or ACTION)
+
+    def __len__(self) -> int:
+        return len(self.table.number)
+
+    def open(self, index: int) -> LeRobotEpisode:
+        return LeRobotEpisode(
+            self.name(index), self.info, self.camera, self.action_key, self._rows(index), self._video(index)
+        )
+
+    def name(self, index: int) -> str:
+        return f"{self.info.root}#{self.table.number[index]}"
+
+    def _rows(self, index: int) -> Rows:
+        """In the file that meta/episodes names or, as it may be one behind where a file begins, in the next one."""
+        number, length = int(self.table.number[index]), int(self.table.num_frames[index])
+        chunk, file = int(self.table.data_chunk[index]), int(self.table.data_file[index])
+        if min(chunk, file) < 0:
+            raise UserError(f"{self.name(index)}: meta/episodes names no data file for it; leave the episode out")
+        named = _existing(self.info.file("data_path", chunk, file))
+        following = (self.info.file("data_path", *place) for place in ((chunk, file + 1), (chunk + 1, 0)))
+        for path in (named, *filter(os.path.isfile, following)):
+            first, count = rows_holding(path, EPISODE, number)
+            if count == length:
+                return Rows(path, first, count)
+            if count:
+                raise UserError(f"{path}: has {count} rows of episode {number}, not {length} as meta/episodes; {_COPY}")
+        raise UserError(f"{named}: no rows of episode {number}, though meta/episodes says so; {_COPY}")
+
+    def _video(self, index: int) -> VideoRows | None:
+        table = self.table.video
+        if table is None:
+            return None
+        if table.chunk[index] < 0:
+            raise UserError(
+                f"{self.name(index)}: has no video of {self.camera.key}; choose another camera or leave it out"
+            )
+        if table.doubt[index]:
+            raise UserError(
+                f"{self.name(index)}: its times in meta/episodes fit no {self.table.num_frames[index]} frames of "
+                f"{self.camera.key}, or another episode has some of them; {_COPY}"
+            )
+        place = table.place(index)
+        path = self.info.file("video_path", place.chunk, place.file, video_key=self.camera.key)
+        return VideoRows(self.name(index), _existing(path), place, self.info.fps)
+
+
+def _existing(path: str) -> str:
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: missing, though meta/episodes says that episodes are in it; copy it again")
+    return path
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one episode in a data file."""
+
+    path: str
+    first: int
+    count: int
+
+    def numbers(self, name: str, dimension: int) -> NDArray[Any]:
+        """A column as (N, dimension)."""
+        return numbers(self.path, name, dimension, self.first, self.count)
+
+    def pictures(self, name: str, indices: Indices) -> list[bytes]:
+        """Encoded pictures at these indices, which rise."""
+        return pictures(self.path, name, self.first + indices)
+
+
+@dataclass(frozen=True)
+class VideoRows:
+    """The frames of one episode in a video file."""
+
+    episode: str  # for messages
+    path: str
+    place: VideoPlace
+    fps: float
+
+    def frames(self, timestamps: NDArray[np.float64], indices: Indices) -> NDArray[np.uint8]:
+        """The frames of the rows at these indices, which rise; all rows have to have theirs.
+
+        Raises:
+            UserError: order and time of the frames disagree by more than half a frame, or a frame is damaged.
+        """
+        video = shared_video(self.path)
+        return video.frames_numbered(self.numbers(video.times, timestamps)[indices])
+
+    def numbers(self, times: NDArray[np.float64], timestamps: NDArray[np.float64]) -> Indices:
+        """For each row of the episode the number of its frame, out of those that the file shows at these times.
+
+        A file that does not begin at its first episode's time is read by the order of its frames, if there are as many
+        as the episodes have.
+        """
+        place, half = self.place, 0.5 / self.fps
+        complete = len(times) == place.file_frames
+        shift = times[0] - place.file_start
+        if abs(shift) <= half or (shift < 0 and not complete):  # earlier frames are of episodes that are not listed
+            shift = 0.0
+        elif not complete:
+            raise self._doubt(
+                f"the video begins at {times[0]:.3f} s instead of {place.file_start:.3f} s and has {len(times)} frames "
+                f"instead of {place.file_frames}"
+            )
+        wanted, shown = place.start + timestamps, times - shift
+        later = np.clip(np.searchsorted(shown, wanted), 1, max(len(shown) - 1, 1))
+        nearest = later - (wanted - shown[later - 1] <= shown[np.minimum(later, len(shown) - 1)] - wanted)
+        nearest = np.minimum(nearest, len(shown) - 1)
+        far = np.flatnonzero(~(np.abs(shown[nearest] - wanted) <= half))
+        if len(far):
+            row = int(far[0])
+            raise self._doubt(
+                f"row {row} has no frame within half a frame of {wanted[row]:.3f} s; the nearest is at "
+                f"{shown[nearest[row]]:.3f} s"
+            )
+        stride = int(nearest[1] - nearest[0]) if len(nearest) > 1 else 1
+        first = place.first if complete else int(nearest[0])
+        in_order = first + (1 if complete else max(stride, 1)) * np.arange(len(nearest))
+        other = np.flatnonzero(nearest != in_order)
+        if len(other):
+            row = int(other[0])
+            raise self._doubt(
+                f"row {row} is frame {in_order[row]} by its order, but frame {nearest[row]} by its time, "
+                f"{wanted[row]:.3f} s"
+            )
+        return nearest
+
+    def _doubt(self, reason: str) -> UserError:
+        return UserError(f"{self.episode}: which frames of {self.path} are its rows' is unsure: {reason}; {_COPY}")
+
+
+@dataclass(frozen=True)
+class LeRobotEpisode(Episode):
+    """One episode of a folder."""
+
+    path: str  # for messages: folder#episode
+    info: LeRobotInfo
+    camera: Camera
+    action_key: str
+    rows: Rows
+    video: VideoRows | None  # None if the pictures are in the data file
+
+    @property
+    def num_frames(self) -> int:
+        return self.rows.count
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        return self.camera.frame_size
+
+    @property
+    def action_dim(self) -> int | None:
+        return self.info.dimension(self.action_key)
+
+    @property
+    def has_rewards(self) -> bool:
+        return self.info.dimension(REWARD) == 1
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        distinct, place = np.unique(indices, return_inverse=True)
+        frames = self._stored_frames(distinct) if self.video is None else self._video_frames(self.video, distinct)
+        if frames.shape[1:3] != self.frame_size:
+            raise self._other_size(frames.shape[1:3])
+        return frames if len(distinct) == len(indices) and (place == np.arange(len(place))).all() else frames[place]
+
+    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
+        values = self.series(self.action_key)
+        return None if values is None else values[indices]
+
+    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
+        values = self.series(REWARD) if self.has_rewards else None
+        return None if values is None else values[indices, 0]
+
+    def describe(self) -> tuple[StoredArray, ...]:
+        roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward"}
+        return tuple(
+            StoredArray(key, tuple(feature["shape"]), feature["dtype"], f"read as {roles.get(key, 'nothing')}")
+            for key, feature in self.info.features.items()
+        )
+
+    def remarks(self) -> tuple[str, ...]:
+        if self.action_dim is not None:
+            return ()
+        return (f"{self.info.no_action(self.action_key)}; choose with lerobot:<folder>@action=<feature>",)
+
+    def series(self, key: str) -> NDArray[np.float32] | None:
+        """All rows (N, D) of a feature of numbers, flattened; None if the dataset has no such feature."""
+        dimension = self.info.dimension(key)
+        if dimension is None:
+            return None
+        values = self.rows.numbers(key, dimension).astype(np.float32)
+        if not np.isfinite(values).all():
+            row = int(np.argwhere(~np.isfinite(values))[0][0])
+            raise UserError(
+                f"{self.path}: {key!r} holds NaN or infinite values (first in row {row}); "
+                "repair or leave out the episode"
+            )
+        return values
+
+    def _video_frames(self, video: VideoRows, indices: Indices) -> NDArray[np.uint8]:
+        timestamps = self.rows.numbers(TIMESTAMP, 1)[:, 0].astype(np.float64)
+        return video.frames(timestamps, indices)
+
+    def _stored_frames(self, indices: Indices) -> NDArray[np.uint8]:
+        return np.stack([self._decoded(picture) for picture in self.rows.pictures(self.camera.key, indices)])
+
+    def _decoded(self, picture: bytes) -> NDArray[np.uint8]:
+        try:
+            with Image.open(io.BytesIO(picture)) as image:
+                if image.size[::-1] != self.frame_size:  # before it is decoded: it may claim any size
+                    raise self._other_size(image.size[::-1])
+                return np.asarray(image.convert("RGB"))
+        except UserError:
+            raise
+        except Exception as error:  # Pillow raises whatever its decoders run into
+            raise UserError(f"{self.path}: a picture of {self.camera.key} is damaged ({first_line(error)})") from error
+
+    def _other_size(self, size: tuple[int, ...]) -> UserError:
+        return UserError(
+            f"{self.path}: frames of {self.camera.key} have size {size}, but meta/info.json says {self.frame_size}; "
+            "record the dataset at one size"
+        )
+
+
+# ---- paths
+
+
+@dataclass(frozen=True)
+class LeRobotPath:
+    """A dataset of a ``lerobot:`` path: ``<folder>[@<camera>][@action=<feature>]``."""
+
+    folder: Path
+    camera: str | None = None
+    action_key: str | None = None
+
+    @classmethod
+    def parse(cls, name: str) -> LeRobotPath:
+        """Raises UserError for two cameras, or two features as the action."""
+        folder, choices = _split_at_folder(name)
+        actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
+        cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
+        if len(actions) > 1 or len(cameras) > 1:
+            raise UserError(f"{name}: expected <folder>[@<camera>][@action=<feature>]; '@' begins a choice there")
+        return cls(folder, next(iter(cameras), None), next(iter(actions), None))
+
+
+def names_in(dataset_path: str) -> list[str]:
+    """List the datasets of a ``lerobot:`` path: commas separate them, but for those in the name of a folder."""
+    words = dataset_path.removeprefix(PREFIX).split(",")
+    names = []
+    while words:
+        joined = (",".join(words[:number]) for number in range(1, len(words) + 1))
+        name = next((name for name in joined if _is_folder_of_this_format(_split_at_folder(name)[0])), words[0])
+        words = words[name.count(",") + 1 :]
+        names.append(name)
+    return [name for name in names if name]
+
+
+def _split_at_folder(name: str) -> tuple[Path, list[str]]:
+    """Return the folder, which may hold ``@`` itself if it exists, and what is chosen of it."""
+    words = name.split("@")
+    folders = [Path("@".join(words[:number])).expanduser() for number in range(1, len(words) + 1)]
+    number = next((number for number, folder in enumerate(folders) if _is_folder_of_this_format(folder)), 0)
+    return folders[number], [word for word in words[number + 1 :] if word]
+
+
+def _is_folder_of_this_format(folder: Path) -> bool:
+    return os.path.isfile(folder / "meta" / "info.json")
+
+
+class LeRobotFormat:
+    """``lerobot:<folder>[@<camera>][@action=<feature>][,<folder>...]``, or the folder alone."""
+
+    def matches(self, path: str) -> bool:
+        return path.startswith(PREFIX) or _is_folder_of_this_format(Path(path))
+
+    def datasets(self, path: str) -> list[Dataset]:
+        names = names_in(path) if path.startswith(PREFIX) else [path]
+        if not names:
+            raise UserError(
+                f"dataset_path {path}: expected {PREFIX}<folder>[@<camera>][@action=<feature>][,<folder>...]"
+            )
+        return [self._dataset(name) for name in names]
+
+    def _dataset(self, name: str) -> Dataset:
+        def episodes() -> LeRobotEpisodes:
+            return LeRobotEpisodes.open_folder(place.folder, place.camera, place.action_key)
+
+        place = LeRobotPath.parse(name)
+        return Dataset(name, episodes, place.folder.resolve().name)

@@ -1,0 +1,219 @@
+"""Rows out of parquet files, row group by row group. Knows columns of numbers and of pictures; no episodes."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.data.clips.segments import Indices
+from ivideogpt.errors import UserError, first_line
+
+_OPEN_FILES = 64  # kept per process, mapped into memory
+_CACHED_BYTES = 64 << 20  # columns of numbers kept per process
+_MOST_ROWS = 1 << 27  # of a file: a damaged one may claim any number
+_PICTURES_AT_ONCE = 32  # rows held in memory while looking for some of them
+
+
+def numbers(path: str, name: str, dimension: int = 1, first: int = 0, count: int | None = None) -> NDArray[Any]:
+    """Rows of a column as (n, dimension), not to be written to: ``count`` from ``first`` on, or all that there are.
+
+    Raises:
+        UserError: the file is missing or damaged, or the column is missing or of another kind.
+    """
+    file, version = _file(path)
+    parts = []
+    for group, own in file.groups(first, file.num_rows if count is None else first + count):
+        key = (*version, name, group, dimension)
+        values = _recent.get(key)
+        if values is None:
+            values = file.column(name, group, dimension)
+            _recent.put(key, values)
+        parts.append(values[own])
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts or [np.zeros((0, dimension))])
+    if count is not None and len(rows) != count:
+        raise _damaged(path, f"it ends after {len(rows)} of {count} rows")
+    return rows
+
+
+def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
+    """Encoded pictures of a column of ``{bytes, path}`` at these rows, which rise."""
+    file, _ = _file(path)
+    if rows[-1] >= file.num_rows:
+        raise _damaged(path, f"it has {file.num_rows} rows, row {rows[-1]} is asked for")
+    found: list[bytes] = []
+    for group, own in file.groups(int(rows[0]), int(rows[-1]) + 1):
+        own_rows = rows - file.starts[group]
+        found += file.pictures(name, group, own_rows[(own_rows >= own.start) & (own_rows < own.stop)])
+    return found
+
+
+def rows_holding(path: str, name: str, value: int) -> tuple[int, int]:
+    """First row and number of rows with this value in a column of whole numbers; (0, 0) if there are none.
+
+    Raises:
+        UserError: the rows do not lie together, or as :func:`numbers` does.
+    """
+    values, starts, counts = _file(path)[0].runs(name)
+    found = np.flatnonzero(values == value)
+    if len(found) > 1:
+        raise UserError(f"{path}: the rows with {name} {value} do not lie together; record the folder again")
+    return (int(starts[found[0]]), int(counts[found[0]])) if len(found) else (0, 0)
+
+
+class _ParquetFile:
+    """An open file."""
+
+    def __init__(self, path: str) -> None:
+        import pyarrow.parquet
+
+        self.path = path
+        with self._readable():
+            # One thread and no reading ahead: loaders run a process per core and want a few rows each time.
+            # The absolute path, as a colon in a relative one would be taken for a protocol.
+            self._file = pyarrow.parquet.ParquetFile(os.path.abspath(path), memory_map=True, pre_buffer=False)
+            self._columns = set(self._file.schema_arrow.names)
+            metadata = self._file.metadata
+            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        if min(counts, default=0) < 0 or sum(counts) > _MOST_ROWS:
+            raise _damaged(path, f"it claims {sum(counts)} rows")
+        self.starts = np.cumsum([0, *counts])  # of the groups, and where the last ends
+        self._runs: dict[str, tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]] = {}
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.starts[-1])
+
+    def groups(self, first: int, last: int) -> Iterator[tuple[int, slice]]:
+        """Row groups with rows of ``first .. last - 1``, and which of their own rows these are."""
+        last = min(last, self.num_rows)
+        if first >= last:
+            return
+        begin, end = np.searchsorted(self.starts, [first, last - 1], side="right") - 1
+        for group in range(begin, end + 1):
+            start, stop = int(self.starts[group]), int(self.starts[group + 1])
+            yield group, slice(max(first, start) - start, min(last, stop) - start)
+
+    def column(self, name: str, group: int, dimension: int) -> NDArray[Any]:
+        """A column of numbers, or of lists of ``dimension`` numbers, as (n, dimension)."""
+        self._check(name)
+        with self._readable():
+            return _as_rows(
+                self._file.read_row_group(group, columns=[name], use_threads=False).column(name),
+                self.path,
+                name,
+                dimension,
+            )
+
+    def runs(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+        """Value, first row and number of rows of each stretch of equal values in a column."""
+        if name not in self._runs:
+            self._check(name)
+            with self._readable():
+                column = self._file.read(columns=[name], use_threads=False).column(name)
+                values = _as_rows(column, self.path, name, 1)[:, 0]
+            starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.zeros(0, int)
+            self._runs[name] = values[starts], starts, np.diff(np.append(starts, len(values)))
+        return self._runs[name]
+
+    def pictures(self, name: str, group: int, rows: Indices) -> list[bytes]:
+        """At these rows of a group. Only a few rows are in memory at a time: a group may hold gigabytes."""
+        import pyarrow.types
+
+        self._check(name)
+        kind = self._file.schema_arrow.field(name).type
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+            raise UserError(f"{self.path}: column {name!r} holds {kind}; expected pictures, as meta/info.json says")
+        found: list[bytes | None] = []
+        start = 0
+        with self._readable():
+            for batch in self._file.iter_batches(_PICTURES_AT_ONCE, [group], columns=[name], use_threads=False):
+                here = rows[(rows >= start) & (rows < start + len(batch))] - start
+                found += [picture and picture["bytes"] for picture in batch.column(name).take(here).to_pylist()]
+                start += len(batch)
+                if not len(rows) or start > rows[-1]:
+                    break
+        stored = [picture for picture in found if isinstance(picture, bytes)]
+        if len(stored) != len(rows):
+            raise UserError(f"{self.path}: pictures of {name!r} are missing or lie outside of it; store them inside")
+        return stored
+
+    def _check(self, name: str) -> None:
+        if name not in self._columns:
+            raise UserError(f"{self.path}: no column {name!r}; copy the folder again")
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        import pyarrow
+
+        try:
+            yield
+        except UserError:
+            raise
+        except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+            raise _damaged(self.path, first_line(error)) from error
+
+
+def _file(path: str) -> tuple[_ParquetFile, tuple[str, int, int]]:
+    """The open file, and what it is known by until it changes."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise _damaged(path, error.strerror) from error
+    version = (path, status.st_mtime_ns, status.st_size)
+    return _open(*version), version
+
+
+@lru_cache(maxsize=_OPEN_FILES)
+def _open(path: str, modified: int, size: int) -> _ParquetFile:
+    return _ParquetFile(path)
+
+
+class _Recent:
+    """Arrays by key: the most recently used, up to a number of bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._arrays: OrderedDict[Any, NDArray[Any]] = OrderedDict()
+        self._num_bytes = 0
+
+    def get(self, key: Any) -> NDArray[Any] | None:
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+        return self._arrays.get(key)
+
+    def put(self, key: Any, array: NDArray[Any]) -> None:
+        self._arrays[key] = array
+        self._num_bytes += array.nbytes
+        while self._num_bytes > self._limit:
+            _, oldest = self._arrays.popitem(last=False)
+            self._num_bytes -= oldest.nbytes
+
+
+_recent = _Recent(_CACHED_BYTES)
+
+
+def _as_rows(column: Any, path: str, name: str, dimension: int) -> NDArray[Any]:
+    import pyarrow
+
+    values = column.combine_chunks()
+    while isinstance(values, pyarrow.ListArray | pyarrow.LargeListArray | pyarrow.FixedSizeListArray):
+        values = values.flatten()
+    flat = values.to_numpy(zero_copy_only=False)
+    if flat.dtype.kind not in "fiub" or flat.size != len(column) * dimension:
+        raise UserError(
+            f"{path}: column {name!r} holds {flat.size} values ({flat.dtype}) in {len(column)} rows; "
+            f"expected {dimension} numbers a row, as meta/info.json says"
+        )
+    rows: NDArray[Any] = flat.reshape(len(column), dimension)
+    return rows
+
+
+def _damaged(path: str, reason: object) -> UserError:
+    return UserError(f"{path}: missing, truncated or not a parquet file ({reason}); copy the folder again")

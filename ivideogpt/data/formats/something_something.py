@@ -1,0 +1,133 @@
+"""Something-Something v2: videos as folders of JPEG frames, listed per split. Knows its files; knows nothing of clips.
+
+Frames are ``<root>/<id>/000001.jpg`` and so on, the lists ``{train,val}_video_folder.txt`` with lines
+``<id> <num_frames> <label>``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ivideogpt.data.catalog import Split, something_something_labels
+from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.formats.episodes import Episode
+from ivideogpt.data.packed_strings import PackedStrings
+from ivideogpt.errors import UserError
+
+_LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "all": ("train", "val")}
+
+
+@dataclass(frozen=True)
+class FrameFolder(Episode):
+    """One video: it has neither actions nor rewards."""
+
+    path: str
+    num_frames: int
+
+    @cached_property
+    def frame_size(self) -> tuple[int, int]:
+        height, width, _ = self._frame(0).shape
+        return height, width
+
+    @property
+    def action_dim(self) -> int | None:
+        return None
+
+    @property
+    def has_rewards(self) -> bool:
+        return False
+
+    def read(self, indices: Indices) -> NDArray[np.uint8]:
+        wanted, places = np.unique(indices, return_inverse=True)
+        frames = [self._frame(index) for index in wanted.tolist()]
+        sizes = {frame.shape[:2] for frame in frames}
+        if len(sizes) > 1:
+            raise UserError(f"{self.path}: frames of different sizes {sorted(sizes)}; extract the video again")
+        return np.stack(frames)[places]
+
+    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
+        return None
+
+    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
+        return None
+
+    def _frame(self, index: int) -> NDArray[np.uint8]:
+        path = os.path.join(self.path, f"{index + 1:06d}.jpg")
+        try:
+            with Image.open(path, formats=["JPEG"]) as image:
+                return np.asarray(image.convert("RGB"))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # broken headers: SyntaxError
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(
+                f"{path}: not a readable JPEG file ({str(reason).lower()}); the list promises {self.num_frames} frames "
+                f"in {self.path}: extract the video again or leave it out"
+            ) from error
+
+
+@dataclass(frozen=True)
+class SomethingEpisodes:
+    """:class:`~ivideogpt.data.formats.episodes.Episodes` of a split."""
+
+    root: str
+    ids: PackedStrings
+    lengths: NDArray[np.int32]
+
+    @classmethod
+    def load(cls, root: Path, lists: Path, split: Split, min_frames: int) -> SomethingEpisodes:
+        """The videos of the classes in use that are at least ``min_frames`` long.
+
+        Raises:
+            UserError: there is no list, or none of its videos will do.
+        """
+        paths = [lists / f"{name}_video_folder.txt" for name in _LISTS[split]]
+        labels = something_something_labels()
+        videos = [
+            (name, num_frames)
+            for path in paths
+            for name, num_frames, label in _listed(path)
+            if num_frames >= min_frames and label in labels
+        ]
+        if not videos:
+            raise UserError(
+                f"{', '.join(map(str, paths))}: no video of the {len(labels)} classes in use has {min_frames} frames; "
+                "correct the list or shorten the segment"
+            )
+        names, lengths = zip(*videos, strict=True)
+        return cls(str(root), PackedStrings(names), np.array(lengths, dtype=np.int32))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def open(self, index: int) -> FrameFolder:
+        return FrameFolder(self.name(index), int(self.lengths[index]))
+
+    def name(self, index: int) -> str:
+        return os.path.join(self.root, self.ids[index])
+
+
+def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
+    """(id, number of frames, label) of each line."""
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error}); set somethingv2_lists in DATASET.yaml to the folder of the lists "
+            "{train,val}_video_folder.txt"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                name, num_frames, label = line.split()
+                yield name, int(num_frames), int(label)
+            except ValueError as error:
+                raise UserError(
+                    f"{path}, line {number}: {line!r}; expected '<id> <number of frames> <label>'"
+                ) from error

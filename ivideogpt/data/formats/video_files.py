@@ -1,0 +1,250 @@
+"""Frames out of video files, by their number in order of presentation. Knows containers and codecs, no episodes."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.data.clips.segments import Indices
+from ivideogpt.errors import UserError, first_line, require
+
+_OPEN_VIDEOS = 8  # kept per process, each with a decoder and an index of its frames
+_KNOWN_TIMES = 512  # videos whose frames' times are kept per process: 8 bytes a frame
+_MAX_PIXELS = 1 << 26  # of a frame: a damaged header may claim any size
+_WORTH_A_JUMP = 3  # frames; decoding these takes about as long
+_EARLIER = (0.0, 1.0, 4.0, 16.0, math.inf)  # seconds
+
+
+class VideoFile:
+    """One open video. Belongs to the process that opened it; threads take turns.
+
+    Works on one thread: loaders and converters already run a process per core, and most of what several threads decode
+    ahead of a short window is thrown away.
+    """
+
+    _container: Any = None
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        require("av")
+        self.path, self._process = os.fspath(path), os.getpid()
+        self._turn = threading.Lock()
+        with readable_video(self.path):
+            status = os.stat(self.path)
+            self._version = (self.path, status.st_mtime_ns, status.st_size)
+            self._container, self._stream = _open(self.path)
+            self._shortest = self._shortest_delay() if self._container.format.name == "gif" else None
+        self._ahead: Iterator[Any] = iter(())
+        self._current: Any = None  # the frame last decoded
+
+    def __del__(self) -> None:
+        """Close it at once: its parts refer to each other, and hundreds would wait for the garbage collector."""
+        if self._container is not None and self._process == os.getpid():
+            self._container.close()
+
+    @property
+    def rate(self) -> float | None:
+        """Frames per second on average, if the file says so."""
+        if self._shortest:
+            return 1 / self._shortest
+        return float(self._stream.average_rate) if self._stream.average_rate else None
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """Seconds at which each frame is shown, rising. Reads no pictures.
+
+        Raises:
+            UserError: the file is damaged, or does not give every frame a time of its own.
+        """
+        seconds: NDArray[np.float64] = _ticks(*self._version) * np.float64(self._stream.time_base)
+        return seconds
+
+    def frames_numbered(self, numbers: Indices) -> NDArray[np.uint8]:
+        """The frames (n, H, W, 3) with these numbers in order of presentation, which rise.
+
+        Raises:
+            UserError: the file is damaged, or its frames differ in size.
+        """
+        ticks = _ticks(*self._version)
+        with self._turn, readable_video(self.path):
+            frames = [rgb(self._frame(int(number), int(ticks[number]))) for number in numbers]
+        if len({frame.shape for frame in frames}) > 1:
+            raise UserError(f"{self.path}: frames differ in size; record it again at one size")
+        return np.stack(frames)
+
+    def frames(self) -> Iterator[tuple[float | None, Any]]:
+        """All frames of a file just opened, as PyAV has them, with their times; :func:`rgb` turns one into pixels.
+
+        GIF writers merge equal frames into one that is shown longer: it counts as often as the shortest fits into it.
+        """
+        with readable_video(self.path):
+            if self._shortest:
+                self._container.seek(0, stream=self._stream)  # its delays have been read
+            for frame in self._container.decode(self._stream):
+                for repeat in range(self._count(frame)):
+                    yield frame.time + repeat * self._shortest if self._shortest else frame.time, frame
+
+    def _count(self, frame: Any) -> int:
+        return max(round(frame.duration * frame.time_base / self._shortest), 1) if self._shortest else 1
+
+    def _shortest_delay(self) -> float | None:
+        """In seconds."""
+        ticks = min((packet.duration for packet in self._container.demux(self._stream) if packet.duration), default=0)
+        return float(ticks * self._stream.time_base) if ticks else None
+
+    def _frame(self, number: int, pts: int) -> Any:
+        if not self._within_reach(pts):
+            self._seek(pts)
+        while self._current is not None and self._shown(self._current) < pts:
+            self._current = next(self._ahead, None)
+        if self._current is None or self._current.pts != pts:
+            raise UserError(
+                f"{self.path}: frame {number} at {float(pts * self._stream.time_base):.3f} s cannot be decoded; "
+                "copy or record it again, or leave the episode out"
+            )
+        return self._current
+
+    def _shown(self, frame: Any) -> int:
+        if frame.pts is None:
+            raise UserError(f"{self.path}: a frame has no time; write the video anew, as mp4")
+        return int(frame.pts)
+
+    def _within_reach(self, pts: int) -> bool:
+        """Whether decoding on is the way to this time, rather than jumping to a key frame closer to it."""
+        if self._current is None or self._shown(self._current) > pts:
+            return False
+        entries = self._stream.index_entries
+        key_frame = entries.search_timestamp(pts)
+        here = entries.search_timestamp(self._current.pts, any_frame=True)
+        return key_frame < 0 or key_frame - here <= _WORTH_A_JUMP
+
+    def _seek(self, pts: int) -> None:
+        """To a frame at or before this time. Some containers overshoot where frames are stored out of order."""
+        first = int(_ticks(*self._version)[0])
+        for earlier in _EARLIER:
+            start = first if math.isinf(earlier) else max(pts - round(earlier / self._stream.time_base), first)
+            self._container.seek(start, stream=self._stream)
+            self._ahead = self._container.decode(self._stream)
+            self._current = next(self._ahead, None)
+            if start == first or (self._current is not None and self._shown(self._current) <= pts):
+                return
+
+
+def _open(path: str) -> tuple[Any, Any]:
+    """The container and its first stream of pictures, which has a decoder."""
+    import av
+
+    container = av.open(os.path.abspath(path))  # a colon in a relative one would be taken for a protocol
+    try:
+        return container, _decodable(path, container)
+    except UserError:
+        container.close()
+        raise
+
+
+def _decodable(path: str, container: Any) -> Any:
+    if not container.streams.video:
+        raise UserError(f"{path}: holds no video; expected a stream of pictures")
+    stream: Any = container.streams.video[0]
+    if stream.codec_context is None:
+        raise UserError(f"{path}: its video is in a format that PyAV cannot decode; write it anew as H.264")
+    if stream.width * stream.height > _MAX_PIXELS:
+        raise UserError(f"{path}: claims frames of {stream.height}x{stream.width} pixels; copy or record it again")
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+@lru_cache(maxsize=_KNOWN_TIMES)
+def _ticks(path: str, modified: int, size: int) -> NDArray[np.int64]:
+    """Times of a file's frames in its own unit, in order of presentation; files are known by their change and size."""
+    with readable_video(path):
+        container, stream = _open(path)
+        with container:
+            ticks = np.array(_packet_times(container, stream), dtype=np.int64)
+    ticks.sort()
+    if not len(ticks):
+        raise UserError(f"{path}: holds no frames; copy or record it again")
+    if (np.diff(ticks) == 0).any():
+        raise UserError(f"{path}: shows two frames at the same time; write the video anew")
+    return ticks
+
+
+def _packet_times(container: Any, stream: Any) -> list[int]:
+    """Unsorted. Where frames are stored as they are shown the index has them; otherwise all packets are read."""
+    entries, packets = stream.index_entries, container.demux(stream)
+    first = next(packets)
+    indexed = len(entries) and len(entries) == stream.frames
+    if indexed and entries[0].timestamp == first.pts and not stream.codec_context.has_b_frames:
+        return [entry.timestamp for entry in entries if not entry.is_discard]
+    packets = [packet for packet in (first, *packets) if packet.size]
+    if any(packet.pts is None for packet in packets):
+        raise UserError(f"{container.name}: frames have no times; write the video anew, as mp4")
+    return [packet.pts for packet in packets if not packet.is_discard]
+
+
+@contextmanager
+def readable_video(path: str) -> Iterator[None]:
+    """Turn what the video library raises into a UserError that names the file."""
+    import av
+
+    try:
+        yield
+    except UserError:
+        raise
+    except (av.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
+        raise UserError(
+            f"{path}: missing, damaged or not a video ({getattr(error, 'strerror', None) or first_line(error)}); "
+            "copy or record it again"
+        ) from error
+
+
+def rgb(frame: Any) -> NDArray[np.uint8]:
+    """A decoded frame as (H, W, 3), the way up that its file asks for."""
+    picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.rot90(picture, quarter_turns) if quarter_turns else picture
+
+
+class _OpenVideos:
+    """The videos most recently used by this process."""
+
+    def __init__(self) -> None:
+        self.process = os.getpid()
+        self._files: OrderedDict[tuple[str, int, int], VideoFile] = OrderedDict()
+
+    def get(self, path: str, modified: int, size: int) -> VideoFile:
+        key = (path, modified, size)
+        if key not in self._files:
+            self._files[key] = VideoFile(path)
+            if len(self._files) > _OPEN_VIDEOS:
+                self._files.popitem(last=False)
+        self._files.move_to_end(key)
+        return self._files[key]
+
+
+_generations = [_OpenVideos()]  # of this process, and of those that it was forked from
+
+
+def shared_video(path: str) -> VideoFile:
+    """The file, left open for the next caller; opened anew when it has changed, and in a forked process.
+
+    What a forked process inherits is kept unused: it shares its place in the file with the parent, and closing it would
+    wait for threads that were not forked.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({str(error.strerror).lower()}); expected a video of the dataset"
+        ) from error
+    if _generations[-1].process != os.getpid():
+        _generations.append(_OpenVideos())
+    return _generations[-1].get(path, status.st_mtime_ns, status.st_size)

@@ -1,0 +1,1 @@
+"""What recorded episodes hold, and what is wrong with them."""

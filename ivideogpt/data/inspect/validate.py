@@ -1,0 +1,126 @@
+"""``python -m ivideogpt.data validate PATH``: read every byte of every episode, and list those that are bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from ivideogpt.data.convert.conversion import start_worker, worker_pool
+from ivideogpt.data.formats.episodes import Episodes
+from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes
+from ivideogpt.errors import UserError
+from ivideogpt.flags import option, parse
+
+_WORTH_A_PROCESS = 200  # episodes: a worker starts in the time that it takes to read so many small ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateArgs(EpisodesArgs):
+    """Read everything in recorded episodes; list the bad ones and why. Exit code 1 if there are any."""
+
+    num_workers: int | None = option(None, "processes (default: all cores, fewer for few episodes)", minimum=1)
+    json: bool = option(False, "print JSON")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One episode: a problem if it is bad, else what it should have in common with the others."""
+
+    problem: str | None
+    num_frames: int = 0
+    action_dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Of one dataset. Bad episodes are pairs of name and cause."""
+
+    name: str
+    num_episodes: int
+    num_frames: int
+    bad: tuple[tuple[str, str], ...]
+
+
+def check_episode(episodes: Episodes, number: int) -> Checked:
+    try:
+        episode = episodes.open(number)
+        episode.verify()
+        return Checked(None, episode.num_frames, episode.action_dim)
+    except UserError as error:
+        return Checked(" ".join(str(error).split()))
+
+
+def validate_dataset(dataset: NamedEpisodes, num_workers: int) -> Validation:
+    episodes = dataset.episodes
+    with closing(_check_all(episodes, num_workers)) as outcomes:
+        checked = list(tqdm(outcomes, total=len(episodes), desc=dataset.name, unit="episode"))
+    problems = [of.problem or _unlike_the_others(of, _usual_action_dim(checked)) for of in checked]
+    bad = tuple((episodes.name(i), problem) for i, problem in enumerate(problems) if problem)
+    return Validation(dataset.name, len(episodes), sum(of.num_frames for of in checked), bad)
+
+
+def _check_all(episodes: Episodes, num_workers: int) -> Generator[Checked, None, None]:
+    if num_workers == 1:
+        yield from (check_episode(episodes, i) for i in range(len(episodes)))
+        return
+    with worker_pool(num_workers, _start_checking, episodes) as run:
+        yield from run(_check_in_worker, range(len(episodes)))
+
+
+_episodes: Episodes | None = None  # of a worker process
+
+
+def _start_checking(episodes: Episodes) -> None:
+    global _episodes
+    start_worker()
+    _episodes = episodes
+
+
+def _check_in_worker(number: int) -> Checked:
+    assert _episodes is not None
+    return check_episode(_episodes, number)
+
+
+def _usual_action_dim(checked: Sequence[Checked]) -> int | None:
+    counts = Counter(of.action_dim for of in checked if of.problem is None)
+    return counts.most_common(1)[0][0] if counts else None
+
+
+def _unlike_the_others(checked: Checked, usual: int | None) -> str | None:
+    """A batch holds actions of one dimension: an episode with another one ends a training run."""
+    if checked.action_dim == usual:
+        return None
+    return f"{_actions(checked.action_dim)}, unlike most episodes of the dataset ({_actions(usual)}); leave it out"
+
+
+def _actions(dim: int | None) -> str:
+    return "no actions" if dim is None else f"actions of {dim} dimension{'s' * (dim > 1)}"
+
+
+def as_text(validation: Validation) -> str:
+    counts = f"{validation.num_episodes} episodes, {validation.num_frames} frames read, {len(validation.bad)} bad"
+    lines = [f"{validation.name}: {counts}"]
+    lines += [f"  {cause}" if cause.startswith(name) else f"  {name}: {cause}" for name, cause in validation.bad]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    args = parse(ValidateArgs, argv)
+    validations = []
+    for dataset in args.find():
+        fitting = 1 + len(dataset.episodes) // _WORTH_A_PROCESS
+        num_workers = args.num_workers or min(os.cpu_count() or 1, fitting)
+        validations.append(validate_dataset(dataset, num_workers))
+    if args.json:
+        print(json.dumps([vars(validation) for validation in validations], indent=2))
+    else:
+        print("\n".join(as_text(validation) for validation in validations))
+    if any(validation.bad for validation in validations):
+        sys.exit(1)

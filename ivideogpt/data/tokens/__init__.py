@@ -1,0 +1,1 @@
+"""Clips stored as tokens."""

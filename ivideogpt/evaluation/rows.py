@@ -1,0 +1,264 @@
+"""Rows of an evaluation, one a scored clip: what is known of the clip, and summaries of all rows. Knows no pixels.
+
+Shapes: N samples, T frames of a clip, d features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
+from ivideogpt.evaluation.protocols import COLUMNS
+from ivideogpt.files import atomic_file, write_text
+from ivideogpt.metrics.fvd import FeatureStats, frechet_distance
+
+CLIPS_FILE = "clips.jsonl"
+FEATURES_FOLDER = "features"  # of I3D, one file a clip, until the report is written
+
+Key = tuple[str, str, str]  # column, candidate, metric
+Summaries = dict[str, dict[str, dict[str, float]]]  # column -> candidate -> metric -> number
+Curves = dict[str, dict[str, list[float]]]  # candidate -> metric -> mean over samples of each frame
+Features = dict[tuple[str, str], NDArray[np.float32]]  # (column, candidate or "truth") -> (samples, d)
+
+TRUTH = "truth"
+PREDICTION = "prediction"
+SHUFFLED = "shuffled_actions"
+
+
+@dataclass(frozen=True)
+class ClipRow:
+    """All that is known of one scored clip, however many samples of it there were.
+
+    Attributes:
+        number: the clip's place in the list of clips.
+        frames_checksum: checksum of the true frames.
+        features: I3D features; they are kept in files beside the rows.
+        codes: token ids of each codebook.
+    """
+
+    number: int
+    summaries: Summaries
+    frames_checksum: str = ""
+    curves: Curves = field(default_factory=dict)
+    features: Features = field(default_factory=dict)
+    codes: dict[str, list[int]] = field(default_factory=dict)
+    dataset: str = ""
+    episode: str = ""
+
+    @classmethod
+    def of(
+        cls,
+        number: int,
+        truth: Tensor,
+        num_context: int,
+        scores: Mapping[str, Mapping[str, Tensor]],
+        features: Features,
+    ) -> ClipRow:
+        """Summarise (N, T) scores by candidate and metric of a clip (T, C, H, W)."""
+        num_samples = max(len(metrics["mse"]) for metrics in scores.values())
+        summaries: Summaries = {}
+        for column, summarise in COLUMNS.items():
+            # the best of one sample of a random candidate is no match for the best of several of another
+            comparable = [name for name in scores if not (summarise.takes_best and _is_one_of_many(name, scores))]
+            if num_samples > 1 or column != "future_best":
+                summaries[column] = {name: summarise(scores[name], num_context) for name in comparable}
+        curves = {
+            name: {metric: values.mean(dim=0).tolist() for metric, values in metrics.items()}
+            for name, metrics in scores.items()
+        }
+        return cls(number, summaries, frames_checksum(truth), curves, features)
+
+    @property
+    def episode_key(self) -> str:
+        return f"{self.dataset}/{self.episode}"
+
+    def as_json(self) -> dict[str, Any]:
+        """The row without its features, and without what could not be measured."""
+        scores = {
+            column: {
+                name: {metric: value for metric, value in metrics.items() if not math.isnan(value)}
+                for name, metrics in candidates.items()
+            }
+            for column, candidates in self.summaries.items()
+        }
+        curves = {
+            name: {
+                metric: [None if math.isnan(value) else value for value in curve] for metric, curve in metrics.items()
+            }
+            for name, metrics in self.curves.items()
+        }
+        facts = {"clip": self.number, "frames": self.frames_checksum, "dataset": self.dataset, "episode": self.episode}
+        return {**facts, "scores": scores, "curves": curves, "codes": self.codes}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any], features: Features | None = None) -> ClipRow:
+        """Invert :meth:`as_json`; rows of older reports have no curves and codes."""
+        curves = {
+            name: {
+                metric: [math.nan if value is None else value for value in curve] for metric, curve in metrics.items()
+            }
+            for name, metrics in row.get("curves", {}).items()
+        }
+        codes, origin = row.get("codes", {}), (row["dataset"], row["episode"])
+        return cls(row["clip"], row["scores"], row["frames"], curves, features or {}, codes, *origin)
+
+
+def by_key(summaries: Summaries) -> dict[Key, float]:
+    """Return the numbers by column, candidate and metric."""
+    return {
+        (column, name, metric): value
+        for column, candidates in summaries.items()
+        for name, metrics in candidates.items()
+        for metric, value in metrics.items()
+    }
+
+
+def frames_checksum(frames: Tensor) -> str:
+    """Return the checksum of frames in [0, 1] as 8-bit pixels."""
+    pixels = (frames.float() * 255).round().clamp(0, 255).byte().cpu().numpy()
+    return hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
+
+
+def _is_one_of_many(name: str, scores: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    return name == SHUFFLED and len(scores[name]["mse"]) < len(scores[PREDICTION]["mse"])
+
+
+def scores_by_clip(scores: Mapping[str, Mapping[str, Tensor]]) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """Split (B, N, T) by candidate and metric into (N, T), clip by clip, on the CPU."""
+    on_cpu = {name: {metric: values.cpu() for metric, values in metrics.items()} for name, metrics in scores.items()}
+    num_clips = len(next(iter(next(iter(on_cpu.values())).values())))
+    for clip in range(num_clips):
+        yield {name: {metric: values[clip] for metric, values in of.items()} for name, of in on_cpu.items()}
+
+
+def features_by_clip(features: Mapping[tuple[str, str], Tensor], num_clips: int) -> Iterator[Features]:
+    """Split (B, N, d) by span and candidate into (N, d), clip by clip."""
+    for clip in range(num_clips):
+        yield {key: values[clip].numpy() for key, values in features.items()}
+
+
+class RowFile:
+    """Rows in ``folder/clips.jsonl``: the state of an evaluation.
+
+    Args:
+        evaluation: checksum of all that scores depend on. Rows of another evaluation do not count.
+    """
+
+    def __init__(self, folder: Path, evaluation: str = "") -> None:
+        self._folder = folder
+        self._evaluation = evaluation
+
+    def read(self, with_features: bool = False) -> list[ClipRow]:
+        """Return the rows in the order of clips. A line that was cut off, or whose features are missing, is no row."""
+        try:
+            lines = (self._folder / CLIPS_FILE).read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        rows = {}
+        for line in lines:
+            try:
+                row = json.loads(line)
+                if row["evaluation"] == self._evaluation:
+                    features = self._read_features(row["clip"]) if with_features else {}
+                    rows[row["clip"]] = ClipRow.from_json(row, features)
+            except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile):
+                continue
+        return [rows[number] for number in sorted(rows)]
+
+    @property
+    def is_of_another(self) -> bool:
+        """Whether the file holds rows, and those of another evaluation alone."""
+        path = self._folder / CLIPS_FILE
+        return path.is_file() and path.stat().st_size > 0 and not self.read()
+
+    def rewrite(self, rows: Sequence[ClipRow]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._folder / CLIPS_FILE, self._lines(rows))
+
+    def append(self, rows: Sequence[ClipRow]) -> None:
+        for row in rows:
+            if row.features:
+                (self._folder / FEATURES_FOLDER).mkdir(exist_ok=True)
+                arrays: dict[str, Any] = {"/".join(key): values for key, values in row.features.items()}
+                with atomic_file(self._features_path(row.number)) as file:
+                    np.savez(file, **arrays)
+        with (self._folder / CLIPS_FILE).open("a") as file:
+            file.write(self._lines(rows))
+
+    def remove_features(self) -> None:
+        shutil.rmtree(self._folder / FEATURES_FOLDER, ignore_errors=True)
+
+    def _lines(self, rows: Sequence[ClipRow]) -> str:
+        lines = [json.dumps({**row.as_json(), "evaluation": self._evaluation}, allow_nan=False) for row in rows]
+        return "".join(f"{line}\n" for line in lines)
+
+    def _features_path(self, number: int) -> Path:
+        return self._folder / FEATURES_FOLDER / f"{number}.npz"
+
+    def _read_features(self, number: int) -> Features:
+        with np.load(self._features_path(number), allow_pickle=False) as file:
+            keys = (name.split("/", 1) for name in file.files)
+            return {(column, name): file[f"{column}/{name}"] for column, name in keys}
+
+
+class RowSummary:
+    """Means over rows with their intervals, code counts and FVD."""
+
+    def __init__(self, rows: Sequence[ClipRow]) -> None:
+        self._rows = rows
+        episodes = [row.episode_key for row in rows]
+        self.means: BootstrapMeans[Key] = BootstrapMeans([by_key(row.summaries) for row in rows], episodes)
+        self._frame_means = BootstrapMeans([_curves_by_key(row.curves) for row in rows], episodes)
+
+    def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
+        """Column -> candidate -> metric -> mean over clips."""
+        columns: dict[str, dict[str, dict[str, Interval]]] = {}
+        for column, name, metric in self.means.keys:
+            interval = self.means.interval((column, name, metric))
+            columns.setdefault(column, {}).setdefault(name, {})[metric] = interval
+        return columns
+
+    def curves(self) -> dict[str, dict[str, dict[int, Interval]]]:
+        """Candidate -> metric -> frame -> mean over clips."""
+        curves: dict[str, dict[str, dict[int, Interval]]] = {}
+        for name, metric, frame in self._frame_means.keys:
+            interval = self._frame_means.interval((name, metric, frame))
+            curves.setdefault(name, {}).setdefault(metric, {})[frame] = interval
+        return curves
+
+    def code_counts(self, book: str, size: int) -> NDArray[np.int64]:
+        """Number of occurrences of each of ``size`` codes."""
+        return np.bincount([code for row in self._rows for code in row.codes.get(book, ())], minlength=size)
+
+    def fvd(self) -> dict[str, dict[str, float]]:
+        """Column -> candidate -> FVD over all samples. Empty without I3D."""
+        stats: dict[tuple[str, str], FeatureStats] = {}
+        for row in self._rows:
+            for key, features in row.features.items():
+                stats.setdefault(key, FeatureStats(capture_mean_cov=True)).append(features)
+        distances: dict[str, dict[str, float]] = {}
+        for (column, name), generated in stats.items():
+            if name != TRUTH:
+                distances.setdefault(column, {})[name] = frechet_distance(stats[column, TRUTH], generated)
+        return distances
+
+
+def _curves_by_key(curves: Curves) -> dict[tuple[str, str, int], float]:
+    return {
+        (name, metric, frame): value
+        for name, metrics in curves.items()
+        for metric, curve in metrics.items()
+        for frame, value in enumerate(curve)
+    }

@@ -1,0 +1,138 @@
+"""What a resumed run must have in common with the run that it continues."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ivideogpt.errors import UserError
+from ivideogpt.files import read_json, write_json
+
+RECORD = "run.json"
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_CHUNK = 1 << 20
+
+Changes = dict[str, list[Any]]  # setting -> [before, now]
+
+
+@dataclass(frozen=True)
+class ResumeRules:
+    """Which settings decide what a run computes; all settings that are not named here do, and may not change.
+
+    Attributes:
+        may_change: settings that say how long to train, what to write and where, and how to fit into the machine.
+        data: paths of data folders, which may move: the names and sizes of their files must stay.
+        weights: paths of weights and configurations, which may move: the contents of their files must stay.
+        allow: what the user adds to change other settings on purpose.
+    """
+
+    may_change: frozenset[str]
+    data: Collection[str]
+    weights: Collection[str]
+    allow: str
+
+    def digests(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Return digests of the contents that a run reads, by setting, for :meth:`changes` when it resumes."""
+        found = {name: self._digest(name, settings.get(name)) for name in (*self.data, *self.weights)}
+        return {name: digest for name, digest in found.items() if digest is not None}
+
+    def changes(
+        self, asked: Mapping[str, Any], recorded: Mapping[str, Any], digests: Mapping[str, str] | None = None
+    ) -> Changes:
+        """Return the settings that are known to both sides and differ in a way that can change the results.
+
+        Args:
+            digests: as recorded; for a path without one, its old place is compared if it is still there.
+        """
+        different = {
+            name: [recorded[name], value]
+            for name, value in asked.items()
+            if name not in self.may_change and name in recorded and recorded[name] != value
+        }
+        return {name: pair for name, pair in different.items() if not self._has_moved(name, pair, digests or {})}
+
+    def note(self, file: Path, changes: Changes, step: int, asked: Mapping[str, Any], args: str | None = None) -> None:
+        """Add changes that the user allowed to a run's record.
+
+        Args:
+            args: entry of the record that holds the settings, which are changed with them.
+        """
+        record = read_json(file) if file.exists() else {}
+        if args is not None:
+            record[args] |= {name: now for name, (_, now) in changes.items()}
+        unchanged = {name: digest for name, digest in record.get("contents", {}).items() if name not in changes}
+        record["contents"] = self.digests({name: asked.get(name) for name in changes}) | unchanged
+        noted = {name: {"before": before, "now": now} for name, (before, now) in changes.items()}
+        record["changes"] = [*record.get("changes", []), {"step": step, **noted}]
+        write_json(file, record)
+
+    def _has_moved(self, name: str, pair: list[Any], digests: Mapping[str, str]) -> bool:
+        if name not in self.data and name not in self.weights:
+            return False
+        old = digests.get(name) or self._digest(name, pair[0])
+        return old is not None and old == self._digest(name, pair[1])
+
+    def _digest(self, name: str, path: Any) -> str | None:
+        return digest_of(str(path), with_contents=name in self.weights) if path else None
+
+
+def refuse(changes: Changes, allow: str, describe: Callable[[str, Any, Any], str], otherwise: str) -> None:
+    """
+    Raises:
+        UserError: there are changes; names each, and how to allow them.
+    """
+    if changes:
+        listed = ", ".join(describe(name, before, now) for name, (before, now) in changes.items())
+        raise UserError(
+            f"a resumed run keeps its settings, but given {listed}: {otherwise}, or add {allow} to go on with them"
+        )
+
+
+def digest_of(path: str, with_contents: bool) -> str | None:
+    """Return a digest of what a path names, wherever it lies; None if nothing is there, as under a hub id.
+
+    Args:
+        path: file or folder, or ``lerobot:<folder>[@<camera>][,<folder>...]``.
+        with_contents: read the weights and configurations directly in a folder. Otherwise names and sizes of all files
+            count, hidden ones excepted.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    for part in path.removeprefix("lerobot:").split(",") if path.startswith("lerobot:") else [path]:
+        folder, _, camera = part.partition("@") if path.startswith("lerobot:") else (part, "", "")
+        digest.update(f"camera {camera}\n".encode())
+        files = list(_weight_files(Path(folder)) if with_contents else _data_files(Path(folder)))
+        if not files:
+            return None
+        for name, file in files:
+            digest.update(f"{name} {file.stat().st_size}\n".encode())
+            if with_contents:
+                _add_contents(digest, file)
+    return digest.hexdigest()
+
+
+def _data_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield "", path
+    for file in sorted(path.rglob("*")) if path.is_dir() else ():
+        name = str(file.relative_to(path))
+        if file.is_file() and not any(part.startswith(".") for part in Path(name).parts):
+            yield name, file
+
+
+def _weight_files(path: Path) -> Iterator[tuple[str, Path]]:
+    if path.is_file():
+        yield "", path
+        return
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    files = [file for file in files if file.suffix in WEIGHT_SUFFIXES or file.name == "config.json"]
+    if any(file.suffix in WEIGHT_SUFFIXES for file in files):  # a configuration alone says nothing about weights
+        yield from ((file.name, file) for file in files)
+
+
+def _add_contents(digest: hashlib.blake2b, file: Path) -> None:
+    with file.open("rb") as content:
+        while chunk := content.read(_CHUNK):
+            digest.update(chunk)

@@ -1,0 +1,377 @@
+"""Rolling a world model out, a frame at a time: one :class:`Session` for prediction, imagination, planning and play.
+
+Knows pixels, tokens and actions; knows nothing of files, data sets, training or environments.
+
+Dimension keys: B clips, N samples of each, t context frames, C H W pixels, D action dimension. Rows of a batch of B N
+are ordered clip by clip.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.pixel_range import check_range
+from ivideogpt.pretrained import ModelMetadata, Transformer
+from ivideogpt.transformer import (
+    DecodeBackend,
+    FrameDecoder,
+    FrameModel,
+    HeadModelWithAction,
+    RandomStreams,
+    Sampling,
+    drawn_seed,
+)
+from ivideogpt.vq_model import CompressiveVQModel, ContextFeatures
+
+Seed = int | torch.Generator | None
+OnFull = Literal["slide", "error"]
+
+# Pixels of the frames that are decoded at once: more are no faster, and take memory.
+PIXELS_AT_ONCE = {"cpu": 16 * 64**2, "cuda": 256 * 64**2}
+
+
+class SessionModel(Protocol):
+    """What a session needs of a :class:`~ivideogpt.world_model.WorldModel`."""
+
+    tokenizer: CompressiveVQModel
+    transformer: Transformer
+    metadata: ModelMetadata
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def action_dim(self) -> int | None: ...
+
+    @property
+    def reward_head(self) -> nn.Linear | None: ...
+
+    @property
+    def layout(self) -> TokenLayout: ...
+
+    def decode_backend(self) -> DecodeBackend: ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """One new frame of every sample.
+
+    Attributes:
+        frames: (B, N, C, H, W) in [0, 1].
+        reward: (B, N) of arriving there, in environment units; None without a reward head.
+        tokens: (B, N, 17) the separator in front of the frame and its ids, as drawn.
+    """
+
+    frames: Tensor
+    reward: Tensor | None
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """What the caller of a session chooses: see :meth:`ivideogpt.world_model.WorldModel.start`."""
+
+    num_samples: int = 1
+    sampling: Sampling | None = None
+    seed: Seed = None
+    on_full: OnFull = "slide"
+    max_frames: int | None = None
+    clip_numbers: Sequence[int] | None = None
+    first_sample: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise UserError(f"num_samples is {self.num_samples}, must be at least 1")
+        if self.on_full not in ("slide", "error"):
+            raise UserError(f"on_full is {self.on_full!r}, must be 'slide' or 'error'")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise UserError(f"max_frames is {self.max_frames}, must be at least 1, or None for as many as fit")
+
+    def numbers(self, num_clips: int) -> Tensor:
+        """Numbers of the clips, (B,) int64."""
+        if self.clip_numbers is None:
+            return torch.arange(num_clips)
+        if len(self.clip_numbers) != num_clips:
+            raise UserError(f"{len(self.clip_numbers)} clip_numbers were given for {num_clips} clips")
+        return torch.tensor(self.clip_numbers)
+
+    def seed_number(self, sampling: Sampling) -> int:
+        """The seed, sampled from a generator if it is one, or from torch's global one."""
+        if self.seed is None or isinstance(self.seed, torch.Generator):
+            return drawn_seed(self.seed, sampling)
+        return operator.index(self.seed)
+
+
+@dataclass(frozen=True)
+class SampleContexts:
+    """Who owns which context features: every clip has some for all its samples or, after sliding, every sample."""
+
+    features: ContextFeatures
+    num_clips: int
+    num_samples: int
+
+    def rows(self, clips: Tensor) -> Tensor:
+        """Indices of all samples' rows of some clips."""
+        return (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
+
+    def replace_clips(self, clips: Tensor, features: ContextFeatures) -> SampleContexts:
+        """Give clips other features, one set each."""
+        if self._are_shared:
+            return replace(self, features=self.features.replace(clips, features))
+        return replace(self, features=self.features.replace(self.rows(clips), self._by_sample(features, clips.device)))
+
+    def replace_rows(self, rows: Tensor, features: ContextFeatures) -> SampleContexts:
+        """Give some samples features of their own; all samples have some from then on."""
+        before = self._by_sample(self.features, rows.device) if self._are_shared else self.features
+        return replace(self, features=before.replace(rows, features))
+
+    def select_clips(self, clips: Tensor) -> SampleContexts:
+        """Keep some clips with all their samples."""
+        features = self.features.select(clips if self._are_shared else self.rows(clips))
+        return SampleContexts(features, len(clips), self.num_samples)
+
+    @property
+    def _are_shared(self) -> bool:
+        return self.features.num_clips == self.num_clips
+
+    def _by_sample(self, features: ContextFeatures, device: torch.device) -> ContextFeatures:
+        return features.select(torch.arange(features.num_clips, device=device).repeat_interleave(self.num_samples))
+
+
+class Session:
+    """One or more futures of a batch of clips, a frame at a time. Owns its caches and its randomness.
+
+    Attributes:
+        prompt: (B, 257 t) the tokens of the context that each clip began with.
+    """
+
+    def __init__(self, model: SessionModel, context: Tensor, options: SessionOptions) -> None:
+        sampling = options.sampling or model.metadata.generation
+        if sampling.separators == "sampled" and model.action_dim is not None:
+            raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
+        _check_context(context, model.tokenizer)
+        numbers = options.numbers(len(context))
+        self.num_samples = options.num_samples
+        self._model = model
+        self._layout = model.layout
+        self._options = options
+        self._decoder = FrameDecoder(
+            FrameModel(
+                model.decode_backend(),
+                self._layout,
+                sampling,
+                model.reward_head,
+                model.tokenizer.dynamics_quantize.embedding.weight.detach(),
+            ),
+            RandomStreams.of_clips(options.seed_number(sampling), numbers, options.num_samples, options.first_sample),
+        )
+        context = context.to(model.device, torch.float32)
+        self.prompt, features = self._read(context)
+        self._contexts = SampleContexts(features, len(context), options.num_samples)
+        self._context: Tensor | None = None
+        self._decoder.prefill(self.prompt, options.max_frames)
+        if options.num_samples > 1:
+            self._decoder.expand(options.num_samples)
+        # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
+        self._recent = [frame[:, None].expand(-1, options.num_samples, -1, -1, -1) for frame in context.unbind(1)]
+
+    @property
+    def context(self) -> Tensor:
+        """(B, t, C, H, W) The context that each clip began with, as the tokenizer sees it, in [0, 1]."""
+        if self._context is None:  # decoded when asked for: stepping does not need it
+            tokenizer, codes = self._model.tokenizer, self._layout.unpack_context(self.prompt)
+            with torch.no_grad(), evaluating(tokenizer):
+                self._context = tokenizer.decode_context(codes).frames.float().clamp(0, 1)
+        return self._context
+
+    @torch.no_grad()
+    def step(self, action: Tensor | None = None) -> Step:
+        """The next frame of every sample after ``action`` (B, D), or (B, N, D) for a different one per sample."""
+        action_embedding = self._embed_action(action)
+        if self._decoder.frames_left < 1:
+            self._slide()
+        decoded = self._decoder.step(action_embedding)
+        frames = self._decode(decoded.tokens)
+        self._remember(frames)
+        return Step(frames=frames, reward=self._reward(decoded.reward), tokens=self._by_sample(decoded.tokens))
+
+    def check_room(self, num_frames: int) -> None:
+        """Make sure that so many more frames can be drawn.
+
+        Raises:
+            UserError: the positions do not suffice and the session may not slide.
+        """
+        room, at_all = self._decoder.frames_left, self._decoder.frames_that_fit
+        if self._options.on_full == "error" and num_frames > room:
+            raise UserError(
+                f"{num_frames} more frames do not fit, {room} do ({at_all} after each context); "
+                "ask for fewer or use on_full='slide'"
+            )
+
+    @torch.no_grad()
+    def reset_rows(self, mask: Tensor, context: Tensor) -> None:
+        """Begin some clips again, with all their samples; the others go on as if nothing had happened.
+
+        Args:
+            mask: (B,) bool, which clips.
+            context: (number of them, t, C, H, W) in [0, 1].
+
+        Raises:
+            UserError: mask and context do not fit, or separators are sampled.
+        """
+        self._check_mask(mask)
+        self._decoder.check_reset()
+        if not mask.any():
+            return
+        _check_context(context, self._model.tokenizer, batch=int(mask.sum()))
+        clips = mask.nonzero().flatten().to(self.prompt.device)
+        context = context.to(self._model.device, torch.float32)
+        prompts, features = self._read(context)
+        self.prompt, self._context = self.prompt.index_copy(0, clips, prompts), None
+        self._decoder.reset_rows(self._contexts.rows(clips), prompts)
+        self._contexts = self._contexts.replace_clips(clips, features)
+        for k, frame in enumerate(context.unbind(1)):
+            new = frame[:, None].expand(-1, self.num_samples, -1, -1, -1)
+            self._recent[k] = self._recent[k].index_copy(0, clips, new)
+
+    @torch.no_grad()
+    def drop_rows(self, mask: Tensor) -> None:
+        """Let go of some clips, (B,) bool; from now on the session has only the others, in their order."""
+        self._check_mask(mask)
+        if mask.all():
+            raise UserError("drop_rows would leave no clip: let go of the session instead")
+        clips = (~mask).nonzero().flatten().to(self.prompt.device)
+        self._decoder.keep_rows(self._contexts.rows(clips))
+        self._contexts = self._contexts.select_clips(clips)
+        self.prompt, self._context = self.prompt[clips], None
+        self._recent = [frame[clips] for frame in self._recent]
+
+    def _check_mask(self, mask: Tensor) -> None:
+        if mask.dtype != torch.bool or tuple(mask.shape) != (len(self.prompt),):
+            raise UserError(
+                f"the mask is {mask.dtype} of shape {tuple(mask.shape)}, expected bool of shape ({len(self.prompt)},): "
+                "one for each clip"
+            )
+
+    def _read(self, context: Tensor) -> tuple[Tensor, ContextFeatures]:
+        """Frames (R, t, C, H, W) to prompts (R, 257 t) and what the decoding of later frames needs of them."""
+        tokenizer = self._model.tokenizer
+        with torch.no_grad(), evaluating(tokenizer):
+            codes = tokenizer.context_codes(context)
+            features = tokenizer.decoding_features(codes)
+        return self._layout.pack_context(codes), features
+
+    def _slide(self) -> None:
+        """Full rows go on from their last t frames. Samples have parted by now, so each has a context of its own."""
+        self.check_room(1)
+        full = self._decoder.full_rows().to(self._model.device)
+        recent = torch.stack(self._recent, dim=2).flatten(0, 1)
+        if len(full) == len(recent):
+            prompts, features = self._read(recent)
+            self._contexts = replace(self._contexts, features=features)
+            self._decoder.prefill(prompts, self._options.max_frames)
+            return
+        prompts, features = self._read(recent[full])
+        self._decoder.reset_rows(full, prompts)
+        self._contexts = self._contexts.replace_rows(full, features)
+
+    def _decode(self, tokens: Tensor) -> Tensor:
+        """Tokens (B N, 17) of one frame to frames (B, N, C, H, W) in [0, 1]."""
+        codes = self._layout.local_dynamics(tokens[:, 1:])
+        tokenizer = self._model.tokenizer
+        with evaluating(tokenizer):
+            # samples of one clip look like later frames of it to the tokenizer, which decodes them against one context
+            codes = codes.unflatten(0, (self._contexts.features.num_clips, -1))
+            pixels = PIXELS_AT_ONCE.get(codes.device.type, PIXELS_AT_ONCE["cpu"])
+            frames_at_once = max(1, pixels // tokenizer.config.resolution**2)
+            frames = tokenizer.decode_dynamics(codes, self._contexts.features, frames_at_once)
+        return self._by_sample(frames.flatten(0, 1).float().clamp(0, 1))
+
+    def _remember(self, frames: Tensor) -> None:
+        goal = 1 if self._model.metadata.goal_conditioned else 0
+        self._recent.append(frames)
+        del self._recent[goal]
+
+    def _embed_action(self, action: Tensor | None) -> Tensor | None:
+        """(B, D) or (B, N, D) to what the separators of all rows take, (B N, width); None for an action-free model."""
+        transformer = self._model.transformer
+        check_actions(action, self._model.action_dim, len(self.prompt), self.num_samples, ())
+        if action is None or not isinstance(transformer, HeadModelWithAction):
+            return None
+        action = action.to(self._model.device, torch.float32)
+        normalise = self._model.metadata.action_normalization
+        action = normalise(action) if normalise else action
+        if action.ndim == 2:
+            action = action[:, None].expand(-1, self.num_samples, -1)
+        return transformer.embed_actions(action.flatten(0, 1))
+
+    def _reward(self, reward: Tensor | None) -> Tensor | None:
+        """(B N,) as predicted to (B, N) in environment units."""
+        if reward is None:
+            return None
+        return self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
+
+    def _by_sample(self, rows: Tensor) -> Tensor:
+        return rows.unflatten(0, (-1, self.num_samples))
+
+
+def symlog(x: Tensor) -> Tensor:
+    """sign(x) log(1 + |x|): the space in which rewards may be trained."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: Tensor) -> Tensor:
+    """The inverse of :func:`symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Eval mode for the duration; afterwards every submodule has the mode it had."""
+    modes = [(submodule, submodule.training) for submodule in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training
+
+
+def _check_context(context: Tensor, tokenizer: CompressiveVQModel, batch: int | None = None) -> None:
+    """``batch`` is the number of clips that must be given; None for any but none."""
+    length, resolution = tokenizer.context_length, tokenizer.config.resolution
+    expected = (length, tokenizer.config.in_channels, resolution, resolution)
+    fits = len(context) > 0 if batch is None else len(context) == batch
+    if context.ndim != 5 or not fits or tuple(context.shape[1:]) != expected:
+        raise UserError(
+            f"context frames have shape {tuple(context.shape)}, expected (batch, context, channels, height, width) = "
+            f"({'any' if batch is None else batch}, {', '.join(map(str, expected))})"
+        )
+    check_range(context, "context frames")
+
+
+def check_actions(
+    actions: Tensor | None, action_dim: int | None, batch: int, num_samples: int, frames: tuple[int, ...]
+) -> None:
+    """Actions must be (B, *frames, D) or (B, N, *frames, D) for a model with ``action_dim``, else None."""
+    if action_dim is None:
+        if actions is not None:
+            raise UserError("this model is action-free: call step or predict without actions")
+        return
+    if actions is None:
+        raise UserError(f"this model is action-conditioned: give an action of {action_dim} numbers for every frame")
+    shared, per_sample = (batch, *frames, action_dim), (batch, num_samples, *frames, action_dim)
+    if tuple(actions.shape) not in (shared, per_sample):
+        raise UserError(f"actions have shape {tuple(actions.shape)}, expected {shared} or, by sample, {per_sample}")
+    # looking at numbers on another device would make every step wait for it
+    if actions.device.type == "cpu" and not actions.isfinite().all():
+        raise UserError("actions hold NaN or infinity")

@@ -1,0 +1,161 @@
+"""Histories of a model's own choices to train on, in place of the true ones. An addition: the paper has none.
+
+In a rollout a transformer reads what it has chosen itself, in training the truth: it never learns to go on from its own
+mistakes. A frame's true tokens depend on the context and that frame alone, so that they are the right target under any
+history. :func:`own_history` makes one without a rollout: a few parallel passes, each of which replaces every token by
+the model's choice. They begin from a future that stands still; from the true one they would leak it.
+
+Shapes: B clips, L tokens, F future frames of 16 codes, T frames, D action dimension, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ivideogpt.layout import FrameTokens, TokenLayout
+from ivideogpt.pretrained import Transformer, language_model
+from ivideogpt.transformer import HeadModelWithAction, KeysAndValues, expected_codes
+from ivideogpt.world_model import evaluating
+
+
+@dataclass(frozen=True)
+class OwnHistory:
+    """Settings of own histories.
+
+    Attributes:
+        still_code: dynamics code that says "nothing has moved here", see :func:`find_still_code`.
+        passes: how many times every token is replaced by the model's choice.
+        from_start: share of clips whose whole future is the model's own; the others' is from a random frame on.
+        codebook: dynamics code vectors (codes, d), to choose the code nearest to the expected vector; None: the
+            likeliest code.
+    """
+
+    still_code: int
+    passes: int = 3
+    from_start: float = 0.6
+    codebook: Tensor | None = None
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """Dynamics codes (...) from logits (..., codes)."""
+        return logits.argmax(-1) if self.codebook is None else expected_codes(logits, self.codebook)
+
+
+def find_still_code(codebook: Tensor) -> int | None:
+    """Number of the code vector that is zero: the still one of tokenizers trained with ``--still_weight``."""
+    zero = (codebook == 0).all(dim=1).nonzero()
+    return int(zero[0]) if len(zero) else None
+
+
+def sample_first_frames(num_clips: int, layout: TokenLayout, settings: OwnHistory, device: torch.device) -> Tensor:
+    """Number of the first future frame that is the model's own, for each clip (B,), from torch's global generator."""
+    is_whole = torch.rand(num_clips, device=device) < settings.from_start
+    return torch.where(is_whole, 0, torch.randint(layout.future_frames, (num_clips,), device=device))
+
+
+def standing_still(dynamics: Tensor, first: Tensor, still_code: int) -> Tensor:
+    """Codes (B, F, 16) in which frames from ``first`` (B,) on repeat the one before; before frame 0 nothing moves."""
+    start = torch.full_like(dynamics[:, :1], still_code)
+    last_true = first[:, None, None].expand(-1, 1, dynamics.shape[-1])
+    return torch.where(_is_own(dynamics, first), torch.cat([start, dynamics], dim=1).gather(1, last_true), dynamics)
+
+
+def read_context(
+    transformer: Transformer, tokens: Tensor, layout: TokenLayout, actions: Tensor | None
+) -> KeysAndValues:
+    """Keys and values of the context of clips (B, L), with gradient unless that is off.
+
+    Args:
+        transformer: the model itself, not wrapped for several processes.
+        actions: (B, T, D) of the whole clips, for action-conditioned models.
+    """
+    cache = KeysAndValues()
+    embeddings = _embed(transformer, tokens, actions)[:, : layout.prompt_length - 1]
+    language_model(transformer).model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+    return cache
+
+
+@torch.no_grad()
+def own_history(
+    transformer: Transformer,
+    context: KeysAndValues,
+    tokens: Tensor,
+    layout: TokenLayout,
+    actions: Tensor | None,
+    first: Tensor,
+    settings: OwnHistory,
+) -> Tensor:
+    """Tokens (B, L) in which future frames from ``first`` (B,) on are the model's own choices, without dropout.
+
+    ``context`` is what :func:`read_context` returns; it is left as it is.
+    """
+    with evaluating(transformer):
+        return _FuturePasses(transformer, context, tokens, layout, actions).own_history(first, settings)
+
+
+@torch.no_grad()
+def evaluate_own_history(
+    transformer: Transformer, tokens: Tensor, layout: TokenLayout, actions: Tensor | None, settings: OwnHistory
+) -> Tensor:
+    """Cross-entropy of the true tokens (B, L) under a history that is all the model's own, as in an open loop."""
+    with evaluating(transformer):
+        context = read_context(transformer, tokens, layout, actions)
+        future = _FuturePasses(transformer, context, tokens, layout, actions)
+        history = future.own_history(tokens.new_zeros(len(tokens)), settings)
+        logits = language_model(transformer).lm_head(future.hidden(history)[:, :-1])
+    return functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, layout.prompt_length :].flatten())
+
+
+class _FuturePasses:
+    """Passes over the future frames of clips, after a context that has been read."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        context: KeysAndValues,
+        tokens: Tensor,
+        layout: TokenLayout,
+        actions: Tensor | None,
+    ) -> None:
+        self.transformer, self.tokens, self.layout, self.actions = transformer, tokens, layout, actions
+        self.cache = KeysAndValues(list(context.layers))
+
+    def own_history(self, first: Tensor, settings: OwnHistory) -> Tensor:
+        """Tokens (B, L), the true ones before frame ``first`` and the model's own from there on."""
+        codes = self.layout.unpack(self.tokens)
+        is_own = _is_own(codes.dynamics, first)
+        dynamics = standing_still(codes.dynamics, first, settings.still_code)
+        for _ in range(settings.passes):
+            logits = self.dynamics_logits(self.layout.pack(FrameTokens(codes.context, dynamics)))
+            dynamics = torch.where(is_own, settings.choose(logits), dynamics)
+        return self.layout.pack(FrameTokens(codes.context, dynamics))
+
+    def dynamics_logits(self, history: Tensor) -> Tensor:
+        """Logits (B, F, 16, dynamics codes) of every code, given what comes before it in the ``history`` (B, L)."""
+        layout = self.layout
+        hidden = self.hidden(history).unflatten(1, (layout.future_frames, layout.step_length))[:, :, :-1]
+        logits = language_model(self.transformer).lm_head(hidden)
+        return logits[..., layout.context_codes : layout.frame_separator]
+
+    def hidden(self, history: Tensor) -> Tensor:
+        """Last hidden states (B, 17 F, width) from the first future separator on."""
+        embeddings = _embed(self.transformer, history, self.actions)[:, self.layout.prompt_length - 1 :]
+        llm = language_model(self.transformer)
+        outputs = llm.model(inputs_embeds=embeddings, past_key_values=self.cache, use_cache=True)
+        self.cache.crop(-embeddings.shape[1])
+        return outputs.last_hidden_state
+
+
+def _embed(transformer: Transformer, tokens: Tensor, actions: Tensor | None) -> Tensor:
+    if isinstance(transformer, HeadModelWithAction):
+        assert actions is not None
+        return transformer.embed(tokens, actions)
+    return transformer.get_input_embeddings()(tokens)
+
+
+def _is_own(codes: Tensor, first: Tensor) -> Tensor:
+    """True for the frames of codes (B, F, 16) from ``first`` (B,) on, (B, F, 1)."""
+    return (torch.arange(codes.shape[1], device=codes.device) >= first[:, None])[..., None]

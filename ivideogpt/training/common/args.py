@@ -1,0 +1,464 @@
+"""What the user may ask of the training scripts, and what does not fit together."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from ivideogpt.data.formats.registry import find_format
+from ivideogpt.errors import UserError
+from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER, here_or_in_project
+
+__all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
+
+# What only matters to clips that are read as pixels.
+PIXEL_FLAGS = (
+    "oxe_data_mixes_type",
+    "dataset_size",
+    "sthsth_root_path",
+    "video_stepsize",
+    "strong_aug",
+    "no_aug",
+    "dataloader_num_workers",
+    "on_bad_episode",
+    "cache_mb",
+)
+BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or draw another one and count it"
+CACHE_HELP = "megabytes per data worker for what was inflated of compressed episodes"
+CHANGES_HELP = "let a resumed run change flags that decide what is trained; noted in run.json"
+TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
+PRECISIONS = ("no", "fp16", "bf16")
+MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
+HISTORIES = ("true", "own")
+RULES = ("likeliest", "expected_code")
+SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerArgs:
+    """Flags of ``train_tokenizer.py``."""
+
+    # What is trained, and from what
+    pretrained_model_name_or_path: str | None = option(None, "tokenizer folder or hub id to start from")
+    model_config_name_or_path: str | None = option(
+        None, "config.json or its folder for training from scratch (default: by --resolution)"
+    )
+    model_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
+    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
+    context_length: int = option(1, "context frames t of a clip")
+    segment_length: int = option(5, "frames T of a clip, context included")
+    selected_params: bool = option(False, "freeze both codebooks")
+    cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
+    align_to_context: bool = option(
+        False, "OVERWRITE the halves for future frames: a start from the plain ones and what differs from the context"
+    )
+
+    # Data
+    dataset_path: str | None = option(
+        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
+    )
+    oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
+    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
+    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle", minimum=1)
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
+    rand_select: bool = option(False, "future frames: a sorted random choice from the horizon")
+    rand_shuffle: bool = option(False, "all frames: a random choice from the horizon in random order")
+    strong_aug: bool = option(False, "stronger augmentation")
+    no_aug: bool = option(False, "no augmentation")
+    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
+    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
+    cache_mb: int = option(64, CACHE_HELP, minimum=0)
+
+    # Loss
+    vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
+    recon_weight: float = option(1.0, "weight of the reconstruction loss", minimum=0)
+    perc_weight: float = option(1.0, "weight of LPIPS, whose files have to be there unless it is 0", minimum=0)
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+    balanced_loss: bool = option(False, "weigh future by F/T and context by t/T in reconstruction and LPIPS")
+    motion_weight: float = option(
+        0.0, "extra reconstruction weight where a frame differs from the last context frame", minimum=0
+    )
+    gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)", minimum=0)
+    still_weight: float = option(
+        0.0, "weight of dynamics latents where nothing moves, so that tokens tell what changes", minimum=0
+    )
+    disc_start: int = option(0, "step from which the discriminator takes part")
+    disc_weight: float = option(0.8, "weight of the adversarial term")
+    disc_depth: int = option(4, "convolutions of the discriminator")
+    discriminator_config_name_or_path: str | None = option(
+        None, "file of discriminator weights to start from, such as a run's unwrapped_model/discriminator"
+    )
+
+    # Codebooks
+    codebook_decay: float = option(
+        0.0, "set code vectors to running means of their latents with this decay instead of training them (0: off)"
+    )
+    restart_dead_codes: int = option(
+        0, "every N steps, move codes unused since the last time to encoder outputs; codebooks start from data (0: off)"
+    )
+
+    # Optimisation
+    train_batch_size: int = option(16, "clips per device and batch", minimum=1)
+    gradient_accumulation_steps: int = option(1, "batches per phase", minimum=1)
+    max_train_steps: int = option(
+        1_000_000, "finished phases (generator and discriminator phases alternate)", minimum=1
+    )
+    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
+    learning_rate: float = option(1e-4, "learning rate of the tokenizer", minimum=0)
+    discr_learning_rate: float = option(1e-4, "learning rate of the discriminator")
+    scale_lr: bool = option(False, "multiply learning rates by devices x batch size x accumulation steps")
+    lr_scheduler: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
+    discr_lr_scheduler: str = option("constant_with_warmup", "schedule of the discriminator", choices=SCHEDULES)
+    lr_warmup_steps: int = option(500, "warm-up in optimizer updates", minimum=0)
+    adam_beta1: float = option(0.9, "AdamW")
+    adam_beta2: float = option(0.999, "AdamW")
+    adam_weight_decay: float = option(0.0, "AdamW", minimum=0)
+    adam_epsilon: float = option(1e-8, "AdamW", minimum=0)
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", minimum=0)
+    use_8bit_adam: bool = option(False, "8-bit AdamW of bitsandbytes, which has to be installed")
+    use_ema: bool = option(False, "validate and end with a running mean of the weights (in ema_model/ of checkpoints)")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
+
+    # Machine
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
+    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+    allow_tf32: bool = option(False, "TF32 matrix products on CUDA; convolutions do as PyTorch's default says")
+    channels_last: bool = option(False, "channels-last memory format of images and convolutions")
+
+    # Record
+    output_dir: str = option("vqgan-output", "runs are folders <date>-<exp_name> in here")
+    exp_name: str = option("tokenizer", "name of the run")
+    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
+    tracker_project_name: str = option("vqgan-training", "project name in the trackers")
+    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
+    log_steps: int = option(50, "steps between lines of metrics", minimum=1)
+    log_grad_norm_steps: int = option(500, "steps between records of the gradient norm of each part", minimum=1)
+    log_image_steps: int = option(100, "steps between image grids of training clips", minimum=1)
+    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
+    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
+    skip_first_val: bool = option(False, "no validation after step 1")
+    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
+    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
+    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    resume_with_changes: bool = option(False, CHANGES_HELP)
+    start_global_step: int = option(0, "start counting at this step", minimum=0)
+
+    # Trying the command
+    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
+    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
+
+    # Nothing any more
+    dataset_name: str = option("robotic", "only robotic video is left", inert=True)
+    cache_dir: str | None = option(None, "set HF_HOME instead", inert=True)
+    local_rank: int = option(-1, "the launcher sets it in the environment", inert=True)
+    enable_xformers_memory_efficient_attention: bool = option(False, "torch's own attention is used", inert=True)
+    weighted_mse: float | None = option(None, "see --motion_weight", inert=True)
+    weighted_gan: bool = option(False, "gone", inert=True)
+
+    def validate(self) -> None:
+        _check_what_both_share(self)
+        _check_start(self, "start_global_step")
+        _check_shares(self, "codebook_decay", "cross_attention_dropout", "adam_beta1", "adam_beta2")
+        if self.rand_select and self.rand_shuffle:
+            raise UserError("--rand_select and --rand_shuffle are two segment modes: give one")
+        if (self.rand_select or self.rand_shuffle) and self.segment_horizon < self.segment_length:
+            raise UserError(
+                f"--segment_horizon {self.segment_horizon} has no room for --segment_length {self.segment_length}"
+            )
+        if self.align_to_context and self.pretrained_model_name_or_path is None:
+            raise UserError(
+                "--align_to_context copies the halves for context frames, which have to be trained: train without it "
+                "first, then give that run as --pretrained_model_name_or_path"
+            )
+        if self.still_weight and not self.codebook_decay:
+            raise UserError("--still_weight keeps a code vector at zero: it needs --codebook_decay, 0.99 for instance")
+        if (self.restart_dead_codes or self.codebook_decay) and self.selected_params:
+            raise UserError(
+                "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"
+            )
+        if self.use_8bit_adam:
+            self._check_8bit_adam()
+        if self.disc_start < self.max_train_steps:
+            self._check_discriminator()
+
+    def _check_8bit_adam(self) -> None:
+        if not _is_installed("bitsandbytes"):
+            raise UserError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
+        if self.restart_dead_codes and not self.codebook_decay:
+            raise UserError(
+                "--restart_dead_codes clears the moments of code vectors, which --use_8bit_adam packs: drop one, or "
+                "take the code vectors from the optimizer with --codebook_decay 0.99"
+            )
+
+    def _check_discriminator(self) -> None:
+        size = self.resolution // 2**self.disc_depth
+        if self.disc_depth < 1 or size < 2:
+            raise UserError(
+                f"--disc_depth {self.disc_depth} leaves {size} x {size} logits of frames at --resolution "
+                f"{self.resolution}; give a depth of at least 1 that leaves 2 x 2"
+            )
+        weights = self.discriminator_config_name_or_path
+        if weights is not None and not Path(weights).is_file():
+            raise UserError(f"--discriminator_config_name_or_path {weights}: no such file")
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+
+@dataclass(frozen=True, kw_only=True)
+class GptArgs:
+    """Flags of ``train_gpt.py``."""
+
+    # What is trained, and from what
+    pretrained_model_name_or_path: str = option(REQUIRED, "trained tokenizer: folder or hub id")
+    vqgan_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
+    config_name: str = option("configs/llama/config.json", "architecture of the transformer")
+    pretrained_transformer_path: str | None = option(None, "folder whose model.safetensors to start from")
+    load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
+    stale_tokens: float = option(
+        0.0, "replace up to this share of the history by older tokens, so that actions count (0: off)"
+    )
+    history: str = option(
+        "true", "own: train on histories of the model's own choices; true: less --stale_tokens", choices=HISTORIES
+    )
+    history_passes: int = option(3, "--history own: how often each token is replaced by the model's choice", minimum=1)
+    history_from_start: float = option(
+        0.6, "--history own: share of clips whose whole future is its own; others' is from a random frame on", minimum=0
+    )
+    history_rule: str = option(
+        "likeliest", "--history own: which code it chooses; expected_code: nearest to the mean vector", choices=RULES
+    )
+    llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
+    action_conditioned: bool = option(False, "condition each frame on an action")
+    action_dim: int = option(4, "dimension of the actions", minimum=1)
+    action_recon: float | None = option(None, "weight of the reconstruction of actions", minimum=0)
+    reward_prediction: bool = option(False, "predict rewards")
+    symlog: bool = option(False, "predict the symmetric logarithm of rewards")
+    goal_conditioned: bool = option(False, "the first frame is the goal")
+    lora: bool = option(False, "train low-rank adapters of --pretrained_transformer_path; of the rest, heads only")
+    lora_r: int = option(8, "rank of the adapters", minimum=1)
+    lora_alpha: float = option(32, "scale of the adapters, divided by their rank", minimum=1)
+    lora_dropout: float = option(0.0, "dropout of the adapters")
+
+    # Data
+    token_store: str | None = option(None, "train from stored tokens instead of pixels")
+    eval_token_store: str | None = option(None, "stored tokens of the test split, for validation with --token_store")
+    dataset_path: str | None = option(
+        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
+    )
+    oxe_data_mixes_type: str = option("select", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
+    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
+    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
+    context_length: int = option(1, "context frames t of a clip")
+    segment_length: int = option(2, "frames T of a clip, context included")
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
+    strong_aug: bool = option(False, "stronger augmentation")
+    no_aug: bool = option(False, "no augmentation")
+    dataloader_num_workers: int = option(4, "data worker processes", minimum=0)
+    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
+    cache_mb: int = option(64, CACHE_HELP, minimum=0)
+
+    # Optimisation
+    per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
+    per_device_eval_batch_size: int | None = option(
+        None, "clips per device and validation batch (default: training's)", minimum=1
+    )
+    gradient_accumulation_steps: int = option(1, "batches per optimizer update", minimum=1)
+    max_train_steps: int = option(1_000_000, "optimizer updates", minimum=1)
+    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
+    learning_rate: float = option(5e-5, "peak learning rate", minimum=0)
+    weight_decay: float = option(0.0, "AdamW", minimum=0)
+    embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
+    lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
+    num_warmup_steps: int = option(5000, "warm-up in optimizer updates", minimum=0)
+    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)", minimum=0)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
+
+    # Machine
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
+    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+
+    # Record
+    output_dir: str = option("trm-output", "runs are folders <date>-<exp_name> in here")
+    exp_name: str = option("transformer", "name of the run")
+    with_tracking: bool = option(True, "report to trackers")
+    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
+    tracker_project_name: str = option("trm-training", "project name in the trackers")
+    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
+    log_steps: int = option(100, "steps between lines of metrics", minimum=1)
+    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
+    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
+    skip_first_val: bool = option(False, "no validation after step 1")
+    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
+    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
+    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    resume_with_changes: bool = option(False, CHANGES_HELP)
+    start_completed_steps: int = option(0, "start counting at this step", minimum=0)
+
+    # Evaluation by generation
+    use_eval_dataset: bool = option(False, "validate on the benchmark's evaluation clips, in order, not on random ones")
+    use_frame_metrics: bool = option(False, "validations also score sampled futures: PSNR, SSIM, MSE, LPIPS")
+    use_fvd: bool = option(False, "validations also score sampled futures by FVD, which needs --i3d_path")
+    eval_only: bool = option(False, "validate --pretrained_transformer_path once; needs no training data")
+    i3d_path: str = option(I3D_FILE, "I3D network for FVD")
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+    eval_generate_times: int = option(1, "sampled futures per clip; scores are the best one's", minimum=1)
+    max_generate_batchsize: int | None = option(
+        None, "futures that are sampled at a time (default: a batch's)", minimum=1
+    )
+    max_decode_batchsize: int | None = option(None, "frames that LPIPS, clips that I3D is given at a time", minimum=1)
+    log_gif_interval: int = option(10, "at every validation: batches between GIFs of sampled futures", minimum=1)
+
+    # Trying the command
+    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
+    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
+
+    # Nothing any more
+    special_token: bool = option(False, "separators are always there", inert=True)
+    trust_remote_code: bool = option(False, "no remote code is ever run", inert=True)
+
+    def validate(self) -> None:
+        _check_what_both_share(self)
+        _check_shares(self, "llama_attn_drop", "stale_tokens", "lora_dropout")
+        self._check_history()
+        self._check_token_store()
+        _check_start(self, "start_completed_steps")
+        if self.use_eval_dataset and self.goal_conditioned:
+            raise UserError("--use_eval_dataset: the benchmarks' clips do not start with their goal")
+        if self.action_conditioned and self.goal_conditioned:
+            raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")
+        for flag in ("reward_prediction", "action_recon"):
+            if getattr(self, flag) and not self.action_conditioned:
+                raise UserError(f"--{flag} needs --action_conditioned")
+        if self.symlog and not self.reward_prediction:
+            raise UserError("--symlog is about rewards: it needs --reward_prediction")
+        if self.load_internal_llm and not self.pretrained_transformer_path:
+            raise UserError("--load_internal_llm needs --pretrained_transformer_path")
+        if self.lora:
+            self._check_lora()
+        if self.eval_only and not self.pretrained_transformer_path:
+            raise UserError("--eval_only needs a trained transformer: give --pretrained_transformer_path")
+        if self.eval_only and self.resume_from_checkpoint:
+            raise UserError("--eval_only writes a run of its own: leave out --resume_from_checkpoint")
+        if not self.config_path.exists():
+            raise UserError(f"--config_name {self.config_name}: no such file")
+
+    def _check_history(self) -> None:
+        if self.history_from_start > 1:
+            raise UserError(f"--history_from_start is {self.history_from_start}: a share is at most 1")
+        if self.history == "own" and self.stale_tokens:
+            raise UserError("--history own and --stale_tokens are two ways to spoil a history: give one")
+        if self.history == "own" and self.gradient_checkpointing:
+            raise UserError("--history own keeps what it has read, which --gradient_checkpointing cannot: drop one")
+        names = [field.name for field in fields(self) if field.name.startswith("history_")]
+        given = [f"--{name}" for name in names if getattr(self, name) != getattr(type(self), name)]
+        if given and self.history != "own":
+            raise UserError(f"{', '.join(given)} does nothing without --history own")
+
+    def _check_lora(self) -> None:
+        if not _is_installed("peft"):
+            raise UserError("--lora needs peft: pip install -e '.[lora]'")
+        if self.pretrained_transformer_path is None:
+            raise UserError("--lora adapts a trained transformer: give --pretrained_transformer_path")
+
+    def _check_token_store(self) -> None:
+        if self.eval_token_store and not self.token_store:
+            raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
+        if not self.token_store:
+            return
+        for flag in ("use_eval_dataset", "use_frame_metrics", "use_fvd", "eval_only"):
+            if getattr(self, flag):
+                raise UserError(f"--{flag} needs true frames, and a --token_store has none: give --dataset_path")
+        if self.dataset_path:
+            raise UserError("--token_store and --dataset_path are two sources of clips: give one")
+        if self.goal_conditioned:
+            raise UserError(
+                "--goal_conditioned needs pixels: the clips of a --token_store do not start with their goal"
+            )
+        defaults = {field.name: field.default for field in fields(self)}
+        given = [f"--{name}" for name in PIXEL_FLAGS if getattr(self, name) != defaults[name]]
+        if given:
+            warnings.warn(
+                f"with --token_store, which holds finished clips, {', '.join(given)} does nothing", stacklevel=4
+            )
+
+    @property
+    def eval_batch_size(self) -> int:
+        return self.per_device_eval_batch_size or self.per_device_train_batch_size
+
+    @property
+    def scores_samples(self) -> bool:
+        """Do validations sample futures?"""
+        return self.use_frame_metrics or self.use_fvd
+
+    @property
+    def config_path(self) -> Path:
+        return here_or_in_project(self.config_name)
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+
+def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
+    _check_clips(args.context_length, args.segment_length)
+    _check_trackers(args.report_to)
+    if find_format(args.dataset_path) and args.oxe_data_mixes_type != type(args).oxe_data_mixes_type:
+        warnings.warn(
+            f"--oxe_data_mixes_type {args.oxe_data_mixes_type} has no effect: "
+            f"the format of --dataset_path says what to train on",
+            stacklevel=4,
+        )
+    if args.strong_aug and args.no_aug:
+        raise UserError("--strong_aug and --no_aug contradict each other: give one")
+    if args.seed is not None and args.seed >= MAX_SEED:
+        raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
+
+
+def _check_start(args: TokenizerArgs | GptArgs, name: str) -> None:
+    if getattr(args, name) >= args.max_train_steps:
+        raise UserError(
+            f"--{name} {getattr(args, name)} leaves no step to do: --max_train_steps is {args.max_train_steps}, and "
+            "counts from 0"
+        )
+
+
+def _check_shares(args: TokenizerArgs | GptArgs, *names: str) -> None:
+    """Dropout, decay of means: numbers of which 1 would leave nothing."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < 1:
+            raise UserError(f"--{name} is {value}: it must be at least 0 and less than 1")
+
+
+def _check_clips(context_length: int, segment_length: int) -> None:
+    if not 1 <= context_length < segment_length:
+        raise UserError(
+            f"--context_length {context_length} and --segment_length {segment_length}: a clip needs at least one "
+            "context frame and one future frame, so 1 <= context_length < segment_length"
+        )
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # it was kept from being imported
+        return False
+
+
+def _check_trackers(report_to: str) -> None:
+    for name in report_to.split(","):
+        if name not in TRACKERS:
+            raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}, or several with commas between them")
+        if name not in ("all", "none") and not _is_installed(name):
+            raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")

@@ -1,0 +1,175 @@
+"""Checkpoints that all processes of a training run write together. Knows folders and state dicts; knows no model.
+
+A checkpoint's folder holds weights in their published format, ``state.pt`` (what all processes share: optimizers,
+schedulers, progress), one ``process_<rank>.pt`` each (random numbers, data position) and ``checksums.json``.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from ivideogpt.errors import UserError
+from ivideogpt.runs.checkpoints import (
+    SHARED_STATE,
+    UNFINISHED,
+    begin_checkpoint,
+    complete_checkpoints,
+    damage_of,
+    finish_checkpoint,
+    latest_undamaged,
+    read_state,
+    remove_checkpoint,
+)
+from ivideogpt.runs.checksums import CHECKSUMS
+from ivideogpt.runs.state import Stateful
+from ivideogpt.state_dicts import save_state
+
+logger = logging.getLogger(__name__)
+
+RUN_DATE = r"\d{4}-\d\d-\d\d-\d\d:\d\d:\d\d-"
+
+# Name prefixes of a run's checkpoints, relative to its folder: the published layouts of both training scripts.
+TOKENIZER_CHECKPOINTS = "checkpoint-"
+TRANSFORMER_CHECKPOINTS = "checkpoints/checkpoint_"
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written."""
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run.
+
+    ``write_weights(folder)`` writes the weights; ``shared`` is the same in all processes, ``local`` is each one's own.
+    """
+
+    run_directory: Path
+    prefix: str
+    write_weights: Callable[[Path], None]
+    shared: Mapping[str, Stateful]
+    local: Mapping[str, Stateful]
+    keep_last: int | None = None
+
+    def save_or_report(self, step: int, must_succeed: bool) -> None:
+        """As :meth:`save`, with a line in the log. A failure is no more than that, unless it ``must_succeed``."""
+        try:
+            logger.info("saved %s", self.save(step))
+        except SaveError as error:
+            if must_succeed:
+                raise
+            logger.error("%s; going on without", error)
+
+    def save(self, step: int) -> Path:
+        """Write everything needed to go on after ``step``. All processes call it.
+
+        Raises:
+            SaveError: in all processes, if one of them could not write. Earlier checkpoints are as they were.
+        """
+        processes = PartialState()
+        folder = self.run_directory / f"{self.prefix}{step}"
+        unfinished = folder.with_name(UNFINISHED + folder.name)  # in all processes
+        failures: list[str] = []
+        shared = _state_of(self.shared)  # by all processes: of sharded weights each has a part
+        with _noting(failures):
+            if processes.is_main_process:
+                begin_checkpoint(folder)
+                save_state(shared, unfinished / SHARED_STATE)
+        processes.wait_for_everyone()
+        with _noting(failures):
+            save_state(_state_of(self.local), unfinished / _process_file(processes.process_index))
+        with _noting(failures):
+            self.write_weights(unfinished)
+        failures = gather_object(failures)
+        with _noting(failures):
+            if processes.is_main_process and not failures:
+                finish_checkpoint(folder, unfinished)
+                self._forget_old_ones()
+        failures = gather_object(failures)
+        if failures:
+            if processes.is_main_process:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            raise SaveError(f"{folder} could not be saved: {failures[0]}")
+        return folder
+
+    def load(self, folder: Path) -> None:
+        """Bring back everything but the weights, which the model was built from."""
+        process_file = folder / _process_file(PartialState().process_index)
+        if not process_file.is_file():
+            raise UserError(
+                f"{folder} was written by fewer processes than the {PartialState().num_processes} of this run: "
+                "resume on the same number of processes"
+            )
+        for path, parts in ((folder / SHARED_STATE, self.shared), (process_file, self.local)):
+            state = read_state(path, needed=parts)
+            for name, part in parts.items():
+                part.load_state_dict(state[name])
+
+    def _forget_old_ones(self) -> None:
+        if self.keep_last is not None:
+            for folder in complete_checkpoints(self.run_directory, self.prefix)[: -self.keep_last]:
+                remove_checkpoint(folder)
+
+
+@contextmanager
+def _noting(failures: list[str]) -> Iterator[None]:
+    """Take note of a failed write instead of raising: the other processes are waiting."""
+    try:
+        yield
+    except (OSError, RuntimeError, UserError) as error:  # of writers
+        failures.append(str(error) or type(error).__name__)
+
+
+def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix: str) -> Path | None:
+    """What ``--resume_from_checkpoint`` means: a checkpoint, or the undamaged one of a run with the highest step.
+
+    ``latest`` is the newest run ``<date>-<exp_name>`` in ``output_dir`` that has checkpoints, by its date; None, with a
+    warning, if there is none yet.
+
+    Raises:
+        UserError: a path holds no complete checkpoint, the one that was named is damaged, or all of a run are.
+    """
+    if wanted is None:
+        return None
+    if wanted == "latest":
+        named = re.compile(RUN_DATE + re.escape(exp_name))
+        runs = sorted(run for run in output_dir.glob("*") if named.fullmatch(run.name))
+        for run in reversed(runs):
+            if checkpoint := latest_undamaged(run, prefix):
+                return checkpoint
+        logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
+        return None
+    path = Path(wanted)
+    if (path / SHARED_STATE).is_file() or (path / CHECKSUMS).is_file():
+        if damage := damage_of(path):
+            raise UserError(
+                f"--resume_from_checkpoint {wanted} is damaged: {damage}; name another one, or the run's folder for "
+                "its latest undamaged one"
+            )
+        return path
+    if checkpoint := latest_undamaged(path, prefix):
+        return checkpoint
+    raise UserError(f"--resume_from_checkpoint {wanted}: no complete checkpoint there")
+
+
+def run_directory_of(checkpoint: Path, prefix: str) -> Path:
+    """The run folder that a checkpoint lies in."""
+    return checkpoint.resolve().parents[prefix.count("/")]
+
+
+def _state_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items()}
+
+
+def _process_file(rank: int) -> str:
+    return f"process_{rank}.pt"

@@ -1,0 +1,71 @@
+"""Training and validation clips as both training scripts ask for them. Knows flags and loaders; knows no model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+
+from accelerate.utils import gather_object
+
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import ClipLoader, build_benchmark_loader, build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
+from ivideogpt.training.common.args import GptArgs, TokenizerArgs
+from ivideogpt.training.common.run import Run
+
+VALIDATION_SEED = 0
+CAUSES_LISTED = 20
+
+logger = logging.getLogger(__name__)
+
+
+def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size: int) -> DataConfig:
+    """Clips of frames alone, by the flags that both scripts have."""
+    augmentation = STRONG_AUGMENTATION if args.strong_aug else Augmentation()
+    return DataConfig(
+        dataset_path=args.dataset_path,
+        mix=args.oxe_data_mixes_type,
+        segment=segment,
+        video_stepsize=args.video_stepsize,
+        image_size=args.resolution,
+        batch_size=batch_size,
+        num_workers=args.dataloader_num_workers,
+        augmentation=None if args.no_aug else augmentation,
+        dataset_size=args.dataset_size,
+        sthsth_root_path=args.sthsth_root_path,
+        on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
+        cache_mb=args.cache_mb,
+    )
+
+
+def build_clip_loaders(
+    config: DataConfig, run: Run, eval_batch_size: int, benchmark: bool = False
+) -> tuple[ClipLoader, ClipLoader]:
+    """Training clips, and validation clips."""
+    train = build_loader(config, "train", run.seed, run.accelerator.process_index, run.accelerator.num_processes)
+    validation = build_validation_loader(config, run, eval_batch_size, benchmark)
+    if config.on_bad_episode == "skip":
+        run.at_end.append(partial(report_bad_episodes, (train, validation)))
+    return train, validation
+
+
+def build_validation_loader(config: DataConfig, run: Run, batch_size: int, benchmark: bool = False) -> ClipLoader:
+    """Clips that are the same every time: random ones of the test split, or those of the benchmark."""
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    config = replace(config, batch_size=batch_size)
+    if benchmark:
+        return build_benchmark_loader(config, rank, world_size)
+    return build_loader(config, "test", VALIDATION_SEED, rank, world_size)
+
+
+def report_bad_episodes(loaders: Iterable[ClipLoader]) -> None:
+    """Says how many distinct episodes all processes have skipped, and why. All of them call it."""
+    found = gather_object([bad for loader in loaders for bad in loader.bad_episodes.items()])
+    causes = dict(sorted(found))
+    logger.info("skipped %d bad episodes", len(causes))
+    for cause in islice(causes.values(), CAUSES_LISTED):
+        logger.info("skipped: %s", cause)

@@ -1,0 +1,240 @@
+"""``--debug``: the same command with a tiny model, a few steps, and stand-ins for what is not there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ivideogpt.data.catalog import OWN_SPLITS, DatasetPaths
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
+from ivideogpt.data.formats.registry import find_format
+from ivideogpt.files import atomic_file, atomic_path, write_json
+from ivideogpt.metrics.lpips import missing_weights
+from ivideogpt.paths import here_or_in_project
+from ivideogpt.pretrained import (
+    TOKENIZER_WEIGHTS,
+    TRANSFORMER_WEIGHTS,
+    build_transformer,
+    load_tokenizer,
+    read_llama_config,
+    save_tokenizer,
+    save_transformer,
+)
+from ivideogpt.training.common.args import GptArgs, TokenizerArgs
+from ivideogpt.training.tokenizer.build import read_config
+from ivideogpt.vq_model import CompressiveVQModel
+
+logger = logging.getLogger(__name__)
+
+STEPS = 4
+MOST_STEPS = 100  # that are still a trial
+CLIPS = 2
+EPISODES = 4  # the first is the test split
+TINY_TOKENIZER = dict(
+    layers_per_block=1,
+    norm_num_groups=4,
+    latent_channels=8,
+    num_vq_embeddings=64,
+    num_dyn_embeddings=64,
+    max_att_resolution=16,
+)
+TINY_TRANSFORMER = dict(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+)
+FEW = dict(
+    log_steps=1,
+    validation_steps=2,
+    max_eval_iters=1,
+    checkpointing_steps=2,
+    dataloader_num_workers=0,
+)
+
+
+def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
+    """``--debug`` of train_tokenizer.py."""
+    stand_ins = _StandIns(args)
+    start, config = args.pretrained_model_name_or_path, args.model_config_name_or_path
+    if start is None or not Path(start).exists():
+        start = None if start is None else stand_ins.tokenizer(start)
+        config = None if start is not None else str(stand_ins.tokenizer_config(config))
+    return replace(
+        stand_ins.with_episodes(args, max(args.segment_length, args.segment_horizon)),
+        **FEW | {"max_train_steps": stand_ins.steps},
+        output_dir=str(stand_ins.folder),
+        start_global_step=0,
+        perc_weight=stand_ins.perceptual_weight(args),
+        pretrained_model_name_or_path=start,
+        model_config_name_or_path=config,
+        train_batch_size=min(args.train_batch_size, CLIPS),
+        disc_start=1 if args.disc_start < args.max_train_steps else args.disc_start,
+        lr_warmup_steps=1,
+        log_grad_norm_steps=2,
+        log_image_steps=2,
+        restart_dead_codes=min(args.restart_dead_codes, 2),
+    )
+
+
+def tiny_gpt_run(args: GptArgs) -> GptArgs:
+    """``--debug`` of train_gpt.py."""
+    stand_ins = _StandIns(args)
+    tokenizer = stand_ins.tokenizer(args.pretrained_model_name_or_path)
+    start = args.pretrained_transformer_path
+    config_name = args.config_name
+    if start is None or not Path(start).exists():
+        config_name = str(stand_ins.transformer_config(args))
+        start = None if start is None else stand_ins.transformer(args, tokenizer, config_name)
+    return replace(
+        stand_ins.with_episodes(args, args.segment_length),
+        **FEW | {"max_train_steps": stand_ins.steps},
+        output_dir=str(stand_ins.folder),
+        start_completed_steps=0,
+        pretrained_model_name_or_path=tokenizer,
+        pretrained_transformer_path=start,
+        config_name=config_name,
+        per_device_train_batch_size=min(args.per_device_train_batch_size, CLIPS),
+        per_device_eval_batch_size=CLIPS,
+        eval_generate_times=min(args.eval_generate_times, 2),
+        num_warmup_steps=1,
+    )
+
+
+class _StandIns:
+    """Episodes and models in ``<output_dir>/debug``, made where the ones that a command names do not exist.
+
+    Their content depends on what they stand for alone, and each is written aside and renamed, so that several
+    processes may make the same one.
+    """
+
+    def __init__(self, args: TokenizerArgs | GptArgs) -> None:
+        self.folder = Path(args.output_dir) / "debug"
+        self.resolution, self.context_length = args.resolution, args.context_length
+        asked = args.max_train_steps
+        self.steps = asked if asked <= MOST_STEPS else STEPS
+        logger.warning(
+            "--debug: a tiny model and %d steps%s; the run, and what stands in, are in %s",
+            self.steps,
+            "" if self.steps == asked else f" (not --max_train_steps {asked}, which is taken up to {MOST_STEPS})",
+            self.folder,
+        )
+
+    def perceptual_weight(self, args: TokenizerArgs) -> float:
+        """0 where LPIPS has no files."""
+        missing = missing_weights(here_or_in_project(args.lpips_path)) if args.perc_weight else None
+        if missing is None:
+            return args.perc_weight
+        logger.warning("--debug: --perc_weight 0 instead of %s. %s", args.perc_weight, missing)
+        return 0.0
+
+    def with_episodes(self, args: Any, num_frames: int) -> Any:
+        """The run's own data if they are there, else squares that actions move."""
+        if isinstance(args, GptArgs) and args.token_store is not None:
+            if Path(args.token_store).is_dir():
+                return args
+            logger.warning("--debug: no token store %s; clips are read as pixels", args.token_store)
+            args = replace(args, token_store=None, eval_token_store=None)
+        elif _has_data(args):
+            return args
+        action_dim = args.action_dim if isinstance(args, GptArgs) else 4
+        folder = self.folder / f"episodes-{self.resolution}-{num_frames}-{action_dim}"
+        for number in range(EPISODES):
+            _write_episode(
+                folder / "squares" / f"{number:05d}.npz", number, num_frames + 4, self.resolution, action_dim
+            )
+        logger.warning(
+            "--debug: %s of %s is not there, %s stands in for it", args.oxe_data_mixes_type, args.dataset_path, folder
+        )
+        args = replace(args, dataset_path=str(folder), oxe_data_mixes_type="folder:squares", sthsth_root_path=None)
+        return replace(args, use_eval_dataset=False) if isinstance(args, GptArgs) else args
+
+    def tokenizer_config(self, path: str | None) -> Path:
+        config = read_config(path, self.resolution)
+        num_blocks = len(config["block_out_channels"])
+        config |= TINY_TOKENIZER | {"block_out_channels": [8] * (num_blocks - 2) + [32, 32]}
+        return _write_json(self.folder / f"tokenizer-{self.resolution}.json", config)
+
+    def tokenizer(self, path: str) -> str:
+        """A trained tokenizer, or an untrained one in its place."""
+        if Path(path).exists():
+            return path
+        folder = self.folder / f"tokenizer-{self.resolution}-{self.context_length}"
+        config = json.loads(self.tokenizer_config(None).read_text())
+        shape = {"resolution": self.resolution, "context_length": self.context_length}
+        with _made_in(folder, TOKENIZER_WEIGHTS) as aside:
+            if aside is not None:
+                model = CompressiveVQModel.from_config({**config, **shape})
+                model.dynamics_quantize.embedding.weight.data[0] = 0  # the still code, for --history own
+                save_tokenizer(model, aside)
+        logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
+        return str(folder)
+
+    def transformer_config(self, args: GptArgs) -> Path:
+        config = read_llama_config(args.config_path).to_dict() | TINY_TRANSFORMER
+        return _write_json(self.folder / "transformer.json", config | {"head_dim": None})
+
+    def transformer(self, args: GptArgs, tokenizer: str, config_name: str) -> str:
+        """An untrained transformer in place of a trained one: action-free unless the run wants actions in it."""
+        action_dim = args.action_dim if args.action_conditioned and not args.load_internal_llm else None
+        layout = load_tokenizer(tokenizer).layout(args.segment_length - args.context_length)
+        folder = self.folder / f"transformer-{layout.vocab_size}-{layout.num_frames}-{action_dim or 'free'}"
+        with _made_in(folder, TRANSFORMER_WEIGHTS) as aside:
+            if aside is not None:
+                save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), aside)
+        logger.warning("--debug: %s is not there, %s stands in for it", args.pretrained_transformer_path, folder)
+        return str(folder)
+
+
+def _has_data(args: TokenizerArgs | GptArgs) -> bool:
+    """A folder of datasets, or a benchmark whose folders DATASET.yaml names."""
+    path = args.dataset_path
+    if path is not None and (find_format(path) or Path(path).is_dir()):
+        return True
+    names = [str(name) for name, _ in DATASET_NAMED_MIXES.get(args.oxe_data_mixes_type, [])]
+    if not names or not OWN_SPLITS.keys() >= set(names):
+        return False
+    folders = DatasetPaths.load()
+    return all(getattr(folders, key) for name in names for key, _ in (OWN_SPLITS[name].train, OWN_SPLITS[name].test))
+
+
+@contextmanager
+def _made_in(folder: Path, last_file: str) -> Iterator[Path | None]:
+    """A folder to write what is to be in ``folder``, from the same random numbers always; None if it is there."""
+    if (folder / last_file).is_file():
+        yield None
+        return
+    with torch.random.fork_rng(), atomic_path(folder) as partial:
+        torch.manual_seed(0)
+        yield partial
+        shutil.rmtree(folder, ignore_errors=True)  # another process was first, or one before did not finish
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, values)
+    return path
+
+
+def _write_episode(path: Path, seed: int, num_frames: int, resolution: int, action_dim: int) -> None:
+    """A square that the first two action components push around on a plain picture."""
+    if path.exists():
+        return
+    rng = np.random.default_rng(seed)
+    actions = rng.uniform(-1, 1, size=(num_frames, action_dim)).astype(np.float32)
+    frames = np.full((num_frames, resolution, resolution, 3), 60, np.uint8)
+    size = resolution // 4
+    place = rng.uniform(0, resolution - size, size=2)
+    for frame, action in zip(frames, actions, strict=True):
+        y, x = place.astype(int)
+        frame[y : y + size, x : x + size] = (250, 120, 30)
+        place = np.clip(place + action[:2] * size / 2, 0, resolution - size)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        np.savez(file, image=frames, action=actions, reward=actions[:, 0])

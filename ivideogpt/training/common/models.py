@@ -1,0 +1,79 @@
+"""Build models and losses that learn: shared by both trainings and by model-based RL. Without accelerate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.metrics.frame_metrics import load_lpips
+from ivideogpt.pretrained import Transformer, build_transformer
+from ivideogpt.transformer import LlamaConfig
+from ivideogpt.vq_model import CompressiveVQModel
+
+
+def adapt_tokenizer(
+    tokenizer: CompressiveVQModel, context_length: int, resolution: int, advice: str | None = None
+) -> None:
+    """Shrink the tokenizer to ``context_length``.
+
+    Args:
+        advice: ends the message about the resolution.
+
+    Raises:
+        UserError: it was trained with less context, or for another resolution.
+    """
+    tokenizer.set_context_length(context_length)
+    made_for = tokenizer.config.resolution
+    if made_for != resolution:
+        advice = advice or f"give --resolution {made_for}"
+        raise UserError(f"the tokenizer is for {made_for} px, not {resolution}: {advice}")
+
+
+def freeze_codebooks(tokenizer: CompressiveVQModel) -> None:
+    tokenizer.quantize.requires_grad_(False)
+    tokenizer.dynamics_quantize.requires_grad_(False)
+
+
+def build_tokenizer_loss(
+    config: TokenizerLossConfig, lpips_path: str | Path, device: torch.device, without_lpips: str
+) -> TokenizerLoss:
+    """Build the loss, with LPIPS if it has a weight.
+
+    Args:
+        without_lpips: how to train without it, for the message.
+
+    Raises:
+        UserError: the files of LPIPS are not there.
+    """
+    lpips = load_lpips(lpips_path, device, without_lpips) if config.perc_weight else None
+    return TokenizerLoss(config, lpips)
+
+
+def build_fitting_transformer(
+    config: LlamaConfig,
+    layout: TokenLayout,
+    setting: str,
+    attention_dropout: float | None = None,
+    action_dim: int | None = None,
+    reward_prediction: bool = False,
+    action_recon: float | None = None,
+) -> Transformer:
+    """Build a transformer with random weights, after checking that clips of ``layout`` fit into its positions.
+
+    Args:
+        setting: the name of the clips' length for the message, such as ``--segment_length``.
+        attention_dropout: None: as ``config`` says.
+    """
+    if layout.sequence_length > config.max_position_embeddings:
+        fits = layout.context_frames + layout.future_frames_that_fit(config.max_position_embeddings)
+        raise UserError(
+            f"{setting} {layout.num_frames} takes {layout.sequence_length} tokens, but the transformer has "
+            f"{config.max_position_embeddings} positions: at most {fits} frames fit"
+        )
+    if attention_dropout is not None:
+        config.attention_dropout = attention_dropout
+    return build_transformer(config, layout, action_dim, reward_prediction, action_recon)

@@ -1,0 +1,323 @@
+"""One training run and its record: processes, folder, seed, trackers, metrics. Knows nothing of models or data.
+
+A run's folder is named once, by the main process. Nothing is written before the run is entered (``with run:``), so a
+command that fails while it builds its parts leaves no trace.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from PIL import Image
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ivideogpt.data.clips.loaders import WorkerDied
+from ivideogpt.devices import check_launcher
+from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_file, write_json
+from ivideogpt.runs.checkpoints import set_aside_later, step_of
+from ivideogpt.runs.locks import check_not_locked, locked
+from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
+from ivideogpt.runs.resume import RECORD, Changes
+from ivideogpt.runs.signals import StopSignal
+from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
+from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
+from ivideogpt.training.common.resume import RULES, allowed_changes, keeping_hyperparameters, recorded_run
+from ivideogpt.training.common.trackers import track_gif, track_image
+from ivideogpt.versions import versions
+
+logger = logging.getLogger(__name__)
+
+WAIT_OR = "start a new run, without --resume_from_checkpoint"
+RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transformers", "numpy")
+
+
+@dataclass
+class Run:
+    """What every part of a training script shares: ``accelerator``, ``directory``, ``seed``, the record of metrics.
+
+    ``checkpoint`` is the one to resume from. ``facts`` go into run.json. ``exit_code`` is the command's.
+    """
+
+    args: TokenizerArgs | GptArgs
+    accelerator: Accelerator
+    directory: Path
+    seed: int
+    checkpoint: Path | None = None
+    changes: Changes = field(default_factory=dict)  # since the run that is resumed, on purpose
+    facts: dict[str, Any] = field(default_factory=dict)
+    stop_signal: StopSignal = field(default_factory=StopSignal)
+    exit_code: int = 0
+    at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
+
+    def __enter__(self) -> Run:
+        with ExitStack() as stack:
+            if self.is_main_process:
+                self._claim_folder()
+                stack.enter_context(locked(self.directory, WAIT_OR))
+                self._open_folder()
+            self._share_name()
+            self._start_trackers()
+            stack.callback(self.accelerator.end_training)
+            stack.enter_context(self.stop_signal.listening())
+            stack.enter_context(logging_redirect_tqdm())
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        if kind is None:  # a process that failed cannot wait for the others: they may be waiting for it elsewhere
+            for report in self.at_end:
+                report()
+            self.accelerator.wait_for_everyone()
+        self._exit.__exit__(kind, *exception)
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.accelerator.is_main_process
+
+    @property
+    def config_file(self) -> Path:
+        """run.json, or one beside it for the part of a run that was resumed; config.json is the trained model's."""
+        name = RECORD if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
+        return self.directory / name
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.directory / METRICS
+
+    # ---- the record
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
+        if not self.is_main_process:
+            return
+        with going_on_without_room():
+            append_metrics(self.metrics_file, {"step": step, "split": split}, metrics)
+        with going_on_without_room():
+            self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
+        logger.info("step %d %s  %s", step, split, text)
+
+    def log_image(self, step: int, name: str, image: Image.Image) -> None:
+        """A picture to ``images/`` in the run folder and to the trackers."""
+        if not self.is_main_process:
+            return
+        folder = self.directory / "images"
+        with going_on_without_room():
+            folder.mkdir(exist_ok=True)
+            with atomic_file(folder / f"{name}-{step:07d}.png") as file:
+                image.save(file, format="PNG")
+            for tracker in self.accelerator.trackers:
+                track_image(tracker, step, name, image)
+
+    def log_video(self, step: int, name: str, path: Path) -> None:
+        """A GIF of the run folder to the trackers."""
+        for tracker in self.accelerator.trackers:
+            track_gif(tracker, step, name, path)
+
+    def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """Return the mean of each metric over all processes, which all call this."""
+        if not metrics:
+            return {}
+        values = torch.tensor(list(metrics.values()), device=self.accelerator.device)
+        return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True))
+
+    def say(self, text: str) -> None:
+        """An answer to whoever typed the command, once."""
+        self.accelerator.print(text)
+
+    def progress_bar(self, finished_steps: int, total_steps: int, clips_per_step: float) -> tqdm[Any]:
+        """A bar on a terminal, in clips; elsewhere the log lines say it all."""
+        return tqdm(
+            initial=finished_steps,
+            total=total_steps,
+            unit="clip",
+            unit_scale=clips_per_step,
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=None if self.is_main_process else True,
+        )
+
+    def should_stop(self) -> bool:
+        """Has any process been asked to stop (SIGTERM, SIGINT)?"""
+        if self.accelerator.num_processes > 1:
+            own = torch.tensor([self.stop_signal.number], device=self.accelerator.device)
+            self.stop_signal.number = int(self.accelerator.gather(own).max())
+        return self.stop_signal.number != 0
+
+    def stopped_after(self, step: int) -> None:
+        """The run ends before its time: whoever started the command must not take it for finished."""
+        self.exit_code = 128 + self.stop_signal.number
+        logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
+
+    @contextmanager
+    def saving_at_worker_death(self, save: Callable[[], None]) -> Iterator[None]:
+        """Call ``save`` before the run ends because a data worker died. Batches come before a step changes weights.
+
+        Batches that an unfinished step has accumulated are not used again. Of several processes the others wait for
+        this one's gradients and cannot take part in saving: their last checkpoint stays.
+        """
+        try:
+            yield
+        except WorkerDied:
+            if self.accelerator.num_processes == 1:
+                save()
+            raise
+
+    def resume(self, checkpoints: Checkpoints, optimizers: Sequence[tuple[Optimizer, LRScheduler]]) -> None:
+        """Load the checkpoint; settings of optimizers that were changed on purpose stay as asked."""
+        assert self.checkpoint is not None
+        with ExitStack() as stack:
+            for pair in optimizers if self.changes else ():
+                stack.enter_context(keeping_hyperparameters(*pair))
+            checkpoints.load(self.checkpoint)
+        logger.info("resumed from %s", self.checkpoint)
+
+    # ---- start and end
+
+    def _claim_folder(self) -> None:
+        """Make the folder. A run that began in the same second may have taken its name."""
+        if self.checkpoint is not None:
+            return
+        while True:
+            try:
+                self.directory.mkdir(parents=True)
+                return
+            except FileExistsError:
+                time.sleep(0.1)
+                self.directory = _new_folder_name(Path(self.args.output_dir), self.args.exp_name)
+
+    def _share_name(self) -> None:
+        """Tell all processes, and the trackers, which folder the main process has opened."""
+        self.directory = broadcast_object_list([self.directory])[0]
+        files = self.accelerator.project_configuration
+        files.project_dir, files.logging_dir = str(self.directory), str(self.directory / self.args.logging_dir)
+
+    def _open_folder(self) -> None:
+        if self.checkpoint is not None:
+            cut_back(self.metrics_file, step_of(self.checkpoint))
+            set_aside_later(self.checkpoint)
+            if self.changes:
+                given = (f"--{name} {now} (was {before})" for name, (before, now) in self.changes.items())
+                logger.warning("going on with changes: %s", ", ".join(given))
+                asked = dataclasses.asdict(self.args)
+                RULES.note(self.directory / RECORD, self.changes, step_of(self.checkpoint), asked, args="args")
+        record = self.configuration()
+        if self.checkpoint is None:
+            record["contents"] = RULES.digests(record["args"])
+        write_json(self.config_file, record)
+        logger.info("run folder %s", self.directory)
+
+    def configuration(self) -> dict[str, Any]:
+        """The full resolved configuration: what was asked, on what, with which versions."""
+        return {
+            "args": dataclasses.asdict(self.args) | {"seed": self.seed},
+            "command": sys.argv,
+            "git_commit": _git_commit(),
+            "versions": versions(RECORDED_PACKAGES),
+            "num_processes": self.accelerator.num_processes,
+            "device": str(self.accelerator.device),
+            "resumed_from": None if self.checkpoint is None else str(self.checkpoint),
+            **self.facts,
+        }
+
+    def _start_trackers(self) -> None:
+        config = {name: _flat(value) for name, value in self.configuration()["args"].items()}
+        self.accelerator.init_trackers(
+            self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
+        )
+
+
+@contextmanager
+def going_on_without_room() -> Iterator[None]:
+    """Report what cannot be written and go on: weights are worth more than a line about them."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s; going on without", error)
+
+
+def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
+    """Start the processes' common ground and name the run. Writes nothing yet."""
+    check_launcher()
+    files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, once that is opened
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files
+    )
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
+    check_distribution(args, accelerator.distributed_type)
+    args = dataclasses.replace(args, mixed_precision=accelerator.mixed_precision)
+    level = logging.INFO if accelerator.is_main_process else logging.ERROR
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    place = [_place_of(args, checkpoint_prefix) if accelerator.is_main_process else None]
+    checkpoint, directory, seed, changes = broadcast_object_list(place)[0]
+    set_seed(seed, device_specific=True)
+    return Run(args, accelerator, directory, seed, checkpoint, changes)
+
+
+def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> None:
+    """Raises UserError for ways of spreading a model that do not go with what is asked."""
+    if kind == DistributedType.DEEPSPEED:
+        raise UserError("DeepSpeed is not supported: configs/accelerate/fsdp2.yaml and zero2.yaml shard without it")
+    if kind == DistributedType.FSDP and isinstance(args, TokenizerArgs):
+        raise UserError("FSDP is for transformers: train the tokenizer with configs/accelerate/multi_gpu.yaml")
+    if kind == DistributedType.FSDP and isinstance(args, GptArgs) and args.lora:
+        raise UserError("--lora does not go with FSDP: adapters fit one GPU, use configs/accelerate/multi_gpu.yaml")
+
+
+def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Path | None, Path, int, Changes]:
+    """Return the checkpoint to resume from, the run folder, the seed, and what the resumed run changes."""
+    output_dir = Path(args.output_dir)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, args.exp_name, checkpoint_prefix)
+    if checkpoint is None:
+        seed = secrets.randbelow(MAX_SEED) if args.seed is None else args.seed
+        return None, _new_folder_name(output_dir, args.exp_name), seed, {}
+    directory = run_directory_of(checkpoint, checkpoint_prefix)
+    check_not_locked(directory, WAIT_OR)
+    recorded, digests = recorded_run(directory)
+    seed = recorded["seed"] if args.seed is None else args.seed
+    changes = allowed_changes(dataclasses.asdict(args) | {"seed": seed}, recorded, digests)
+    return checkpoint, directory, seed, changes
+
+
+def _new_folder_name(output_dir: Path, exp_name: str) -> Path:
+    while (folder := output_dir / f"{datetime.now():%Y-%m-%d-%H:%M:%S}-{exp_name}").exists():
+        time.sleep(0.1)
+    return folder
+
+
+def _tracker_names(args: TokenizerArgs | GptArgs) -> list[str]:
+    if isinstance(args, GptArgs) and not args.with_tracking:
+        return []
+    return [name for name in args.report_to.split(",") if name != "none"]
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+        return None
+
+
+def _flat(value: Any) -> int | float | str | bool:
+    """Trackers take plain values only."""
+    return value if isinstance(value, int | float | str | bool) else str(value)

@@ -1,0 +1,180 @@
+"""Everything that ``train_tokenizer.py`` needs, from its flags."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+
+from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
+from ivideogpt.errors import UserError
+from ivideogpt.files import read_json
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.paths import PROJECT
+from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
+from ivideogpt.state_dicts import load_strict, read_any_tensors
+from ivideogpt.training.common.args import TokenizerArgs
+from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
+from ivideogpt.training.common.clip_batches import build_clip_loaders, clip_config
+from ivideogpt.training.common.ema import AveragedWeights
+from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks
+from ivideogpt.training.common.optim import build_adamw, trainable_parameters
+from ivideogpt.training.common.run import build_run
+from ivideogpt.training.common.schedule import PhaseSchedule, TrainProgress, build_scheduler
+from ivideogpt.training.common.stream import BatchStream
+from ivideogpt.training.tokenizer.codebooks import Codebook, Codebooks
+from ivideogpt.training.tokenizer.gan import Adversary
+from ivideogpt.training.tokenizer.trainer import WEIGHTS_FOLDER, TokenizerTrainer
+from ivideogpt.vq_model import CompressiveVQModel, Discriminator
+
+logger = logging.getLogger(__name__)
+
+WITHOUT_LPIPS = "or train without the perceptual loss: --perc_weight 0"
+CONFIG_OF_RESOLUTION = {64: PROJECT / "configs" / "ctx_vae64", 256: PROJECT / "configs" / "ctx_vae"}
+
+
+def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
+    """A trainer with all its parts. Writes nothing."""
+    run = build_run(args, TOKENIZER_CHECKPOINTS)
+    accelerator = run.accelerator
+    loss = build_loss(args, accelerator.device)
+    config = clip_config(args, segment_spec(args), args.train_batch_size)
+    train_clips, validation_clips = build_clip_loaders(config, run, args.train_batch_size)
+    tokenizer, fresh_codebooks = build_tokenizer(args, run.checkpoint)
+    if args.allow_tf32:  # of convolutions it is what PyTorch's default says
+        torch.backends.cuda.matmul.allow_tf32 = True
+
+    schedule = PhaseSchedule(args.max_train_steps, args.disc_start, args.start_global_step)
+    optimizer = build_optimizer(tokenizer, args.learning_rate, args, accelerator)
+    scheduler = build_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, schedule.generator_updates)
+    model, prepared_optimizer = accelerator.prepare(tokenizer, optimizer)
+    run.facts["tokenizer"] = {
+        "config": json.loads(tokenizer.to_json_string()),
+        "parameters": sum(parameter.numel() for parameter in tokenizer.parameters()),
+        "lpips": loss.lpips is not None,
+    }
+    decay = args.codebook_decay or None
+    codebooks = Codebooks(
+        Codebook("context", tokenizer.quantize.embedding.weight, accelerator, decay),
+        Codebook("dynamics", tokenizer.dynamics_quantize.embedding.weight, accelerator, decay, bool(args.still_weight)),
+    )
+    return TokenizerTrainer(
+        args=args,
+        run=run,
+        model=model,
+        loss=loss,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        schedule=schedule,
+        codebooks=codebooks,
+        fresh_codebooks=fresh_codebooks,
+        average=AveragedWeights(tokenizer) if args.use_ema else None,
+        adversary=build_adversary(args, schedule, accelerator),
+        clips=BatchStream(train_clips, accelerator.device),
+        validation_clips=validation_clips,
+        progress=TrainProgress(step=args.start_global_step),
+    )
+
+
+def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: Accelerator) -> Adversary | None:
+    """None if the run ends before ``--disc_start``."""
+    if not schedule.discriminator_updates:
+        return None
+    discriminator = Discriminator(depth=args.disc_depth)
+    if args.discriminator_config_name_or_path is not None:
+        path = Path(args.discriminator_config_name_or_path)
+        load_strict(discriminator, read_any_tensors(path), str(path))
+    optimizer = build_optimizer(discriminator, args.discr_learning_rate, args, accelerator)
+    updates = schedule.discriminator_updates
+    scheduler = build_scheduler(args.discr_lr_scheduler, optimizer, args.lr_warmup_steps, updates)
+    model, prepared_optimizer = accelerator.prepare(discriminator, optimizer)
+    return Adversary(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
+
+
+def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs, accelerator: Accelerator) -> Optimizer:
+    return build_adamw(
+        trainable_parameters(model),
+        learning_rate * _learning_rate_scale(args, accelerator),
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        epsilon=args.adam_epsilon,
+        in_8bit=args.use_8bit_adam,
+    )
+
+
+def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[CompressiveVQModel, frozenset[str]]:
+    """A tokenizer in training mode, and which of its codebooks know nothing yet."""
+    model, fresh_codebooks = starting_tokenizer(args, checkpoint)
+    adapt_tokenizer(model, args.context_length, args.resolution)
+    model.set_cross_attention_dropout(args.cross_attention_dropout)
+    if args.selected_params or args.codebook_decay:
+        freeze_codebooks(model)
+    if args.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    if args.compile:
+        for part in (model.encoder, model.decoder, model.cond_encoder, model.cond_decoder):
+            part.compile()
+    model.train().to(memory_format=torch.channels_last if args.channels_last else torch.contiguous_format)
+    return model, fresh_codebooks
+
+
+def starting_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[CompressiveVQModel, frozenset[str]]:
+    """From the run's checkpoint, from pretrained weights of a whole tokenizer or of its plain halves, or all new."""
+    start = args.pretrained_model_name_or_path
+    if checkpoint is not None:
+        return load_tokenizer(checkpoint / WEIGHTS_FOLDER), frozenset()
+    if start is not None and not is_plain_tokenizer(start):
+        if args.model_config_name_or_path is not None:
+            logger.warning("--model_config_name_or_path has no effect: %s says what the model is", start)
+        return load_tokenizer(start), frozenset({"dynamics"} if args.align_to_context else ())
+    config = read_config(args.model_config_name_or_path, args.resolution)
+    flags = {"context_length": args.context_length, "resolution": args.resolution}
+    model = CompressiveVQModel.from_config({**config, **flags})
+    if start is None:
+        return model, frozenset({"context", "dynamics"})
+    initialise_from_plain_tokenizer(model, start)
+    return model, frozenset({"dynamics"})
+
+
+def read_config(path: str | None, resolution: int) -> dict[str, Any]:
+    """A tokenizer's config.json (a file, or the folder it is in), or the one for a resolution."""
+    if path is None and resolution not in CONFIG_OF_RESOLUTION:
+        raise UserError(f"no default architecture for --resolution {resolution}: give --model_config_name_or_path")
+    file = Path(path) if path is not None else CONFIG_OF_RESOLUTION[resolution]
+    file = file / "config.json" if file.is_dir() else file
+    try:
+        return read_json(file)
+    except UserError as error:
+        raise UserError(f"--model_config_name_or_path {file}: no readable JSON file ({error})") from error
+
+
+def segment_spec(args: TokenizerArgs) -> SegmentSpec:
+    kind = segment_kind(args.rand_select, args.rand_shuffle)
+    horizon = args.segment_horizon if kind in ("sparse_future", "shuffled") else None
+    return SegmentSpec(kind, args.segment_length, args.context_length, horizon)
+
+
+def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
+    """With LPIPS if it has a weight; raises UserError if its files are not there."""
+    config = TokenizerLossConfig(
+        reconstruction=args.vae_loss,  # type: ignore[arg-type]
+        recon_weight=args.recon_weight,
+        perc_weight=args.perc_weight,
+        balanced=args.balanced_loss,
+        motion_weight=args.motion_weight,
+        still_weight=args.still_weight,
+        gradient_weight=args.gradient_weight,
+    )
+    return build_tokenizer_loss(config, args.lpips_path, device, WITHOUT_LPIPS)
+
+
+def _learning_rate_scale(args: TokenizerArgs, accelerator: Accelerator) -> int:
+    if not args.scale_lr:
+        return 1
+    return accelerator.num_processes * args.train_batch_size * args.gradient_accumulation_steps

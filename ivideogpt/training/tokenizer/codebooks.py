@@ -1,0 +1,235 @@
+"""Upkeep of codebooks: how much of them is in use, a start from data, a new place for codes that nothing uses.
+
+Knows latents, codes and the optimizer's moments of the code vectors; knows no images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ivideogpt.errors import UserError
+from ivideogpt.vq_model import CompressiveVQOutput
+from ivideogpt.vq_model.quantizer import code_usage
+
+KMEANS_ITERATIONS = 10
+VECTORS_PER_CODE = 8  # data that a codebook is initialised from
+MAX_BATCHES_TO_START = 1000  # clips in which little moves give few vectors
+VECTORS_AT_A_TIME = 4096
+FORGOTTEN = 1e-6  # a running mean of so little weight is rounding error
+
+
+class Tensors:
+    """Tensors that change in place, as one piece of state."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: tensor.cpu() for name, tensor in self._tensors.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        for name, tensor in self._tensors.items():
+            tensor.copy_(state[name])
+
+
+class Codebook:
+    """One codebook and what it has been used for.
+
+    ``means`` are the same in all processes, ``counts`` are each one's own.
+
+    Args:
+        name: prefix of its metrics.
+        vectors: (codes, d), the quantizer's embedding.
+        accelerator: all processes end up with the same vectors.
+        decay: of the running means of their latents that the vectors are set to after every batch (van den Oord et al.
+            2017, appendix A.1); ``None`` leaves them to the optimizer.
+        keep_zero: the first vector is zero and stays so, whatever it stands for.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        vectors: Tensor,
+        accelerator: Accelerator,
+        decay: float | None = None,
+        keep_zero: bool = False,
+    ) -> None:
+        self.name = name
+        self.keep_zero = keep_zero
+        self.vectors = vectors
+        self.accelerator = accelerator
+        self.decay = decay
+        self._weights = torch.ones(len(vectors), device=vectors.device)
+        self._sums = vectors.detach().clone()  # of latents, weighted like _weights
+        self._counts_since_log = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+        self._counts_since_restart = self._counts_since_log.clone()
+        self.means = Tensors({"weights": self._weights, "sums": self._sums})
+        self.counts = Tensors({"since_log": self._counts_since_log, "since_restart": self._counts_since_restart})
+
+    def observe(self, codes: Tensor, latents: Tensor) -> None:
+        """Take note of the codes of a training batch, any shape, and of the latents (..., d) that they stand for."""
+        counts = torch.bincount(codes.flatten(), minlength=len(self.vectors))
+        self._counts_since_log += counts
+        self._counts_since_restart += counts
+        if self.decay is not None:
+            self._follow(codes.flatten(), counts, latents.flatten(0, -2).float())
+
+    @torch.no_grad()
+    def _follow(self, codes: Tensor, counts: Tensor, latents: Tensor) -> None:
+        """Move every vector towards the mean of its latents. One that had none keeps its place."""
+        assert self.decay is not None
+        counts = self.accelerator.reduce(counts.float(), "sum")
+        sums = self.accelerator.reduce(torch.zeros_like(self._sums).index_add_(0, codes, latents), "sum")
+        sound = sums.isfinite().all()  # of latents that are not, nothing is learned
+        counts, sums = torch.where(sound, counts, self._weights), torch.where(sound, sums, self._sums)
+        self._weights.lerp_(counts, 1 - self.decay)
+        self._sums.lerp_(sums, 1 - self.decay)
+        weights = self._weights.unsqueeze(1)
+        self._set_vectors(torch.where(weights > FORGOTTEN, self._sums / weights, self.vectors))
+
+    def take_statistics(self) -> dict[str, float]:
+        """Share of the codes in use and perplexity since the last time."""
+        counts = self.accelerator.reduce(self._counts_since_log, "sum")
+        self._counts_since_log.zero_()
+        return {f"{self.name}_{name}": value for name, value in code_usage(counts).items()} if counts.any() else {}
+
+    def has_enough(self, parts: Sequence[Tensor]) -> bool:
+        """For :meth:`initialise`."""
+        return sum(map(len, parts)) >= VECTORS_PER_CODE * len(self.vectors)
+
+    @torch.no_grad()
+    def initialise(self, latents: Tensor) -> None:
+        """Move the code vectors to cluster centres of ``latents`` (n, d), or of some of them if they are many."""
+        if not len(latents):
+            raise UserError(
+                f"the {self.name} codebook cannot start from data: nothing moves in {MAX_BATCHES_TO_START} batches of "
+                "clips; give longer clips or larger steps between frames, or leave out --restart_dead_codes"
+            )
+        some = latents[torch.randperm(len(latents))[: VECTORS_PER_CODE * len(self.vectors)].to(latents.device)]
+        self._set_vectors(broadcast(kmeans(some.float(), len(self.vectors), KMEANS_ITERATIONS).to(self.vectors)))
+        self._begin_means_anew(torch.arange(len(self.vectors)))
+
+    @torch.no_grad()
+    def restart_dead_codes(self, latents: Tensor, optimizer: Optimizer) -> dict[str, Tensor | float]:
+        """Move codes unused since the last time to some of ``latents`` (..., d), preferably badly represented ones.
+
+        The optimizer forgets what it knew of them. Returns their number, as a metric.
+        """
+        dead = self.accelerator.reduce(self._counts_since_restart, "sum") == 0
+        if self.keep_zero:
+            dead[0] = False
+        self._counts_since_restart.zero_()
+        rows = dead.nonzero().flatten()
+        vectors = self.vectors.detach().clone()
+        new = badly_represented(latents.flatten(0, -2).float(), vectors, num=len(rows))
+        vectors[rows[: len(new)]] = new.to(vectors)
+        self._set_vectors(broadcast(vectors))
+        _forget_moments(optimizer, self.vectors, rows)
+        self._begin_means_anew(rows)
+        return {f"{self.name}_dead_codes": float(len(rows))}
+
+    @torch.no_grad()
+    def _set_vectors(self, vectors: Tensor) -> None:
+        self.vectors.copy_(vectors)
+        if self.keep_zero:
+            self.vectors[0] = 0
+
+    def _begin_means_anew(self, rows: Tensor) -> None:
+        self._weights[rows] = 1
+        self._sums[rows] = self.vectors.detach()[rows]
+
+
+@dataclass(frozen=True)
+class Codebooks:
+    """Both codebooks of a tokenizer."""
+
+    context: Codebook
+    dynamics: Codebook
+
+    def observe(self, output: CompressiveVQOutput, moving: Tensor | None = None) -> None:
+        """Take note of a training batch's forward pass; of the dynamics only where ``moving`` (B F, 16), if given."""
+        assert output.context_codes is not None
+        assert output.context_latents is not None
+        assert output.dynamics_codes is not None
+        assert output.dynamics_latents is not None
+        self.context.observe(output.context_codes, output.context_latents)
+        self.dynamics.observe(
+            *(_chosen(of, moving) for of in (output.dynamics_codes, output.dynamics_latents.detach()))
+        )
+
+    def take_statistics(self) -> dict[str, float]:
+        return self.context.take_statistics() | self.dynamics.take_statistics()
+
+    def restart_dead_codes(
+        self, output: CompressiveVQOutput, optimizer: Optimizer, moving: Tensor | None = None
+    ) -> dict[str, Tensor | float]:
+        assert output.context_latents is not None
+        assert output.dynamics_latents is not None
+        context = self.context.restart_dead_codes(output.context_latents, optimizer)
+        return context | self.dynamics.restart_dead_codes(_chosen(output.dynamics_latents, moving), optimizer)
+
+    def initialise(self, batches: Iterable[tuple[Tensor, Tensor]], names: Collection[str]) -> None:
+        """Start the codebooks of these names from data: pairs of context and dynamics latents, as many as it takes."""
+        collected: dict[Codebook, list[Tensor]] = {
+            book: [] for book in (self.context, self.dynamics) if book.name in names
+        }
+        for of_context, of_dynamics in islice(batches, MAX_BATCHES_TO_START):
+            for book, parts in collected.items():
+                if not book.has_enough(parts):
+                    parts.append(of_context if book is self.context else of_dynamics)
+            if all(book.has_enough(parts) for book, parts in collected.items()):
+                break
+        for book, parts in collected.items():
+            book.initialise(torch.cat(parts))
+
+
+def _chosen(values: Tensor, mask: Tensor | None) -> Tensor:
+    return values if mask is None else values[mask]
+
+
+def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
+    """Lloyd's algorithm from random distinct vectors. A centre that loses all its vectors stays where it is."""
+    distinct = torch.unique(vectors, dim=0)
+    chosen = torch.randperm(len(distinct))[:num_centres].to(vectors.device)
+    centres = distinct[chosen]
+    if len(centres) < num_centres:  # fewer distinct vectors than codes: the rest starts near some of them
+        extra = centres[torch.randint(len(centres), (num_centres - len(centres),)).to(vectors.device)]
+        centres = torch.cat([centres, extra + 0.01 * vectors.std() * torch.randn_like(extra)])
+    for _ in range(iterations):
+        nearest = _nearest(vectors, centres)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
+        counts = torch.bincount(nearest, minlength=num_centres).unsqueeze(1)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres
+
+
+def _nearest(vectors: Tensor, centres: Tensor) -> Tensor:
+    """Which centre is nearest to each vector, in parts that fit into memory."""
+    return torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in vectors.split(VECTORS_AT_A_TIME)])
+
+
+def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
+    """At most ``num`` distinct latents, drawn as k-means++ draws its centres.
+
+    The probability is proportional to the squared distance from the nearest code vector.
+    """
+    distinct = torch.unique(latents[latents.isfinite().all(dim=1)], dim=0)
+    errors = torch.cdist(distinct, vectors).amin(dim=1).square()
+    num = min(num, int((errors > 0).sum()))
+    if num == 0:
+        return latents[:0]
+    return distinct[torch.multinomial(errors.cpu(), num).to(latents.device)]
+
+
+def _forget_moments(optimizer: Optimizer, parameter: Tensor, rows: Tensor) -> None:
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if moment in optimizer.state.get(parameter, {}):
+            optimizer.state[parameter][moment][rows] = 0

@@ -1,0 +1,90 @@
+"""The discriminator of tokenizer training: what it adds to the tokenizer's loss, and how it is trained itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ivideogpt.losses import LossTerms, adaptive_weight, hinge_loss
+from ivideogpt.training.common.optim import accumulating, advance
+from ivideogpt.training.common.updates import SoundUpdates
+
+
+@dataclass
+class Adversary:
+    """A discriminator with its optimizer. It sees context frames, then future frames, unclamped.
+
+    ``discriminator`` is wrapped for the processes.
+    """
+
+    discriminator: nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    accelerator: Accelerator
+    weight: float
+    max_grad_norm: float
+
+    def __post_init__(self) -> None:
+        self.updates = SoundUpdates("discriminator", self.optimizer, self.accelerator)
+
+    def added_to(self, terms: LossTerms, reconstructed: Tensor, last_layer: Tensor) -> LossTerms:
+        """The tokenizer's loss with the discriminator's verdict on ``reconstructed`` frames (N, 3, H, W).
+
+        The verdict is scaled to pull on the ``last_layer`` as strongly as the perceptual loss of future frames does, or
+        their reconstruction loss where there is no perceptual one (VQGAN, Esser et al. 2021, equation 7).
+        """
+        discriminator = self.accelerator.unwrap_model(self.discriminator)
+        with without_gradients(discriminator), self.accelerator.autocast():
+            gan = -discriminator(reconstructed).float().mean()
+        scale = adaptive_weight(terms.parts.get("perc", terms.parts["recon"]), gan, last_layer)
+        return LossTerms(
+            terms.total + self.weight * scale * gan,
+            {**terms.parts, "gan": gan, "gan_scale": scale},
+        )
+
+    def backward(self, real: Tensor, reconstructed: Tensor, num_batches: int, is_last: bool) -> Mapping[str, Tensor]:
+        """Gradients of the discriminator from one of ``num_batches`` batches of frames (N, 3, H, W)."""
+        with accumulating(self.accelerator, self.discriminator, is_last):
+            logits = self.discriminator(torch.cat([real, reconstructed])).float()
+            of_real, of_fake = logits.chunk(2)
+            loss = hinge_loss(of_real, of_fake)
+            self.accelerator.backward(loss / num_batches)
+        return {
+            "disc_loss": loss.detach(),
+            "disc_real": of_real.detach().mean(),
+            "disc_fake": of_fake.detach().mean(),
+        }
+
+    def update(self, loss: Tensor) -> dict[str, Tensor | float]:
+        """Clip, step, schedule."""
+        metrics: dict[str, Tensor | float] = {"disc_lr": self.scheduler.get_last_lr()[0]}
+        parameters = self.discriminator.parameters()
+        metrics["disc_grad_norm"] = norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
+        metrics["disc_skipped_updates"] = advance(self.updates, self.scheduler, loss, norm)
+        return metrics
+
+    def state(self) -> dict[str, Any]:
+        """Its parts of a checkpoint."""
+        return {
+            "discriminator": self.accelerator.unwrap_model(self.discriminator),
+            "discriminator_optimizer": self.optimizer,
+            "discriminator_scheduler": self.scheduler,
+        }
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Gradients pass through the module, but its own parameters get none."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

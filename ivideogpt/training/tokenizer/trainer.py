@@ -1,0 +1,402 @@
+"""Training of the tokenizer: reconstruct clips from their tokens.
+
+Dimension keys: B clips, T = t + F frames, t context frames, F future frames, H W pixels.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ivideogpt.data.clips.loaders import ClipLoader
+from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
+from ivideogpt.files import atomic_file
+from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
+from ivideogpt.metrics.frame_metrics import frame_psnr
+from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
+from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.state import RandomState
+from ivideogpt.runs.throughput import Throughput
+from ivideogpt.state_dicts import save_tensors
+from ivideogpt.training.common.args import TokenizerArgs
+from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
+from ivideogpt.training.common.ema import AveragedWeights
+from ivideogpt.training.common.optim import accumulating, advance, gradient_norms
+from ivideogpt.training.common.run import Run
+from ivideogpt.training.common.schedule import (
+    Phase,
+    PhaseSchedule,
+    TrainProgress,
+    every,
+    validates_at,
+    within_phase_pair,
+)
+from ivideogpt.training.common.stream import BatchStream
+from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.tokenizer.codebooks import Codebooks
+from ivideogpt.training.tokenizer.gan import Adversary
+from ivideogpt.video_io import to_pixels
+from ivideogpt.vq_model import CompressiveVQOutput
+from ivideogpt.world_model import evaluating
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS_FOLDER = "unwrapped_model"
+DISCRIMINATOR_WEIGHTS = "discriminator"
+AVERAGE_FOLDER = "ema_model"
+CLIPS_TO_ALIGN = 32
+CLIPS_SHOWN = 3
+
+
+@dataclass
+class TokenizerTrainer:
+    """Trains a tokenizer with ready-made parts. ``model`` is wrapped for the processes, ``codebooks`` are its own."""
+
+    args: TokenizerArgs
+    run: Run
+    model: nn.Module
+    loss: TokenizerLoss
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    schedule: PhaseSchedule
+    codebooks: Codebooks
+    fresh_codebooks: frozenset[str]  # names of those that know nothing yet
+    average: AveragedWeights | None  # None: what is trained is what is used
+    adversary: Adversary | None  # None: no discriminator takes part
+    clips: BatchStream
+    validation_clips: ClipLoader
+    progress: TrainProgress = field(default_factory=TrainProgress)
+    averager: MetricAverager = field(default_factory=MetricAverager)
+
+    def __post_init__(self) -> None:
+        self.accelerator: Accelerator = self.run.accelerator
+        clips_per_update = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        self.clips_per_update = clips_per_update * self.accelerator.num_processes
+        self.throughput = Throughput()
+        self.updates = SoundUpdates("tokenizer", self.optimizer, self.accelerator)
+        self.shown: Tensor | None = None  # a few of the latest training clips
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Made when the run is under way: only then its folder is certain."""
+        return Checkpoints(
+            self.run.directory,
+            TOKENIZER_CHECKPOINTS,
+            write_weights=self.write_checkpoint_weights,
+            shared={
+                "optimizer": self.optimizer,
+                "scheduler": self.scheduler,
+                "progress": self.progress,
+                "context_means": self.codebooks.context.means,
+                "dynamics_means": self.codebooks.dynamics.means,
+                **(self.adversary.state() if self.adversary is not None else {}),
+                **({"average": self.average} if self.average is not None else {}),
+                **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
+            },
+            local={
+                "context_counts": self.codebooks.context.counts,
+                "dynamics_counts": self.codebooks.dynamics.counts,
+                "window": self.averager,
+                "clips": self.clips,
+                "random": RandomState(),
+            },
+            keep_last=self.args.checkpoints_kept,
+        )
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """What takes memory, by name."""
+        yield "tokenizer", self.accelerator.unwrap_model(self.model)
+        if self.adversary is not None:
+            yield "discriminator", self.accelerator.unwrap_model(self.adversary.discriminator)
+        if self.loss.lpips is not None:
+            yield "LPIPS", self.loss.lpips
+
+    def fit(self) -> None:
+        """Train to ``max_train_steps``, or until the run is asked to stop."""
+        self.start()
+        clips_per_step = self.clips_per_update / 2  # every other step is the discriminator's
+        progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step)
+        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
+            while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
+                self.run_phase()
+                self.progress.step += 1
+                bar.update()
+                self.after_step(self.progress.step)
+        self.finish()
+
+    def start(self) -> None:
+        """Go on from a checkpoint, or prepare a new model."""
+        if self.run.checkpoint is not None:
+            pairs = [(self.optimizer, self.scheduler)]
+            if self.adversary is not None:
+                pairs.append((self.adversary.optimizer, self.adversary.scheduler))
+            self.run.resume(self.checkpoints, pairs)
+            return
+        if self.args.align_to_context:
+            logger.info("aligning the halves for future frames to the context")
+            self.align_to_context()
+        if self.args.restart_dead_codes and self.fresh_codebooks:
+            logger.info("initialising from data: codebook of %s", " and of ".join(sorted(self.fresh_codebooks)))
+            self.codebooks.initialise(self.latents_of_batches(), self.fresh_codebooks)
+
+    @torch.no_grad()
+    def align_to_context(self) -> None:
+        """With the first clips of this process; the first process decides."""
+        model = self.accelerator.unwrap_model(self.model)
+        batches = [self.next_frames() for _ in range(-(-CLIPS_TO_ALIGN // self.args.train_batch_size))]
+        context = torch.cat([split(frames, self.args.context_length)[0] for frames in batches])
+        model.align_to_context(context)
+        for parameter in model.parameters():
+            parameter.copy_(broadcast(parameter.detach()))
+
+    def finish(self) -> None:
+        """Final weights, or a checkpoint if the run was stopped."""
+        if self.progress.step < self.args.max_train_steps:
+            self.save_checkpoint()
+            self.run.stopped_after(self.progress.step)
+            return
+        self.updates.check_end()
+        with self.averaged():
+            self.write_weights(self.run.directory)
+            self.write_weights(self.run.directory / WEIGHTS_FOLDER)
+        self.write_discriminator(self.run.directory / WEIGHTS_FOLDER)
+        logger.info("finished: %s", self.run.directory / WEIGHTS_FOLDER)
+
+    # ---- one step
+
+    def run_phase(self) -> None:
+        match self.schedule.phase(self.progress.step):
+            case Phase.GENERATOR:
+                self.averager.add(self.generator_phase())
+            case Phase.DISCRIMINATOR:
+                self.averager.add(self.discriminator_phase())
+            case Phase.IDLE:
+                pass
+
+    def generator_phase(self) -> dict[str, Tensor | float]:
+        """One update of the tokenizer from ``gradient_accumulation_steps`` batches."""
+        num_batches = self.args.gradient_accumulation_steps
+        averager = MetricAverager()
+        for index in range(num_batches):
+            with self.throughput.timing("data"):
+                frames = self.next_frames()
+            moving = None
+            if self.args.still_weight:
+                frames = with_still_frame(frames, self.args.context_length)
+                moving = moving_patches(frames, self.args.context_length)
+            is_last = index == num_batches - 1
+            with self.throughput.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
+                terms, output = self.loss_of(frames)
+                if self.adversary is not None and self.progress.step >= self.args.disc_start:
+                    terms = self.adversary.added_to(terms, reconstructed_frames(output), self.last_layer)
+                self.accelerator.backward(terms.total / num_batches)
+            self.codebooks.observe(output, moving)
+            averager.add(terms.detached())
+        means = averager.means()
+        metrics = means | self.update(means["loss"])
+        if self.args.restart_dead_codes and within_phase_pair(self.progress.step + 1, self.args.restart_dead_codes):
+            metrics |= self.codebooks.restart_dead_codes(output, self.optimizer, moving)
+        self.shown = frames[:CLIPS_SHOWN]
+        return metrics
+
+    def discriminator_phase(self) -> dict[str, Tensor | float]:
+        """One update of the discriminator from ``gradient_accumulation_steps`` batches of its own."""
+        assert self.adversary is not None
+        num_batches = self.args.gradient_accumulation_steps
+        averager = MetricAverager()
+        for index in range(num_batches):
+            with self.throughput.timing("data"):
+                frames = self.next_frames()
+            with self.throughput.timing("gradients"):
+                with torch.no_grad():
+                    output = reconstruct(self.model, frames, self.args.context_length)
+                real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
+                is_last = index == num_batches - 1
+                averager.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
+        self.count_clips()
+        with self.throughput.timing("optimizer"):
+            means = averager.means()
+            return means | self.adversary.update(means["disc_loss"])
+
+    @property
+    def last_layer(self) -> Tensor:
+        return self.accelerator.unwrap_model(self.model).cond_decoder.conv_out.weight
+
+    def loss_of(self, frames: Tensor) -> tuple[LossTerms, Any]:
+        """Loss of clips (B, T, 3, H, W), and the forward pass it comes from."""
+        output = reconstruct(self.model, frames, self.args.context_length)
+        return self.loss(frames, output, self.args.context_length), output
+
+    def update(self, loss: Tensor) -> dict[str, Tensor | float]:
+        """Clip, step, schedule."""
+        metrics: dict[str, Tensor | float] = {"lr": self.scheduler.get_last_lr()[0]}
+        with self.throughput.timing("optimizer"):
+            norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+            metrics["grad_norm"] = norm
+        if within_phase_pair(self.progress.step + 1, self.args.log_grad_norm_steps):
+            # after clipping, which takes the factor of 16-bit training out of gradients
+            metrics |= gradient_norms(self.accelerator.unwrap_model(self.model))
+        with self.throughput.timing("optimizer"):
+            metrics["skipped_updates"] = skipped = advance(self.updates, self.scheduler, loss, norm)
+            if self.average is not None:
+                self.average.update(skipped)
+        self.count_clips()
+        return metrics
+
+    def count_clips(self) -> None:
+        self.progress.clips += self.clips_per_update
+        self.throughput.add_clips(self.clips_per_update)
+
+    def next_frames(self) -> Tensor:
+        return next(self.clips).frames
+
+    def latents_of_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Encoder outputs of training batches, without end: those that the codes are to stand for."""
+        model = self.accelerator.unwrap_model(self.model)
+        while True:
+            frames = self.next_frames()
+            context, future = split(frames, self.args.context_length)
+            with evaluating(model), torch.no_grad(), self.accelerator.autocast():
+                of_context, of_future = model.latents(context.flatten(0, 1), future.flatten(0, 1))
+            if self.args.still_weight:
+                of_future = of_future[moving_patches(frames, self.args.context_length).flatten()]
+            yield of_context, of_future  # not inside: what runs between two batches would run in eval mode
+
+    # ---- between steps
+
+    def after_step(self, step: int) -> None:
+        args = self.args
+        self.throughput.step()
+        if every(step, args.log_steps):
+            self.log_training(step)
+        if every(step, args.log_image_steps) and self.shown is not None:
+            self.run.log_image(step, "train", self.picture(self.shown))
+        if validates_at(step, args.validation_steps, args.skip_first_val):
+            self.validate(step)
+        if every(step, args.checkpointing_steps) or step == args.max_train_steps:
+            self.save_checkpoint()
+
+    def log_training(self, step: int) -> None:
+        metrics = self.run.mean_over_processes(self.averager.take())
+        if metrics:
+            metrics |= self.codebooks.take_statistics() | self.throughput.take(self.args.max_train_steps - step)
+            self.run.log(step, "train", metrics)
+
+    def validate(self, step: int) -> None:
+        """Losses and PSNR over the first clips of the test split, and a picture."""
+        averager = MetricAverager()
+        with self.averaged(), evaluating(self.model), torch.no_grad():
+            for batch in self.validation_clips.first(self.args.max_eval_iters):
+                frames = batch.to(self.accelerator.device).frames
+                terms, output = self.loss_of(frames)
+                averager.add(terms.detached() | reconstruction_psnr(frames, output, self.args.context_length))
+            picture = self.picture(frames[:CLIPS_SHOWN])
+        self.run.log(step, "validation", self.run.mean_over_processes(averager.take()))
+        self.run.log_image(step, "validation", picture)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """The weights that the run is to be judged by."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def picture(self, frames: Tensor) -> Image.Image:
+        """Truth, reconstruction, frame difference and error of some clips (B, T, 3, H, W)."""
+        with evaluating(self.model), torch.no_grad():
+            output = reconstruct(self.model, frames, self.args.context_length)
+        context, future = (part.unflatten(0, (len(frames), -1)) for part in (output.ref_sample, output.sample))
+        return reconstruction_sheet(frames, torch.cat([context, future], dim=1), self.args.context_length)
+
+    # ---- files
+
+    def save_checkpoint(self) -> None:
+        """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
+        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
+        self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
+
+    def write_checkpoint_weights(self, folder: Path) -> None:
+        """Those to go on training with, and the averaged ones."""
+        self.write_weights(folder / WEIGHTS_FOLDER)
+        self.write_discriminator(folder / WEIGHTS_FOLDER)
+        if self.average is not None:
+            with self.averaged():
+                self.write_weights(folder / AVERAGE_FOLDER)
+
+    def write_discriminator(self, folder: Path) -> None:
+        """If there is one, as ``--discriminator_config_name_or_path`` reads it."""
+        if self.adversary is not None and self.accelerator.is_main_process:
+            with atomic_file(folder / DISCRIMINATOR_WEIGHTS) as file:
+                torch.save(self.accelerator.unwrap_model(self.adversary.discriminator).state_dict(), file)
+
+    def write_weights(self, folder: Path) -> None:
+        """config.json and the weights, in the published format. All processes call it."""
+        tensors = self.accelerator.get_state_dict(self.model)
+        if self.accelerator.is_main_process:
+            write_tokenizer_config(self.accelerator.unwrap_model(self.model), folder)
+            save_tensors(tensors, folder / TOKENIZER_WEIGHTS)
+
+
+def split(frames: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
+    """Context and future frames of clips."""
+    return frames[:, :context_length], frames[:, context_length:]
+
+
+def with_still_frame(frames: Tensor, context_length: int) -> Tensor:
+    """Clips whose future ends with a frame in which nothing has moved; a robot seldom shows one."""
+    return torch.cat([frames, frames[:, context_length - 1 : context_length]], dim=1)
+
+
+def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
+    """The tokenizer's forward pass over clips (B, T, 3, H, W), with everything that losses need."""
+    context, future = split(frames, context_length)
+    return model(
+        sample=context.flatten(0, 1),
+        dyn_sample=future.flatten(0, 1),
+        segment_len=future.shape[1],
+        return_loss=True,
+    )
+
+
+def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
+    """All frames of all clips, (B T, 3, H, W): the context's, then the future's."""
+    assert output.ref_sample is not None
+    return torch.cat([output.ref_sample, output.sample])
+
+
+def reconstruction_psnr(frames: Tensor, output: CompressiveVQOutput, context_length: int) -> dict[str, Tensor]:
+    """In dB, means over a batch's context and over its future frames."""
+    assert output.ref_sample is not None
+    context, future = (part.flatten(0, 1) for part in split(frames, context_length))
+    return {
+        "psnr_context": frame_psnr(context, output.ref_sample.clamp(0, 1)).mean(),
+        "psnr_future": frame_psnr(future, output.sample.clamp(0, 1)).mean(),
+    }
+
+
+def reconstruction_sheet(truth: Tensor, reconstruction: Tensor, context_length: int) -> Image.Image:
+    """One group of rows per clip: truth, reconstruction, frame difference, error."""
+    change = (truth - truth.roll(1, dims=1)).abs()
+    change[:, 0] = 0
+    groups = [
+        [
+            Row("truth", clip),
+            Row("reconstruction", reconstructed),
+            Row("frame difference", difference),
+            Row("error", error_frames(clip, reconstructed)),
+        ]
+        for clip, reconstructed, difference in zip(
+            to_pixels(truth), to_pixels(reconstruction), to_pixels(change), strict=True
+        )
+    ]
+    return Image.fromarray(contact_sheet(groups, context_length))

@@ -1,0 +1,256 @@
+"""Everything that ``train_gpt.py`` needs, from its flags."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ivideogpt.data.catalog import dataset_info
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
+from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
+from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
+from ivideogpt.errors import UserError
+from ivideogpt.layout import TokenLayout
+from ivideogpt.pretrained import (
+    TRANSFORMER_WEIGHTS,
+    ModelMetadata,
+    Transformer,
+    initialise_transformer,
+    language_model,
+    load_tokenizer,
+    model_folder,
+    read_llama_config,
+)
+from ivideogpt.state_dicts import load_strict, read_tensors
+from ivideogpt.training.additions.own_history import OwnHistory, find_still_code
+from ivideogpt.training.common.args import GptArgs
+from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS
+from ivideogpt.training.common.clip_batches import (
+    VALIDATION_SEED,
+    build_clip_loaders,
+    build_validation_loader,
+    clip_config,
+)
+from ivideogpt.training.common.fsdp import is_sharded
+from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer
+from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
+from ivideogpt.training.common.run import Run, build_run
+from ivideogpt.training.common.schedule import TrainProgress, build_scheduler
+from ivideogpt.training.common.stream import BatchStream, Loader
+from ivideogpt.training.transformer.lora import Adapters
+from ivideogpt.training.transformer.sampled_validation import ScoringNetworks
+from ivideogpt.training.transformer.token_sources import Conditioning, PixelSource, Source, TokenSource
+from ivideogpt.training.transformer.trainer import GptTrainer
+from ivideogpt.vq_model import CompressiveVQModel
+
+logger = logging.getLogger(__name__)
+
+
+def build_gpt_trainer(args: GptArgs) -> GptTrainer:
+    """A trainer with all its parts. Writes nothing."""
+    run = build_run(args, TRANSFORMER_CHECKPOINTS)
+    accelerator = run.accelerator
+    tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
+    adapt_tokenizer(tokenizer, args.context_length, args.resolution)
+    tokenizer = prepare_tokenizer(tokenizer.to(accelerator.device))
+    layout = tokenizer.layout(args.segment_length - args.context_length)
+    train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
+    transformer = build_model(args, layout, run.checkpoint)
+    adapters = build_adapters(args, transformer)
+    optimizer = build_adamw(weight_decay_groups(transformer, args.weight_decay, args.embed_no_wd), args.learning_rate)
+    updates = args.max_train_steps - args.start_completed_steps
+    scheduler = build_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, updates)
+    model, prepared_optimizer = accelerator.prepare(transformer, optimizer)
+    run.facts["transformer"] = {
+        "config": language_model(transformer).config.to_dict(),
+        "parameters": sum(parameter.numel() for parameter in transformer.parameters()),
+        "trained_parameters": sum(parameter.numel() for parameter in trainable_parameters(transformer)),
+    }
+    return GptTrainer(
+        args=args,
+        run=run,
+        model=model,
+        new_transformer=partial(new_transformer, args, layout),
+        adapters=adapters,
+        layout=layout,
+        metadata=build_metadata(args, tokenizer),
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        batches=None if train_batches is None else BatchStream(train_batches, accelerator.device),
+        validation_batches=validation_batches,
+        source=source,
+        tokenizer=tokenizer,
+        conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
+        scoring=ScoringNetworks.find(args, accelerator.device) if args.scores_samples else None,
+        own_history=build_own_history(args, tokenizer, model),
+        evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
+        progress=TrainProgress(step=args.start_completed_steps),
+    )
+
+
+def prepare_tokenizer(tokenizer: CompressiveVQModel) -> CompressiveVQModel:
+    """Frozen, in eval mode, and in the memory format in which convolutions are fastest, in place."""
+    return tokenizer.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+def compile_transformer(transformer: Transformer) -> None:
+    """In place, so that names of tensors stay; the first steps wait for the compiler."""
+    language_model(transformer).model.compile()
+
+
+def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> Transformer:
+    """A new transformer, with the weights of the run's checkpoint or of the starting point if there is one."""
+    transformer = new_transformer(args, layout)
+    if checkpoint is not None and not args.lora:  # whose adapters are state, beside the weights that they started from
+        file = checkpoint / TRANSFORMER_WEIGHTS
+        load_strict(transformer, read_tensors(file), str(file))
+    elif args.pretrained_transformer_path is not None:
+        initialise_transformer(transformer, args.pretrained_transformer_path, args.load_internal_llm)
+    if args.gradient_checkpointing:
+        language_model(transformer).gradient_checkpointing_enable()
+    if args.compile:
+        compile_transformer(transformer)
+    return transformer.train()
+
+
+def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
+    """Of the architecture that the flags describe, with random weights."""
+    return build_fitting_transformer(
+        read_llama_config(args.config_path),
+        layout,
+        "--segment_length",
+        attention_dropout=args.llama_attn_drop,
+        action_dim=args.action_dim if args.action_conditioned else None,
+        reward_prediction=args.reward_prediction,
+        action_recon=args.action_recon,
+    )
+
+
+def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
+    """None if all weights train."""
+    return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
+
+
+def build_own_history(args: GptArgs, tokenizer: CompressiveVQModel, model: nn.Module) -> OwnHistory | None:
+    """Settings of own histories; None where there can be none.
+
+    Raises:
+        UserError: the run is to train on them all the same.
+    """
+    codebook = tokenizer.dynamics_quantize.embedding.weight
+    still_code = find_still_code(codebook)
+    if args.history == "own" and still_code is None:
+        raise UserError(
+            "--history own begins from a future that stands still, and the tokenizer in "
+            f"{args.pretrained_model_name_or_path} has no code for that: train it with --still_weight, or "
+            "use --stale_tokens"
+        )
+    if args.history == "own" and is_sharded(model):
+        raise UserError("--history own needs whole weights in every process: use DDP in place of FSDP")
+    if still_code is None or is_sharded(model):
+        return None
+    chooses_expected = args.history_rule == "expected_code"
+    return OwnHistory(still_code, args.history_passes, args.history_from_start, codebook if chooses_expected else None)
+
+
+def build_batches(
+    args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
+) -> tuple[Loader | None, Loader | None, Source]:
+    """Training batches if it trains, validation batches that are the same every time, and what either is made of."""
+    eval_batch_size = args.eval_batch_size
+    if args.token_store is None:
+        source, config = PixelSource(tokenizer), pixel_config(args)
+        if args.eval_only:
+            return None, build_validation_loader(config, run, eval_batch_size, args.use_eval_dataset), source
+        return (*build_clip_loaders(config, run, eval_batch_size, args.use_eval_dataset), source)
+    rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
+    train_store = open_token_store(args.token_store, args, tokenizer, layout)
+    train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, rank, world_size)
+    if args.eval_token_store is None:
+        logger.warning("no validation: --token_store without --eval_token_store")
+        return train_batches, None, TokenSource(tokenizer)
+    eval_store = open_token_store(args.eval_token_store, args, tokenizer, layout)
+    eval_batches = TokenLoader(eval_store, eval_batch_size, VALIDATION_SEED, rank, world_size)
+    return train_batches, eval_batches, TokenSource(tokenizer)
+
+
+def pixel_config(args: GptArgs) -> DataConfig:
+    kind = segment_kind(goal_conditioned=args.goal_conditioned)
+    segment = SegmentSpec(kind, args.segment_length, args.context_length)
+    return replace(
+        clip_config(args, segment, args.per_device_train_batch_size),
+        load_action=args.action_conditioned,
+        load_reward=args.reward_prediction,
+        action_dim=args.action_dim if args.action_conditioned else None,
+    )
+
+
+def build_evaluation(args: GptArgs) -> EvaluationClips:
+    """The clips that a run scores which only evaluates: the same ones however many processes there are."""
+    # another episode in the place of a bad one would be scored under the wrong name
+    config = replace(pixel_config(args), whole_clips=True, on_bad_episode="error")
+    at_most = args.max_eval_iters * args.eval_batch_size
+    if args.use_eval_dataset:
+        return build_benchmark_evaluation(config, at_most)
+    return build_evaluation_clips(config, "test", None, VALIDATION_SEED, at_most)
+
+
+def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:
+    """A store that holds what this run asks for.
+
+    Raises:
+        UserError: its clips are of another shape, or another tokenizer made them, or it lacks actions or rewards.
+    """
+    store = TokenStore(path)
+    if store.meta.layout != layout:
+        raise UserError(
+            f"{path} holds clips of {store.meta.layout.context_frames} context and {store.meta.layout.future_frames} "
+            f"future frames with {store.meta.layout.vocab_size} ids; this run asks for {layout.context_frames}, "
+            f"{layout.future_frames} and {layout.vocab_size}: change --context_length or --segment_length, or the store"
+        )
+    store.check_tokenizer(tokenizer.state_dict())
+    if args.action_conditioned and store.meta.action_dim != args.action_dim:
+        raise UserError(f"{path} has actions of dimension {store.meta.action_dim}, not --action_dim {args.action_dim}")
+    if args.reward_prediction and not store.meta.has_rewards:
+        raise UserError(f"--reward_prediction needs rewards, and {path} has none")
+    return store
+
+
+def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    """What the flags say. How it is sampled they do not: that is as at its starting point, if this says so."""
+    start = args.pretrained_transformer_path
+    stated = None if start is None else ModelMetadata.read(model_folder(start))
+    known: dict[str, Any] = {} if stated is None else {"generation": stated.generation}
+    if stated is not None and args.eval_only and args.action_conditioned:  # training reads actions as they are
+        known["action_normalization"] = stated.action_normalization
+    return ModelMetadata(
+        resolution=tokenizer.config.resolution,
+        context_length=args.context_length,
+        segment_length=args.segment_length,
+        dataset_step=dataset_step(args),
+        action_dim=args.action_dim if args.action_conditioned else None,
+        reward_prediction=args.reward_prediction,
+        symlog=args.symlog,
+        goal_conditioned=args.goal_conditioned,
+        **known,
+    )
+
+
+def dataset_step(args: GptArgs) -> int | None:
+    """Native frames between the frames of a clip; None if the datasets of the mix differ in it."""
+    if args.token_store is not None:
+        meta = TokenStore(args.token_store).meta
+        names, video_stepsize = meta.datasets, meta.video_stepsize
+    else:
+        mix = resolve_mix(args.oxe_data_mixes_type, args.dataset_path)
+        names, video_stepsize = tuple(name for name, _ in mix), args.video_stepsize
+    steps = {dataset_info(name).step(video_stepsize) for name in names}
+    return steps.pop() if len(steps) == 1 else None

@@ -1,0 +1,80 @@
+"""What a batch is to the transformer: tokens to train on, and a few clips to look at.
+
+Dimension keys: B clips, T frames, L tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.tokens.token_store import TokenBatch
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import symlog
+
+
+class Source(Protocol):
+    """Where clips come from."""
+
+    def tokens(self, batch: Any) -> TokenBatch: ...
+
+    def clips(self, batch: Any, num_clips: int | None = None) -> ClipBatch:
+        """The clips of a batch, or the first of them, as frames, with their actions if it has them."""
+
+
+@dataclass(frozen=True)
+class PixelSource:
+    """Batches are clips, which a frozen tokenizer reads in eval mode.
+
+    It reads them in float32 whatever the run's precision: of bfloat16's tokens of context frames one in 27 is another
+    one than sessions, evaluation and token stores see.
+    """
+
+    tokenizer: CompressiveVQModel
+
+    @torch.no_grad()
+    def tokens(self, batch: ClipBatch) -> TokenBatch:
+        with torch.autocast(batch.frames.device.type, enabled=False):
+            tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
+        return TokenBatch(tokens, batch.actions, batch.rewards)
+
+    def clips(self, batch: ClipBatch, num_clips: int | None = None) -> ClipBatch:
+        return ClipBatch(batch.frames[:num_clips], _first(batch.actions, num_clips))
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Batches are tokens already. Their frames are what the tokenizer makes of them."""
+
+    tokenizer: CompressiveVQModel
+
+    def tokens(self, batch: TokenBatch) -> TokenBatch:
+        return batch
+
+    @torch.no_grad()
+    def clips(self, batch: TokenBatch, num_clips: int | None = None) -> ClipBatch:
+        frames = self.tokenizer.detokenize(batch.tokens[:num_clips], self.tokenizer.context_length)
+        return ClipBatch(frames.clamp(0, 1), _first(batch.actions, num_clips))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Which parts of a batch the model is given, and in which space its rewards are."""
+
+    actions: bool
+    rewards: bool
+    symlog: bool
+
+    def __call__(self, batch: TokenBatch) -> TokenBatch:
+        rewards = batch.rewards if self.rewards else None
+        if rewards is not None and self.symlog:
+            rewards = symlog(rewards)
+        return replace(batch, actions=batch.actions if self.actions else None, rewards=rewards)
+
+
+def _first(rows: Tensor | None, number: int | None) -> Tensor | None:
+    return None if rows is None else rows[:number]

@@ -1,0 +1,362 @@
+"""Training of the transformer: predict the tokens of future frames, and rewards if asked.
+
+Dimension keys: B clips, T = t + F frames, t context frames, F future frames, L tokens, D action dimension.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips
+from ivideogpt.data.tokens.token_store import TokenBatch
+from ivideogpt.evaluation.prediction_report import evaluate_predictions
+from ivideogpt.evaluation.processes import Processes
+from ivideogpt.evaluation.video_prediction import predict_future
+from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.layout import IGNORED_LABEL, TokenLayout
+from ivideogpt.losses import LossTerms, transformer_loss
+from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
+from ivideogpt.runs.averages import MetricAverager
+from ivideogpt.runs.state import RandomState, Stateful
+from ivideogpt.runs.throughput import Throughput
+from ivideogpt.training.additions.history_corruption import with_stale_tokens
+from ivideogpt.training.additions.own_history import (
+    OwnHistory,
+    evaluate_own_history,
+    own_history,
+    read_context,
+    sample_first_frames,
+)
+from ivideogpt.training.common.args import GptArgs
+from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints
+from ivideogpt.training.common.clip_batches import VALIDATION_SEED
+from ivideogpt.training.common.fsdp import ShardedOptimizerState, is_sharded, whole, whole_state_dict
+from ivideogpt.training.common.optim import accumulating, advance
+from ivideogpt.training.common.run import Run
+from ivideogpt.training.common.schedule import TrainProgress, every, validates_at
+from ivideogpt.training.common.stream import BatchStream, Loader
+from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.transformer.lora import Adapters
+from ivideogpt.training.transformer.sampled_validation import (
+    SampledValidation,
+    ScoringNetworks,
+    evaluated_settings,
+    log_gif,
+    report_folder,
+    reported_metrics,
+)
+from ivideogpt.training.transformer.token_sources import Conditioning, Source
+from ivideogpt.transformer import KeysAndValues
+from ivideogpt.video_io import to_pixels
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import WorldModel, evaluating
+
+logger = logging.getLogger(__name__)
+
+ADAPTER_FOLDER = "adapter"
+CLIPS_SHOWN = 3
+
+
+@dataclass
+class GptTrainer:
+    """Trains a transformer with ready-made parts. ``model`` is wrapped for the processes."""
+
+    args: GptArgs
+    run: Run
+    model: nn.Module
+    new_transformer: Callable[[], Transformer]  # of the same architecture
+    adapters: Adapters | None  # None: all weights train
+    layout: TokenLayout
+    metadata: ModelMetadata
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    batches: BatchStream | None  # None: evaluation only
+    validation_batches: Loader | None
+    source: Source
+    tokenizer: CompressiveVQModel
+    conditioning: Conditioning
+    scoring: ScoringNetworks | None  # None: validations sample no futures
+    own_history: OwnHistory | None = None  # None: the tokenizer has no code that stands still
+    evaluation_clips: EvaluationClips | None = None  # of a run that only evaluates
+    progress: TrainProgress = field(default_factory=TrainProgress)
+    averager: MetricAverager = field(default_factory=MetricAverager)
+
+    def __post_init__(self) -> None:
+        self.accelerator: Accelerator = self.run.accelerator
+        clips_per_update = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        self.clips_per_update = clips_per_update * self.accelerator.num_processes
+        self.throughput = Throughput()
+        self.updates = SoundUpdates("transformer", self.optimizer, self.accelerator)
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Made when the run is under way: only then its folder is certain."""
+        return Checkpoints(
+            self.run.directory,
+            TRANSFORMER_CHECKPOINTS,
+            write_weights=self.write_weights,
+            shared={
+                "optimizer": self.optimizer_state(),
+                "scheduler": self.scheduler,
+                "progress": self.progress,
+                **({"adapters": self.adapters} if self.adapters is not None else {}),
+                **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
+            },
+            local={
+                "window": self.averager,
+                "random": RandomState(),
+                **({"batches": self.batches} if self.batches is not None else {}),
+            },
+            keep_last=self.args.checkpoints_kept,
+        )
+
+    @property
+    def transformer(self) -> Transformer:
+        """The model itself."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """What takes memory, by name."""
+        yield "transformer", self.transformer
+        yield "tokenizer", self.tokenizer
+
+    def usable_transformer(self) -> Transformer:
+        """As its users will have it: a copy if it is spread over processes, which all call this, or has adapters."""
+        if self.adapters is not None:
+            return self.adapters.merged()
+        if not is_sharded(self.transformer):
+            return self.transformer
+        with torch.random.fork_rng():  # its random weights are no part of the run
+            transformer = self.new_transformer().to(self.accelerator.device)
+        transformer.load_state_dict(whole_state_dict(self.transformer))
+        return transformer
+
+    def optimizer_state(self) -> Stateful:
+        if not is_sharded(self.transformer):
+            return self.optimizer
+        return ShardedOptimizerState(self.transformer, getattr(self.optimizer, "optimizer", self.optimizer))
+
+    def fit(self) -> None:
+        """Train to ``max_train_steps``, or until the run is asked to stop."""
+        if self.run.checkpoint is not None:
+            self.run.resume(self.checkpoints, [(self.optimizer, self.scheduler)])
+        progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update)
+        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
+            while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
+                self.averager.add(self.update())
+                self.progress.step += 1
+                bar.update()
+                self.after_step(self.progress.step)
+        self.finish()
+
+    def evaluate(self) -> None:
+        """One validation, of the weights that the run was given, and a report on sampled futures if they are scored."""
+        self.run.stop_signal.end_at_once()
+        self.validate(self.progress.step)
+        if self.scoring is not None and self.evaluation_clips is not None:
+            report = evaluate_predictions(
+                self.scoring.scorer(self.world_model(), self.args),
+                self.evaluation_clips,
+                report_folder(self.run),
+                evaluated_settings(self.args),
+                batch_size=self.args.eval_batch_size,
+                processes=Processes(),
+            )
+            if report is not None:
+                self.run.log(self.progress.step, "evaluation", reported_metrics(report))
+        logger.info("finished: %s", self.run.directory)
+
+    def finish(self) -> None:
+        """Final weights, or a checkpoint if the run was stopped."""
+        if self.progress.step < self.args.max_train_steps:
+            self.save_checkpoint()
+            self.run.stopped_after(self.progress.step)
+            return
+        self.updates.check_end()
+        self.write_weights(self.run.directory)
+        logger.info("finished: %s", self.run.directory)
+
+    # ---- one step
+
+    def update(self) -> dict[str, Tensor | float]:
+        """One update from ``gradient_accumulation_steps`` batches."""
+        num_batches = self.args.gradient_accumulation_steps
+        averager = MetricAverager()
+        for index in range(num_batches):
+            batch = self.next_tokens()
+            is_last = index == num_batches - 1
+            with self.throughput.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
+                terms = self.training_loss(batch)
+                self.accelerator.backward(terms.total / num_batches)
+            averager.add(terms.detached())
+        means = averager.means()
+        metrics = means | {"lr": self.scheduler.get_last_lr()[0]}
+        with self.throughput.timing("optimizer"):
+            limit = math.inf if self.args.max_grad_norm is None else self.args.max_grad_norm
+            metrics["grad_norm"] = norm = whole(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+            metrics["skipped_updates"] = advance(self.updates, self.scheduler, means["loss"], norm)
+        self.progress.clips += self.clips_per_update
+        self.throughput.add_clips(self.clips_per_update)
+        return metrics
+
+    def next_tokens(self) -> TokenBatch:
+        assert self.batches is not None
+        with self.throughput.timing("data"):
+            batch = next(self.batches)
+        with self.throughput.timing("tokenize"):
+            return self.source.tokens(batch)
+
+    def training_loss(self, batch: TokenBatch) -> LossTerms:
+        """Loss under the history that ``--history`` and ``--stale_tokens`` ask for."""
+        tokens = batch.tokens
+        if self.args.history != "own":
+            stale_share = self.args.stale_tokens
+            return self.loss_of(batch, with_stale_tokens(tokens, self.layout, stale_share) if stale_share else tokens)
+        assert self.own_history is not None
+        transformer, layout, actions = self.transformer, self.layout, self.conditioning(batch).actions
+        first = sample_first_frames(len(tokens), layout, self.own_history, tokens.device)
+        with self.accelerator.autocast():
+            context = read_context(transformer, tokens, layout, actions)
+            history = own_history(transformer, context, tokens, layout, actions, first, self.own_history)
+        return self.loss_of(batch, history, context)
+
+    def loss_of(
+        self, batch: TokenBatch, history: Tensor | None = None, context: KeysAndValues | None = None
+    ) -> LossTerms:
+        """Loss of a batch's tokens, read from a ``history`` (B, L) if it differs; its context may have been read."""
+        batch = self.conditioning(batch)
+        return transformer_loss(
+            self.model,
+            batch.tokens,
+            self.layout,
+            batch.actions,
+            batch.rewards,
+            inputs=history,
+            past_key_values=context,
+        )
+
+    def own_history_ce(self, batch: TokenBatch) -> dict[str, Tensor]:
+        """Cross-entropy under the model's own history, as a metric; none where no history can stand still."""
+        if self.own_history is None:
+            return {}
+        actions = self.conditioning(batch).actions
+        with self.accelerator.autocast():
+            ce = evaluate_own_history(self.transformer, batch.tokens, self.layout, actions, self.own_history)
+        return {"own_history_ce": ce}
+
+    # ---- between steps
+
+    def after_step(self, step: int) -> None:
+        args, is_last = self.args, step == self.args.max_train_steps
+        self.throughput.step()
+        if every(step, args.log_steps):
+            throughput = self.throughput.take(args.max_train_steps - step)
+            self.run.log(step, "train", self.run.mean_over_processes(self.averager.take()) | throughput)
+        if validates_at(step, args.validation_steps, args.skip_first_val) or is_last:
+            self.validate(step)
+        if every(step, args.checkpointing_steps) or is_last:
+            self.save_checkpoint()
+
+    def validate(self, step: int) -> None:
+        """Loss, perplexity and accuracy over the first clips of the test split; sampled futures, scored if asked."""
+        if self.validation_batches is None:
+            return
+        averager = MetricAverager()
+        world_model = self.world_model()
+        sampled = self.sampled_validation(world_model)
+        llm = language_model(self.transformer)
+        with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
+            for index, batch in enumerate(self.validation_batches.first(self.args.max_eval_iters)):
+                batch = batch.to(self.accelerator.device)
+                tokens = self.source.tokens(batch)
+                num_clips = len(tokens.tokens)
+                averager.add(self.loss_of(tokens).detached(), num_clips)
+                labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
+                averager.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
+                if sampled is not None:
+                    sampled.add(self.source.clips(batch))
+                if every(index, self.args.log_gif_interval) and self.run.is_main_process:
+                    number = index * self.accelerator.num_processes * self.args.eval_batch_size
+                    log_gif(self.run, step, world_model, self.source.clips(batch, 1), index, number)
+        metrics = self.run.mean_over_processes(averager.take())
+        metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
+        metrics |= sampled.metrics() if sampled is not None else {}
+        self.run.log(step, "validation", metrics)
+        if self.run.is_main_process:
+            self.run.log_image(step, "validation", self.picture(world_model, self.source.clips(batch, CLIPS_SHOWN)))
+
+    def world_model(self) -> WorldModel:
+        """The model with its weights as they are now."""
+        return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
+
+    def sampled_validation(self, world_model: WorldModel) -> SampledValidation | None:
+        """None where no futures are scored, or where a report is to score them."""
+        if self.scoring is None or self.evaluation_clips is not None:
+            return None
+        scorer = self.scoring.scorer(world_model, self.args)
+        return SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
+
+    def picture(self, world_model: WorldModel, clips: ClipBatch) -> Image.Image:
+        """One sampled future of some clips beside the true one."""
+        context = clips.frames[:, : self.layout.context_frames]
+        predicted = torch.cat([context, predict_future(world_model, clips, seed=VALIDATION_SEED)], dim=1)
+        pairs = zip(to_pixels(clips.frames), to_pixels(predicted), strict=True)
+        groups = [sample_rows(truth, prediction, "prediction") for truth, prediction in pairs]
+        return Image.fromarray(contact_sheet(groups, self.layout.context_frames))
+
+    # ---- files
+
+    def save_checkpoint(self) -> None:
+        """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
+        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
+        self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
+
+    def write_weights(self, folder: Path) -> None:
+        """config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
+        transformer, tensors = self.transformer, None
+        if is_sharded(transformer):
+            tensors = whole_state_dict(transformer, only_main=True)
+        elif self.adapters is not None:
+            transformer = self.adapters.merged()
+        if self.accelerator.is_main_process:
+            save_transformer(transformer, folder, tensors=tensors)
+            self.metadata.write(folder)
+            if self.adapters is not None:
+                self.adapters.save(folder / ADAPTER_FOLDER)
+
+
+@contextmanager
+def latest_logits(llm: nn.Module) -> Iterator[list[Tensor]]:
+    """A list that holds the logits (B, n, vocabulary) of the language model's latest forward pass."""
+    latest: list[Tensor] = []
+
+    def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:
+        latest[:] = [outputs.logits]
+
+    hook = llm.register_forward_hook(keep)
+    try:
+        yield latest
+    finally:
+        hook.remove()
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of labelled tokens that are the likeliest ones; ``labels[:, i]`` is predicted at position i - 1."""
+    predicted, labels = logits[:, :-1].argmax(dim=-1), labels[:, 1:]
+    labelled = labels != IGNORED_LABEL
+    return (predicted == labels)[labelled].float().mean()

@@ -1,0 +1,133 @@
+"""A ``gymnasium.Env`` as the agent has it: stacked frames, the success bonus, episodes of fixed length.
+
+Shapes: K frames in a stack, H W pixels, L agent steps in an episode. Stacks (3 K, H, W) have the oldest frame first.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from ivideogpt.errors import UserError
+from mbrl.envs.simulator_state import State
+from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
+
+SIMULATOR = "simulator."  # before the keys of the simulator's state
+
+
+class AgentEnv(gymnasium.Env):
+    """Episodes of ``duration`` agent steps, which success does not cut short. Close it after use.
+
+    Observations are stacks (3 K, H, W) uint8, their newest frame last; ``info["success"]`` tells whether any env step
+    of an agent step succeeded, which adds the bonus to the reward. The episode so far is part of the state, so the one
+    that a restored environment completes is whole.
+
+    Args:
+        env: observations are frames (H, W, 3) uint8, actions are in [-1, 1]; its ``info`` holds "success". Runs that
+            are saved need its methods ``snapshot`` and ``restore`` like those of `MetaWorldEnv`.
+    """
+
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(
+        self, env: gymnasium.Env, frame_stack: int = 3, duration: int = 100, success_bonus: float = 10.0
+    ) -> None:
+        height, width, channels = env.observation_space.shape
+        self.observation_space = gymnasium.spaces.Box(0, 255, (frame_stack * channels, height, width), np.uint8)
+        self.action_space, self.render_mode = env.action_space, env.render_mode
+        self.env = env
+        self.frame_stack, self.duration, self.success_bonus = frame_stack, duration, success_bonus
+        self._frames: list[Pixels] = []  # (3, H, W) each: the start's, and one a step
+        self._actions: list[Floats] = []  # one a step, like the rest
+        self._rewards: list[float] = []
+        self._successes: list[bool] = []
+
+    @property
+    def num_steps(self) -> int:
+        """Steps done in this episode."""
+        return len(self._actions)
+
+    @property
+    def success(self) -> bool:
+        """Whether any step of this episode has succeeded so far."""
+        return any(self._successes)
+
+    @property
+    def stack(self) -> Pixels:
+        """(3 K, H, W) after the latest step, a copy."""
+        newest = self.num_steps
+        return np.concatenate([self._frames[max(newest - age, 0)] for age in reversed(range(self.frame_stack))])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Pixels, dict[str, Any]]:
+        """Return the first frame in all places of a stack. What follows is a function of the seed and the actions."""
+        super().reset(seed=seed)
+        frame, info = self.env.reset(seed=seed, options=options)
+        self._frames = [channels_first(frame)]
+        self._actions, self._rewards, self._successes = [], [], []
+        return self.stack, info
+
+    def step(self, action: Floats) -> tuple[Pixels, float, bool, bool, dict[str, Any]]:
+        """
+        Args:
+            action: (D,) in [-1, 1].
+        """
+        assert self._frames, "reset comes first"
+        assert self.num_steps < self.duration, f"the episode ended after {self.duration} steps: reset comes first"
+        action = np.array(action, np.float32)  # as it is stored, so that a replay does the same
+        assert action.shape == self.action_space.shape, f"the action has shape {action.shape}"
+        assert np.abs(action).max() <= 1, f"action {action} is not in [-1, 1]"
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        success = bool(info["success"])
+        reward += self.success_bonus * success
+        self._frames.append(channels_first(frame))
+        self._actions.append(action)
+        self._rewards.append(reward)
+        self._successes.append(success)
+        if (terminated or truncated) and self.num_steps < self.duration:
+            raise UserError(f"the environment ended its episode after {self.num_steps} of {self.duration} agent steps")
+        return self.stack, reward, False, self.num_steps == self.duration, {"success": success}
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def episode(self) -> ReplayEpisode:
+        """The finished one."""
+        assert self.num_steps == self.duration, f"{self.num_steps} of {self.duration} steps are done"
+        return ReplayEpisode(
+            frames=np.stack(self._frames),
+            earlier=np.repeat(self._frames[0][None], self.frame_stack - 1, axis=0),
+            action=np.stack([np.zeros(self.action_space.shape, np.float32), *self._actions]),
+            reward=np.array([0.0, *self._rewards], np.float32),
+            discount=np.ones(self.num_steps + 1, np.float32),
+        )
+
+    def snapshot(self) -> State:
+        """The simulator, and the episode so far (1.3 MB at most, at 64 pixels): arrays that np.savez takes."""
+        return {
+            "frames": np.stack(self._frames),
+            "actions": np.reshape(self._actions, (-1, *self.action_space.shape)).astype(np.float32),
+            "rewards": np.array(self._rewards, np.float64),
+            "successes": np.array(self._successes, bool),
+            **{SIMULATOR + key: value for key, value in self.env.snapshot().items()},
+        }
+
+    def restore(self, state: State) -> None:
+        """Go on as the environment of which it is a snapshot would have, in the middle of its episode.
+
+        Raises:
+            UserError: it belongs to another task.
+        """
+        self.env.restore({key.removeprefix(SIMULATOR): state[key] for key in state if key.startswith(SIMULATOR)})
+        self._frames = list(state["frames"].copy())
+        self._actions = list(state["actions"].copy())
+        self._rewards, self._successes = state["rewards"].tolist(), state["successes"].tolist()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def channels_first(frame: Pixels) -> Pixels:
+    """(H, W, 3) -> (3, H, W), contiguous."""
+    return np.ascontiguousarray(frame.transpose(2, 0, 1))

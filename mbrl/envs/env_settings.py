@@ -1,0 +1,84 @@
+"""Settings of an environment and names of tasks. Imports neither gymnasium nor a simulator."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ivideogpt.errors import UserError
+
+if TYPE_CHECKING:
+    from mbrl.envs.agent_env import AgentEnv
+
+METAWORLD = "mbrl.envs.metaworld_env:ivideogpt/MetaWorld-v0"  # as gymnasium.make imports and makes it
+ACTION_DIM = 4  # of Meta-World
+CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
+PAPER_TASKS = (
+    "button-press-topdown-wall",
+    "coffee-push",
+    "door-lock",
+    "hammer",
+    "handle-pull-side",
+    "plate-slide",
+)
+
+
+def task_names() -> tuple[str, ...]:
+    """Return the tasks of Meta-World, sorted."""
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    return tuple(sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS))
+
+
+def is_metaworld(task: str) -> bool:
+    """Tell a task of Meta-World from another environment, whose task is ``module:id`` of gymnasium's registry."""
+    return ":" not in task
+
+
+def canonical_task(name: str) -> str:
+    """Return `coffee-push` for `coffee_push`, `coffee-push` and `coffee-push-v3`; other environments as they are.
+
+    Raises:
+        UserError: there is no such task.
+    """
+    if not is_metaworld(name):
+        return name
+    task, known = name.replace("_", "-").removesuffix("-v3"), task_names()
+    if task not in known:
+        near = difflib.get_close_matches(task, known)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise UserError(f"no Meta-World task named {name!r}; {hint}")
+    return task
+
+
+@dataclass(frozen=True)
+class EnvSettings:
+    """All that an environment depends on; it travels to worker processes, each of which makes its own."""
+
+    task: str
+    image_size: int = 64
+    action_repeat: int = 2
+    camera: str = "corner"
+    paper_reward: bool = True
+    frame_stack: int = 3
+    duration: int = 100
+    success_bonus: float = 10.0
+
+    def make(self) -> AgentEnv:
+        """
+        Raises:
+            UserError: there is no such environment, or it cannot render here.
+        """
+        import gymnasium
+
+        from mbrl.envs.agent_env import AgentEnv
+
+        arguments: dict[str, Any] = {"image_size": self.image_size, "action_repeat": self.action_repeat}
+        if is_metaworld(self.task):
+            arguments |= {"task": self.task, "camera": self.camera, "paper_reward": self.paper_reward}
+        try:
+            env = gymnasium.make(METAWORLD if is_metaworld(self.task) else self.task, **arguments)
+        except (ModuleNotFoundError, gymnasium.error.Error) as error:
+            raise UserError(f"no environment {self.task}: {error}") from error
+        return AgentEnv(env.unwrapped, self.frame_stack, self.duration, self.success_bonus)

@@ -1,0 +1,221 @@
+"""Demonstrations on disk: read, recorded where there are none, and replayed as a check.
+
+They are replay episodes in `<prefix>/<task-with-dashes>/*.npz`. Ours also hold the seed of the reset and some settings,
+under the names of `EnvSettings`; published ones do not.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ivideogpt.data.formats.npz_arrays import npz_members
+from ivideogpt.errors import UserError
+from mbrl.envs.env_settings import ACTION_DIM, EnvSettings, canonical_task, is_metaworld
+from mbrl.replay.episodes import ReplayEpisode
+
+logger = logging.getLogger(__name__)
+
+RECORDER = Path("datasets", "record_metaworld.py")
+RECORDER_FLAGS = {
+    "image_size": "--image_size",
+    "action_repeat": "--action_repeat",
+    "camera": "--camera",
+    "frame_stack": "--frame_stack",
+    "duration": "--episode_length",
+    "success_bonus": "--succ_bonus",
+    "paper_reward": "--paper_reward",
+}
+# settings that files name
+ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus", "paper_reward")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """
+    Attributes:
+        seed: of the reset, if known.
+        origins: those of ``ORIGINS`` that are known.
+    """
+
+    episode: ReplayEpisode
+    seed: int | None
+    origins: Mapping[str, Any]
+
+    @classmethod
+    def from_file(cls, path: Path) -> Demonstration:
+        """
+        Raises:
+            UserError: it is no replay episode of square frames, or holds NaN.
+        """
+        episode = ReplayEpisode.from_file(path)
+        height, width = episode.frames.shape[2:]
+        if height != width:
+            raise UserError(f"{path}: frames of {height}x{width} pixels, expected square ones")
+        notes = {name: _note(path, name) for name in (*ORIGINS, "seed") if name in npz_members(str(path))}
+        seed = notes.pop("seed", None)
+        return cls(episode, seed, notes)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """As files hold it."""
+        assert self.seed is not None
+        origins = {name: np.array(value) for name, value in self.origins.items()}
+        return {**self.episode.arrays(), "seed": np.array(self.seed), **origins}
+
+    def settings(self, others: EnvSettings) -> EnvSettings:
+        """Those of the environment that it is from, as far as it shows; the others are taken over."""
+        return replace(
+            others,
+            image_size=self.episode.frames.shape[-1],
+            frame_stack=len(self.episode.earlier) + 1,
+            **self.origins,
+        )
+
+
+def _note(path: Path, name: str) -> Any:
+    """Read one of the settings that a demonstration names, of the type that `EnvSettings` gives it; or its seed."""
+    kind = int if name == "seed" else type(getattr(EnvSettings("reach"), name))
+    try:
+        value = npz_members(str(path))[name].all().item()
+    except ValueError as error:
+        raise UserError(f"{path}: {name} cannot be read ({error}); record it again") from error
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UserError(f"{path}: {name} is {value!r}, expected {kind.__name__}; record it again")
+    return value
+
+
+def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpisode]:
+    """All demonstrations of a task, in the order of their names, actions clipped to [-1, 1]: published ones reach 24.8.
+
+    Raises:
+        UserError: there are none, or one does not go with the settings.
+    """
+    settings = replace(settings, task=canonical_task(settings.task))
+    folder = prefix / settings.task
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        if not is_metaworld(settings.task):
+            raise UserError(f"no demonstrations (*.npz) of {settings.task} in {folder}: put some there")
+        command = shlex.join(["python", *recording_command(prefix, settings)])
+        raise UserError(f"no demonstrations (*.npz) of {settings.task} in {folder}; record some: {command}")
+    return _clipped([_fitting(path, settings) for path in paths], folder)
+
+
+def _fitting(path: Path, settings: EnvSettings) -> ReplayEpisode:
+    demonstration = Demonstration.from_file(path)
+    num_actions = demonstration.episode.action.shape[1]
+    if is_metaworld(settings.task) and num_actions != ACTION_DIM:
+        raise UserError(f"{path}: actions have {num_actions} dimensions, those of Meta-World have {ACTION_DIM}")
+    theirs = demonstration.settings(settings)
+    for name in ("image_size", "frame_stack", *ORIGINS):
+        has, wanted = getattr(theirs, name), getattr(settings, name)
+        if has != wanted:
+            raise UserError(
+                f"{path} was recorded with {name} {has}, this run has {wanted}: change the run, or name another "
+                "demo_path_prefix"
+            )
+    return demonstration.episode
+
+
+def _clipped(episodes: list[ReplayEpisode], folder: Path) -> list[ReplayEpisode]:
+    actions = np.concatenate([episode.action for episode in episodes])
+    num_beyond = np.count_nonzero(np.abs(actions) > 1)
+    if num_beyond:
+        largest = np.abs(actions).max()
+        logger.info(
+            f"{folder}: {num_beyond} of {actions.size} values of actions clipped to [-1, 1], up to {largest:.3g}"
+        )
+    return [replace(episode, action=np.clip(episode.action, -1, 1)) for episode in episodes]
+
+
+def recording_command(prefix: Path, settings: EnvSettings, num: int = 5) -> list[str]:
+    """Arguments of python that record demonstrations which go with the settings."""
+    usual = EnvSettings(settings.task)
+    flags = [
+        part
+        for name, flag in RECORDER_FLAGS.items()
+        if getattr(settings, name) != getattr(usual, name)
+        for part in _flag(flag, getattr(settings, name))
+    ]
+    return [
+        *(str(RECORDER), "--tasks", canonical_task(settings.task), "--output_path", str(prefix)),
+        *("--num_episodes", str(num), "--demo", "--compress", *flags),
+    ]
+
+
+def _flag(flag: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, bool):
+        return (flag if value else flag.replace("--", "--no-"),)
+    return (flag, str(value))
+
+
+def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> None:
+    """Record demonstrations of the task if there are none, in some seconds.
+
+    They appear together: neither an interruption nor another run that does the same leaves a part of them.
+
+    Raises:
+        UserError: they cannot be recorded.
+    """
+    task = canonical_task(settings.task)
+    folder = prefix / task
+    if any(folder.glob("*.npz")) or not is_metaworld(task):
+        return
+    logger.info(f"no demonstrations of {task} in {folder} yet: recording {num}")
+    try:
+        prefix.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".recording-", dir=prefix) as aside:
+            _record(recording_command(Path(aside), settings, num))
+            (Path(aside) / task).rename(folder)
+    except UserError as error:
+        by_hand = shlex.join(["python", *recording_command(prefix, settings, num)])
+        raise UserError(f"{error}; by hand: {by_hand}") from error
+    except OSError as error:
+        if not any(folder.glob("*.npz")):  # nobody else was quicker
+            raise UserError(f"cannot put demonstrations into {folder}: {error.strerror}") from error
+
+
+def _record(command: list[str]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, root / command[0], *command[1:]], capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise UserError(f"recording demonstrations failed: {reason.removeprefix('error: ')}")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """How far a demonstration's actions lead from what it holds.
+
+    Attributes:
+        reward_error: the largest difference.
+        num_frames: that differ in any pixel; another OpenGL library is reason enough.
+    """
+
+    reward_error: float
+    num_frames: int
+
+
+def replay(demonstration: Demonstration, settings: EnvSettings) -> Replay:
+    """Do it again from its seed, under the settings that it names itself and else these."""
+    assert demonstration.seed is not None
+    episode = demonstration.episode
+    with closing(replace(demonstration.settings(settings), duration=episode.num_steps).make()) as env:
+        env.reset(seed=demonstration.seed)
+        for action in episode.action[1:]:
+            env.step(np.clip(action, -1, 1))
+        again = env.episode()
+    return Replay(
+        reward_error=float(np.abs(again.reward - episode.reward).max()),
+        num_frames=int((again.frames != episode.frames).any(axis=(1, 2, 3)).sum()),
+    )

@@ -1,0 +1,121 @@
+"""What replay buffers cost in memory, and what the machine has."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from ivideogpt.errors import UserError
+from mbrl.replay.frame_blocks import frames_in_a_block
+from mbrl.replay.replay_buffer import EpisodeShape
+
+logger = logging.getLogger(__name__)
+
+USABLE = 0.8  # of what is available: models and environments need some, too
+
+
+def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:
+    """The most that a buffer of ``capacity`` rows takes when its episodes have ``episode_steps`` steps.
+
+    An episode holds a row more than its steps, and the earlier frames of its first stack. Blocks end with a gap in
+    which no episode fits, and one more than full ones is in use: the oldest may be all but empty.
+    """
+    num_floats = shape.action_dim + 2  # and reward and discount
+    channels, height, width = shape.frame
+    frame_bytes = channels * height * width + 4 * num_floats
+    block_frames = frames_in_a_block(capacity)
+    rows_in_a_block = block_frames // (episode_steps + shape.frame_stack) * episode_steps
+    if not rows_in_a_block:
+        raise UserError(f"episodes of {episode_steps} steps do not fit into a replay buffer for {capacity} rows")
+    num_blocks = -(-capacity // rows_in_a_block) + 1
+    return num_blocks * block_frames * frame_bytes
+
+
+def affordable_capacity(
+    capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
+) -> int:
+    """``capacity``, or with a warning as much of it as fits into memory.
+
+    Args:
+        episode_steps: of each buffer's episodes; all buffers get the same capacity.
+        available: bytes; what this machine has now, if not given.
+
+    Raises:
+        UserError: not even one episode fits.
+    """
+    available = available_memory() if available is None else available
+    needed = partial(_needed, shape=shape, episode_steps=episode_steps)
+    lowered, at_least = capacity, max(episode_steps)
+    while needed(lowered) > USABLE * available:
+        lowered = min(int(lowered * USABLE * available / needed(lowered)), lowered - 1)
+        if lowered < at_least:
+            raise UserError(
+                f"{available / 2**30:.2f} GiB of memory are too little for {len(episode_steps)} replay buffers of "
+                f"one episode each ({needed(at_least) / 2**30:.2f} GiB): free some"
+            )
+    if lowered < capacity:
+        logger.warning(
+            "replay_buffer_size %d needs %.1f GiB and %.1f GiB are available: lowered to %d",
+            capacity, needed(capacity) / 2**30, available / 2**30, lowered,
+        )  # fmt: skip
+    return lowered
+
+
+def warn_if_too_much(
+    capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
+) -> None:
+    """Of buffers whose capacity is settled. Arguments as those of `affordable_capacity`."""
+    available = available_memory() if available is None else available
+    needed = _needed(capacity, shape, episode_steps)
+    if needed > USABLE * available:
+        logger.warning(
+            "this run began with replay buffers for %d steps, %.1f GiB when full, and goes on with them: %.1f GiB are "
+            "available, which may be too little", capacity, needed / 2**30, available / 2**30,
+        )  # fmt: skip
+
+
+def _needed(capacity: int, shape: EpisodeShape, episode_steps: Sequence[int]) -> int:
+    return sum(buffer_bytes(capacity, shape, steps) for steps in episode_steps)
+
+
+def available_memory(
+    meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> int:
+    """Bytes that this process could still take: of the machine, and of every group of processes with a limit around it.
+
+    Args:
+        own: says in which groups the process is.
+    """
+    if not meminfo.is_file():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = _entries(meminfo)["MemAvailable:"] * 1024
+    return min([available, *_left_in_groups(cgroup, own)])
+
+
+def _left_in_groups(cgroup: Path, own: Path) -> Iterator[int]:
+    for folder, file, in_use in _groups(cgroup, own):
+        limit = folder / file
+        if limit.is_file() and (most := limit.read_text().strip()) != "max":
+            yield int(most) - _entries(folder / "memory.stat")[in_use]
+
+
+def _groups(cgroup: Path, own: Path) -> Iterator[tuple[Path, str, str]]:
+    """The innermost first: its folder, its file with the limit, and which entry of memory.stat counts against that.
+
+    In a container a path may be the host's, of which only the root is there.
+    """
+    for line in own.read_text().splitlines() if own.is_file() else ():
+        _, controllers, path = line.split(":", 2)
+        inside = Path(path).relative_to("/")
+        for folder in (inside, *inside.parents):
+            if not controllers:  # version 2
+                yield cgroup / folder, "memory.max", "anon"
+            elif "memory" in controllers.split(","):
+                yield cgroup / "memory" / folder, "memory.limit_in_bytes", "total_rss"
+
+
+def _entries(path: Path) -> dict[str, int]:
+    return {name: int(value) for name, value, *_ in map(str.split, path.read_text().splitlines())}

@@ -1,0 +1,59 @@
+"""Replay recorded demonstrations: do their actions, from their seeds, earn their rewards and show their frames?
+
+    python mbrl/tools/check_demonstrations.py demonstrations --tasks plate-slide
+
+Frames alone may differ between OpenGL libraries; rewards that do are an error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
+
+from ivideogpt.errors import UserError, cli
+from mbrl.envs.env_settings import EnvSettings, canonical_task
+from mbrl.replay.demonstrations import Demonstration, Replay, replay
+
+TOLERANCE = 1e-3  # of a step's reward, which is 30 at most: other processors round in another way
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("prefix", type=Path, help="folder of the tasks' folders")
+    parser.add_argument("--tasks", nargs="+", help="default: all that there are")
+    args = parser.parse_args(argv)
+    paths = find(args.prefix, args.tasks)
+    wrong = [path for path in paths if not check(path)]
+    if wrong:
+        raise UserError(f"{len(wrong)} of {len(paths)} demonstrations do not earn their rewards again, as {wrong[0]}")
+
+
+def find(prefix: Path, tasks: list[str] | None) -> list[Path]:
+    patterns = [f"{canonical_task(task)}/*.npz" for task in tasks] if tasks else ["*/*.npz"]
+    paths = [path for pattern in patterns for path in sorted(prefix.glob(pattern))]
+    if not paths:
+        raise UserError(f"no demonstrations in {prefix} ({' '.join(patterns)})")
+    return paths
+
+
+def check(path: Path) -> bool:
+    """Print what came of it; whether it earns its rewards again."""
+    demonstration = Demonstration.from_file(path)
+    if demonstration.seed is None:
+        raise UserError(f"{path} holds no seed, as published demonstrations: it cannot be replayed")
+    result = replay(demonstration, EnvSettings(canonical_task(path.parent.name)))
+    print(f"{path}: {described(result)}")
+    return result.reward_error <= TOLERANCE
+
+
+def described(result: Replay) -> str:
+    if result == Replay(reward_error=0.0, num_frames=0):
+        return "rewards and frames reproduced"
+    return f"rewards differ by {result.reward_error:.2g} at most, {result.num_frames} frames differ"
+
+
+if __name__ == "__main__":
+    cli(main)

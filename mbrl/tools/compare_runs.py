@@ -1,0 +1,276 @@
+"""Set runs of several methods and seeds side by side: success rates over frames, with intervals over the seeds.
+
+    python mbrl/tools/compare_runs.py log_mbrl/drq/* log_mbrl/mbpo/* --output report.md
+
+Runs of one experiment (exp_name) and task that differ by their seeds are one curve. Unfinished ones are drawn as far as
+they have come; numbers of a task end where its shortest run does. Writes the report, its picture and its numbers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.output import check_folder_can_be_written
+from mbrl.run_folder import RULES, flat
+
+CONFIDENCE = 0.95
+FREE_SETTINGS = RULES.may_change | {"seed", "task_name", "demo_path_prefix"}
+SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", "lr", "agent_update_times")
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Attributes:
+        success, reward: frame -> mean of an evaluation's episodes.
+        hours: until the last evaluation, its own time included.
+    """
+
+    path: Path
+    settings: Mapping[str, Any]
+    success: Mapping[int, float]
+    reward: Mapping[int, float]
+    hours: float
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Task and method."""
+        return self.settings["task_name"], self.settings["exp_name"]
+
+    @classmethod
+    def read(cls, path: Path) -> Run:
+        """
+        Raises:
+            UserError: it is no folder of a run, or the run has evaluated nothing yet.
+        """
+        missing = [name for name in ("settings.json", "eval.csv") if not (path / name).is_file()]
+        if missing:
+            raise UserError(f"{path} is no run with evaluations: it has no {' and no '.join(missing)}")
+        with (path / "eval.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if not rows:
+            raise UserError(f"{path} holds no evaluation yet")
+        return cls(
+            path,
+            json.loads((path / "settings.json").read_text()),
+            success={int(row["frame"]): float(row["success_rate"]) for row in rows},
+            reward={int(row["frame"]): float(row["episode_reward"]) for row in rows},
+            hours=float(rows[-1]["hours"]),
+        )
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds and the interval that Student's t gives it; NaN bounds for a single seed."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Estimate:
+        from scipy import stats
+
+        mean, seeds = float(np.mean(values)), len(values)
+        if seeds == 1:
+            return cls(mean, math.nan, math.nan, seeds)
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
+        half = float(quantile * np.std(values, ddof=1) / math.sqrt(seeds))
+        return cls(mean, mean - half, mean + half, seeds)
+
+    def text(self, decimals: int) -> str:
+        if math.isnan(self.low):
+            return f"{self.mean:.{decimals}f}"
+        return f"{self.mean:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+
+
+Groups = Mapping[tuple[str, str], Sequence[Run]]
+
+
+def grouped(runs: Iterable[Run]) -> Groups:
+    """By task and method.
+
+    Raises:
+        UserError: runs of a method differ in what decides training, or two have one seed.
+    """
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.group].append(run)
+    of_method: dict[str, Run] = {}
+    for (task, method), members in sorted(groups.items()):
+        seeds = [run.settings["seed"] for run in members]
+        if len(set(seeds)) < len(seeds):
+            raise UserError(f"two runs of {method} on {task} have one seed ({sorted(seeds)}): name one of them only")
+        for run in members:
+            _check_alike(of_method.setdefault(method, run), run)
+    return {group: sorted(groups[group], key=lambda run: run.settings["seed"]) for group in sorted(groups)}
+
+
+def _check_alike(first: Run, other: Run) -> None:
+    one, two = flat(first.settings), flat(other.settings)
+    differing = sorted(key for key in (one.keys() | two.keys()) - FREE_SETTINGS if one.get(key) != two.get(key))
+    if differing:
+        raise UserError(
+            f"{first.path} and {other.path} are runs of {first.settings['exp_name']} that differ in "
+            f"{', '.join(differing)}: all runs of a method share them; give each variant an exp_name of its own, or "
+            "compare them one variant at a time"
+        )
+
+
+def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
+    """Success rates at the frames at which all runs were evaluated."""
+    return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in common_frames(runs)}
+
+
+def common_frames(runs: Sequence[Run]) -> list[int]:
+    return sorted(set.intersection(*(set(run.success) for run in runs)))
+
+
+def compared_frames(groups: Groups, task: str) -> list[int]:
+    """At which all runs of a task were evaluated.
+
+    Raises:
+        UserError: there are none.
+    """
+    of_task = [run for (name, _), runs in groups.items() if name == task for run in runs]
+    frames = common_frames(of_task)
+    if not frames:
+        raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
+    return frames
+
+
+# ---- report
+
+
+def draw(path: Path, groups: Groups) -> None:
+    """A panel a task, a line a method with its interval, thin lines of the single runs."""
+    from matplotlib.figure import Figure
+
+    tasks = sorted({task for task, _ in groups})
+    figure = Figure(figsize=(5 * len(tasks), 3.6), layout="constrained")
+    panels: NDArray[Any] = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for panel, task in zip(panels, tasks, strict=True):
+        for (of_task, method), runs in groups.items():
+            if of_task == task:
+                _draw_method(panel, method, runs)
+        panel.set(title=task, xlabel="frames", ylabel="success rate", ylim=(-0.03, 1.03))
+        panel.grid(alpha=0.3)
+        panel.legend(fontsize="small", loc="upper left")
+    figure.savefig(path, dpi=110)
+
+
+def _draw_method(panel: Any, method: str, runs: Sequence[Run]) -> None:
+    points = curve(runs)
+    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+    (line,) = panel.plot(points.keys(), [of.mean for of in points.values()], label=f"{method}, {seeds}")
+    bounds = [[getattr(of, bound) for of in points.values()] for bound in ("low", "high")]
+    panel.fill_between(points.keys(), *np.clip(bounds, 0, 1), color=line.get_color(), alpha=0.15, linewidth=0)
+    for run in runs:
+        panel.plot(run.success.keys(), run.success.values(), color=line.get_color(), alpha=0.4, linewidth=0.7)
+
+
+EXPLANATION = f"""Means over seeds, and in brackets {CONFIDENCE:.0%} intervals by Student's t over the seeds: wide for
+few of them, and of no width where all agree. Numbers are of the frames at which all runs of a task were evaluated; the
+later half are those from the middle on. Thin lines in the picture are single runs, hours are those of whole runs on the
+machine that they were made on.
+"""
+COLUMNS = ("success, later half", "success, last", "reward, later half", "hours a run")
+
+
+def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
+    """Task -> method -> column."""
+    made: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
+    for (task, method), runs in groups.items():
+        frames = compared_frames(groups, task)
+        later = [frame for frame in frames if frame >= frames[-1] / 2]
+        columns = (
+            [_mean(run.success, later) for run in runs],
+            [run.success[frames[-1]] for run in runs],
+            [_mean(run.reward, later) for run in runs],
+            [run.hours for run in runs],
+        )
+        made[task][method] = {name: Estimate.of(values) for name, values in zip(COLUMNS, columns, strict=True)}
+    return made
+
+
+def _mean(values: Mapping[int, float], frames: Sequence[int]) -> float:
+    return float(np.mean([values[frame] for frame in frames]))
+
+
+def report(groups: Groups, picture: str) -> str:
+    """In Markdown."""
+    lines = [
+        "# Runs compared\n",
+        EXPLANATION,
+        f"![success rates]({picture})\n",
+        f"| task | method | seeds | frames | {' | '.join(COLUMNS)} |",
+        f"|---|---|---:|---:|{'---:|' * len(COLUMNS)}",
+    ]
+    made = results(groups)
+    for (task, method), runs in groups.items():
+        frames = compared_frames(groups, task)[-1]
+        seeds = ", ".join(str(run.settings["seed"]) for run in runs)
+        cells = [made[task][method][name].text(2 if "reward" not in name else 0) for name in COLUMNS]
+        lines.append(f"| {task} | {method} | {seeds} | {frames} | {' | '.join(cells)} |")
+    lines.append("\n## Settings")
+    for method in sorted({method for _, method in groups}):
+        settings = next(runs[0].settings for (_, name), runs in groups.items() if name == method)
+        lines.append(f"- {method}: " + ", ".join(f"{key} {settings[key]}" for key in SHOWN_SETTINGS))
+    return "\n".join(lines) + "\n"
+
+
+def as_json(groups: Groups) -> str:
+    runs = [
+        {
+            **{key: run.settings[key] for key in ("task_name", "exp_name", "seed")},
+            "success_rate": {str(frame): value for frame, value in run.success.items()},
+            "episode_reward": {str(frame): value for frame, value in run.reward.items()},
+            "hours": run.hours,
+            "settings": {key: value for key, value in flat(run.settings).items() if key not in FREE_SETTINGS},
+        }
+        for members in groups.values()
+        for run in members
+    ]
+    return json.dumps(runs, indent=1) + "\n"
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
+    parser.add_argument("--output", type=Path, default=Path("mbrl_report.md"), help="the report, a .md file")
+    args = parser.parse_args(argv)
+    if args.output.suffix != ".md":
+        raise UserError(f"--output is {args.output}: name a .md file")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    check_folder_can_be_written(args.output.parent, "--output")
+    groups = grouped([Run.read(path) for path in args.runs])
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    picture = args.output.with_suffix(".png")
+    draw(picture, groups)
+    args.output.with_suffix(".json").write_text(as_json(groups))
+    args.output.write_text(report(groups, picture.name))
+    print(f"{sum(map(len, groups.values()))} runs compared in {args.output}")
+
+
+if __name__ == "__main__":
+    cli(main)

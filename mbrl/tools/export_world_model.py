@@ -1,0 +1,68 @@
+"""Write the world model of a run of MBPO as a model folder, for predict.py, evaluation, another run or the hub.
+
+    python mbrl/tools/export_world_model.py log_mbrl/mbpo/plate_slide-seed1 --output pretrained_models/plate-slide
+
+Takes the last snapshot; the run may still be going on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
+
+import torch
+
+from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.files import read_json
+from ivideogpt.training.export import DTYPES
+from ivideogpt.world_model import WorldModel
+from mbrl.run_folder import RunFolder
+from mbrl.settings import read
+from mbrl.snapshots import saved_part
+from mbrl.world_model.build import build_world_model
+from mbrl.world_model.config import WorldModelConfig
+
+
+def world_model_of(run_dir: Path) -> WorldModel:
+    """
+    Raises:
+        UserError: it is no run of MBPO that was saved, or the checkpoint that it began with is not there.
+    """
+    folder = RunFolder(run_dir)
+    if not folder.note.is_file():
+        raise UserError(f"{run_dir} is no folder of a run: it has no {folder.note.name}")
+    settings = read_json(folder.note, "name another run")
+    if "world_model" not in settings:
+        raise UserError(f"{run_dir} is a run of DrQ-v2, which has no world model")
+    state = saved_part(folder, "world_model")
+    if state is None:
+        raise UserError(f"{run_dir} was never saved: nothing to export yet")
+    config = read(WorldModelConfig, settings["world_model"], "world_model.")
+    model = build_world_model(config, seed=0)
+    model.tokenizer.load_state_dict(state["tokenizer"])
+    model.transformer.load_state_dict(state["transformer"])
+    return model
+
+
+def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run")
+    parser.add_argument("--output", type=Path, required=True, help="model folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the files")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(argv)
+    check_folder_can_be_written(args.output, "--output")
+    world_model_of(args.run).save_pretrained(args.output, getattr(torch, args.dtype))
+    print(f"model folder: {args.output}")
+
+
+if __name__ == "__main__":
+    cli(main)

@@ -1,0 +1,171 @@
+"""Build a world model and what it learns with, from its settings."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ivideogpt.errors import UserError
+from ivideogpt.losses import TokenizerLossConfig
+from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
+from ivideogpt.pretrained import (
+    ModelMetadata,
+    initialise_transformer,
+    load_tokenizer,
+    model_folder,
+    read_llama_config,
+)
+from ivideogpt.training.common.models import (
+    adapt_tokenizer,
+    build_fitting_transformer,
+    build_tokenizer_loss,
+    freeze_codebooks,
+)
+from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import WorldModel
+from mbrl.world_model.config import RELEASED, WorldModelConfig
+from mbrl.world_model.video_predictor import VideoPredictor
+
+PUBLISHED = "thuml/ivideogpt-oxe-64-act-free"
+NEW_TOKENIZER = "configs/ctx_vae64/config.json"
+WITHOUT_LPIPS = "or let the tokenizer learn without the perceptual loss: world_model.without_lpips=true"
+
+logger = logging.getLogger(__name__)
+
+
+def build_video_predictor(
+    config: WorldModelConfig,
+    device: torch.device,
+    seed: int,
+    image_size: int = 64,
+    lpips_path: str | Path = LPIPS_FOLDER,
+) -> VideoPredictor:
+    """A world model and what it learns with.
+
+    Raises:
+        UserError: as :func:`build_world_model`, or the perceptual loss is wanted and its weights are not there.
+    """
+    if config.without_lpips:
+        logger.warning("the tokenizer learns WITHOUT the perceptual loss, as world_model.without_lpips=true says")
+    loss_config = TokenizerLossConfig(perc_weight=0.0) if config.without_lpips else TokenizerLossConfig()
+    loss = build_tokenizer_loss(loss_config, lpips_path, device, WITHOUT_LPIPS)
+    model = build_world_model(config, seed, image_size).to(device)
+    if config.selected_params:
+        freeze_codebooks(model.tokenizer)
+        if config.pretrained_model_name_or_path is None:
+            logger.warning(
+                "the codebooks of a new tokenizer stay random: world_model.selected_params=false trains them"
+            )
+    trained = trainable_parameters(model.tokenizer)
+    groups = weight_decay_groups(model.transformer, config.model_wd, config.embed_no_wd)
+    return VideoPredictor(
+        model,
+        loss,
+        build_adamw(trained, config.tok_lr, (config.tok_beta1, config.tok_beta2), config.tok_wd),
+        build_adamw(groups, config.model_lr),
+        config,
+        torch.Generator().manual_seed(seed),
+    )
+
+
+def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64) -> WorldModel:
+    """With a reward head, from a released checkpoint, the bundled one, or from scratch; on the CPU.
+
+    Args:
+        seed: of what starts fresh.
+        image_size: of the frames that it will be shown, pixels.
+
+    Raises:
+        UserError: a checkpoint is missing, or does not go with the configuration.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tokenizer = _tokenizer(config)
+        advice = "the environment's frames need another world_model.pretrained_model_name_or_path"
+        adapt_tokenizer(tokenizer, config.context_length, image_size, advice)
+        transformer = _transformer(config, tokenizer)
+    return WorldModel(tokenizer, transformer, _metadata(config, tokenizer))
+
+
+def _tokenizer(config: WorldModelConfig) -> CompressiveVQModel:
+    if config.pretrained_model_name_or_path is not None:
+        return load_tokenizer(_given_or_bundled(config.pretrained_model_name_or_path))
+    settings = CompressiveVQModel.load_config(here_or_in_project(NEW_TOKENIZER))
+    return CompressiveVQModel.from_config({**settings, "context_length": config.context_length})
+
+
+def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
+    transformer = build_fitting_transformer(
+        read_llama_config(here_or_in_project(config.config_name)),
+        tokenizer.layout(config.segment_length - config.context_length),
+        "world_model.segment_length",
+        attention_dropout=config.llama_attn_drop,
+        action_dim=config.action_dim,
+        reward_prediction=True,
+    )
+    assert isinstance(transformer, HeadModelWithAction)
+    if config.load_pretrained_model:
+        path = _given_or_bundled(config.pretrained_transformer_path)
+        initialise_transformer(transformer, path, config.load_internal_llm)
+    return transformer
+
+
+def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    """What the model will be; how it is sampled, and its actions normalized, is what its starting point says."""
+    stated = _stated_metadata(config)
+    known: dict[str, Any] = {}
+    if stated is not None:
+        _check_rewards(config, stated)
+        known["generation"] = stated.generation
+        if stated.action_dim == config.action_dim:
+            known["action_normalization"] = stated.action_normalization
+    return ModelMetadata(
+        resolution=tokenizer.config.resolution,
+        context_length=config.context_length,
+        segment_length=config.segment_length,
+        action_dim=config.action_dim,
+        reward_prediction=True,
+        symlog=config.symlog,
+        **known,
+    )
+
+
+def _check_rewards(config: WorldModelConfig, stated: ModelMetadata) -> None:
+    takes_reward_head = config.load_pretrained_model and not config.load_internal_llm and stated.reward_prediction
+    if takes_reward_head and stated.symlog != config.symlog:
+        raise UserError(
+            f"world_model.symlog is {str(config.symlog).lower()}, but {config.pretrained_transformer_path} learned "
+            f"rewards with{'' if stated.symlog else 'out'} it: set it to {str(stated.symlog).lower()}"
+        )
+
+
+def _stated_metadata(config: WorldModelConfig) -> ModelMetadata | None:
+    """The transformer's, or what stands beside the tokenizer."""
+    starts = [config.pretrained_transformer_path] if config.load_pretrained_model else []
+    if config.pretrained_model_name_or_path is not None:
+        starts.append(config.pretrained_model_name_or_path)
+    found = (ModelMetadata.read(model_folder(_given_or_bundled(start))) for start in starts)
+    return next((metadata for metadata in found if metadata is not None), None)
+
+
+def _given_or_bundled(path: str) -> str | Path:
+    """Relative paths also name folders of the project, wherever the command is run from; others may be hub ids.
+
+    Raises:
+        UserError: the published checkpoint is wanted and is not there.
+    """
+    found = here_or_in_project(path)
+    if found.exists():
+        return found
+    if path.startswith(f"{RELEASED}/"):
+        raise UserError(
+            f"no checkpoint folder {path}: put the files of {PUBLISHED} there, or give {PUBLISHED} itself, which is "
+            "then downloaded, or the bundled model, as world_model.pretrained_model_name_or_path and "
+            "world_model.pretrained_transformer_path (docs/mbrl.md)"
+        )
+    return path

@@ -1,0 +1,237 @@
+"""A world model that trains on the episodes of an agent and imagines episodes for it.
+
+Knows segments of episodes, starts and policies; knows neither environment nor agent nor schedule.
+
+Shapes: B batch, S frames of a segment, t context frames, F = S - t future frames, K frames in a stack, D action
+dimension, h w pixels. Frames are uint8 outside and in [0, 1] inside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.visualize import INK, PAPER, error_frames, font
+from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
+from ivideogpt.runs.state import load_moments
+from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.video_io import Pixels, side_by_side, to_pixels
+from ivideogpt.world_model import WorldModel, evaluating, symlog
+from mbrl.replay.episodes import FRAME_CHANNELS
+from mbrl.replay.replay_buffer import Segments
+from mbrl.world_model.config import WorldModelConfig
+from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
+
+VIDEO_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
+
+
+class VideoPredictor:
+    """A world model with a reward head, and the optimizers of its two halves. Both are in eval mode between calls.
+
+    All randomness of the updates comes from ``generator``, but dropout's, which is torch's global one.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        tokenizer_loss: TokenizerLoss,
+        tokenizer_optimizer: Optimizer,
+        transformer_optimizer: Optimizer,
+        config: WorldModelConfig,
+        generator: torch.Generator,
+    ) -> None:
+        assert isinstance(model.transformer, HeadModelWithAction)
+        self.model = model
+        self.config = config
+        self.tokenizer, self.transformer = model.tokenizer.eval(), model.transformer.eval()
+        self._tokenizer_loss = tokenizer_loss
+        self._optimizers = {"tokenizer": tokenizer_optimizer, "transformer": transformer_optimizer}
+        self._updates = {half: SoundUpdates(half, optimizer) for half, optimizer in self._optimizers.items()}
+        self._generator = generator
+        self._layout = self.tokenizer.layout(config.segment_length - config.context_length)
+
+    # ---- learning
+
+    def update_tokenizer(self, segments: Segments) -> dict[str, Tensor]:
+        """One step on the context and a few future frames, the same ones of all segments. Returns detached scalars."""
+        t, frames = self.config.context_length, self._frames(segments.frames)
+        order = torch.randperm(frames.shape[1] - t, generator=self._generator)
+        chosen = torch.cat([torch.arange(t), t + order[: self.config.max_target_frames].sort().values])
+        clips = frames[:, chosen.to(frames.device)]
+        context, future = clips[:, :t], clips[:, t:]
+        with self._autocast():
+            output = self.tokenizer(
+                sample=context.flatten(0, 1),
+                return_loss=True,
+                segment_len=future.shape[1],
+                dyn_sample=future.flatten(0, 1),
+            )
+            terms = self._tokenizer_loss(clips, output, t)
+        return self._descend("tokenizer", self.tokenizer, terms)
+
+    def update_transformer(self, segments: Segments) -> dict[str, Tensor]:
+        """One step on tokens, actions and rewards of whole segments. Returns detached scalars."""
+        frames, actions, rewards = self._frames(segments.frames), *self._actions_and_rewards(segments)
+        normalise = self.model.metadata.action_normalization
+        with torch.no_grad():  # in full precision, as imagination will tokenize its starts
+            tokens, _ = self.tokenizer.tokenize(frames, self.config.context_length)
+        with self._autocast(), _training(self.transformer):
+            terms = transformer_loss(
+                self.transformer,
+                tokens,
+                self._layout,
+                normalise(actions) if normalise else actions,
+                symlog(rewards) if self.config.symlog else rewards,
+                self.config.reward_weight,
+            )
+        return self._descend("transformer", self.transformer, terms)
+
+    def _descend(self, half: str, network: nn.Module, terms: LossTerms) -> dict[str, Tensor]:
+        updates = self._updates[half]
+        updates.optimizer.zero_grad()
+        terms.total.backward()
+        norm = nn.utils.clip_grad_norm_(network.parameters(), self.config.max_grad_norm or math.inf)
+        skipped = updates.step(terms.total, norm.detach())
+        return terms.detached() | {"grad_norm": norm.detach(), "skipped_updates": skipped}
+
+    # ---- imagining
+
+    @torch.no_grad()
+    def imagine(self, starts: Tensor, act: Policy, horizon: int, seed: int) -> Imagined:
+        """What would follow from ``starts`` (B, 3 K, h, w) uint8 if ``act`` decided; it sees stacks as in reality.
+
+        Raises:
+            ImaginationError: the model gives NaN or infinity.
+        """
+        frames = starts.to(self.model.device).unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
+        num_stacked, context_length = frames.shape[1], self.config.context_length
+        if num_stacked < context_length:
+            raise UserError(f"stacks of {num_stacked} frames hold no context of {context_length}: raise frame_stack")
+        session = self.model.start(self._frames(frames[:, -context_length:]), seed=seed, max_frames=horizon)
+        actions, rewards, sound = [], [], torch.ones((), dtype=torch.bool, device=frames.device)
+        for _ in range(horizon):
+            action = act(frames[:, -num_stacked:].flatten(1, 2)).to(frames.device)
+            step = session.step(action)
+            assert step.reward is not None
+            frames = torch.cat([frames, _as_pixels(step.frames)], dim=1)
+            actions.append(action)
+            rewards.append(step.reward[:, 0])
+            sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
+        if not sound:  # asked once, since the host waits for the answer
+            if not torch.stack(actions).isfinite().all():
+                raise UserError("the policy's actions are not finite: the agent is lost, not the world model")
+            raise ImaginationError("the world model predicts frames or rewards that are not finite")
+        start = torch.zeros_like(actions[0])
+        reward = torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1)
+        return Imagined(
+            frames=frames[:, num_stacked - 1 :],
+            earlier=frames[:, : num_stacked - 1],
+            action=torch.stack([start, *actions], dim=1),
+            reward=reward,
+            discount=torch.ones_like(reward),
+        )
+
+    @torch.no_grad()
+    def validate(self, segments: Segments, seed: int) -> Validation:
+        """Roll segments out under their recorded actions and compare with what happened."""
+        t, frames = self.config.context_length, self._frames(segments.frames)
+        actions, rewards = self._actions_and_rewards(segments)
+        future = frames[:, t:]
+        layout = self.model.layout.with_future_frames(future.shape[1])
+        rollout = self.model.predict(frames[:, :t], layout.to_future(actions), seed=seed)
+        assert rollout.rewards is not None
+        predicted, predicted_rewards, rewards = rollout.frames[:, 0], rollout.rewards[:, 0], layout.to_future(rewards)
+        metrics = {
+            "frame_mse": (predicted - future).square().mean().item(),
+            "reward_mse": (predicted_rewards - rewards).square().mean().item(),
+        }
+        videos = [
+            comparison_video(to_pixels(true), to_pixels(made), true_rewards.tolist(), made_rewards.tolist())
+            for true, made, true_rewards, made_rewards in zip(
+                future, predicted, rewards.cpu(), predicted_rewards.cpu(), strict=True
+            )
+        ]
+        return Validation(metrics, videos)
+
+    # ---- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that later updates depend on. Not a copy: save it before the next update."""
+        return {
+            "tokenizer": self.tokenizer.state_dict(),
+            "transformer": self.transformer.state_dict(),
+            "generator": self._generator.get_state(),
+            "perceptual_loss": self._tokenizer_loss.lpips is not None,
+            "optimizers": {half: optimizer.state_dict() for half, optimizer in self._optimizers.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """
+        Raises:
+            UserError: the perceptual loss was there and is not, or the other way round.
+        """
+        before, now = state["perceptual_loss"], self._tokenizer_loss.lpips is not None
+        if before != now:
+            raise UserError(
+                f"the run was trained with{'' if before else 'out'} the perceptual loss: set "
+                f"world_model.without_lpips={str(not before).lower()} again, or use another run_dir"
+            )
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.transformer.load_state_dict(state["transformer"])
+        self._generator.set_state(state["generator"])
+        for half, optimizer in self._optimizers.items():
+            load_moments(optimizer, state["optimizers"][half])
+
+    # ---- helpers
+
+    def _frames(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.model.device, non_blocking=True).float() / 255
+
+    def _actions_and_rewards(self, segments: Segments) -> tuple[Tensor, Tensor]:
+        return segments.actions.to(self.model.device).float(), segments.rewards.to(self.model.device).float()
+
+    def _autocast(self) -> torch.autocast:
+        device = self.model.device.type
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+
+@contextmanager
+def _training(network: nn.Module) -> Iterator[None]:
+    """Training mode for the duration: dropout belongs to updates, not to imagination."""
+    with evaluating(network):  # remembers every submodule's mode
+        network.train()
+        yield
+
+
+def _as_pixels(frames: Tensor) -> Tensor:
+    """One new frame (B, 1, 3, h, w) in [0, 1] as replay holds it, uint8."""
+    return (frames * 255).round().to(torch.uint8)
+
+
+def comparison_video(
+    truth: Pixels, prediction: Pixels, true_rewards: list[float], predicted_rewards: list[float]
+) -> Pixels:
+    """Videos (F, h, w, 3) side by side with their difference, enlarged; the rewards of arriving in each frame below."""
+    pictures = side_by_side([truth, prediction, error_frames(truth, prediction)])
+    enlarged = pictures.repeat(VIDEO_SCALE, axis=1).repeat(VIDEO_SCALE, axis=2)
+    rewards = zip(true_rewards, predicted_rewards, strict=True)
+    captions = [f"reward {true:.2f}, predicted {predicted:.2f}" for true, predicted in rewards]
+    return np.stack([_captioned(picture, text) for picture, text in zip(enlarged, captions, strict=True)])
+
+
+def _captioned(picture: Pixels, text: str) -> Pixels:
+    height, width = picture.shape[:2]
+    page = Image.new("RGB", (width, height + CAPTION_HEIGHT), PAPER)
+    page.paste(Image.fromarray(picture))
+    ImageDraw.Draw(page).text((4, height + 2), text, fill=INK, font=font(CAPTION_SIZE))
+    return np.asarray(page)

@@ -1,0 +1,104 @@
+"""A format that is registered from outside the package is read by every command and by training."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data import __main__ as commands
+from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.data.formats import registry
+from ivideogpt.data.formats.episodes import Episode, StoredArray
+from ivideogpt.data.formats.registry import Dataset, register
+from ivideogpt.errors import UserError
+
+
+@dataclass(frozen=True)
+class RawEpisode(Episode):
+    """Frames of 8 x 8 pixels, one after the other."""
+
+    path: str
+    frame_size = (8, 8)
+    action_dim = None
+    has_rewards = False
+
+    @property
+    def num_frames(self) -> int:
+        return Path(self.path).stat().st_size // 192
+
+    def read(self, indices):
+        data = np.fromfile(self.path, np.uint8)
+        if data.size % 192:
+            raise UserError(f"{self.path}: not a whole number of frames")
+        return data.reshape(-1, 8, 8, 3)[indices]
+
+    def actions(self, indices):
+        return None
+
+    def rewards(self, indices):
+        return None
+
+
+@dataclass(frozen=True)
+class RawEpisodes:
+    files: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def open(self, index: int) -> RawEpisode:
+        return RawEpisode(self.files[index])
+
+    def name(self, index: int) -> str:
+        return self.files[index]
+
+
+class RawFormat:
+    def matches(self, path: str) -> bool:
+        return path.startswith("raw:")
+
+    def datasets(self, path: str) -> list[Dataset]:
+        files = tuple(sorted(map(str, Path(path.removeprefix("raw:")).glob("*.raw"))))
+        return [Dataset("toy", lambda: RawEpisodes(files), "toy")]
+
+
+@pytest.fixture
+def raw_path(tmp_path, monkeypatch) -> str:
+    monkeypatch.setattr(registry, "_added", [])
+    register(RawFormat())
+    for number in range(3):
+        frames = np.full((6, 8, 8, 3), number, np.uint8) + np.arange(6, dtype=np.uint8)[:, None, None, None]
+        frames.tofile(tmp_path / f"{number}.raw")
+    return f"raw:{tmp_path}"
+
+
+def test_inspect_and_validate(raw_path, tmp_path, capsys, monkeypatch):
+    """Commands that knew the formats by their types would take another for something else."""
+    monkeypatch.setattr("sys.argv", ["data", "inspect", raw_path])
+    commands.main()
+    text = capsys.readouterr().out
+    assert "toy: 3 episodes, 3 looked at" in text
+    assert str(StoredArray("frames", (8, 8, 3), "uint8", "decoded")) in text
+    with (tmp_path / "1.raw").open("ab") as file:
+        file.write(b"cut")
+    monkeypatch.setattr("sys.argv", ["data", "validate", raw_path, "--num_workers", "1"])
+    with pytest.raises(SystemExit):
+        commands.main()
+    assert "1.raw: not a whole number of frames" in capsys.readouterr().out
+
+
+def test_training_reads_it(raw_path):
+    assert resolve_mix("folder:*", raw_path) == (("toy", 1.0),)
+    config = DataConfig(
+        dataset_path=raw_path,
+        mix=resolve_mix("folder:*", raw_path),
+        segment=SegmentSpec("contiguous", length=4),
+        image_size=8,
+        load_action=False,
+        batch_size=2,
+        num_workers=0,
+    )
+    batch = next(iter(build_loader(config, "train"))).to("cpu")
+    assert batch.frames.shape == (2, 4, 3, 8, 8)

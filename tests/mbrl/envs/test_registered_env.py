@@ -1,0 +1,24 @@
+"""Environments that are registered from outside the project."""
+
+from __future__ import annotations
+
+import pytest
+
+from ivideogpt.errors import UserError
+from mbrl.envs.env_settings import EnvSettings
+from tests.mbrl.runs import lines, train_drq
+
+
+def test_an_agent_learns_in_it_and_goes_on(tmp_path):
+    """Bug prevented: Meta-World's name, its four actions or its recorder taken for granted somewhere."""
+    overrides = "task_name=tests.mbrl.toy_env:Toy-v0", "num_train_frames=60", "num_eval_episodes=1"
+    assert train_drq(tmp_path, *overrides) == 0
+    assert train_drq(tmp_path, *overrides, "num_train_frames=72") == 0
+    assert [line["frame"] for line in lines(tmp_path, "train")] == [12, 24, 36, 48, 60, 72]
+    assert "success_rate" in lines(tmp_path, "eval")[-1]
+
+
+@pytest.mark.parametrize("task", ["no_such_module:Toy-v0", "tests.mbrl.toy_env:Joy-v0"])
+def test_what_is_not_registered_is_the_users_error(task):
+    with pytest.raises(UserError, match=f"no environment {task}: .*(no_such_module|Joy)"):
+        EnvSettings(task).make()

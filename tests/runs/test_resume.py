@@ -1,0 +1,75 @@
+"""A resumed run may differ in what cannot change its results, and in what its user changes on purpose."""
+
+import json
+import shutil
+
+import pytest
+
+from ivideogpt.errors import UserError
+from ivideogpt.runs.resume import ResumeRules, refuse
+
+RULES = ResumeRules(may_change=frozenset({"log_steps"}), data=("data",), weights=("model",), allow="--anyway")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    for name in ("data", "model"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "0.npz").write_bytes(b"an episode")
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    return {"data": str(tmp_path / "data"), "model": str(tmp_path / "model")}
+
+
+def moved(folders, tmp_path) -> dict[str, str]:
+    return {name: shutil.move(path, tmp_path / f"new-{name}").__str__() for name, path in folders.items()}
+
+
+def test_folders_that_moved_are_no_change(folders, tmp_path):
+    """A run on a cluster's scratch disk could not be resumed after its data was staged under another path."""
+    digests = RULES.digests(folders)
+    now = moved(folders, tmp_path)
+    assert RULES.changes(now, folders, digests) == {}
+    (tmp_path / "new-data" / "1.npz").write_bytes(b"another")
+    assert RULES.changes(now, folders, digests) == {"data": [folders["data"], now["data"]]}
+
+
+def test_other_weights_of_the_same_size_are_a_change(folders, tmp_path):
+    """Another tokenizer of the same architecture gives other tokens."""
+    digests = RULES.digests(folders)
+    now = moved(folders, tmp_path)
+    (tmp_path / "new-model" / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert RULES.changes(now, folders, digests).keys() == {"model"}
+
+
+def test_without_digests_the_old_place_is_compared(folders, tmp_path):
+    """Runs of earlier versions recorded none; a copy is the same content, and what has gone is not known to be."""
+    now = {"data": str(shutil.copytree(folders["data"], tmp_path / "copy"))}
+    assert RULES.changes(now, folders) == {}
+    shutil.rmtree(folders["data"])
+    assert RULES.changes(now, folders).keys() == {"data"}
+
+
+def test_a_hub_id_is_compared_by_name():
+    assert RULES.changes({"model": "someone/else"}, {"model": "someone/this"}).keys() == {"model"}
+
+
+def test_other_settings_are_refused_by_name_and_say_how_to_go_on():
+    changes = RULES.changes({"lr": 2, "log_steps": 5, "new": 1}, {"lr": 1, "log_steps": 1})
+    assert changes == {"lr": [1, 2]}
+    with pytest.raises(UserError, match="given lr=2: start a new run, or add --anyway to go on with them"):
+        refuse(changes, RULES.allow, lambda name, before, now: f"{name}={now}", "start a new run")
+
+
+def test_noted_changes_are_what_the_next_resumption_keeps(tmp_path, folders):
+    """A run that was given a lower learning rate was refused when the same command resumed it again."""
+    file = tmp_path / "run.json"
+    file.write_text(json.dumps({"args": {"lr": 1, "data": "gone"}, "contents": {"data": "digest"}}))
+    asked = {"lr": 2, "data": folders["data"]}
+    RULES.note(file, {"lr": [1, 2], "data": ["gone", folders["data"]]}, 7, asked, args="args")
+    record = json.loads(file.read_text())
+    assert record["changes"] == [
+        {"step": 7, "lr": {"before": 1, "now": 2}, "data": {"before": "gone", "now": folders["data"]}}
+    ]
+    assert record["args"] == asked
+    assert record["contents"] == RULES.digests({"data": folders["data"]})

@@ -1,0 +1,51 @@
+"""Counting: whose turn it is, when things are due, how long a schedule is."""
+
+import pytest
+import torch
+
+from ivideogpt.training.common.schedule import Phase, PhaseSchedule, build_scheduler, validates_at, within_phase_pair
+
+G, D, IDLE = Phase.GENERATOR, Phase.DISCRIMINATOR, Phase.IDLE
+
+
+def test_phases_alternate_and_the_discriminator_idles_before_its_start():
+    """Every finished phase counts one step, also an idle one."""
+    schedule = PhaseSchedule(max_steps=8, disc_start=4)
+    assert [schedule.phase(step) for step in range(8)] == [G, IDLE, G, IDLE, G, D, G, D]
+
+
+@pytest.mark.parametrize("max_steps", [7, 8])
+@pytest.mark.parametrize("first_step", [0, 1, 2, 3])
+@pytest.mark.parametrize("disc_start", [0, 3, 4, 100])
+def test_updates_are_those_that_happen(max_steps, first_step, disc_start):
+    """A decaying schedule that is too long or too short by a factor of two is easy to miss."""
+    schedule = PhaseSchedule(max_steps, disc_start, first_step)
+    phases = [schedule.phase(step) for step in range(first_step, max_steps)]
+    assert schedule.generator_updates == phases.count(G)
+    assert schedule.discriminator_updates == phases.count(D)
+
+
+def test_validation_steps():
+    assert [step for step in range(1, 20) if validates_at(step, 6, skip_first=False)] == [1, 7, 13, 19]
+    assert [step for step in range(1, 20) if validates_at(step, 6, skip_first=True)] == [7, 13, 19]
+    assert all(validates_at(step, 1, skip_first=False) for step in range(1, 4))
+
+
+@pytest.mark.parametrize("interval", [1, 2, 3, 4, 500])
+def test_within_phase_pair(interval):
+    """Work that needs a generator phase's tensors may be due at the idle step that follows it."""
+    for step in range(1, 1001, 2):  # steps at which a generator phase has finished
+        assert within_phase_pair(step, interval) == (step % interval == 0 or (step + 1) % interval == 0)
+
+
+def test_warm_up_and_decay_count_updates():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    scheduler = build_scheduler("cosine", optimizer, warmup_updates=2, updates=10)
+    rates = []
+    for _ in range(10):
+        rates.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    assert rates[:3] == [0, 0.5, 1]
+    assert scheduler.get_last_lr()[0] == pytest.approx(0)
