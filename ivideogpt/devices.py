@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from ivideogpt.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # By which MPI, SLURM and their kin tell a process how many there are.
 FOREIGN_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
@@ -39,6 +41,8 @@ def choose_device(name: str) -> torch.device:
     Raises:
         UserError: there is none, or there are fewer GPUs than processes.
     """
+    import torch  # here, as commands read DEVICES for --help
+
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])

@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ivideogpt.errors import UserError, require
 from mbrl.heap import keep_freed_memory
-from mbrl.settings import Settings
+
+if TYPE_CHECKING:
+    from mbrl.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound="Settings")
 FLAGS = """
 --multirun, -m       several values (seed=1,2,3) make several runs, one after another, each in its own folder
 --first-run N        of those, begin with the Nth

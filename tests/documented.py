@@ -15,7 +15,7 @@ from ivideogpt.data.inspect.validate import ValidateArgs
 from ivideogpt.flags import parse
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
-from ivideogpt.training.transformer.tokenize_dataset import TokenizeArgs
+from ivideogpt.training.transformer.tokenize_command import TokenizeArgs
 from mbrl import train_metaworld_drq, train_metaworld_mbpo
 from mbrl.tools import compare_runs, export_world_model
 from tests.datasets.scripts import load_script

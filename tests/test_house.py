@@ -17,6 +17,7 @@ PACKAGE = ROOT / "ivideogpt"
 LAYERS = [
     {"errors"},
     {
+        "choices",
         "files",
         "flags",
         "model_configs",

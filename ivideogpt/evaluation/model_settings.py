@@ -10,8 +10,6 @@ from ivideogpt.pretrained import ModelMetadata
 from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.world_model import WorldModel
 
-BACKEND_HELP = "what decodes tokens: torch, cpu_kernels, cuda_graph; auto: the fastest that runs on this device"
-
 
 @dataclass(frozen=True)
 class ModelSettings:

@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ivideogpt.choices import SAMPLING_RULES
 from ivideogpt.errors import UserError
 from ivideogpt.precision import full_float32
-
-SAMPLING_RULES = ("sample", "expected_code")
 
 
 @dataclass(frozen=True)

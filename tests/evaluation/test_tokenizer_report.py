@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ivideogpt.commands import tokenizer_report
-from ivideogpt.commands.clip_flags import clip_config
+from ivideogpt.commands.run_evaluation import clip_config
 from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
 from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.flags import parse

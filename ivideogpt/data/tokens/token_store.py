@@ -39,7 +39,6 @@ from ivideogpt.layout import TokenLayout
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META = "meta.json"
 FORMAT = 2  # 1: one process, one pass, and the number of shards not noted
-CLIPS_PER_SHARD = 1024
 MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; what a damaged description claims is larger
 _OPEN_SHARDS = 128  # each takes up to three open files, of which a process may often have no more than 1024
 

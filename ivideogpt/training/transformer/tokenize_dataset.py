@@ -7,7 +7,7 @@ depend on who writes it, so an interrupted run goes on where it stopped, with an
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,71 +34,18 @@ from ivideogpt.data.tokens.stored_clips import (
     measure,
     plain_and_augmented,
 )
-from ivideogpt.data.tokens.token_store import CLIPS_PER_SHARD, TokenBatch, TokenStore, TokenStoreMeta, state_checksum
+from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, state_checksum
 from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import load_tokenizer
-from ivideogpt.training.common.args import BAD_EPISODE_HELP, CACHE_HELP
+from ivideogpt.training.transformer.tokenize_command import TokenizeArgs
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
 
 CAUSES_LISTED = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizeArgs:
-    """Store every clip of a dataset as tokens."""
-
-    pretrained_model_name_or_path: str = option(REQUIRED, "tokenizer folder or hub id")
-    dataset_path: str | None = option(
-        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
-    )
-    oxe_data_mixes_type: str = option(
-        "folder:*", "mix of datasets; its weights do not count: every clip is stored once a pass"
-    )
-    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
-    segment_length: int = option(16, "frames of a clip", minimum=1)
-    context_length: int | None = option(None, "context frames (default: the tokenizer's)", minimum=1)
-    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
-    stride: int = option(1, "native frames from the start of a clip to the next one's", minimum=1)
-    split: str = option("train", "which episodes", choices=("train", "test"))
-    num_passes: int = option(1, "how often every clip is stored: once as it is, then augmented", minimum=1)
-    strong_aug: bool = option(False, "stronger augmentation in the later passes")
-    seed: int = option(0, "of the augmentation", minimum=0)
-    output: str = option(REQUIRED, "folder of the store; an unfinished one goes on")
-    clips_per_shard: int = option(CLIPS_PER_SHARD, "an interruption loses the work on one shard", minimum=1)
-    batch_size: int = option(16, "clips at a time", minimum=1)
-    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
-    on_bad_episode: str = option(
-        "error", BAD_EPISODE_HELP.replace("draw another one", "leave it out"), choices=("error", "skip")
-    )
-    cache_mb: int = option(64, CACHE_HELP, minimum=0)
-    mixed_precision: str = option("no", "tokens are those of float32", choices=("no", "bf16"), inert=True)
-    device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
-
-    def validate(self) -> None:
-        """The tokenizer's context, which the segment length has to exceed, is not known yet."""
-        if self.num_passes > 1 and self.split == "test":
-            raise UserError("--num_passes augments, which --split test never is: store it in one pass")
-        if self.strong_aug and self.num_passes == 1:
-            raise UserError("--strong_aug is for the passes after the first: it needs --num_passes of at least 2")
-
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """Of the passes after the first."""
-        if self.num_passes == 1:
-            return None
-        return STRONG_AUGMENTATION if self.strong_aug else Augmentation()
-
-    @property
-    def augmentation_name(self) -> str:
-        if self.num_passes == 1:
-            return "none"
-        return "strong" if self.strong_aug else "weak"
 
 
 @dataclass(frozen=True)
@@ -120,6 +67,13 @@ class ClipTokenizer:
             yield TokenBatch(self(frames), portion.clips.actions, portion.clips.rewards)
 
 
+def later_augmentation(args: TokenizeArgs) -> Augmentation | None:
+    """Return the augmentation of the passes after the first."""
+    if args.num_passes == 1:
+        return None
+    return STRONG_AUGMENTATION if args.strong_aug else Augmentation()
+
+
 def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> StoredClips:
     """Opens every episode once; the processes share that."""
     config = DataConfig(
@@ -129,7 +83,7 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> Stor
         video_stepsize=args.video_stepsize,
         image_size=image_size,
         batch_size=args.batch_size,
-        augmentation=args.augmentation,
+        augmentation=later_augmentation(args),
         sthsth_root_path=args.sthsth_root_path,
         on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
         cache_mb=args.cache_mb,
@@ -182,8 +136,7 @@ def write_tokens(
             progress.update(portion.num_clips)
 
 
-def main(argv: Sequence[str]) -> None:
-    args = parse(TokenizeArgs, argv)
+def tokenize(args: TokenizeArgs) -> None:
     check_launcher()
     # Without being told, accelerate takes several processes on a machine without a GPU for strangers to one another.
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
