@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from benchmarks.timer import Timer
+from benchmarks.measuring import Timer
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import language_model
 from ivideogpt.transformer import HeadModelWithAction, Sampling

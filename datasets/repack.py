@@ -23,10 +23,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
-from ivideogpt.data.convert.settings_note import NOTE, keep_settings
-from ivideogpt.data.convert.stored_size import StoredSize
-from ivideogpt.data.convert.trees import files_below
+from ivideogpt.data.convert.conversion import (
+    NOTE,
+    FrameArgs,
+    Job,
+    Skipped,
+    StoredSize,
+    Summary,
+    files_below,
+    keep_settings,
+    write_episode,
+)
 from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, check_sums, npz_members
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import atomic_path
@@ -133,13 +140,7 @@ def run(args: RepackArgs) -> Summary:
     num_damaged = remove_outdated(jobs, args.verify)
     if args.verify:
         print(f"{num_damaged} files differed from their checksums")
-    return run_jobs(
-        jobs,
-        partial(repack, args.store, args.compress),
-        workers=args.num_workers,
-        description="repack",
-        on_bad_episode=args.on_bad_episode,
-    )
+    return args.run([jobs], partial(repack, args.store, args.compress), "repack")
 
 
 if __name__ == "__main__":

@@ -31,10 +31,15 @@ from ivideogpt.data.convert.action_files import (
     find_action_file,
     read_actions,
 )
-from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, Skipped, Summary
-from ivideogpt.data.convert.settings_note import keep_settings
-from ivideogpt.data.convert.stored_size import StoredSize
-from ivideogpt.data.convert.trees import files_below
+from ivideogpt.data.convert.conversion import (
+    Job,
+    NpzDatasetArgs,
+    Skipped,
+    StoredSize,
+    Summary,
+    files_below,
+    keep_settings,
+)
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse

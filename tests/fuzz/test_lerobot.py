@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.conversion import StoredSize
 from ivideogpt.data.formats.lerobot import LeRobotEpisodes
 from ivideogpt.data.formats.video_files import VideoFile
 from ivideogpt.errors import UserError

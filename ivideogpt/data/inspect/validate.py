@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from ivideogpt.data.convert.conversion import start_worker, worker_pool
+from ivideogpt.data.convert.workers import start_worker, worker_pool
 from ivideogpt.data.formats.episodes import Episodes
 from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes
 from ivideogpt.errors import UserError
