@@ -2,7 +2,7 @@
 
     python datasets/videos_to_npz.py --input_path recordings --output_path data --dataset_name my_robot --resize 64
 
-reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm,gif}`` with ``<name>.csv`` or ``<name>.npy`` and writes
+reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm}`` with ``<name>.csv`` or ``<name>.npy`` and writes
 ``data/my_robot/<name>.npz``, which trains with ``--dataset_path data --oxe_data_mixes_type folder:my_robot``. Row i of
 the actions is what was done at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
 episodes have no actions. Run the same command again to go on after an interruption.
@@ -44,7 +44,7 @@ from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
-VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".gif"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"}
 NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions", "resize", "square_crop")
 MAX_EPISODE_BYTES = 4 << 30  # of frames, which are in memory until the episode is written
 

@@ -101,7 +101,8 @@ def _render_strip(actions: Actions, last: int, width: int) -> Pixels:
     from matplotlib.figure import Figure
 
     canvas = FigureCanvasAgg(Figure(figsize=(width / DPI, STRIP_HEIGHT / DPI), dpi=DPI))
-    axes = canvas.figure.add_axes((0, 0, 1, 1), xlim=(0, last), xticks=[], yticks=[])
+    axes = canvas.figure.add_axes((0, 0, 1, 1), xlim=(0, last))
+    axes.set_axis_off()
     for dim, values in enumerate(actions[:, :MAX_DIMENSIONS].T):
         low, high = values.min(), values.max()
         axes.plot((values - low) / ((high - low) or 1), color=f"C{dim % 10}", linewidth=1)

@@ -22,7 +22,6 @@ from torch.utils.data import DataLoader
 from ivideogpt.data.catalog import OWN_SPLITS, Split
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
-from ivideogpt.data.clips.position import StreamPosition
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.clips.transforms import Augmentation, Range
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, Mix
@@ -55,6 +54,25 @@ class BatchNumbers:
             first = (batch * self.world_size + self.rank) * self.batch_size
             last = first + self.batch_size
             yield list(range(first, last if self.num_samples is None else min(last, self.num_samples)))
+
+
+class StreamPosition:
+    """Part of every stream whose ranks take turns at whole batches: ``position`` batches handed out on each rank."""
+
+    def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.position = 0
+
+    @property
+    def samples_per_step(self) -> int:
+        return self.batch_size * self.world_size
+
+    def state_dict(self) -> dict[str, int]:
+        return {"samples": self.position * self.samples_per_step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on after the samples already used: exactly, if batches and ranks are as before."""
+        self.position = -(-state["samples"] // self.samples_per_step)
 
 
 class ClipLoader(StreamPosition):

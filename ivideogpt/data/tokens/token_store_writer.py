@@ -19,7 +19,7 @@ from ivideogpt.data.tokens.token_store import (
     TokenBatch,
     TokenStoreMeta,
     check_clips,
-    num_rows,
+    mapped,
     shard_folder,
 )
 from ivideogpt.errors import UserError
@@ -81,7 +81,7 @@ class TokenStoreWriter:
         """Note in the manifest what is there, once all shards are."""
         assert not self.missing()
         folders = [shard_folder(self.folder, shard) for shard in range(self.meta.num_shards)]
-        Manifest(self.meta, tuple(map(num_rows, folders))).write(self.folder)
+        Manifest(self.meta, tuple(len(mapped(folder, "tokens")) for folder in folders)).write(self.folder)
 
     def skipped(self) -> dict[str, str]:
         """Episodes of which clips could not be read, and why."""
