@@ -230,7 +230,7 @@ def new_writer(folder):
         ({"shards": "6662"}, "shards is no list"),
         ({"layout": asdict(LAYOUT) | {"context_tokens": 10**15}}, "context_tokens is 1000000000000000"),
         ({"layout": asdict(LAYOUT) | {"context_frames": 2**23, "context_tokens": 2**23}}, "its clips have .* tokens"),
-        ({"sources": [{"name": 3}]}, "name is 3, expected str"),
+        ({"sources": [{"name": 3, "num_episodes": 1, "num_clips": 20}]}, "name is 3, expected str"),
     ],
 )
 def test_descriptions_are_checked_for_types_and_ranges(store, change, message):
