@@ -1,4 +1,4 @@
-"""How fast training data is read on one CPU core, beside an obvious loader in the same run.
+"""Measure how fast training data is read on one CPU core, beside an obvious loader in the same run.
 
     python benchmarks/dataloading.py --output outputs/dataloading.json
 
@@ -32,7 +32,7 @@ from ivideogpt.data.clips.colour import OPERATIONS
 from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
-from ivideogpt.data.clips.transforms import Augmentation, central_square, draw_colour, draw_crop
+from ivideogpt.data.clips.transforms import Augmentation, central_square, sample_colour, sample_crop
 from ivideogpt.data.convert.conversion import write_episode
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
@@ -110,17 +110,17 @@ class Baseline:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(actions[segment])
 
     def change(self, height: int, width: int) -> Callable[[Image.Image], Image.Image]:
-        """What happens to every frame of a clip."""
+        """Return the change of every frame of a clip."""
         size = (self.args.image_size, self.args.image_size)
         if self.augmentation is None:
             crop = central_square(height, width)
         else:
-            crop = draw_crop(self.rng, height, width, self.augmentation)
+            crop = sample_crop(self.rng, height, width, self.augmentation)
         box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
         resize = partial(Image.Image.resize, size=size, resample=Image.Resampling.BILINEAR, box=box)
         if self.augmentation is None:
             return resize
-        colour = draw_colour(self.rng, self.augmentation)
+        colour = sample_colour(self.rng, self.augmentation)
         steps = [(OPERATIONS[number], float(colour.factors[0, number])) for number in colour.order[0]]
         return lambda image: jitter(resize(image), steps)
 

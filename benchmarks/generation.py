@@ -1,4 +1,4 @@
-"""How fast a world model rolls out, part by part, beside the released implementation's way in the same run.
+"""Measure how fast a world model rolls out, part by part, beside the released implementation's way in the same run.
 
     python benchmarks/generation.py --models bundled --batches 1,8 --samples 1,5,100 --output outputs/generation.json
 

@@ -62,7 +62,7 @@ def recorded_inputs(world_model: WorldModel, frames: int) -> Inputs:
 
 @dataclass(frozen=True)
 class Turn:
-    """What one measurement of one way gave."""
+    """One measurement of one way."""
 
     seconds: dict[str, float]
     steps: list[float] = field(default_factory=list)  # seconds of each step of a session

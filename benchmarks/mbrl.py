@@ -1,4 +1,4 @@
-"""What a step of model-based RL is made of, part by part, beside the obvious way in the same run.
+"""Measure a step of model-based RL, part by part, beside the obvious way in the same run.
 
     python benchmarks/mbrl.py --output outputs/mbrl.json
 

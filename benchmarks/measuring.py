@@ -1,4 +1,4 @@
-"""What all benchmarks share: seconds of parts, medians, the machine, and where results are written."""
+"""Shared by all benchmarks: seconds of parts, medians, the machine, and where results are written."""
 
 from __future__ import annotations
 

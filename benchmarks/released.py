@@ -115,7 +115,7 @@ def scale_to(layout: TokenLayout, num_frames: int, timer: Timer) -> None:
 
 
 def prefilled_positions(layout: TokenLayout) -> int:
-    """Of one row: every frame reads the prompt and all frames before it."""
+    """Count positions of one row: every frame reads the prompt and all frames before it."""
     return sum(layout.prompt_length + layout.step_length * frame for frame in range(layout.future_frames))
 
 

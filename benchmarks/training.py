@@ -1,4 +1,4 @@
-"""How long a training step takes, part by part, beside the obvious way to do it in the same run.
+"""Measure how long a training step takes, part by part, beside the obvious way to do it in the same run.
 
     python benchmarks/training.py --models full-64,tiny-64 --output outputs/training.json
 
@@ -115,13 +115,13 @@ class TransformerSteps:
         return step
 
     def flops(self) -> float:
-        """Of a step's matrix products: 6 per weight and token for forward and backward, 6 per pair that attends."""
+        """Count a step's matrix products: 6 per weight and token for forward and backward, 6 per pair that attends."""
         config: Any = language_model(self.transformer).config
         clips, length = self.stored.shape
-        of_layers = sum(p.numel() for name, p in self.transformer.named_parameters() if ".layers." in name)
-        of_pairs = config.num_hidden_layers * config.hidden_size * length  # per token; causal, so half of them count
+        layer_weights = sum(p.numel() for name, p in self.transformer.named_parameters() if ".layers." in name)
+        attention = config.num_hidden_layers * config.hidden_size * length  # per token; causal, so half of them count
         labelled = length - self.layout.prompt_length + 1
-        return 6.0 * clips * (length * (of_layers + of_pairs) + labelled * config.hidden_size * config.vocab_size)
+        return 6.0 * clips * (length * (layer_weights + attention) + labelled * config.hidden_size * config.vocab_size)
 
 
 def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:

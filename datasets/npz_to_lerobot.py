@@ -77,7 +77,7 @@ class ToLeRobotArgs(FrameArgs):
 
 @dataclass(frozen=True)
 class Contents:
-    """What every episode of the dataset holds: frame sizes by array, and numbers a frame by array."""
+    """Arrays that every episode of the dataset holds: frame sizes by array, and numbers a frame by array."""
 
     cameras: dict[str, tuple[int, int]]
     series: dict[str, int]
@@ -207,7 +207,7 @@ def find_parts(root: Path, parts: Path) -> list[PartJob]:
 
 
 def first_contents(jobs: Iterable[PartJob], store: StoredSize) -> Contents:
-    """Of the first episode that can be read; the others have to hold the same."""
+    """Return those of the first episode that can be read; the others have to hold the same."""
     problem: UserError | None = None
     for job in jobs:
         try:

@@ -25,9 +25,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ivideogpt.data.convert.action_files import (
     SUFFIXES,
+    ActionRows,
     Actions,
     ActionTable,
-    Alignment,
     find_action_file,
     read_actions,
 )
@@ -160,12 +160,12 @@ def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
     if actions is not None and actions.shape[1] != job.action_dim:
         raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0
-    clip = decode(VideoFile(job.video), Pace(args.fps, args.step), first, args.store)
+    clip = decode(VideoFile(job.video), FrameChoice(args.fps, args.step), first, args.store)
     if actions is None:
         return {"image": clip.frames}
-    alignment = Alignment.find(clip.num_recorded, len(actions), args.action_offset)
-    kept = clip.indices <= alignment.last + 1
-    chosen = actions_at(clip.indices[kept], actions, alignment, args.skipped_actions)
+    action_rows = ActionRows.find(clip.num_recorded, len(actions), args.action_offset)
+    kept = clip.indices <= action_rows.last + 1
+    chosen = actions_at(clip.indices[kept], actions, action_rows, args.skipped_actions)
     return {"image": clip.frames[kept], "action": chosen}
 
 
@@ -176,13 +176,13 @@ class Clip:
     num_recorded: int
 
 
-def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
+def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize) -> Clip:
     """The chosen frames from ``first`` on, each brought to its stored size at once: a long video fits no memory."""
-    pace.check(video)
+    choice.check(video)
     recorded = Numbered(video.frames())
     frames: list[np.ndarray] = []
     indices: list[int] = []
-    for i, frame in pace.choose(recorded, first):
+    for i, frame in choice.choose(recorded, first):
         with readable_video(video.path):
             frames.append(store(rgb(frame)[None]))
         indices.append(i)
@@ -212,8 +212,8 @@ class Numbered:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Which frames are kept."""
+class FrameChoice:
+    """Choice of the frames that are kept."""
 
     fps: float | None
     step: int
@@ -255,14 +255,14 @@ class Pace:
             before = now
 
 
-def actions_at(indices: np.ndarray, actions: Actions, alignment: Alignment, skipped: str) -> Actions:
+def actions_at(indices: np.ndarray, actions: Actions, action_rows: ActionRows, skipped: str) -> Actions:
     """Actions (n, D) at these frames, or (n - 1, D) where the last frame has none.
 
     Where actions at frames that are left out are summed or averaged, the last has none: what follows it is unknown.
     """
-    rows = indices + alignment.offset
+    rows = indices + action_rows.offset
     if skipped == "drop":
-        return actions[rows[indices <= alignment.last]]
+        return actions[rows[indices <= action_rows.last]]
     combined = [actions[start:stop].sum(axis=0) for start, stop in itertools.pairwise(rows)]
     sums: Actions = np.reshape(combined, (-1, actions.shape[1])).astype(np.float32)
     if skipped == "mean":

@@ -34,7 +34,7 @@ def read_folder(folder):
 
 def read_video(folder):
     """In order, as the converter of videos reads them."""
-    pace = converter.Pace(fps=None, step=1)
+    pace = converter.FrameChoice(fps=None, step=1)
     converter.decode(VideoFile(folder / "video.mp4"), pace, 0, StoredSize())
 
 

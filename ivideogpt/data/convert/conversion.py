@@ -1,4 +1,4 @@
-"""What every converter shares: jobs in, npz episodes out. Knows no file format but the one written.
+"""Parts that every converter shares: jobs in, npz episodes out. Knows no file format but the one written.
 
 Episodes are written aside and renamed, so whatever has its final name is whole, and an interrupted conversion goes on
 with the same command.
@@ -219,7 +219,7 @@ def _check_actions(action: np.ndarray, num_frames: int) -> None:
 
 
 class _Tally:
-    """What became of the jobs so far."""
+    """Outcomes of the jobs so far."""
 
     def __init__(self, progress: Any, on_bad_episode: str) -> None:
         self._progress = progress

@@ -60,7 +60,7 @@ def worker_pool(workers: int, start: Callable[..., None] | None = None, *argumen
 
 
 def start_worker() -> None:
-    """What a worker process does first: it leaves Ctrl-C to its parent, and ends with it."""
+    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends with it."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, as there is a process a core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -153,7 +153,7 @@ def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> 
 
 
 def keep_some(episodes: Episodes, number: int | None) -> Episodes:
-    """That many distinct episodes in order, the same ones every time; all of them if there are no more."""
+    """Sample that many distinct episodes in order, the same ones every time; all of them if there are no more."""
     if number is None or number >= len(episodes):
         return episodes
     return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))

@@ -1,4 +1,4 @@
-"""Which clips a token store holds, each by its number, so that any process can make any of them. Knows no model.
+"""The clips that a token store holds, each by its number, so that any process can make any of them. Knows no model.
 
 Clips are all contiguous segments at every ``stride``-th start of every episode, in order, pass after pass. The first
 pass shows them as they are; each later one is augmented with its own draw for every clip.

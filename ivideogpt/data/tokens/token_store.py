@@ -71,7 +71,7 @@ class StoredSource:
 
 @dataclass(frozen=True)
 class TokenStoreMeta:
-    """What the clips of a store are. Two stores with equal meta hold the same clips."""
+    """Description of the clips of a store. Two stores with equal meta hold the same clips."""
 
     layout: TokenLayout
     num_clips: int  # of all passes
@@ -119,7 +119,7 @@ class TokenStoreMeta:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class StoreDescription:
     """``meta.json``: what is to be stored, and once all of it is, the number of clips in each shard."""
 
     meta: TokenStoreMeta
@@ -186,7 +186,7 @@ class TokenStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        manifest = Manifest.read(self.folder)
+        manifest = StoreDescription.read(self.folder)
         self.meta = manifest.meta
         if manifest.shards is None:
             raise UserError(f"{self.folder} is not finished; run {TOKENIZE} again to finish it")
