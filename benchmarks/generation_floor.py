@@ -61,7 +61,7 @@ def floor(world_model: WorldModel, clips: int, samples: int, frames: int) -> flo
     total += _seconds(rates, size * layers, 2 * clips * prompt * layers)
     weights = layers + num_weights(llm.lm_head)
     key_value_width = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    for length in range(layout.future_frames * layout.step_length):  # the prompt is read once a clip
+    for length in range(layout.future_frames * layout.dynamics_tokens):  # the last token enters with the separator
         kept = key_value_width * clips * (prompt + samples * length)
         total += _seconds(rates, size * (weights + kept), 2 * clips * samples * weights)
     return total

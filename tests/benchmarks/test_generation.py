@@ -76,7 +76,7 @@ def test_operations_of_the_floor_are_those_of_the_network(monkeypatch):
     context = context_of(1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         llm.model(ids)
-        for _ in range(layout.step_length):
+        for _ in range(layout.dynamics_tokens):
             llm(ids[:, :1])
         decoded = model.tokenizer.decode_context(model.tokenizer.context_codes(context))
         codes = torch.zeros(1, 1, layout.dynamics_tokens, dtype=torch.int64)

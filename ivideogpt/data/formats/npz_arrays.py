@@ -347,7 +347,7 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Offset at which a member's content starts; the local header's extra field may differ from the central directory's."""
+    """Offset of a member's content; the local header's extra field may differ from the central directory's."""
     file.seek(info.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != _LOCAL_SIGNATURE:

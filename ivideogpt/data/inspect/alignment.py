@@ -108,7 +108,10 @@ def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) ->
 
 
 def _products(motion: Series, signal: Series) -> NDArray[np.float64] | None:
-    """Products of standardised motion and signal, (shifts, n): their mean is the correlation. All shifts see the same motion."""
+    """Products of standardised motion and signal, (shifts, n); their mean is the correlation.
+
+    All shifts see the same motion.
+    """
     frames = np.arange(MAX_SHIFT, len(motion) - MAX_SHIFT)
     if len(frames) < _BLOCK:
         return None

@@ -1,4 +1,4 @@
-"""Facts that the episodes of a dataset have in common, and what looks wrong with them. Knows facts of episodes, no files."""
+"""Facts that a dataset's episodes have in common, and what looks wrong. Knows facts of episodes, no files."""
 
 from __future__ import annotations
 
