@@ -36,14 +36,16 @@ def option(
     minimum: float | None = None,
     inert: bool = False,
     positional: bool = False,
+    negatable: bool = False,
 ) -> Any:
-    """A dataclass field that is a command-line flag, or an argument without one."""
+    """A dataclass field that is a command-line flag, or an argument without one; negatable: with ``--no-`` too."""
     metadata = {
         "help": help,
         "choices": choices,
         "minimum": minimum,
         "inert": inert,
         "positional": positional,
+        "negatable": negatable,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -83,11 +85,22 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], ki
         settings["required"] = True
     else:
         settings["default"] = field.default
-    if kind is bool:  # a switch, which may also be given as --flag True or --flag False
+    if field.metadata["negatable"]:
+        settings["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is tuple:  # several words; argparse would make a list of them
+        settings |= {"nargs": "+", "type": typing.get_args(kind)[0], "action": _StoreTuple}
+    elif kind is bool:  # a switch, which may also be given as --flag True or --flag False
         settings |= {"nargs": "?", "const": True, "type": _parse_bool}
     else:
         settings |= {"type": kind, "choices": field.metadata["choices"] or None}
     parser.add_argument(f"--{field.name}", **settings)
+
+
+class _StoreTuple(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def _parse_bool(text: str) -> bool:

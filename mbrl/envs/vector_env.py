@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from ivideogpt.data.convert.conversion import start_worker
+from ivideogpt.data.convert.workers import start_worker
 from ivideogpt.errors import UserError
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ivideogpt.errors import UserError
 from mbrl.replay.episodes import FRAME_CHANNELS, ReplayEpisode
-from mbrl.replay.frame_blocks import FilmStore, Places, frames_in_a_block
 
 HELD_OUT_EVERY = 10  # collected episodes: the last of every ten is kept from the world model's training
 
@@ -90,7 +89,7 @@ class EpisodeShape:
 class EpisodeTable:
     """One entry for each episode, oldest first; entries are added at one end and leave at the other."""
 
-    ENTRY = np.dtype([("place", np.int64), ("num_steps", np.int64), ("held_out", np.bool_)])
+    ENTRY = np.dtype([("num_steps", np.int64), ("held_out", np.bool_)])
 
     def __init__(self) -> None:
         self._entries = np.empty(64, self.ENTRY)
@@ -103,12 +102,12 @@ class EpisodeTable:
     def __len__(self) -> int:
         return self._end - self._begin
 
-    def append(self, place: int, num_steps: int, held_out: bool) -> None:
+    def append(self, num_steps: int, held_out: bool) -> None:
         if self._end == len(self._entries):
             grown = np.empty(2 * len(self) + 64, self.ENTRY)
             grown[: len(self)] = self.entries
             self._entries, self._begin, self._end = grown, 0, len(self)
-        self._entries[self._end] = (place, num_steps, held_out)
+        self._entries[self._end] = (num_steps, held_out)
         self._end += 1
 
     def remove_oldest(self) -> np.void:
@@ -116,11 +115,29 @@ class EpisodeTable:
         return self._entries[self._begin - 1]
 
 
+@dataclass(frozen=True)
+class HeldEpisode:
+    """An episode whose frames follow one another in memory: (K - 1 + L + 1, 3, H, W), the earlier ones first."""
+
+    all_frames: NDArray[np.uint8]
+    episode: ReplayEpisode
+
+    @classmethod
+    def copy(cls, episode: ReplayEpisode) -> HeldEpisode:
+        num_earlier = len(episode.earlier)
+        frames = np.concatenate([episode.earlier, episode.frames])
+        numbers = episode.action.copy(), episode.reward.copy(), episode.discount.copy()
+        return cls(frames, ReplayEpisode(frames[num_earlier:], frames[:num_earlier], *numbers))
+
+
+Rows = list[tuple[HeldEpisode, int]]
+
+
 class ReplayBuffer:
     """Up to ``capacity`` rows; whole episodes leave, oldest first, when a new one needs the room.
 
-    What is sampled depends on the episodes, their order and the generator, not on where they lie in memory. Memory:
-    `mbrl.replay.replay_memory` says how much.
+    What is sampled depends on the episodes, their order and the generator. Memory: `mbrl.replay.replay_memory` says
+    how much.
 
     Attributes:
         num_added: episodes ever added; the ones held are the last of them.
@@ -135,11 +152,7 @@ class ReplayBuffer:
         self.num_collected = 0
         self._pin_memory = pin_memory
         self._table = EpisodeTable()
-        self._films = FilmStore(shape.frame, frames_in_a_block(capacity))
-        # Beside each frame of the films: the row that it belongs to. Nothing beside an episode's earlier frames.
-        self._action = np.zeros((0, shape.action_dim), np.float32)
-        self._reward = np.zeros(0, np.float32)
-        self._discount = np.zeros(0, np.float32)
+        self._held: dict[int, HeldEpisode] = {}  # by their number since the beginning
 
     @property
     def num_episodes(self) -> int:
@@ -164,17 +177,11 @@ class ReplayBuffer:
 
     def insert(self, episode: ReplayEpisode, held_out: bool) -> None:
         self._check(episode)
-        steps, num_earlier = episode.num_steps, len(episode.earlier)
+        steps = episode.num_steps
         while self.num_rows + steps > self.capacity:
             self._drop_oldest()
-        place = self._films.reserve(num_earlier + steps + 1)
-        film = self._films.film(place, num_earlier + steps + 1)
-        film[:num_earlier], film[num_earlier:] = episode.earlier, episode.frames
-        self._widen_rows()
-        rows = slice(place + num_earlier, place + num_earlier + steps + 1)
-        self._action[rows], self._reward[rows] = episode.action, episode.reward
-        self._discount[rows] = episode.discount
-        self._table.append(place, steps, held_out)
+        self._held[self.num_added] = HeldEpisode.copy(episode)
+        self._table.append(steps, held_out)
         self.num_rows += steps
         self.num_added += 1
 
@@ -182,40 +189,30 @@ class ReplayBuffer:
         if (shape := EpisodeShape.of(episode)) != self.shape:
             raise UserError(f"an episode has {shape}, this run has {self.shape}: record it as the others were")
         assert episode.frames.dtype == np.uint8
-        longest = min(self.capacity, self._films.block_frames - self.shape.frame_stack)
-        if episode.num_steps > longest:
+        if episode.num_steps > self.capacity:
             raise UserError(
-                f"an episode of {episode.num_steps} steps does not fit into a replay buffer for {self.capacity} rows "
-                f"in blocks of {self._films.block_frames} frames: raise replay_buffer_size or shorten episodes"
+                f"an episode of {episode.num_steps} steps does not fit into a replay buffer for {self.capacity} rows: "
+                "raise replay_buffer_size or shorten episodes"
             )
 
+    @property
+    def _oldest(self) -> int:
+        return self.num_added - self.num_episodes
+
     def _drop_oldest(self) -> None:
-        oldest = self._table.remove_oldest()
-        self._films.release(int(oldest["place"]))
-        self.num_rows -= int(oldest["num_steps"])
+        del self._held[self._oldest]
+        self.num_rows -= int(self._table.remove_oldest()["num_steps"])
 
     def clear(self) -> None:
         """Forget all episodes."""
         while self.num_episodes:
             self._drop_oldest()
 
-    def _widen_rows(self) -> None:
-        """As many rows as there are frames in the blocks: they are small enough to be moved now and then."""
-        missing = self._films.num_blocks * self._films.block_frames - len(self._reward)
-        if missing:
-            self._action = np.concatenate([self._action, np.zeros((missing, self.shape.action_dim), np.float32)])
-            self._reward = np.concatenate([self._reward, np.zeros(missing, np.float32)])
-            self._discount = np.concatenate([self._discount, np.zeros(missing, np.float32)])
-
     def episodes(self, first: int, end: int) -> Iterator[tuple[ReplayEpisode, bool]]:
         """Held episodes by their number since the beginning, and whether each is held out. Views, not copies."""
-        num_earlier = self.shape.frame_stack - 1
-        oldest = self.num_added - self.num_episodes
-        for entry in self._table.entries[first - oldest : end - oldest]:
-            place, length = int(entry["place"]), num_earlier + int(entry["num_steps"]) + 1
-            film, rows = self._films.film(place, length), slice(place + num_earlier, place + length)
-            parts = self._action[rows], self._reward[rows], self._discount[rows]
-            yield ReplayEpisode(film[num_earlier:], film[:num_earlier], *parts), bool(entry["held_out"])
+        entries = self._table.entries[first - self._oldest : end - self._oldest]
+        for number, entry in enumerate(entries, first):
+            yield self._held[number].episode, bool(entry["held_out"])
 
     def sample(self, batch_size: int, nstep: int, discount: float, rng: np.random.Generator) -> Transitions:
         """As :meth:`sample_into`, into a new batch."""
@@ -238,31 +235,36 @@ class ReplayBuffer:
 
         Rows stand in the order of their episodes' age.
         """
-        rows = self._draw_rows(len(batch), nstep, rng)
-        self._read(rows - self.shape.frame_stack, batch.obs)  # the stack of the row before
-        self._read(rows - self.shape.frame_stack + nstep, batch.next_obs)
-        steps = rows[:, None] + np.arange(nstep)
-        worth = np.cumprod(discount * self._discount[steps].astype(np.float64), axis=1)
+        rows = self._sample_rows(len(batch), nstep, rng)
+        self._read_stacks(rows, 1, batch.obs)
+        self._read_stacks(rows, 1 - nstep, batch.next_obs)
+        episodes = [(held.episode, slice(row, row + nstep)) for held, row in rows]
+        discounts = np.stack([episode.discount[steps] for episode, steps in episodes])
+        worth = np.cumprod(discount * discounts.astype(np.float64), axis=1)
         weights = np.concatenate([np.ones((len(rows), 1)), worth[:, :-1]], axis=1)
-        batch.action.numpy()[:] = self._action[rows]
-        batch.reward.numpy()[:] = (weights * self._reward[steps]).sum(1)
+        batch.action.numpy()[:] = [held.episode.action[row] for held, row in rows]
+        batch.reward.numpy()[:] = (weights * [episode.reward[steps] for episode, steps in episodes]).sum(1)
         batch.discount.numpy()[:] = worth[:, -1]
 
     def sample_starts(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Tensor:
         """(B, 3 K, H, W) uint8: the observations of a sample."""
         obs = self.empty_batch(batch_size).obs
-        self._read(self._draw_rows(batch_size, nstep, rng) - self.shape.frame_stack, obs)
+        self._read_stacks(self._sample_rows(batch_size, nstep, rng), 1, obs)
         return obs
 
-    def _draw_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Places:
-        """(B,) places of the first rows of transitions, in the order of their episodes."""
-        entries = self._table.entries
-        long_enough = np.flatnonzero(entries["num_steps"] >= nstep)
+    def _sample_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Rows:
+        """Sample the first rows of transitions, in the order of their episodes."""
+        num_steps = self._table.entries["num_steps"]
+        long_enough = np.flatnonzero(num_steps >= nstep)
         if not len(long_enough):
             raise UserError(f"none of {self.num_episodes} episodes has the {nstep} steps of nstep: lower it")
-        # By age, as they lie in memory: the order of a batch has no meaning.
-        drawn = entries[long_enough[np.sort(rng.integers(len(long_enough), size=batch_size))]]
-        return self._place_of_row(drawn, rng.integers(1, drawn["num_steps"] - nstep + 2))
+        episodes = long_enough[np.sort(rng.integers(len(long_enough), size=batch_size))]
+        return self._rows(episodes, rng.integers(1, num_steps[episodes] - nstep + 2))
+
+    def _rows(self, episodes: NDArray[np.int64], rows: NDArray[np.int64]) -> Rows:
+        """Rows of episodes, which are counted from the oldest one."""
+        oldest = self._oldest
+        return [(self._held[oldest + episode], row) for episode, row in zip(episodes.tolist(), rows.tolist())]
 
     def num_segments(self, length: int, held_out: bool) -> int:
         """How many segments of ``length`` frames there are to sample from."""
@@ -272,34 +274,35 @@ class ReplayBuffer:
         self, batch_size: int, length: int, rng: np.random.Generator, held_out: bool = False
     ) -> Segments:
         """All segments of the episodes that are, or are not, held out are equally likely."""
-        entries = self._of_kind(held_out)
-        before = np.cumsum(self._segments_of(entries, length))
+        of_kind = self._of_kind(held_out)
+        before = np.cumsum(self._segments_of(of_kind, length))
         if not before[-1:].any():
             kind = "held-out" if held_out else "other"
             raise UserError(
-                f"none of {len(entries)} {kind} episodes has the {length} steps of a segment: "
+                f"none of {len(of_kind)} {kind} episodes has the {length} steps of a segment: "
                 "collect more, or lower gen_horizon or world_model.context_length"
             )
         drawn = rng.integers(before[-1], size=batch_size)
-        episode = np.searchsorted(before, drawn, side="right")
-        rows = self._place_of_row(entries[episode], before[episode] - drawn)  # counted from the last one: in 1 ..
+        which = np.searchsorted(before, drawn, side="right")
+        rows = self._rows(of_kind[which], before[which] - drawn)  # counted from the last one: in 1 ..
         frames = self._empty((batch_size, length, *self.shape.frame), torch.uint8)
-        self._films.read(rows - 1, frames.numpy())
-        steps = rows[:, None] + np.arange(length)
-        return Segments(frames, torch.from_numpy(self._action[steps]), torch.from_numpy(self._reward[steps]))
+        np.stack([held.episode.frames[row - 1 : row - 1 + length] for held, row in rows], out=frames.numpy())
+        actions = np.stack([held.episode.action[row : row + length] for held, row in rows])
+        rewards = np.stack([held.episode.reward[row : row + length] for held, row in rows])
+        return Segments(frames, torch.from_numpy(actions), torch.from_numpy(rewards))
 
-    def _of_kind(self, held_out: bool) -> np.ndarray:
-        return self._table.entries[self._table.entries["held_out"] == held_out]
+    def _of_kind(self, held_out: bool) -> NDArray[np.int64]:
+        """Episodes that are held out, or not, counted from the oldest one."""
+        return np.flatnonzero(self._table.entries["held_out"] == held_out)
 
-    @staticmethod
-    def _segments_of(entries: np.ndarray, length: int) -> NDArray[np.int64]:
-        return np.maximum(entries["num_steps"] - length + 1, 0)
+    def _segments_of(self, episodes: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        return np.maximum(self._table.entries["num_steps"][episodes] - length + 1, 0)
 
-    def _place_of_row(self, entries: np.ndarray, row: NDArray[np.int64]) -> Places:
-        return entries["place"] + self.shape.frame_stack - 1 + row
-
-    def _read(self, places: Places, stacks: Tensor) -> None:
-        self._films.read(places, stacks.numpy().reshape(len(places), self.shape.frame_stack, *self.shape.frame))
+    def _read_stacks(self, rows: Rows, back: int, stacks: Tensor) -> None:
+        """Copy the stack of each row's frame, or of the one so many rows before it, into ``stacks`` (B, 3 K, H, W)."""
+        num_stacked = self.shape.frame_stack
+        out = stacks.numpy().reshape(len(rows), num_stacked, *self.shape.frame)
+        np.stack([held.all_frames[row - back : row - back + num_stacked] for held, row in rows], out=out)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)

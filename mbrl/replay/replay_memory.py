@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from ivideogpt.errors import UserError
-from mbrl.replay.frame_blocks import frames_in_a_block
 from mbrl.replay.replay_buffer import EpisodeShape
 
 logger = logging.getLogger(__name__)
@@ -20,18 +19,12 @@ USABLE = 0.8  # of what is available: models and environments need some, too
 def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:
     """The most that a buffer of ``capacity`` rows takes when its episodes have ``episode_steps`` steps.
 
-    An episode holds a row more than its steps, and the earlier frames of its first stack. Blocks end with a gap in
-    which no episode fits, and one more than full ones is in use: the oldest may be all but empty.
+    An episode holds a row more than its steps, and the earlier frames of its first stack.
     """
-    num_floats = shape.action_dim + 2  # and reward and discount
     channels, height, width = shape.frame
-    frame_bytes = channels * height * width + 4 * num_floats
-    block_frames = frames_in_a_block(capacity)
-    rows_in_a_block = block_frames // (episode_steps + shape.frame_stack) * episode_steps
-    if not rows_in_a_block:
-        raise UserError(f"episodes of {episode_steps} steps do not fit into a replay buffer for {capacity} rows")
-    num_blocks = -(-capacity // rows_in_a_block) + 1
-    return num_blocks * block_frames * frame_bytes
+    frame_bytes = channels * height * width + 4 * (shape.action_dim + 2)  # reward and discount, too
+    num_episodes = -(-capacity // episode_steps)
+    return num_episodes * (episode_steps + shape.frame_stack) * frame_bytes
 
 
 def affordable_capacity(

@@ -188,7 +188,7 @@ def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where an episode is in a video file, as meta/episodes says. Times are in seconds."""
+    """Place of an episode in a video file, as meta/episodes says. Times are in seconds."""
 
     chunk: int
     file: int
@@ -200,7 +200,7 @@ class VideoPlace:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeTable:
-    """Where each episode is: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
+    """Place of each episode: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
 
     number: NDArray[np.int64]
     num_frames: NDArray[np.int64]
@@ -227,7 +227,7 @@ class EpisodeTable:
 
 @dataclass(frozen=True, eq=False)
 class VideoTable:
-    """Where each episode is in the video files of a camera: arrays of one length, as in :class:`EpisodeTable`."""
+    """Place of each episode in the video files of a camera: arrays of one length, as in :class:`EpisodeTable`."""
 
     chunk: NDArray[np.int64]
     file: NDArray[np.int64]

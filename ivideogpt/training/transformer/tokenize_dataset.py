@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -20,19 +22,18 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ivideogpt.data.clips.batches import BadEpisode
-from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.dataset import DataConfig, build_sources
 from ivideogpt.data.clips.loaders import watch_workers
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
+from ivideogpt.data.formats.episodes import check_carries
 from ivideogpt.data.tokens.stored_clips import (
-    Carried,
-    EpisodeLengths,
     Portion,
     Portions,
     StoredClips,
     first_good,
+    joined,
     measure,
-    plain_and_augmented,
 )
 from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, state_checksum
 from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
@@ -74,7 +75,7 @@ def later_augmentation(args: TokenizeArgs) -> Augmentation | None:
     return STRONG_AUGMENTATION if args.strong_aug else Augmentation()
 
 
-def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> StoredClips:
+def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tuple[StoredClips, list[BadEpisode]]:
     """Opens every episode once; the processes share that."""
     config = DataConfig(
         dataset_path=args.dataset_path,
@@ -88,14 +89,18 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> Stor
         on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
         cache_mb=args.cache_mb,
     )
-    plain, augmented = plain_and_augmented(config, args.split)
-    firsts = [first_good(source) for source in plain]
-    carried = Carried.by(firsts)
-    if carried.action_dim is None and any(episode.action_dim for episode in firsts):
+    split: Any = args.split
+    sources = tuple(source for source, _ in build_sources(replace(config, augmentation=None), split))
+    firsts = [first_good(source) for source in sources]
+    dims, has_rewards = {episode.action_dim for episode in firsts}, all(episode.has_rewards for episode in firsts)
+    action_dim = dims.pop() if len(dims) == 1 else None
+    if dims and any(dims):
         logger.warning("the datasets differ in action dimension: no actions are stored")
-    part = measure(plain, carried, args.on_bad_episode == "skip", state.process_index, state.num_processes)
-    lengths = EpisodeLengths.joined(gather_object([part]))
-    return StoredClips(config, plain, augmented, carried, lengths, args.stride, args.num_passes, args.seed)
+    check = partial(check_carries, actions=action_dim is not None, rewards=has_rewards, action_dim=action_dim)
+    part = measure(sources, check, args.on_bad_episode == "skip", state.process_index, state.num_processes)
+    lengths, bad = joined(gather_object([part]))
+    clips = StoredClips(config, sources, action_dim, has_rewards, lengths, args.stride, args.num_passes, args.seed)
+    return clips, bad
 
 
 def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokenizer: str) -> TokenStoreMeta:
@@ -106,9 +111,9 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
         augmentation=args.augmentation_name,
         seed=args.seed,
         clips_per_shard=args.clips_per_shard,
-        action_dim=clips.carried.action_dim,
-        has_rewards=clips.carried.rewards,
-        sources=clips.sources(),
+        action_dim=clips.action_dim,
+        has_rewards=clips.has_rewards,
+        sources=clips.stored_sources(),
         split=args.split,
         video_stepsize=args.video_stepsize,
         stride=args.stride,
@@ -145,7 +150,7 @@ def tokenize(args: TokenizeArgs) -> None:
     if args.context_length is not None:
         model.set_context_length(args.context_length)
     layout = _layout(model, args.segment_length)
-    clips = find_clips(args, model.config.resolution, state)
+    clips, bad = find_clips(args, model.config.resolution, state)
     writer = TokenStoreWriter(Path(args.output), describe(args, clips, layout, state_checksum(model.state_dict())))
     if state.is_main_process:
         writer.begin()
@@ -159,7 +164,9 @@ def tokenize(args: TokenizeArgs) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         writer.finish()
-        print(report(args.output, clips, writer.skipped()))
+        print(
+            report(args.output, len(clips.lengths), {episode.name: episode.cause for episode in bad} | writer.skipped())
+        )
 
 
 def choose_device(name: str | None, state: PartialState) -> torch.device:
@@ -168,9 +175,9 @@ def choose_device(name: str | None, state: PartialState) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def report(output: str, clips: StoredClips, skipped: Mapping[str, str]) -> str:
-    causes = {**{bad.name: bad.cause for bad in clips.lengths.bad}, **skipped}
-    lines = [f"{len(TokenStore(output))} clips of {len(clips.lengths.frames)} episodes in {output}"]
+def report(output: str, num_episodes: int, causes: Mapping[str, str]) -> str:
+    """Say what is in a store, and which episodes are not, by name with their cause."""
+    lines = [f"{len(TokenStore(output))} clips of {num_episodes} episodes in {output}"]
     if causes:
         lines.append(f"skipped {len(causes)} bad episodes")
         lines += [f"  {' '.join(cause.split())}" for cause in islice(causes.values(), CAUSES_LISTED)]
