@@ -20,7 +20,7 @@ class Flags(Protocol):
     """A dataclass whose fields are :func:`option`."""
 
     def validate(self) -> None:
-        """Raises UserError if the flags do not fit together."""
+        """Raise UserError if the flags do not fit together."""
 
 
 Args = TypeVar("Args", bound=Flags)
@@ -37,7 +37,7 @@ def option(
     inert: bool = False,
     positional: bool = False,
 ) -> Any:
-    """A dataclass field that is a command-line flag, or an argument without one."""
+    """Return a dataclass field that is a command-line flag, or a positional argument."""
     metadata = {
         "help": help,
         "choices": choices,
@@ -97,7 +97,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _without_none(hint: Any) -> type:
-    """``int`` for ``int | None``."""
+    """Return ``int`` for ``int | None``."""
     if isinstance(hint, types.UnionType):
         (kind,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return kind

@@ -91,7 +91,7 @@ class SampledValidation:
             f"{prefix}{metric}": summary.means.mean((column, name, metric))
             for prefix, (column, name) in LOGGED.items()
             for metric, row in METRICS.items()
-            if row.of_whole_frames and (column, name, metric) in summary.means
+            if row.scores_whole_frames and (column, name, metric) in summary.means
         }
         distances = summary.fvd()
         return metrics | ({"fvd": distances["paper"][PREDICTION]} if distances else {})
@@ -121,7 +121,7 @@ def reported_metrics(report: Mapping[str, Any]) -> dict[str, float]:
         f"{prefix}{metric}": interval["mean"]
         for prefix, (column, name) in LOGGED.items()
         for metric, interval in report["scores"].get(column, {}).get(name, {}).items()
-        if METRICS[metric].of_whole_frames
+        if METRICS[metric].scores_whole_frames
     }
     return metrics | ({"fvd": report["fvd"]["paper"][PREDICTION]} if report["fvd"] else {})
 
