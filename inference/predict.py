@@ -44,7 +44,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 logger = logging.getLogger(__name__)
 
-Scores = dict[str, dict[str, Tensor]]  # column -> metric -> scores (N, F)
+Scores = dict[str, dict[str, Tensor]]  # of what, by which metric, (N, F)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Prediction:
 
 
 def with_episode(args: PredictArgs) -> PredictArgs:
-    """Fill in a bundled episode where none is named, and open it before a model is loaded or downloaded."""
+    """The first bundled episode where none is named. Opened before a model is loaded, or even downloaded."""
     args = args if args.input_path is not None else with_bundled_episode(args)
     assert args.input_path is not None
     if not Path(args.input_path).is_file():
@@ -129,7 +129,7 @@ def load_model(args: PredictArgs) -> WorldModel:
 
 
 def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
-    """Return the model with the flags' settings in place of its checkpoint's, where they can be changed."""
+    """The model with what the flags say in place of what its checkpoint says, where that can be had."""
     demand_what_is_fixed(model.metadata, args)
     context_length = args.context_length or model.metadata.context_length
     settings = ModelSettings(
@@ -155,7 +155,7 @@ def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
 
 
 def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
-    """Return the distance, in frames of the episode, between neighbouring frames of the segment."""
+    """Frames of the episode from one frame of the segment to the next, if so many fit."""
     names = [] if dataset_name is None else [dataset_name]
     info = dataset_info(dataset_name or "")
     step = info.step(stepsize_as_trained(names, metadata.dataset_step))
@@ -167,7 +167,7 @@ def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
 
 
 def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
-    """Read the frames to show the model and the true ones after them; with a goal, the last frame comes first."""
+    """What the model is shown and what really followed. A goal-conditioned model sees the last frame first."""
     assert args.input_path is not None
     step = frame_step(args.dataset_name, metadata)
     np.random.seed(args.seed)  # the parser's first draw is where the segment starts
@@ -185,7 +185,7 @@ def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
 
 
 def number_of_samples(args: PredictArgs, model: WorldModel) -> int:
-    """Return how many futures to sample: one where sampling is deterministic, as all would be equal."""
+    """One where all would be equal."""
     if args.repeat_times == 1 or not model.metadata.generation.is_deterministic:
         return args.repeat_times
     several = flags_for_several(model.metadata.generation)
@@ -210,15 +210,15 @@ def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) ->
 
 
 def score(segment: Segment, prediction: Prediction) -> Scores:
-    """Score every predicted frame, (N, F), and the references that the prediction is measured against."""
+    """Every predicted frame, (N, F), of the prediction and of what it is to be measured against."""
     truth = segment.frames[len(prediction.context) :]
     scored = {"prediction": prediction.futures, **prediction.references}
     return {name: score_frames(truth, frames) for name, frames in scored.items()}
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, float]]:
-    """Average scores over frames and samples; the best sample is chosen for each metric by itself."""
-    summary = {name: {key: float(values.mean()) for key, values in row.items()} for name, row in scores.items()}
+    """Means over frames and samples; the best sample is chosen for each metric by itself."""
+    summary = {name: {key: float(values.mean()) for key, values in of.items()} for name, of in scores.items()}
     best = {key: float(values.mean(dim=1).max()) for key, values in scores["prediction"].items()}
     return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
 
@@ -231,11 +231,9 @@ def precisions(model: WorldModel) -> str:
 
 
 def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: Prediction) -> dict[str, Any]:
-    """Return the content of ``metrics.json``. Scores are over predicted frames only."""
+    """What ``metrics.json`` says. Scores are over predicted frames only."""
     scores = score(segment, prediction)
-    per_frame = {
-        name: {key: values.mean(dim=0).tolist() for key, values in row.items()} for name, row in scores.items()
-    }
+    per_frame = {name: {key: values.mean(dim=0).tolist() for key, values in of.items()} for name, of in scores.items()}
     return {
         "model": args.pretrained_model_name_or_path,
         "input_path": args.input_path,
