@@ -1,1 +1,1 @@
-"""From episodes to batches of clips."""
+"""Clips cut from episodes, and batches of them."""

@@ -44,11 +44,11 @@ class BatchNumbers:
 
     @property
     def num_batches(self) -> int | None:
-        """Of each rank. Ranks that work together have whole batches only, so that none waits for another."""
+        """Number of batches of each rank. Cooperating ranks have whole batches only, so that none waits for another."""
         if self.num_samples is None:
             return None
-        of_all = self.batch_size * self.world_size
-        return -(-self.num_samples // of_all) if self.world_size == 1 else self.num_samples // of_all
+        global_batch = self.batch_size * self.world_size
+        return -(-self.num_samples // global_batch) if self.world_size == 1 else self.num_samples // global_batch
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in count(self.start) if self.stop is None else range(self.start, self.stop):

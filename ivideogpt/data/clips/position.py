@@ -1,4 +1,4 @@
-"""Where a stream of batches stands, counted so that other batch sizes and numbers of ranks can go on from there."""
+"""Position of a stream of batches, counted so that other batch sizes and numbers of ranks can continue from it."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ Words = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Record:
-    """Where a record's data is."""
+    """Position of a record's data in its file."""
 
     path: str
     offset: int
