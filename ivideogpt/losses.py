@@ -1,5 +1,7 @@
 """Training losses as functions of model outputs, shared by the training scripts and model-based RL.
 
+The GAN loss, which needs an optimizer of its own, is in :mod:`ivideogpt.training.tokenizer.gan`.
+
 Dimension keys: B clips, T = t + F frames, t context frames, F future frames, L tokens, D action dimension.
 """
 

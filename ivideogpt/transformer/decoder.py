@@ -136,7 +136,7 @@ class FrameDecoder:
             UserError: separators are sampled, so that a row's first frame takes another number of passes.
         """
         if self.model.sampling.separators == "sampled":
-            raise UserError("rows cannot begin anew one by one with separators='sampled': use 'forced'")
+            raise UserError("single rows cannot restart with separators='sampled': use separators='forced'")
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""

@@ -53,9 +53,9 @@ class Sampling:
         if self.rule not in SAMPLING_RULES:
             raise UserError(f"rule is {self.rule!r}, must be one of {', '.join(map(repr, SAMPLING_RULES))}")
         if self.rule == "expected_code" and self.greedy:
-            raise UserError("greedy takes the likeliest ids, and rule='expected_code' others: give one of them")
+            raise UserError("greedy=True and rule='expected_code' are two ways to choose ids: give one of them")
         if self.rule == "expected_code" and self.separators == "sampled":
-            raise UserError("rule='expected_code' chooses among code vectors, separators have none: use 'forced' ones")
+            raise UserError("rule='expected_code' needs separators='forced': separators have no code vectors")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to clips.py.
+"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to dataset.py.
 
 As sample k of a stream depends on the seed and k alone, the position of a stream is one number: it resumes exactly, and
 workers and ranks share a stream by taking different k.
