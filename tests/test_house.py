@@ -61,7 +61,6 @@ IMPORTED_WHERE_USED = {
 PLAIN_ENGLISH = [
     "inference/utils.py",
     *(f"ivideogpt/{name}" for name in ("metrics", "runs", "training", "transformer", "vq_model")),
-    *(f"ivideogpt/data/{name}" for name in ("catalog.py", "clips", "formats", "inspect", "tokens")),
     *(
         f"ivideogpt/evaluation/{name}.py"
         for name in ("curves", "output", "processes", "report", "rows", "video_prediction")

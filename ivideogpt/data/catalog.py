@@ -1,4 +1,4 @@
-"""Tables of known datasets and the folders of their episodes. Knows names and folders; opens no episode."""
+"""What is known of each dataset, and where its episodes are. Knows names and folders; opens no episode."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Storage of an open dataset: native frames per reference step, and the array that holds the frames."""
+    """How an open dataset is stored: native frames per reference step, and the array that holds the frames."""
 
     name: str
     base_step: float = 1
@@ -54,7 +54,7 @@ def dataset_info(name: str) -> DatasetInfo:
 
 
 def is_known(name: str) -> bool:
-    """Return whether a table has a dataset of this name: an open one, or Meta-World or a task of it."""
+    """Whether a table has a dataset of this name: an open one, or Meta-World or a task of it."""
     return name.removesuffix("-v3") in {*_paced_datasets(), "metaworld", *_table("metaworld_tasks")}
 
 

@@ -1,1 +1,1 @@
-"""Clips cut from episodes, and batches of them."""
+"""From episodes to batches of clips."""

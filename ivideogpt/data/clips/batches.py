@@ -72,7 +72,7 @@ class PackedClips:
         )
 
     def pin_memory(self) -> Self:
-        """Move to pinned memory, which is copied to an accelerator in the background. Data loaders call it."""
+        """In memory that is copied to an accelerator while Python goes on. Data loaders call it."""
         return type(self)(
             self.pixels.pin_memory(),
             self.colour,

@@ -30,7 +30,7 @@ MAX_BAD_IN_A_ROW = 100  # a source whose episodes are nearly all bad is no data
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Configuration of clips: episodes, segments, form and batches."""
+    """Which clips to draw, from which episodes, in which form."""
 
     # Folder of <dataset>/*.npz, or lerobot:<folder>[@<camera>],...; the four sets of DATASET.yaml need none.
     dataset_path: str | None = None

@@ -22,7 +22,7 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class ClipOrigin:
-    """Origin of a clip: its dataset, and the episode's file without its folders."""
+    """What a clip was cut from: dataset, and the episode's file without its folders."""
 
     dataset: str
     episode: str

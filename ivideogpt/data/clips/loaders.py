@@ -1,4 +1,4 @@
-"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to dataset.py.
+"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to clips.py.
 
 As sample k of a stream depends on the seed and k alone, the position of a stream is one number: it resumes exactly, and
 workers and ranks share a stream by taking different k.
@@ -44,11 +44,11 @@ class BatchNumbers:
 
     @property
     def num_batches(self) -> int | None:
-        """Number of batches of each rank. Cooperating ranks have whole batches only, so that none waits for another."""
+        """Of each rank. Ranks that work together have whole batches only, so that none waits for another."""
         if self.num_samples is None:
             return None
-        global_batch = self.batch_size * self.world_size
-        return -(-self.num_samples // global_batch) if self.world_size == 1 else self.num_samples // global_batch
+        of_all = self.batch_size * self.world_size
+        return -(-self.num_samples // of_all) if self.world_size == 1 else self.num_samples // of_all
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in count(self.start) if self.stop is None else range(self.start, self.stop):

@@ -1,4 +1,4 @@
-"""Position of a stream of batches, counted so that other batch sizes and numbers of ranks can continue from it."""
+"""Where a stream of batches stands, counted so that other batch sizes and numbers of ranks can go on from there."""
 
 from __future__ import annotations
 

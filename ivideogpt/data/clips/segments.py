@@ -1,4 +1,4 @@
-"""Segment strategies: the frame numbers that make a clip. Knows neither files nor pixels.
+"""Which frames of an episode make a clip. Knows frame numbers; knows neither files nor pixels.
 
 A strategy is a function ``(num_frames, rng) -> indices``. Every random strategy proposes offsets from a start frame;
 :class:`Placed` shrinks the step to fit the episode. Beyond the end of a short one the last frame is repeated, by
@@ -140,7 +140,7 @@ def _leading(num_frames: int, rng: Generator, length: int) -> Indices:
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """Segment options of the user. ``horizon`` is for the sparse and shuffled kinds, and defaults to ``length``."""
+    """What the user asks of a clip. ``horizon`` is for the sparse and shuffled kinds, and defaults to ``length``."""
 
     kind: SegmentKind = "contiguous"
     length: int = 16

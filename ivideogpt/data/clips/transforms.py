@@ -1,4 +1,4 @@
-"""Transform recorded frames to training frames: crop, resize, sample colours. One sample serves a whole clip.
+"""From recorded frames to training frames: crop, resize, and the draw of colours. One draw serves a whole clip.
 
 Shapes: T frames, H W pixels, S training size. Recorded frames are (T, H, W, 3) uint8.
 """
@@ -81,7 +81,7 @@ class Preprocess:
         return truncate(resize(crop(frames), self.size))
 
     def colour(self, rng: Generator) -> Colour | None:
-        """Sample the colour augmentation of a clip; call it after the frames were cropped."""
+        """What is to happen to the clip's colours. To be drawn after the frames were cropped."""
         return None if self.augmentation is None else draw_colour(rng, self.augmentation)
 
 
@@ -103,7 +103,7 @@ def resize_weights(length: int, size: int) -> Tensor:
 
 
 def truncate(pixels: Tensor) -> Tensor:
-    """Convert to 8 bits, rounding down."""
+    """To 8 bits, downwards."""
     if pixels.dtype == torch.uint8:
         return pixels
     whole = np.empty(pixels.shape, np.uint8)
@@ -145,6 +145,6 @@ def draw_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -> 
 
 
 def draw_colour(rng: Generator, ranges: Augmentation) -> Colour:
-    """Sample the colour augmentation of one clip."""
+    """For one clip."""
     factors = [rng.uniform(*getattr(ranges, name)) for name in OPERATIONS]
     return Colour(np.array([factors]), rng.permutation(len(OPERATIONS))[None])

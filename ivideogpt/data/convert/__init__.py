@@ -1,1 +1,1 @@
-"""Parts that converters share, and readers of foreign files."""
+"""What converters share, and readers of foreign files."""

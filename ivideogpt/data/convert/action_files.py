@@ -214,7 +214,7 @@ def _column(path: Path, name: str, header: list[str], width: int) -> int:
 
 @dataclass(frozen=True)
 class Alignment:
-    """Range of a video's frames that have actions, ``first`` to ``last``; row ``frame + offset`` belongs to each.
+    """Which frames of a video have actions: those from ``first`` to ``last``, row ``frame + offset`` belonging to each.
 
     One more frame may follow, which the last action leads to.
     """

@@ -30,7 +30,7 @@ Words = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Record:
-    """Position of a record's data in its file."""
+    """Where a record's data is."""
 
     path: str
     offset: int

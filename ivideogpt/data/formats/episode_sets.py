@@ -1,4 +1,4 @@
-"""Sources of each dataset's episodes. Knows the format of a dataset; opens no episode."""
+"""Where the episodes of each dataset are read from. Knows which format a dataset is in; opens no episode."""
 
 from __future__ import annotations
 

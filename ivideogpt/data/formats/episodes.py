@@ -127,7 +127,7 @@ class Episodes(Protocol):
         """Raises UserError naming the file and what is wrong with it."""
 
     def name(self, index: int) -> str:
-        """Return the name of an episode for messages and summaries: a path, or path#episode."""
+        """For messages and summaries: a path, or path#episode."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> 
 
 
 def keep_some(episodes: Episodes, number: int | None) -> Episodes:
-    """Keep ``number`` distinct episodes in order, the same ones every time; all of them if there are no more."""
+    """That many distinct episodes in order, the same ones every time; all of them if there are no more."""
     if number is None or number >= len(episodes):
         return episodes
     return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))

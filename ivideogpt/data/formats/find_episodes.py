@@ -1,4 +1,4 @@
-"""Find the episodes at a path that a data command is given. Knows folders and formats; opens no episode."""
+"""What a path given to a command on data stands for. Knows folders and formats, and opens no episode."""
 
 from __future__ import annotations
 

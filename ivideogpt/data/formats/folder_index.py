@@ -68,7 +68,7 @@ def _state(folder: Path) -> list[int]:
 
 
 def _has_settled(state: list[int]) -> bool:
-    """Return whether a later change is sure to show. Remote stores without times of their own say 0 or now."""
+    """Whether a later change is sure to show. Remote stores without times of their own say 0 or now."""
     modified, changed, _ = state
     return modified > 0 and time.time_ns() - max(modified, changed) > SETTLED_AFTER * 1e9
 

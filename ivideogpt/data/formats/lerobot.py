@@ -147,7 +147,7 @@ class Camera:
 
 
 def _shortened(value: object) -> str:
-    """Shorten a value for messages."""
+    """For messages."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -188,7 +188,7 @@ def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Place of an episode in a video file, as meta/episodes has it. Times are in seconds."""
+    """Where an episode is in a video file, as meta/episodes says. Times are in seconds."""
 
     chunk: int
     file: int
@@ -200,7 +200,7 @@ class VideoPlace:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeTable:
-    """Places of all episodes: arrays of one length, in order of the episodes' numbers. Unknown values are -1."""
+    """Where each episode is: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
 
     number: NDArray[np.int64]
     num_frames: NDArray[np.int64]
@@ -227,7 +227,7 @@ class EpisodeTable:
 
 @dataclass(frozen=True, eq=False)
 class VideoTable:
-    """Places of all episodes in a camera's video files: arrays of one length, as in :class:`EpisodeTable`."""
+    """Where each episode is in the video files of a camera: arrays of one length, as in :class:`EpisodeTable`."""
 
     chunk: NDArray[np.int64]
     file: NDArray[np.int64]
@@ -323,7 +323,7 @@ class LeRobotEpisodes:
         return f"{self.info.root}#{self.table.number[index]}"
 
     def _rows(self, index: int) -> Rows:
-        """Find an episode's rows in the file of meta/episodes or in the next one, as it may be one behind."""
+        """In the file that meta/episodes names or, as it may be one behind where a file begins, in the next one."""
         number, length = int(self.table.number[index]), int(self.table.num_frames[index])
         chunk, file = int(self.table.data_chunk[index]), int(self.table.data_file[index])
         if min(chunk, file) < 0:
@@ -398,7 +398,7 @@ class VideoRows:
         return video.frames_numbered(self.numbers(video.times, timestamps)[indices])
 
     def numbers(self, times: NDArray[np.float64], timestamps: NDArray[np.float64]) -> Indices:
-        """Return the frame number of each row of the episode, among the frames that the file shows at these times.
+        """For each row of the episode the number of its frame, out of those that the file shows at these times.
 
         A file that does not begin at its first episode's time is read by the order of its frames, if there are as many
         as the episodes have.

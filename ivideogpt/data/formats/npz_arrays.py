@@ -166,7 +166,7 @@ class InflatedArrays:
         return kept[indices]
 
     def _inflate(self, member: NpzMember, num_rows: int, again: bool) -> NDArray[Any] | None:
-        """Inflate at least so many rows and cache them; None if they are too many to keep."""
+        """At least so many rows, kept; None if they are too many to keep."""
         if member.num_bytes <= self.max_bytes and (again or member.fortran_order):
             rows = member.all()  # who comes back for later rows will do so again
         elif num_rows * member.row_bytes <= self.max_bytes and not member.fortran_order:
@@ -371,7 +371,7 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Return the offset of a member's content; the local header's extra field may differ from the directory's."""
+    """Where a member's content starts; the local header's extra field may differ from the central directory's."""
     file.seek(info.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != _LOCAL_SIGNATURE:

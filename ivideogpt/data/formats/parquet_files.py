@@ -123,7 +123,7 @@ class _ParquetFile:
         return self._runs[name]
 
     def pictures(self, name: str, group: int, rows: Indices) -> list[bytes]:
-        """Read the images at these rows of a group, a few at a time: a group may hold gigabytes."""
+        """At these rows of a group. Only a few rows are in memory at a time: a group may hold gigabytes."""
         import pyarrow.types
 
         self._check(name)

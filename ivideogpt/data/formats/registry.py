@@ -20,7 +20,7 @@ class Dataset:
 
 class Format(Protocol):
     def matches(self, path: str) -> bool:
-        """Return whether this format reads a path of ``--dataset_path`` or ``python -m ivideogpt.data``."""
+        """Whether this format reads the path, as it is given to ``--dataset_path`` or ``python -m ivideogpt.data``."""
 
     def datasets(self, path: str) -> list[Dataset]:
         """List the data sets at the path, at least one. Nothing is opened.

@@ -96,7 +96,7 @@ class VideoFile:
         return max(round(frame.duration * frame.time_base / self._shortest), 1) if self._shortest else 1
 
     def _shortest_delay(self) -> float | None:
-        """Shortest time between two frames in seconds."""
+        """In seconds."""
         ticks = min((packet.duration for packet in self._container.demux(self._stream) if packet.duration), default=0)
         return float(ticks * self._stream.time_base) if ticks else None
 
@@ -118,7 +118,7 @@ class VideoFile:
         return int(frame.pts)
 
     def _within_reach(self, pts: int) -> bool:
-        """Return whether decoding on reaches this time sooner than jumping to a key frame closer to it."""
+        """Whether decoding on is the way to this time, rather than jumping to a key frame closer to it."""
         if self._current is None or self._shown(self._current) > pts:
             return False
         entries = self._stream.index_entries
@@ -127,7 +127,7 @@ class VideoFile:
         return key_frame < 0 or key_frame - here <= _WORTH_A_JUMP
 
     def _seek(self, pts: int) -> None:
-        """Seek a frame at or before this time. Some containers overshoot where frames are stored out of order."""
+        """To a frame at or before this time. Some containers overshoot where frames are stored out of order."""
         first = int(_ticks(*self._version)[0])
         for earlier in _EARLIER:
             start = first if math.isinf(earlier) else max(pts - round(earlier / self._stream.time_base), first)

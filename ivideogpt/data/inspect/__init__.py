@@ -1,1 +1,1 @@
-"""Contents of recorded episodes, and faults in them."""
+"""What recorded episodes hold, and what is wrong with them."""

@@ -1,4 +1,4 @@
-"""Facts and oddities of a recorded episode. Knows readers and arrays; prints nothing.
+"""What a recorded episode is like, and what is odd about it. Knows readers and arrays; prints nothing.
 
 Shapes: N frames, H W pixels, D action dimension.
 """
@@ -20,7 +20,7 @@ _THUMBNAIL = 32  # motion is measured between pictures of about this size: noise
 
 @dataclass(frozen=True)
 class FrameFacts:
-    """Facts of the first n frames of an episode. Frames are named by their number."""
+    """Of the first n frames of an episode. Frames are named by their number."""
 
     motion: NDArray[np.float64]  # (n - 1,) mean |difference| of a frame and the next, of 255
     black: tuple[int, ...]

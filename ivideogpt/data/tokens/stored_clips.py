@@ -1,4 +1,4 @@
-"""Clips of a token store by their numbers, so that any process can make any of them. Knows no model.
+"""Which clips a token store holds, each by its number, so that any process can make any of them. Knows no model.
 
 Clips are all contiguous segments at every ``stride``-th start of every episode, in order, pass after pass. The first
 pass shows them as they are; each later one is augmented with its own draw for every clip.
@@ -27,14 +27,14 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class Carried:
-    """Actions and rewards that every clip of a store has besides frames."""
+    """What every clip of a store has besides frames."""
 
     action_dim: int | None
     rewards: bool
 
     @classmethod
     def by(cls, firsts: Sequence[EpisodeReader]) -> Carried:
-        """Return what the first episodes of all datasets have in common: actions must be of one dimension."""
+        """What the first episodes of all datasets have in common: actions must be of one dimension."""
         dims = {episode.action_dim for episode in firsts}
         return cls(dims.pop() if len(dims) == 1 else None, all(episode.has_rewards for episode in firsts))
 
@@ -51,7 +51,7 @@ class EpisodeLengths:
 
     @classmethod
     def joined(cls, parts: Sequence[EpisodeLengths]) -> EpisodeLengths:
-        """Join parts that took turns at the episodes."""
+        """Of parts that took turns at the episodes."""
         frames = np.zeros(sum(len(part.frames) for part in parts), dtype=np.int64)
         for rank, part in enumerate(parts):
             frames[rank :: len(parts)] = part.frames
@@ -99,13 +99,13 @@ class StoredClips:
         return source.cut(reader, indices, rng, self.carried.action_dim is not None, self.carried.rewards)
 
     def name(self, number: int) -> str:
-        """Return the name of the episode that a clip is cut from."""
+        """Of the episode that a clip is cut from."""
         clip = number % self.clips_per_pass
         source, index = self._place(int(np.searchsorted(self._ends_of_episodes, clip, side="right")), self.plain)
         return source.episodes.name(index)
 
     def sources(self) -> tuple[StoredSource, ...]:
-        """Stored clips of each dataset."""
+        """What is stored of each dataset."""
         ends = np.concatenate([[0], self._ends_of_episodes])[np.concatenate([[0], self._ends_of_sources])]
         return tuple(
             StoredSource(source.info.name, len(source.episodes), int(last - first))
@@ -166,7 +166,7 @@ def plain_and_augmented(config: DataConfig, split: Any) -> tuple[tuple[Source, .
     """The sources as they are and with the configuration's augmentation."""
     plain = [source for source, _ in build_sources(replace(config, augmentation=None), split)]
     preprocess = [replace(source.preprocess, augmentation=config.augmentation) for source in plain]
-    return tuple(plain), tuple(replace(source, preprocess=step) for source, step in zip(plain, preprocess))
+    return tuple(plain), tuple(replace(source, preprocess=of) for source, of in zip(plain, preprocess))
 
 
 @dataclass(frozen=True)

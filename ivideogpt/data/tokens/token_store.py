@@ -71,7 +71,7 @@ class StoredSource:
 
 @dataclass(frozen=True)
 class TokenStoreMeta:
-    """Description of a store's clips. Two stores with equal meta hold the same clips."""
+    """What the clips of a store are. Two stores with equal meta hold the same clips."""
 
     layout: TokenLayout
     num_clips: int  # of all passes
@@ -138,7 +138,7 @@ class Manifest:
         try:
             number = values.pop("format")
             if number == 1:
-                values = _upgrade_format_1(values, folder)
+                values = _of_format_1(values, folder)
             elif number != FORMAT:
                 raise ValueError(f"format {number}, expected {FORMAT}")
             shards = values.pop("shards", None)
@@ -173,8 +173,8 @@ def _checked_shards(meta: TokenStoreMeta, shards: Any) -> tuple[int, ...]:
     return tuple(shards)
 
 
-def _upgrade_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Describe a store of format 1, which can be read but not continued: its shards grew to any size."""
+def _of_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Such stores can be read, but not continued: their shards grew to any size."""
     shards = [num_rows(shard) for shard in sorted(folder.glob("shard-*"))]
     if sum(shards) != values["num_clips"]:
         raise ValueError(f"an unfinished store of an older version, {sum(shards)} of {values['num_clips']} clips")

@@ -104,7 +104,7 @@ def _joined(parts: Sequence[Tensor | None], row_shape: tuple[int, ...]) -> NDArr
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write an array; numpy alone fails on a full disk without saying why."""
+    """What numpy writes to a file by itself fails on a full disk without saying why."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.tobytes())
