@@ -1,4 +1,4 @@
-"""Where a command runs."""
+"""The device that a command runs on, and the launcher that started its processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def check_launcher() -> None:
-    """Find out before any process waits for another: torchrun and ``accelerate launch`` start several, nothing else.
+    """Refuse launchers other than torchrun and ``accelerate launch`` before any process waits for another.
 
     Other launchers' variables also stay behind in shells and containers, where accelerate would take them for its own.
 
@@ -36,7 +36,7 @@ def check_launcher() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``--device`` names; of several processes on a machine each gets a GPU of its own.
+    """Return the device that ``--device`` names; each of several processes on a machine gets a GPU of its own.
 
     Raises:
         UserError: there is none, or there are fewer GPUs than processes.

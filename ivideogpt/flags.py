@@ -20,7 +20,7 @@ class Flags(Protocol):
     """A dataclass whose fields are :func:`option`."""
 
     def validate(self) -> None:
-        """Raises UserError if the flags do not fit together."""
+        """Raise UserError if the flags do not fit together."""
 
 
 Args = TypeVar("Args", bound=Flags)
@@ -110,7 +110,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _without_none(hint: Any) -> type:
-    """``int`` for ``int | None``."""
+    """Return ``int`` for ``int | None``."""
     if isinstance(hint, types.UnionType):
         (kind,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return kind

@@ -45,7 +45,7 @@ LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
 OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
 RELEASED_SEGMENT_LENGTH = 16
-MAX_NUMBER = 2**20  # of frames, pixels, dimensions: more is no model
+MAX_NUMBER = 2**20  # frames, pixels or dimensions: more is no model
 
 # Released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings.
 LLAMA_KEYS = (
@@ -86,7 +86,7 @@ class ActionNormalization:
 
 @dataclass(frozen=True)
 class ModelMetadata:
-    """What a model needs to be used correctly and its tensors do not say.
+    """Facts that are needed to use a model correctly and that its tensors do not tell.
 
     Attributes:
         resolution: side of its square frames.
@@ -133,7 +133,7 @@ class ModelMetadata:
 
     @classmethod
     def infer(cls, tokenizer: CompressiveVQModel, transformer: Transformer) -> ModelMetadata:
-        """What the networks themselves say, for checkpoints without metadata."""
+        """Infer metadata from the networks, for checkpoints without a metadata file."""
         conditioned = transformer if isinstance(transformer, HeadModelWithAction) else None
         return cls(
             resolution=tokenizer.config.resolution,
@@ -167,7 +167,7 @@ class ModelMetadata:
         write_json(folder / METADATA_FILE, asdict(self))
 
 
-# ---- where things are
+# ---- folders and the hub
 
 
 def resolve_folder(path_or_hub_id: str | Path) -> Path:
@@ -221,13 +221,13 @@ def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None)
 
 
 def is_plain_tokenizer(path_or_hub_id: str | Path) -> bool:
-    """Does the folder hold an ordinary VQ-VAE, such as aMUSEd's: the halves for context frames and nothing else?"""
+    """Return whether the folder holds an ordinary VQ-VAE, such as aMUSEd's: the context branch and nothing else."""
     file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
     return file.is_file() and {name.partition(".")[0] for name in tensor_names(file)} == PLAIN_PARTS
 
 
 def initialise_from_plain_tokenizer(tokenizer: CompressiveVQModel, path_or_hub_id: str | Path) -> None:
-    """Load an ordinary VQ-VAE into a new tokenizer. The halves for future frames are copies; the rest is logged."""
+    """Load an ordinary VQ-VAE into a new tokenizer. The future branch is a copy; the rest is logged."""
     file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
     may_lack = [name for name in tokenizer.state_dict() if name.partition(".")[0] not in PLAIN_PARTS]
     load_strict(tokenizer, read_tensors(file), str(file), may_lack)
@@ -272,7 +272,7 @@ def build_transformer(
     reward_prediction: bool = False,
     action_recon: float | None = None,
 ) -> Transformer:
-    """A new transformer with random weights, for clips of ``layout``, whose vocabulary replaces the config's.
+    """Build a new transformer with random weights for clips of ``layout``, whose vocabulary replaces the config's.
 
     An ``action_dim`` makes it action-conditioned; the two heads exist for such models only. ``config`` is not changed.
     """
@@ -301,7 +301,7 @@ def load_transformer(
     config: LlamaConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> Transformer:
-    """The transformer of a model folder, its own folder, or a hub id, in eval mode.
+    """Load the transformer of a model folder, its own folder, or a hub id, in eval mode.
 
     Args:
         layout: the tokenizer's, for clips of the model's segment length.
@@ -364,12 +364,12 @@ def save_transformer(
 
 
 def language_model(transformer: nn.Module) -> LlamaForCausalLM:
-    """The LLaMA itself, of either kind of transformer."""
+    """Return the LLaMA itself, of either kind of transformer."""
     return transformer.llm if isinstance(transformer, HeadModelWithAction) else cast(LlamaForCausalLM, transformer)
 
 
 def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
-    """What an action-conditioned file says about its heads, as arguments of :func:`build_transformer`."""
+    """Return the heads of an action-conditioned file as arguments of :func:`build_transformer`."""
     if not _is_action_conditioned(tensors):
         return {}
     if "action_linear.weight" not in tensors:
@@ -385,25 +385,25 @@ def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
 
 
 def _load_internal_llm(transformer: Transformer, tensors: Mapping[str, Tensor], file: Path) -> set[str]:
-    """Returns the names that were loaded, as the transformer calls them."""
-    of_llm = tensors
+    """Load only the language model. Returns the names that were loaded, as the transformer calls them."""
+    llm_tensors = tensors
     if _is_action_conditioned(tensors):
-        of_llm = {
+        llm_tensors = {
             name.removeprefix(LLM_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(LLM_PREFIX)
         }
-    load_strict(language_model(transformer), of_llm, str(file))
+    load_strict(language_model(transformer), llm_tensors, str(file))
     if not isinstance(transformer, HeadModelWithAction):
-        return set(of_llm)
-    loaded = {LLM_PREFIX + name for name in of_llm}
+        return set(llm_tensors)
+    loaded = {LLM_PREFIX + name for name in llm_tensors}
     weight = tensors.get("action_linear.weight")
     if weight is not None and weight.shape == transformer.action_linear.weight.shape:
-        of_actions = {name: tensors[name] for name in ("action_linear.weight", "action_linear.bias") if name in tensors}
+        names = [name for name in ("action_linear.weight", "action_linear.bias") if name in tensors]
         load_strict(
             transformer.action_linear,
-            {name.removeprefix("action_linear."): tensor for name, tensor in of_actions.items()},
+            {name.removeprefix("action_linear."): tensors[name] for name in names},
             f"action_linear of {file}",
         )
-        loaded |= set(of_actions)
+        loaded |= set(names)
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""Makes what a run consists of, and runs it. What is likely to fail comes first: till then nothing is written."""
+"""Build the parts of a run, and run it. Checks that are likely to fail come first, before anything is written."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
 def train_mbpo(
     settings: MbpoSettings, config: Mapping[str, Any], build_world_model: Callable[[], WorldModelInTheLoop]
 ) -> int:
-    """As :func:`train_drq`, with a world model in the loop."""
+    """Train as :func:`train_drq` does, with a world model in the loop."""
     folder = RunFolder(settings.run_dir)
     changes = folder.check(config)
     torch.manual_seed(settings.seed)
@@ -83,7 +83,7 @@ def train_mbpo(
 def _build_buffers(
     settings: Settings, folder: RunFolder, env: AgentEnv, episode_steps: list[int]
 ) -> list[ReplayBuffer]:
-    """One for each kind of episode. A run keeps the capacity with which it began: its results depend on it."""
+    """Build a buffer for each kind of episode. A resumed run keeps its capacity: its results depend on it."""
     _, height, width = env.observation_space.shape
     shape = EpisodeShape(settings.frame_stack, (height, width), *env.action_space.shape)
     capacity = saved_capacity(folder)
@@ -96,7 +96,7 @@ def _build_buffers(
 
 
 def _open_environments(settings: Settings, stack: ExitStack) -> tuple[AgentEnv, VectorEnv]:
-    """The one to learn in, and those for evaluation: as many as there are processors, 130 MB each."""
+    """Open the training environment and those for evaluation: as many as there are processors, 130 MB each."""
     env = stack.enter_context(closing(settings.env.make()))
     num_envs = min(num_processors(), settings.num_eval_episodes)
     return env, stack.enter_context(closing(make_vector_env(settings.env, num_envs, in_processes=num_envs > 1)))

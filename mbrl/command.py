@@ -1,4 +1,4 @@
-"""What the two training commands have in common around their training."""
+"""Setup and error handling that the two training commands share."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _check_folders(folders: Sequence[Path]) -> None:
 
 
 def _start_again(arguments: Sequence[str]) -> None:
-    """Become the command of the next run, with all memory and devices given back and the signals of this process."""
+    """Replace this process by the command of the next run, with all memory and devices freed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, sys.argv[0], *arguments])

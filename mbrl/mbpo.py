@@ -81,11 +81,11 @@ class Mbpo:
         self._stopped = False
 
     def begins(self, step: int) -> bool:
-        """Whether :meth:`prepare` will now make the initial updates, which take long."""
+        """Return whether :meth:`prepare` will make the initial updates now, which take long."""
         return not self._stopped and self._schedule.begins(step)
 
     def prepare(self, step: int, check: Callable[[], None]) -> None:
-        """What comes before the agent learns: the model does, and imagines for the first time.
+        """Train the model before the agent learns, and imagine for the first time.
 
         Args:
             check: is called between initial updates and rounds; what it raises ends them.
@@ -100,7 +100,7 @@ class Mbpo:
                     self._update(with_tokenizer=self._schedule.tokenizer_learns(step))
 
     def imagine(self, step: int) -> None:
-        """A round with the current policy, if it is time."""
+        """Make a round of imagination with the current policy, if it is due."""
         if self._stopped or not self._schedule.imagines(step):
             return
         with self._stopping_on_failure():
@@ -109,7 +109,7 @@ class Mbpo:
             self._imagine(lambda stacks: self._agent.act(stacks, step, mean=False, generator=generator), video)
 
     def validate(self, step: int) -> None:
-        """On episodes that the model never learns from, once it has begun to learn; says so if there are none yet."""
+        """Validate the model on held-out episodes, once it has begun to learn; logs a line if there are none yet."""
         if not self._stopped and step > self._schedule.first_step:
             self._validate(step)
 
@@ -135,7 +135,7 @@ class Mbpo:
         self.averager.load_state_dict(state["window"])
 
     def _begin(self, step: int, check: Callable[[], None]) -> None:
-        """Many updates, and rounds with random actions: the agent is still untrained."""
+        """Make the initial updates, and rounds of imagination with random actions: the agent is untrained."""
         for _ in trange(self._settings.init_update_gen_steps, desc="world model", leave=False, disable=None):
             check()
             self._update(with_tokenizer=True)

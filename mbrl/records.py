@@ -1,4 +1,4 @@
-"""What a run leaves to look at: lines, tables, a curve, films. Part of a snapshot: a resumed run cuts back to it."""
+"""Metric lines, tables, curve and videos of a run. Part of a checkpoint: a resumed run cuts them back to it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class Records:
         self._trackers.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
-        """A line; a row if there is a table of this kind. What is not finite becomes null.
+        """Append a line, and a row if there is a table of this kind; non-finite values become null.
 
         Raises:
             UserError: the disk is full.
@@ -131,14 +131,14 @@ class Records:
             table.writerow(row)
 
     def write_film(self, kind: str, name: str, film: Pixels) -> None:
-        """(T, H, W, 3)."""
+        """Write a video (T, H, W, 3)."""
         path = self._folder.video(kind, name)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_gif(path, film, FILM_FPS)
 
     def draw_success(self) -> None:
-        """The curve of all evaluations so far."""
+        """Plot the success rates of all evaluations so far."""
         from matplotlib.figure import Figure
 
         with (self._folder.path / "eval.csv").open(newline="") as file:
@@ -152,7 +152,7 @@ class Records:
             figure.savefig(file, format="png", dpi=110)
 
     def begin_anew(self) -> None:
-        """Put aside what a run has left that was never saved, and so cannot be gone on with."""
+        """Move away the records of a run that was never saved and so cannot be continued."""
         for path in self._files():
             if path.exists():
                 logger.warning("no snapshot in %s: beginning anew; %s is kept as %s.old", path.parent, path, path.name)
@@ -160,7 +160,7 @@ class Records:
                     os.replace(path, path.with_name(path.name + ".old"))
 
     def state_dict(self) -> dict[str, int]:
-        """Sizes of the files, whose contents are on the disk when this returns."""
+        """Return the sizes of the files, whose contents are on the disk by then."""
         sizes = {}
         for path in self._files():
             if path.exists():
@@ -170,7 +170,7 @@ class Records:
         return sizes
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Cut off what came after."""
+        """Cut the files back to the saved sizes."""
         for path in self._files():
             if not path.exists():
                 continue
@@ -185,12 +185,12 @@ class Records:
 
 
 def film_of(frames: Pixels) -> Pixels:
-    """(T, 3, H, W) -> (T, H, W, 3), twice as large: 64 pixels are few to look at."""
+    """Convert frames (T, 3, H, W) to a video (T, H, W, 3) of twice the size: 64 pixels are few to look at."""
     return np.ascontiguousarray(frames.transpose(0, 2, 3, 1).repeat(2, axis=1).repeat(2, axis=2))
 
 
 def with_rewards(film: Pixels, rewards: Floats) -> Pixels:
-    """(T, H, W, 3) and (T,) -> (T, H + BAR, W, 3): below each frame a bar as long as its reward is large among them."""
+    """Draw a bar for each reward (T,) below each frame: video (T, H, W, 3) to (T, H + BAR, W, 3)."""
     num_frames, _, width, _ = film.shape
     largest = max(float(rewards.max()), 1e-6)
     lengths = np.clip(rewards / largest * width, 0, width)

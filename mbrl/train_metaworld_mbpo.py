@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
-    """The settings, and what they were read from."""
+    """Return the settings, and the values that they were read from."""
     from mbrl.config_files import compose_config  # needs hydra, which may be missing
     from mbrl.settings import MbpoSettings, read
 

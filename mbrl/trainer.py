@@ -63,7 +63,7 @@ class Progress:
 
 
 class Trainer:
-    """Owns the progress of a run; :meth:`run` begins it, or goes on with it where its last snapshot was made."""
+    """Owns the progress of a run; :meth:`run` begins it, or continues from its last checkpoint."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class Trainer:
         return self._leave()
 
     def advance(self) -> None:
-        """One agent step."""
+        """Do one agent step."""
         step = self.progress.step
         action = self._act(step)
         if self.mbpo is not None:
@@ -201,7 +201,7 @@ class Trainer:
             raise
 
     def evaluate(self) -> None:
-        """Always the same episodes."""
+        """Evaluate on the same episodes every time."""
         seeds = [episode_seed(self.settings.seed, "eval", i) for i in range(self.settings.num_eval_episodes)]
         results = evaluate(self.eval_envs, self._mean_actions, seeds, record=(0,) if self.settings.save_video else ())
         rewards = [result.total_reward for result in results]
@@ -251,7 +251,7 @@ class Trainer:
             logger.error("%s; going on without", error)
 
     def _finite(self, metrics: dict[str, float]) -> dict[str, float]:
-        """A loss that is not finite has spoiled the agent, and must not reach a snapshot."""
+        """Refuse losses that are not finite: they have spoiled the agent, which must not be saved."""
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise UserError(f"{name} is {value} at frame {self.frame}: the agent is lost. {self._advice()}")

@@ -29,7 +29,7 @@ class ExportArgs:
     )
 
     def validate(self) -> None:
-        """Any of them goes with any other."""
+        """Accept any combination."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -204,7 +204,7 @@ class LlamaDecoderLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    """Token ids or embeddings to last hidden states."""
+    """LLaMA from token ids or embeddings to last hidden states."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -242,7 +242,7 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """Tokens to logits of the next ones."""
+    """LLaMA with a head that predicts next tokens."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

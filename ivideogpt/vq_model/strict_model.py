@@ -19,7 +19,7 @@ from ivideogpt.state_dicts import check_state_dict, num_parameters, read_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-FORMAT_VERSION = "0.42.0"  # of diffusers, which folders name; it has not changed what they hold
+FORMAT_VERSION = "0.42.0"  # the diffusers version that is written into config.json; the format is stable
 
 
 class Config(dict[str, Any]):
@@ -47,7 +47,7 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
 
 
 class StrictModel(nn.Module):
-    """A network that never goes on with weights that are not its own. ``kind`` names it in messages."""
+    """A network that loads weights strictly: a missing, unexpected or misshapen tensor is an error."""
 
     kind = "model"
     config: Config
@@ -85,7 +85,7 @@ class StrictModel(nn.Module):
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:
-        """Build a network with random weights. What is no argument of it is ignored."""
+        """Build a network with random weights. Values that are no arguments of it are ignored."""
         known = inspect.signature(cls.__init__).parameters
         return cls(**{name: value for name, value in values.items() if name in known})
 

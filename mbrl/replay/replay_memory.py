@@ -1,4 +1,4 @@
-"""What replay buffers cost in memory, and what the machine has."""
+"""Memory that replay buffers need, and memory that the machine has."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USABLE = 0.8  # of what is available: models and environments need some, too
 
 
 def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:
-    """The most that a buffer of ``capacity`` rows takes when its episodes have ``episode_steps`` steps.
+    """Return the most memory that a buffer of ``capacity`` rows takes with episodes of ``episode_steps`` steps.
 
     An episode holds a row more than its steps, and the earlier frames of its first stack.
     """
@@ -30,7 +30,7 @@ def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:
 def affordable_capacity(
     capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
 ) -> int:
-    """``capacity``, or with a warning as much of it as fits into memory.
+    """Return ``capacity``, or with a warning as much of it as fits into memory.
 
     Args:
         episode_steps: of each buffer's episodes; all buffers get the same capacity.
@@ -60,7 +60,7 @@ def affordable_capacity(
 def warn_if_too_much(
     capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
 ) -> None:
-    """Of buffers whose capacity is settled. Arguments as those of `affordable_capacity`."""
+    """Warn of buffers of a fixed capacity that need too much memory. Arguments as in `affordable_capacity`."""
     available = available_memory() if available is None else available
     needed = _needed(capacity, shape, episode_steps)
     if needed > USABLE * available:
@@ -77,7 +77,7 @@ def _needed(capacity: int, shape: EpisodeShape, episode_steps: Sequence[int]) ->
 def available_memory(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int:
-    """Bytes that this process could still take: of the machine, and of every group of processes with a limit around it.
+    """Return the bytes that this process can still take, from the machine and every limited control group.
 
     Args:
         own: says in which groups the process is.
@@ -96,7 +96,7 @@ def _left_in_groups(cgroup: Path, own: Path) -> Iterator[int]:
 
 
 def _groups(cgroup: Path, own: Path) -> Iterator[tuple[Path, str, str]]:
-    """The innermost first: its folder, its file with the limit, and which entry of memory.stat counts against that.
+    """Yield control groups from the innermost: folder, file with the limit, and its counter in memory.stat.
 
     In a container a path may be the host's, of which only the root is there.
     """

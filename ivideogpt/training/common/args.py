@@ -1,4 +1,4 @@
-"""What the user may ask of the training scripts, and what does not fit together."""
+"""Flags of the training scripts, and the checks that they fit together."""
 
 from __future__ import annotations
 
@@ -398,7 +398,7 @@ class GptArgs:
 
     @property
     def scores_samples(self) -> bool:
-        """Do validations sample futures?"""
+        """Whether validations sample futures."""
         return self.use_frame_metrics or self.use_fvd
 
     @property
@@ -434,7 +434,7 @@ def _check_start(args: TokenizerArgs | GptArgs, name: str) -> None:
 
 
 def _check_shares(args: TokenizerArgs | GptArgs, *names: str) -> None:
-    """Dropout, decay of means: numbers of which 1 would leave nothing."""
+    """Check dropout and decay, which must be less than 1."""
     for name in names:
         value = getattr(args, name)
         if value is not None and not 0 <= value < 1:

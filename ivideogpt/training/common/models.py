@@ -1,4 +1,4 @@
-"""Build models and losses that learn: shared by both trainings and by model-based RL. Without accelerate."""
+"""Build models and losses for training: shared by both trainings and by model-based RL. Without accelerate."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transform
 
 @dataclass
 class Run:
-    """What every part of a training script shares: ``accelerator``, ``directory``, ``seed``, the record of metrics.
+    """The ``accelerator``, ``directory``, ``seed`` and metrics record that every part of a training script shares.
 
     ``checkpoint`` is the one to resume from. ``facts`` go into run.json. ``exit_code`` is the command's.
     """
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        """run.json, or one beside it for the part of a run that was resumed; config.json is the trained model's."""
+        """File of the settings: run.json, or one beside it for a resumed part; config.json is the trained model's."""
         name = RECORD if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
         return self.directory / name
 
@@ -105,7 +105,7 @@ class Run:
     # ---- the record
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
+        """Log metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
         if not self.is_main_process:
             return
         with going_on_without_room():
@@ -116,7 +116,7 @@ class Run:
         logger.info("step %d %s  %s", step, split, text)
 
     def log_image(self, step: int, name: str, image: Image.Image) -> None:
-        """A picture to ``images/`` in the run folder and to the trackers."""
+        """Write an image to ``images/`` in the run folder and to the trackers."""
         if not self.is_main_process:
             return
         folder = self.directory / "images"
@@ -128,7 +128,7 @@ class Run:
                 track_image(tracker, step, name, image)
 
     def log_video(self, step: int, name: str, path: Path) -> None:
-        """A GIF of the run folder to the trackers."""
+        """Send a GIF of the run folder to the trackers."""
         for tracker in self.accelerator.trackers:
             track_gif(tracker, step, name, path)
 
@@ -140,11 +140,11 @@ class Run:
         return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def say(self, text: str) -> None:
-        """An answer to whoever typed the command, once."""
+        """Print an answer for whoever typed the command, once."""
         self.accelerator.print(text)
 
     def progress_bar(self, finished_steps: int, total_steps: int, clips_per_step: float) -> tqdm[Any]:
-        """A bar on a terminal, in clips; elsewhere the log lines say it all."""
+        """Make a progress bar in clips for a terminal; elsewhere the log lines suffice."""
         return tqdm(
             initial=finished_steps,
             total=total_steps,
@@ -156,14 +156,14 @@ class Run:
         )
 
     def should_stop(self) -> bool:
-        """Has any process been asked to stop (SIGTERM, SIGINT)?"""
+        """Return whether any process was asked to stop (SIGTERM, SIGINT)."""
         if self.accelerator.num_processes > 1:
             own = torch.tensor([self.stop_signal.number], device=self.accelerator.device)
             self.stop_signal.number = int(self.accelerator.gather(own).max())
         return self.stop_signal.number != 0
 
     def stopped_after(self, step: int) -> None:
-        """The run ends before its time: whoever started the command must not take it for finished."""
+        """Note that the run ends early, in the exit code and the log."""
         self.exit_code = 128 + self.stop_signal.number
         logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
@@ -226,7 +226,7 @@ class Run:
         logger.info("run folder %s", self.directory)
 
     def configuration(self) -> dict[str, Any]:
-        """The full resolved configuration: what was asked, on what, with which versions."""
+        """Return the resolved configuration: settings, machine and versions."""
         return {
             "args": dataclasses.asdict(self.args) | {"seed": self.seed},
             "command": sys.argv,
@@ -247,7 +247,7 @@ class Run:
 
 @contextmanager
 def going_on_without_room() -> Iterator[None]:
-    """Report what cannot be written and go on: weights are worth more than a line about them."""
+    """Report a failed write and go on: weights are worth more than a log line."""
     try:
         yield
     except OSError as error:
@@ -255,7 +255,7 @@ def going_on_without_room() -> Iterator[None]:
 
 
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
-    """Start the processes' common ground and name the run. Writes nothing yet."""
+    """Start the processes and name the run. Writes nothing yet."""
     check_launcher()
     files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, once that is opened
     accelerator = Accelerator(
@@ -274,7 +274,7 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
 
 
 def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> None:
-    """Raises UserError for ways of spreading a model that do not go with what is asked."""
+    """Raise UserError for ways of distributing a model that do not fit the other flags."""
     if kind == DistributedType.DEEPSPEED:
         raise UserError("DeepSpeed is not supported: configs/accelerate/fsdp2.yaml and zero2.yaml shard without it")
     if kind == DistributedType.FSDP and isinstance(args, TokenizerArgs):
@@ -319,5 +319,5 @@ def _git_commit() -> str | None:
 
 
 def _flat(value: Any) -> int | float | str | bool:
-    """Trackers take plain values only."""
+    """Convert a value to one of the plain types that trackers take."""
     return value if isinstance(value, int | float | str | bool) else str(value)

@@ -1,4 +1,4 @@
-"""Pictures and GIFs to the trackers that accelerate started. Each has its own way of taking them."""
+"""Images and GIFs for the trackers that accelerate started, each by its own interface."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def track_gif(tracker: GeneralTracker, step: int, name: str, path: Path) -> None
 
 
 def _gif_to_tensorboard(tracker: GeneralTracker, step: int, name: str, path: Path) -> None:
-    """TensorBoard's page plays an image that is a GIF. Its ``add_video`` would encode frames anew, with moviepy."""
+    """Write a GIF as a TensorBoard image, which its page plays; ``add_video`` would need moviepy."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
     with Image.open(path) as gif:

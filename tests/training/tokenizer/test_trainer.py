@@ -159,13 +159,13 @@ def test_the_discriminator_learns_from_batches_of_its_own_and_the_tokenizer_rest
     trainer = build_tokenizer(argv)
     trainer.run_phase()
     tokenizer = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    discriminator = [parameter.detach().clone() for parameter in trainer.adversary.discriminator.parameters()]
-    assert all(parameter.grad is None for parameter in trainer.adversary.discriminator.parameters())
+    discriminator = [parameter.detach().clone() for parameter in trainer.gan_loss.discriminator.parameters()]
+    assert all(parameter.grad is None for parameter in trainer.gan_loss.discriminator.parameters())
     trainer.progress.step = 1
     trainer.run_phase()
     assert trainer.clips.state_dict() == {"samples": 2}
     assert all(map(torch.equal, trainer.model.parameters(), tokenizer))
-    assert not torch.equal(next(trainer.adversary.discriminator.parameters()), discriminator[0])
+    assert not torch.equal(next(trainer.gan_loss.discriminator.parameters()), discriminator[0])
 
 
 def test_a_checkpoint_without_discriminator_is_refused_by_a_run_with_one(tokenizer_command):
@@ -380,7 +380,7 @@ def test_a_discriminator_starts_from_what_a_run_or_anyone_has_written(finished_r
     argv = [*tokenizer_command, "--max_train_steps", "4", "--disc_start", "0"]
     for file in (written, tmp_path / "old", tmp_path / "new.bin"):
         trainer = build_tokenizer([*argv, "--discriminator_config_name_or_path", str(file)])
-        found = trainer.adversary.discriminator.state_dict()
+        found = trainer.gan_loss.discriminator.state_dict()
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
     (tmp_path / "empty").touch()
