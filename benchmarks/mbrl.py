@@ -37,7 +37,7 @@ from mbrl.envs.offscreen import select_backend
 from mbrl.heap import keep_freed_memory
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
-from mbrl.settings import MbpoSettings, read
+from mbrl.settings import MbpoSettings
 from mbrl.train_metaworld_mbpo import parse as parse_settings
 from mbrl.world_model.build import build_video_predictor
 from mbrl.world_model.config import WorldModelConfig
@@ -93,13 +93,14 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     buffer = ReplayBuffer(args.episodes * settings.duration, shape)
     for episode in episodes:
         buffer.add(episode)
-    agent = build_agent(shape, settings.agent.config, 0, device)
-    plain_agent = PlainDrQ(shape, settings.agent.config, device)
+    agent = build_agent(shape, settings.agent, 0, device)
+    plain_agent = PlainDrQ(shape, settings.agent, device)
     replay = settings.batch_size, settings.nstep, settings.discount
     batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(paths, *replay)
     predictor = build_video_predictor(_bundled(settings), device, seed=0)
     plain_predictor, llm = in_the_obvious_way(predictor), huggingface_model(predictor.model)
-    segments = buffer.sample_segments(settings.world_model_batch_size, settings.segment_length, rng)
+    model = settings.world_model
+    segments = buffer.sample_segments(model.batch_size, model.segment_length, rng)
     starts = buffer.sample_starts(settings.gen_batch, settings.nstep, rng)
     generator = torch.Generator().manual_seed(0)
 
@@ -196,7 +197,7 @@ def _write_files(episodes: list[ReplayEpisode], folder: Path) -> list[Path]:
 
 def _bundled(settings: MbpoSettings) -> WorldModelConfig:
     return replace(
-        read(WorldModelConfig, settings.world_model),
+        settings.world_model,
         config_name=str(CONFIGS / "llama" / "config_tiny.json"),
         pretrained_model_name_or_path=str(BUNDLED_FOLDER / "tokenizer"),
         pretrained_transformer_path=str(BUNDLED_FOLDER / "transformer"),

@@ -50,6 +50,12 @@ def option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def redefine(base: type, name: str, default: Any, help: str | None = None) -> Any:
+    """A flag of a base class with another default, and another help if that is given."""
+    metadata = base.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
+    return dataclasses.field(default=default, metadata=metadata if help is None else {**metadata, "help": help})
+
+
 def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     """Read flags into ``kind`` and check them before anything expensive starts.
 

@@ -48,7 +48,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         env, eval_envs = _open_environments(settings, stack)
         (real,) = _build_buffers(settings, folder, env, [settings.duration])
         batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
-        agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
+        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
         records = Records(folder)
         trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
         snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
@@ -71,7 +71,7 @@ def train_mbpo(
             sample_mixed, real, imagined, settings.real_ratio,
             settings.batch_size, settings.nstep, settings.discount, rng.replay,
         )  # fmt: skip
-        agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
+        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
         records = Records(folder)
         mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, records)
         trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, records, mbpo)

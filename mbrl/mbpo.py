@@ -114,7 +114,7 @@ class Mbpo:
             self._validate(step)
 
     def _validate(self, step: int) -> None:
-        length = self._settings.segment_length
+        length = self._settings.world_model.segment_length
         if not self._real.num_segments(length, held_out=True):
             logger.info("no episode is held out yet: the world model is not validated")
             return
@@ -148,8 +148,8 @@ class Mbpo:
             self._imagine(lambda stacks, g=generator: self._agent.random_actions(len(stacks), g), video)  # type: ignore[misc]
 
     def _update(self, with_tokenizer: bool) -> None:
-        settings = self._settings
-        segments = self._real.sample_segments(settings.world_model_batch_size, settings.segment_length, self._rng)
+        model = self._settings.world_model
+        segments = self._real.sample_segments(model.batch_size, model.segment_length, self._rng)
         if with_tokenizer:
             self._add("tokenizer_", self._world_model.update_tokenizer(segments))
         self._add("transformer_", self._world_model.update_transformer(segments))

@@ -37,11 +37,9 @@ def train(settings: MbpoSettings, config: dict[str, Any]) -> int:
     from mbrl.build_trainer import train_mbpo
     from mbrl.settings import read
     from mbrl.world_model.build import build_video_predictor
-    from mbrl.world_model.config import WorldModelConfig
 
-    world_model = read(WorldModelConfig, settings.world_model, "world_model.")
     build = partial(
-        build_video_predictor, world_model, settings.torch_device, settings.seed, settings.env.image_size,
+        build_video_predictor, settings.world_model, settings.torch_device, settings.seed, settings.env.image_size,
         settings.lpips_path,
     )  # fmt: skip
     return train_mbpo(settings, config, build)

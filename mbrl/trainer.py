@@ -26,7 +26,7 @@ from ivideogpt.runs.state import Stateful
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.seeds import episode_seed
-from mbrl.envs.vector_env import LostWorker, VectorEnv, evaluate
+from mbrl.envs.vector_env import LostEnvironment, VectorEnv, evaluate
 from mbrl.mbpo import Mbpo
 from mbrl.records import Records, film_of
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
@@ -196,7 +196,7 @@ class Trainer:
             self.evaluate()
         except Interrupted:
             logger.warning("the evaluation at frame %d is given up, and will begin anew", self.frame)
-        except LostWorker:
+        except LostEnvironment:
             self._save(snapshots, must_succeed=False)
             raise
 

@@ -181,7 +181,7 @@ def test_a_lost_worker_costs_nothing(tmp_path, cheap_runs, monkeypatch):
 
     def lost(*args):
         if (tmp_path / "lost" / "train.csv").exists():
-            raise vector_env.LostWorker("a process with environments ended by itself")
+            raise vector_env.LostEnvironment("a process with environments ended by itself")
         return play(*args)
 
     with monkeypatch.context() as patched:
