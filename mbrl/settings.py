@@ -233,11 +233,13 @@ class MbpoSettings(Settings):
             raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
-        of_tokenizer, of_both = self.update_tokenizer_every_step, self.update_gen_every_step
-        if (of_tokenizer // self.action_repeat) % max(of_both // self.action_repeat, 1):  # in agent steps, as scheduled
+        tokenizer_every, model_every = self.update_tokenizer_every_step, self.update_gen_every_step
+        if (tokenizer_every // self.action_repeat) % max(
+            model_every // self.action_repeat, 1
+        ):  # in agent steps, as scheduled
             raise UserError(
-                f"update_tokenizer_every_step is {of_tokenizer}: the tokenizer learns only when the transformer does, "
-                f"so give a multiple of {of_both} (update_gen_every_step), and both in multiples of action_repeat "
+                f"update_tokenizer_every_step is {tokenizer_every}: the tokenizer learns only when the transformer does, "
+                f"so give a multiple of {model_every} (update_gen_every_step), and both in multiples of action_repeat "
                 f"({self.action_repeat})"
             )
         if self.lpips_path != Path(LPIPS_FOLDER) and not self.lpips_path.is_dir():

@@ -35,7 +35,6 @@ def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSe
 
 def train(settings: MbpoSettings, config: dict[str, Any]) -> int:
     from mbrl.build_trainer import train_mbpo
-    from mbrl.settings import read
     from mbrl.world_model.build import build_video_predictor
 
     build = partial(

@@ -66,7 +66,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """What all episodes of a buffer have in common."""
+    """Shapes and types that all episodes of a buffer share."""
 
     frame_stack: int
     image_size: tuple[int, int]
@@ -215,7 +215,7 @@ class ReplayBuffer:
             yield self._held[number].episode, bool(entry["held_out"])
 
     def sample(self, batch_size: int, nstep: int, discount: float, rng: np.random.Generator) -> Transitions:
-        """As :meth:`sample_into`, into a new batch."""
+        """Sample into a new batch, see :meth:`sample_into`."""
         batch = self.empty_batch(batch_size)
         self.sample_into(batch, nstep, discount, rng)
         return batch
@@ -267,24 +267,24 @@ class ReplayBuffer:
         return [(self._held[oldest + episode], row) for episode, row in zip(episodes.tolist(), rows.tolist())]
 
     def num_segments(self, length: int, held_out: bool) -> int:
-        """How many segments of ``length`` frames there are to sample from."""
+        """Return the number of segments of ``length`` frames to sample from."""
         return int(self._segments_of(self._of_kind(held_out), length).sum())
 
     def sample_segments(
         self, batch_size: int, length: int, rng: np.random.Generator, held_out: bool = False
     ) -> Segments:
         """All segments of the episodes that are, or are not, held out are equally likely."""
-        of_kind = self._of_kind(held_out)
-        before = np.cumsum(self._segments_of(of_kind, length))
+        episode_ids = self._of_kind(held_out)
+        before = np.cumsum(self._segments_of(episode_ids, length))
         if not before[-1:].any():
             kind = "held-out" if held_out else "other"
             raise UserError(
-                f"none of {len(of_kind)} {kind} episodes has the {length} steps of a segment: "
+                f"none of {len(episode_ids)} {kind} episodes has the {length} steps of a segment: "
                 "collect more, or lower gen_horizon or world_model.context_length"
             )
         drawn = rng.integers(before[-1], size=batch_size)
         which = np.searchsorted(before, drawn, side="right")
-        rows = self._rows(of_kind[which], before[which] - drawn)  # counted from the last one: in 1 ..
+        rows = self._rows(episode_ids[which], before[which] - drawn)  # counted from the last one: in 1 ..
         frames = self._empty((batch_size, length, *self.shape.frame), torch.uint8)
         np.stack([held.episode.frames[row - 1 : row - 1 + length] for held, row in rows], out=frames.numpy())
         actions = np.stack([held.episode.action[row : row + length] for held, row in rows])
