@@ -1,4 +1,4 @@
-"""What a run is asked to do, in the words of `cfgs/`, where the defaults are. Checked before anything expensive starts.
+"""Settings of a run, named as in `cfgs/`, which holds the defaults. They are checked before anything expensive starts.
 
 Frames are simulator steps, of which an agent step has ``action_repeat``.
 """
@@ -91,7 +91,7 @@ class AgentSettings(DrQConfig):
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run of DrQ-v2, and what MBPO shares with it."""
+    """Settings of a run of DrQ-v2, which MBPO shares."""
 
     task_name: str
     camera: str
@@ -238,7 +238,7 @@ class MbpoSettings(Settings):
             model_every // self.action_repeat, 1
         ):  # in agent steps, as scheduled
             raise UserError(
-                f"update_tokenizer_every_step is {tokenizer_every}: the tokenizer learns only when the transformer does, "
+                f"update_tokenizer_every_step is {tokenizer_every}: the tokenizer learns when the transformer does, "
                 f"so give a multiple of {model_every} (update_gen_every_step), and both in multiples of action_repeat "
                 f"({self.action_repeat})"
             )
