@@ -8,7 +8,7 @@ import torch
 
 from ivideogpt.errors import UserError
 
-# Environment variables in which MPI, SLURM and others tell a process how many processes there are.
+# By which MPI, SLURM and their kin tell a process how many there are.
 FOREIGN_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
 OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -37,7 +37,7 @@ def option(
     inert: bool = False,
     positional: bool = False,
 ) -> Any:
-    """Return a dataclass field that is a command-line flag, or a positional argument."""
+    """A dataclass field that is a command-line flag, or an argument without one."""
     metadata = {
         "help": help,
         "choices": choices,

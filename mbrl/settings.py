@@ -1,4 +1,4 @@
-"""Settings of a run, named as in `cfgs/`, where the defaults are. Checked before anything expensive starts.
+"""What a run is asked to do, in the words of `cfgs/`, where the defaults are. Checked before anything expensive starts.
 
 Frames are simulator steps, of which an agent step has ``action_repeat``.
 """
@@ -85,7 +85,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
 
 @dataclass(frozen=True)
 class AgentSettings:
-    """Settings below `agent.`; all but three are described at `DrQConfig`."""
+    """The keys of `agent.`; all but three are described at `DrQConfig`."""
 
     lr: float
     critic_target_tau: float
@@ -109,7 +109,7 @@ class AgentSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a DrQ-v2 run, which MBPO shares."""
+    """Of a run of DrQ-v2, and what MBPO shares with it."""
 
     task_name: str
     camera: str
@@ -206,7 +206,7 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """Return the device; "auto" is a GPU if there is one. ``agent.device`` holds where ``device`` is not set.
+        """A GPU if there is one, for "auto". Where ``device`` is left at that, ``agent.device`` is everything's.
 
         Raises:
             UserError: there is none here.
@@ -248,14 +248,14 @@ class MbpoSettings(Settings):
 
     @property
     def segment_length(self) -> int:
-        return self._world_model_number("segment_length")
+        return self._of_world_model("segment_length")
 
     @property
     def world_model_batch_size(self) -> int:
-        return self._world_model_number("batch_size")
+        return self._of_world_model("batch_size")
 
-    def _world_model_number(self, name: str) -> int:
-        """Read one of the few world-model settings that the loop needs."""
+    def _of_world_model(self, name: str) -> int:
+        """The loop needs to know these few."""
         value: int = _typed(int, self.world_model.get(name), f"world_model.{name}")
         if value < 1:
             raise UserError(f"world_model.{name} is {value}: it must be at least 1")
@@ -267,12 +267,12 @@ class MbpoSettings(Settings):
             raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
-        tokenizer_steps, gen_steps = self.update_tokenizer_every_step, self.update_gen_every_step
-        if (tokenizer_steps // self.action_repeat) % max(gen_steps // self.action_repeat, 1):  # agent steps
+        of_tokenizer, of_both = self.update_tokenizer_every_step, self.update_gen_every_step
+        if (of_tokenizer // self.action_repeat) % max(of_both // self.action_repeat, 1):  # in agent steps, as scheduled
             raise UserError(
-                f"update_tokenizer_every_step is {tokenizer_steps}: the tokenizer learns only when the transformer "
-                f"does, so give a multiple of {gen_steps} (update_gen_every_step), and both in multiples of "
-                f"action_repeat ({self.action_repeat})"
+                f"update_tokenizer_every_step is {of_tokenizer}: the tokenizer learns only when the transformer does, "
+                f"so give a multiple of {of_both} (update_gen_every_step), and both in multiples of action_repeat "
+                f"({self.action_repeat})"
             )
         if self.lpips_path != Path(LPIPS_FOLDER) and not self.lpips_path.is_dir():
             raise UserError(f"lpips_path is {self.lpips_path}: no such folder")
@@ -280,7 +280,7 @@ class MbpoSettings(Settings):
         self._check_world_model()
 
     def _check_world_model(self) -> None:
-        context = self._world_model_number("context_length")
+        context = self._of_world_model("context_length")
         if self.segment_length != self.gen_horizon + context:
             raise UserError(
                 f"world_model.segment_length is {self.segment_length}: it must be gen_horizon + "
@@ -293,7 +293,7 @@ class MbpoSettings(Settings):
                 f"world_model.segment_length {self.segment_length} is more than the {self.duration} steps of an "
                 "episode (duration)"
             )
-        action_dim = self._world_model_number("action_dim")
+        action_dim = self._of_world_model("action_dim")
         if is_metaworld(self.task_name) and action_dim != ACTION_DIM:
             raise UserError(f"world_model.action_dim is {action_dim}: Meta-World's actions have {ACTION_DIM} numbers")
         _ = self.world_model_batch_size

@@ -20,18 +20,18 @@ PAPER_METRICS = ("mse", "psnr", "ssim", "lpips")
 
 def best_by_metric(scores: Scores) -> dict[str, float]:
     """Means over frames; each metric takes the sample that is best by itself: no single sample need be as good."""
-    return {name: float(best_of_samples(name, values.nanmean(dim=1)[None])) for name, values in scores.items()}
+    return {name: float(best_of_samples(name, of.nanmean(dim=1)[None])) for name, of in scores.items()}
 
 
 def mean_of_samples(scores: Scores) -> dict[str, float]:
     """Means over frames and samples: what to expect of one sample."""
-    return {name: float(values.nanmean()) for name, values in scores.items()}
+    return {name: float(of.nanmean()) for name, of in scores.items()}
 
 
 def best_sample(scores: Scores) -> dict[str, float]:
     """Means over the frames of one sample, the same for all metrics: the one with the least squared error."""
     best = int(scores["mse"].mean(dim=1).argmin())
-    return {name: float(values[best].nanmean()) for name, values in scores.items()}
+    return {name: float(of[best].nanmean()) for name, of in scores.items()}
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ PATIENCE = 5.0  # seconds until the exit code of a worker is known
 
 
 class LostWorker(UserError):
-    """Raised when a process with an environment is gone, and nothing else has changed."""
+    """A process with an environment is gone, and nothing else has changed."""
 
 
 def make_vector_env(settings: EnvSettings, num_envs: int, in_processes: bool) -> VectorEnv:

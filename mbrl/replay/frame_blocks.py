@@ -1,4 +1,4 @@
-"""Frames in blocks of memory that are allocated as needed. Knows videos by place; knows no rows and no episodes.
+"""Frames in blocks of memory that are taken as they are needed. Knows where films lie; knows no rows and no episodes.
 
 A film is the frames of one episode in order. It lies in one block without a gap, so that frames which follow each
 other are neighbours in memory. A block whose films have all left is used again.
@@ -21,12 +21,12 @@ SMALLEST_BLOCK = 1_024
 
 
 def frames_in_a_block(capacity: int) -> int:
-    """Return a block size for a store of about ``capacity`` frames, of which one spare block is a small part."""
+    """For a store of about ``capacity`` frames: one block more than it needs should not weigh much."""
     return min(max(capacity // 8, SMALLEST_BLOCK), LARGEST_BLOCK)
 
 
 class FilmStore:
-    """Store of videos that returns runs of consecutive frames.
+    """Films in, runs of consecutive frames out.
 
     Attributes:
         block_frames: frames in a block, at least those of the longest film.
@@ -45,7 +45,7 @@ class FilmStore:
         return len(self._blocks)
 
     def reserve(self, num_frames: int) -> int:
-        """Make room for a video and return the place of its first frame."""
+        """Make room for a film and return the place of its first frame."""
         assert num_frames <= self.block_frames
         if self._filled + num_frames > self.block_frames:
             self._current, self._filled = self._empty_block(), 0
@@ -62,11 +62,11 @@ class FilmStore:
         return len(self._blocks) - 1
 
     def release(self, place: int) -> None:
-        """Free the video that begins at ``place``."""
+        """The film that begins at ``place`` is not needed any more."""
         self._num_films[place // self.block_frames] -= 1
 
     def film(self, place: int, num_frames: int) -> Pixels:
-        """Return the video (N, 3, H, W), not a copy."""
+        """(N, 3, H, W), not a copy."""
         block, offset = divmod(place, self.block_frames)
         return self._blocks[block][offset : offset + num_frames]
 

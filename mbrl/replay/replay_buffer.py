@@ -67,7 +67,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """Shapes that all episodes of a buffer have in common."""
+    """What all episodes of a buffer have in common."""
 
     frame_stack: int
     image_size: tuple[int, int]
@@ -195,12 +195,12 @@ class ReplayBuffer:
         self.num_rows -= int(oldest["num_steps"])
 
     def clear(self) -> None:
-        """Remove all episodes."""
+        """Forget all episodes."""
         while self.num_episodes:
             self._drop_oldest()
 
     def _widen_rows(self) -> None:
-        """Grow the rows to the number of frames in the blocks: they are small enough to be moved now and then."""
+        """As many rows as there are frames in the blocks: they are small enough to be moved now and then."""
         missing = self._films.num_blocks * self._films.block_frames - len(self._reward)
         if missing:
             self._action = np.concatenate([self._action, np.zeros((missing, self.shape.action_dim), np.float32)])
@@ -208,7 +208,7 @@ class ReplayBuffer:
             self._discount = np.concatenate([self._discount, np.zeros(missing, np.float32)])
 
     def episodes(self, first: int, end: int) -> Iterator[tuple[ReplayEpisode, bool]]:
-        """Yield episodes by their number since the beginning, with whether each is held out. Views, not copies."""
+        """Held episodes by their number since the beginning, and whether each is held out. Views, not copies."""
         num_earlier = self.shape.frame_stack - 1
         oldest = self.num_added - self.num_episodes
         for entry in self._table.entries[first - oldest : end - oldest]:
@@ -218,7 +218,7 @@ class ReplayBuffer:
             yield ReplayEpisode(film[num_earlier:], film[:num_earlier], *parts), bool(entry["held_out"])
 
     def sample(self, batch_size: int, nstep: int, discount: float, rng: np.random.Generator) -> Transitions:
-        """Sample as :meth:`sample_into` does, into a new batch."""
+        """As :meth:`sample_into`, into a new batch."""
         batch = self.empty_batch(batch_size)
         self.sample_into(batch, nstep, discount, rng)
         return batch
@@ -249,13 +249,13 @@ class ReplayBuffer:
         batch.discount.numpy()[:] = worth[:, -1]
 
     def sample_starts(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Tensor:
-        """Sample observations (B, 3 K, H, W) uint8."""
+        """(B, 3 K, H, W) uint8: the observations of a sample."""
         obs = self.empty_batch(batch_size).obs
         self._read(self._draw_rows(batch_size, nstep, rng) - self.shape.frame_stack, obs)
         return obs
 
     def _draw_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Places:
-        """Sample places (B,) of the first rows of transitions, in the order of their episodes."""
+        """(B,) places of the first rows of transitions, in the order of their episodes."""
         entries = self._table.entries
         long_enough = np.flatnonzero(entries["num_steps"] >= nstep)
         if not len(long_enough):
@@ -265,14 +265,14 @@ class ReplayBuffer:
         return self._place_of_row(drawn, rng.integers(1, drawn["num_steps"] - nstep + 2))
 
     def num_segments(self, length: int, held_out: bool) -> int:
-        """Return the number of segments of ``length`` frames that can be sampled."""
-        return int(self._segments_of(self._entries_of_kind(held_out), length).sum())
+        """How many segments of ``length`` frames there are to sample from."""
+        return int(self._segments_of(self._of_kind(held_out), length).sum())
 
     def sample_segments(
         self, batch_size: int, length: int, rng: np.random.Generator, held_out: bool = False
     ) -> Segments:
-        """Sample segments uniformly from the episodes that are, or are not, held out."""
-        entries = self._entries_of_kind(held_out)
+        """All segments of the episodes that are, or are not, held out are equally likely."""
+        entries = self._of_kind(held_out)
         before = np.cumsum(self._segments_of(entries, length))
         if not before[-1:].any():
             kind = "held-out" if held_out else "other"
@@ -288,7 +288,7 @@ class ReplayBuffer:
         steps = rows[:, None] + np.arange(length)
         return Segments(frames, torch.from_numpy(self._action[steps]), torch.from_numpy(self._reward[steps]))
 
-    def _entries_of_kind(self, held_out: bool) -> np.ndarray:
+    def _of_kind(self, held_out: bool) -> np.ndarray:
         return self._table.entries[self._table.entries["held_out"] == held_out]
 
     @staticmethod
@@ -314,7 +314,7 @@ def sample_mixed(
     discount: float,
     rng: np.random.Generator,
 ) -> Transitions:
-    """Sample a batch of which ``real_ratio`` is real; all of it as long as nothing has been imagined."""
+    """A batch of which ``real_ratio`` is real; all of it as long as nothing has been imagined."""
     num_real = round(real_ratio * batch_size) if imagined.num_episodes else batch_size
     batch = real.empty_batch(batch_size)
     if num_real:

@@ -81,7 +81,7 @@ class TokenizeArgs:
     device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
 
     def validate(self) -> None:
-        """Check all but the segment length, which depends on the tokenizer's context."""
+        """The tokenizer's context, which the segment length has to exceed, is not known yet."""
         if self.num_passes > 1 and self.split == "test":
             raise UserError("--num_passes augments, which --split test never is: store it in one pass")
         if self.strong_aug and self.num_passes == 1:
@@ -89,7 +89,7 @@ class TokenizeArgs:
 
     @property
     def augmentation(self) -> Augmentation | None:
-        """Augmentation of the passes after the first."""
+        """Of the passes after the first."""
         if self.num_passes == 1:
             return None
         return STRONG_AUGMENTATION if self.strong_aug else Augmentation()
@@ -103,7 +103,7 @@ class TokenizeArgs:
 
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """Encodes frames in [0, 1] to flat token ids, on a device, in eval mode."""
+    """Frames in [0, 1] to flat token ids, on a device, in eval mode."""
 
     model: CompressiveVQModel
     device: torch.device
@@ -114,14 +114,14 @@ class ClipTokenizer:
         return tokens.cpu()
 
     def batches(self, portion: Portion) -> Iterator[TokenBatch]:
-        """Yield a portion's clips as tokens; nothing if none could be read."""
+        """A portion's clips as tokens; nothing if none could be read."""
         if portion.clips is not None:
             frames = portion.clips.to(self.device).frames
             yield TokenBatch(self(frames), portion.clips.actions, portion.clips.rewards)
 
 
 def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> StoredClips:
-    """Find all clips, opening every episode once, a part in each process."""
+    """Opens every episode once; the processes share that."""
     config = DataConfig(
         dataset_path=args.dataset_path,
         mix=args.oxe_data_mixes_type,
