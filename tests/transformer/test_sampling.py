@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
 
-from ivideogpt.transformer import RandomStreams, Sampling, expected_codes, open_backend
+from ivideogpt.transformer import LlamaForCausalLM, RandomStreams, Sampling, expected_codes, open_backend
 from tests.parity.networks import llama_config
 from tests.transformer.naive_random import BITS, NaiveRandom, split_mix
 
