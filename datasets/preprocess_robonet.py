@@ -63,7 +63,7 @@ def read_names(test_list: str | Path) -> set[str]:
 
 
 def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
-    """Return the jobs of the training and of the test split."""
+    """Those of the training and of the test split."""
     files = sorted(Path(args.hdf5_path).rglob("*.hdf5"))
     if not files:
         raise UserError(f"--hdf5_path {args.hdf5_path}: no .hdf5 files there")

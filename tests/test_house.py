@@ -69,6 +69,10 @@ PLAIN_ENGLISH = [
     "mbrl",
     *(str(path.relative_to(ROOT)) for path in sorted(PACKAGE.glob("*.py"))),
 ]
+NOT_YET = {
+    "ivideogpt/training/transformer/tokenize_dataset.py",
+    *("mbrl/settings.py", "mbrl/replay/frame_blocks.py", "mbrl/replay/replay_buffer.py"),
+}
 CRYPTIC_NAMES = re.compile(r"_?(of(_\w+)?|its|those|aside|anew)")
 CRYPTIC_OPENING = re.compile(
     r"(As|By|For|From|How|If|In|Of|One that|That|Those|To|What|When|Where|Which|Who|Whose|With)\b|[^.:]*\?"
@@ -148,7 +152,8 @@ def test_third_party_packages_stay_in_their_rooms(path):
 
 def plain_english_files() -> list[Path]:
     named = [ROOT / name for name in PLAIN_ENGLISH]
-    return [path for entry in named for path in ([entry] if entry.suffix else sorted(entry.rglob("*.py")))]
+    paths = [path for entry in named for path in ([entry] if entry.suffix else sorted(entry.rglob("*.py")))]
+    return [path for path in paths if str(path.relative_to(ROOT)) not in NOT_YET]
 
 
 def assigned_names(tree: ast.AST) -> Iterator[str]:
