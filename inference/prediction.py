@@ -21,8 +21,9 @@ from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.table import METRICS
-from ivideogpt.pretrained import ModelMetadata, language_model
+from ivideogpt.pretrained import language_model
 from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 

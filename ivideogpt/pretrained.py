@@ -1,4 +1,4 @@
-"""The one loader and saver of checkpoints: folders, hub ids, configs, metadata. Strict; float32 unless asked otherwise.
+"""The one loader and saver of checkpoints: folders, hub ids, configs. Strict; float32 unless asked otherwise.
 
 ::
 
@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-import reprlib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -26,26 +23,23 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import check_fields, read_json, write_json, write_text
+from ivideogpt.files import read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
 from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
-from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, Sampling, rotary_embedding
+from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
 
 Transformer: TypeAlias = LlamaForCausalLM | HeadModelWithAction
 
-METADATA_FILE = "ivideogpt.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER_WEIGHTS = "model.safetensors"
 LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
 OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
-RELEASED_SEGMENT_LENGTH = 16
-MAX_NUMBER = 2**20  # frames, pixels or dimensions: more is no model
 
 # Released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings.
 LLAMA_KEYS = (
@@ -68,103 +62,6 @@ LLAMA_KEYS = (
     "mlp_bias",
     "tie_word_embeddings",
 )
-
-
-# ---- metadata
-
-
-@dataclass(frozen=True)
-class ActionNormalization:
-    """Actions were trained as ``(action - mean) / std``; sessions apply it, so that callers give raw actions."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, actions: Tensor) -> Tensor:
-        return (actions - actions.new_tensor(self.mean)) / actions.new_tensor(self.std)
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """Facts that are needed to use a model correctly and that its tensors do not tell.
-
-    Attributes:
-        resolution: side of its square frames.
-        context_length: number of context frames.
-        segment_length: number of frames of a training clip.
-        dataset_step: distance of a clip's frames in the episodes it was trained on; None if unknown.
-        action_dim: length of an action; None if action-free.
-        action_normalization: applied to actions before the model sees them.
-        reward_prediction: it predicts rewards.
-        symlog: its rewards were trained in symlog space.
-        goal_conditioned: the first context frame is the goal, the final frame of the clip.
-        generation: default sampling.
-    """
-
-    resolution: int
-    context_length: int
-    segment_length: int = RELEASED_SEGMENT_LENGTH
-    dataset_step: int | None = None
-    action_dim: int | None = None
-    action_normalization: ActionNormalization | None = None
-    reward_prediction: bool = False
-    symlog: bool = False
-    goal_conditioned: bool = False
-    generation: Sampling = field(default_factory=Sampling)
-
-    def __post_init__(self) -> None:
-        check_fields(self, dict.fromkeys(("resolution", "context_length", "dataset_step", "action_dim"), 1), MAX_NUMBER)
-        check_fields(self.generation, highest=MAX_NUMBER)
-        if self.segment_length <= self.context_length:
-            raise UserError(
-                f"segment_length {self.segment_length} leaves no frame to predict after context_length "
-                f"{self.context_length}: it counts the context"
-            )
-        if self.action_normalization is not None:
-            numbers = (*self.action_normalization.mean, *self.action_normalization.std)
-            if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-                raise UserError(f"action_normalization is {reprlib.repr(numbers)}, expected numbers")
-            lengths = [len(self.action_normalization.mean), len(self.action_normalization.std)]
-            if lengths != [self.action_dim, self.action_dim]:
-                raise UserError(
-                    f"action_normalization has a mean of {lengths[0]} and a std of {lengths[1]} numbers, expected "
-                    f"action_dim = {self.action_dim} of each"
-                )
-
-    @classmethod
-    def infer(cls, tokenizer: CompressiveVQModel, transformer: Transformer) -> ModelMetadata:
-        """Infer metadata from the networks, for checkpoints without a metadata file."""
-        conditioned = transformer if isinstance(transformer, HeadModelWithAction) else None
-        return cls(
-            resolution=tokenizer.config.resolution,
-            context_length=tokenizer.context_length,
-            segment_length=conditioned.segment_length if conditioned else RELEASED_SEGMENT_LENGTH,
-            action_dim=conditioned.action_dim if conditioned else None,
-            reward_prediction=conditioned is not None and conditioned.has_reward_head,
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> ModelMetadata | None:
-        """The metadata of a model folder; None if it has none."""
-        file = folder / METADATA_FILE
-        if not file.is_file():
-            return None
-        values = read_json(file)
-        try:
-            if values.get("action_normalization") is not None:
-                values["action_normalization"] = ActionNormalization(
-                    **{key: tuple(numbers) for key, numbers in values["action_normalization"].items()}
-                )
-            values["generation"] = Sampling(**values.get("generation", {}))
-            return cls(**values)
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
-        except (TypeError, AttributeError) as error:  # an unknown key, or no object where one is expected
-            known = ", ".join(each.name for each in fields(cls))
-            raise UserError(f"{file}: {error}; its keys are {known}") from error
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / METADATA_FILE, asdict(self))
 
 
 # ---- folders and the hub

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pixel_range import check_range
-from ivideogpt.pretrained import ModelMetadata, Transformer
+from ivideogpt.pretrained import Transformer
 from ivideogpt.transformer import (
     DecodeBackend,
     FrameDecoder,

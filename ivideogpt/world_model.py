@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import RELEASED_SEGMENT_LENGTH, ModelMetadata
 from ivideogpt.precision import forced_bfloat16
 from ivideogpt.pretrained import (
-    RELEASED_SEGMENT_LENGTH,
-    ModelMetadata,
     Transformer,
     language_model,
     load_tokenizer,

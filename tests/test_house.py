@@ -34,6 +34,7 @@ LAYERS = [
     {"layout", "video_io"},
     {"vq_model", "transformer", "data", "metrics", "runs"},
     {"losses"},
+    {"metadata"},
     {"pretrained"},
     {"session", "released_api"},
     {"world_model"},

@@ -26,8 +26,9 @@ from ivideogpt.evaluation.protocols import PROTOCOLS
 from ivideogpt.evaluation.report import MARKDOWN_FILE
 from ivideogpt.evaluation.tokenizer_report import ReconstructionScorer, evaluate_reconstructions
 from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, PredictionScorer
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
-from ivideogpt.pretrained import ModelMetadata, load_tokenizer, model_folder
+from ivideogpt.pretrained import load_tokenizer, model_folder
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, fastest_precisions
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ivideogpt.errors import UserError
-from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.world_model import WorldModel
 

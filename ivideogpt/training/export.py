@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(ExportArgs, argv)
     import torch
 
-    from ivideogpt.pretrained import ModelMetadata, load_tokenizer, load_transformer, save_tokenizer, transformer_folder
+    from ivideogpt.metadata import ModelMetadata
+    from ivideogpt.pretrained import load_tokenizer, load_transformer, save_tokenizer, transformer_folder
     from ivideogpt.world_model import WorldModel
 
     dtype = getattr(torch, args.dtype)

@@ -10,14 +10,9 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLossConfig
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
-from ivideogpt.pretrained import (
-    ModelMetadata,
-    initialise_transformer,
-    load_tokenizer,
-    model_folder,
-    read_llama_config,
-)
+from ivideogpt.pretrained import initialise_transformer, load_tokenizer, model_folder, read_llama_config
 from ivideogpt.training.common.models import (
     adapt_tokenizer,
     build_fitting_transformer,

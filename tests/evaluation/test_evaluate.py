@@ -23,7 +23,8 @@ from ivideogpt.errors import UserError
 from ivideogpt.evaluation.scoring import read_with_others
 from ivideogpt.evaluation.video_prediction import sample_futures
 from ivideogpt.flags import parse
-from ivideogpt.pretrained import TOKENIZER_WEIGHTS, ModelMetadata
+from ivideogpt.metadata import ModelMetadata
+from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.utils.video_metric import Evaluator, FeatureStats
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_dataset, write_episode

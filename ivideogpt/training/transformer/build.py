@@ -19,9 +19,9 @@ from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pretrained import (
     TRANSFORMER_WEIGHTS,
-    ModelMetadata,
     Transformer,
     initialise_transformer,
     language_model,

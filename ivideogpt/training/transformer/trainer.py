@@ -30,7 +30,8 @@ from ivideogpt.evaluation.video_prediction import predict_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
-from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
+from ivideogpt.metadata import ModelMetadata
+from ivideogpt.pretrained import Transformer, language_model, save_transformer
 from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.runs.state import RandomState, Stateful
 from ivideogpt.runs.throughput import Throughput
