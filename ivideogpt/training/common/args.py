@@ -121,6 +121,9 @@ class TokenizerModelArgs:
     )
     model_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
     selected_params: bool = option(False, "freeze both codebooks")
+    decoders_only: bool = option(
+        False, "freeze encoders and codebooks: frames keep their tokens, and transformers trained on them stay valid"
+    )
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
     align_to_context: bool = option(
         False, "OVERWRITE the halves for future frames: a start from the plain ones and what differs from the context"
@@ -210,6 +213,8 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
                 "--align_to_context copies the halves for context frames, which have to be trained: train without it "
                 "first, then give that run as --pretrained_model_name_or_path"
             )
+        if self.decoders_only:
+            self._check_decoders_only()
         if self.still_weight and not self.codebook_decay:
             raise UserError("--still_weight keeps a code vector at zero: it needs --codebook_decay, 0.99 for instance")
         if (self.restart_dead_codes or self.codebook_decay) and self.selected_params:
@@ -220,6 +225,15 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
             self._check_8bit_adam()
         if self.disc_start < self.max_train_steps:
             self._check_discriminator()
+
+    def _check_decoders_only(self) -> None:
+        if self.pretrained_model_name_or_path is None:
+            raise UserError("--decoders_only trains what follows from tokens: give --pretrained_model_name_or_path")
+        changing = ("restart_dead_codes", "codebook_decay", "align_to_context", "cross_attention_dropout")
+        if given := [f"--{name}" for name in changing if getattr(self, name)]:
+            raise UserError(
+                f"--decoders_only keeps tokens as they are, {', '.join(given)} would change them: set to 0 or drop"
+            )
 
     def _check_8bit_adam(self) -> None:
         if not _is_installed("bitsandbytes"):

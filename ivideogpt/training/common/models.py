@@ -38,6 +38,14 @@ def freeze_codebooks(tokenizer: CompressiveVQModel) -> None:
     tokenizer.dynamics_quantize.requires_grad_(False)
 
 
+def freeze_tokens(tokenizer: CompressiveVQModel) -> None:
+    """Leave nothing but the decoders to train."""
+    tokenizer.requires_grad_(False)
+    parts = (tokenizer.post_quant_conv, tokenizer.decoder, tokenizer.post_quant_linear, tokenizer.cond_decoder)
+    for part in parts:
+        part.requires_grad_(True)
+
+
 def build_tokenizer_loss(
     config: TokenizerLossConfig, lpips_path: str | Path, device: torch.device, without_lpips: str
 ) -> TokenizerLoss:

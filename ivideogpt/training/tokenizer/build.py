@@ -23,7 +23,7 @@ from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
 from ivideogpt.training.common.clip_batches import build_clip_loaders, clip_config
 from ivideogpt.training.common.ema import EmaWeights
-from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks
+from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks, freeze_tokens
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters
 from ivideogpt.training.common.run import build_run
 from ivideogpt.training.common.schedule import PhaseSchedule, TrainProgress, build_scheduler
@@ -115,6 +115,8 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[Compr
     model.set_cross_attention_dropout(args.cross_attention_dropout)
     if args.selected_params or args.codebook_decay:
         freeze_codebooks(model)
+    if args.decoders_only:
+        freeze_tokens(model)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if args.compile:

@@ -113,6 +113,12 @@ def test_values_have_the_types_of_their_fields():
         (TokenizerArgs, ["--codebook_decay", "1", *NO_GAN], "--codebook_decay is 1.0: .* less than 1"),
         (TokenizerArgs, ["--still_weight", "1", *NO_GAN], "--still_weight .* needs --codebook_decay"),
         (TokenizerArgs, ["--align_to_context", *NO_GAN], "--pretrained_model_name_or_path"),
+        (TokenizerArgs, ["--decoders_only", *NO_GAN], "--pretrained_model_name_or_path"),
+        (
+            TokenizerArgs,
+            ["--decoders_only", "--pretrained_model_name_or_path", "x", *NO_GAN],
+            "--cross_attention_dropout would change them",
+        ),
         (TokenizerArgs, ["--no_aug", "--strong_aug", *NO_GAN], "--strong_aug and --no_aug"),
         (TokenizerArgs, ["--on_bad_episode", "ignore", *NO_GAN], "'error', 'skip'"),
         (GptArgs, [*GPT, "--cache_mb", "-1"], "--cache_mb is -1"),
