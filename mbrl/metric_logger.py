@@ -7,15 +7,15 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, write_text
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, finite_or_none
+from ivideogpt.runs.trackers import Tracker, WeightsAndBiases
 from ivideogpt.video_io import write_gif
 from mbrl.replay.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
@@ -34,79 +34,39 @@ FILM_FPS = 20.0
 BAR = 6  # pixels
 
 
-class Tracker(Protocol):
-    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    def __init__(self, folder: RunFolder, last_frame: int) -> None:
-        """
-        Args:
-            last_frame: that is kept of what is there already.
-        """
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=last_frame + 1)
-
-    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"{split}/{name}", value, frame)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WeightsAndBiases:
+def start_wandb(folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> WeightsAndBiases:
     """One run of theirs for one of ours: its id stays in the folder.
 
     Raises:
         UserError: it cannot be reached, or nobody is logged in.
     """
-
-    def __init__(self, folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> None:
-        import wandb
-
-        note = folder.path / "wandb_id"
-        if not (is_resumed and note.exists()):
-            with writing(note):
-                write_text(note, secrets.token_hex(4))
-        run_id = note.read_text().strip()
-        if not run_id:
-            raise UserError(f"{note} is empty: remove it, and the run goes on as a new one of Weights & Biases")
-        name = f"{folder.path.parent.name}/{folder.path.name}"
-        try:
-            self._run = wandb.init(
-                project="ivideogpt-mbrl", name=name, group=group, id=run_id, resume="allow",
-                dir=folder.path, config=dict(config),
-            )  # fmt: skip
-        except wandb.errors.Error as error:
-            raise UserError(f"use_wandb=true, but {error}; without it everything is in metrics.jsonl, too") from error
-        self._run.define_metric("frame")
-        self._run.define_metric("*", step_metric="frame")  # so that runs of other lengths of log lie on one axis
-
-    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
-        self._run.log({f"{split}/{name}": value for name, value in metrics.items()} | {"frame": frame})
-
-    def close(self) -> None:
-        self._run.finish()
+    note = folder.path / "wandb_id"
+    if not (is_resumed and note.exists()):
+        with writing(note):
+            write_text(note, secrets.token_hex(4))
+    run_id = note.read_text().strip()
+    if not run_id:
+        raise UserError(f"{note} is empty: remove it, and the run goes on as a new one of Weights & Biases")
+    name = f"{folder.path.parent.name}/{folder.path.name}"
+    return WeightsAndBiases(
+        "use_wandb=true", axis="frame", project="ivideogpt-mbrl", name=name, group=group, id=run_id, resume="allow",
+        dir=folder.path, config=dict(config),
+    )  # fmt: skip
 
 
-class Records:
+class MetricLogger:
     """Writes into a run's folder, and to the trackers that are added."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._trackers = ExitStack()
-        self._tracking: list[Tracker] = []
+        self._trackers: list[Tracker] = []
 
     def track_with(self, tracker: Tracker) -> None:
-        self._tracking.append(tracker)
-        self._trackers.callback(tracker.close)
+        self._trackers.append(tracker)
 
     def close(self) -> None:
-        self._trackers.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
         """A line; a row if there is a table of this kind. What is not finite becomes null.
@@ -119,8 +79,9 @@ class Records:
             append_metrics(self._folder.path / METRICS, {"split": split, "frame": frame}, metrics)
         if split in TABLES:
             self._write_row(split, {"frame": frame, **finite})
-        for tracker in self._tracking:
-            tracker.log(split, frame, {name: value for name, value in finite.items() if value is not None})
+        tracked = {f"{split}/{name}": value for name, value in finite.items() if value is not None}
+        for tracker in self._trackers:
+            tracker.log(tracked, frame)
 
     def _write_row(self, split: str, row: Mapping[str, Any]) -> None:
         path = self._folder.path / f"{split}.csv"
