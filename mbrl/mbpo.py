@@ -21,7 +21,7 @@ from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.video_io import side_by_side
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.seeds import episode_seed
-from mbrl.metric_logger import MetricLogger, film_of, with_rewards
+from mbrl.metric_logger import MetricLogger, enlarged, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer, Segments
 from mbrl.schedule import MbpoSchedule
 from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
@@ -125,7 +125,7 @@ class Mbpo:
             validation = self._world_model.validate(segments, self._seed("validated", step))
             self._metric_logger.write("validation", frame, validation.metrics)
             for number, video in enumerate(validation.videos[:VIDEO_ROWS] if self._settings.save_video else ()):
-                self._metric_logger.write_film("validation", f"{frame:09d}-{number}", video)
+                self._metric_logger.write_video("validation", f"{frame:09d}-{number}", video)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_rounds": self._num_rounds, "stopped": self._stopped, "window": self.averager.state_dict()}
@@ -167,8 +167,8 @@ class Mbpo:
         self.averager.add({"imagined_reward": episodes.reward[:, 1:].mean()})
         if video is not None and self._settings.save_video:
             frames, rewards = (part[:VIDEO_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
-            videos = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]
-            self._metric_logger.write_film("imagined", video, side_by_side(videos))
+            videos = [with_rewards(enlarged(row), earned) for row, earned in zip(frames, rewards, strict=True)]
+            self._metric_logger.write_video("imagined", video, side_by_side(videos))
 
     def _seed(self, purpose: str, number: int) -> int:
         return episode_seed(self._settings.seed, purpose, number)

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: lines, tables, a curve, films. Part of a snapshot: a resumed run cuts back to it."""
+"""What a run leaves to look at: lines, tables, a curve, videos. Part of a snapshot: a resumed run cuts back to it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TABLES = {
     "eval": ("frame", "step", "episode", "episode_reward", "success_rate", "num_episodes", "hours"),
 }  # fmt: skip
 CURVE = "success_rate.png"
-FILM_FPS = 20.0
+VIDEO_FPS = 20.0
 BAR = 6  # pixels
 
 
@@ -91,14 +91,14 @@ class MetricLogger:
                 table.writeheader()
             table.writerow(row)
 
-    def write_film(self, kind: str, name: str, film: Pixels) -> None:
+    def write_video(self, kind: str, name: str, video: Pixels) -> None:
         """(T, H, W, 3)."""
         path = self._folder.video(kind, name)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_gif(path, film, FILM_FPS)
+            write_gif(path, video, VIDEO_FPS)
 
-    def draw_success(self) -> None:
+    def plot_success(self) -> None:
         """The curve of all evaluations so far."""
         from matplotlib.figure import Figure
 
@@ -112,7 +112,7 @@ class MetricLogger:
         with writing(self._folder.path / CURVE), atomic_file(self._folder.path / CURVE) as file:
             figure.savefig(file, format="png", dpi=110)
 
-    def begin_anew(self) -> None:
+    def set_aside_unsaved(self) -> None:
         """Put aside what a run has left that was never saved, and so cannot be gone on with."""
         for path in self._files():
             if path.exists():
@@ -145,15 +145,15 @@ class MetricLogger:
         return [self._folder.path / name for name in (METRICS, *(f"{split}.csv" for split in TABLES))]
 
 
-def film_of(frames: Pixels) -> Pixels:
+def enlarged(frames: Pixels) -> Pixels:
     """(T, 3, H, W) -> (T, H, W, 3), twice as large: 64 pixels are few to look at."""
     return np.ascontiguousarray(frames.transpose(0, 2, 3, 1).repeat(2, axis=1).repeat(2, axis=2))
 
 
-def with_rewards(film: Pixels, rewards: Floats) -> Pixels:
+def with_rewards(video: Pixels, rewards: Floats) -> Pixels:
     """(T, H, W, 3) and (T,) -> (T, H + BAR, W, 3): below each frame a bar as long as its reward is large among them."""
-    num_frames, _, width, _ = film.shape
+    num_frames, _, width, _ = video.shape
     largest = max(float(rewards.max()), 1e-6)
     lengths = np.clip(rewards / largest * width, 0, width)
     bars = np.where(np.arange(width) < lengths[:, None], 220, 30).astype(np.uint8)  # (T, W)
-    return np.concatenate([film, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)
+    return np.concatenate([video, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)

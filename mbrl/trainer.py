@@ -28,7 +28,7 @@ from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.seeds import episode_seed
 from mbrl.envs.vector_env import LostEnvironment, VectorEnv, evaluate
 from mbrl.mbpo import Mbpo
-from mbrl.metric_logger import MetricLogger, film_of
+from mbrl.metric_logger import MetricLogger, enlarged
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 from mbrl.replay.replay_buffer import ReplayBuffer, Transitions
 from mbrl.schedule import SNAPSHOT_EVERY, VALIDATE_EVERY, Schedule
@@ -174,7 +174,7 @@ class Trainer:
         outcome = {"episode_reward": float(episode.reward.sum()), "success": float(self.env.success)}
         self.metric_logger.write("train", self.frame, {**self._place(), **outcome, **metrics})
         if self.settings.save_train_video:
-            self.metric_logger.write_film("train", f"{self.frame:09d}", film_of(episode.frames))
+            self.metric_logger.write_video("train", f"{self.frame:09d}", enlarged(episode.frames))
 
     def _place(self) -> dict[str, float]:
         seconds = self._seconds()
@@ -213,9 +213,9 @@ class Trainer:
         }
         self.metric_logger.write("eval", self.frame, metrics)
         self.progress.evaluated = self.progress.step
-        self.metric_logger.draw_success()
+        self.metric_logger.plot_success()
         if results[0].frames is not None:
-            self.metric_logger.write_film("eval", f"{self.frame:09d}", film_of(results[0].frames))
+            self.metric_logger.write_video("eval", f"{self.frame:09d}", enlarged(results[0].frames))
         logger.info(
             "frame %d: success rate %.2f, mean reward %.1f", self.frame, metrics["success_rate"], np.mean(rewards)
         )
@@ -232,7 +232,7 @@ class Trainer:
 
     def _begin_or_resume(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode]) -> None:
         if not snapshots.load():
-            self.metric_logger.begin_anew()
+            self.metric_logger.set_aside_unsaved()
             for episode in demonstrations:
                 self.real.add(episode, demonstration=True)
             self._reset()

@@ -16,7 +16,7 @@ def cheap_runs(monkeypatch):
     """Simulators that cost nothing, in this process, and a snapshot every other episode."""
     monkeypatch.setattr(EnvSettings, "make", make_env)
     monkeypatch.setattr(build_trainer, "num_processors", lambda: 1)
-    monkeypatch.setattr(MetricLogger, "draw_success", lambda self: None)
+    monkeypatch.setattr(MetricLogger, "plot_success", lambda self: None)
     monkeypatch.setattr(trainer, "SNAPSHOT_EVERY", 2)
 
 

@@ -37,7 +37,7 @@ from mbrl.tools import export_world_model
 from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
-DRAW = MetricLogger.draw_success  # half a second each: runs in tests do without
+PLOT = MetricLogger.plot_success  # half a second each: runs in tests do without
 ROOT = Path(__file__).parents[2]
 
 
@@ -358,7 +358,7 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
     } <= present  # fmt: skip
     assert any(path.startswith("tensorboard/") for path in present)
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000096", "000000120"]
-    DRAW(MetricLogger(RunFolder(tmp_path)))
+    PLOT(MetricLogger(RunFolder(tmp_path)))
     assert (tmp_path / "success_rate.png").stat().st_size > 5000
     with (tmp_path / "eval.csv").open() as file:
         assert [row["frame"] for row in csv.DictReader(file)] == ["0", "48", "96"]
@@ -368,10 +368,10 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
 
 
 def test_bars_say_how_much_was_earned():
-    film = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
-    assert film.shape == (3, 10, 8, 3)
-    assert [(frame[-1, :, 0] > 100).sum() for frame in film] == [0, 4, 8]
-    assert not film[:, :4].any()
+    video = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
+    assert video.shape == (3, 10, 8, 3)
+    assert [(frame[-1, :, 0] > 100).sum() for frame in video] == [0, 4, 8]
+    assert not video[:, :4].any()
 
 
 def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
