@@ -12,11 +12,12 @@ import torch
 
 from ivideogpt.runs.resume import Changes
 from ivideogpt.runs.state import Stateful
+from ivideogpt.runs.trackers import TensorBoard
 from mbrl.agent.drqv2 import build_agent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.vector_env import VectorEnv, make_vector_env
 from mbrl.mbpo import Mbpo, WorldModelInTheLoop
-from mbrl.records import Records, TensorBoard, WeightsAndBiases
+from mbrl.metric_logger import MetricLogger, start_wandb
 from mbrl.replay.demonstrations import ensure_demonstrations, load_demonstrations
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
@@ -49,8 +50,8 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         (real,) = _build_buffers(settings, folder, env, [settings.duration])
         batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
         agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
-        records = Records(folder)
-        trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
+        metric_logger = MetricLogger(folder)
+        trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, metric_logger)
         snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
         return _run(trainer, snapshots, folder, config, changes)
 
@@ -72,9 +73,9 @@ def train_mbpo(
             settings.batch_size, settings.nstep, settings.discount, rng.replay,
         )  # fmt: skip
         agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
-        records = Records(folder)
-        mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, records)
-        trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, records, mbpo)
+        metric_logger = MetricLogger(folder)
+        mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, metric_logger)
+        trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, metric_logger, mbpo)
         parts: dict[str, Stateful] = {**trainer.parts(), "world_model": world_model, "dreaming": mbpo}
         snapshots = Snapshots(folder, parts, _files(folder, real=real, imagined=imagined), env)
         return _run(trainer, snapshots, folder, config, changes)
@@ -122,9 +123,9 @@ def _run_alone(
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config, changes, int(latest.name) if latest else 0)
     if settings.use_tb:
-        trainer.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
+        trainer.metric_logger.track_with(TensorBoard(folder.path / "tensorboard", int(latest.name) if latest else -1))
     if settings.use_wandb:
-        trainer.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
+        trainer.metric_logger.track_with(start_wandb(folder, settings.experiment, config, latest is not None))
     return trainer.run(snapshots, demonstrations)
 
 

@@ -21,7 +21,7 @@ from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.video_io import side_by_side
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.seeds import episode_seed
-from mbrl.records import Records, film_of, with_rewards
+from mbrl.metric_logger import MetricLogger, enlarged, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer, Segments
 from mbrl.schedule import MbpoSchedule
 from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
@@ -69,13 +69,13 @@ class Mbpo:
         real: ReplayBuffer,
         imagined: ReplayBuffer,
         rng: np.random.Generator,
-        records: Records,
+        metric_logger: MetricLogger,
     ) -> None:
         self._schedule, self._settings = schedule, schedule.settings
         self._world_model, self._agent = world_model, agent
         self._real, self._imagined = real, imagined
         self._rng = rng
-        self._records = records
+        self._metric_logger = metric_logger
         self.averager = MetricAverager()
         self._num_rounds = 0
         self._stopped = False
@@ -123,9 +123,9 @@ class Mbpo:
         with self._stopping_on_failure():
             segments = self._real.sample_segments(VALIDATION_SEGMENTS, length, rng, held_out=True)
             validation = self._world_model.validate(segments, self._seed("validated", step))
-            self._records.write("validation", frame, validation.metrics)
+            self._metric_logger.write("validation", frame, validation.metrics)
             for number, video in enumerate(validation.videos[:VIDEO_ROWS] if self._settings.save_video else ()):
-                self._records.write_film("validation", f"{frame:09d}-{number}", video)
+                self._metric_logger.write_video("validation", f"{frame:09d}-{number}", video)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_rounds": self._num_rounds, "stopped": self._stopped, "window": self.averager.state_dict()}
@@ -139,7 +139,7 @@ class Mbpo:
         for _ in trange(self._settings.init_update_gen_steps, desc="world model", leave=False, disable=None):
             check()
             self._update(with_tokenizer=True)
-        self._records.write("world_model", self._schedule.frame(step), self.averager.take())
+        self._metric_logger.write("world_model", self._schedule.frame(step), self.averager.take())
         self._validate(step)
         for number in range(self._settings.init_gen_times):
             check()
@@ -167,8 +167,8 @@ class Mbpo:
         self.averager.add({"imagined_reward": episodes.reward[:, 1:].mean()})
         if video is not None and self._settings.save_video:
             frames, rewards = (part[:VIDEO_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
-            videos = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]
-            self._records.write_film("imagined", video, side_by_side(videos))
+            videos = [with_rewards(enlarged(row), earned) for row, earned in zip(frames, rewards, strict=True)]
+            self._metric_logger.write_video("imagined", video, side_by_side(videos))
 
     def _seed(self, purpose: str, number: int) -> int:
         return episode_seed(self._settings.seed, purpose, number)

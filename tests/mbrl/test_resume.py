@@ -17,7 +17,7 @@ from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs import vector_env
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.records import Records
+from mbrl.metric_logger import MetricLogger
 from mbrl.replay import replay_memory
 from mbrl.world_model.build import build_video_predictor
 from mbrl.world_model.config import WorldModelConfig
@@ -36,7 +36,7 @@ class Bomb:
 
     PLACES = (
         (AgentEnv, "step"), (DrQAgent, "update"), (WorldModel, "update_tokenizer"), (WorldModel, "update_transformer"),
-        (WorldModel, "imagine"), (WorldModel, "validate"), (Records, "write"), (os, "fsync"), (os, "replace"),
+        (WorldModel, "imagine"), (WorldModel, "validate"), (MetricLogger, "write"), (os, "fsync"), (os, "replace"),
         (os, "rename"), (torch, "save"), (shutil, "rmtree"), (np, "savez"),
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ PIXEL_FLAGS = (
 )
 BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or draw another one and count it"
 CACHE_HELP = "megabytes per data worker for what was inflated of compressed episodes"
-TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
 HISTORIES = ("true", "own")
@@ -101,6 +101,11 @@ class RecordArgs:
     @property
     def checkpoints_kept(self) -> int | None:
         return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+    @property
+    def trackers(self) -> list[str]:
+        asked = self.report_to.split(",")
+        return [name for name in TRACKERS if name in asked or ("all" in asked and _is_installed(name))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -413,6 +418,10 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
             )
 
     @property
+    def trackers(self) -> list[str]:
+        return super().trackers if self.with_tracking else []
+
+    @property
     def eval_batch_size(self) -> int:
         return self.per_device_eval_batch_size or self.per_device_train_batch_size
 
@@ -474,7 +483,7 @@ def _is_installed(package: str) -> bool:
 
 def _check_trackers(report_to: str) -> None:
     for name in report_to.split(","):
-        if name not in TRACKERS:
-            raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}, or several with commas between them")
+        if name not in (known := (*TRACKERS, "all", "none")):
+            raise UserError(f"--report_to {name}: expected {', '.join(known)}, or several with commas between them")
         if name not in ("all", "none") and not _is_installed(name):
             raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")

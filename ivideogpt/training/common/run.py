@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -37,10 +37,10 @@ from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
 from ivideogpt.runs.resume import RECORD, Changes
 from ivideogpt.runs.signals import StopSignal
+from ivideogpt.runs.trackers import TensorBoard, Tracker, Trackio, WeightsAndBiases
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
 from ivideogpt.training.common.resume import RULES, allowed_changes, keeping_hyperparameters, recorded_run
-from ivideogpt.training.common.trackers import track_gif, track_image
 from ivideogpt.versions import versions
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Run:
     checkpoint: Path | None = None
     changes: Changes = field(default_factory=dict)  # since the run that is resumed, on purpose
     facts: dict[str, Any] = field(default_factory=dict)
+    trackers: list[Tracker] = field(default_factory=list)  # of the main process
     stop_signal: StopSignal = field(default_factory=StopSignal)
     exit_code: int = 0
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
@@ -74,8 +75,10 @@ class Run:
                 stack.enter_context(locked(self.directory, WAIT_OR))
                 self._open_folder()
             self._share_name()
-            self._start_trackers()
             stack.callback(self.accelerator.end_training)
+            for name in self.args.trackers if self.is_main_process else ():
+                self.trackers.append(self._start_tracker(name))
+                stack.callback(self.trackers[-1].close)
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
@@ -111,7 +114,8 @@ class Run:
         with going_on_without_room():
             append_metrics(self.metrics_file, {"step": step, "split": split}, metrics)
         with going_on_without_room():
-            self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+            for tracker in self.trackers:
+                tracker.log({f"{split}/{name}": value for name, value in metrics.items()}, step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
         logger.info("step %d %s  %s", step, split, text)
 
@@ -124,13 +128,13 @@ class Run:
             folder.mkdir(exist_ok=True)
             with atomic_file(folder / f"{name}-{step:07d}.png") as file:
                 image.save(file, format="PNG")
-            for tracker in self.accelerator.trackers:
-                track_image(tracker, step, name, image)
+            for tracker in self.trackers:
+                tracker.log_image(name, image, step)
 
     def log_video(self, step: int, name: str, path: Path) -> None:
         """Send a GIF of the run folder to the trackers."""
-        for tracker in self.accelerator.trackers:
-            track_gif(tracker, step, name, path)
+        for tracker in self.trackers:
+            tracker.log_gif(name, path, step)
 
     def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each metric over all processes, which all call this."""
@@ -205,10 +209,8 @@ class Run:
                 self.directory = _new_folder_name(Path(self.args.output_dir), self.args.exp_name)
 
     def _share_name(self) -> None:
-        """Tell all processes, and the trackers, which folder the main process has opened."""
+        """Tell all processes which folder the main process has opened."""
         self.directory = broadcast_object_list([self.directory])[0]
-        files = self.accelerator.project_configuration
-        files.project_dir, files.logging_dir = str(self.directory), str(self.directory / self.args.logging_dir)
 
     def _open_folder(self) -> None:
         if self.checkpoint is not None:
@@ -238,11 +240,15 @@ class Run:
             **self.facts,
         }
 
-    def _start_trackers(self) -> None:
+    def _start_tracker(self, name: str) -> Tracker:
         config = {name: _flat(value) for name, value in self.configuration()["args"].items()}
-        self.accelerator.init_trackers(
-            self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
-        )
+        project = self.args.tracker_project_name
+        if name == "tensorboard":
+            last_step = -1 if self.checkpoint is None else step_of(self.checkpoint)
+            return TensorBoard(self.directory / self.args.logging_dir / project, last_step, config)
+        if name == "wandb":
+            return WeightsAndBiases("--report_to wandb", project=project, name=self.directory.name, config=config)
+        return Trackio(project, config)
 
 
 @contextmanager
@@ -257,10 +263,7 @@ def going_on_without_room() -> Iterator[None]:
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     """Start the processes and name the run. Writes nothing yet."""
     check_launcher()
-    files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, once that is opened
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files
-    )
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
     check_distribution(args, accelerator.distributed_type)
@@ -302,12 +305,6 @@ def _new_folder_name(output_dir: Path, exp_name: str) -> Path:
     while (folder := output_dir / f"{datetime.now():%Y-%m-%d-%H:%M:%S}-{exp_name}").exists():
         time.sleep(0.1)
     return folder
-
-
-def _tracker_names(args: TokenizerArgs | GptArgs) -> list[str]:
-    if isinstance(args, GptArgs) and not args.with_tracking:
-        return []
-    return [name for name in args.report_to.split(",") if name != "none"]
 
 
 def _git_commit() -> str | None:
