@@ -80,8 +80,6 @@ def check(command: list[str]) -> None:
         parse(MODULES[names], rest[1 + len(names) :])
     elif rest[0] in SCRIPTS:
         parse(SCRIPTS[rest[0]], rest[1:])
-    elif rest[0] == "datasets/record_metaworld.py":
-        load_script("record_metaworld").parse_args(rest[1:])
     elif rest[0] in MBRL:
         MBRL[rest[0]](rest[1:])
     else:

@@ -86,48 +86,27 @@ class EpisodeShape:
         return f"stacks of {self.frame_stack} frames of {height}x{width} pixels and {self.action_dim} action numbers"
 
 
-class EpisodeTable:
-    """One entry for each episode, oldest first; entries are added at one end and leave at the other."""
-
-    ENTRY = np.dtype([("num_steps", np.int64), ("held_out", np.bool_)])
-
-    def __init__(self) -> None:
-        self._entries = np.empty(64, self.ENTRY)
-        self._begin = self._end = 0
-
-    @property
-    def entries(self) -> np.ndarray:
-        return self._entries[self._begin : self._end]
-
-    def __len__(self) -> int:
-        return self._end - self._begin
-
-    def append(self, num_steps: int, held_out: bool) -> None:
-        if self._end == len(self._entries):
-            grown = np.empty(2 * len(self) + 64, self.ENTRY)
-            grown[: len(self)] = self.entries
-            self._entries, self._begin, self._end = grown, 0, len(self)
-        self._entries[self._end] = (num_steps, held_out)
-        self._end += 1
-
-    def remove_oldest(self) -> np.void:
-        self._begin += 1
-        return self._entries[self._begin - 1]
-
-
 @dataclass(frozen=True)
 class HeldEpisode:
-    """An episode whose frames follow one another in memory: (K - 1 + L + 1, 3, H, W), the earlier ones first."""
+    """An episode in two arrays, each read at once, of which `episode` holds views.
+
+    Attributes:
+        all_frames: (K - 1 + L + 1, 3, H, W), the earlier ones first.
+        numbers: (L + 1, D + 2), action, reward and discount of each row.
+    """
 
     all_frames: NDArray[np.uint8]
+    numbers: NDArray[np.float32]
     episode: ReplayEpisode
+    held_out: bool
 
     @classmethod
-    def copy(cls, episode: ReplayEpisode) -> HeldEpisode:
+    def copy(cls, episode: ReplayEpisode, held_out: bool) -> HeldEpisode:
         num_earlier = len(episode.earlier)
         frames = np.concatenate([episode.earlier, episode.frames])
-        numbers = episode.action.copy(), episode.reward.copy(), episode.discount.copy()
-        return cls(frames, ReplayEpisode(frames[num_earlier:], frames[:num_earlier], *numbers))
+        numbers = np.column_stack([episode.action, episode.reward, episode.discount]).astype(np.float32)
+        columns = numbers[:, :-2], numbers[:, -2], numbers[:, -1]
+        return cls(frames, numbers, ReplayEpisode(frames[num_earlier:], frames[:num_earlier], *columns), held_out)
 
 
 Rows = list[tuple[HeldEpisode, int]]
@@ -151,12 +130,12 @@ class ReplayBuffer:
         self.num_added = 0
         self.num_collected = 0
         self._pin_memory = pin_memory
-        self._table = EpisodeTable()
-        self._held: dict[int, HeldEpisode] = {}  # by their number since the beginning
+        self._held: dict[int, HeldEpisode] = {}  # by their number since the beginning, oldest first
+        self._table: NDArray[np.void] | None = None  # see _entries
 
     @property
     def num_episodes(self) -> int:
-        return len(self._table)
+        return len(self._held)
 
     def add(self, episode: ReplayEpisode, demonstration: bool = False) -> None:
         """Take a real episode. Every tenth collected one is held out; demonstrations never are.
@@ -180,8 +159,8 @@ class ReplayBuffer:
         steps = episode.num_steps
         while self.num_rows + steps > self.capacity:
             self._drop_oldest()
-        self._held[self.num_added] = HeldEpisode.copy(episode)
-        self._table.append(steps, held_out)
+        self._held[self.num_added] = HeldEpisode.copy(episode, held_out)
+        self._table = None
         self.num_rows += steps
         self.num_added += 1
 
@@ -196,12 +175,20 @@ class ReplayBuffer:
             )
 
     @property
+    def _entries(self) -> NDArray[np.void]:
+        """Steps of each episode and whether it is held out, oldest first; made anew after a change."""
+        if self._table is None:
+            entries = [(held.episode.num_steps, held.held_out) for held in self._held.values()]
+            self._table = np.array(entries, [("num_steps", np.int64), ("held_out", np.bool_)])
+        return self._table
+
+    @property
     def _oldest(self) -> int:
         return self.num_added - self.num_episodes
 
     def _drop_oldest(self) -> None:
-        del self._held[self._oldest]
-        self.num_rows -= int(self._table.remove_oldest()["num_steps"])
+        self.num_rows -= self._held.pop(self._oldest).episode.num_steps
+        self._table = None
 
     def clear(self) -> None:
         """Forget all episodes."""
@@ -210,9 +197,8 @@ class ReplayBuffer:
 
     def episodes(self, first: int, end: int) -> Iterator[tuple[ReplayEpisode, bool]]:
         """Held episodes by their number since the beginning, and whether each is held out. Views, not copies."""
-        entries = self._table.entries[first - self._oldest : end - self._oldest]
-        for number, entry in enumerate(entries, first):
-            yield self._held[number].episode, bool(entry["held_out"])
+        for number in range(first, end):
+            yield self._held[number].episode, self._held[number].held_out
 
     def sample(self, batch_size: int, nstep: int, discount: float, rng: np.random.Generator) -> Transitions:
         """Sample into a new batch, see :meth:`sample_into`."""
@@ -238,12 +224,11 @@ class ReplayBuffer:
         rows = self._sample_rows(len(batch), nstep, rng)
         self._read_stacks(rows, 1, batch.obs)
         self._read_stacks(rows, 1 - nstep, batch.next_obs)
-        episodes = [(held.episode, slice(row, row + nstep)) for held, row in rows]
-        discounts = np.stack([episode.discount[steps] for episode, steps in episodes])
-        worth = np.cumprod(discount * discounts.astype(np.float64), axis=1)
+        numbers = np.stack([held.numbers[row : row + nstep] for held, row in rows])
+        worth = np.cumprod(discount * numbers[..., -1].astype(np.float64), axis=1)
         weights = np.concatenate([np.ones((len(rows), 1)), worth[:, :-1]], axis=1)
-        batch.action.numpy()[:] = [held.episode.action[row] for held, row in rows]
-        batch.reward.numpy()[:] = (weights * [episode.reward[steps] for episode, steps in episodes]).sum(1)
+        batch.action.numpy()[:] = numbers[:, 0, :-2]
+        batch.reward.numpy()[:] = (weights * numbers[..., -2]).sum(1)
         batch.discount.numpy()[:] = worth[:, -1]
 
     def sample_starts(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Tensor:
@@ -254,7 +239,7 @@ class ReplayBuffer:
 
     def _sample_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Rows:
         """Sample the first rows of transitions, in the order of their episodes."""
-        num_steps = self._table.entries["num_steps"]
+        num_steps = self._entries["num_steps"]
         long_enough = np.flatnonzero(num_steps >= nstep)
         if not len(long_enough):
             raise UserError(f"none of {self.num_episodes} episodes has the {nstep} steps of nstep: lower it")
@@ -287,16 +272,15 @@ class ReplayBuffer:
         rows = self._rows(episode_ids[which], before[which] - drawn)  # counted from the last one: in 1 ..
         frames = self._empty((batch_size, length, *self.shape.frame), torch.uint8)
         np.stack([held.episode.frames[row - 1 : row - 1 + length] for held, row in rows], out=frames.numpy())
-        actions = np.stack([held.episode.action[row : row + length] for held, row in rows])
-        rewards = np.stack([held.episode.reward[row : row + length] for held, row in rows])
-        return Segments(frames, torch.from_numpy(actions), torch.from_numpy(rewards))
+        numbers = torch.from_numpy(np.stack([held.numbers[row : row + length] for held, row in rows]))
+        return Segments(frames, numbers[..., :-2].contiguous(), numbers[..., -2].contiguous())
 
     def _of_kind(self, held_out: bool) -> NDArray[np.int64]:
         """Episodes that are held out, or not, counted from the oldest one."""
-        return np.flatnonzero(self._table.entries["held_out"] == held_out)
+        return np.flatnonzero(self._entries["held_out"] == held_out)
 
     def _segments_of(self, episodes: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-        return np.maximum(self._table.entries["num_steps"][episodes] - length + 1, 0)
+        return np.maximum(self._entries["num_steps"][episodes] - length + 1, 0)
 
     def _read_stacks(self, rows: Rows, back: int, stacks: Tensor) -> None:
         """Copy the stack of each row's frame, or of the one so many rows before it, into ``stacks`` (B, 3 K, H, W)."""

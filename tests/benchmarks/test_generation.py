@@ -82,7 +82,7 @@ def test_operations_of_the_floor_are_those_of_the_network(monkeypatch):
         codes = torch.zeros(1, 1, layout.dynamics_tokens, dtype=torch.int64)
         model.tokenizer.decode_dynamics(codes, decoded.features)
     counted = counter.get_total_flops()
-    assert 0.8 * counted < floor(model, 1, 1, frames=1) <= counted
+    assert 0.8 * counted < floor(model, 1, 1, frames=1) < 1.001 * counted, "without attention, norms as products"
     assert floor(model, 3, 1, frames=1) == pytest.approx(3 * floor(model, 1, 1, frames=1))
 
 
