@@ -229,7 +229,7 @@ def test_requirements_pin_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = project["dependencies"] + [
         requirement
-        for extra in ("mbrl", "data", "lora", "play", "dev")
+        for extra in ("mbrl", "data", "lora", "dev")
         for requirement in project["optional-dependencies"][extra]
     ]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]

@@ -12,7 +12,7 @@ from ivideogpt.evaluation.curves import Curves
 from ivideogpt.metrics.table import METRICS
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
-PACKAGES = ("ivideogpt", "torch", "diffusers", "transformers", "numpy")
+PACKAGES = ("ivideogpt", "torch", "transformers", "numpy")
 
 Candidates = Mapping[str, Mapping[str, Interval]]  # candidate -> metric -> mean over clips
 

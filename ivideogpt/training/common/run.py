@@ -46,7 +46,7 @@ from ivideogpt.versions import versions
 logger = logging.getLogger(__name__)
 
 WAIT_OR = "start a new run, without --resume_from_checkpoint"
-RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transformers", "numpy")
+RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "transformers", "numpy")
 
 
 @dataclass
