@@ -29,7 +29,15 @@ from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import check_fields, read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
-from ivideogpt.state_dicts import load_strict, num_parameters, read_tensors, save_tensors, tensor_names, weights_file
+from ivideogpt.state_dicts import (
+    load_strict,
+    num_parameters,
+    read_tensors,
+    save_tensors,
+    tensor_names,
+    weights_file,
+    without_values,
+)
 from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, Sampling, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
 
@@ -219,7 +227,7 @@ def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None)
     values = read_json(config)
     check_tokenizer_config(values, config)
     held = num_parameters(weights_file(folder, TOKENIZER_WEIGHTS))
-    with described_by(config), torch.device("meta"):
+    with described_by(config), without_values():
         described = sum(tensor.numel() for tensor in CompressiveVQModel.from_config(values).state_dict().values())
     if described > 2 * held:  # less of a difference gets a message that names the tensors
         raise UserError(f"{config} describes a network of {described} parameters, {TOKENIZER_WEIGHTS} holds {held}")
@@ -320,7 +328,7 @@ def load_transformer(
         _check_vocabulary(config, layout, folder)
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
-    with described_by(folder / CONFIG_FILE), torch.device("meta"):
+    with described_by(folder / CONFIG_FILE), without_values():
         transformer = build_transformer(config, layout, **_heads_in(tensors, file))
     load_strict(transformer, tensors, str(file), assign=True)
     model = language_model(transformer).model

@@ -14,7 +14,7 @@ from torch import nn
 
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import write_text
-from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file
+from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file, without_values
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -123,7 +123,7 @@ class StrictModel(nn.Module):
         source = f"{pretrained_model_name_or_path}"
         try:
             folder = _resolve(source, revision) / (subfolder or "")
-            with torch.device("meta"):
+            with without_values():
                 model = cls.from_config(cls.load_config(folder))
             tensors = read_tensors(weights_file(folder, WEIGHTS_FILE), torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
