@@ -26,7 +26,7 @@ from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
-from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file
+from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file, without_values
 from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
 
@@ -211,7 +211,7 @@ def load_transformer(
         _check_vocabulary(config, layout, folder)
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
-    with described_by(folder / CONFIG_FILE), torch.device("meta"):
+    with described_by(folder / CONFIG_FILE), without_values():
         transformer = build_transformer(config, layout, **_heads_in(tensors, file))
     load_strict(transformer, tensors, str(file), assign=True)
     model = language_model(transformer).model

@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import atomic_file, atomic_path
@@ -62,6 +63,26 @@ def _listed(kind: str, names: list[str]) -> str:
         return ""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return f"{kind}: {', '.join(names[:NAMES_SHOWN])}{more}"
+
+
+class _SkipInitialisation(TorchFunctionMode):
+    """Leave tensors as they are where ``torch.nn.init`` would fill them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Build modules on the meta device: shapes alone, to be loaded with ``assign=True``.
+
+    Filling such a tensor from a normal distribution would import torch._dynamo, which takes as long as torch itself.
+    """
+    with torch.device("meta"), _SkipInitialisation():
+        yield
 
 
 def load_strict(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate", "huggingface_hub", "scipy", "matplotlib", "torch._dynamo"}
 SLOW = {"torch", "tensorflow", "metaworld", "mujoco", "h5py", "av", "pyarrow", "hydra", *MODEL_LIBRARIES}
 HYDRA = {"mbrl/train_metaworld_drq.py", "mbrl/train_metaworld_mbpo.py"}  # it puts together the settings to be shown
@@ -49,9 +50,10 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_world_model_loads_no_model_library():
-    """diffusers and transformers took three times as long to import as torch."""
-    done = python("import sys; from ivideogpt import WorldModel; print(*sys.modules)")
+def test_a_world_model_is_loaded_without_a_model_library():
+    """diffusers and transformers took three times as long to import as torch, torch._dynamo as long as torch."""
+    load = f"WorldModel.from_pretrained({str(BUNDLED_MODEL)!r})"
+    done = python(f"import sys; from ivideogpt import WorldModel; {load}; print(*sys.modules)")
     assert not MODEL_LIBRARIES & set(done.stdout.split())
 
 

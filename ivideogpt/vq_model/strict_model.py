@@ -15,7 +15,15 @@ from torch import nn
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import read_json, write_text
 from ivideogpt.model_configs import described_by
-from ivideogpt.state_dicts import check_state_dict, num_parameters, read_tensors, save_tensors, shapes_of, weights_file
+from ivideogpt.state_dicts import (
+    check_state_dict,
+    num_parameters,
+    read_tensors,
+    save_tensors,
+    shapes_of,
+    weights_file,
+    without_values,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
@@ -124,7 +132,7 @@ class StrictModel(nn.Module):
         source = f"{pretrained_model_name_or_path}"
         try:
             folder = _resolve(source, revision) / (subfolder or "")
-            with described_by(folder / CONFIG_FILE), torch.device("meta"):
+            with described_by(folder / CONFIG_FILE), without_values():
                 model = cls.from_config(cls.load_config(folder))
             file = weights_file(folder, WEIGHTS_FILE)
             _check_size(model, folder / CONFIG_FILE, file)
