@@ -1,24 +1,21 @@
-"""How fast a world model rolls out, part by part, beside the released implementation's way in the same run.
+"""Measure how fast a world model rolls out, part by part, beside the released implementation's way in the same run.
 
     python benchmarks/generation.py --models bundled --batches 1,8 --samples 1,5,100 --output outputs/generation.json
 
 The released way (`benchmarks/released.py`) runs in float32, this project's engine in each of `--dtypes`, both with
 random actions, temperature 1 and top-k 100. Cases are batches of clips with one sample each, and several samples of one
 clip. Ways take turns, so that what else the machine does falls on all of them; times are medians, after one turn that
-is not counted. A rollout goes from context frames to future frames, tokenizer included; it is timed as one call of
-`predict` and again step by step, as a user does who acts on every frame. The floor is what a rollout would take at the
-machine's own rates (`benchmarks/generation_floor.py`). `--agreement` compares every way's greedy rollouts with those of
-our engine in float32.
+is not counted. A rollout goes from context frames to future frames, tokenizer included. The floor is what a rollout
+would take at the machine's own rates (`benchmarks/generation_floor.py`). `--agreement` compares every way's greedy
+rollouts with those of our engine in float32.
 """
 
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +23,29 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 
-from benchmarks.generation_agreement import measure_agreement
-from benchmarks.generation_floor import measure_rates, num_weights
-from benchmarks.generation_tables import agreement_table, case_name, parts_table, scaling_notes, speed_table
-from benchmarks.generation_ways import RELEASED, Inputs, Memory, OurWay, ReleasedWay, Turn, Way, random_inputs
-from benchmarks.machine import machine
+from benchmarks.generation_floor import num_weights
+from benchmarks.generation_ways import (
+    RELEASED,
+    Inputs,
+    OurWay,
+    ReleasedWay,
+    Turn,
+    Way,
+    measure_agreement,
+    random_inputs,
+    recorded_inputs,
+)
+from benchmarks.measuring import write_results
 from benchmarks.models import BUNDLED, MODELS, checkpoint, precision
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
 from ivideogpt.pretrained import language_model
-from ivideogpt.world_model import fastest_precisions
+from ivideogpt.world_model import WorldModel
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 LARGE = 10**8  # weights of a transformer whose released rollout takes minutes on a CPU
 CPU_BASELINE_FRAMES = 2  # of such a one
+PARTS = ("encode", "prefill", "passes", "frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,33 +78,24 @@ class BenchmarkArgs:
                 if not number.isdecimal() or int(number) < 1:
                     raise UserError(f"--{flag} {numbers}: expected numbers of at least 1, separated by commas")
 
-    def cases(self) -> list[Case]:
-        batches = [Case(int(number), 1) for number in self.batches.split(",")]
-        several = [Case(1, int(number)) for number in self.samples.split(",")]
-        return list(dict.fromkeys(batches + several))
+    def cases(self) -> list[tuple[int, int]]:
+        """Numbers of clips and samples."""
+        batches = [(int(number), 1) for number in self.batches.split(",")]
+        return list(dict.fromkeys(batches + [(1, int(number)) for number in self.samples.split(",")]))
 
 
-@dataclass(frozen=True)
-class Case:
-    clips: int
-    samples: int
-
-
-# ---- measuring
-
-
-def measure_model(name: str, args: BenchmarkArgs) -> Iterator[dict[str, Any]]:
-    """The result of one case after the other."""
-    device = torch.device(args.device)
-    memory = {way: Memory(device) for way in (RELEASED, *args.dtypes.split(","))}
+def measure_model(name: str, args: BenchmarkArgs, agreement: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the result of one case after the other; append what `--agreement` asks for."""
     with checkpoint(name) as folder:
-        ways = {way: memory[way].watch(partial(build_way, way, folder, args)) for way in memory}
-    parts = ways[RELEASED].world_model
-    parameters = {"transformer": num_weights([parts.transformer]), "tokenizer": num_weights([parts.tokenizer])}
-    for case in args.cases():
-        inputs = random_inputs(parts, case.clips, args.frames, case.samples)
-        measured = measure_case(ways, memory, inputs, args.repeats)
-        yield {"model": name, **asdict(case), "frames": args.frames, "parameters": parameters, "ways": measured}
+        ways = {way: build_way(way, folder, args) for way in (RELEASED, *args.dtypes.split(","))}
+        model = ways[RELEASED].world_model
+        for clips, samples in args.cases():
+            measured = measure_case(ways, random_inputs(model, clips, args.frames, samples), args.repeats)
+            yield {"model": name, "clips": clips, "samples": samples, "frames": args.frames, "ways": measured}
+        if args.agreement:
+            reference = WorldModel.from_pretrained(folder, torch.device(args.device), torch.float32)
+            inputs = recorded_inputs(model, args.frames) if name == BUNDLED else random_inputs(model, 2, args.frames)
+            agreement += [{"model": name, **found} for found in measure_agreement(ways, reference, inputs)]
 
 
 def build_way(name: str, folder: Path, args: BenchmarkArgs) -> Way:
@@ -110,35 +107,77 @@ def build_way(name: str, folder: Path, args: BenchmarkArgs) -> Way:
     room = way.world_model.layout.future_frames_that_fit(llm.config.max_position_embeddings)
     if args.frames > room:
         raise UserError(f"--frames is {args.frames}, but this model has positions for {room}")
-    is_slow = device.type == "cpu" and num_weights([llm]) > LARGE
+    is_slow = device.type == "cpu" and num_weights(llm) > LARGE
     way.num_frames = min(args.frames, args.baseline_frames or (CPU_BASELINE_FRAMES if is_slow else args.frames))
     return way
 
 
-def measure_case(
-    ways: dict[str, Way], memory: dict[str, Memory], inputs: Inputs, repeats: int
-) -> dict[str, dict[str, Any]]:
-    """Of each way. One that needs more memory than there is has an "error" and nothing else."""
+def measure_case(ways: dict[str, Way], inputs: Inputs, repeats: int) -> dict[str, dict[str, Any]]:
+    """Summaries by way. One that needs more memory than there is has an "error" and nothing else."""
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
-    too_large: set[str] = set()
-    for of_way in memory.values():
-        of_way.peak = 0
     for _ in range(repeats + 1):
-        for name in [name for name in ways if name not in too_large]:
+        for name in list(turns):
             try:
-                turns[name].append(memory[name].watch(partial(ways[name].turn, inputs)))
+                turns[name].append(ways[name].turn(inputs))
             except torch.OutOfMemoryError:
-                too_large.add(name)
+                del turns[name]
                 torch.cuda.empty_cache()
-    summaries: dict[str, dict[str, Any]] = {name: {"error": "out of memory"} for name in ways}
-    for name in [name for name in ways if name not in too_large]:
-        summaries[name] = ways[name].summary(turns[name][1:], inputs) | {"peak_bytes": memory[name].peak}
-        if RELEASED not in too_large:
-            summaries[name]["ratio"] = summaries[RELEASED]["rollout_s"] / summaries[name]["rollout_s"]
-    return summaries
+    measured = {name: ways[name].summary(taken[1:], inputs) for name, taken in turns.items()}
+    for way in measured.values() if RELEASED in measured else ():
+        way["ratio"] = measured[RELEASED]["rollout_s"] / way["rollout_s"]
+    return {name: measured.get(name, {"error": "out of memory"}) for name in ways}
 
 
-# ---- the command
+# ---- tables
+
+
+def speed_table(results: list[dict[str, Any]]) -> str:
+    lines = _header("frames/s", "times as fast", "first frame, ms", "step, ms", "p95")
+    for result, name, way in _rows(results):
+        step = way.get("step_s", {})
+        cells = [f"{way['frames_per_s']:.3g}", f"{way['ratio']:.2f}" if "ratio" in way else ""]
+        cells += [_ms(way.get("first_frame_s")), _ms(step.get("median")), _ms(step.get("p95"))]
+        lines.append(_line(result, name, *cells))
+    return "\n".join(lines)
+
+
+def parts_table(results: list[dict[str, Any]]) -> str:
+    """Milliseconds of whole rollouts, and what of the released way was not measured to the end."""
+    lines, notes = _header(*PARTS, "floor", "floor/rollout"), {}
+    for result, name, way in _rows(results):
+        cells = [_ms(way["parts_s"][part]) for part in PARTS]
+        cells += [_ms(way["floor_s"]), f"{100 * way['share_of_floor']:.0f} %"] if "floor_s" in way else ["", ""]
+        lines.append(_line(result, name, *cells))
+        if way.get("frames_measured", result["frames"]) < result["frames"]:
+            notes[result["model"]] = f"predicted {way['frames_measured']} of {result['frames']} frames, rest scaled"
+    return "\n".join([*lines, *(f"\n{model}: the released way {note}" for model, note in notes.items())])
+
+
+def agreement_table(results: list[dict[str, Any]]) -> str:
+    lines = _header("equal tokens", "in the first frame", "PSNR, dB")
+    for result in results:
+        cells = [f"{100 * result[key]:.1f} %" for key in ("equal_tokens", "equal_tokens_of_first_frame")]
+        lines.append(_line(result, result["way"], *cells, f"{result['psnr']:.1f}"))
+    return "\n".join(lines)
+
+
+def _header(*columns: str) -> list[str]:
+    return [f"| model | clips x samples | way | {' | '.join(columns)} |", f"|---|---:|---|{'---:|' * len(columns)}"]
+
+
+def _line(result: dict[str, Any], way: str, *cells: str) -> str:
+    return f"| {result['model']} | {result['clips']} x {result['samples']} | {way} | {' | '.join(cells)} |"
+
+
+def _rows(results: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
+    for result in results:
+        for name, way in result["ways"].items():
+            if "error" not in way:
+                yield result, name, way
+
+
+def _ms(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def main() -> None:
@@ -147,60 +186,17 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []
     try:
-        measure(args, results, agreement)
+        for name in args.models.split(","):
+            for result in measure_model(name, args, agreement):
+                results.append(result)
+                record = {"arguments": asdict(args), "results": results, "agreement": agreement}
+                write_results(args.output, record, "transformers", "diffusers")
+                print(speed_table([result]).splitlines()[-1], file=sys.stderr, flush=True)
+            write_results(args.output, record, "transformers", "diffusers")
+            gc.collect()  # one model's memory before the next is loaded
     finally:  # what there is, also when it is cut short
-        texts = [speed_table(results), parts_table(results), scaling_notes(results)] if results else []
-        texts += [agreement_table(agreement)] if agreement else []
-        print("\n\n".join(text for text in texts if text), flush=True)
-
-
-def measure(args: BenchmarkArgs, results: list[dict[str, Any]], agreement: list[dict[str, Any]]) -> None:
-    """Appends to both lists."""
-    models, dtypes, device = args.models.split(","), args.dtypes.split(","), torch.device(args.device)
-    for name in models:
-        for result in measure_model(name, args):
-            results.append(result)
-            write(args, results, agreement)
-            print(progress(result), file=sys.stderr, flush=True)
-        free(device)
-    for name in models if args.agreement else []:
-        agreement += measure_agreement(name, dtypes, device, args.frames)
-        write(args, results, agreement)
-        free(device)
-
-
-def progress(result: dict[str, Any]) -> str:
-    ways = result["ways"].items()
-    speeds = [f"{name}: {way.get('error') or format(way['frames_per_s'], '.3g')}" for name, way in ways]
-    return f"{case_name(result)} | frames/s {', '.join(speeds)}"
-
-
-def free(device: torch.device) -> None:
-    """One model's memory before the next is loaded."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-
-
-def write(args: BenchmarkArgs, results: list[dict[str, Any]], agreement: list[dict[str, Any]]) -> None:
-    if not args.output:
-        return
-    device = torch.device(args.device)
-    chosen = {name: precision(name) for name in args.dtypes.split(",")}
-    dtypes = {
-        kind for dtype in chosen.values() for kind in (fastest_precisions(device) if dtype == "auto" else [dtype])
-    }
-    rates = {str(dtype).removeprefix("torch."): asdict(measure_rates(device, dtype)) for dtype in dtypes}
-    record = {
-        "arguments": asdict(args),
-        "machine": machine("transformers", "diffusers"),
-        "threads": torch.get_num_threads(),
-        "rates_per_s": rates,
-        "results": results,
-        "agreement": agreement,
-    }
-    Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-    Path(args.output).write_text(json.dumps(record, indent=2) + "\n")
+        texts = [speed_table(results), parts_table(results)] if results else []
+        print("\n\n".join(texts + ([agreement_table(agreement)] if agreement else [])), flush=True)
 
 
 if __name__ == "__main__":

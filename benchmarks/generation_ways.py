@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,17 +14,15 @@ from torch import Tensor
 
 from benchmarks import released
 from benchmarks.generation_floor import floor
-from benchmarks.models import ACTION_DIM
-from benchmarks.timer import Timer
-from ivideogpt.layout import TokenLayout
+from benchmarks.measuring import Timer, medians
+from benchmarks.models import ACTION_DIM, ROOT
+from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel
 
-SAMPLING = Sampling(top_k=100)
+SAMPLING, GREEDY = Sampling(top_k=100), Sampling(greedy=True)
 RELEASED = "released"  # the name of the way that the others are compared with
-FORGET_PEAK = Path("/proc/self/clear_refs")
-
-Result = TypeVar("Result")
+SAMPLE_STARTS = (0, 20, 40, 60)  # frames of a bundled episode at which its clips begin
 
 
 @dataclass(frozen=True)
@@ -36,7 +31,7 @@ class Inputs:
 
     context: Tensor
     actions: Tensor
-    samples: int
+    samples: int = 1
 
     @property
     def num_predicted(self) -> int:
@@ -52,9 +47,22 @@ def random_inputs(world_model: WorldModel, clips: int, frames: int, samples: int
     return Inputs(context.to(device), actions.to(device), samples)
 
 
+def recorded_inputs(world_model: WorldModel, frames: int) -> Inputs:
+    """Clips of the bundled episodes."""
+    t, device = world_model.tokenizer.context_length, world_model.device
+    contexts, actions = [], []
+    for file in sorted((ROOT / "inference" / "samples").glob("*.npz")):
+        episode = np.load(file)
+        for start in SAMPLE_STARTS:
+            contexts.append(episode["image"][start : start + t])
+            actions.append(episode["action"][start + t - 1 : start + t - 1 + frames])
+    context = torch.from_numpy(np.stack(contexts)).permute(0, 1, 4, 2, 3).float() / 255
+    return Inputs(context.to(device), torch.from_numpy(np.stack(actions)).to(device))
+
+
 @dataclass(frozen=True)
 class Turn:
-    """What one measurement of one way gave."""
+    """One measurement of one way."""
 
     seconds: dict[str, float]
     steps: list[float] = field(default_factory=list)  # seconds of each step of a session
@@ -70,15 +78,14 @@ class ReleasedWay:
 
     def turn(self, inputs: Inputs) -> Turn:
         timer = Timer(self.world_model.device)
-        released.generate(
-            self.world_model, inputs.context, inputs.actions, inputs.samples, SAMPLING, timer, self.num_frames
-        )
+        clips = self.world_model, inputs.context, inputs.actions
+        released.generate(*clips, inputs.samples, SAMPLING, timer, self.num_frames)
         return Turn(timer.seconds | {"rollout": sum(timer.seconds.values())})
 
     def summary(self, turns: list[Turn], inputs: Inputs) -> dict[str, Any]:
-        seconds = medians(turns)
+        seconds = medians([turn.seconds for turn in turns])
         rollout = seconds.pop("rollout")
-        return {"frames_measured": self.num_frames, **speed(rollout, inputs), "parts_s": seconds}
+        return {"frames_measured": self.num_frames, **_speed(rollout, inputs), "parts_s": seconds}
 
 
 class OurWay:
@@ -88,105 +95,98 @@ class OurWay:
         self.world_model = WorldModel.from_pretrained(folder, device, dtype)
 
     def turn(self, inputs: Inputs) -> Turn:
+        """One call of `predict`, and again step by step, as a user does who acts on every frame."""
         timer = Timer(self.world_model.device)
+        options: dict[str, Any] = {"num_samples": inputs.samples, "sampling": SAMPLING}
         with timer.part("rollout"):
-            self.world_model.predict(inputs.context, inputs.actions, num_samples=inputs.samples, sampling=SAMPLING)
-        steps = self._step_by_step(inputs, timer)
-        self._tokenizer_alone(inputs, timer)
-        return Turn(timer.seconds, steps)
-
-    def _step_by_step(self, inputs: Inputs, timer: Timer) -> list[float]:
-        num_frames = inputs.actions.shape[1]
+            self.world_model.predict(inputs.context, inputs.actions, **options)
         with timer.part("start"):
             session = self.world_model.start(
-                inputs.context, inputs.samples, sampling=SAMPLING, max_frames=num_frames, on_full="error"
+                inputs.context, max_frames=inputs.actions.shape[1], on_full="error", **options
             )
         ends = [timer.now()]
         for action in inputs.actions.unbind(1):
             session.step(action)
             ends.append(timer.now())
-        return [end - start for start, end in pairwise(ends)]
+        self._tokenizer_alone(inputs, timer)
+        return Turn(timer.seconds, [end - start for start, end in pairwise(ends)])
 
     @torch.no_grad()
     def _tokenizer_alone(self, inputs: Inputs, timer: Timer) -> None:
-        """The tokenizer's part of `start` and of one step."""
+        """Time the tokenizer's part of `start` and of one step."""
         tokenizer = self.world_model.tokenizer
-        with timer.part("encode_context"):
+        with timer.part("encode"):
             codes = tokenizer.context_codes(inputs.context)
-        with timer.part("context_features"):
             features = tokenizer.decoding_features(codes)
-        layout: TokenLayout = tokenizer.layout(1)
+        layout = tokenizer.layout(1)
         shape = (len(codes), inputs.samples, layout.dynamics_tokens)
         frame_codes = torch.randint(layout.dynamics_codes, shape, device=codes.device)
         with timer.part("decode_frame"):
             tokenizer.decode_dynamics(frame_codes, features)
 
     def summary(self, turns: list[Turn], inputs: Inputs) -> dict[str, Any]:
-        seconds = medians(turns)
+        seconds = medians([turn.seconds for turn in turns])
         steps = [step for turn in turns for step in turn.steps]
-        first = statistics.median(turn.seconds["start"] + turn.steps[0] for turn in turns)
         num_frames = inputs.actions.shape[1]
-        encode = seconds["encode_context"] + seconds["context_features"]
         decode = num_frames * seconds["decode_frame"]
-        of_steps = statistics.median(sum(turn.steps) for turn in turns)
+        passes = statistics.median(sum(turn.steps) for turn in turns) - decode
         least = floor(self.world_model, len(inputs.context), inputs.samples, num_frames)
         return {
-            **speed(seconds["rollout"], inputs),
-            "first_frame_s": first,
+            **_speed(seconds["rollout"], inputs),
+            "first_frame_s": statistics.median(turn.seconds["start"] + turn.steps[0] for turn in turns),
             "step_s": {"median": statistics.median(steps), "p95": float(np.percentile(steps, 95))},
             "parts_s": {
-                "encode": encode,
-                "prefill": max(seconds["start"] - encode, 0.0),
-                "passes": max(of_steps - decode, 0.0),
+                "encode": seconds["encode"],
+                "prefill": max(seconds["start"] - seconds["encode"], 0.0),
+                "passes": max(passes, 0.0),
                 "frames": decode,
             },
-            "tokenizer_s_per_frame": {
-                "encode": seconds["encode_context"] / inputs.context.shape[:2].numel(),
-                "decode": seconds["decode_frame"] * num_frames / inputs.num_predicted,
-            },
             "floor_s": least,
-            "share_of_floor": sum(least.values()) / seconds["rollout"],
+            "share_of_floor": least / seconds["rollout"],
         }
 
 
-def speed(rollout: float, inputs: Inputs) -> dict[str, float]:
+def _speed(rollout: float, inputs: Inputs) -> dict[str, float]:
     return {"rollout_s": rollout, "frames_per_s": inputs.num_predicted / rollout}
-
-
-def medians(turns: list[Turn]) -> dict[str, float]:
-    return {part: statistics.median(turn.seconds[part] for turn in turns) for part in turns[0].seconds}
 
 
 Way = ReleasedWay | OurWay
 
 
-class Memory:
-    """The most that one way needed at a time.
+@torch.no_grad()
+def measure_agreement(ways: dict[str, Way], reference: WorldModel, inputs: Inputs) -> list[dict[str, Any]]:
+    """Compare greedy rollouts of all ways with those of `reference`.
 
-    On a GPU without what the others keep there. On a CPU it is the whole process's, while that way had its turns (where
-    the kernel does not forget earlier peaks: so far).
+    After the first token that differs a rollout goes its own way, so that few equal tokens may still mean equal
+    quality: the first frame says more about the numbers' precision, the PSNR more about what is seen.
     """
+    expected = _roll_out(reference, inputs)
+    found = []
+    for name, way in ways.items():
+        if isinstance(way, OurWay):
+            rollout = _roll_out(way.world_model, inputs)
+        else:
+            timer = Timer(reference.device)
+            rollout = released.generate(way.world_model, inputs.context, inputs.actions, 1, GREEDY, timer)
+        layout = reference.layout.with_future_frames(inputs.actions.shape[1])
+        equal = (rollout.tokens == expected.tokens)[:, layout.prompt_length - 1 :].unflatten(
+            1, (-1, layout.step_length)
+        )
+        psnr = frame_psnr(expected.frames, rollout.frames)[:, layout.context_frames :]
+        found.append(
+            {
+                "way": name,
+                "clips": len(equal),
+                "samples": 1,
+                "equal_tokens": equal[..., 1:].float().mean().item(),
+                "equal_tokens_of_first_frame": equal[:, 0, 1:].float().mean().item(),
+                "psnr": psnr.mean().item(),
+            }
+        )
+    return found
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.kept = 0  # by the way, between its turns
-        self.peak = 0
 
-    def watch(self, call: Callable[[], Result]) -> Result:
-        return self._on_gpu(call) if self.device.type == "cuda" else self._on_cpu(call)
-
-    def _on_gpu(self, call: Callable[[], Result]) -> Result:
-        torch.cuda.reset_peak_memory_stats(self.device)
-        before = torch.cuda.memory_allocated(self.device)
-        try:
-            return call()
-        finally:
-            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device) - before + self.kept)
-            self.kept += torch.cuda.memory_allocated(self.device) - before
-
-    def _on_cpu(self, call: Callable[[], Result]) -> Result:
-        with suppress(OSError):
-            FORGET_PEAK.write_text("5")
-        result = call()
-        self.peak = max(self.peak, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-        return result
+def _roll_out(world_model: WorldModel, inputs: Inputs) -> released.Generated:
+    rollout = world_model.predict(inputs.context, inputs.actions, sampling=GREEDY)
+    frames = torch.cat([rollout.context, rollout.frames[:, 0]], dim=1)
+    return released.Generated(rollout.tokens[:, 0], frames)

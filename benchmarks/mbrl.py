@@ -1,8 +1,8 @@
-"""What a step of model-based RL is made of, part by part, beside the obvious way in the same run.
+"""Measure a step of model-based RL, part by part, beside the obvious way in the same run.
 
     python benchmarks/mbrl.py --output outputs/mbrl.json
 
-The obvious way (`benchmarks/plain_drq.py`, `plain_model.py`) renders with MuJoCo's own renderer, replays with a
+The obvious way (`benchmarks/plain_mbrl.py`) renders with MuJoCo's own renderer, replays with a
 DataLoader over episodes, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines
 without a cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun,
 without evaluations and saving. Sizes and schedule are those of the settings; the world model is always the bundled one.
@@ -11,7 +11,6 @@ Parts take turns; times are the least of all turns.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -26,12 +25,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import numpy as np
 import torch
 
-from benchmarks.machine import machine
+from benchmarks.measuring import Timer, write_results
 from benchmarks.models import BUNDLED_FOLDER, CONFIGS
-from benchmarks.plain_drq import PlainDrQ, batches_from_files, imagine
-from benchmarks.plain_model import in_the_obvious_way
+from benchmarks.plain_mbrl import PlainDrQ, batches_from_files, imagine, in_the_obvious_way
 from benchmarks.released import huggingface_model
-from benchmarks.timer import Timer
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
 from mbrl.agent.drqv2 import build_agent
@@ -40,7 +37,7 @@ from mbrl.envs.offscreen import select_backend
 from mbrl.heap import keep_freed_memory
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
-from mbrl.settings import MbpoSettings, read
+from mbrl.settings import MbpoSettings
 from mbrl.train_metaworld_mbpo import parse as parse_settings
 from mbrl.world_model.build import build_video_predictor
 from mbrl.world_model.config import WorldModelConfig
@@ -96,13 +93,14 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     buffer = ReplayBuffer(args.episodes * settings.duration, shape)
     for episode in episodes:
         buffer.add(episode)
-    agent = build_agent(shape, settings.agent.config, 0, device)
-    plain_agent = PlainDrQ(shape, settings.agent.config, device)
+    agent = build_agent(shape, settings.agent, 0, device)
+    plain_agent = PlainDrQ(shape, settings.agent, device)
     replay = settings.batch_size, settings.nstep, settings.discount
     batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(paths, *replay)
     predictor = build_video_predictor(_bundled(settings), device, seed=0)
     plain_predictor, llm = in_the_obvious_way(predictor), huggingface_model(predictor.model)
-    segments = buffer.sample_segments(settings.world_model_batch_size, settings.segment_length, rng)
+    model = settings.world_model
+    segments = buffer.sample_segments(model.batch_size, model.segment_length, rng)
     starts = buffer.sample_starts(settings.gen_batch, settings.nstep, rng)
     generator = torch.Generator().manual_seed(0)
 
@@ -199,7 +197,7 @@ def _write_files(episodes: list[ReplayEpisode], folder: Path) -> list[Path]:
 
 def _bundled(settings: MbpoSettings) -> WorldModelConfig:
     return replace(
-        read(WorldModelConfig, settings.world_model),
+        settings.world_model,
         config_name=str(CONFIGS / "llama" / "config_tiny.json"),
         pretrained_model_name_or_path=str(BUNDLED_FOLDER / "tokenizer"),
         pretrained_transformer_path=str(BUNDLED_FOLDER / "transformer"),
@@ -209,10 +207,10 @@ def _bundled(settings: MbpoSettings) -> WorldModelConfig:
 
 def table(results: list[dict[str, Any]]) -> str:
     lines = ["| part | in 200 frames | obvious, ms | ours, ms | times as fast |", "|---|---:|---:|---:|---:|"]
-    for of in results:
-        ours, obvious = 1000 * of["ours_s"], 1000 * of["obvious_s"]
-        lines.append(f"| {of['part']} | {of['count']:g} | {obvious:.1f} | {ours:.1f} | {obvious / ours:.1f} |")
-    ours, obvious = (sum(of["count"] * of[f"{way}_s"] for of in results) for way in ("ours", "obvious"))
+    for part in results:
+        ours, obvious = 1000 * part["ours_s"], 1000 * part["obvious_s"]
+        lines.append(f"| {part['part']} | {part['count']:g} | {obvious:.1f} | {ours:.1f} | {obvious / ours:.1f} |")
+    ours, obvious = (sum(part["count"] * part[f"{way}_s"] for part in results) for way in ("ours", "obvious"))
     speeds = f"{FRAMES / obvious:.2f} frames/s | {FRAMES / ours:.2f} frames/s | **{obvious / ours:.2f}**"
     return "\n".join([*lines, f"| all of them | | {speeds} |"])
 
@@ -225,11 +223,8 @@ def main() -> None:
     with ExitStack() as stack:
         results = measure(build_parts(args, settings, stack), args.repeats, settings.torch_device)
     print(table(results))
-    if args.output:
-        packages = () if args.without_environment else ("metaworld", "mujoco")
-        record = {"arguments": asdict(args), "machine": machine(*packages), "results": results}
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(args.output).write_text(json.dumps(record | {"threads": torch.get_num_threads()}, indent=2) + "\n")
+    packages = () if args.without_environment else ("metaworld", "mujoco")
+    write_results(args.output, {"arguments": asdict(args), "results": results}, *packages)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def build_world_model(model: Model) -> WorldModel:
 
 
 def precision(name: str) -> torch.dtype | Literal["auto"]:
-    """As `WorldModel.from_pretrained` takes it."""
+    """Return the precision as `WorldModel.from_pretrained` takes it."""
     return "auto" if name == "auto" else getattr(torch, name)
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
-from benchmarks.timer import Timer
+from benchmarks.measuring import Timer
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import language_model
 from ivideogpt.transformer import HeadModelWithAction, Sampling
@@ -115,7 +115,7 @@ def scale_to(layout: TokenLayout, num_frames: int, timer: Timer) -> None:
 
 
 def prefilled_positions(layout: TokenLayout) -> int:
-    """Of one row: every frame reads the prompt and all frames before it."""
+    """Count positions of one row: every frame reads the prompt and all frames before it."""
     return sum(layout.prompt_length + layout.step_length * frame for frame in range(layout.future_frames))
 
 

@@ -1,4 +1,4 @@
-"""How long a training step takes, part by part, beside the obvious way to do it in the same run.
+"""Measure how long a training step takes, part by part, beside the obvious way to do it in the same run.
 
     python benchmarks/training.py --models full-64,tiny-64 --output outputs/training.json
 
@@ -10,8 +10,6 @@ falls on all of them; times are medians.
 
 from __future__ import annotations
 
-import json
-import statistics
 import sys
 from collections.abc import Callable
 from copy import deepcopy
@@ -22,12 +20,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from benchmarks.machine import machine
+from benchmarks.measuring import Timer, medians, write_results
 from benchmarks.models import CONFIGS, MODELS, Model, build_tokenizer
-from benchmarks.timer import Timer
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
 from ivideogpt.layout import TokenLayout
@@ -38,8 +35,6 @@ from ivideogpt.training.tokenizer.trainer import reconstruct
 from ivideogpt.training.transformer.build import compile_transformer, prepare_tokenizer
 
 LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0
-# bf16 tensor cores without sparsity, from the data sheets
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "4090": 165.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,20 +115,20 @@ class TransformerSteps:
         return step
 
     def flops(self) -> float:
-        """Of a step's matrix products: 6 per weight and token for forward and backward, 6 per pair that attends."""
+        """Count a step's matrix products: 6 per weight and token for forward and backward, 6 per pair that attends."""
         config: Any = language_model(self.transformer).config
         clips, length = self.stored.shape
-        of_layers = sum(p.numel() for name, p in self.transformer.named_parameters() if ".layers." in name)
-        of_pairs = config.num_hidden_layers * config.hidden_size * length  # per token; causal, so half of them count
+        layer_weights = sum(p.numel() for name, p in self.transformer.named_parameters() if ".layers." in name)
+        attention = config.num_hidden_layers * config.hidden_size * length  # per token; causal, so half of them count
         labelled = length - self.layout.prompt_length + 1
-        return 6.0 * clips * (length * (of_layers + of_pairs) + labelled * config.hidden_size * config.vocab_size)
+        return 6.0 * clips * (length * (layer_weights + attention) + labelled * config.hidden_size * config.vocab_size)
 
 
 def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
     """One generator phase of `train_tokenizer.py` without LPIPS and discriminator."""
     device = torch.device(args.device)
     tokenizer = build_tokenizer(model, device).train()
-    frames = random_clips(model, model.tokenizer_segment_length, device)
+    frames = torch.rand(model.clips, model.tokenizer_segment_length, 3, model.resolution, model.resolution).to(device)
     loss, optimizer = TokenizerLoss(TokenizerLossConfig()), build_adamw(tokenizer.parameters(), LEARNING_RATE)
 
     def step(timer: Timer) -> None:
@@ -145,10 +140,6 @@ def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
             update(tokenizer, optimizer)
 
     return step
-
-
-def random_clips(model: Model, num_frames: int, device: torch.device) -> Tensor:
-    return torch.rand(model.clips, num_frames, 3, model.resolution, model.resolution).to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -171,46 +162,33 @@ def measure(steps: dict[str, Step], args: BenchmarkArgs) -> dict[str, dict[str, 
             step(timer)
             if number:
                 measured[name].append(timer.seconds)
-    return {
-        name: {part: statistics.median(times[part] for times in of) for part in of[0]} for name, of in measured.items()
-    }
+    return {name: medians(turns) for name, turns in measured.items()}
 
 
 def measure_model(name: str, args: BenchmarkArgs) -> dict[str, Any]:
     model = MODELS[name] if args.clips is None else replace(MODELS[name], clips=args.clips)
     steps = TransformerSteps(model, args)
-    of_transformer = measure(
+    transformer_parts = measure(
         {"obvious": steps.obvious(), "from pixels": steps.ours(False), "from a token store": steps.ours(True)}, args
     )
-    tokens, flops = steps.stored.numel(), steps.flops()
+    flops = steps.flops()
     parameters = {"transformer": size(steps.transformer), "tokenizer": size(steps.tokenizer)}
     del steps
-    of_tokenizer = measure({"tokenizer": tokenizer_step(model, args)}, args)
-    seconds = {way: sum(parts.values()) for way, parts in (of_transformer | of_tokenizer).items()}
-    result: dict[str, Any] = {
+    tokenizer_parts = measure({"tokenizer": tokenizer_step(model, args)}, args)
+    seconds = {way: sum(parts.values()) for way, parts in (transformer_parts | tokenizer_parts).items()}
+    return {
         "model": name,
         "clips": model.clips,
         "parameters": parameters,
-        "parts_s": of_transformer | of_tokenizer,
+        "parts_s": transformer_parts | tokenizer_parts,
         "s_per_clip": {way: total / model.clips for way, total in seconds.items()},
-        "ratio": {way: seconds["obvious"] / seconds[way] for way in of_transformer},
-        "tokens_per_s": tokens / seconds["from a token store"],
+        "ratio": {way: seconds["obvious"] / seconds[way] for way in transformer_parts},
         "tflops": flops / seconds["from a token store"] / 1e12,
     }
-    peak = peak_tflops(args)
-    return result | ({} if peak is None else {"model_flop_utilisation": result["tflops"] / peak})
 
 
 def size(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def peak_tflops(args: BenchmarkArgs) -> float | None:
-    """Of the GPU in bf16, if it is known."""
-    if not args.device.startswith("cuda") or args.precision != "bf16":
-        return None
-    name = torch.cuda.get_device_name(args.device)
-    return next((peak for part, peak in PEAK_TFLOPS.items() if part in name), None)
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -222,14 +200,8 @@ def table(results: list[dict[str, Any]]) -> str:
             ratio = f"{result['ratio'][way]:.2f}" if way in result["ratio"] else ""
             cells += [f"{result['s_per_clip'][way]:.3f}", ratio]
             lines.append(f"| {result['model']} | {result['clips']} | {way} | {' | '.join(cells)} |")
-    for result in results:
-        utilisation = result.get("model_flop_utilisation")
-        of_peak = "" if utilisation is None else f", {100 * utilisation:.1f} % of the peak"
-        lines.append(
-            f"\n{result['model']} from a token store: {result['tokens_per_s']:.0f} tokens/s, "
-            f"{result['tflops']:.3f} TFLOP/s{of_peak}"
-        )
-    return "\n".join(lines)
+    notes = [f"\n{result['model']} from a token store: {result['tflops']:.3f} TFLOP/s" for result in results]
+    return "\n".join(lines + notes)
 
 
 def main() -> None:
@@ -237,10 +209,7 @@ def main() -> None:
     torch.manual_seed(0)
     results = [measure_model(name, args) for name in args.models.split(",")]
     print(table(results))
-    if args.output:
-        Path(args.output).parent.mkdir(parents=True, exist_ok=True)
-        record = {"arguments": asdict(args), "machine": machine("transformers", "diffusers"), "results": results}
-        Path(args.output).write_text(json.dumps(record | {"threads": torch.get_num_threads()}, indent=2) + "\n")
+    write_results(args.output, {"arguments": asdict(args), "results": results}, "transformers", "diffusers")
 
 
 if __name__ == "__main__":

@@ -18,9 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, Summary
-from ivideogpt.data.convert.settings_note import keep_settings
-from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, StoredSize, Summary, keep_settings
 from ivideogpt.data.formats.lerobot import ACTION, ONE_NUMBER, SERIES, LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse

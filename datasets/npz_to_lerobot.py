@@ -25,11 +25,17 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
+from ivideogpt.data.convert.conversion import (
+    FrameArgs,
+    Job,
+    Skipped,
+    StoredSize,
+    Summary,
+    files_below,
+    keep_settings,
+    write_episode,
+)
 from ivideogpt.data.convert.lerobot_writer import EncodedEpisode, LeRobotWriter
-from ivideogpt.data.convert.settings_note import keep_settings
-from ivideogpt.data.convert.stored_size import StoredSize
-from ivideogpt.data.convert.trees import files_below
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.data.formats.lerobot import SERIES
 from ivideogpt.data.formats.npz_arrays import NpzMember, npz_members
@@ -71,7 +77,7 @@ class ToLeRobotArgs(FrameArgs):
 
 @dataclass(frozen=True)
 class Contents:
-    """What every episode of the dataset holds: frame sizes by array, and numbers a frame by array."""
+    """Arrays that every episode of the dataset holds: frame sizes by array, and numbers a frame by array."""
 
     cameras: dict[str, tuple[int, int]]
     series: dict[str, int]
@@ -201,7 +207,7 @@ def find_parts(root: Path, parts: Path) -> list[PartJob]:
 
 
 def first_contents(jobs: Iterable[PartJob], store: StoredSize) -> Contents:
-    """Of the first episode that can be read; the others have to hold the same."""
+    """Return those of the first episode that can be read; the others have to hold the same."""
     problem: UserError | None = None
     for job in jobs:
         try:
@@ -254,13 +260,8 @@ def run(args: ToLeRobotArgs) -> Summary:
     check(contents, args)
     settings = {name: getattr(args, name) for name in ("fps", "codec", "crf", "resize", "square_crop")}
     keep_settings(work, settings | {"input_path": str(Path(args.input_path).resolve()), "contents": contents})
-    summary = run_jobs(
-        jobs,
-        partial(encode_episode, contents, args.store, Encoder(args.codec, args.crf, args.fps)),
-        workers=args.num_workers,
-        description="encode",
-        on_bad_episode=args.on_bad_episode,
-    )
+    encoder = Encoder(args.codec, args.crf, args.fps)
+    summary = args.run([jobs], partial(encode_episode, contents, args.store, encoder), "encode")
     shutil.rmtree(work / "dataset", ignore_errors=True)  # of a run that was interrupted while putting it together
     assemble(jobs, args, work / "dataset")
     (work / "dataset").replace(output)

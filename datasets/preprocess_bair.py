@@ -23,6 +23,7 @@ from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summ
 from ivideogpt.data.convert.tfrecords import Record, find_records, parse_example
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.video_io import side_by_side, write_gif
 
 SPLITS = ("train", "test")
 FILE = re.compile(r"traj_(\d+)_to_(\d+)\.tfrecords")
@@ -84,8 +85,6 @@ def _frames(features: Mapping[str, Sequence[Any]], camera: str, length: int) -> 
 
 
 def _save_gif(path: Path, *cameras: np.ndarray) -> None:
-    from ivideogpt.video_io import side_by_side, write_gif  # imports torch, which nothing else here needs
-
     path.parent.mkdir(parents=True, exist_ok=True)
     write_gif(path, side_by_side(cameras))
 

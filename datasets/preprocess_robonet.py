@@ -44,7 +44,7 @@ class RoboNetArgs(ConversionArgs):
 
 @dataclass(frozen=True)
 class Gripper:
-    """How the gripper of a robot is driven, and the bounds of its state."""
+    """Drive of a robot's gripper, and the bounds of its state."""
 
     automatic: bool  # it closes by itself, so that actions say nothing of it
     low: float

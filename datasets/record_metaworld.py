@@ -9,26 +9,27 @@ its number only. Run the same command again to continue an interrupted recording
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import start_worker, worker_pool, write_episode
+from ivideogpt.data.convert.conversion import keep_settings, write_episode
+from ivideogpt.data.convert.workers import start_worker, worker_pool
 from ivideogpt.errors import UserError, cli
-from ivideogpt.files import read_json, remove_abandoned, write_json
+from ivideogpt.files import remove_abandoned
+from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CollectionPolicies, Policy
 from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, PAPER_TASKS, EnvSettings, canonical_task, task_names
@@ -40,22 +41,68 @@ from mbrl.replay.demonstrations import ORIGINS, Demonstration
 DEMO_ATTEMPTS = 20  # for each demonstration asked for; a scripted policy that fails more often is not worth waiting for
 
 
-@dataclass(frozen=True)
-class EpisodeConfig:
-    """Everything that the content of an episode depends on, but for its task and number."""
+@dataclass(frozen=True, kw_only=True)
+class RecordArgs:
+    """Record Meta-World episodes, for training world models or as demonstrations."""
 
-    seed: int
-    episode_length: int
-    image_size: int
-    action_repeat: int
-    camera: str
-    frame_stack: int  # this and the next of demonstrations only
-    success_bonus: float
-    paper_reward: bool
-    noise: tuple[float, ...]
-    random_fraction: float
-    wander: bool
-    demo: bool
+    tasks: tuple[str, ...] = option(("paper",), "names (door-lock or door_lock), 'paper' for its six, or 'all'")
+    output_path: str = option(REQUIRED, "folder that gets one folder per task")
+    num_episodes: int = option(60, "per task", minimum=1)
+    episode_length: int = option(100, "agent steps; files have a row more", minimum=1)
+    image_size: int = option(64, "in pixels", minimum=1)
+    action_repeat: int = option(2, "simulator steps per agent step", minimum=1)
+    camera: str = option("corner", "where frames are taken from", choices=tuple(CAMERAS))
+    frame_stack: int = option(EnvSettings.frame_stack, "frames of an observation in a demonstration", minimum=1)
+    succ_bonus: float = option(EnvSettings.success_bonus, "what success adds to a reward of a demonstration")
+    paper_reward: bool = option(
+        EnvSettings.paper_reward,
+        "the paper's reward of button-press-topdown-wall, not that of Meta-World 3.1",
+        negatable=True,
+    )
+    seed: int = option(0, "of all episodes", minimum=0)
+    noise: tuple[float, ...] | None = option(
+        None, "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
+    )
+    random_fraction: float | None = option(None, "part of the episodes with a random policy (default: 0.25; demo: 0)")
+    wander: bool | None = option(
+        None,
+        "move on at random once the scripted policy has come to rest (default: yes; demo: no)",
+        negatable=True,
+    )
+    num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
+    demo: bool = option(False, "write successful episodes only, in the replay buffer's format")
+    compress: bool = option(False, "smaller files, but slow to read windows from")
+
+    def validate(self) -> None:
+        if not math.isfinite(self.succ_bonus):
+            raise UserError(f"--succ_bonus {self.succ_bonus}: must be a finite number")
+        for flag, usual in (("frame_stack", EnvSettings.frame_stack), ("succ_bonus", EnvSettings.success_bonus)):
+            if getattr(self, flag) != usual and not self.demo:
+                raise UserError(f"--{flag} concerns demonstrations alone: add --demo, or leave it out")
+        for level in self.noise or ():
+            if not (math.isfinite(level) and level >= 0):
+                raise UserError(f"--noise {level}: levels are standard deviations, 0 or more")
+        if self.random_fraction is not None and not 0 <= self.random_fraction <= 1:
+            raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
+        find_tasks(self.tasks)
+
+    @property
+    def policies(self) -> CollectionPolicies:
+        noise = self.noise or ((0.0,) if self.demo else (0.0, 0.2, 0.5, 1.0))
+        random_fraction = (0.0 if self.demo else 0.25) if self.random_fraction is None else self.random_fraction
+        return CollectionPolicies(noise, random_fraction, not self.demo if self.wander is None else self.wander)
+
+    @property
+    def noted(self) -> dict[str, Any]:
+        """Everything that the content of an episode depends on, but for its task and number."""
+        names = ("seed", "episode_length", "image_size", "action_repeat", "camera", "frame_stack", "paper_reward")
+        noted = {name: getattr(self, name) for name in names} | {"success_bonus": self.succ_bonus, "demo": self.demo}
+        policies = self.policies
+        return noted | {
+            "noise": policies.noise_levels,
+            "random_fraction": policies.random_fraction,
+            "wander": policies.wander,
+        }
 
     def env(self, task: str) -> EnvSettings:
         return EnvSettings(
@@ -65,20 +112,15 @@ class EpisodeConfig:
             camera=self.camera,
             frame_stack=self.frame_stack,
             duration=self.episode_length,
-            success_bonus=self.success_bonus,
+            success_bonus=self.succ_bonus,
             paper_reward=self.paper_reward,
         )
 
 
-@dataclass(frozen=True)
-class Config:
-    tasks: tuple[str, ...]
-    output_path: Path
-    num_episodes: int
-    num_workers: int
-    compress: bool
-    episode: EpisodeConfig
-    started: str  # in the names of demonstrations: one time for all, so that they sort by their numbers
+def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
+    groups = {"all": task_names(), "paper": PAPER_TASKS}
+    tasks = [task for name in names for task in groups.get(name, (name,))]
+    return tuple(dict.fromkeys(canonical_task(task) for task in tasks))
 
 
 @dataclass(frozen=True)
@@ -121,35 +163,36 @@ def record_demonstration(env: AgentEnv, settings: EnvSettings, policy: Policy, s
 class Recorder:
     """Records numbered episodes in one process. Keeps one environment open: making it costs half an episode."""
 
-    def __init__(self, config: Config) -> None:
-        self._config = config
+    def __init__(self, args: RecordArgs, started: str) -> None:
+        """``started`` is in the names of demonstrations: one time for all, so that they sort by their numbers."""
+        self._args = args
+        self._started = started
         self._env: AgentEnv | None = None
 
     def record(self, task: str, number: int) -> bool:
         """Whether there is now a file for this episode: always, except for a demonstration that failed."""
-        folder, settings = self._config.output_path / task, self._config.episode
-        if any(folder.glob(f"*_{number}_*.npz" if settings.demo else f"eps_{number:08d}.npz")):
+        args, folder = self._args, Path(self._args.output_path) / task
+        if any(folder.glob(f"*_{number}_*.npz" if args.demo else f"eps_{number:08d}.npz")):
             return True
         env = self._environment(task)
-        rng = episode_rng(settings.seed, task, number)
+        rng = episode_rng(args.seed, task, number)
         env_seed = int(rng.integers(2**31))
-        policies = CollectionPolicies(settings.noise, settings.random_fraction, settings.wander)
-        policy = policies.policy(task, env.env.workspace, number, rng)
-        if not settings.demo:
-            episode = record_episode(env.env, policy, env_seed, settings.episode_length)
-            write_episode(folder / f"eps_{number:08d}.npz", vars(episode), self._config.compress)
+        policy = args.policies.policy(task, env.env.workspace, number, rng)
+        if not args.demo:
+            episode = record_episode(env.env, policy, env_seed, args.episode_length)
+            write_episode(folder / f"eps_{number:08d}.npz", vars(episode), args.compress)
             return True
-        demonstration = record_demonstration(env, settings.env(task), policy, env_seed)
+        demonstration = record_demonstration(env, args.env(task), policy, env_seed)
         if demonstration is None:
             return False
-        name = f"{self._config.started}_{number}_{settings.episode_length}.npz"
-        write_episode(folder / name, demonstration.arrays(), self._config.compress)
+        name = f"{self._started}_{number}_{args.episode_length}.npz"
+        write_episode(folder / name, demonstration.arrays(), args.compress)
         return True
 
     def _environment(self, task: str) -> AgentEnv:
         if self._env is None or self._env.env.task != task:
             self.close()
-            self._env = self._config.episode.env(task).make()
+            self._env = self._args.env(task).make()
         return self._env
 
     def close(self) -> None:
@@ -161,10 +204,10 @@ class Recorder:
 _recorder: Recorder  # of a worker process
 
 
-def _start_worker(config: Config) -> None:
+def _start_worker(args: RecordArgs, started: str) -> None:
     global _recorder
     start_worker()
-    _recorder = Recorder(config)
+    _recorder = Recorder(args, started)
 
 
 def _record_in_worker(job: tuple[str, int]) -> bool:
@@ -172,154 +215,58 @@ def _record_in_worker(job: tuple[str, int]) -> bool:
 
 
 @contextmanager
-def workers(config: Config) -> Iterator[Callable[[list[tuple[str, int]]], Iterator[bool]]]:
+def workers(args: RecordArgs) -> Iterator[Callable[[list[tuple[str, int]]], Iterator[bool]]]:
     """Yield a function that records jobs, in this process or in several, and says of each whether it left a file."""
-    if config.num_workers == 1:
-        with closing(Recorder(config)) as recorder:
+    started = f"{datetime.now():%Y%m%dT%H%M%S}"
+    if args.num_workers == 1:
+        with closing(Recorder(args, started)) as recorder:
             yield lambda jobs: itertools.starmap(recorder.record, jobs)
         return
-    with worker_pool(config.num_workers, _start_worker, config) as run:
+    with worker_pool(args.num_workers, _start_worker, args, started) as run:
         yield lambda jobs: run(_record_in_worker, jobs)
 
 
-def record_all(config: Config) -> None:
+def record_all(args: RecordArgs) -> None:
     """Try episodes 0, 1, 2, ... of every task until it has as many files as asked for."""
-    missing = dict.fromkeys(config.tasks, config.num_episodes)
-    attempts = dict.fromkeys(config.tasks, 0)
-    total = len(config.tasks) * config.num_episodes
-    with workers(config) as record, tqdm(total=total, unit="episode") as progress:
+    tasks = find_tasks(args.tasks)
+    missing, attempts = dict.fromkeys(tasks, args.num_episodes), dict.fromkeys(tasks, 0)
+    with workers(args) as record, tqdm(total=len(tasks) * args.num_episodes, unit="episode") as progress:
         while jobs := [(task, attempts[task] + i) for task, wanted in missing.items() for i in range(wanted)]:
             for (task, number), saved in zip(jobs, record(jobs), strict=True):
                 attempts[task] = number + 1
                 missing[task] -= saved
                 progress.set_postfix_str(task, refresh=False)
                 progress.update(saved)
-            give_up_on_failing_demos(config, missing, attempts)
+            give_up_on_failing_demos(args.num_episodes, missing, attempts)
 
 
-def give_up_on_failing_demos(config: Config, missing: dict[str, int], attempts: dict[str, int]) -> None:
+def give_up_on_failing_demos(num_episodes: int, missing: dict[str, int], attempts: dict[str, int]) -> None:
     for task, wanted in missing.items():
-        if wanted and attempts[task] >= DEMO_ATTEMPTS * config.num_episodes:
+        if wanted and attempts[task] >= DEMO_ATTEMPTS * num_episodes:
             raise UserError(
-                f"{task}: {config.num_episodes - wanted} of {config.num_episodes} demonstrations succeeded in "
+                f"{task}: {num_episodes - wanted} of {num_episodes} demonstrations succeeded in "
                 f"{attempts[task]} attempts; try a longer --episode_length or less --noise"
             )
 
 
-def prepare_output(config: Config) -> None:
+def prepare_output(args: RecordArgs) -> None:
     """Make the folders and note the settings there; a folder recorded with other settings is refused."""
-    settings = json.loads(json.dumps(asdict(config.episode)))  # as they will be read back
-    note = config.output_path / "recording.json"
-    if note.exists():
-        usual = vars(EnvSettings(""))  # what older notes lack had no other value then
-        before = {**usual, **read_json(note, "delete it to go on with the settings given now, or use another folder")}
-        differing = [
-            f"{key} was {before.get(key)}, is {now}" for key, now in settings.items() if before.get(key) != now
-        ]
-        if differing:
-            raise UserError(f"{config.output_path} holds other episodes ({'; '.join(differing)}): use another folder")
-    try:
-        for task in config.tasks:
-            (config.output_path / task).mkdir(parents=True, exist_ok=True)
-            remove_abandoned(config.output_path / task)
-        write_json(note, settings)
-    except OSError as error:
-        raise UserError(f"cannot write to --output_path {config.output_path}: {error.strerror}") from error
-
-
-def parse_args(argv: list[str] | None = None) -> Config:
-    args = build_parser().parse_args(argv)
-    check(args)
-    if args.noise is None:
-        args.noise = [0.0] if args.demo else [0.0, 0.2, 0.5, 1.0]
-    if args.random_fraction is None:
-        args.random_fraction = 0.0 if args.demo else 0.25
-    return Config(
-        tasks=parse_tasks(args.tasks),
-        output_path=args.output_path,
-        num_episodes=args.num_episodes,
-        num_workers=args.num_workers,
-        compress=args.compress,
-        episode=EpisodeConfig(
-            seed=args.seed,
-            episode_length=args.episode_length,
-            image_size=args.image_size,
-            action_repeat=args.action_repeat,
-            camera=args.camera,
-            frame_stack=args.frame_stack,
-            success_bonus=args.succ_bonus,
-            paper_reward=args.paper_reward,
-            noise=tuple(args.noise),
-            random_fraction=args.random_fraction,
-            wander=not args.demo if args.wander is None else args.wander,
-            demo=args.demo,
-        ),
-        started=f"{datetime.now():%Y%m%dT%H%M%S}",
-    )
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--tasks", nargs="+", default=["paper"], help="names (door-lock or door_lock), 'paper' for its six, or 'all'")
-    add("--output_path", type=Path, required=True, help="gets one folder per task")
-    add("--num_episodes", type=int, default=60, help="per task (default: %(default)s)")
-    add("--episode_length", type=int, default=100, help="agent steps; files have a row more (default: %(default)s)")
-    add("--image_size", type=int, default=64, help="in pixels (default: %(default)s)")
-    add("--action_repeat", type=int, default=2, help="simulator steps per agent step (default: %(default)s)")
-    add("--camera", default="corner", help=f"one of {', '.join(CAMERAS)} (default: %(default)s)")
-    stack_help = "frames of an observation in a demonstration (default: %(default)s)"
-    add("--frame_stack", type=int, default=EnvSettings.frame_stack, help=stack_help)
-    bonus_help = "what success adds to a reward of a demonstration (default: %(default)s)"
-    add("--succ_bonus", type=float, default=EnvSettings.success_bonus, help=bonus_help)
-    reward_help = "the paper's reward of button-press-topdown-wall, not that of Meta-World 3.1 (default: yes)"
-    add("--paper_reward", action=argparse.BooleanOptionalAction, default=EnvSettings.paper_reward, help=reward_help)
-    add("--seed", type=int, default=0, help="default: %(default)s")
-    noise_help = (
-        "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
-    )
-    add("--noise", type=float, nargs="+", help=noise_help)
-    add("--random_fraction", type=float, help="part of the episodes with a random policy (default: 0.25; demo: 0)")
-    wander_help = "move on at random once the scripted policy has come to rest (default: yes; demo: no)"
-    add("--wander", action=argparse.BooleanOptionalAction, help=wander_help)
-    add("--num_workers", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    add("--demo", action="store_true", help="write successful episodes only, in the replay buffer's format")
-    add("--compress", action="store_true", help="smaller files, but slow to read windows from")
-    return parser
-
-
-def check(args: argparse.Namespace) -> None:
-    for flag in ("num_episodes", "episode_length", "image_size", "action_repeat", "frame_stack", "num_workers"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag} {getattr(args, flag)}: must be at least 1")
-    if not math.isfinite(args.succ_bonus):
-        raise UserError(f"--succ_bonus {args.succ_bonus}: must be a finite number")
-    for flag, usual in (("frame_stack", EnvSettings.frame_stack), ("succ_bonus", EnvSettings.success_bonus)):
-        if getattr(args, flag) != usual and not args.demo:
-            raise UserError(f"--{flag} concerns demonstrations alone: add --demo, or leave it out")
-    if args.seed < 0:
-        raise UserError(f"--seed {args.seed}: must not be negative")
-    if args.camera not in CAMERAS:
-        raise UserError(f"--camera {args.camera}: there are {', '.join(CAMERAS)}")
-    for level in args.noise or ():
-        if not (math.isfinite(level) and level >= 0):
-            raise UserError(f"--noise {level}: levels are standard deviations, 0 or more")
-    if args.random_fraction is not None and not 0 <= args.random_fraction <= 1:
-        raise UserError(f"--random_fraction {args.random_fraction}: must be between 0 and 1")
-
-
-def parse_tasks(names: list[str]) -> tuple[str, ...]:
-    groups = {"all": task_names(), "paper": PAPER_TASKS}
-    tasks = [task for name in names for task in groups.get(name, (name,))]
-    return tuple(dict.fromkeys(canonical_task(task) for task in tasks))
+    keep_settings(Path(args.output_path), args.noted, "recording.json", vars(EnvSettings("")))
+    for task in find_tasks(args.tasks):
+        folder = Path(args.output_path) / task
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_path") from error
+        remove_abandoned(folder)
 
 
 def main() -> None:
-    config = parse_args()
+    args = parse(RecordArgs)
     select_backend()  # before any folder is made; worker processes inherit the choice
-    prepare_output(config)
-    record_all(config)
-    print(f"{config.num_episodes} episodes of {len(config.tasks)} tasks are in {config.output_path}")
+    prepare_output(args)
+    record_all(args)
+    print(f"{args.num_episodes} episodes of {len(find_tasks(args.tasks))} tasks are in {args.output_path}")
 
 
 if __name__ == "__main__":

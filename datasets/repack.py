@@ -4,15 +4,13 @@
 
 Compressed arrays become uncompressed ones, of which a clip is read through a memory map; int64 frames become uint8; and
 frames are resized on request as training does it, rounded to 8 bits. Everything else is carried over as it is, in the
-same folders; the originals are not touched. Each file is read back and compared before it gets its name, and its
-checksum is noted in ``<output_path>/manifest.jsonl``. Run the same command again to go on after an interruption, or
-with ``--verify`` to check what is there and make damaged files anew.
+same folders; the originals are not touched. Each file is read back and compared before it gets its name. Run the same
+command again to go on after an interruption, or with ``--verify`` to check what is there by the checksums that npz
+files hold and make damaged files anew. An original that is newer than its copy is repacked again.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import sys
 from collections.abc import Mapping
@@ -25,16 +23,21 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import FrameArgs, Job, Skipped, Summary, run_jobs, write_episode
-from ivideogpt.data.convert.settings_note import keep_settings
-from ivideogpt.data.convert.stored_size import StoredSize
-from ivideogpt.data.convert.trees import files_below
-from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, npz_members
+from ivideogpt.data.convert.conversion import (
+    NOTE,
+    FrameArgs,
+    Job,
+    Skipped,
+    StoredSize,
+    Summary,
+    files_below,
+    keep_settings,
+    write_episode,
+)
+from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, check_sums, npz_members
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import atomic_path
 from ivideogpt.flags import REQUIRED, option, parse
-
-MANIFEST = "manifest.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,37 +49,8 @@ class RepackArgs(FrameArgs):
     verify: bool = option(False, "compare the files already written with their checksums; damaged ones are made anew")
 
 
-@dataclass(frozen=True)
-class Made:
-    """A line of the manifest: a file, and what of."""
-
-    file: str  # relative to the output
-    checksum: str
-    source_size: int
-    source_modified: int  # ns
-
-    @classmethod
-    def of(cls, file: str, path: Path, source: Path) -> Made:
-        status = source.stat()
-        return cls(file, checksum(path), status.st_size, status.st_mtime_ns)
-
-    def is_up_to_date(self, source: Path) -> bool:
-        status = source.stat()
-        return (status.st_size, status.st_mtime_ns) == (self.source_size, self.source_modified)
-
-
-def checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-@dataclass(frozen=True)
-class RepackJob(Job):
-    file: str  # relative to the input
-
-
 def find_files(root: Path) -> list[str]:
-    """The npz files below, relative to it, in order."""
+    """List the npz files below, relative to `root`, in order."""
     if not root.is_dir():
         raise UserError(f"--input_path {root}: no such folder; expected one with .npz files in it or below")
     files = [str(path.relative_to(root)) for path in files_below(root, {".npz"})]
@@ -86,7 +60,7 @@ def find_files(root: Path) -> list[str]:
 
 
 def check_apart(source: Path, output: Path, files: list[str]) -> None:
-    """Raises UserError if an original could be overwritten, or an output taken for an original by the next run."""
+    """Raise UserError if an original could be overwritten, or an output taken for an original by the next run."""
     if output.resolve().is_relative_to(source.resolve()):
         raise UserError(f"--output_path {output} is inside --input_path {source}; choose a folder elsewhere")
     folders = sorted({os.path.dirname(file) for file in files})
@@ -96,44 +70,27 @@ def check_apart(source: Path, output: Path, files: list[str]) -> None:
             raise UserError(f"{output / folder} is a link to a folder of originals; choose another --output_path")
 
 
-def read_manifest(output: Path) -> dict[str, Made]:
-    """By file; a file made anew has a later line. A run that was killed may leave half a line."""
-    path = output / MANIFEST
-    made = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            entry = Made(**json.loads(line))
-        except (ValueError, TypeError):
-            continue
-        made[entry.file] = entry
-    return made
-
-
-def note(output: Path, made: Made) -> None:
-    """One write to the end of the file, so that lines of several processes do not mix."""
-    manifest = os.open(output / MANIFEST, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-    try:
-        os.write(manifest, f"\n{json.dumps(vars(made))}\n".encode())
-    finally:
-        os.close(manifest)
-
-
-def remove_outdated(jobs: list[RepackJob], made: Mapping[str, Made], verify: bool) -> int:
-    """Delete outputs whose source has changed or, on request, whose content has; returns the number of the latter."""
+def remove_outdated(jobs: list[Job], verify: bool) -> int:
+    """Delete outputs older than their source and, on request, damaged ones; return the number of the latter."""
     num_damaged = 0
     existing = [job for job in jobs if job.output.exists()]
     for job in tqdm(existing, desc="verify", unit="file", disable=not verify):
-        entry = made.get(job.file)
-        if entry is None:
-            raise UserError(f"{job.output} was not written by this command; choose an empty --output_path")
-        is_damaged = verify and checksum(job.output) != entry.checksum
-        if is_damaged or not entry.is_up_to_date(Path(job.source)):
-            job.output.unlink()
+        is_damaged = verify and not fits_checksums(job.output)
         num_damaged += is_damaged
+        if is_damaged or Path(job.source).stat().st_mtime_ns > job.output.stat().st_mtime_ns:
+            job.output.unlink()
     return num_damaged
 
 
-def repack(output: Path, store: StoredSize, compress: bool, job: RepackJob) -> Skipped | None:
+def fits_checksums(path: Path) -> bool:
+    try:
+        check_sums(str(path))
+    except UserError:
+        return False
+    return True
+
+
+def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | None:
     """Write a job's file, unless it cannot be read."""
     try:
         arrays = {name: repacked(member, store) for name, member in npz_members(job.source).items()}
@@ -143,7 +100,6 @@ def repack(output: Path, store: StoredSize, compress: bool, job: RepackJob) -> S
     with atomic_path(job.output) as unverified:
         write_episode(unverified, arrays, compress)
         compare(unverified, arrays)
-        note(output, Made.of(job.file, unverified, Path(job.source)))
     return None
 
 
@@ -154,10 +110,9 @@ def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
 
 
 def compare(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError unless the file holds these arrays, bit for bit."""
+    """Raise UserError unless the file holds these arrays, bit for bit."""
     members = npz_members(str(path))
     if members.keys() != arrays.keys() or not all(is_same(members[name], array) for name, array in arrays.items()):
-        path.unlink()
         raise UserError(f"{path}: read back other values than were written; check the disk and its free space")
 
 
@@ -176,19 +131,16 @@ def run(args: RepackArgs) -> Summary:
     source, output = Path(args.input_path), Path(args.output_path)
     files = find_files(source)
     check_apart(source, output, files)
+    jobs = [Job(output / file, str(source / file)) for file in files[: args.max_num_episodes]]
+    foreign = next((job.output for job in jobs if job.output.exists()), None)
+    if foreign is not None and not (output / NOTE).exists():
+        raise UserError(f"{foreign} was not written by this command; choose an empty --output_path")
     settings = {name: getattr(args, name) for name in ("resize", "square_crop", "compress")}
     keep_settings(output, settings | {"input_path": str(source.resolve())})
-    jobs = [RepackJob(output / file, str(source / file), file) for file in files[: args.max_num_episodes]]
-    num_damaged = remove_outdated(jobs, read_manifest(output), args.verify)
+    num_damaged = remove_outdated(jobs, args.verify)
     if args.verify:
         print(f"{num_damaged} files differed from their checksums")
-    return run_jobs(
-        jobs,
-        partial(repack, output, args.store, args.compress),
-        workers=args.num_workers,
-        description="repack",
-        on_bad_episode=args.on_bad_episode,
-    )
+    return args.run([jobs], partial(repack, args.store, args.compress), "repack")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python datasets/videos_to_npz.py --input_path recordings --output_path data --dataset_name my_robot --resize 64
 
-reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm,gif}`` with ``<name>.csv`` or ``<name>.npy`` and writes
+reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm}`` with ``<name>.csv`` or ``<name>.npy`` and writes
 ``data/my_robot/<name>.npz``, which trains with ``--dataset_path data --oxe_data_mixes_type folder:my_robot``. Row i of
 the actions is what was done at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
 episodes have no actions. Run the same command again to go on after an interruption.
@@ -25,21 +25,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ivideogpt.data.convert.action_files import (
     SUFFIXES,
+    ActionRows,
     Actions,
     ActionTable,
-    Alignment,
     find_action_file,
     read_actions,
 )
-from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, Skipped, Summary
-from ivideogpt.data.convert.settings_note import keep_settings
-from ivideogpt.data.convert.stored_size import StoredSize
-from ivideogpt.data.convert.trees import files_below
+from ivideogpt.data.convert.conversion import (
+    Job,
+    NpzDatasetArgs,
+    Skipped,
+    StoredSize,
+    Summary,
+    files_below,
+    keep_settings,
+)
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
-VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".gif"}
+VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"}
 NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions", "resize", "square_crop")
 MAX_EPISODE_BYTES = 4 << 30  # of frames, which are in memory until the episode is written
 
@@ -155,12 +160,12 @@ def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
     if actions is not None and actions.shape[1] != job.action_dim:
         raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0
-    clip = decode(VideoFile(job.video), Pace(args.fps, args.step), first, args.store)
+    clip = decode(VideoFile(job.video), FrameChoice(args.fps, args.step), first, args.store)
     if actions is None:
         return {"image": clip.frames}
-    alignment = Alignment.find(clip.num_recorded, len(actions), args.action_offset)
-    kept = clip.indices <= alignment.last + 1
-    chosen = actions_at(clip.indices[kept], actions, alignment, args.skipped_actions)
+    action_rows = ActionRows.find(clip.num_recorded, len(actions), args.action_offset)
+    kept = clip.indices <= action_rows.last + 1
+    chosen = actions_at(clip.indices[kept], actions, action_rows, args.skipped_actions)
     return {"image": clip.frames[kept], "action": chosen}
 
 
@@ -171,13 +176,13 @@ class Clip:
     num_recorded: int
 
 
-def decode(video: VideoFile, pace: Pace, first: int, store: StoredSize) -> Clip:
+def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize) -> Clip:
     """The chosen frames from ``first`` on, each brought to its stored size at once: a long video fits no memory."""
-    pace.check(video)
+    choice.check(video)
     recorded = Numbered(video.frames())
     frames: list[np.ndarray] = []
     indices: list[int] = []
-    for i, frame in pace.choose(recorded, first):
+    for i, frame in choice.choose(recorded, first):
         with readable_video(video.path):
             frames.append(store(rgb(frame)[None]))
         indices.append(i)
@@ -207,8 +212,8 @@ class Numbered:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """Which frames are kept."""
+class FrameChoice:
+    """Choice of the frames that are kept."""
 
     fps: float | None
     step: int
@@ -250,14 +255,14 @@ class Pace:
             before = now
 
 
-def actions_at(indices: np.ndarray, actions: Actions, alignment: Alignment, skipped: str) -> Actions:
+def actions_at(indices: np.ndarray, actions: Actions, action_rows: ActionRows, skipped: str) -> Actions:
     """Actions (n, D) at these frames, or (n - 1, D) where the last frame has none.
 
     Where actions at frames that are left out are summed or averaged, the last has none: what follows it is unknown.
     """
-    rows = indices + alignment.offset
+    rows = indices + action_rows.offset
     if skipped == "drop":
-        return actions[rows[indices <= alignment.last]]
+        return actions[rows[indices <= action_rows.last]]
     combined = [actions[start:stop].sum(axis=0) for start, stop in itertools.pairwise(rows)]
     sums: Actions = np.reshape(combined, (-1, actions.shape[1])).astype(np.float32)
     if skipped == "mean":

@@ -5,46 +5,25 @@ Without arguments: the bundled model on a bundled episode. Everything that a fla
 
 from __future__ import annotations
 
-import logging
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import torch
-from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
-from inference.utils import NPZParser, Segment
-from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
-from ivideogpt.data.clips.batches import ClipBatch
+from ivideogpt.choices import BACKEND_HELP, SAMPLING_RULES
+from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.formats.episodes import open_episode
-from ivideogpt.devices import DEVICES, choose_device
+from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.model_settings import BACKEND_HELP, ModelSettings, flags_for_several, with_settings
 from ivideogpt.evaluation.output import check_folder_can_be_written
-from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
-from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
-from ivideogpt.files import write_json
 from ivideogpt.flags import option, parse
-from ivideogpt.metrics.table import METRICS
-from ivideogpt.pretrained import ModelMetadata, language_model
-from ivideogpt.transformer import SAMPLING_RULES
-from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
-from ivideogpt.world_model import WorldModel
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-
-logger = logging.getLogger(__name__)
-
-Scores = dict[str, dict[str, Tensor]]  # of what, by which metric, (N, F)
 
 
 @dataclass(frozen=True)
@@ -83,25 +62,6 @@ class PredictArgs:
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """Futures of one clip, all on the CPU in [0, 1]. F future frames, N samples.
-
-    Attributes:
-        context: (t, 3, H, W) reconstructed.
-        futures: (N, F, 3, H, W).
-        references: what to measure them against, (1, F, 3, H, W) each.
-        rewards: (N, F) if the model predicts them.
-        seconds: what the futures took, reading the context included.
-    """
-
-    context: Tensor
-    futures: Tensor
-    references: dict[str, Tensor]
-    rewards: Tensor | None
-    seconds: float
-
-
 def with_episode(args: PredictArgs) -> PredictArgs:
     """The first bundled episode where none is named. Opened before a model is loaded, or even downloaded."""
     args = args if args.input_path is not None else with_bundled_episode(args)
@@ -120,172 +80,12 @@ def with_bundled_episode(args: PredictArgs) -> PredictArgs:
     return replace(args, input_path=str(samples[0]))
 
 
-def load_model(args: PredictArgs) -> WorldModel:
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = WorldModel.from_pretrained(
-        args.pretrained_model_name_or_path, choose_device(args.device), dtype, args.backend
-    )
-    return adapt(model, args)
-
-
-def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
-    """The model with what the flags say in place of what its checkpoint says, where that can be had."""
-    demand_what_is_fixed(model.metadata, args)
-    context_length = args.context_length or model.metadata.context_length
-    settings = ModelSettings(
-        context_length=context_length,
-        segment_length=context_length + args.horizon if args.horizon else args.segment_length,
-        goal_conditioned=args.goal_conditioned,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
-    )
-    return with_settings(model, settings)
-
-
-def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
-    if args.action_conditioned and metadata.action_dim is None:
-        raise UserError("--action_conditioned was given, but the checkpoint is action-free")
-    for flag in ("resolution", "action_dim"):
-        asked, fixed = getattr(args, flag), getattr(metadata, flag)
-        if asked is not None and asked != fixed:
-            raise UserError(
-                f"--{flag} {asked} was given, but {args.pretrained_model_name_or_path} has {fixed}: leave it out"
-            )
-
-
-def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
-    """Frames of the episode from one frame of the segment to the next, if so many fit."""
-    names = [] if dataset_name is None else [dataset_name]
-    info = dataset_info(dataset_name or "")
-    step = info.step(stepsize_as_trained(names, metadata.dataset_step))
-    if dataset_name is not None and not is_known(dataset_name):
-        logger.warning(
-            "--dataset_name %s is in no table: frames are %d apart, from array %r", dataset_name, step, info.image_key
-        )
-    return step
-
-
-def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
-    """What the model is shown and what really followed. A goal-conditioned model sees the last frame first."""
-    assert args.input_path is not None
-    step = frame_step(args.dataset_name, metadata)
-    np.random.seed(args.seed)  # the parser's first draw is where the segment starts
-    segment = NPZParser(metadata.segment_length, metadata.resolution).parse_segment(
-        args.input_path,
-        args.dataset_name,
-        load_action=metadata.action_dim is not None,
-        action_dim=metadata.action_dim,
-        step=step,
-    )
-    if metadata.goal_conditioned:
-        *others, goal = segment.indices
-        return replace(segment, frames=segment.frames.roll(1, dims=0), indices=(goal, *others))
-    return segment
-
-
-def number_of_samples(args: PredictArgs, model: WorldModel) -> int:
-    """One where all would be equal."""
-    if args.repeat_times == 1 or not model.metadata.generation.is_deterministic:
-        return args.repeat_times
-    several = flags_for_several(model.metadata.generation)
-    print(f"one future, as the checkpoint leaves nothing to chance; {several} samples several", flush=True)
-    return 1
-
-
-@torch.inference_mode()
-def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) -> Prediction:
-    clip = ClipBatch(segment.frames[None], None if segment.actions is None else segment.actions[None])
-    started = time.perf_counter()
-    rollout = sample_futures(model, clip, seed, num_samples)
-    futures = rollout.frames[0].cpu()  # waits for the device
-    seconds = time.perf_counter() - started
-    return Prediction(
-        context=rollout.context[0].cpu(),
-        futures=futures,
-        references={name: frames.cpu() for name, frames in references(model, clip.frames).items()},
-        rewards=None if rollout.rewards is None else rollout.rewards[0].cpu(),
-        seconds=seconds,
-    )
-
-
-def score(segment: Segment, prediction: Prediction) -> Scores:
-    """Every predicted frame, (N, F), of the prediction and of what it is to be measured against."""
-    truth = segment.frames[len(prediction.context) :]
-    scored = {"prediction": prediction.futures, **prediction.references}
-    return {name: score_frames(truth, frames) for name, frames in scored.items()}
-
-
-def summarise(scores: Scores) -> dict[str, dict[str, float]]:
-    """Means over frames and samples; the best sample is chosen for each metric by itself."""
-    summary = {name: {key: float(values.mean()) for key, values in of.items()} for name, of in scores.items()}
-    best = {key: float(values.mean(dim=1).max()) for key, values in scores["prediction"].items()}
-    return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
-
-
-def precisions(model: WorldModel) -> str:
-    tokenizer, transformer = (
-        str(network.dtype).removeprefix("torch.") for network in (model.tokenizer, language_model(model.transformer))
-    )
-    return tokenizer if tokenizer == transformer else f"tokenizer {tokenizer}, transformer {transformer}"
-
-
-def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: Prediction) -> dict[str, Any]:
-    """What ``metrics.json`` says. Scores are over predicted frames only."""
-    scores = score(segment, prediction)
-    per_frame = {name: {key: values.mean(dim=0).tolist() for key, values in of.items()} for name, of in scores.items()}
-    return {
-        "model": args.pretrained_model_name_or_path,
-        "input_path": args.input_path,
-        "dataset_name": args.dataset_name,
-        "frames": segment.indices,
-        "metadata": asdict(model.metadata),
-        "num_samples": len(prediction.futures),
-        "seed": args.seed,
-        "device": str(model.device),
-        "dtype": precisions(model),
-        "scores": summarise(scores),
-        "scores_per_frame": per_frame,
-        "scores_per_sample": {key: values.mean(dim=1).tolist() for key, values in scores["prediction"].items()},
-        "rewards": None if prediction.rewards is None else prediction.rewards.tolist(),
-        "seconds": prediction.seconds,
-        "frames_per_second": prediction.futures[:, :, 0, 0, 0].numel() / prediction.seconds,
-    }
-
-
-def write(args: PredictArgs, segment: Segment, prediction: Prediction, metrics: dict[str, Any]) -> None:
-    folder = Path(args.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    truth = to_pixels(segment.frames)
-    samples = [to_pixels(torch.cat([prediction.context, future])) for future in prediction.futures]
-    for j, sample in enumerate(samples):
-        write_gif(folder / f"pred-samples-{j}.gif", side_by_side([truth, sample]), fps=4)
-    title = f"{Path(args.pretrained_model_name_or_path).name}: {Path(metrics['input_path']).stem}"
-    groups = [sample_rows(truth, sample, f"sample {j}") for j, sample in enumerate(samples)]
-    write_png(folder / "contact-sheet.png", contact_sheet(groups, len(prediction.context), title))
-    write_json(folder / "metrics.json", metrics)
-
-
-def print_table(args: PredictArgs, metrics: dict[str, Any]) -> None:
-    shown = [METRICS[name] for name in metrics["scores"]["prediction"]]
-    print(f"\n{'predicted frames only':<24}" + "".join(f"{metric.label:>8}" for metric in shown))
-    for name, scores in metrics["scores"].items():
-        print(
-            f"{name.replace('_', ' '):<24}"
-            + "".join(f"{scores[metric.name]:>8.{metric.decimals}f}" for metric in shown)
-        )
-    print(f"\n{metrics['frames_per_second']:.1f} frames per second on {metrics['device']} ({metrics['dtype']})")
-    print(f"pred-samples-*.gif, contact-sheet.png and metrics.json are in {args.output_path}")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     args = with_episode(parse(PredictArgs, argv))
-    model = load_model(args)
-    segment = read_segment(args, model.metadata)
-    prediction = predict(model, segment, number_of_samples(args, model), args.seed)
-    metrics = report(args, segment, model, prediction)
-    write(args, segment, prediction, metrics)
-    print_table(args, metrics)
+    # PyTorch takes seconds to import: wrong flags, and --help, are answered before.
+    from inference.prediction import run
+
+    run(args)
 
 
 if __name__ == "__main__":

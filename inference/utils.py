@@ -1,4 +1,4 @@
-"""Reading one clip for a prediction from an npz episode."""
+"""Read one clip for a prediction from an npz episode."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Segment:
 
 
 class NPZParser:
-    """Cuts one random segment out of an episode. NumPy's global generator decides where: see ``numpy.random.seed``."""
+    """Cuts one random segment out of an episode. NumPy's global generator chooses its start: ``numpy.random.seed``."""
 
     def __init__(self, segment_length: int, image_size: int = 64) -> None:
         self.segment_length = segment_length
@@ -36,7 +36,7 @@ class NPZParser:
     def parse(
         self, path: str | os.PathLike[str], dataset_name: str | None = None, load_action: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Frames (T, 3, S, S) in [0, 1] and, if asked for, actions (T, D)."""
+        """Return frames (T, 3, S, S) in [0, 1] and, if asked for, actions (T, D)."""
         segment = self.parse_segment(path, dataset_name, load_action)
         return segment.frames, segment.actions
 
@@ -49,7 +49,7 @@ class NPZParser:
         action_dim: int | None = None,
         step: int | None = None,
     ) -> Segment:
-        """The same, with rewards too.
+        """Return frames and, if asked for, actions and rewards.
 
         Args:
             action_dim: refuse an episode with another one.

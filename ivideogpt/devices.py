@@ -1,12 +1,14 @@
-"""Where a command runs."""
+"""The device that a command runs on, and the launcher that started its processes."""
 
 from __future__ import annotations
 
 import os
-
-import torch
+from typing import TYPE_CHECKING
 
 from ivideogpt.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # By which MPI, SLURM and their kin tell a process how many there are.
 FOREIGN_COUNTS = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "WORLD_SIZE")
@@ -15,7 +17,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 def check_launcher() -> None:
-    """Find out before any process waits for another: torchrun and ``accelerate launch`` start several, nothing else.
+    """Refuse launchers other than torchrun and ``accelerate launch`` before any process waits for another.
 
     Other launchers' variables also stay behind in shells and containers, where accelerate would take them for its own.
 
@@ -34,11 +36,13 @@ def check_launcher() -> None:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that ``--device`` names; of several processes on a machine each gets a GPU of its own.
+    """Return the device that ``--device`` names; each of several processes on a machine gets a GPU of its own.
 
     Raises:
         UserError: there is none, or there are fewer GPUs than processes.
     """
+    import torch  # here, as commands read DEVICES for --help
+
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])

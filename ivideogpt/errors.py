@@ -11,16 +11,16 @@ from importlib.util import find_spec
 
 
 class UserError(ValueError):
-    """Something given to us does not fit. The message says what was given, what was expected and what to change."""
+    """An error that the user can solve. The message says what was given, what was expected and what to change."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of its message; its kind where it has none."""
+    """Return the first line of an error's message, or the error's class where it has no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def require(*packages: str, extra: str = "data") -> None:
-    """Raises UserError naming the extra to install if one of these optional packages is missing."""
+    """Raise UserError naming the extra to install if one of these optional packages is missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Small files: whole or absent, read with an answer for every way they can be wrong. Knows nothing of the package."""
+"""Write files and folders atomically; read JSON with a clear error for every defect. Knows nothing of the package."""
 
 from __future__ import annotations
 

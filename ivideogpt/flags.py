@@ -20,7 +20,7 @@ class Flags(Protocol):
     """A dataclass whose fields are :func:`option`."""
 
     def validate(self) -> None:
-        """Raises UserError if the flags do not fit together."""
+        """Raise UserError if the flags do not fit together."""
 
 
 Args = TypeVar("Args", bound=Flags)
@@ -36,16 +36,24 @@ def option(
     minimum: float | None = None,
     inert: bool = False,
     positional: bool = False,
+    negatable: bool = False,
 ) -> Any:
-    """A dataclass field that is a command-line flag, or an argument without one."""
+    """A dataclass field that is a command-line flag, or an argument without one; negatable: with ``--no-`` too."""
     metadata = {
         "help": help,
         "choices": choices,
         "minimum": minimum,
         "inert": inert,
         "positional": positional,
+        "negatable": negatable,
     }
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def redefine(base: type, name: str, default: Any, help: str | None = None) -> Any:
+    """A flag of a base class with another default, and another help if that is given."""
+    metadata = base.__dataclass_fields__[name].metadata  # type: ignore[attr-defined]
+    return dataclasses.field(default=default, metadata=metadata if help is None else {**metadata, "help": help})
 
 
 def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
@@ -83,11 +91,22 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], ki
         settings["required"] = True
     else:
         settings["default"] = field.default
-    if kind is bool:  # a switch, which may also be given as --flag True or --flag False
+    if field.metadata["negatable"]:
+        settings["action"] = argparse.BooleanOptionalAction
+    elif typing.get_origin(kind) is tuple:  # several words; argparse would make a list of them
+        settings |= {"nargs": "+", "type": typing.get_args(kind)[0], "action": _StoreTuple}
+    elif kind is bool:  # a switch, which may also be given as --flag True or --flag False
         settings |= {"nargs": "?", "const": True, "type": _parse_bool}
     else:
         settings |= {"type": kind, "choices": field.metadata["choices"] or None}
     parser.add_argument(f"--{field.name}", **settings)
+
+
+class _StoreTuple(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        setattr(namespace, self.dest, tuple(values))
 
 
 def _parse_bool(text: str) -> bool:
@@ -97,7 +116,7 @@ def _parse_bool(text: str) -> bool:
 
 
 def _without_none(hint: Any) -> type:
-    """``int`` for ``int | None``."""
+    """Return ``int`` for ``int | None``."""
     if isinstance(hint, types.UnionType):
         (kind,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
         return kind

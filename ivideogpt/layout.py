@@ -1,4 +1,4 @@
-"""Where every token of a clip lives. Knows positions and id ranges; knows no network.
+"""The position and the id range of every token of a clip. Knows no network.
 
 ::
 
@@ -69,12 +69,12 @@ class TokenLayout:
 
     @property
     def prompt_length(self) -> int:
-        """All context frames and the first future separator."""
+        """Number of tokens of all context frames and the first future separator."""
         return (self.context_tokens + 1) * self.context_frames
 
     @property
     def step_length(self) -> int:
-        """Tokens that one more future frame adds: its separator and its codes."""
+        """Number of tokens that one more future frame adds: its separator and its codes."""
         return self.dynamics_tokens + 1
 
     @property
@@ -103,11 +103,11 @@ class TokenLayout:
         return replace(self, future_frames=future_frames)
 
     def future_frames_that_fit(self, num_positions: int) -> int:
-        """How many future frames a model with ``num_positions`` positions can hold after the prompt."""
+        """Return how many future frames a model with ``num_positions`` positions can hold after the prompt."""
         return max((num_positions - self.prompt_length + 1) // self.step_length, 0)
 
     def future_frames_in(self, sequence_length: int) -> int:
-        """Number of future frames in a sequence of this length (a final separator does not count).
+        """Return the number of future frames in a sequence of this length (a final separator does not count).
 
         Raises:
             ValueError: the length is not that of a whole number of frames.
@@ -121,12 +121,12 @@ class TokenLayout:
         return future_frames
 
     def pack(self, codes: FrameTokens) -> Tensor:
-        """Codes to one flat sequence of ids, (B, sequence_length) int64."""
+        """Join codes into one flat sequence of ids, (B, sequence_length) int64."""
         prompt = self.pack_context(codes.context)
         return torch.cat([prompt[:, :-1], self.pack_dynamics(codes.dynamics)], dim=1)
 
     def pack_context(self, context: Tensor) -> Tensor:
-        """Context codes (B, t, 256) to the prompt (B, 257 t), which ends with the first future separator."""
+        """Join context codes (B, t, 256) into the prompt (B, 257 t), which ends with the first future separator."""
         batch = context.shape[0]
         prompt = context.new_full((batch, self.context_frames, self.context_tokens + 1), self.frame_separator)
         prompt[:, :, :-1] = context
@@ -134,31 +134,31 @@ class TokenLayout:
         return prompt.flatten(1)
 
     def pack_dynamics(self, dynamics: Tensor) -> Tensor:
-        """Dynamics codes (B, n, 16) to n frames of ids (B, 17 n), each with its separator in front."""
+        """Join dynamics codes (B, n, 16) into n frames of ids (B, 17 n), each with its separator in front."""
         batch, frames = dynamics.shape[:2]
         ids = dynamics.new_full((batch, frames, self.step_length), self.future_separator)
         ids[:, :, 1:] = dynamics + self.context_codes
         return ids.flatten(1)
 
     def unpack(self, ids: Tensor) -> FrameTokens:
-        """Flat ids to codes. Separator positions are ignored, dynamics positions are clamped into their range."""
+        """Split flat ids into codes. Separators are ignored, dynamics positions are clamped into their range."""
         frames = self.future_frames_in(ids.shape[1])
         first = self.prompt_length - 1
         dynamics = ids[:, first : first + frames * self.step_length].unflatten(1, (frames, self.step_length))[:, :, 1:]
         return FrameTokens(context=self.unpack_context(ids), dynamics=self.local_dynamics(dynamics))
 
     def unpack_context(self, ids: Tensor) -> Tensor:
-        """The prompt, with or without the separator at its end or what follows, to context codes (B, t, 256)."""
+        """Return the context codes (B, t, 256) of a sequence that begins with a prompt; the rest of it is ignored."""
         context = ids[:, : self.prompt_length - 1]
         context = torch.cat([context, context.new_zeros(len(ids), 1)], dim=1)
         return context.unflatten(1, (self.context_frames, self.context_tokens + 1))[:, :, :-1]
 
     def local_dynamics(self, ids: Tensor) -> Tensor:
-        """Ids at dynamics positions to codes of the dynamics codebook; ids outside its range are clamped into it."""
+        """Convert ids at dynamics positions to codes of the dynamics codebook, clamped into its range."""
         return (ids - self.context_codes).clamp(0, self.dynamics_codes - 1)
 
     def labels(self, ids: Tensor) -> Tensor:
-        """Next-token targets: the ids themselves, ``IGNORED_LABEL`` up to and including the first future separator."""
+        """Return next-token targets: the ids, with ``IGNORED_LABEL`` up to and including the first future separator."""
         labels = ids.clone()
         labels[:, : self.prompt_length] = IGNORED_LABEL
         return labels

@@ -1,5 +1,7 @@
 """Training losses as functions of model outputs, shared by the training scripts and model-based RL.
 
+The GAN loss, which needs an optimizer of its own, is in :mod:`ivideogpt.training.tokenizer.gan`.
+
 Dimension keys: B clips, T = t + F frames, t context frames, F future frames, L tokens, D action dimension.
 """
 
@@ -29,7 +31,7 @@ class LossTerms:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
     def detached(self) -> dict[str, Tensor]:
-        """Every number for the log, without its graph, still on its device."""
+        """Return every number for the log, without its graph, still on its device."""
         return {"loss": self.total.detach(), **{name: part.detach() for name, part in self.parts.items()}}
 
 
@@ -62,7 +64,7 @@ class TokenizerLoss:
         self.lpips = lpips
 
     def __call__(self, frames: Tensor, output: Any, num_context: int) -> LossTerms:
-        """``frames`` (B, T, 3, H, W) in [0, 1], ``output`` what the tokenizer's forward returned with its losses."""
+        """Compute the loss of ``frames`` (B, T, 3, H, W) in [0, 1] from the ``output`` of the tokenizer's forward."""
         context, future = frames[:, :num_context], frames[:, num_context:]
         config = self.config
         future_share, context_share = self._shares(context.shape[1], future.shape[1])
@@ -110,30 +112,30 @@ class TokenizerLoss:
 
 
 def _motion(context: Tensor, future: Tensor) -> Tensor:
-    """How much each future pixel differs from the last context frame, 0 to 1: (B, F, 1, H, W)."""
+    """Difference of each future pixel from the last context frame, scaled to 0..1: (B, F, 1, H, W)."""
     return (_change(context, future) / FULL_MOTION).clamp(max=1)
 
 
 def _change(context: Tensor, future: Tensor) -> Tensor:
-    """Of each future pixel since the last context frame, the largest of its channels: (B, F, 1, H, W)."""
+    """Largest change of a channel of each future pixel since the last context frame: (B, F, 1, H, W)."""
     return (future - context[:, -1:]).abs().amax(dim=2, keepdim=True)
 
 
 def moving_patches(frames: Tensor, num_context: int) -> Tensor:
-    """Which patches, one a dynamics token, differ from the last context frame: (B F, 16) of clips (B, T, 3, H, W)."""
+    """Mask patches, one a dynamics token, that differ from the last context frame: clips (B, T, ...) to (B F, 16)."""
     change = _change(frames[:, :num_context], frames[:, num_context:]).flatten(0, 1)
     return F.adaptive_max_pool2d(change, DYNAMICS_GRID).flatten(1) > NO_MOTION
 
 
 def _energy_ratio(latents: Tensor, moving: Tensor) -> Tensor:
-    """Mean square of the still latents, as a share of that of the moving ones, which have no gradient; 0 without any.
+    """Mean square of the still latents divided by that of the moving ones, without gradient; 0 if nothing moves.
 
     Latents (N, patches, d), ``moving`` (N, patches).
     """
     energy = latents.square().mean(dim=-1)
-    of_moving = (energy.detach() * moving).sum() / moving.sum().clamp(min=1)
-    of_still = (energy * ~moving).sum() / (~moving).sum().clamp(min=1)
-    return torch.where(moving.any(), of_still / of_moving.clamp(min=1e-6), 0)
+    moving_energy = (energy.detach() * moving).sum() / moving.sum().clamp(min=1)
+    still_energy = (energy * ~moving).sum() / (~moving).sum().clamp(min=1)
+    return torch.where(moving.any(), still_energy / moving_energy.clamp(min=1e-6), 0)
 
 
 def _gradient_difference(reconstruction: Tensor, truth: Tensor, weights: Tensor) -> Tensor:
@@ -145,14 +147,14 @@ def _gradient_difference(reconstruction: Tensor, truth: Tensor, weights: Tensor)
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Of a discriminator's logits of real and of reconstructed frames, any shape."""
+    """Hinge loss of a discriminator's logits of real and of reconstructed frames, any shape."""
     return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
 
 
 def adaptive_weight(reference: Tensor, loss: Tensor, parameter: Tensor) -> Tensor:
-    """By what ``loss`` is to be multiplied so that its gradient at ``parameter`` is as long as that of ``reference``.
+    """VQGAN adaptive weight: |gradient of ``reference``| / |gradient of ``loss``| at ``parameter``, at most 10,000.
 
-    Both graphs are kept. At most 10,000 (VQGAN, Esser et al. 2021, equation 7).
+    Both graphs are kept (VQGAN, Esser et al. 2021, equation 7).
     """
     (wanted,) = torch.autograd.grad(reference, parameter, retain_graph=True)
     (found,) = torch.autograd.grad(loss, parameter, retain_graph=True)

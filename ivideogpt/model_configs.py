@@ -1,4 +1,4 @@
-"""What a network's config.json may say: types and ranges, checked before anything is built. Knows no network."""
+"""Types and ranges of the values in a network's config.json, checked before anything is built. Knows no network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the project's own files are, wherever a command is run from."""
+"""Paths of the project's own files, wherever a command is run from."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ I3D_FILE = "pretrained_models/i3d/i3d_torchscript.pt"
 
 
 def here_or_in_project(path: str | Path) -> Path:
-    """Defaults name files of the project: a path that is not in the current directory is looked for there."""
+    """Return the path if it exists, else the path below the project's root, which defaults are relative to."""
     return Path(path) if Path(path).exists() else PROJECT / path

@@ -1,4 +1,4 @@
-"""Ranges of pixel values, and the refusal of frames in another one: numbers computed from them would mean nothing."""
+"""Ranges of pixel values, and the check that frames are in the expected one: scores of others would mean nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TOLERANCE = 1e-3  # of the larger bound: resizing and 16-bit floats overshoot by
 
 
 class PixelRange(NamedTuple):
-    """Bounds of floating-point pixels, and what brings others there."""
+    """Bounds of floating-point pixels, and advice on how to convert others to them."""
 
     low: float
     high: float

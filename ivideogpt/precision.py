@@ -1,4 +1,4 @@
-"""Where float32 must mean float32, and where a user decides what ``"auto"`` means."""
+"""Exact float32 where it matters, and the environment variable that fixes the precision ``"auto"``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def forced_bfloat16() -> bool | None:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """TF32 off for the duration, in products and in convolutions: it has no more mantissa than float16."""
+    """Switch TF32 off for the duration, in products and in convolutions: it has no more mantissa than float16."""
     products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
     before = products.allow_tf32, convolutions.allow_tf32
     products.allow_tf32 = convolutions.allow_tf32 = False

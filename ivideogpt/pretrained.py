@@ -1,4 +1,4 @@
-"""The one loader and saver of checkpoints: folders, hub ids, configs, metadata. Strict; float32 unless asked otherwise.
+"""The one loader and saver of checkpoints: folders, hub ids, configs. Strict; float32 unless asked otherwise.
 
 ::
 
@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import re
-import reprlib
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -26,26 +23,23 @@ import torch
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import check_fields, read_json, write_json, write_text
+from ivideogpt.files import read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
 from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
-from ivideogpt.state_dicts import load_strict, num_parameters, read_tensors, save_tensors, tensor_names, weights_file
-from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, Sampling, rotary_embedding
+from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file, without_values
+from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
 
 Transformer: TypeAlias = LlamaForCausalLM | HeadModelWithAction
 
-METADATA_FILE = "ivideogpt.json"
 CONFIG_FILE = "config.json"
 TOKENIZER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER_WEIGHTS = "model.safetensors"
 LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
 OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
-RELEASED_SEGMENT_LENGTH = 16
-MAX_NUMBER = 2**20  # of frames, pixels, dimensions: more is no model
 
 # Released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings.
 LLAMA_KEYS = (
@@ -70,104 +64,7 @@ LLAMA_KEYS = (
 )
 
 
-# ---- metadata
-
-
-@dataclass(frozen=True)
-class ActionNormalization:
-    """Actions were trained as ``(action - mean) / std``; sessions apply it, so that callers give raw actions."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, actions: Tensor) -> Tensor:
-        return (actions - actions.new_tensor(self.mean)) / actions.new_tensor(self.std)
-
-
-@dataclass(frozen=True)
-class ModelMetadata:
-    """What a model needs to be used correctly and its tensors do not say.
-
-    Attributes:
-        resolution: side of its square frames.
-        context_length: number of context frames.
-        segment_length: number of frames of a training clip.
-        dataset_step: distance of a clip's frames in the episodes it was trained on; None if unknown.
-        action_dim: length of an action; None if action-free.
-        action_normalization: applied to actions before the model sees them.
-        reward_prediction: it predicts rewards.
-        symlog: its rewards were trained in symlog space.
-        goal_conditioned: the first context frame is the goal, the final frame of the clip.
-        generation: default sampling.
-    """
-
-    resolution: int
-    context_length: int
-    segment_length: int = RELEASED_SEGMENT_LENGTH
-    dataset_step: int | None = None
-    action_dim: int | None = None
-    action_normalization: ActionNormalization | None = None
-    reward_prediction: bool = False
-    symlog: bool = False
-    goal_conditioned: bool = False
-    generation: Sampling = field(default_factory=Sampling)
-
-    def __post_init__(self) -> None:
-        check_fields(self, dict.fromkeys(("resolution", "context_length", "dataset_step", "action_dim"), 1), MAX_NUMBER)
-        check_fields(self.generation, highest=MAX_NUMBER)
-        if self.segment_length <= self.context_length:
-            raise UserError(
-                f"segment_length {self.segment_length} leaves no frame to predict after context_length "
-                f"{self.context_length}: it counts the context"
-            )
-        if self.action_normalization is not None:
-            numbers = (*self.action_normalization.mean, *self.action_normalization.std)
-            if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
-                raise UserError(f"action_normalization is {reprlib.repr(numbers)}, expected numbers")
-            lengths = [len(self.action_normalization.mean), len(self.action_normalization.std)]
-            if lengths != [self.action_dim, self.action_dim]:
-                raise UserError(
-                    f"action_normalization has a mean of {lengths[0]} and a std of {lengths[1]} numbers, expected "
-                    f"action_dim = {self.action_dim} of each"
-                )
-
-    @classmethod
-    def infer(cls, tokenizer: CompressiveVQModel, transformer: Transformer) -> ModelMetadata:
-        """What the networks themselves say, for checkpoints without metadata."""
-        conditioned = transformer if isinstance(transformer, HeadModelWithAction) else None
-        return cls(
-            resolution=tokenizer.config.resolution,
-            context_length=tokenizer.context_length,
-            segment_length=conditioned.segment_length if conditioned else RELEASED_SEGMENT_LENGTH,
-            action_dim=conditioned.action_dim if conditioned else None,
-            reward_prediction=conditioned is not None and conditioned.has_reward_head,
-        )
-
-    @classmethod
-    def read(cls, folder: Path) -> ModelMetadata | None:
-        """The metadata of a model folder; None if it has none."""
-        file = folder / METADATA_FILE
-        if not file.is_file():
-            return None
-        values = read_json(file)
-        try:
-            if values.get("action_normalization") is not None:
-                values["action_normalization"] = ActionNormalization(
-                    **{key: tuple(numbers) for key, numbers in values["action_normalization"].items()}
-                )
-            values["generation"] = Sampling(**values.get("generation", {}))
-            return cls(**values)
-        except UserError as error:
-            raise UserError(f"{file}: {error}") from error
-        except (TypeError, AttributeError) as error:  # an unknown key, or no object where one is expected
-            known = ", ".join(each.name for each in fields(cls))
-            raise UserError(f"{file}: {error}; its keys are {known}") from error
-
-    def write(self, folder: Path) -> None:
-        write_json(folder / METADATA_FILE, asdict(self))
-
-
-# ---- where things are
+# ---- folders and the hub
 
 
 def resolve_folder(path_or_hub_id: str | Path) -> Path:
@@ -216,24 +113,18 @@ def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None)
     """The tokenizer of a model folder, a run folder, its own folder, or a hub id, in eval mode."""
     folder = tokenizer_folder(path_or_hub_id)
     config = folder / CONFIG_FILE
-    values = read_json(config)
-    check_tokenizer_config(values, config)
-    held = num_parameters(weights_file(folder, TOKENIZER_WEIGHTS))
-    with described_by(config), torch.device("meta"):
-        described = sum(tensor.numel() for tensor in CompressiveVQModel.from_config(values).state_dict().values())
-    if described > 2 * held:  # less of a difference gets a message that names the tensors
-        raise UserError(f"{config} describes a network of {described} parameters, {TOKENIZER_WEIGHTS} holds {held}")
+    check_tokenizer_config(read_json(config), config)
     return CompressiveVQModel.from_pretrained(folder, torch_dtype=dtype or torch.float32).eval()
 
 
 def is_plain_tokenizer(path_or_hub_id: str | Path) -> bool:
-    """Does the folder hold an ordinary VQ-VAE, such as aMUSEd's: the halves for context frames and nothing else?"""
+    """Return whether the folder holds an ordinary VQ-VAE, such as aMUSEd's: the context branch and nothing else."""
     file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
     return file.is_file() and {name.partition(".")[0] for name in tensor_names(file)} == PLAIN_PARTS
 
 
 def initialise_from_plain_tokenizer(tokenizer: CompressiveVQModel, path_or_hub_id: str | Path) -> None:
-    """Load an ordinary VQ-VAE into a new tokenizer. The halves for future frames are copies; the rest is logged."""
+    """Load an ordinary VQ-VAE into a new tokenizer. The future branch is a copy; the rest is logged."""
     file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
     may_lack = [name for name in tokenizer.state_dict() if name.partition(".")[0] not in PLAIN_PARTS]
     load_strict(tokenizer, read_tensors(file), str(file), may_lack)
@@ -278,7 +169,7 @@ def build_transformer(
     reward_prediction: bool = False,
     action_recon: float | None = None,
 ) -> Transformer:
-    """A new transformer with random weights, for clips of ``layout``, whose vocabulary replaces the config's.
+    """Build a new transformer with random weights for clips of ``layout``, whose vocabulary replaces the config's.
 
     An ``action_dim`` makes it action-conditioned; the two heads exist for such models only. ``config`` is not changed.
     """
@@ -307,7 +198,7 @@ def load_transformer(
     config: LlamaConfig | None = None,
     dtype: torch.dtype | None = None,
 ) -> Transformer:
-    """The transformer of a model folder, its own folder, or a hub id, in eval mode.
+    """Load the transformer of a model folder, its own folder, or a hub id, in eval mode.
 
     Args:
         layout: the tokenizer's, for clips of the model's segment length.
@@ -320,7 +211,7 @@ def load_transformer(
         _check_vocabulary(config, layout, folder)
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
-    with described_by(folder / CONFIG_FILE), torch.device("meta"):
+    with described_by(folder / CONFIG_FILE), without_values():
         transformer = build_transformer(config, layout, **_heads_in(tensors, file))
     load_strict(transformer, tensors, str(file), assign=True)
     model = language_model(transformer).model
@@ -370,12 +261,12 @@ def save_transformer(
 
 
 def language_model(transformer: nn.Module) -> LlamaForCausalLM:
-    """The LLaMA itself, of either kind of transformer."""
+    """Return the LLaMA itself, of either kind of transformer."""
     return transformer.llm if isinstance(transformer, HeadModelWithAction) else cast(LlamaForCausalLM, transformer)
 
 
 def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
-    """What an action-conditioned file says about its heads, as arguments of :func:`build_transformer`."""
+    """Return the heads of an action-conditioned file as arguments of :func:`build_transformer`."""
     if not _is_action_conditioned(tensors):
         return {}
     if "action_linear.weight" not in tensors:
@@ -391,25 +282,25 @@ def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
 
 
 def _load_internal_llm(transformer: Transformer, tensors: Mapping[str, Tensor], file: Path) -> set[str]:
-    """Returns the names that were loaded, as the transformer calls them."""
-    of_llm = tensors
+    """Load only the language model. Returns the names that were loaded, as the transformer calls them."""
+    llm_tensors = tensors
     if _is_action_conditioned(tensors):
-        of_llm = {
+        llm_tensors = {
             name.removeprefix(LLM_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(LLM_PREFIX)
         }
-    load_strict(language_model(transformer), of_llm, str(file))
+    load_strict(language_model(transformer), llm_tensors, str(file))
     if not isinstance(transformer, HeadModelWithAction):
-        return set(of_llm)
-    loaded = {LLM_PREFIX + name for name in of_llm}
+        return set(llm_tensors)
+    loaded = {LLM_PREFIX + name for name in llm_tensors}
     weight = tensors.get("action_linear.weight")
     if weight is not None and weight.shape == transformer.action_linear.weight.shape:
-        of_actions = {name: tensors[name] for name in ("action_linear.weight", "action_linear.bias") if name in tensors}
+        names = [name for name in ("action_linear.weight", "action_linear.bias") if name in tensors]
         load_strict(
             transformer.action_linear,
-            {name.removeprefix("action_linear."): tensor for name, tensor in of_actions.items()},
+            {name.removeprefix("action_linear."): tensors[name] for name in names},
             f"action_linear of {file}",
         )
-        loaded |= set(of_actions)
+        loaded |= set(names)
     return loaded
 
 

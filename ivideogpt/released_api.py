@@ -1,4 +1,4 @@
-"""What users of the released code call and this code does not."""
+"""Names that users of the released code call and that this code does not."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Evaluator(nn.Module):
         self.i3d = None if i3d_path is None else I3D(Path(i3d_path))
 
     def forward(self, truth: Tensor, prediction: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """``truth`` (B, T, 3, H, W), ``prediction`` (N B, T, 3, H, W), sample by sample: MSE, PSNR, SSIM, LPIPS."""
+        """Score ``prediction`` (N B, T, 3, H, W), sample by sample, against ``truth`` (B, T, 3, H, W)."""
         if truth.ndim != 5 or prediction.shape[1:] != truth.shape[1:] or len(prediction) % len(truth):
             raise UserError(
                 f"predictions have shape {tuple(prediction.shape)}, expected (N B, T, 3, H, W), sample by sample, for "
@@ -45,7 +45,7 @@ class Evaluator(nn.Module):
             )
         samples = prediction.unflatten(0, (-1, len(truth))).transpose(0, 1)
         scores = FrameScorer(self.lpips, self.max_batchsize)(truth, samples)
-        means = {name: best_of_samples(name, of.mean(dim=-1)).mean() for name, of in scores.items()}
+        means = {name: best_of_samples(name, frame_scores.mean(dim=-1)).mean() for name, frame_scores in scores.items()}
         lpips = means.get("lpips", torch.full_like(means["mse"], torch.nan))
         return means["mse"], means["psnr"], means["ssim"], lpips
 
@@ -55,7 +55,7 @@ class Evaluator(nn.Module):
         return None if self.i3d is None else self.i3d.network
 
     def features(self, videos: Tensor) -> Tensor:
-        """Videos (n, T, 3, H, W) in [0, 1] to I3D features (n, d), for :class:`FeatureStats`."""
+        """Compute I3D features (n, d) of videos (n, T, 3, H, W) in [0, 1], for :class:`FeatureStats`."""
         if self.i3d is None:
             raise UserError("no I3D network: make the Evaluator with i3d_path")
         return self.i3d.in_parts(videos, self.max_batchsize)

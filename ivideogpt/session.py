@@ -1,4 +1,4 @@
-"""Rolling a world model out, a frame at a time: one :class:`Session` for prediction, imagination, planning and play.
+"""Roll a world model out, a frame at a time: one :class:`Session` for prediction, imagination, planning and play.
 
 Knows pixels, tokens and actions; knows nothing of files, data sets, training or environments.
 
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pixel_range import check_range
-from ivideogpt.pretrained import ModelMetadata, Transformer
+from ivideogpt.pretrained import Transformer
 from ivideogpt.transformer import (
     DecodeBackend,
     FrameDecoder,
@@ -40,7 +41,7 @@ PIXELS_AT_ONCE = {"cpu": 16 * 64**2, "cuda": 256 * 64**2}
 
 
 class SessionModel(Protocol):
-    """What a session needs of a :class:`~ivideogpt.world_model.WorldModel`."""
+    """Protocol of the parts of a :class:`~ivideogpt.world_model.WorldModel` that a session needs."""
 
     tokenizer: CompressiveVQModel
     transformer: Transformer
@@ -78,7 +79,7 @@ class Step:
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What the caller of a session chooses: see :meth:`ivideogpt.world_model.WorldModel.start`."""
+    """Options of a session, as :meth:`ivideogpt.world_model.WorldModel.start` documents them."""
 
     num_samples: int = 1
     sampling: Sampling | None = None
@@ -97,7 +98,7 @@ class SessionOptions:
             raise UserError(f"max_frames is {self.max_frames}, must be at least 1, or None for as many as fit")
 
     def numbers(self, num_clips: int) -> Tensor:
-        """Numbers of the clips, (B,) int64."""
+        """Return the numbers of the clips, (B,) int64."""
         if self.clip_numbers is None:
             return torch.arange(num_clips)
         if len(self.clip_numbers) != num_clips:
@@ -105,7 +106,7 @@ class SessionOptions:
         return torch.tensor(self.clip_numbers)
 
     def seed_number(self, sampling: Sampling) -> int:
-        """The seed, sampled from a generator if it is one, or from torch's global one."""
+        """Return the seed, sampled from the given generator or torch's global one if it is not a number."""
         if self.seed is None or isinstance(self.seed, torch.Generator):
             return drawn_seed(self.seed, sampling)
         return operator.index(self.seed)
@@ -113,14 +114,14 @@ class SessionOptions:
 
 @dataclass(frozen=True)
 class SampleContexts:
-    """Who owns which context features: every clip has some for all its samples or, after sliding, every sample."""
+    """Context features and their owners: one set a clip for all its samples or, after sliding, one a sample."""
 
     features: ContextFeatures
     num_clips: int
     num_samples: int
 
     def rows(self, clips: Tensor) -> Tensor:
-        """Indices of all samples' rows of some clips."""
+        """Return the row indices of all samples of some clips."""
         return (clips[:, None] * self.num_samples + torch.arange(self.num_samples, device=clips.device)).flatten()
 
     def replace_clips(self, clips: Tensor, features: ContextFeatures) -> SampleContexts:
@@ -186,7 +187,7 @@ class Session:
 
     @property
     def context(self) -> Tensor:
-        """(B, t, C, H, W) The context that each clip began with, as the tokenizer sees it, in [0, 1]."""
+        """Context that each clip began with, as the tokenizer reconstructs it: (B, t, C, H, W) in [0, 1]."""
         if self._context is None:  # decoded when asked for: stepping does not need it
             tokenizer, codes = self._model.tokenizer, self._layout.unpack_context(self.prompt)
             with torch.no_grad(), evaluating(tokenizer):
@@ -195,7 +196,7 @@ class Session:
 
     @torch.no_grad()
     def step(self, action: Tensor | None = None) -> Step:
-        """The next frame of every sample after ``action`` (B, D), or (B, N, D) for a different one per sample."""
+        """Predict the next frame of every sample after ``action`` (B, D), or (B, N, D) for one per sample."""
         action_embedding = self._embed_action(action)
         if self._decoder.frames_left < 1:
             self._slide()
@@ -245,7 +246,7 @@ class Session:
 
     @torch.no_grad()
     def drop_rows(self, mask: Tensor) -> None:
-        """Let go of some clips, (B,) bool; from now on the session has only the others, in their order."""
+        """Drop some clips, (B,) bool; from now on the session has only the others, in their order."""
         self._check_mask(mask)
         if mask.all():
             raise UserError("drop_rows would leave no clip: let go of the session instead")
@@ -263,7 +264,7 @@ class Session:
             )
 
     def _read(self, context: Tensor) -> tuple[Tensor, ContextFeatures]:
-        """Frames (R, t, C, H, W) to prompts (R, 257 t) and what the decoding of later frames needs of them."""
+        """Encode frames (R, t, C, H, W) to prompts (R, 257 t) and the features that decoding later frames needs."""
         tokenizer = self._model.tokenizer
         with torch.no_grad(), evaluating(tokenizer):
             codes = tokenizer.context_codes(context)
@@ -271,7 +272,7 @@ class Session:
         return self._layout.pack_context(codes), features
 
     def _slide(self) -> None:
-        """Full rows go on from their last t frames. Samples have parted by now, so each has a context of its own."""
+        """Continue full rows from their last t frames. Samples differ by now, so each has a context of its own."""
         self.check_room(1)
         full = self._decoder.full_rows().to(self._model.device)
         recent = torch.stack(self._recent, dim=2).flatten(0, 1)
@@ -285,7 +286,7 @@ class Session:
         self._contexts = self._contexts.replace_rows(full, features)
 
     def _decode(self, tokens: Tensor) -> Tensor:
-        """Tokens (B N, 17) of one frame to frames (B, N, C, H, W) in [0, 1]."""
+        """Decode tokens (B N, 17) of one frame to frames (B, N, C, H, W) in [0, 1]."""
         codes = self._layout.local_dynamics(tokens[:, 1:])
         tokenizer = self._model.tokenizer
         with evaluating(tokenizer):
@@ -302,7 +303,7 @@ class Session:
         del self._recent[goal]
 
     def _embed_action(self, action: Tensor | None) -> Tensor | None:
-        """(B, D) or (B, N, D) to what the separators of all rows take, (B N, width); None for an action-free model."""
+        """Embed actions (B, D) or (B, N, D) for the separators of all rows: (B N, width), or None if action-free."""
         transformer = self._model.transformer
         check_actions(action, self._model.action_dim, len(self.prompt), self.num_samples, ())
         if action is None or not isinstance(transformer, HeadModelWithAction):
@@ -315,7 +316,7 @@ class Session:
         return transformer.embed_actions(action.flatten(0, 1))
 
     def _reward(self, reward: Tensor | None) -> Tensor | None:
-        """(B N,) as predicted to (B, N) in environment units."""
+        """Convert predicted rewards (B N,) to (B, N) in environment units."""
         if reward is None:
             return None
         return self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
@@ -325,18 +326,18 @@ class Session:
 
 
 def symlog(x: Tensor) -> Tensor:
-    """sign(x) log(1 + |x|): the space in which rewards may be trained."""
+    """Return sign(x) log(1 + |x|), the space in which rewards may be trained."""
     return x.sign() * x.abs().log1p()
 
 
 def symexp(x: Tensor) -> Tensor:
-    """The inverse of :func:`symlog`."""
+    """Return the inverse of :func:`symlog`."""
     return x.sign() * x.abs().expm1()
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode for the duration; afterwards every submodule has the mode it had."""
+    """Set eval mode for the duration; afterwards every submodule has the mode it had."""
     modes = [(submodule, submodule.training) for submodule in module.modules()]
     module.eval()
     try:
@@ -347,7 +348,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def _check_context(context: Tensor, tokenizer: CompressiveVQModel, batch: int | None = None) -> None:
-    """``batch`` is the number of clips that must be given; None for any but none."""
+    """Check the context frames. ``batch`` is the number of clips that must be given; None accepts any but zero."""
     length, resolution = tokenizer.context_length, tokenizer.config.resolution
     expected = (length, tokenizer.config.in_channels, resolution, resolution)
     fits = len(context) > 0 if batch is None else len(context) == batch
@@ -362,7 +363,7 @@ def _check_context(context: Tensor, tokenizer: CompressiveVQModel, batch: int | 
 def check_actions(
     actions: Tensor | None, action_dim: int | None, batch: int, num_samples: int, frames: tuple[int, ...]
 ) -> None:
-    """Actions must be (B, *frames, D) or (B, N, *frames, D) for a model with ``action_dim``, else None."""
+    """Check that actions are (B, *frames, D) or (B, N, *frames, D) for a model with ``action_dim``, else None."""
     if action_dim is None:
         if actions is not None:
             raise UserError("this model is action-free: call step or predict without actions")

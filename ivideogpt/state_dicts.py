@@ -1,4 +1,4 @@
-"""Reading, checking and writing weight files: strict about names and shapes, and never through pickle.
+"""Read, check and write weight files: strict about names and shapes, and never through pickle.
 
 Knows tensors and files; knows no model.
 """
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import atomic_file, atomic_path
@@ -64,6 +65,26 @@ def _listed(kind: str, names: list[str]) -> str:
     return f"{kind}: {', '.join(names[:NAMES_SHOWN])}{more}"
 
 
+class _SkipInitialisation(TorchFunctionMode):
+    """Leave tensors as they are where ``torch.nn.init`` would fill them."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Build modules on the meta device: shapes alone, to be loaded with ``assign=True``.
+
+    Filling such a tensor from a normal distribution would import torch._dynamo, which takes as long as torch itself.
+    """
+    with torch.device("meta"), _SkipInitialisation():
+        yield
+
+
 def load_strict(
     module: nn.Module, tensors: Mapping[str, Tensor], source: str, may_lack: Collection[str] = (), assign: bool = False
 ) -> None:
@@ -77,7 +98,7 @@ def load_strict(
 
 
 def weights_file(folder: Path, name: str) -> Path:
-    """The safetensors file ``name`` inside ``folder``.
+    """Return the safetensors file ``name`` inside ``folder``.
 
     Raises:
         UserError: it is not there; the message says so if the folder holds pickled weights in its place.
@@ -94,19 +115,19 @@ def weights_file(folder: Path, name: str) -> Path:
 
 
 def tensor_names(file: Path) -> list[str]:
-    """Names of the tensors in a safetensors file, without reading them."""
+    """Return the names of the tensors in a safetensors file, without reading them."""
     with _reading(file), safe_open(file, framework="pt") as tensors:
         return list(tensors.keys())
 
 
 def num_parameters(file: Path) -> int:
-    """Numbers in all tensors of a safetensors file, without reading them."""
+    """Count the numbers in all tensors of a safetensors file, without reading them."""
     with _reading(file), safe_open(file, framework="pt") as tensors:
         return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
 
 
 def read_tensors(file: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; floating-point ones as ``dtype`` if that is given."""
+    """Read all tensors of a safetensors file; floating-point ones as ``dtype`` if that is given."""
     with _reading(file):
         return _cast(load_file(file), dtype)
 
@@ -120,7 +141,7 @@ def _reading(file: Path) -> Iterator[None]:
 
 
 def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of somebody else's ``.pth`` file, read without running any code that it may hold."""
+    """Read the tensors of somebody else's ``.pth`` file without running any code that it may hold."""
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is damaged or holds more than tensors
@@ -131,7 +152,7 @@ def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
 
 
 def read_any_tensors(file: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of one that torch has written, told apart by their first bytes."""
+    """Read the tensors of a safetensors file or of one written by torch, told apart by their first bytes."""
     with file.open("rb") as content:
         is_torchs = content.read(2) in (b"PK", b"\x80\x02")  # a zip archive, or a pickle as before torch 1.6
     return read_foreign_tensors(file) if is_torchs else read_tensors(file)
@@ -175,7 +196,7 @@ def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 def _umask() -> int:
-    """What the process takes away from new files' permissions; it can only be read by setting it."""
+    """Return the permissions that the process withholds from new files; they can only be read by setting them."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

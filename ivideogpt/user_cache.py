@@ -1,4 +1,4 @@
-"""Where things that can be made again are kept from one command to the next. Knows nothing of the package."""
+"""Folder for files that are kept from one command to the next and can be made again. Knows nothing of the package."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def user_cache() -> Path | None:
-    """``~/.cache/ivideogpt``, or where XDG_CACHE_HOME says; None for a user without a home.
+    """Return ``~/.cache/ivideogpt``, or its place under XDG_CACHE_HOME; None for a user without a home.
 
     A place that all users share could hold anyone's lists or code.
     """

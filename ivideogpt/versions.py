@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""Versions of the packages that a result was made with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib import metadata
 
 
 def versions(packages: Iterable[str]) -> dict[str, str | None]:
-    """Of Python and of these packages; None for one that is not installed."""
+    """Return the versions of Python and of these packages; None for one that is not installed."""
     return {"python": sys.version.split()[0]} | {name: _version(name) for name in packages}
 
 

@@ -1,27 +1,30 @@
-"""Pictures and animations on disk. Knows pixels, nothing of models."""
+"""Images and animations on disk. Knows pixels, nothing of models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from ivideogpt.files import atomic_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 
 
 def to_pixels(frames: Tensor) -> Pixels:
-    """Frames (..., 3, H, W) in [0, 1] to 8-bit pixels (..., H, W, 3)."""
+    """Convert frames (..., 3, H, W) in [0, 1] to 8-bit pixels (..., H, W, 3)."""
     return frames.detach().float().clamp(0, 1).mul(255).round().byte().movedim(-3, -1).cpu().numpy()
 
 
 def side_by_side(videos: Sequence[Pixels]) -> Pixels:
-    """Videos (T, H, W, 3) next to each other, (T, H, n W, 3)."""
+    """Place videos (T, H, W, 3) next to each other, (T, H, n W, 3)."""
     return np.concatenate(videos, axis=2)
 
 
@@ -38,6 +41,6 @@ def write_gif(path: str | Path, video: Pixels, fps: float = 4) -> None:
 
 
 def write_png(path: str | Path, picture: Pixels) -> None:
-    """Write (H, W, 3)."""
+    """Write an image (H, W, 3)."""
     with atomic_file(path) as file:
         Image.fromarray(picture).save(file, format="PNG")

@@ -23,10 +23,9 @@ from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import RELEASED_SEGMENT_LENGTH, ModelMetadata
 from ivideogpt.precision import forced_bfloat16
 from ivideogpt.pretrained import (
-    RELEASED_SEGMENT_LENGTH,
-    ModelMetadata,
     Transformer,
     language_model,
     load_tokenizer,
@@ -65,7 +64,7 @@ class Rollout:
 
 
 class WorldModel:
-    """A tokenizer and a transformer that belong together, and what is to be known to use them.
+    """A tokenizer and a transformer that belong together, with the metadata that is needed to use them.
 
     The modules may be in training elsewhere: a new session reads the weights as they are then, works without dropout,
     and leaves their mode as it was. Train them between sessions, not during one.
@@ -151,7 +150,7 @@ class WorldModel:
 
     @property
     def layout(self) -> TokenLayout:
-        """Where tokens stand in clips of the model's segment length."""
+        """Token layout of clips of the model's segment length."""
         return self.tokenizer.layout(self.metadata.segment_length - self.tokenizer.context_length)
 
     def start(
@@ -225,7 +224,7 @@ class WorldModel:
         )
 
     def decode_backend(self) -> DecodeBackend:
-        """Return what decodes tokens, with the weights as they are now."""
+        """Return the backend that decodes tokens, with the weights as they are now."""
         self._decode_backend = open_backend(self.backend, language_model(self.transformer), self._decode_backend)
         return self._decode_backend
 

@@ -1,4 +1,4 @@
-"""Makes what a run consists of, and runs it. What is likely to fail comes first: till then nothing is written."""
+"""Build the parts of a run, and run it. Checks that are likely to fail come first, before anything is written."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 
 from ivideogpt.runs.resume import Changes
 from ivideogpt.runs.state import Stateful
+from ivideogpt.runs.trackers import TensorBoard
 from mbrl.agent.drqv2 import build_agent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.vector_env import VectorEnv, make_vector_env
 from mbrl.mbpo import Mbpo, WorldModelInTheLoop
-from mbrl.records import Records, TensorBoard, WeightsAndBiases
+from mbrl.metric_logger import MetricLogger, start_wandb
 from mbrl.replay.demonstrations import ensure_demonstrations, load_demonstrations
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
@@ -48,9 +49,9 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         env, eval_envs = _open_environments(settings, stack)
         (real,) = _build_buffers(settings, folder, env, [settings.duration])
         batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
-        agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
-        records = Records(folder)
-        trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, records)
+        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
+        metric_logger = MetricLogger(folder)
+        trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, metric_logger)
         snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
         return _run(trainer, snapshots, folder, config, changes)
 
@@ -58,7 +59,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
 def train_mbpo(
     settings: MbpoSettings, config: Mapping[str, Any], build_world_model: Callable[[], WorldModelInTheLoop]
 ) -> int:
-    """As :func:`train_drq`, with a world model in the loop."""
+    """Train as :func:`train_drq` does, with a world model in the loop."""
     folder = RunFolder(settings.run_dir)
     changes = folder.check(config)
     torch.manual_seed(settings.seed)
@@ -71,10 +72,10 @@ def train_mbpo(
             sample_mixed, real, imagined, settings.real_ratio,
             settings.batch_size, settings.nstep, settings.discount, rng.replay,
         )  # fmt: skip
-        agent = build_agent(real.shape, settings.agent.config, settings.seed, settings.torch_device)
-        records = Records(folder)
-        mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, records)
-        trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, records, mbpo)
+        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
+        metric_logger = MetricLogger(folder)
+        mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, metric_logger)
+        trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, metric_logger, mbpo)
         parts: dict[str, Stateful] = {**trainer.parts(), "world_model": world_model, "dreaming": mbpo}
         snapshots = Snapshots(folder, parts, _files(folder, real=real, imagined=imagined), env)
         return _run(trainer, snapshots, folder, config, changes)
@@ -83,7 +84,7 @@ def train_mbpo(
 def _build_buffers(
     settings: Settings, folder: RunFolder, env: AgentEnv, episode_steps: list[int]
 ) -> list[ReplayBuffer]:
-    """One for each kind of episode. A run keeps the capacity with which it began: its results depend on it."""
+    """Build a buffer for each kind of episode. A resumed run keeps its capacity: its results depend on it."""
     _, height, width = env.observation_space.shape
     shape = EpisodeShape(settings.frame_stack, (height, width), *env.action_space.shape)
     capacity = saved_capacity(folder)
@@ -96,7 +97,7 @@ def _build_buffers(
 
 
 def _open_environments(settings: Settings, stack: ExitStack) -> tuple[AgentEnv, VectorEnv]:
-    """The one to learn in, and those for evaluation: as many as there are processors, 130 MB each."""
+    """Open the training environment and those for evaluation: as many as there are processors, 130 MB each."""
     env = stack.enter_context(closing(settings.env.make()))
     num_envs = min(num_processors(), settings.num_eval_episodes)
     return env, stack.enter_context(closing(make_vector_env(settings.env, num_envs, in_processes=num_envs > 1)))
@@ -122,9 +123,9 @@ def _run_alone(
     demonstrations = _demonstrations(settings) if settings.demo and latest is None else []
     folder.note_settings(config, changes, int(latest.name) if latest else 0)
     if settings.use_tb:
-        trainer.records.track_with(TensorBoard(folder, last_frame=int(latest.name) if latest else -1))
+        trainer.metric_logger.track_with(TensorBoard(folder.path / "tensorboard", int(latest.name) if latest else -1))
     if settings.use_wandb:
-        trainer.records.track_with(WeightsAndBiases(folder, settings.experiment, config, latest is not None))
+        trainer.metric_logger.track_with(start_wandb(folder, settings.experiment, config, latest is not None))
     return trainer.run(snapshots, demonstrations)
 
 

@@ -1,4 +1,4 @@
-"""What the two training commands have in common around their training."""
+"""Setup and error handling that the two training commands share."""
 
 from __future__ import annotations
 
@@ -7,15 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ivideogpt.errors import UserError, require
 from mbrl.heap import keep_freed_memory
-from mbrl.settings import Settings
+
+if TYPE_CHECKING:
+    from mbrl.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound="Settings")
 FLAGS = """
 --multirun, -m       several values (seed=1,2,3) make several runs, one after another, each in its own folder
 --first-run N        of those, begin with the Nth
@@ -67,7 +69,7 @@ def _check_folders(folders: Sequence[Path]) -> None:
 
 
 def _start_again(arguments: Sequence[str]) -> None:
-    """Become the command of the next run, with all memory and devices given back and the signals of this process."""
+    """Replace this process by the command of the next run, with all memory and devices freed."""
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, sys.argv[0], *arguments])

@@ -1,4 +1,4 @@
-"""What the command line says about `cfgs/`, as plain values. The only place that knows hydra.
+"""Composition of `cfgs/` and the command line into plain values. The only place that knows hydra.
 
 hydra puts the files together and nothing else: it makes no folders, changes no directory and starts no logging.
 """
@@ -77,7 +77,7 @@ class CommandLine:
 
 
 def _choices(override: str) -> list[str]:
-    """``seed=1,2`` as ``seed=1`` and ``seed=2``. What cannot be parsed is left to :func:`compose_config` to refuse."""
+    """Split ``seed=1,2`` into ``seed=1`` and ``seed=2``. :func:`compose_config` refuses what cannot be parsed."""
     try:
         parsed = OverridesParser.create().parse_override(_quoted(override))
         if not parsed.is_sweep_override():
@@ -118,13 +118,13 @@ def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def help_text(name: str) -> str:
-    """All settings with their defaults, as the files have them."""
+    """Return all settings with their defaults, as the files have them."""
     with initialize_config_dir(str(CFGS), version_base="1.3"):
         return OmegaConf.to_yaml(compose(name))
 
 
 def _as_hydra_wants(argument: str) -> list[str]:
-    """``task=drawer-open`` works like the tasks that have a file, and a noise schedule needs no quotes."""
+    """Translate arguments for hydra: ``task=drawer-open`` to a task's file, noise schedules to quoted text."""
     key, _, value = argument.partition("=")
     if key == "task_name":  # however it is written, the run's folder has one name
         return [f"task_name={_underlined(value)}"]
@@ -139,7 +139,7 @@ def _as_hydra_wants(argument: str) -> list[str]:
 
 
 def _quoted(argument: str) -> str:
-    """A noise schedule would be a function of hydra's."""
+    """Quote a noise schedule, which hydra would take for a function."""
     key, _, value = argument.partition("=")
     return f'{key}="{value}"' if value.startswith(SCHEDULES) else argument
 

@@ -1,4 +1,4 @@
-"""How this process holds memory."""
+"""Settings of this process's memory allocator."""
 
 from __future__ import annotations
 

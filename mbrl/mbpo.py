@@ -21,7 +21,7 @@ from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.video_io import side_by_side
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.seeds import episode_seed
-from mbrl.records import Records, film_of, with_rewards
+from mbrl.metric_logger import MetricLogger, enlarged, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer, Segments
 from mbrl.schedule import MbpoSchedule
 from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
@@ -69,23 +69,23 @@ class Mbpo:
         real: ReplayBuffer,
         imagined: ReplayBuffer,
         rng: np.random.Generator,
-        records: Records,
+        metric_logger: MetricLogger,
     ) -> None:
         self._schedule, self._settings = schedule, schedule.settings
         self._world_model, self._agent = world_model, agent
         self._real, self._imagined = real, imagined
         self._rng = rng
-        self._records = records
+        self._metric_logger = metric_logger
         self.averager = MetricAverager()
         self._num_rounds = 0
         self._stopped = False
 
     def begins(self, step: int) -> bool:
-        """Whether :meth:`prepare` will now make the initial updates, which take long."""
+        """Return whether :meth:`prepare` will make the initial updates now, which take long."""
         return not self._stopped and self._schedule.begins(step)
 
     def prepare(self, step: int, check: Callable[[], None]) -> None:
-        """What comes before the agent learns: the model does, and imagines for the first time.
+        """Train the model before the agent learns, and imagine for the first time.
 
         Args:
             check: is called between initial updates and rounds; what it raises ends them.
@@ -100,7 +100,7 @@ class Mbpo:
                     self._update(with_tokenizer=self._schedule.tokenizer_learns(step))
 
     def imagine(self, step: int) -> None:
-        """A round with the current policy, if it is time."""
+        """Make a round of imagination with the current policy, if it is due."""
         if self._stopped or not self._schedule.imagines(step):
             return
         with self._stopping_on_failure():
@@ -109,12 +109,12 @@ class Mbpo:
             self._imagine(lambda stacks: self._agent.act(stacks, step, mean=False, generator=generator), video)
 
     def validate(self, step: int) -> None:
-        """On episodes that the model never learns from, once it has begun to learn; says so if there are none yet."""
+        """Validate the model on held-out episodes, once it has begun to learn; logs a line if there are none yet."""
         if not self._stopped and step > self._schedule.first_step:
             self._validate(step)
 
     def _validate(self, step: int) -> None:
-        length = self._settings.segment_length
+        length = self._settings.world_model.segment_length
         if not self._real.num_segments(length, held_out=True):
             logger.info("no episode is held out yet: the world model is not validated")
             return
@@ -123,9 +123,9 @@ class Mbpo:
         with self._stopping_on_failure():
             segments = self._real.sample_segments(VALIDATION_SEGMENTS, length, rng, held_out=True)
             validation = self._world_model.validate(segments, self._seed("validated", step))
-            self._records.write("validation", frame, validation.metrics)
+            self._metric_logger.write("validation", frame, validation.metrics)
             for number, video in enumerate(validation.videos[:VIDEO_ROWS] if self._settings.save_video else ()):
-                self._records.write_film("validation", f"{frame:09d}-{number}", video)
+                self._metric_logger.write_video("validation", f"{frame:09d}-{number}", video)
 
     def state_dict(self) -> dict[str, Any]:
         return {"num_rounds": self._num_rounds, "stopped": self._stopped, "window": self.averager.state_dict()}
@@ -135,11 +135,11 @@ class Mbpo:
         self.averager.load_state_dict(state["window"])
 
     def _begin(self, step: int, check: Callable[[], None]) -> None:
-        """Many updates, and rounds with random actions: the agent is still untrained."""
+        """Make the initial updates, and rounds of imagination with random actions: the agent is untrained."""
         for _ in trange(self._settings.init_update_gen_steps, desc="world model", leave=False, disable=None):
             check()
             self._update(with_tokenizer=True)
-        self._records.write("world_model", self._schedule.frame(step), self.averager.take())
+        self._metric_logger.write("world_model", self._schedule.frame(step), self.averager.take())
         self._validate(step)
         for number in range(self._settings.init_gen_times):
             check()
@@ -148,8 +148,8 @@ class Mbpo:
             self._imagine(lambda stacks, g=generator: self._agent.random_actions(len(stacks), g), video)  # type: ignore[misc]
 
     def _update(self, with_tokenizer: bool) -> None:
-        settings = self._settings
-        segments = self._real.sample_segments(settings.world_model_batch_size, settings.segment_length, self._rng)
+        model = self._settings.world_model
+        segments = self._real.sample_segments(model.batch_size, model.segment_length, self._rng)
         if with_tokenizer:
             self._add("tokenizer_", self._world_model.update_tokenizer(segments))
         self._add("transformer_", self._world_model.update_transformer(segments))
@@ -167,8 +167,8 @@ class Mbpo:
         self.averager.add({"imagined_reward": episodes.reward[:, 1:].mean()})
         if video is not None and self._settings.save_video:
             frames, rewards = (part[:VIDEO_ROWS].cpu().numpy() for part in (episodes.frames, episodes.reward))
-            videos = [with_rewards(film_of(row), earned) for row, earned in zip(frames, rewards, strict=True)]
-            self._records.write_film("imagined", video, side_by_side(videos))
+            videos = [with_rewards(enlarged(row), earned) for row, earned in zip(frames, rewards, strict=True)]
+            self._metric_logger.write_video("imagined", video, side_by_side(videos))
 
     def _seed(self, purpose: str, number: int) -> int:
         return episode_seed(self._settings.seed, purpose, number)

@@ -1,4 +1,4 @@
-"""The folder of a run: with which settings it was made, and where in it things are.
+"""Folder of a run: its settings, and the paths of its parts.
 
 settings.json            as composed; the same command again goes on with it, others are refused
 run.json                 digests of the weights that it began with, and settings that were changed on purpose
@@ -98,7 +98,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder is this process's alone. The system lets go of it when the process ends, however it does.
+        """Hold the folder for this process. The system frees it when the process ends, however it does.
 
         Raises:
             UserError: another process has it.
@@ -110,7 +110,7 @@ class RunFolder:
             yield
 
     def note_settings(self, settings: Mapping[str, Any], changes: Changes, frame: int) -> None:
-        """Write the settings as they are now, and once what the weights are that they name."""
+        """Write the present settings, and once the digests of the weights that they name."""
         with writing(self.note):
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.record.exists():
@@ -121,7 +121,7 @@ class RunFolder:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"agent.lr": ...}`` for ``{"agent": {"lr": ...}}``."""
+    """Flatten ``{"agent": {"lr": ...}}`` to ``{"agent.lr": ...}``."""
     result: dict[str, Any] = {}
     for key, value in settings.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
@@ -134,7 +134,7 @@ def _as_read_back(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """A full disk is the user's to solve."""
+    """Turn errors of a full disk into UserErrors."""
     try:
         yield
     except OSError as error:

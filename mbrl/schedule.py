@@ -1,4 +1,4 @@
-"""When things happen: predicates on the number of agent steps done, which is all that a resumed run needs to know."""
+"""Schedules of a run as predicates on the number of agent steps, which is all that a resumed run needs to know."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Schedule:
         return frames // self.settings.action_repeat
 
     def is_due(self, step: int, every: int) -> bool:
-        """Every so many frames, which need not be whole agent steps."""
+        """Return whether something due every so many frames, which need not be whole agent steps, is due now."""
         return step % max(self.steps(every), 1) == 0
 
     @property
@@ -45,7 +45,7 @@ class MbpoSchedule(Schedule):
         return self.steps(self.settings.start_mbpo)
 
     def begins(self, step: int) -> bool:
-        """The initial updates and rounds of imagination."""
+        """Return whether the initial updates and rounds of imagination are due."""
         return step == self.first_step
 
     def model_learns(self, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a run is asked to do, in the words of `cfgs/`, where the defaults are. Checked before anything expensive starts.
+"""Settings of a run, named as in `cfgs/`, which holds the defaults. They are checked before anything expensive starts.
 
 Frames are simulator steps, of which an agent step has ``action_repeat``.
 """
@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.paths import LPIPS_FOLDER
 from mbrl.agent.drqv2 import DrQConfig
 from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, EnvSettings, canonical_task, is_metaworld
+from mbrl.world_model.config import WorldModelConfig
 
 T = TypeVar("T")
 NUM_WORKERS = 4  # that nobody asked for
@@ -47,14 +48,14 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     Raises:
         UserError: a name is unknown or missing, or a value is of another type.
     """
-    names = [field.name for field in fields(kind)]  # type: ignore[arg-type]
-    for name in sorted(values.keys() - set(names)):
-        near = difflib.get_close_matches(name, names, n=1)
-        raise UserError(f"no setting named {prefix + name!r}" + (f"; did you mean {prefix + near[0]}?" if near else ""))
-    if missing := set(names) - values.keys():
-        raise UserError(f"settings are missing: {', '.join(prefix + name for name in sorted(missing))}")
     hints = typing.get_type_hints(kind)
-    return kind(**{name: _typed(hints[name], values[name], prefix + name) for name in names})
+    for name in sorted(values.keys() - hints.keys()):
+        near = difflib.get_close_matches(name, hints, n=1)
+        raise UserError(f"no setting named {prefix + name!r}" + (f"; did you mean {prefix + near[0]}?" if near else ""))
+    required = {field.name for field in fields(kind) if field.default is MISSING}  # type: ignore[arg-type]
+    if missing := required - values.keys():
+        raise UserError(f"settings are missing: {', '.join(prefix + name for name in sorted(missing))}")
+    return kind(**{name: _typed(hints[name], value, prefix + name) for name, value in values.items()})
 
 
 def _typed(hint: Any, value: Any, name: str) -> Any:
@@ -66,10 +67,6 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if value is None:
             return None
         (hint,) = (kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-    if hint == Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{name} is {value!r}: it should be a group of settings, as in --help")
-        return value
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number and math.isfinite(value):
         return float(value)
@@ -83,33 +80,18 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     raise UserError(f"{name} is {value!r}: it should be {words.get(hint, 'a text')}")
 
 
-@dataclass(frozen=True)
-class AgentSettings:
-    """The keys of `agent.`; all but three are described at `DrQConfig`."""
+@dataclass(frozen=True, kw_only=True)
+class AgentSettings(DrQConfig):
+    """The keys of `agent.`: those of `DrQConfig`, and three of the run."""
 
-    lr: float
-    critic_target_tau: float
     update_every_steps: int
     use_tb: bool
     device: str
-    num_expl_steps: int
-    hidden_dim: int
-    feature_dim: int
-    stddev_schedule: str
-    stddev_clip: float
-    beta: float
-    delay_steps: int
-    compile: bool | None
-
-    @property
-    def config(self) -> DrQConfig:
-        own = ("update_every_steps", "use_tb", "device")
-        return DrQConfig(**{name: value for name, value in vars(self).items() if name not in own})
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a run of DrQ-v2, and what MBPO shares with it."""
+    """Settings of a run of DrQ-v2, which MBPO shares."""
 
     task_name: str
     camera: str
@@ -195,7 +177,7 @@ class Settings:
                 "presets cpu_agent, cpu_mbpo and cpu_demo are made for one (docs/mbrl.md)"
             )
         self._check_there_is_data_by("num_seed_frames")
-        _ = self.env, self.agent.config  # they check themselves
+        _ = self.env  # checks itself
 
     def _check_there_is_data_by(self, start: str) -> None:
         if getattr(self, start) < self.episode_frames and not self.demo:
@@ -230,7 +212,6 @@ class MbpoSettings(Settings):
     """
     Attributes:
         lpips_path: folder of the weights of the tokenizer's perceptual loss.
-        world_model: as `video_predictor.WorldModelConfig` reads it.
     """
 
     start_mbpo: int
@@ -244,22 +225,7 @@ class MbpoSettings(Settings):
     gen_horizon: int
     real_ratio: float
     lpips_path: Path
-    world_model: Mapping[str, Any]
-
-    @property
-    def segment_length(self) -> int:
-        return self._of_world_model("segment_length")
-
-    @property
-    def world_model_batch_size(self) -> int:
-        return self._of_world_model("batch_size")
-
-    def _of_world_model(self, name: str) -> int:
-        """The loop needs to know these few."""
-        value: int = _typed(int, self.world_model.get(name), f"world_model.{name}")
-        if value < 1:
-            raise UserError(f"world_model.{name} is {value}: it must be at least 1")
-        return value
+    world_model: WorldModelConfig
 
     def validate(self) -> None:
         super().validate()
@@ -267,11 +233,13 @@ class MbpoSettings(Settings):
             raise UserError(f"real_ratio is {self.real_ratio}: it must be in [0, 1]")
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
-        of_tokenizer, of_both = self.update_tokenizer_every_step, self.update_gen_every_step
-        if (of_tokenizer // self.action_repeat) % max(of_both // self.action_repeat, 1):  # in agent steps, as scheduled
+        tokenizer_every, model_every = self.update_tokenizer_every_step, self.update_gen_every_step
+        if (tokenizer_every // self.action_repeat) % max(
+            model_every // self.action_repeat, 1
+        ):  # in agent steps, as scheduled
             raise UserError(
-                f"update_tokenizer_every_step is {of_tokenizer}: the tokenizer learns only when the transformer does, "
-                f"so give a multiple of {of_both} (update_gen_every_step), and both in multiples of action_repeat "
+                f"update_tokenizer_every_step is {tokenizer_every}: the tokenizer learns when the transformer does, "
+                f"so give a multiple of {model_every} (update_gen_every_step), and both in multiples of action_repeat "
                 f"({self.action_repeat})"
             )
         if self.lpips_path != Path(LPIPS_FOLDER) and not self.lpips_path.is_dir():
@@ -280,20 +248,18 @@ class MbpoSettings(Settings):
         self._check_world_model()
 
     def _check_world_model(self) -> None:
-        context = self._of_world_model("context_length")
-        if self.segment_length != self.gen_horizon + context:
+        context, length = self.world_model.context_length, self.world_model.segment_length
+        if length != self.gen_horizon + context:
             raise UserError(
-                f"world_model.segment_length is {self.segment_length}: it must be gen_horizon + "
-                f"world_model.context_length, which is {self.gen_horizon} + {context}"
+                f"world_model.segment_length is {length}: it must be gen_horizon + world_model.context_length, which "
+                f"is {self.gen_horizon} + {context}"
             )
         if context > self.frame_stack:
             raise UserError(f"world_model.context_length {context} is more than the frame_stack {self.frame_stack}")
-        if self.segment_length > self.duration:
+        if length > self.duration:
             raise UserError(
-                f"world_model.segment_length {self.segment_length} is more than the {self.duration} steps of an "
-                "episode (duration)"
+                f"world_model.segment_length {length} is more than the {self.duration} steps of an episode (duration)"
             )
-        action_dim = self._of_world_model("action_dim")
+        action_dim = self.world_model.action_dim
         if is_metaworld(self.task_name) and action_dim != ACTION_DIM:
             raise UserError(f"world_model.action_dim is {action_dim}: Meta-World's actions have {ACTION_DIM} numbers")
-        _ = self.world_model_batch_size

@@ -1,4 +1,4 @@
-"""The whole state of a run as checkpoints (snapshots) with its replay buffers. The latest two are kept."""
+"""Checkpoints ("snapshots") of the whole state of a run with its replay buffers. The latest two are kept."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PREFIX, STATE, ENVIRONMENT = "snapshots/", SHARED_STATE, "environment.npz"
 
 
 class RandomNumbers:
-    """All generators that are not the agent's or the world model's own.
+    """State of all generators that are not the agent's or the world model's own.
 
     Attributes:
         replay: what is sampled from the buffers.
@@ -84,7 +84,7 @@ def saved_part(folder: RunFolder, name: str) -> Any:
 
 
 def _saved(folder: RunFolder) -> dict[str, Any] | None:
-    """Read through a memory map: what nobody looks at stays on the disk."""
+    """Read a state through a memory map: parts that are not used stay on the disk."""
     path = valid_snapshot(folder)
     return None if path is None else read_state(path / STATE, needed=("parts", "replay"), mmap=True)
 
@@ -109,7 +109,7 @@ class Snapshots:
         return valid_snapshot(self._folder)
 
     def save(self, frame: int) -> None:
-        """Write a snapshot, and keep the one before. Does nothing if this frame's is the valid one.
+        """Write a checkpoint and keep the previous one. Does nothing if this frame's is there and valid.
 
         Raises:
             UserError: the disk is full or cannot be written to. What was saved before is as it was.
@@ -148,7 +148,7 @@ class Snapshots:
             files.remove_unreferenced(*(manifests[name] for _, manifests in kept))
 
     def load(self) -> bool:
-        """Bring back the valid snapshot. Returns whether there was one.
+        """Restore the valid checkpoint. Returns whether there was one.
 
         Raises:
             UserError: all are damaged, or the snapshot is of another kind of run.

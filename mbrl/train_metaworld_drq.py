@@ -10,18 +10,21 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
 from mbrl.command import run
-from mbrl.settings import Settings, read
+
+if TYPE_CHECKING:
+    from mbrl.settings import Settings
 
 
 def parse(argv: Sequence[str], config_name: str = "config") -> tuple[Settings, dict[str, Any]]:
-    """The settings, and what they were read from."""
+    """Return the settings, and the values that they were read from."""
     from mbrl.config_files import compose_config  # needs hydra, which may be missing
+    from mbrl.settings import Settings, read
 
     config = compose_config(config_name, argv)
     settings = read(Settings, config)

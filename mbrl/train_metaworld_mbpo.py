@@ -11,18 +11,21 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
 from mbrl.command import run
-from mbrl.settings import MbpoSettings, read
+
+if TYPE_CHECKING:
+    from mbrl.settings import MbpoSettings
 
 
 def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
-    """The settings, and what they were read from."""
+    """Return the settings, and the values that they were read from."""
     from mbrl.config_files import compose_config  # needs hydra, which may be missing
+    from mbrl.settings import MbpoSettings, read
 
     config = compose_config(config_name, argv)
     settings = read(MbpoSettings, config)
@@ -33,11 +36,9 @@ def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSe
 def train(settings: MbpoSettings, config: dict[str, Any]) -> int:
     from mbrl.build_trainer import train_mbpo
     from mbrl.world_model.build import build_video_predictor
-    from mbrl.world_model.config import WorldModelConfig
 
-    world_model = read(WorldModelConfig, settings.world_model, "world_model.")
     build = partial(
-        build_video_predictor, world_model, settings.torch_device, settings.seed, settings.env.image_size,
+        build_video_predictor, settings.world_model, settings.torch_device, settings.seed, settings.env.image_size,
         settings.lpips_path,
     )  # fmt: skip
     return train_mbpo(settings, config, build)

@@ -26,9 +26,9 @@ from ivideogpt.runs.state import Stateful
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.seeds import episode_seed
-from mbrl.envs.vector_env import LostWorker, VectorEnv, evaluate
+from mbrl.envs.vector_env import LostEnvironment, VectorEnv, evaluate
 from mbrl.mbpo import Mbpo
-from mbrl.records import Records, film_of
+from mbrl.metric_logger import MetricLogger, enlarged
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 from mbrl.replay.replay_buffer import ReplayBuffer, Transitions
 from mbrl.schedule import SNAPSHOT_EVERY, VALIDATE_EVERY, Schedule
@@ -63,7 +63,7 @@ class Progress:
 
 
 class Trainer:
-    """Owns the progress of a run; :meth:`run` begins it, or goes on with it where its last snapshot was made."""
+    """Owns the progress of a run; :meth:`run` begins it, or continues from its last checkpoint."""
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ class Trainer:
         real: ReplayBuffer,
         batches: BatchSource,
         rng: RandomNumbers,
-        records: Records,
+        metric_logger: MetricLogger,
         mbpo: Mbpo | None = None,
     ) -> None:
         self.schedule, self.settings = schedule, schedule.settings
         self.env, self.eval_envs = env, eval_envs
         self.agent, self.real, self.batches, self.mbpo = agent, real, batches, mbpo
-        self.rng, self.records = rng, records
+        self.rng, self.metric_logger = rng, metric_logger
         self.progress = Progress()
         self.averager = MetricAverager()
         self.stop_signal = StopSignal()
@@ -95,7 +95,7 @@ class Trainer:
         return {
             "agent": self.agent,
             "random": self.rng,
-            "records": self.records,
+            "records": self.metric_logger,
             "progress": self.progress,
             "window": self.averager,
         }
@@ -111,7 +111,7 @@ class Trainer:
         with ExitStack() as stack:
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
-            stack.callback(self.records.close)
+            stack.callback(self.metric_logger.close)
             self._begin_or_resume(snapshots, demonstrations)
             bar = stack.enter_context(self._progress_bar())
             while self.progress.step < self.schedule.num_steps and not self.stop_signal.number:
@@ -136,7 +136,7 @@ class Trainer:
         return self._leave()
 
     def advance(self) -> None:
-        """One agent step."""
+        """Do one agent step."""
         step = self.progress.step
         action = self._act(step)
         if self.mbpo is not None:
@@ -172,9 +172,9 @@ class Trainer:
         if self.mbpo is not None:
             metrics |= self.mbpo.averager.take()
         outcome = {"episode_reward": float(episode.reward.sum()), "success": float(self.env.success)}
-        self.records.write("train", self.frame, {**self._place(), **outcome, **metrics})
+        self.metric_logger.write("train", self.frame, {**self._place(), **outcome, **metrics})
         if self.settings.save_train_video:
-            self.records.write_film("train", f"{self.frame:09d}", film_of(episode.frames))
+            self.metric_logger.write_video("train", f"{self.frame:09d}", enlarged(episode.frames))
 
     def _place(self) -> dict[str, float]:
         seconds = self._seconds()
@@ -196,12 +196,12 @@ class Trainer:
             self.evaluate()
         except Interrupted:
             logger.warning("the evaluation at frame %d is given up, and will begin anew", self.frame)
-        except LostWorker:
+        except LostEnvironment:
             self._save(snapshots, must_succeed=False)
             raise
 
     def evaluate(self) -> None:
-        """Always the same episodes."""
+        """Evaluate on the same episodes every time."""
         seeds = [episode_seed(self.settings.seed, "eval", i) for i in range(self.settings.num_eval_episodes)]
         results = evaluate(self.eval_envs, self._mean_actions, seeds, record=(0,) if self.settings.save_video else ())
         rewards = [result.total_reward for result in results]
@@ -211,11 +211,11 @@ class Trainer:
             "success_rate": float(np.mean([result.success for result in results])),
             "num_episodes": len(results),
         }
-        self.records.write("eval", self.frame, metrics)
+        self.metric_logger.write("eval", self.frame, metrics)
         self.progress.evaluated = self.progress.step
-        self.records.draw_success()
+        self.metric_logger.plot_success()
         if results[0].frames is not None:
-            self.records.write_film("eval", f"{self.frame:09d}", film_of(results[0].frames))
+            self.metric_logger.write_video("eval", f"{self.frame:09d}", enlarged(results[0].frames))
         logger.info(
             "frame %d: success rate %.2f, mean reward %.1f", self.frame, metrics["success_rate"], np.mean(rewards)
         )
@@ -232,7 +232,7 @@ class Trainer:
 
     def _begin_or_resume(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode]) -> None:
         if not snapshots.load():
-            self.records.begin_anew()
+            self.metric_logger.set_aside_unsaved()
             for episode in demonstrations:
                 self.real.add(episode, demonstration=True)
             self._reset()
@@ -251,7 +251,7 @@ class Trainer:
             logger.error("%s; going on without", error)
 
     def _finite(self, metrics: dict[str, float]) -> dict[str, float]:
-        """A loss that is not finite has spoiled the agent, and must not reach a snapshot."""
+        """Refuse losses that are not finite: they have spoiled the agent, which must not be saved."""
         for name, value in metrics.items():
             if not math.isfinite(value):
                 raise UserError(f"{name} is {value} at frame {self.frame}: the agent is lost. {self._advice()}")

@@ -15,7 +15,7 @@ from ivideogpt.data.inspect.validate import ValidateArgs
 from ivideogpt.flags import parse
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
-from ivideogpt.training.transformer.tokenize_dataset import TokenizeArgs
+from ivideogpt.training.transformer.tokenize_command import TokenizeArgs
 from mbrl import train_metaworld_drq, train_metaworld_mbpo
 from mbrl.tools import compare_runs, export_world_model
 from tests.datasets.scripts import load_script
@@ -80,8 +80,6 @@ def check(command: list[str]) -> None:
         parse(MODULES[names], rest[1 + len(names) :])
     elif rest[0] in SCRIPTS:
         parse(SCRIPTS[rest[0]], rest[1:])
-    elif rest[0] == "datasets/record_metaworld.py":
-        load_script("record_metaworld").parse_args(rest[1:])
     elif rest[0] in MBRL:
         MBRL[rest[0]](rest[1:])
     else:

@@ -1,5 +1,6 @@
 """Every command of README and docs is understood by the command that it calls; what they name exists."""
 
+import ast
 import re
 from argparse import Namespace
 
@@ -25,6 +26,21 @@ def test_links_and_named_scripts(page):
     linked = [page.parent / path for path in re.findall(r"\]\(([\w/.-]+)(?:#[\w-]+)?\)", text)]
     named = re.findall(r"`(?:bash )?((?:scripts|configs|datasets|benchmarks)/[\w./-]+)[^`]*`", text)
     assert not [path for path in linked + [ROOT / path for path in named] if not path.exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_are_python(page):
+    """An example that was cut short to fit a page is the first thing that a reader pastes."""
+    for example in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        ast.parse(example)
+
+
+def test_architecture_names_what_is_there():
+    """The page is the map: a file that has moved sends its reader into the wrong room."""
+    named = re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs" / "architecture.md").read_text())
+    files = [f"/{path.relative_to(ROOT)}" + "/" * path.is_dir() for path in ROOT.glob("[a-z]*/**/*")]
+    assert len(named) > 50
+    assert not [name for name in named if not any(file.endswith(f"/{name}") for file in files)]
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "accelerate").iterdir()), ids=lambda path: path.name)

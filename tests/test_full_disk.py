@@ -13,6 +13,7 @@ from ivideogpt.data.convert.conversion import write_episode
 from ivideogpt.data.tokens.token_store_writer import save_array
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, write_json
+from ivideogpt.flags import parse
 from ivideogpt.state_dicts import save_state, save_tensors
 from ivideogpt.video_io import write_gif, write_png
 
@@ -64,13 +65,13 @@ def test_a_recording_that_had_no_room_for_its_note_goes_on(full_disk):
     """recording.json was truncated, and the same command was refused for ever."""
     from tests.datasets.test_record_metaworld import recorder
 
-    config = recorder.parse_args(["--output_path", str(full_disk / "out"), "--tasks", "reach"])
+    config = parse(recorder.RecordArgs, ["--output_path", str(full_disk / "out"), "--tasks", "reach"])
     recorder.prepare_output(config)
     before = (full_disk / "out" / "recording.json").read_bytes()
     filling = full_disk / "filling"
     with pytest.raises(OSError, match="No space"), filling.open("wb") as file:
         file.write(bytes(100_000))
-    with pytest.raises(UserError, match="cannot write to --output_path"):
+    with pytest.raises(UserError, match="out: cannot be written to"):
         recorder.prepare_output(config)
     assert (full_disk / "out" / "recording.json").read_bytes() == before
     filling.unlink()
@@ -82,7 +83,7 @@ def test_an_unreadable_note_says_what_to_do(tmp_path):
 
     Path(tmp_path / "recording.json").write_text("")
     with pytest.raises(UserError, match=r"recording\.json is not valid JSON: .*delete it to go on"):
-        recorder.prepare_output(recorder.parse_args(["--output_path", str(tmp_path), "--tasks", "reach"]))
+        recorder.prepare_output(parse(recorder.RecordArgs, ["--output_path", str(tmp_path), "--tasks", "reach"]))
 
 
 def test_a_line_is_appended_whole_or_not_at_all(full_disk):

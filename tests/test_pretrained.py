@@ -16,9 +16,8 @@ from transformers import LlamaForCausalLM
 
 from ivideogpt import Sampling, WorldModel
 from ivideogpt.errors import UserError
+from ivideogpt.metadata import ActionNormalization, ModelMetadata
 from ivideogpt.pretrained import (
-    ActionNormalization,
-    ModelMetadata,
     initialise_transformer,
     language_model,
     load_tokenizer,

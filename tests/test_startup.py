@@ -1,15 +1,65 @@
-"""What importing the package loads: seconds that every command and every notebook waits."""
+"""What importing the package and asking a command for help load: seconds that every user waits."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-SLOW = {"diffusers", "transformers", "accelerate", "huggingface_hub", "scipy", "matplotlib", "torch._dynamo"}
+BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
+MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate", "huggingface_hub", "scipy", "matplotlib", "torch._dynamo"}
+SLOW = {"torch", "tensorflow", "metaworld", "mujoco", "h5py", "av", "pyarrow", "hydra", *MODEL_LIBRARIES}
+HYDRA = {"mbrl/train_metaworld_drq.py", "mbrl/train_metaworld_mbpo.py"}  # it puts together the settings to be shown
+
+COMMANDS = [
+    "train_tokenizer.py",
+    "train_gpt.py",
+    "inference/predict.py",
+    "-m ivideogpt.data",
+    "-m ivideogpt.data inspect",
+    "-m ivideogpt.data preview",
+    "-m ivideogpt.data tokenize",
+    "-m ivideogpt.data validate",
+    "-m ivideogpt.evaluation",
+    "-m ivideogpt.evaluation compare",
+    "-m ivideogpt.evaluation tokenizer",
+    "-m ivideogpt.training.export",
+    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("datasets/*.py"))),
+    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("mbrl/tools/*.py"))),
+    *sorted(HYDRA),
+]
+ASK_FOR_HELP = """
+import runpy, sys
+sys.argv = [*sys.argv[1:], "--help"]
+try:
+    if sys.argv[0] == "-m":
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print(*sys.modules, file=sys.stderr)
+"""
 
 
-def test_the_world_model_loads_no_model_library():
-    """diffusers and transformers took three times as long to import as torch."""
-    code = f"import sys; from ivideogpt import WorldModel; print(sorted({SLOW} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    assert done.stdout.strip() == "[]"
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+
+
+def test_a_world_model_is_loaded_without_a_model_library():
+    """diffusers and transformers took three times as long to import as torch, torch._dynamo as long as torch."""
+    load = f"WorldModel.from_pretrained({str(BUNDLED_MODEL)!r})"
+    done = python(f"import sys; from ivideogpt import WorldModel; {load}; print(*sys.modules)")
+    assert not MODEL_LIBRARIES & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_answered_before_a_slow_library_is_imported(command):
+    """Help took as long as importing torch and the models; so did the answer to a mistyped flag."""
+    done = python(ASK_FOR_HELP, *command.split())
+    assert "--" in done.stdout
+    assert not (SLOW - ({"hydra"} if command in HYDRA else set())) & set(done.stderr.split())

@@ -14,8 +14,9 @@ from torch import Tensor
 from ivideogpt import Sampling, Session, WorldModel
 from ivideogpt import session as session_module
 from ivideogpt.errors import UserError
+from ivideogpt.metadata import ActionNormalization, ModelMetadata
 from ivideogpt.precision import BFLOAT16_SWITCH
-from ivideogpt.pretrained import ActionNormalization, ModelMetadata, build_transformer, language_model
+from ivideogpt.pretrained import build_transformer, language_model
 from ivideogpt.transformer import HeadModelWithAction
 from tests.parity.formulas import actions, assert_close, assert_record, clip, fill, golden
 from tests.parity.networks import SEGMENT_LENGTH, llama_config, tokenizer, world_model

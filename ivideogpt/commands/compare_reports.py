@@ -7,71 +7,20 @@ drops out, so that it is known far better than the two means.
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
 from ivideogpt.evaluation.output import check_folder_can_be_written
-from ivideogpt.evaluation.report import (
-    JSON_FILE,
-    in_order,
-    label,
-    markdown_table,
-    number,
-    with_interval,
-)
-from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, Key, by_key
 from ivideogpt.files import write_text
 from ivideogpt.flags import Parser
 
 
-@dataclass(frozen=True)
-class Report:
-    """One that was written before. ``means`` are taken anew from its clips."""
-
-    path: Path
-    content: Mapping[str, Any]
-    means: BootstrapMeans[Key]
-
-    @classmethod
-    def read(cls, path: Path) -> Report:
-        """``path`` is the report's folder or its report.json.
-
-        Raises:
-            UserError: there is no report, or it is not one of ours.
-        """
-        folder = path if path.is_dir() else path.parent
-        try:
-            content = json.loads((folder / JSON_FILE).read_text())
-            lines = (folder / CLIPS_FILE).read_text().splitlines()
-            rows = [ClipRow.from_json(json.loads(line)) for line in lines]
-            means = BootstrapMeans([by_key(row.summaries) for row in rows], [row.episode_key for row in rows])
-            content["kind"], content["clips"]["checksum"], content["scores"]
-            if len(lines) != content["clips"]["number"]:
-                raise ValueError(f"{len(lines)} clips of {content['clips']['number']}")
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is no report with {JSON_FILE} and {CLIPS_FILE}: {error}") from error
-        return cls(path, content, means)
-
-    @property
-    def clips(self) -> str:
-        return self.content["clips"]["checksum"]
-
-    def interval(self, key: Key) -> Interval | None:
-        return self.means.interval(key) if key in self.means else None
-
-
 def main(argv: Sequence[str]) -> None:
     args = parse_arguments(argv)
-    reports = [Report.read(path) for path in args.report]
-    kinds = {report.content["kind"] for report in reports}
-    if len(kinds) > 1:
-        raise UserError(f"these are reports on different things: {', '.join(sorted(kinds))}; compare those of one kind")
-    text = compare(reports)
+    from ivideogpt.evaluation.comparison import Report, compare
+
+    text = compare([Report.read(path) for path in args.report])
     print(text)
     if args.output_path is not None:
         args.output_path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,72 +37,3 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     if args.output_path is not None:
         check_folder_can_be_written(args.output_path.parent, "--output_path")
     return args
-
-
-def compare(reports: Sequence[Report]) -> str:
-    """Tables in markdown: for each column and candidate, a line a report."""
-    first, names = reports[0], short_names([report.path for report in reports])
-    sections = ["# Comparison", _what_is_compared(reports, names)]
-    candidates = dict.fromkeys((column, name) for report in reports for column, name, _ in report.means.keys)
-    for column, name in candidates:
-        metrics = in_order(
-            metric for report in reports for c, n, metric in report.means.keys if (c, n) == (column, name)
-        )
-        rows = []
-        for report, called in zip(reports, names, strict=True):
-            cells = [_cell(report, first, (column, name, metric)) for metric in metrics]
-            rows.append([called, *cells, *_fvd_cells(reports, report, column, name)])
-        fvd = [label("fvd")] if _fvd_cells(reports, first, column, name) else []
-        table = markdown_table(["", *map(label, metrics), *fvd], rows)
-        sections.append(f"## {column.replace('_', ' ')}: {name.replace('_', ' ')}\n\n{table}")
-    return "\n\n".join(sections)
-
-
-def short_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the reports' folders, as long as it takes to tell them apart."""
-    folders = [(path if path.is_dir() else path.parent).resolve().parts for path in paths]
-    for length in range(1, max(map(len, folders)) + 1):
-        names = ["/".join(parts[-length:]) for parts in folders]
-        if len(set(names)) == len(set(folders)):
-            break
-    return names
-
-
-def _what_is_compared(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """The reports, with the settings in which they differ, and which of them are about the same clips."""
-    settings = [report.content["settings"] for report in reports]
-    known = dict.fromkeys(key for of in settings for key in of)
-    differing = [key for key in known if len({json.dumps(of.get(key)) for of in settings}) > 1]
-    shown = list(dict.fromkeys(["model", *differing]))
-    rows = [
-        [called, str(report.content["clips"]["number"]), *(str(of.get(key, "-")) for key in shown)]
-        for called, report, of in zip(names, reports, settings, strict=True)
-    ]
-    same = [called for called, of in zip(names[1:], reports[1:], strict=True) if of.clips == reports[0].clips]
-    paired = f"None of the others is about the clips of {names[0]}: means only."
-    if same:
-        paired = f"Under their means, clip by clip, the differences to {names[0]} of {', '.join(same)}."
-    paired += " Intervals hold 95 % of bootstrap replicates over episodes."
-    return f"{markdown_table(['', 'clips', *shown], rows)}\n\n{paired}"
-
-
-def _cell(report: Report, first: Report, key: Key) -> str:
-    """The mean with its interval; under it the difference to the first report where it is about the same clips."""
-    interval = report.interval(key)
-    if interval is None:
-        return "-"
-    text = with_interval(key[2], interval)
-    if report is first or report.clips != first.clips or key not in first.means:
-        return text
-    difference = report.means.difference(key, key, first.means)
-    sign = "+" if difference.mean >= 0 else ""
-    return f"{text}<br>{sign}{with_interval(key[2], difference)}"
-
-
-def _fvd_cells(reports: Sequence[Report], report: Report, column: str, name: str) -> list[str]:
-    """FVD where any report has it: one number over all clips, without interval."""
-    distances = [of.content.get("fvd", {}).get(column, {}).get(name) for of in reports]
-    if all(distance is None for distance in distances):
-        return []
-    distance = distances[list(reports).index(report)]
-    return ["-" if distance is None else number("fvd", distance)]

@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import torch
-
-from ivideogpt.commands.clip_flags import ClipFlags, clip_config, clips_of_split
-from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation
+from ivideogpt.choices import BACKEND_HELP, SAMPLING_RULES
+from ivideogpt.commands.clip_flags import ClipFlags
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import BACKEND_HELP, ModelSettings, flags_for_several, with_settings
-from ivideogpt.evaluation.prediction_report import evaluate_predictions
-from ivideogpt.evaluation.processes import leave_processes
 from ivideogpt.evaluation.protocols import PROTOCOLS
-from ivideogpt.evaluation.report import MARKDOWN_FILE
-from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, PredictionScorer
 from ivideogpt.flags import REQUIRED, option, parse
-from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
 from ivideogpt.paths import I3D_FILE
-from ivideogpt.pretrained import ModelMetadata
-from ivideogpt.transformer import SAMPLING_RULES
-from ivideogpt.world_model import WorldModel
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,56 +58,6 @@ NOT_FOR_BENCHMARKS = {"dataset_path": None, "split": "test", "video_stepsize": N
 
 def main(argv: Sequence[str]) -> None:
     args = parse(EvaluationArgs, argv)
-    device, processes = args.open()
-    try:
-        model = load_model(args, device)
-        scorer = build_scorer(args, model, device)
-        settings = replace(args, num_samples=scorer.num_samples).reported()
-        clips, folder = load_clips(args, model.metadata), Path(args.output_path)
-        report = evaluate_predictions(scorer, clips, folder, settings, args.protocol, args.batch_size, processes)
-        if report is not None:
-            print((folder / MARKDOWN_FILE).read_text().split("## Frame by frame")[0])
-            print(f"report: {folder / MARKDOWN_FILE}")
-    finally:
-        leave_processes()
+    from ivideogpt.commands.run_evaluation import evaluate_world_model
 
-
-def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, args.precision, args.backend)
-    settings = ModelSettings(
-        context_length=args.context_length,
-        segment_length=args.segment_length,
-        goal_conditioned=args.goal_conditioned,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        separators=args.separators,  # type: ignore[arg-type]
-        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
-    )
-    return with_settings(model, settings)
-
-
-def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips:
-    config = clip_config(args, metadata)
-    if not args.use_eval_dataset:
-        return clips_of_split(args, config)
-    if metadata.goal_conditioned:
-        raise UserError("--use_eval_dataset: the clips of benchmarks have no goal in front, and this model wants one")
-    return build_benchmark_evaluation(config, args.num_clips)
-
-
-def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) -> PredictionScorer:
-    num_samples = args.num_samples
-    if num_samples > 1 and model.metadata.generation.is_deterministic:
-        several = flags_for_several(model.metadata.generation)
-        logger.warning("one sample of each clip: the checkpoint's leave nothing to chance; %s draws several", several)
-        num_samples = 1
-    return PredictionScorer(
-        model,
-        FrameScorer(find_lpips(args.lpips_path, device), args.max_decode_batchsize),
-        find_i3d(args.i3d_path, device),
-        fvd_of={span: CANDIDATES for span in FVD_SPANS if span in PROTOCOLS[args.protocol]},
-        num_samples=num_samples,
-        seed=args.seed,
-        max_rows=args.max_generate_batchsize,
-        max_videos=args.max_decode_batchsize,
-    )
+    evaluate_world_model(args)

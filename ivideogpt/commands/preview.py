@@ -15,50 +15,53 @@ from tqdm import tqdm
 from ivideogpt.data.formats.episodes import EpisodeReader
 from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.episode_pictures import Curves, Excerpt, episode_film, episode_sheet
+from ivideogpt.evaluation.episode_pictures import Excerpt, plot_sheet, render_video
 from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.files import atomic_file
 from ivideogpt.flags import option, parse
-from ivideogpt.video_io import write_gif, write_png
+from ivideogpt.video_io import write_gif
 
-FILM_FRAMES = 120  # more are thinned out
+VIDEO_FRAMES = 120  # more are thinned out
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreviewArgs(EpisodesArgs):
-    """Draw a contact sheet and a GIF of some recorded episodes, with their actions."""
+    """Plot a contact sheet and a GIF of some recorded episodes, with their actions."""
 
     output_path: str = option("preview", "folder for the pictures")
     num_episodes: int = option(3, "of each dataset, chosen by the seed", minimum=1)
     num_frames: int = option(9, "frames in a row of the contact sheet", minimum=2)
     fps: float = option(10, "of the GIFs", minimum=0.1)
-    seed: int = option(0, "decides which episodes are drawn", minimum=0)
+    seed: int = option(0, "decides which episodes are shown", minimum=0)
 
     def validate(self) -> None:
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 
 def preview_dataset(dataset: NamedEpisodes, args: PreviewArgs) -> list[Path]:
-    """Writes ``<dataset>-<episode>.png`` and ``.gif``; returns the sheets. Episodes that cannot be read are named."""
+    """Write ``<dataset>-<episode>.png`` and ``.gif``; return the sheets. Episodes that cannot be read are named."""
     sheets = []
     for number in tqdm(sample(len(dataset.episodes), args.num_episodes, args.seed), desc=dataset.name, unit="episode"):
         sheet = Path(args.output_path, f"{file_stem(dataset.name, dataset.episodes.name(number))}.png")
         try:
-            draw_episode(dataset.episodes.open(number), sheet, args)
+            plot_episode(dataset.episodes.open(number), sheet, args)
         except UserError as error:
-            tqdm.write(f"not drawn: {error}", file=sys.stderr)
+            tqdm.write(f"not shown: {error}", file=sys.stderr)
             continue
         sheets.append(sheet)
     return sheets
 
 
-def draw_episode(episode: EpisodeReader, sheet: Path, args: PreviewArgs) -> None:
+def plot_episode(episode: EpisodeReader, sheet: Path, args: PreviewArgs) -> None:
     actions = None if episode.action_dim is None else episode.actions(np.arange(episode.num_frames))
-    curves = None if actions is None or not actions.shape[1] else Curves.of(actions)
-    film = read_excerpt(episode, np.arange(0, episode.num_frames, -(-episode.num_frames // FILM_FRAMES)))
+    if actions is not None and not actions.size:
+        actions = None
+    video = read_excerpt(episode, np.arange(0, episode.num_frames, -(-episode.num_frames // VIDEO_FRAMES)))
     overview = read_excerpt(episode, evenly(episode.num_frames, args.num_frames))
-    moving = read_excerpt(episode, liveliest(film, episode.num_frames, args.num_frames))
-    write_png(sheet, episode_sheet(describe(episode), overview, moving, curves))
-    write_gif(sheet.with_suffix(".gif"), episode_film(film, curves), args.fps)
+    moving = read_excerpt(episode, liveliest(video, episode.num_frames, args.num_frames))
+    with atomic_file(sheet) as file:
+        plot_sheet(describe(episode), overview, moving, actions).savefig(file, format="png")
+    write_gif(sheet.with_suffix(".gif"), render_video(video, actions), args.fps)
 
 
 def read_excerpt(episode: EpisodeReader, numbers: np.ndarray) -> Excerpt:
@@ -69,11 +72,11 @@ def evenly(num_frames: int, number: int) -> np.ndarray:
     return np.linspace(0, num_frames - 1, min(number, num_frames)).round().astype(np.int64)
 
 
-def liveliest(film: Excerpt, num_frames: int, number: int) -> np.ndarray:
-    """Consecutive frames about where the picture changes most."""
-    pictures = film.frames[:, ::4, ::4].astype(np.int16)
+def liveliest(video: Excerpt, num_frames: int, number: int) -> np.ndarray:
+    """Numbers of consecutive frames about where the picture changes most."""
+    pictures = video.frames[:, ::4, ::4].astype(np.int16)
     change = np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2, 3))
-    peak = film.numbers[int(change.argmax())] if len(change) else 0
+    peak = video.numbers[int(change.argmax())] if len(change) else 0
     start = int(np.clip(peak - number // 2 + 1, 0, max(num_frames - number, 0)))
     return np.arange(start, min(start + number, num_frames))
 
@@ -85,7 +88,7 @@ def describe(episode: EpisodeReader) -> str:
 
 
 def file_stem(dataset: str, episode: str) -> str:
-    """A file name of both, without what a path may hold."""
+    """Return a file name of both, without what a path may hold."""
     own = os.path.basename(episode).removesuffix(".npz")
     says_dataset = own == dataset or own.startswith(f"{dataset}#")
     return re.sub(r"[^\w.-]+", "-", own if says_dataset else f"{dataset}-{own}")

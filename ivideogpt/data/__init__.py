@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ivideogpt.data.clips.batches import ClipBatch
-    from ivideogpt.data.clips.loaders import (
-        ClipLoader,
-        DataConfig,
-        EvalDataLoader,
-        SimpleRoboticDataLoaderv2,
-        build_loader,
-    )
+    from ivideogpt.data.clips.dataset import DataConfig
+    from ivideogpt.data.clips.loaders import ClipLoader, build_loader
     from ivideogpt.data.clips.segments import SegmentSpec
     from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
     from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
+    from ivideogpt.data.simple_dataloader import EvalDataLoader, SimpleRoboticDataLoaderv2
 
 __all__ = [
     "DATASET_NAMED_MIXES",
@@ -34,6 +30,8 @@ __all__ = [
 _HOME = {
     "ClipBatch": "clips.batches",
     "DATASET_NAMED_MIXES": "dataset_mixes",
+    "EvalDataLoader": "simple_dataloader",
+    "SimpleRoboticDataLoaderv2": "simple_dataloader",
     "STRONG_AUGMENTATION": "clips.transforms",
     "Augmentation": "clips.transforms",
     "SegmentSpec": "clips.segments",

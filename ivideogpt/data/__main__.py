@@ -12,10 +12,7 @@ COMMANDS = {
     "inspect": ("ivideogpt.data.inspect.command", "what is in recorded episodes, and what looks wrong with them"),
     "preview": ("ivideogpt.commands.preview", "pictures of recorded episodes with their actions"),
     "validate": ("ivideogpt.data.inspect.validate", "read every byte of every episode, and list those that are bad"),
-    "tokenize": (
-        "ivideogpt.training.transformer.tokenize_dataset",
-        "store the tokens of clips, to train on",
-    ),
+    "tokenize": ("ivideogpt.training.transformer.tokenize_command", "store the tokens of clips, to train on"),
 }
 
 

@@ -1,4 +1,4 @@
-"""What is known of each dataset, and where its episodes are. Knows names and folders; opens no episode."""
+"""Facts of each dataset, and places of its episodes. Knows names and folders; opens no episode."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """How an open dataset is stored: native frames per reference step, and the array that holds the frames."""
+    """Storage of an open dataset: native frames per reference step, and the array that holds the frames."""
 
     name: str
     base_step: float = 1

@@ -1,0 +1,1 @@
+"""Scores of a model on clips, one row a clip, and reports on them. The metrics are in :mod:`ivideogpt.metrics`."""

@@ -20,14 +20,14 @@ def draw_curves(path: Path, curves: Curves, num_context: int) -> None:
     from matplotlib.ticker import MaxNLocator
 
     metrics = [
-        name for name, metric in METRICS.items() if metric.in_curves and any(name in of for of in curves.values())
+        name for name, metric in METRICS.items() if metric.in_curves and any(name in row for row in curves.values())
     ]
     figure = Figure(figsize=(PANEL_INCHES[0] * len(metrics), PANEL_INCHES[1]), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for panel, metric in zip(panels, metrics, strict=True):
-        for name, of in curves.items():
-            frames = sorted(of.get(metric, {}))
-            points = [of[metric][frame] for frame in frames]
+        for name, row in curves.items():
+            frames = sorted(row.get(metric, {}))
+            points = [row[metric][frame] for frame in frames]
             (line,) = panel.plot(frames, [point.mean for point in points], label=name.replace("_", " "))
             bounds = [point.low for point in points], [point.high for point in points]
             panel.fill_between(frames, *bounds, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -6,11 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ivideogpt.errors import UserError
-from ivideogpt.pretrained import ModelMetadata
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.transformer import HeadModelWithAction, Sampling
 from ivideogpt.world_model import WorldModel
-
-BACKEND_HELP = "what decodes tokens: torch, cpu_kernels, cuda_graph; auto: the fastest that runs on this device"
 
 
 @dataclass(frozen=True)

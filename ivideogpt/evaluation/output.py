@@ -1,4 +1,4 @@
-"""Where a command may write. Asked before hours of work, not after."""
+"""Check that a command may write to its folder before hours of work, not after."""
 
 from __future__ import annotations
 

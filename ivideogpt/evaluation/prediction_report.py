@@ -134,8 +134,8 @@ def _show(
     predicted = to_pixels(torch.cat([rollout.context[0], rollout.frames[0, 0]]))
     reconstructed = to_pixels(torch.cat([rollout.context[0], reconstruct_future(model, clip.frames)[0]]))
     groups = [[*sample_rows(truth, predicted, "prediction"), Row("reconstruction", reconstructed)]]
-    of_samples = f"{psnr:.2f} dB" if scorer.num_samples == 1 else f"{psnr:.2f} dB in the mean, sample 0 shown"
-    title = f"{rank} clip: {number}, {origin}, {of_samples}"
+    shown_psnr = f"{psnr:.2f} dB" if scorer.num_samples == 1 else f"{psnr:.2f} dB in the mean, sample 0 shown"
+    title = f"{rank} clip: {number}, {origin}, {shown_psnr}"
     shown = ShownClip(rank, number, origin.dataset, origin.episode, psnr, f"clip-{rank}.png", f"clip-{rank}.gif")
     write_png(folder / shown.sheet, contact_sheet(groups, model.metadata.context_length, title))
     write_gif(folder / shown.gif, side_by_side([truth, predicted, error_frames(truth, predicted)]))
@@ -162,7 +162,7 @@ def build_report(
         "clips": collected.clip_facts(clips),
         "versions": versions(PACKAGES),
         "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
-        "fvd": {column: of for column, of in distances.items() if column in columns},
+        "fvd": {column: distance for column, distance in distances.items() if column in columns},
         "findings": [
             {**asdict(finding), "difference": interval_as_json(finding.difference), "answer": finding.answer}
             for finding in findings(summary, clips.num_episodes)
@@ -227,7 +227,7 @@ def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequenc
 
 
 def _findings_table(found: Sequence[Finding]) -> str:
-    rows = [[of.question, METRICS[of.metric].label, with_interval(of.metric, of.difference), of.answer] for of in found]
+    rows = [[x.question, METRICS[x.metric].label, with_interval(x.metric, x.difference), x.answer] for x in found]
     return markdown_table(["", "by", "difference, dB", ""], rows)
 
 

@@ -39,9 +39,9 @@ class Processes:
         if self.count > 1:
             parts = [None] * self.count
             distributed.all_gather_object(parts, part, group=_patient_group())
-        for of_rank in parts:
-            if isinstance(of_rank, UserError):
-                raise of_rank
+        for gathered in parts:
+            if isinstance(gathered, UserError):
+                raise gathered
         return parts  # type: ignore[return-value]
 
 

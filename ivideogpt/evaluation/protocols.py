@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from ivideogpt.metrics.frame_metrics import best_of_samples
-
-Scores = Mapping[str, Tensor]  # metric -> (N, T)
+Scores = Mapping[str, "Tensor"]  # metric -> (N, T)
 
 PAPER_METRICS = ("mse", "psnr", "ssim", "lpips")
 
 
 def best_by_metric(scores: Scores) -> dict[str, float]:
     """Means over frames; each metric takes the sample that is best by itself: no single sample need be as good."""
+    from ivideogpt.metrics.frame_metrics import best_of_samples  # here, as commands read PROTOCOLS for --help
+
     return {name: float(best_of_samples(name, of.nanmean(dim=1)[None])) for name, of in scores.items()}
 
 

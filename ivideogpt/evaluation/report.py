@@ -1,4 +1,4 @@
-"""What an evaluation found, as report.json and report.md. Knows numbers by name, folders, versions."""
+"""Results of an evaluation as report.json and report.md. Knows numbers by name, folders, versions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ivideogpt.evaluation.curves import Curves
 from ivideogpt.metrics.table import METRICS
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
-PACKAGES = ("ivideogpt", "torch", "diffusers", "transformers", "numpy")
+PACKAGES = ("ivideogpt", "torch", "transformers", "numpy")
 
 Candidates = Mapping[str, Mapping[str, Interval]]  # candidate -> metric -> mean over clips
 
@@ -26,13 +26,15 @@ def interval_as_json(interval: Interval) -> dict[str, float | int | None]:
 
 def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, float | int | None]]]:
     return {
-        name: {metric: interval_as_json(of) for metric, of in metrics.items()} for name, metrics in candidates.items()
+        name: {metric: interval_as_json(value) for metric, value in row.items()} for name, row in candidates.items()
     }
 
 
 def curves_as_json(curves: Curves) -> dict[str, dict[str, dict[str, list[Any]]]]:
     """Candidate -> metric -> frames, and mean, low and high of each."""
-    return {name: {metric: _curve_as_json(of) for metric, of in metrics.items()} for name, metrics in curves.items()}
+    return {
+        name: {metric: _curve_as_json(curve) for metric, curve in metrics.items()} for name, metrics in curves.items()
+    }
 
 
 def _curve_as_json(curve: Mapping[int, Interval]) -> dict[str, list[Any]]:
@@ -68,10 +70,10 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def candidate_table(candidates: Candidates, fvd: Mapping[str, float]) -> str:
     """A line a candidate, a column a metric; FVD is one number over all clips."""
-    metrics = in_order(metric for of in candidates.values() for metric in of)
+    metrics = in_order(metric for row in candidates.values() for metric in row)
     rows = []
-    for name, of in candidates.items():
-        cells = [with_interval(metric, of[metric]) if metric in of else "-" for metric in metrics]
+    for name, row in candidates.items():
+        cells = [with_interval(metric, row[metric]) if metric in row else "-" for metric in metrics]
         cells += [number("fvd", fvd.get(name, math.nan))] if fvd else []
         rows.append([name.replace("_", " "), *cells])
     return markdown_table(["", *map(label, metrics), *([label("fvd")] if fvd else [])], rows)
@@ -85,7 +87,7 @@ def headline(report: Mapping[str, Any], kind: str) -> str:
 
 
 def made_with(report: Mapping[str, Any]) -> str:
-    """What it takes to make the report again."""
+    """Return the settings, versions and files that are needed to make the report again."""
     checksums = {name: value for name, value in report["model"].items() if name.endswith("_checksum")}
     facts = {**report["settings"], **checksums, "clips_checksum": report["clips"]["checksum"], **report["versions"]}
     lines = [f"- {name}: `{value}`" for name, value in facts.items() if value is not None]

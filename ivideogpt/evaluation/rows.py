@@ -140,7 +140,7 @@ def scores_by_clip(scores: Mapping[str, Mapping[str, Tensor]]) -> Iterator[dict[
     on_cpu = {name: {metric: values.cpu() for metric, values in metrics.items()} for name, metrics in scores.items()}
     num_clips = len(next(iter(next(iter(on_cpu.values())).values())))
     for clip in range(num_clips):
-        yield {name: {metric: values[clip] for metric, values in of.items()} for name, of in on_cpu.items()}
+        yield {name: {metric: values[clip] for metric, values in row.items()} for name, row in on_cpu.items()}
 
 
 def features_by_clip(features: Mapping[tuple[str, str], Tensor], num_clips: int) -> Iterator[Features]:
@@ -179,7 +179,7 @@ class RowFile:
 
     @property
     def is_of_another(self) -> bool:
-        """Whether the file holds rows, and those of another evaluation alone."""
+        """Whether the file holds rows of another evaluation alone."""
         path = self._folder / CLIPS_FILE
         return path.is_file() and path.stat().st_size > 0 and not self.read()
 

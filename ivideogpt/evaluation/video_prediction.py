@@ -64,9 +64,9 @@ class Reconstruction:
 def reconstruct(tokenizer: CompressiveVQModel, frames: Tensor) -> Reconstruction:
     """Clips (B, T, C, H, W) through the tokenizer and back, a few at a time."""
     if len(frames) > 1 and len(parts := _at_once(frames)) > 1:
-        of_parts = [reconstruct(tokenizer, part) for part in parts]
+        outputs = [reconstruct(tokenizer, part) for part in parts]
         return Reconstruction(
-            *(torch.cat([getattr(of, name.name) for of in of_parts]) for name in fields(Reconstruction))
+            *(torch.cat([getattr(output, name.name) for output in outputs]) for name in fields(Reconstruction))
         )
     t, frames = tokenizer.context_length, frames.to(tokenizer.device)
     with evaluating(tokenizer):
@@ -84,7 +84,7 @@ def _at_once(frames: Tensor) -> Sequence[Tensor]:
 
 
 def references(model: WorldModel, frames: Tensor) -> dict[str, Tensor]:
-    """What a prediction is measured against beside the truth, (B, F, C, H, W) each."""
+    """Return what a prediction is compared with besides the truth, (B, F, C, H, W) each."""
     return {
         RECONSTRUCTION: reconstruct_future(model, frames),
         COPY: copy_last_frame(frames, model.metadata.context_length),
@@ -123,7 +123,7 @@ def predict_future(model: WorldModel, clips: ClipBatch, seed: int, clip_numbers:
 
 
 def moving_pixels(truth: Tensor, last_context: Tensor) -> Tensor:
-    """Where the future (B, F, C, H, W) differs from the last context frame (B, C, H, W), as (B, F, 1, H, W)."""
+    """Mask (B, F, 1, H, W) of where the future (B, F, C, H, W) differs from the last context frame (B, C, H, W)."""
     return (truth - last_context[:, None]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD
 
 
@@ -199,7 +199,7 @@ class _Candidates:
         self._truth = truth
         self._num_context = num_context
         self._moving = moving_pixels(truth[:, num_context:], truth[:, num_context - 1])
-        self._of_context: dict[str, Tensor] = {}
+        self._context_scores: dict[str, Tensor] = {}
         self._scores: dict[str, list[dict[str, Tensor]]] = {}
         self._features: dict[tuple[str, str], list[Tensor]] = {}
         if settings.i3d is not None:
@@ -209,12 +209,12 @@ class _Candidates:
         """Some samples of a candidate: ``context`` (B, t, C, H, W) and ``futures`` (B, n, F, C, H, W)."""
         num_samples, context = futures.shape[1], context[:, None]
         true_context, true_future = self._truth[:, : self._num_context], self._truth[:, self._num_context :]
-        if not self._of_context:  # all candidates have the same
-            self._of_context = self._settings.scorer(true_context, context)
-        of_future = self._settings.scorer(true_future, futures)
+        if not self._context_scores:  # all candidates have the same
+            self._context_scores = self._settings.scorer(true_context, context)
+        future_scores = self._settings.scorer(true_future, futures)
         scores = {
-            metric: torch.cat([self._of_context[metric].expand(-1, num_samples, -1), values], dim=2)
-            for metric, values in of_future.items()
+            metric: torch.cat([self._context_scores[metric].expand(-1, num_samples, -1), values], dim=2)
+            for metric, values in future_scores.items()
         }
         moving = moving_psnr(true_future[:, None], futures, self._moving[:, None])
         unknown = moving.new_full((*moving.shape[:2], self._num_context), torch.nan)
@@ -228,14 +228,14 @@ class _Candidates:
             for name, parts in self._scores.items()
         }
         features = {key: torch.cat(parts, dim=1) for key, parts in self._features.items()}
-        of_clips = zip(numbers, scores_by_clip(scores), features_by_clip(features, len(numbers)), strict=True)
+        clips = zip(numbers, scores_by_clip(scores), features_by_clip(features, len(numbers)), strict=True)
         return [
             ClipRow.of(number, truth, self._num_context, values, vectors)
-            for truth, (number, values, vectors) in zip(self._truth, of_clips, strict=True)
+            for truth, (number, values, vectors) in zip(self._truth, clips, strict=True)
         ]
 
     def _add_features(self, name: str, videos: Tensor) -> None:
-        """Of samples (B, n, T, C, H, W), whole and without their context."""
+        """Add features of samples (B, n, T, C, H, W), whole and without their context."""
         assert self._settings.i3d is not None
         for span, candidates in self._settings.fvd_of.items():
             if name not in (TRUTH, *candidates):

@@ -1,1 +1,1 @@
-"""How good frames are: one table of metrics, and the functions behind it."""
+"""Quality of predicted frames: one table of metrics, and the functions behind it."""

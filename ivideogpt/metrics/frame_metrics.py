@@ -41,7 +41,7 @@ class FrameScorer:
 
     @torch.no_grad()
     def __call__(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """``truth`` (B, T, C, H, W) and ``samples`` (B, N, T, C, H, W) in [0, 1] to (B, N, T) each.
+        """Score ``samples`` (B, N, T, C, H, W) against ``truth`` (B, T, C, H, W), both in [0, 1]: (B, N, T) a metric.
 
         Raises:
             UserError: one of them holds other numbers.
@@ -57,7 +57,7 @@ class FrameScorer:
         return {name: torch.cat([part[name] for part in parts], dim=1).view(shape).transpose(0, 1) for name in parts[0]}
 
     def _compare(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """True frames (n, C, H, W) and (N, n, C, H, W) to (N, n) each."""
+        """Score frames (N, n, C, H, W) against true frames (n, C, H, W): (N, n) a metric."""
         mse = mse_of(truth, samples)
         scores = {"mse": mse, "psnr": psnr_of(mse), "ssim": torch.stack([ssim_of(truth, frames) for frames in samples])}
         if self.lpips is not None:
@@ -69,7 +69,7 @@ class FrameScorer:
 
 
 def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS | None:
-    """LPIPS from this folder, here or in the project; None, and a line in the log, where its weights are missing."""
+    """Load LPIPS from this folder, here or in the project; None, and a log line, where its weights are missing."""
     folder = here_or_in_project(folder)
     missing = missing_weights(folder)
     if missing is not None:
@@ -79,7 +79,7 @@ def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS 
 
 
 def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> LPIPS:
-    """LPIPS from this folder, here or in the project, for a loss that has a weight.
+    """Load LPIPS from this folder, here or in the project, for a loss that has a weight.
 
     Args:
         instead: ends the message, e.g. "or train without the perceptual loss: --perc_weight 0".
@@ -105,7 +105,7 @@ def _read_lpips(folder: Path, device: torch.device | str) -> LPIPS:
 
 
 def find_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3D | None:
-    """I3D from this file, here or in the project; None, and a line in the log, where it is missing."""
+    """Load I3D from this file, here or in the project; None, and a line in the log, where it is missing."""
     path = here_or_in_project(path)
     if not path.is_file():
         logger.warning("scores WITHOUT FVD. I3D missing: put the published i3d_torchscript.pt at %s", path)
@@ -114,5 +114,5 @@ def find_i3d(path: str | Path, device: torch.device | str = "cpu") -> I3D | None
 
 
 def best_of_samples(metric: str, scores: Tensor) -> Tensor:
-    """(B, N) to (B,)."""
+    """Choose each clip's best sample by a metric: scores (B, N) to (B,)."""
     return scores.amin(dim=1) if METRICS[metric].less_is_better else scores.amax(dim=1)

@@ -35,7 +35,7 @@ class FeatureStats:
         self._products: NDArray[np.float64] | None = None
 
     def append(self, features: NDArray[np.floating]) -> None:
-        """Vectors (n, d)."""
+        """Add vectors (n, d)."""
         features = np.asarray(features, np.float32)
         if self.max_items is not None:
             features = features[: self.max_items - self.num_items]
@@ -57,7 +57,7 @@ class FeatureStats:
         return np.concatenate(self._all)
 
     def get_mean_cov(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Mean (d,) and population covariance (d, d)."""
+        """Return the mean (d,) and the population covariance (d, d)."""
         if self._sum is None or self._products is None:
             raise UserError("no mean and covariance: no vectors were appended, or capture_mean_cov was not set")
         mean = self._sum / self.num_items
@@ -65,13 +65,13 @@ class FeatureStats:
 
 
 def frechet_distance(real: FeatureStats, generated: FeatureStats) -> float:
-    """|mean difference|^2 + tr(C + D - 2 (C D)^(1/2)) of two sets with covariances C and D."""
+    """Return |mean difference|^2 + tr(C + D - 2 (C D)^(1/2)) of two sets with covariances C and D."""
     (mean_r, cov_r), (mean_g, cov_g) = real.get_mean_cov(), generated.get_mean_cov()
     root = _square_root(cov_r)
     # C D and C^(1/2) D C^(1/2) have the same eigenvalues, and those of the latter are those of a symmetric matrix
-    of_product = np.linalg.eigvalsh(root @ cov_g @ root).clip(min=0)
+    eigenvalues = np.linalg.eigvalsh(root @ cov_g @ root).clip(min=0)
     difference = mean_r - mean_g
-    return float(difference @ difference + np.trace(cov_r) + np.trace(cov_g) - 2 * np.sqrt(of_product).sum())
+    return float(difference @ difference + np.trace(cov_r) + np.trace(cov_g) - 2 * np.sqrt(eigenvalues).sum())
 
 
 def _square_root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -96,7 +96,7 @@ class I3D:
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
-        """Videos (B, T, 3, H, W) in [0, 1] to features (B, d).
+        """Compute features (B, d) of videos (B, T, 3, H, W) in [0, 1].
 
         Raises:
             UserError: the videos hold other numbers, or the network cannot take them.
@@ -128,5 +128,5 @@ class I3D:
             return self._network(pixels, rescale=rescale, resize=resize, return_features=return_features)
 
     def in_parts(self, videos: Tensor, max_rows: int | None) -> Tensor:
-        """The same, ``max_rows`` videos at a time."""
+        """Compute features of ``max_rows`` videos at a time."""
         return torch.cat([self(part) for part in videos.split(max_rows or VIDEOS_AT_ONCE)])

@@ -22,14 +22,14 @@ _SLICES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 
 
 def missing_weights(folder: Path) -> str | None:
-    """What to do if LPIPS cannot be had from this folder, in one line; None if it can."""
+    """Name the LPIPS weights that are missing from this folder and where to put them; None if they are there."""
     checksums = {VGG_FILE: "torchvision's VGG16, sha256 397923af...", LINEAR_FILE: f"linear layers, md5 {LINEAR_MD5}"}
     missing = [f"{name} ({sum_})" for name, sum_ in checksums.items() if not (folder / name).is_file()]
     return f"LPIPS weights missing: put {' and '.join(missing)} into {folder}" if missing else None
 
 
 class _ScalingLayer(nn.Module):
-    """From [-1, 1] to the statistics of ImageNet."""
+    """Scales frames from [-1, 1] to ImageNet's statistics."""
 
     shift: Tensor
     scale: Tensor
@@ -112,7 +112,7 @@ class LPIPS(nn.Module):
         return self.distance(self.features(frames), self.features(others))[:, None, None, None]
 
     def features(self, frames: Tensor) -> list[Tensor]:
-        """What frames are compared by, at five levels. Those of one frame serve any number of comparisons."""
+        """Return normalised VGG features of frames at five levels; they can be compared any number of times."""
         return [_unit_length(level) for level in self.net(self.scaling_layer(frames))]
 
     def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:

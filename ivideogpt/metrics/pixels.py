@@ -1,4 +1,4 @@
-"""How far a predicted frame is from the true one.
+"""Pixel metrics of a predicted frame against the true one: MSE, PSNR, SSIM.
 
 Frames are float in [0, 1] with any leading dimensions, ``(..., C, H, W)``; they broadcast. Every metric
 returns one number a frame, ``(...)``, computed in float32. Other ranges (8-bit, signed, 0..255) are refused: a PSNR
@@ -62,7 +62,7 @@ def ssim_of(truth: Tensor, prediction: Tensor) -> Tensor:
 
 
 def _blur(images: Tensor) -> Tensor:
-    """(n, 1, H, W) to (n, 1, H - 10, W - 10), one axis after the other."""
+    """Blur images (n, 1, H, W) to (n, 1, H - 10, W - 10), one axis after the other."""
     offsets = torch.arange(SSIM_WINDOW, dtype=images.dtype, device=images.device) - SSIM_WINDOW // 2
     window = torch.exp(-offsets.square() / (2 * SSIM_SIGMA**2))
     window = (window / window.sum()).reshape(1, 1, -1, 1)

@@ -19,8 +19,8 @@ class Metric:
 
     Attributes:
         label: the heading of a column.
-        function: of true and predicted frames, which broadcast. None: it takes more than two frames to compute.
-        of_whole_frames: whether it is a score of every whole frame, and so a metric of validations.
+        function: computes scores from true and predicted frames, which broadcast; None if it needs more than those.
+        scores_whole_frames: whether it is a score of every whole frame, and so a metric of validations.
         in_curves: whether reports plot it over the frames of a clip.
     """
 
@@ -30,7 +30,7 @@ class Metric:
     decimals: int
     function: Callable[[Tensor, Tensor], Tensor] | None = None
     unit: str = ""
-    of_whole_frames: bool = True
+    scores_whole_frames: bool = True
     in_curves: bool = True
 
     @property
@@ -52,7 +52,7 @@ def register(metric: Metric) -> None:
 
 register(Metric("psnr", "PSNR", False, 2, frame_psnr, unit="dB"))
 register(Metric("ssim", "SSIM", False, 4, frame_ssim))
-register(Metric("lpips", "LPIPS", True, 4))  # by a network
-register(Metric("mse", "MSE", True, 5, in_curves=False))  # on the way to PSNR
-register(Metric("moving_psnr", "PSNR, moving pixels", False, 2, unit="dB", of_whole_frames=False))
-register(Metric("fvd", "FVD", True, 1, of_whole_frames=False, in_curves=False))  # of all clips at once
+register(Metric("lpips", "LPIPS", True, 4))  # computed by a network
+register(Metric("mse", "MSE", True, 5, in_curves=False))  # PSNR is computed from it
+register(Metric("moving_psnr", "PSNR, moving pixels", False, 2, unit="dB", scores_whole_frames=False))
+register(Metric("fvd", "FVD", True, 1, scores_whole_frames=False, in_curves=False))  # of all clips at once

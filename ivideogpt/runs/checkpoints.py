@@ -121,10 +121,10 @@ def set_aside_later(checkpoint: Path) -> None:
     prefix = checkpoint.name.rstrip("0123456789")
     for folder in complete_checkpoints(checkpoint.parent, prefix):
         if step_of(folder) > step_of(checkpoint):
-            aside = folder.with_name(SET_ASIDE + folder.name)
-            logger.warning("going back to %s: %s is set aside as %s", checkpoint.name, folder.name, aside.name)
-            remove_checkpoint(aside)
-            folder.rename(aside)
+            renamed = folder.with_name(SET_ASIDE + folder.name)
+            logger.warning("going back to %s: %s is set aside as %s", checkpoint.name, folder.name, renamed.name)
+            remove_checkpoint(renamed)
+            folder.rename(renamed)
 
 
 def remove_checkpoint(folder: Path) -> None:

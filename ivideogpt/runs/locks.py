@@ -40,10 +40,7 @@ os.register_at_fork(after_in_child=_close_in_fork)
 
 
 def check_not_locked(folder: Path, advice: str) -> None:
-    """
-    Raises:
-        UserError: another process holds the folder. Without this it is noticed only after all has been loaded.
-    """
+    """Check early that no other process holds the folder, before a model is loaded."""
     if (folder / LOCK).exists():
         with locked(folder, advice):
             pass

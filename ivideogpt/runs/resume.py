@@ -1,4 +1,4 @@
-"""What a resumed run must have in common with the run that it continues."""
+"""Comparison of a resumed run's settings with those of the run that it continues."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Changes = dict[str, list[Any]]  # setting -> [before, now]
 
 @dataclass(frozen=True)
 class ResumeRules:
-    """Which settings decide what a run computes; all settings that are not named here do, and may not change.
+    """Rules for the settings of a resumed run; a setting that is not named here decides the results and may not change.
 
     Attributes:
         may_change: settings that say how long to train, what to write and where, and how to fit into the machine.
@@ -80,10 +80,7 @@ class ResumeRules:
 
 
 def refuse(changes: Changes, allow: str, describe: Callable[[str, Any, Any], str], otherwise: str) -> None:
-    """
-    Raises:
-        UserError: there are changes; names each, and how to allow them.
-    """
+    """Raise UserError if there are changes that are not allowed."""
     if changes:
         listed = ", ".join(describe(name, before, now) for name, (before, now) in changes.items())
         raise UserError(

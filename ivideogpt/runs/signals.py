@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a question that the training loop asks."""
+"""SIGTERM and Ctrl-C as a flag that the training loop reads."""
 
 from __future__ import annotations
 
@@ -38,10 +38,7 @@ class StopSignal:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def check(self) -> None:
-        """
-        Raises:
-            Interrupted: a signal has come.
-        """
+        """Raise Interrupted if a signal has come."""
         if self.number:
             raise Interrupted
 

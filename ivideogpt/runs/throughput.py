@@ -1,4 +1,4 @@
-"""How fast training is, and where its time goes."""
+"""Training throughput, and the seconds that each part of a step takes."""
 
 from __future__ import annotations
 

@@ -7,19 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from ivideogpt.choices import SAMPLING_RULES
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, option, parse
-from ivideogpt.pretrained import (
-    ModelMetadata,
-    load_tokenizer,
-    load_transformer,
-    save_tokenizer,
-    transformer_folder,
-)
-from ivideogpt.transformer import SAMPLING_RULES
-from ivideogpt.world_model import WorldModel
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -39,11 +29,17 @@ class ExportArgs:
     )
 
     def validate(self) -> None:
-        """Any of them goes with any other."""
+        """Accept any combination."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(ExportArgs, argv)
+    import torch
+
+    from ivideogpt.metadata import ModelMetadata
+    from ivideogpt.pretrained import load_tokenizer, load_transformer, save_tokenizer, transformer_folder
+    from ivideogpt.world_model import WorldModel
+
     dtype = getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer)
     if args.transformer is None:

@@ -24,7 +24,7 @@ from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 
 
 class ActionModelOutput(LanguageModelOutput):
-    """``loss`` is the sum; its terms are beside it. The reconstruction is not weighted yet."""
+    """``loss`` is the weighted sum; ``cross_entropy`` and ``action_recon_loss`` are its terms before weighting."""
 
     cross_entropy: Tensor | None
     action_recon_loss: Tensor | None
@@ -86,7 +86,7 @@ class HeadModelWithAction(nn.Module):
 
     @property
     def layout(self) -> TokenLayout:
-        """Where tokens are now. How ids divide between the codebooks is the tokenizer's business and not known here."""
+        """Current token layout. How ids divide between the codebooks is the tokenizer's business and not known here."""
         return TokenLayout(
             context_frames=self.context,
             future_frames=self.segment_length - self.context,
@@ -108,20 +108,20 @@ class HeadModelWithAction(nn.Module):
         return self.reward_linear is not None
 
     def get_input_embeddings(self, ids: Tensor | None = None) -> Tensor | nn.Embedding:
-        """Of ids; without any the module itself, which is what libraries ask of a language model."""
+        """Embed ids; without ids return the embedding module, as libraries ask of a language model."""
         embedding = self.llm.get_input_embeddings()
         return embedding if ids is None else embedding(ids)
 
     def embed(self, ids: Tensor, action: Tensor) -> Tensor:
-        """Tokens (B, L) and a clip's actions (B, T, A) to embeddings (B, L, D)."""
+        """Embed tokens (B, L), with a clip's actions (B, T, A) added at the future separators: (B, L, D)."""
         layout = self._layout_of(ids)
         positions = layout.action_positions.to(ids.device)
         embeddings = self.llm.get_input_embeddings()(ids)
-        of_actions = self.embed_actions(self._actions_to_future(action, layout.future_frames))
-        return embeddings.index_add(1, positions, of_actions.to(embeddings.dtype))
+        action_embeddings = self.embed_actions(self._actions_to_future(action, layout.future_frames))
+        return embeddings.index_add(1, positions, action_embeddings.to(embeddings.dtype))
 
     def embed_actions(self, actions: Tensor) -> Tensor:
-        """Actions (..., A) to what they add to the embeddings of separators, (..., D)."""
+        """Convert actions (..., A) to the vectors that are added to the embeddings of separators, (..., D)."""
         return self.action_linear(actions.to(self.action_linear.weight.dtype))
 
     def forward(
@@ -134,7 +134,7 @@ class HeadModelWithAction(nn.Module):
         *,
         past_key_values: KeysAndValues | None = None,
     ) -> ActionModelOutput | tuple[ActionModelOutput, Tensor]:
-        """Next-token logits and loss; with a reward head also its predictions, (B, F, 1).
+        """Return next-token logits and loss; with a reward head also predicted rewards, (B, F, 1).
 
         ``labels`` (B, n) belong to the last n tokens, and only those get logits. With labels the loss includes action
         reconstruction, if the model has it. ``past_key_values`` hold the first tokens of ``input_ids``, at most all
@@ -179,7 +179,7 @@ class HeadModelWithAction(nn.Module):
         action: Tensor,
         generator: torch.Generator | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Prompts (B, 257 t) and a clip's actions (B, T, A) to prompts and new tokens; separators are forced.
+        """Continue prompts (B, 257 t) under a clip's actions (B, T, A); separators are forced.
 
         Returns:
             tokens (B, 257 t + 17 F - 1), without a final separator; with a reward head (tokens, rewards (B, F)).
@@ -205,7 +205,7 @@ class HeadModelWithAction(nn.Module):
         separators: str = "forced",
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """As :meth:`generate`, by the language model alone."""
+        """Continue prompts as :meth:`generate` does, with the language model alone."""
         sampling = Sampling(temperature, top_k, greedy=not do_sample, separators=separators)  # type: ignore[arg-type]
         frames = self._rollout(inputs_token, self._num_new_frames(max_new_tokens), sampling, None, None, generator)
         return torch.cat([inputs_token[:, :-1], frames.tokens], dim=1)
@@ -263,7 +263,7 @@ class HeadModelWithAction(nn.Module):
         assert self.action_recon_linear is not None
         layout = self._layout_of(ids)
         first = layout.prompt_length - 1 - num_read
-        of_frames = hidden[:, first : first + layout.step_length * layout.future_frames]
-        reconstructed = self.action_recon_linear(of_frames).unflatten(1, (layout.future_frames, layout.step_length))
+        frame_states = hidden[:, first : first + layout.step_length * layout.future_frames]
+        reconstructed = self.action_recon_linear(frame_states).unflatten(1, (layout.future_frames, layout.step_length))
         target = self._actions_to_future(action, layout.future_frames)[:, :, None].expand_as(reconstructed)
         return F.mse_loss(reconstructed, target.to(reconstructed.dtype))

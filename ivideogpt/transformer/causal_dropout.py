@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.amp import custom_bwd, custom_fwd
 from torch.autograd.function import once_differentiable
 
-BLOCK = 64  # queries
-GROUP = 16  # of N at once
-LEVELS = 2**16  # that a random number of 16 bits has
+BLOCK = 64  # queries of a block
+GROUP = 16  # rows that are multiplied at once
+LEVELS = 2**16  # values of a 16-bit random number
 
 
 def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -34,7 +34,7 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 def causal_attention(
     queries: Tensor, keys: Tensor, values: Tensor, dropout: float, scaling: float | None = None
 ) -> Tensor:
-    """``softmax(scaling * queries keys^T)`` over what is not later, with dropout, times values.
+    """Return ``softmax(scaling * queries keys^T)`` over positions that are not later, with dropout, times values.
 
     All are (..., L, d) and float32; where autocast is on, they are made float32 and computed so. Dropout draws from
     torch's global generator; its probability is rounded to a multiple of 2^-16.
@@ -74,14 +74,14 @@ class _CausalAttention(torch.autograd.Function):
         q, k, v, out, *saved = ctx.saved_tensors
         grad = grad.contiguous()
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        inner = (grad * out).sum(-1, keepdim=True)  # of each query: weights times their gradients, summed
+        inner = (grad * out).sum(-1, keepdim=True)  # sum over keys of weight times gradient, per query
         grad = grad / ctx.share
         half = len(saved) // 2
         for (rows, first, end), weights, drawn in zip(_blocks(q), saved[:half], saved[half:], strict=True):
-            of_block = grad[rows, first:end]
+            block_grad = grad[rows, first:end]
             kept = _kept(drawn, ctx.threshold)
-            d_scores = torch.bmm(of_block, v[rows, :end].transpose(1, 2)).mul_(kept)
-            dv[rows, :end] += torch.bmm(kept.mul_(weights).transpose(1, 2), of_block)
+            d_scores = torch.bmm(block_grad, v[rows, :end].transpose(1, 2)).mul_(kept)
+            dv[rows, :end] += torch.bmm(kept.mul_(weights).transpose(1, 2), block_grad)
             d_scores.sub_(inner[rows, first:end]).mul_(weights).mul_(ctx.scaling)
             torch.bmm(d_scores, k[rows, :end], out=dq[rows, first:end])
             dk[rows, :end] += torch.bmm(d_scores.transpose(1, 2), q[rows, first:end])
@@ -104,5 +104,5 @@ def _random_levels(like: Tensor) -> Tensor:
 
 
 def _kept(drawn: Tensor, threshold: int) -> Tensor:
-    """1 where a weight stays and 0 where it is dropped, float32: products with numbers are much faster than masks."""
+    """Return 1 for weights that stay and 0 for dropped ones, float32: faster to multiply with than masks."""
     return torch.ge(drawn, threshold - LEVELS // 2, out=torch.empty(drawn.shape))

@@ -54,21 +54,21 @@ class FrameDecoder:
 
     @property
     def capacity(self) -> int:
-        """Positions of the cache."""
+        """Number of positions of the cache."""
         return self.cache.capacity
 
     @property
     def frames_that_fit(self) -> int:
-        """How many frames the cache holds after a prompt."""
+        """Number of frames that the cache holds after a prompt."""
         return self.model.layout.future_frames_that_fit(self.capacity)
 
     @property
     def frames_left(self) -> int:
-        """How many more frames fit into every row."""
+        """Number of further frames that fit into every row."""
         return self.frames_that_fit - max(self._frames_drawn(), default=0)
 
     def full_rows(self) -> Tensor:
-        """Indices of the rows into which no other frame fits."""
+        """Return the indices of the rows into which no other frame fits."""
         full = [row for row, drawn in enumerate(self._frames_drawn()) if drawn >= self.frames_that_fit]
         return torch.tensor(full, dtype=torch.int64)
 
@@ -136,7 +136,7 @@ class FrameDecoder:
             UserError: separators are sampled, so that a row's first frame takes another number of passes.
         """
         if self.model.sampling.separators == "sampled":
-            raise UserError("rows cannot begin anew one by one with separators='sampled': use 'forced'")
+            raise UserError("single rows cannot restart with separators='sampled': use separators='forced'")
 
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""
@@ -174,7 +174,7 @@ class FrameDecoder:
         )
 
     def _frames_drawn(self) -> list[int]:
-        """Of every row since its prompt, whose last token may be waiting like a frame's."""
+        """Return the number of frames that each row has drawn since its prompt."""
         layout = self.model.layout
         return [(length - layout.prompt_length + 2) // layout.step_length for length in self.cache.lengths]
 
@@ -195,7 +195,7 @@ class FrameDecoder:
         return frame
 
     def _enter_buffers(self) -> None:
-        """Go on in buffers of the backend, if it has some. ``cache`` and ``_pending`` are views of them meanwhile."""
+        """Continue in the backend's buffers, if it has some. ``cache`` and ``_pending`` are views of them then."""
         buffers = self.backend.borrow_buffers(self.model, self.cache.num_rows, self.capacity)
         if buffers is None:
             self._may_borrow = False
@@ -205,7 +205,7 @@ class FrameDecoder:
         self._buffers, self._give_back = buffers, weakref.finalize(self, self.backend.give_back, buffers)
 
     def _leave_buffers(self) -> None:
-        """The buffers may belong to another session from now on."""
+        """Give the buffers back: they may serve another session from now on."""
         if self._buffers is None or self._give_back is None:
             return
         if self._pending is not None:
@@ -222,14 +222,14 @@ class FrameDecoder:
         return draws
 
     def _read(self, prompts: Tensor, cache: KVCache) -> Tensor | None:
-        """Fill a cache; the token in front of the first separator waits for it if later ones do. Returns it then."""
+        """Fill a cache with prompts. Returns each one's last token if it enters together with the first separator."""
         waiting = 1 if self.model.joins_last_token else 0
         read = prompts[:, : -1 - waiting]
         self.backend.forward(self.backend.weights.embed(read), cache)
         return prompts[:, read.shape[1] : -1] if waiting else None
 
     def _next_separator(self) -> Tensor:
-        """(B,) The id in front of the next frame. The first one belongs to the prompt and is never drawn."""
+        """Return the id in front of the next frame, (B,). The first one belongs to the prompt and is never drawn."""
         if self.model.joins_last_token or self._pending is None:
             separator = self.model.layout.future_separator
             return torch.full((self.cache.num_rows,), separator, device=self.device)

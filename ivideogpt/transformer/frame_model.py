@@ -1,4 +1,4 @@
-"""How one frame of tokens is drawn, whatever the passes run on.
+"""Drawing one frame of tokens, independent of the backend that runs the passes.
 
 Knows tokens, embeddings and logits; knows no cache.
 
@@ -31,7 +31,7 @@ class DecodedFrame:
 
 @dataclass(frozen=True)
 class FrameModel:
-    """What draws frames: networks, where tokens stand, and how they are drawn.
+    """The networks, the token layout and the sampling options that draw frames.
 
     With forced separators a frame costs sixteen passes: its last token enters together with the next separator. With
     a reward head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with
@@ -52,12 +52,12 @@ class FrameModel:
 
     @property
     def leaves_last_token(self) -> bool:
-        """Does a frame's last token wait for the next separator?"""
+        """Whether a frame's last token enters the cache only with or after the next separator."""
         return self.reward_head is None
 
     @property
     def joins_last_token(self) -> bool:
-        """Do they enter in one pass?"""
+        """Whether a frame's last token and the next separator enter in one pass."""
         return self.leaves_last_token and self.sampling.separators == "forced"
 
     def draw_frame(

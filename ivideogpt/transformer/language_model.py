@@ -129,7 +129,8 @@ class LlamaRotaryEmbedding(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
         assert config.rope_parameters is not None
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float) / config.head_dim
+        # On the CPU also where shapes alone are built: arange on the meta device would import torch._dynamo.
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float, device="cpu") / config.head_dim
         self.inv_freq = nn.Buffer(1.0 / (config.rope_parameters["rope_theta"] ** exponents), persistent=False)
 
     @torch.no_grad()
@@ -204,7 +205,7 @@ class LlamaDecoderLayer(nn.Module):
 
 
 class LlamaModel(nn.Module):
-    """Token ids or embeddings to last hidden states."""
+    """LLaMA from token ids or embeddings to last hidden states."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
@@ -242,7 +243,7 @@ class LlamaModel(nn.Module):
 
 
 class LlamaForCausalLM(nn.Module):
-    """Tokens to logits of the next ones."""
+    """LLaMA with a head that predicts next tokens."""
 
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()

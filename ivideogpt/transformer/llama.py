@@ -71,7 +71,7 @@ class KVCache:
         return self.lengths[0] if len(set(self.lengths)) == 1 else None
 
     def positions(self, n: int) -> Tensor:
-        """Where the next n positions of every row go, (B, n) int64 on the CPU."""
+        """Return the next n positions of every row, (B, n) int64 on the CPU."""
         return torch.tensor(self.lengths, device="cpu")[:, None] + torch.arange(n, device="cpu")
 
     def advance(self, n: int) -> None:
@@ -160,17 +160,17 @@ class LlamaWeights:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All that a pass multiplies with, tables of positions not included."""
+        """All tensors that a pass multiplies with, without the tables of positions."""
         layers = [tensor for layer in self.layers for tensor in layer.tensors]
         return [*layers, self.embeddings, self.final_norm, self.head]
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (...) to embeddings (..., D)."""
+        """Embed token ids (...) to (..., D)."""
         return F.embedding(ids, self.embeddings)
 
     @torch.inference_mode(False)
     def cache_tensor(self, batch: int, capacity: int, is_zero: bool = True) -> Tensor:
-        """Memory for the keys or the values of all layers, (layers, B, G, C, d)."""
+        """Allocate memory for the keys or the values of all layers, (layers, B, G, C, d)."""
         make = self.embeddings.new_zeros if is_zero else self.embeddings.new_empty
         return make(len(self.layers), batch, self.num_key_value_heads, capacity, self.head_dim)
 
@@ -188,7 +188,7 @@ def _read_layer(layer: Any, old: LayerWeights | None) -> LayerWeights:
 
 
 def _join(projections: list[nn.Module], old: Tensor | None) -> Tensor:
-    """The weights below one another, written into ``old`` if it still fits so that its address stays the same."""
+    """Stack the weights, in the memory of ``old`` if it still fits so that its address stays the same."""
     weights = [_plain_weight(projection) for projection in projections]
     if old is not None and (old.dtype, old.device) == (weights[0].dtype, weights[0].device):
         return torch.cat(weights, out=old)

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits. Knows no network."""
+"""Sampling of the next token from logits. Knows no network."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ivideogpt.choices import SAMPLING_RULES
 from ivideogpt.errors import UserError
 from ivideogpt.precision import full_float32
-
-SAMPLING_RULES = ("sample", "expected_code")
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Sampling:
 
     @property
     def is_deterministic(self) -> bool:
-        """Are all samples of a context the same?"""
+        """Whether all samples of a context are the same."""
         return self.greedy or self.top_k == 1 or self.rule == "expected_code"
 
     def __post_init__(self) -> None:
@@ -53,9 +52,9 @@ class Sampling:
         if self.rule not in SAMPLING_RULES:
             raise UserError(f"rule is {self.rule!r}, must be one of {', '.join(map(repr, SAMPLING_RULES))}")
         if self.rule == "expected_code" and self.greedy:
-            raise UserError("greedy takes the likeliest ids, and rule='expected_code' others: give one of them")
+            raise UserError("greedy=True and rule='expected_code' are two ways to choose ids: give one of them")
         if self.rule == "expected_code" and self.separators == "sampled":
-            raise UserError("rule='expected_code' chooses among code vectors, separators have none: use 'forced' ones")
+            raise UserError("rule='expected_code' needs separators='forced': separators have no code vectors")
 
 
 @dataclass(frozen=True)
@@ -73,27 +72,27 @@ class RandomStreams:
 
     @classmethod
     def of_clips(cls, seed: int, clips: Tensor, num_samples: int = 1, first_sample: int = 0) -> RandomStreams:
-        """Streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip.
+        """Make the streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip.
 
         The samples are numbers ``first_sample``, ``first_sample + 1``, ...
         """
         wrapped = (seed + 2**63) % 2**64 - 2**63
-        of_seed = _mixed(torch.tensor(wrapped, dtype=torch.int64, device=clips.device))
-        of_clips = _mixed(of_seed + clips)[:, None]
+        seed_hash = _mixed(torch.tensor(wrapped, dtype=torch.int64, device=clips.device))
+        clip_hashes = _mixed(seed_hash + clips)[:, None]
         samples = first_sample + torch.arange(num_samples, device=clips.device)
-        return cls(_mixed(of_clips + samples).flatten())
+        return cls(_mixed(clip_hashes + samples).flatten())
 
     def to(self, device: torch.device) -> RandomStreams:
         return RandomStreams(self.keys.to(device))
 
     def draws(self, first: int | Tensor, count: int) -> Tensor:
-        """What tells draws ``first``, ``first + 1``, ... of every row apart, (count, B) int64, for :func:`sample`."""
+        """Return a hash for each of ``count`` draws from number ``first`` on, (count, B) int64, for :func:`sample`."""
         numbers = torch.arange(count, device=self.keys.device)[:, None] + first
         return _mixed(self.keys + numbers)
 
 
 def drawn_seed(generator: torch.Generator | None, sampling: Sampling) -> int:
-    """A seed from a generator, torch's global one if it is None; nothing is drawn where nothing is random."""
+    """Draw a seed from a generator, by default torch's global one; nothing is drawn for deterministic sampling."""
     if sampling.is_deterministic:
         return 0
     device = "cpu" if generator is None else generator.device
@@ -101,7 +100,7 @@ def drawn_seed(generator: torch.Generator | None, sampling: Sampling) -> int:
 
 
 def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Tensor:
-    """One id a row, (B,) int64, from logits (B, V). Temperature first, then top-k. Never waits for the device.
+    """Sample one id a row, (B,) int64, from logits (B, V). Temperature first, then top-k. Never waits for the device.
 
     Each id gets Gumbel noise, a hash of the id and the row's ``draw`` (B,) (see :meth:`RandomStreams.draws`): the
     highest sum is drawn with the softmax's probability. ``draw`` may be None where sampling is deterministic.
@@ -119,7 +118,7 @@ def sample(logits: Tensor, sampling: Sampling, draw: Tensor | None = None) -> Te
 
 
 def expected_codes(logits: Tensor, vectors: Tensor) -> Tensor:
-    """Codes (...) whose vectors are nearest to the mean vector of the softmax of logits (..., codes).
+    """Return the codes (...) whose vectors are nearest to the mean vector of the softmax of logits (..., codes).
 
     ``vectors`` (codes, d) are those of the codebook. Never waits for the device.
     """
@@ -131,13 +130,13 @@ def expected_codes(logits: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _gumbel(x: Tensor) -> Tensor:
-    """Gumbel-distributed float32 numbers from int64 ones."""
+    """Convert int64 numbers to Gumbel-distributed float32 ones."""
     uniform = _shifted(_mixed(x), 41).float().add_(0.5).mul_(2.0**-23)  # 23 bits and a half: exact, never 0 nor 1
     return uniform.log_().neg_().log_().neg_()
 
 
 def _mixed(x: Tensor) -> Tensor:
-    """SplitMix64's output function on int64, whose products wrap around as unsigned ones do."""
+    """Apply SplitMix64's output function to int64, whose products wrap around as unsigned ones do."""
     x = x + -0x61C8864680B583EB
     x = (x ^ _shifted(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shifted(x, 27)) * -0x6B2FB644ECCEEE15
@@ -145,5 +144,5 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right; int64's own repeats the sign."""
+    """Shift logically to the right; int64's own shift repeats the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -34,7 +34,7 @@ from ivideogpt.vq_model.vae import Decoder, Encoder
 
 @dataclass(frozen=True)
 class EncodedContext:
-    """``codes`` (B, t, 256) int64 and what encoding future frames needs of the context."""
+    """``codes`` (B, t, 256) int64, and the context ``features`` that encoding future frames needs."""
 
     codes: Tensor
     features: ContextFeatures
@@ -42,7 +42,7 @@ class EncodedContext:
 
 @dataclass(frozen=True)
 class ContextCache:
-    """``frames`` (B, t, 3, H, W) reconstructed, and what decoding future frames needs of the context."""
+    """``frames`` (B, t, 3, H, W) reconstructed, and the context ``features`` that decoding future frames needs."""
 
     frames: Tensor
     features: ContextFeatures
@@ -62,7 +62,7 @@ class VQDecoderOutput(Output):
 
 
 class CompressiveVQOutput(Output):
-    """What a training step needs.
+    """Reconstructions, codebook losses and latents of a training step.
 
     Attributes:
         sample: reconstructed future frames (B F, 3, H, W).
@@ -165,7 +165,7 @@ class CompressiveVQModel(StrictModel):
         return self.config.num_dyn_embeddings
 
     def layout(self, future_frames: int) -> TokenLayout:
-        """Where the tokens of a clip with this model's context and ``future_frames`` more frames stand."""
+        """Return the token layout of clips with this model's context and ``future_frames`` more frames."""
         return TokenLayout(self.context_length, future_frames, self.num_vq_embeddings, self.num_dyn_embeddings)
 
     def set_context_length(self, context_length: int) -> None:
@@ -185,9 +185,9 @@ class CompressiveVQModel(StrictModel):
 
     @torch.no_grad()
     def align_to_context(self, context: Tensor) -> None:
-        """Overwrite the conditional halves with a start that sees what differs from the context, and adds to it.
+        """Initialise the future branch: it encodes differences from the context, and decoding adds them to it.
 
-        They take the weights of the plain halves, and attention reads the same place of the last context frame (see
+        It takes the weights of the context branch, and attention reads the same place of the last context frame (see
         :meth:`CrossAttention.align`): the encoder subtracts it, the decoder adds it.
 
         Args:
@@ -199,7 +199,7 @@ class CompressiveVQModel(StrictModel):
         self.cond_decoder.align(self.decoder, features)
 
     def copy_plain_halves(self) -> list[str]:
-        """Start the conditional halves as the plain ones, where they have the same parts. Returns the others."""
+        """Copy the context branch's weights into the future branch. Returns the parts without a counterpart."""
         return [
             *(f"cond_encoder.{name}" for name in copy_shared(self.encoder, self.cond_encoder)),
             "quant_linear",
@@ -209,12 +209,12 @@ class CompressiveVQModel(StrictModel):
         ]
 
     def set_cross_attention_dropout(self, probability: float) -> None:
-        """Dropout of attention to the context in training mode, 0.1 unless set. No tensor's shape depends on it."""
+        """Set the dropout of attention to the context in training (default 0.1). Tensor shapes stay."""
         self.cond_encoder.set_dropout(probability)
         self.cond_decoder.set_dropout(probability)
 
     def cast_networks(self, dtype: torch.dtype) -> Self:
-        """Weights to another precision, in place, except the codebooks: among rounded vectors others are nearest."""
+        """Cast the weights in place, but not the codebooks: rounded code vectors would change the nearest codes."""
         for module in self.children():
             if not isinstance(module, VectorQuantizer):
                 module.to(dtype)
@@ -223,36 +223,36 @@ class CompressiveVQModel(StrictModel):
     # ---- the four primitives
 
     def encode_context(self, frames: Tensor) -> EncodedContext:
-        """(B, t, 3, H, W) in [0, 1] to codes and features."""
+        """Encode context frames (B, t, 3, H, W) in [0, 1] to codes and features."""
         latents, features = self._context_latents(frames.flatten(0, 1))
         codes = self.quantize.nearest_codes(latents)
         return EncodedContext(codes.view(*frames.shape[:2], -1), self.cond_encoder.project_context(features))
 
     def context_codes(self, frames: Tensor) -> Tensor:
-        """(B, t, 3, H, W) in [0, 1] to codes (B, t, 256), without the features that encoding future frames needs."""
+        """Encode context frames (B, t, 3, H, W) in [0, 1] to codes (B, t, 256), without features."""
         latents, _ = self._context_latents(frames.flatten(0, 1))
         return self.quantize.nearest_codes(latents).view(*frames.shape[:2], -1)
 
     def encode_dynamics(self, frames: Tensor, features: ContextFeatures) -> Tensor:
-        """(B, F, 3, H, W) in [0, 1], with the features of their context, to codes (B, F, 16)."""
+        """Encode future frames (B, F, 3, H, W) in [0, 1], with the features of their context, to codes (B, F, 16)."""
         if frames.shape[1] == 0:  # which the networks refuse
             return frames.new_zeros(len(frames), 0, DYNAMICS_GRID**2, dtype=torch.int64)
         latents = self._dynamics_latents(frames.flatten(0, 1), features)
         return self.dynamics_quantize.nearest_codes(latents).unflatten(0, frames.shape[:2])
 
     def decode_context(self, codes: Tensor) -> ContextCache:
-        """(B, t, 256) codes to reconstructed frames and features."""
+        """Decode context codes (B, t, 256) to reconstructed frames and features."""
         frames, features = self._decode_context(self._context_vectors(codes))
         return ContextCache(frames.unflatten(0, codes.shape[:2]), features)
 
     def decoding_features(self, codes: Tensor) -> ContextFeatures:
-        """(B, t, 256) codes to what decoding future frames needs of the context, without its frames."""
+        """Compute features for decoding future frames from context codes (B, t, 256), without frames."""
         last_level = self.cond_decoder.attention_levels[-1]
         features = self.decoder.features(self._context_decoder_input(self._context_vectors(codes)), last_level)
         return self.cond_decoder.project_context(features)
 
     def decode_dynamics(self, codes: Tensor, context: ContextFeatures, frames_at_once: int | None = None) -> Tensor:
-        """(B, F, 16) codes to frames (B, F, 3, H, W), with the decoding features of their context, one row a clip.
+        """Decode dynamics codes (B, F, 16), with the decoding features of their context, to frames (B, F, 3, H, W).
 
         The F frames may be later frames or samples of the same one. ``frames_at_once`` bounds the memory.
         """
@@ -266,11 +266,11 @@ class CompressiveVQModel(StrictModel):
     # ---- historical interface
 
     def init_modules(self) -> None:
-        """Start the conditional halves as the plain ones, where they have the same parts."""
+        """Copy the context branch's weights into the future branch."""
         self.copy_plain_halves()
 
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Context frames (N, 3, H, W) to latents, as diffusers' ``VQModel.encode`` does."""
+        """Encode context frames (N, 3, H, W) to latents, as diffusers' ``VQModel.encode`` does."""
         latents = self._context_latents(x)[0].permute(0, 3, 1, 2)
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
@@ -283,7 +283,7 @@ class CompressiveVQModel(StrictModel):
         return VQDecoderOutput(sample=sample, commit_loss=quantized.loss)
 
     def tokenize(self, pixel_values: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
-        """Clips (B, T, 3, H, W) in [0, 1] to flat ids (B, L) int64 and their labels (:mod:`ivideogpt.layout`)."""
+        """Encode clips (B, T, 3, H, W) in [0, 1] to flat ids (B, L) and labels (:mod:`ivideogpt.layout`)."""
         self._check_context_length(context_length)
         layout = self.layout(pixel_values.shape[1] - context_length)
         context = self.encode_context(pixel_values[:, :context_length])
@@ -304,7 +304,7 @@ class CompressiveVQModel(StrictModel):
     def detokenize(
         self, indices: Tensor, context_length: int, cache: ContextCache | None = None, return_cache: bool = False
     ) -> Tensor | tuple[Tensor, ContextCache]:
-        """Flat ids (B, L) to all T frames (B, T, 3, H, W), context first, not clamped.
+        """Decode flat ids (B, L) to all T frames (B, T, 3, H, W), context first, not clamped.
 
         ``cache`` of an earlier call with the same context saves decoding it again; it fits any number of future frames.
         """
@@ -359,7 +359,7 @@ class CompressiveVQModel(StrictModel):
 
     @torch.no_grad()
     def latents(self, sample: Tensor, dyn_sample: Tensor) -> tuple[Tensor, Tensor]:
-        """What both quantizers would be given: context vectors (n, d) and dynamics vectors (m, d), float32."""
+        """Return the inputs of both quantizers: context vectors (n, d) and dynamics vectors (m, d), float32."""
         context, features = self._context_latents(sample)
         dynamics = self._dynamics_latents(dyn_sample, self.cond_encoder.project_context(features))
         return context.flatten(0, -2).float(), dynamics.flatten(0, -2).float()
@@ -367,38 +367,38 @@ class CompressiveVQModel(StrictModel):
     def _decode_some(self, codes: Tensor, context: ContextFeatures, frames_at_once: int) -> Tensor:
         return torch.cat([self.decode_dynamics(part, context) for part in codes.split(frames_at_once, dim=1)], dim=1)
 
-    # ---- halves, between pixels and channel-last code vectors
+    # ---- parts, between pixels and channel-last code vectors
 
     def _context_latents(self, frames: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B t, 3, H, W) to vectors (B t, 16, 16, d) and the encoder's feature list."""
+        """Encode frames (B t, 3, H, W) to vectors (B t, 16, 16, d) and the encoder's feature list."""
         latents, features = self.encoder(self._as_input(frames))
         return self.quant_conv(latents).permute(0, 2, 3, 1), features
 
     def _dynamics_latents(self, frames: Tensor, features: ContextFeatures) -> Tensor:
-        """(B F, 3, H, W) to one vector a patch, (B F, 16, d). Patch vectors are ordered row, column, channel."""
+        """Encode frames (B F, 3, H, W) to one vector a patch, (B F, 16, d), ordered row, column, channel."""
         latents = self.cond_encoder(self._as_input(frames), features)
         size = self.config.patch_size
         return self.quant_linear(rearrange(latents, "n c (h p) (w q) -> n (h w) (p q c)", p=size, q=size))
 
     def _decode_context(self, vectors: Tensor) -> tuple[Tensor, ContextFeatures]:
-        """(B t, 16, 16, d) to frames and the keys and values of the conditional decoder."""
+        """Decode vectors (B t, 16, 16, d) to frames and the keys and values of the conditional decoder."""
         frames, features = self._decode_plainly(vectors)
         return frames, self.cond_decoder.project_context(features)
 
     def _decode_plainly(self, vectors: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """(B t, 16, 16, d) to frames and the decoder's feature list."""
+        """Decode vectors (B t, 16, 16, d) to frames and the decoder's feature list."""
         return self.decoder(self._context_decoder_input(vectors))
 
     def _context_vectors(self, codes: Tensor) -> Tensor:
-        """(B, t, 256) codes to (B t, 16, 16, d)."""
+        """Look up context codes (B, t, 256): vectors (B t, 16, 16, d)."""
         return self.quantize.embedding(codes).flatten(0, 1).unflatten(1, (CONTEXT_GRID, CONTEXT_GRID))
 
     def _context_decoder_input(self, vectors: Tensor) -> Tensor:
-        """(B t, 16, 16, d) to (B t, latent_channels, 16, 16)."""
+        """Project vectors (B t, 16, 16, d) to the decoder's input (B t, latent_channels, 16, 16)."""
         return self.post_quant_conv(self._as_input(vectors.permute(0, 3, 1, 2)))
 
     def _decode_dynamics(self, vectors: Tensor, features: ContextFeatures) -> Tensor:
-        """(B F, 16, d) to frames (B F, 3, H, W)."""
+        """Decode vectors (B F, 16, d) to frames (B F, 3, H, W)."""
         size = self.config.patch_size
         patches = self.post_quant_linear(self._as_input(vectors))
         latents = rearrange(
@@ -407,7 +407,7 @@ class CompressiveVQModel(StrictModel):
         return self.cond_decoder(latents, features)
 
     def _as_input(self, tensor: Tensor) -> Tensor:
-        """Quantizers stay in float32; what enters a network has its weights' precision."""
+        """Cast to the precision of the networks' weights; quantizers stay in float32."""
         return tensor.to(self.quant_conv.weight.dtype)
 
     def _check_context_length(self, context_length: int) -> None:

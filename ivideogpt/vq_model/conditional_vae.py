@@ -28,7 +28,7 @@ EARLIER_FRAMES_SCALE = 0.6
 
 
 class KeysValues(NamedTuple):
-    """What one cross-attention block needs of the context: each (B, heads, t R^2, C / heads)."""
+    """Keys and values of the context for one cross-attention block, each (B, heads, t R^2, C / heads)."""
 
     keys: Tensor
     values: Tensor
@@ -42,7 +42,7 @@ class KeysValues(NamedTuple):
 
 @dataclass(frozen=True)
 class ContextFeatures:
-    """What a conditional network needs of the context, one row a clip: ``blocks`` has an entry per attention block."""
+    """Context features of a conditional network, one row a clip: ``blocks`` has an entry per attention block."""
 
     blocks: list[KeysValues]
 
@@ -51,11 +51,11 @@ class ContextFeatures:
         return len(self.blocks[0].keys)
 
     def select(self, rows: Tensor) -> ContextFeatures:
-        """Those of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
+        """Return the features of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
         return ContextFeatures([block.select(rows) for block in self.blocks])
 
     def replace(self, rows: Tensor, other: ContextFeatures) -> ContextFeatures:
-        """The features with the clips of ``other`` at ``rows``, (other.num_clips,) indices."""
+        """Return the features with the clips of ``other`` at ``rows``, (other.num_clips,) indices."""
         blocks = [mine.replace(rows, new) for mine, new in zip(self.blocks, other.blocks, strict=True)]
         return ContextFeatures(blocks)
 
@@ -82,7 +82,7 @@ class CrossAttention(nn.Module):
         self.dropout = nn.Dropout(DROPOUT)
 
     def project_context(self, features: Tensor) -> KeysValues:
-        """Context features (B t, C, R, R) to keys and values. ``kv_norm``'s statistics run over all t frames."""
+        """Project context features (B t, C, R, R) to keys and values. ``kv_norm`` normalises over all t frames."""
         frames = features.unflatten(0, (-1, self.context_length)).transpose(1, 2)  # (B, C, t, R, R)
         tokens = self.kv_norm(frames.flatten(2)).transpose(1, 2) + self.kv_pos_emb
         _, key_weight, value_weight = self.att.in_proj_weight.chunk(3)
@@ -93,7 +93,7 @@ class CrossAttention(nn.Module):
         )
 
     def forward(self, hidden: Tensor, context: KeysValues) -> Tensor:
-        """(B F, C, R, R) to the same shape: SiLU(hidden + attention)."""
+        """Return SiLU(hidden + attention), of the shape (B F, C, R, R) of ``hidden``."""
         rows, channels = hidden.shape[:2]
         clips, area = len(context.keys), self.resolution**2
         tokens = self.q_norm(hidden.flatten(2)).transpose(1, 2) + self.q_pos_emb  # (B F, R^2, C)
@@ -110,7 +110,7 @@ class CrossAttention(nn.Module):
 
     @torch.no_grad()
     def align(self, features: Tensor) -> None:
-        """Start by reading, at each place of a future frame, the same place of the last context frame.
+        """Initialise attention to read, at each position, the same position of the last context frame.
 
         With zero position embeddings (the start that the architecture defines) attention is a mean over the whole
         context, the same for every place. Its gradients stay small while a frame's own tokens still explain most of
@@ -145,20 +145,20 @@ class CrossAttention(nn.Module):
 
     @torch.no_grad()
     def align_to_difference(self, features: Tensor) -> None:
-        """As :meth:`align`, but what is read is subtracted: little is left of a frame that equals the context.
+        """Initialise as :meth:`align` does, but subtract: little is left of a frame that equals the context.
 
         That is, if both frames went through equal layers.
         """
         self.align(features)
-        of_groups = features.transpose(0, 1).reshape(self.kv_norm.num_groups, -1)
-        per_group = len(self.att.out_proj.weight) // len(of_groups)
-        scale, offset = (of.repeat_interleave(per_group) for of in (of_groups.std(dim=1), of_groups.mean(dim=1)))
+        groups = features.transpose(0, 1).reshape(self.kv_norm.num_groups, -1)
+        per_group = len(self.att.out_proj.weight) // len(groups)
+        scale, offset = (each.repeat_interleave(per_group) for each in (groups.std(dim=1), groups.mean(dim=1)))
         self.att.out_proj.weight.copy_(-scale.diag())
         self.att.out_proj.bias.copy_(-offset)
 
     @torch.no_grad()
     def silence(self) -> None:
-        """Start by adding nothing."""
+        """Initialise the output with zeros, so that attention adds nothing."""
         self.att.out_proj.weight.zero_()
         self.att.out_proj.bias.zero_()
 
@@ -170,7 +170,7 @@ class CrossAttention(nn.Module):
 
 
 def _place_code(resolution: int, width: int) -> Tensor:
-    """Codes (R^2, width) of unit variance: sines and cosines of row and column.
+    """Return codes (R^2, width) of unit variance: sines and cosines of row and column.
 
     The frequencies are odd multiples of pi / (2 n), for which two codes' product falls to zero one step away.
     """
@@ -184,14 +184,14 @@ def _place_code(resolution: int, width: int) -> Tensor:
 
 
 def _split_heads(tokens: Tensor) -> Tensor:
-    """(B, L, C) -> (B, heads, L, C / heads)."""
+    """Split tokens (B, L, C) into heads (B, heads, L, C / heads)."""
     return tokens.unflatten(-1, (NUM_HEADS, tokens.shape[-1] // NUM_HEADS)).transpose(1, 2)
 
 
 class _AttendsToContext(nn.Module):
-    """What the conditional encoder and decoder share: attention blocks at some levels of the plain half's features.
+    """Base of the conditional encoder and decoder: attention blocks at some levels of the context branch's features.
 
-    ``attention_levels`` indexes the plain half's feature list (see :mod:`ivideogpt.vq_model.vae`).
+    ``attention_levels`` indexes the context branch's feature list (see :mod:`ivideogpt.vq_model.vae`).
     """
 
     cross_att_blocks: nn.ModuleList
@@ -201,12 +201,12 @@ class _AttendsToContext(nn.Module):
         return cast(list[CrossAttention], list(self.cross_att_blocks))
 
     def project_context(self, features: Sequence[Tensor]) -> ContextFeatures:
-        """The plain half's feature list of B t context frames to keys and values."""
+        """Project the context branch's feature list of B t context frames to keys and values."""
         levels = zip(self._attentions(), self.attention_levels, strict=True)
         return ContextFeatures([block.project_context(features[level]) for block, level in levels])
 
     def _run_attending(self, blocks: Sequence[nn.Module], hidden: Tensor, context: ContextFeatures) -> Tensor:
-        """Run the blocks, whose outputs are levels 1, 2, ... of the feature list; attend after those that qualify."""
+        """Run the blocks, whose outputs are levels 1, 2, ... of the feature list; attend at some levels."""
         at_level = dict(zip(self.attention_levels, zip(self._attentions(), context.blocks, strict=True), strict=True))
         for level, block in enumerate(blocks, start=1):
             hidden = run_block(self, block, hidden)
@@ -243,7 +243,7 @@ class ConditionalEncoder(_AttendsToContext, EncoderBlocks):
         return self.project_out(self._run_attending(blocks, self.conv_in(sample), context))
 
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
-        """Start as the plain encoder on what differs from the last context frame.
+        """Initialise as the plain encoder of differences from the last context frame.
 
         The first attention subtracts; later ones find other features than the plain encoder's, and say nothing yet.
 
@@ -278,14 +278,14 @@ class ConditionalDecoder(_AttendsToContext, DecoderBlocks):
         return self.project_out(self._run_attending(blocks, self.conv_in(latents), context))
 
     def align(self, plain: nn.Module, features: Sequence[Tensor]) -> None:
-        """Start as the plain decoder, to which attention adds features of the last context frame."""
+        """Initialise as the plain decoder, to which attention adds features of the last context frame."""
         _start_as(plain, self)
         for block, level in zip(self._attentions(), self.attention_levels, strict=True):
             block.align(features[level])
 
 
 def copy_shared(plain: nn.Module, conditional: nn.Module) -> list[str]:
-    """Weights of all that the two have in common. Returns the parts that ``conditional`` has by itself."""
+    """Copy the weights of all parts that the two have in common. Returns the parts that only ``conditional`` has."""
     weights, names = plain.state_dict(), conditional.state_dict().keys()
     conditional.load_state_dict({name: weights[name] for name in names & weights.keys()}, strict=False)
     own = [name for name in names if name not in weights]
@@ -293,7 +293,7 @@ def copy_shared(plain: nn.Module, conditional: nn.Module) -> list[str]:
 
 
 def _start_as(plain: nn.Module, conditional: nn.Module) -> None:
-    """As :func:`copy_shared`, where the self-attention that one alone has begins by adding nothing."""
+    """Copy shared weights, and zero the output of self-attention that only one of the two has."""
     copy_shared(plain, conditional)
     shared = plain.state_dict().keys()
     for name, parameter in conditional.named_parameters():

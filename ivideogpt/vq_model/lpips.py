@@ -1,4 +1,4 @@
-"""The place of LPIPS in the released code."""
+"""LPIPS under its name in the released code."""
 
 from ivideogpt.metrics.lpips import LPIPS
 

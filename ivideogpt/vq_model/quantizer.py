@@ -19,7 +19,7 @@ class Quantized(NamedTuple):
 
 
 class VectorQuantizer(nn.Module):
-    """A codebook, and the nearest of the ``num_codes`` vectors to channel-last latents.
+    """A codebook that replaces channel-last latents by the nearest of its ``num_codes`` vectors.
 
     In bfloat16 the search returns other codes than the model was trained with, so autocast is left for its duration.
     """
@@ -30,7 +30,7 @@ class VectorQuantizer(nn.Module):
         self.embedding.weight.data.uniform_(-1 / num_codes, 1 / num_codes)
 
     def nearest_codes(self, latents: Tensor) -> Tensor:
-        """(..., d) to the index of the nearest code by Euclidean distance, (...) int64."""
+        """Return the index of the nearest code by Euclidean distance for latents (..., d): (...) int64."""
         with torch.autocast(latents.device.type, enabled=False), torch.no_grad():
             vectors = latents.reshape(-1, latents.shape[-1]).float()
             with full_float32():
@@ -47,7 +47,7 @@ class VectorQuantizer(nn.Module):
 
 
 def code_usage(counts: Tensor) -> dict[str, float]:
-    """Of code counts: the share of codes that occur, and their perplexity.
+    """Return the share of codes that occur in code counts, and their perplexity.
 
     Perplexity is the number of equally frequent codes that would be as hard to guess.
     """

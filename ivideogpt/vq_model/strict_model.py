@@ -14,11 +14,20 @@ from torch import nn
 
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import read_json, write_text
-from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file
+from ivideogpt.model_configs import described_by
+from ivideogpt.state_dicts import (
+    check_state_dict,
+    num_parameters,
+    read_tensors,
+    save_tensors,
+    shapes_of,
+    weights_file,
+    without_values,
+)
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-FORMAT_VERSION = "0.42.0"  # of diffusers, which folders name; it has not changed what they hold
+FORMAT_VERSION = "0.42.0"  # the diffusers version that is written into config.json; the format is stable
 
 
 class Config(dict[str, Any]):
@@ -46,7 +55,7 @@ def register_to_config(init: Callable[..., None]) -> Callable[..., None]:
 
 
 class StrictModel(nn.Module):
-    """A network that never goes on with weights that are not its own. ``kind`` names it in messages."""
+    """A network that loads weights strictly: a missing, unexpected or misshapen tensor is an error."""
 
     kind = "model"
     config: Config
@@ -84,7 +93,7 @@ class StrictModel(nn.Module):
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:
-        """Build a network with random weights. What is no argument of it is ignored."""
+        """Build a network with random weights. Values that are no arguments of it are ignored."""
         known = inspect.signature(cls.__init__).parameters
         return cls(**{name: value for name, value in values.items() if name in known})
 
@@ -123,14 +132,23 @@ class StrictModel(nn.Module):
         source = f"{pretrained_model_name_or_path}"
         try:
             folder = _resolve(source, revision) / (subfolder or "")
-            with torch.device("meta"):
+            with described_by(folder / CONFIG_FILE), without_values():
                 model = cls.from_config(cls.load_config(folder))
-            tensors = read_tensors(weights_file(folder, WEIGHTS_FILE), torch.float32)
+            file = weights_file(folder, WEIGHTS_FILE)
+            _check_size(model, folder / CONFIG_FILE, file)
+            tensors = read_tensors(file, torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot load a {cls.kind} from {source}: {first_line(error)}") from error
         check_state_dict(shapes_of(model.state_dict()), shapes_of(tensors), f"{source}, read as a {cls.kind},")
         model.load_state_dict(tensors, assign=True)
         return model.eval()
+
+
+def _check_size(model: nn.Module, config: Path, file: Path) -> None:
+    """Refuse a network far larger than its file. Less of a difference gets a message that names the tensors."""
+    described, held = sum(tensor.numel() for tensor in model.state_dict().values()), num_parameters(file)
+    if described > 2 * held:
+        raise UserError(f"{config} describes a network of {described} parameters, {file.name} holds {held}")
 
 
 def _resolve(path_or_hub_id: str, revision: str | None) -> Path:

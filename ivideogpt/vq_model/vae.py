@@ -17,14 +17,14 @@ from ivideogpt.vq_model.blocks import EPSILON, DownEncoderBlock2D, UNetMidBlock2
 
 
 def run_block(owner: Any, block: nn.Module, hidden: Tensor) -> Tensor:
-    """``block(hidden)``, recomputed in the backward pass if ``owner`` does gradient checkpointing."""
+    """Return ``block(hidden)``, recomputed in the backward pass if ``owner`` does gradient checkpointing."""
     if owner.gradient_checkpointing and torch.is_grad_enabled():
         return checkpoint(block, hidden, use_reentrant=False)
     return block(hidden)
 
 
 def run_blocks(owner: Any, blocks: Iterable[nn.Module], hidden: Tensor) -> list[Tensor]:
-    """The feature map after each block in turn."""
+    """Return the feature map after each block in turn."""
     features = []
     for block in blocks:
         hidden = run_block(owner, block, hidden)
@@ -61,7 +61,7 @@ class EncoderBlocks(nn.Module):
         self.gradient_checkpointing = False
 
     def project_out(self, hidden: Tensor) -> Tensor:
-        """Norm, SiLU, convolution."""
+        """Apply norm, SiLU and convolution."""
         return self.conv_out(nn.functional.silu(self.conv_norm_out(hidden)))
 
 
@@ -95,7 +95,7 @@ class DecoderBlocks(nn.Module):
         self.gradient_checkpointing = False
 
     def project_out(self, hidden: Tensor) -> Tensor:
-        """Norm, SiLU, convolution."""
+        """Apply norm, SiLU and convolution."""
         return self.conv_out(nn.functional.silu(self.conv_norm_out(hidden)))
 
 
@@ -116,7 +116,7 @@ class Decoder(DecoderBlocks):
         return self.project_out(features[-1]), features
 
     def features(self, latents: Tensor, last_level: int | None = None) -> list[Tensor]:
-        """The feature list alone, up to index ``last_level``: the later ones cost most, being the largest."""
+        """Return the feature list up to index ``last_level``: later levels are larger and cost most."""
         stem = self.conv_in(latents)
         blocks = [self.mid_block, *self.up_blocks]
         return [stem, *run_blocks(self, blocks[:last_level], stem)]

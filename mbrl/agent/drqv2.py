@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DrQConfig:
-    """What the agent is made of and how it learns.
+    """Architecture and hyperparameters of the agent.
 
     Attributes:
         stddev_schedule: of the noise on actions, over agent steps.
@@ -92,7 +92,7 @@ class DrQAgent:
 
     @torch.no_grad()
     def act(self, stacks: Tensor, step: int, *, mean: bool, generator: torch.Generator) -> Tensor:
-        """What to do now, uniformly random in the first ``num_expl_steps`` unless the mean is asked for.
+        """Choose actions, uniformly random in the first ``num_expl_steps`` unless the mean is asked for.
 
         Args:
             stacks: (B, 3 K, H, W) uint8 on any device.
@@ -112,7 +112,7 @@ class DrQAgent:
         return noisy(action, self._stddev(step) * noise, clip=None)
 
     def random_actions(self, num_rows: int, generator: torch.Generator) -> Tensor:
-        """(B, D), uniform in [-1, 1]."""
+        """Sample actions (B, D) uniformly in [-1, 1]."""
         size = (num_rows, self.actor.action_dim)
         return (2 * torch.rand(size, generator=generator, device=generator.device) - 1).to(self.device)
 
@@ -152,7 +152,7 @@ class DrQAgent:
         }
 
     def _noise(self, batch: Transitions, step: int) -> Tensor:
-        """(B, D) on the policy's actions."""
+        """Sample noise (B, D) for the policy's actions."""
         unit = torch.randn(batch.action.shape, generator=self._generator, device=self.device)
         return self._stddev(step) * unit
 
@@ -169,7 +169,7 @@ class DrQAgent:
         next_shifts: Tensor,
         noise: Tensor,
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The loss, features of ``obs`` (without gradients) and metrics."""
+        """Return the critics' loss, features of ``obs`` (without gradients) and metrics."""
         target = self._target_values(reward, discount, shifted(next_obs, next_shifts), noise)
         features = self.encoder(shifted(obs, shifts))
         values = self.critic(features, action)
@@ -184,7 +184,7 @@ class DrQAgent:
 
     @torch.no_grad()
     def _target_values(self, reward: Tensor, discount: Tensor, next_obs: Tensor, noise: Tensor) -> Tensor:
-        """(B,) what the critics should say: rewards, then the lower of two estimates of what comes after."""
+        """Return the critics' targets (B,): rewards plus the lower of two discounted estimates."""
         features = self.encoder(next_obs)
         values: Tensor = self.critic_target(features, self._explore(features, noise))
         return reward + discount * values.amin(0)
@@ -203,7 +203,7 @@ class DrQAgent:
         return self.device.type == "cuda" and _compiles(self.device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later updates depend on. Not a copy: save it before the next update."""
+        """Return everything that later updates depend on. Not a copy: save it before the next update."""
         return {
             **{name: part.state_dict() for name, part in self._parts().items()},
             "generator": self._generator.get_state(),
@@ -234,7 +234,7 @@ class DrQAgent:
 
 
 def _compiles(device: torch.device) -> bool:
-    """Whether Triton, a C compiler, Python's headers and a new enough GPU are there: tried now rather than later."""
+    """Return whether torch.compile works here: Triton, a C compiler, Python's headers and a new enough GPU."""
     probe = torch.ones(8, device=device, requires_grad=True)
     try:
         torch.compile(_sum_of_squares)(probe).backward()
@@ -255,7 +255,7 @@ def _descend(optimizer: Optimizer, loss: Tensor) -> None:
 
 
 def build_agent(shape: EpisodeShape, config: DrQConfig, seed: int, device: torch.device) -> DrQAgent:
-    """A new agent; its weights depend on the seed alone."""
+    """Build an agent whose initial weights depend on the seed alone."""
     generator = torch.Generator().manual_seed(seed)
     encoder = Encoder(shape.frame_stack * FRAME_CHANNELS, shape.image_size)
     sizes = encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim

@@ -17,7 +17,7 @@ PAD = 4  # pixels: the farthest that a random shift goes
 
 
 class Encoder(nn.Module):
-    """Stacks (B, 3 K, H, W), uint8 in 0..255 -> features (B, num_features)."""
+    """Encoder of stacks (B, 3 K, H, W), uint8 in 0..255, to features (B, num_features)."""
 
     def __init__(self, num_channels: int, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ def two_hidden_layers(num_in: int, hidden_dim: int, num_out: int) -> nn.Sequenti
 
 
 class Actor(nn.Module):
-    """Features (B, num_features) -> mean actions (B, D) in [-1, 1]."""
+    """Actor from features (B, num_features) to mean actions (B, D) in [-1, 1]."""
 
     def __init__(self, num_features: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class Actor(nn.Module):
 
 
 class TwinCritic(nn.Module):
-    """Features (B, num_features) and actions (B, D) -> two estimates (2, B) of their value."""
+    """Two critics of features (B, num_features) and actions (B, D): estimates (2, B) of their value."""
 
     def __init__(self, num_features: int, action_dim: int, feature_dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class TwinCritic(nn.Module):
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Orthogonal weights and zero biases."""
+    """Initialise with orthogonal weights and zero biases."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             gain = math.sqrt(2) if isinstance(module, nn.Conv2d) else 1.0
@@ -88,7 +88,7 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def random_shifts(num_stacks: int, generator: torch.Generator) -> Tensor:
-    """(2, B, 1) up to PAD pixels: up or down, and left or right. One for all channels of a stack."""
+    """Sample shifts (2, B, 1) of up to PAD pixels, vertical and horizontal, one for all channels of a stack."""
     size = (2, num_stacks, 1)
     return torch.randint(2 * PAD + 1, size, generator=generator, device=generator.device) - PAD
 
@@ -110,7 +110,7 @@ def shifted(stacks: Tensor, shifts: Tensor) -> Tensor:
 
 
 def noisy(mean: Tensor, noise: Tensor, clip: float | None) -> Tensor:
-    """``mean`` plus ``noise`` (clipped first, if asked for), kept inside [-1, 1]; gradients pass as if not kept."""
+    """Return ``mean`` plus ``noise`` (clipped first, if asked for) inside [-1, 1]; gradients ignore the bounds."""
     action = mean + (noise if clip is None else noise.clamp(-clip, clip))
     bounded = action.clamp(-1 + 1e-6, 1 - 1e-6)
     return action + (bounded - action).detach()

@@ -1,4 +1,4 @@
-"""How much noise there is on an agent's actions as training goes on."""
+"""Schedule of the noise on an agent's actions."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class AgentEnv(gymnasium.Env):
 
     @property
     def num_steps(self) -> int:
-        """Steps done in this episode."""
+        """Number of steps of this episode so far."""
         return len(self._actions)
 
     @property
@@ -56,7 +56,7 @@ class AgentEnv(gymnasium.Env):
 
     @property
     def stack(self) -> Pixels:
-        """(3 K, H, W) after the latest step, a copy."""
+        """Stacked frames (3 K, H, W) after the latest step, a copy."""
         newest = self.num_steps
         return np.concatenate([self._frames[max(newest - age, 0)] for age in reversed(range(self.frame_stack))])
 
@@ -93,7 +93,7 @@ class AgentEnv(gymnasium.Env):
         return self.env.render()
 
     def episode(self) -> ReplayEpisode:
-        """The finished one."""
+        """Return the finished episode."""
         assert self.num_steps == self.duration, f"{self.num_steps} of {self.duration} steps are done"
         return ReplayEpisode(
             frames=np.stack(self._frames),
@@ -104,7 +104,7 @@ class AgentEnv(gymnasium.Env):
         )
 
     def snapshot(self) -> State:
-        """The simulator, and the episode so far (1.3 MB at most, at 64 pixels): arrays that np.savez takes."""
+        """Return the state of simulator and episode as arrays for np.savez (1.3 MB at most, at 64 pixels)."""
         return {
             "frames": np.stack(self._frames),
             "actions": np.reshape(self._actions, (-1, *self.action_space.shape)).astype(np.float32),
@@ -114,7 +114,7 @@ class AgentEnv(gymnasium.Env):
         }
 
     def restore(self, state: State) -> None:
-        """Go on as the environment of which it is a snapshot would have, in the middle of its episode.
+        """Continue from a snapshot in the middle of an episode, bit for bit.
 
         Raises:
             UserError: it belongs to another task.
@@ -129,5 +129,5 @@ class AgentEnv(gymnasium.Env):
 
 
 def channels_first(frame: Pixels) -> Pixels:
-    """(H, W, 3) -> (3, H, W), contiguous."""
+    """Transpose (H, W, 3) to (3, H, W), contiguous."""
     return np.ascontiguousarray(frame.transpose(2, 0, 1))

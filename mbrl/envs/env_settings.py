@@ -1,4 +1,7 @@
-"""Settings of an environment and names of tasks. Imports neither gymnasium nor a simulator."""
+"""Settings of an environment and names of tasks. Imports neither gymnasium nor a simulator.
+
+Any registered ``gymnasium.Env`` of frames is a task, named ``module:id``; docs/architecture.md has an example.
+"""
 
 from __future__ import annotations
 

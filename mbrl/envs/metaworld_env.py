@@ -83,11 +83,11 @@ class MetaWorldEnv(gymnasium.Env):
         return self._renderer.render(self._env.data)
 
     def snapshot(self) -> State:
-        """All that the future depends on, about 5 KB; possible from the first reset on."""
+        """Return everything that the future depends on, about 5 KB; possible from the first reset on."""
         return {"task": np.array(self.task), "observation": self.state.copy(), **simulator_state(self._env)}
 
     def restore(self, state: State) -> None:
-        """Go on as the environment of which it is a snapshot would have, bit for bit.
+        """Continue from a snapshot, bit for bit.
 
         Raises:
             UserError: it belongs to another task.
@@ -118,7 +118,7 @@ def _make_task(task: str) -> Any:
 
 
 def paper_button_reward(compute_reward: Callable[..., tuple[float, ...]]) -> Callable[..., tuple[float, ...]]:
-    """Meta-World 3.1 rewards an open gripper in button-press-topdown-wall; the paper's version rewarded a closed one.
+    """Reward a closed gripper in button-press-topdown-wall, as the paper's version did; Meta-World 3.1 wants it open.
 
     3.1 uses `max(obs[3], 0)` where the older one had `1 - obs[3]`, so we hand it that.
     """

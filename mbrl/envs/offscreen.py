@@ -1,4 +1,4 @@
-"""Off-screen MuJoCo pictures: which OpenGL library to use, and a renderer that is fast and smooth in software.
+"""Off-screen MuJoCo rendering: the choice of an OpenGL library, and a renderer that is fast in software.
 
 Knows nothing of tasks. MuJoCo is imported where it is used, for that is when it reads MUJOCO_GL.
 """
@@ -41,7 +41,7 @@ def select_backend() -> str:
 
 
 def _makes_a_context(backend: str) -> bool:
-    """Try it in a process of its own: a failed attempt leaves PyOpenGL bound to the library that did not work."""
+    """Test a backend in its own process: a failed attempt leaves PyOpenGL bound to the wrong library."""
     probe = "import importlib, sys; importlib.import_module('mujoco.' + sys.argv[1]).GLContext(8, 8).make_current()"
     environment = {**os.environ, "MUJOCO_GL": backend}
     environment.pop("PYOPENGL_PLATFORM", None)
@@ -81,7 +81,7 @@ class OffscreenRenderer:
         atexit.register(self.close)  # before the library's own exit hook, after which freeing would fail
 
     def render(self, data: Any) -> np.ndarray:
-        """(size, size, 3) uint8, a new array; rows from the bottom up, as OpenGL has them."""
+        """Render (size, size, 3) uint8, a new array; rows from the bottom up, as OpenGL has them."""
         mujoco = self._mujoco
         self._gl_context.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
@@ -112,7 +112,7 @@ def _fixed_camera(model: Any, name: str) -> Any:
 
 
 def halve(image: np.ndarray) -> np.ndarray:
-    """(2H, 2W, 3) uint8 -> (H, W, 3) uint8, rounded means of 2x2 pixels. Slices: eight times faster than mean()."""
+    """Halve an image (2H, 2W, 3) uint8 to rounded means of 2x2 pixels. Slices are eight times faster than mean()."""
     wide = image.astype(np.uint16)
     rows = wide[0::2] + wide[1::2]
     total = rows[:, 0::2] + rows[:, 1::2]

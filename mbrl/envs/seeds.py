@@ -1,4 +1,4 @@
-"""Which random numbers an episode gets: a pure function of the run's seed, what the episode is for, and its number.
+"""Random numbers of an episode: a pure function of the run's seed, the episode's purpose, and its number.
 
 A resumed run draws the same goals, and so does an evaluation, whatever else has drawn numbers in between.
 """
@@ -15,5 +15,5 @@ def episode_rng(seed: int, purpose: str, number: int) -> np.random.Generator:
 
 
 def episode_seed(seed: int, purpose: str, number: int) -> int:
-    """For an environment's reset; ``purpose`` is a word such as "train" or "eval"."""
+    """Return the seed of an environment's reset; ``purpose`` is a word such as "train" or "eval"."""
     return int(episode_rng(seed, purpose, number).integers(2**31))

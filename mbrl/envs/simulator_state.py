@@ -20,7 +20,7 @@ PLAIN = (bool, int, float, np.generic)
 
 
 def simulator_state(env: Any) -> State:
-    """Copies of all that the future of a Meta-World task depends on. It must have been reset once."""
+    """Return copies of everything that the future of a Meta-World task depends on, after its first reset."""
     import mujoco
 
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
@@ -56,7 +56,7 @@ def set_simulator_state(env: Any, state: State) -> None:
 
 
 def _attributes(env: Any) -> dict[str, Any]:
-    """Numbers and arrays of the task itself; views of MuJoCo's memory come with the physics."""
+    """Return numbers and arrays of the task itself; views of MuJoCo's memory come with the physics."""
     return {
         name: value
         for name, value in vars(env).items()
@@ -65,7 +65,7 @@ def _attributes(env: Any) -> dict[str, Any]:
 
 
 def _like(present: Any, number: Any) -> Any:
-    """Dividing by zero is an error for a float and a warning for NumPy's. Bin-picking has None until its first step."""
+    """Convert to the type of the present value: only floats fail on division by zero. Bin-picking starts with None."""
     return number if present is None else type(present)(number)
 
 

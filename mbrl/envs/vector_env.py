@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
-from ivideogpt.data.convert.conversion import start_worker
-from ivideogpt.errors import UserError
+from ivideogpt.data.convert.workers import start_worker
+from ivideogpt.errors import UserError, first_line
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.replay.episodes import Floats, Pixels
@@ -29,8 +29,8 @@ BatchPolicy = Callable[[Pixels], Floats]  # stacks (n, 3 K, H, W) -> actions (n,
 PATIENCE = 5.0  # seconds until the exit code of a worker is known
 
 
-class LostWorker(UserError):
-    """A process with an environment is gone, and nothing else has changed."""
+class LostEnvironment(UserError):
+    """An environment has failed, or its process is gone; nothing else has changed."""
 
 
 def make_vector_env(settings: EnvSettings, num_envs: int, in_processes: bool) -> VectorEnv:
@@ -38,7 +38,7 @@ def make_vector_env(settings: EnvSettings, num_envs: int, in_processes: bool) ->
 
     Raises:
         UserError: they cannot be made (unknown task, no OpenGL).
-        LostWorker: a process was killed.
+        LostEnvironment: a process was killed.
     """
     if in_processes:
         return ProcessVectorEnv(settings, num_envs)
@@ -46,7 +46,7 @@ def make_vector_env(settings: EnvSettings, num_envs: int, in_processes: bool) ->
 
 
 class ProcessVectorEnv(AsyncVectorEnv):
-    """An ``AsyncVectorEnv`` of spawned processes; the death of one is a :class:`LostWorker`, and ends the others.
+    """An ``AsyncVectorEnv`` of spawned processes; the death of one is a :class:`LostEnvironment`, and ends the others.
 
     Workers hold nothing that is worth saving, so they are killed in place of being asked to end.
     """
@@ -70,6 +70,15 @@ class ProcessVectorEnv(AsyncVectorEnv):
         with self._watching():
             return super().call(name, *args, **kwargs)
 
+    def _raise_if_errors(self, successes: Iterable[bool]) -> None:
+        """Raise the first worker's exception, its traceback as a note. Gymnasium would print the tracebacks of all."""
+        if not all(successes):
+            _, kind, value, trace = self.error_queue.get()
+            self.close()
+            error = kind(value)
+            error.add_note(trace)
+            raise error
+
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
         _end(self.processes)
         for pipe in self.parent_pipes:
@@ -87,7 +96,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
                 process.join(PATIENCE)  # its pipes close a moment before its exit code is known
             codes = [process.exitcode for process in lost]
             self.close()
-            raise LostWorker(
+            raise LostEnvironment(
                 f"a process with environments ended by itself (exit code {', '.join(map(str, codes))}), "
                 "if killed by the system then perhaps for its memory: give the run fewer processors (taskset)"
             ) from error
@@ -129,13 +138,16 @@ def evaluate(
 
     Args:
         record: which of the results, counted from 0, hold their frames.
+
+    Raises:
+        LostEnvironment: one of them failed for a reason that is the user's to solve.
     """
     results: list[EpisodeResult] = []
     for first in range(0, len(seeds), envs.num_envs):
         numbers = range(first, min(first + envs.num_envs, len(seeds)))
         rewards, successes = _play(envs, policy, [seeds[number] for number in numbers])
         recorded = [number in record for number in numbers]
-        episodes = envs.call("episode") if any(recorded) else ()
+        episodes = _ask(envs.call, "episode") if any(recorded) else ()
         results += [
             EpisodeResult(float(rewards[i]), bool(successes[i]), episodes[i].frames if kept else None)
             for i, kept in enumerate(recorded)
@@ -146,11 +158,21 @@ def evaluate(
 def _play(envs: VectorEnv, policy: BatchPolicy, seeds: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Return total rewards and successes (n,). Environments without a seed of their own repeat the last one's steps."""
     in_use, rows = len(seeds), np.minimum(np.arange(envs.num_envs), len(seeds) - 1)
-    stacks, _ = envs.reset(seed=[seeds[row] for row in rows])
+    stacks, _ = _ask(envs.reset, seed=[seeds[row] for row in rows])
     rewards, successes, ended = [], [], False
     while not ended:
-        stacks, reward, _, truncated, info = envs.step(policy(stacks[:in_use])[rows])
+        actions = policy(stacks[:in_use])[rows]
+        stacks, reward, _, truncated, info = _ask(envs.step, actions)
         rewards.append(reward[:in_use])
         successes.append(info["success"][:in_use])
         ended = truncated[0]
     return np.sum(rewards, axis=0), np.any(successes, axis=0)
+
+
+def _ask(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    try:
+        return method(*args, **kwargs)
+    except LostEnvironment:
+        raise
+    except (UserError, OSError) as error:
+        raise LostEnvironment(f"an environment failed in an evaluation: {first_line(error)}") from error

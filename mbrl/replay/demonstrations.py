@@ -67,13 +67,13 @@ class Demonstration:
         return cls(episode, seed, notes)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As files hold it."""
+        """Arrays of the demonstration as files hold them."""
         assert self.seed is not None
         origins = {name: np.array(value) for name, value in self.origins.items()}
         return {**self.episode.arrays(), "seed": np.array(self.seed), **origins}
 
     def settings(self, others: EnvSettings) -> EnvSettings:
-        """Those of the environment that it is from, as far as it shows; the others are taken over."""
+        """Return the settings of its environment as far as they are known, and those of ``others`` elsewhere."""
         return replace(
             others,
             image_size=self.episode.frames.shape[-1],
@@ -95,7 +95,7 @@ def _note(path: Path, name: str) -> Any:
 
 
 def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpisode]:
-    """All demonstrations of a task, in the order of their names, actions clipped to [-1, 1]: published ones reach 24.8.
+    """Load a task's demonstrations by name, actions clipped to [-1, 1]: published ones reach 24.8.
 
     Raises:
         UserError: there are none, or one does not go with the settings.
@@ -139,7 +139,7 @@ def _clipped(episodes: list[ReplayEpisode], folder: Path) -> list[ReplayEpisode]
 
 
 def recording_command(prefix: Path, settings: EnvSettings, num: int = 5) -> list[str]:
-    """Arguments of python that record demonstrations which go with the settings."""
+    """Return python's arguments that record demonstrations for these settings."""
     usual = EnvSettings(settings.task)
     flags = [
         part
@@ -174,9 +174,9 @@ def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> 
     logger.info(f"no demonstrations of {task} in {folder} yet: recording {num}")
     try:
         prefix.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".recording-", dir=prefix) as aside:
-            _record(recording_command(Path(aside), settings, num))
-            (Path(aside) / task).rename(folder)
+        with tempfile.TemporaryDirectory(prefix=".recording-", dir=prefix) as unfinished:
+            _record(recording_command(Path(unfinished), settings, num))
+            (Path(unfinished) / task).rename(folder)
     except UserError as error:
         by_hand = shlex.join(["python", *recording_command(prefix, settings, num)])
         raise UserError(f"{error}; by hand: {by_hand}") from error
@@ -195,7 +195,7 @@ def _record(command: list[str]) -> None:
 
 @dataclass(frozen=True)
 class Replay:
-    """How far a demonstration's actions lead from what it holds.
+    """Differences between a replayed demonstration and the recorded one.
 
     Attributes:
         reward_error: the largest difference.
@@ -207,7 +207,7 @@ class Replay:
 
 
 def replay(demonstration: Demonstration, settings: EnvSettings) -> Replay:
-    """Do it again from its seed, under the settings that it names itself and else these."""
+    """Replay the actions from the demonstration's seed, under its own settings and else these."""
     assert demonstration.seed is not None
     episode = demonstration.episode
     with closing(replace(demonstration.settings(settings), duration=episode.num_steps).make()) as env:

@@ -48,13 +48,13 @@ class ReplayEpisode:
         return len(self.frames) - 1
 
     def stacks(self) -> Pixels:
-        """(L + 1, 3 K, H, W)."""
+        """Stacked frames (L + 1, 3 K, H, W)."""
         film = np.concatenate([self.earlier, self.frames])
         num_stacked = len(self.earlier) + 1
         return np.concatenate([film[age : age + len(self.frames)] for age in range(num_stacked)], axis=1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """As files hold it: what `from_arrays` takes."""
+        """Arrays of the episode as files hold them and `from_arrays` takes them."""
         return {
             "observation": self.stacks(),
             "action": self.action,

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ivideogpt.errors import UserError
 from mbrl.replay.episodes import FRAME_CHANNELS, ReplayEpisode
-from mbrl.replay.frame_blocks import FilmStore, Places, frames_in_a_block
 
 HELD_OUT_EVERY = 10  # collected episodes: the last of every ten is kept from the world model's training
 
@@ -67,7 +66,7 @@ class Segments:
 
 @dataclass(frozen=True)
 class EpisodeShape:
-    """What all episodes of a buffer have in common."""
+    """Shapes and types that all episodes of a buffer share."""
 
     frame_stack: int
     image_size: tuple[int, int]
@@ -87,40 +86,37 @@ class EpisodeShape:
         return f"stacks of {self.frame_stack} frames of {height}x{width} pixels and {self.action_dim} action numbers"
 
 
-class EpisodeTable:
-    """One entry for each episode, oldest first; entries are added at one end and leave at the other."""
+@dataclass(frozen=True)
+class HeldEpisode:
+    """An episode in two arrays, each read at once, of which `episode` holds views.
 
-    ENTRY = np.dtype([("place", np.int64), ("num_steps", np.int64), ("held_out", np.bool_)])
+    Attributes:
+        all_frames: (K - 1 + L + 1, 3, H, W), the earlier ones first.
+        numbers: (L + 1, D + 2), action, reward and discount of each row.
+    """
 
-    def __init__(self) -> None:
-        self._entries = np.empty(64, self.ENTRY)
-        self._begin = self._end = 0
+    all_frames: NDArray[np.uint8]
+    numbers: NDArray[np.float32]
+    episode: ReplayEpisode
+    held_out: bool
 
-    @property
-    def entries(self) -> np.ndarray:
-        return self._entries[self._begin : self._end]
+    @classmethod
+    def copy(cls, episode: ReplayEpisode, held_out: bool) -> HeldEpisode:
+        num_earlier = len(episode.earlier)
+        frames = np.concatenate([episode.earlier, episode.frames])
+        numbers = np.column_stack([episode.action, episode.reward, episode.discount]).astype(np.float32)
+        columns = numbers[:, :-2], numbers[:, -2], numbers[:, -1]
+        return cls(frames, numbers, ReplayEpisode(frames[num_earlier:], frames[:num_earlier], *columns), held_out)
 
-    def __len__(self) -> int:
-        return self._end - self._begin
 
-    def append(self, place: int, num_steps: int, held_out: bool) -> None:
-        if self._end == len(self._entries):
-            grown = np.empty(2 * len(self) + 64, self.ENTRY)
-            grown[: len(self)] = self.entries
-            self._entries, self._begin, self._end = grown, 0, len(self)
-        self._entries[self._end] = (place, num_steps, held_out)
-        self._end += 1
-
-    def remove_oldest(self) -> np.void:
-        self._begin += 1
-        return self._entries[self._begin - 1]
+Rows = list[tuple[HeldEpisode, int]]
 
 
 class ReplayBuffer:
     """Up to ``capacity`` rows; whole episodes leave, oldest first, when a new one needs the room.
 
-    What is sampled depends on the episodes, their order and the generator, not on where they lie in memory. Memory:
-    `mbrl.replay.replay_memory` says how much.
+    What is sampled depends on the episodes, their order and the generator. Memory: `mbrl.replay.replay_memory` says
+    how much.
 
     Attributes:
         num_added: episodes ever added; the ones held are the last of them.
@@ -134,16 +130,12 @@ class ReplayBuffer:
         self.num_added = 0
         self.num_collected = 0
         self._pin_memory = pin_memory
-        self._table = EpisodeTable()
-        self._films = FilmStore(shape.frame, frames_in_a_block(capacity))
-        # Beside each frame of the films: the row that it belongs to. Nothing beside an episode's earlier frames.
-        self._action = np.zeros((0, shape.action_dim), np.float32)
-        self._reward = np.zeros(0, np.float32)
-        self._discount = np.zeros(0, np.float32)
+        self._held: dict[int, HeldEpisode] = {}  # by their number since the beginning, oldest first
+        self._table: NDArray[np.void] | None = None  # see _entries
 
     @property
     def num_episodes(self) -> int:
-        return len(self._table)
+        return len(self._held)
 
     def add(self, episode: ReplayEpisode, demonstration: bool = False) -> None:
         """Take a real episode. Every tenth collected one is held out; demonstrations never are.
@@ -164,17 +156,11 @@ class ReplayBuffer:
 
     def insert(self, episode: ReplayEpisode, held_out: bool) -> None:
         self._check(episode)
-        steps, num_earlier = episode.num_steps, len(episode.earlier)
+        steps = episode.num_steps
         while self.num_rows + steps > self.capacity:
             self._drop_oldest()
-        place = self._films.reserve(num_earlier + steps + 1)
-        film = self._films.film(place, num_earlier + steps + 1)
-        film[:num_earlier], film[num_earlier:] = episode.earlier, episode.frames
-        self._widen_rows()
-        rows = slice(place + num_earlier, place + num_earlier + steps + 1)
-        self._action[rows], self._reward[rows] = episode.action, episode.reward
-        self._discount[rows] = episode.discount
-        self._table.append(place, steps, held_out)
+        self._held[self.num_added] = HeldEpisode.copy(episode, held_out)
+        self._table = None
         self.num_rows += steps
         self.num_added += 1
 
@@ -182,43 +168,40 @@ class ReplayBuffer:
         if (shape := EpisodeShape.of(episode)) != self.shape:
             raise UserError(f"an episode has {shape}, this run has {self.shape}: record it as the others were")
         assert episode.frames.dtype == np.uint8
-        longest = min(self.capacity, self._films.block_frames - self.shape.frame_stack)
-        if episode.num_steps > longest:
+        if episode.num_steps > self.capacity:
             raise UserError(
-                f"an episode of {episode.num_steps} steps does not fit into a replay buffer for {self.capacity} rows "
-                f"in blocks of {self._films.block_frames} frames: raise replay_buffer_size or shorten episodes"
+                f"an episode of {episode.num_steps} steps does not fit into a replay buffer for {self.capacity} rows: "
+                "raise replay_buffer_size or shorten episodes"
             )
 
+    @property
+    def _entries(self) -> NDArray[np.void]:
+        """Steps of each episode and whether it is held out, oldest first; made anew after a change."""
+        if self._table is None:
+            entries = [(held.episode.num_steps, held.held_out) for held in self._held.values()]
+            self._table = np.array(entries, [("num_steps", np.int64), ("held_out", np.bool_)])
+        return self._table
+
+    @property
+    def _oldest(self) -> int:
+        return self.num_added - self.num_episodes
+
     def _drop_oldest(self) -> None:
-        oldest = self._table.remove_oldest()
-        self._films.release(int(oldest["place"]))
-        self.num_rows -= int(oldest["num_steps"])
+        self.num_rows -= self._held.pop(self._oldest).episode.num_steps
+        self._table = None
 
     def clear(self) -> None:
         """Forget all episodes."""
         while self.num_episodes:
             self._drop_oldest()
 
-    def _widen_rows(self) -> None:
-        """As many rows as there are frames in the blocks: they are small enough to be moved now and then."""
-        missing = self._films.num_blocks * self._films.block_frames - len(self._reward)
-        if missing:
-            self._action = np.concatenate([self._action, np.zeros((missing, self.shape.action_dim), np.float32)])
-            self._reward = np.concatenate([self._reward, np.zeros(missing, np.float32)])
-            self._discount = np.concatenate([self._discount, np.zeros(missing, np.float32)])
-
     def episodes(self, first: int, end: int) -> Iterator[tuple[ReplayEpisode, bool]]:
         """Held episodes by their number since the beginning, and whether each is held out. Views, not copies."""
-        num_earlier = self.shape.frame_stack - 1
-        oldest = self.num_added - self.num_episodes
-        for entry in self._table.entries[first - oldest : end - oldest]:
-            place, length = int(entry["place"]), num_earlier + int(entry["num_steps"]) + 1
-            film, rows = self._films.film(place, length), slice(place + num_earlier, place + length)
-            parts = self._action[rows], self._reward[rows], self._discount[rows]
-            yield ReplayEpisode(film[num_earlier:], film[:num_earlier], *parts), bool(entry["held_out"])
+        for number in range(first, end):
+            yield self._held[number].episode, self._held[number].held_out
 
     def sample(self, batch_size: int, nstep: int, discount: float, rng: np.random.Generator) -> Transitions:
-        """As :meth:`sample_into`, into a new batch."""
+        """Sample into a new batch, see :meth:`sample_into`."""
         batch = self.empty_batch(batch_size)
         self.sample_into(batch, nstep, discount, rng)
         return batch
@@ -238,68 +221,72 @@ class ReplayBuffer:
 
         Rows stand in the order of their episodes' age.
         """
-        rows = self._draw_rows(len(batch), nstep, rng)
-        self._read(rows - self.shape.frame_stack, batch.obs)  # the stack of the row before
-        self._read(rows - self.shape.frame_stack + nstep, batch.next_obs)
-        steps = rows[:, None] + np.arange(nstep)
-        worth = np.cumprod(discount * self._discount[steps].astype(np.float64), axis=1)
+        rows = self._sample_rows(len(batch), nstep, rng)
+        self._read_stacks(rows, 1, batch.obs)
+        self._read_stacks(rows, 1 - nstep, batch.next_obs)
+        numbers = np.stack([held.numbers[row : row + nstep] for held, row in rows])
+        worth = np.cumprod(discount * numbers[..., -1].astype(np.float64), axis=1)
         weights = np.concatenate([np.ones((len(rows), 1)), worth[:, :-1]], axis=1)
-        batch.action.numpy()[:] = self._action[rows]
-        batch.reward.numpy()[:] = (weights * self._reward[steps]).sum(1)
+        batch.action.numpy()[:] = numbers[:, 0, :-2]
+        batch.reward.numpy()[:] = (weights * numbers[..., -2]).sum(1)
         batch.discount.numpy()[:] = worth[:, -1]
 
     def sample_starts(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Tensor:
         """(B, 3 K, H, W) uint8: the observations of a sample."""
         obs = self.empty_batch(batch_size).obs
-        self._read(self._draw_rows(batch_size, nstep, rng) - self.shape.frame_stack, obs)
+        self._read_stacks(self._sample_rows(batch_size, nstep, rng), 1, obs)
         return obs
 
-    def _draw_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Places:
-        """(B,) places of the first rows of transitions, in the order of their episodes."""
-        entries = self._table.entries
-        long_enough = np.flatnonzero(entries["num_steps"] >= nstep)
+    def _sample_rows(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Rows:
+        """Sample the first rows of transitions, in the order of their episodes."""
+        num_steps = self._entries["num_steps"]
+        long_enough = np.flatnonzero(num_steps >= nstep)
         if not len(long_enough):
             raise UserError(f"none of {self.num_episodes} episodes has the {nstep} steps of nstep: lower it")
-        # By age, as they lie in memory: the order of a batch has no meaning.
-        drawn = entries[long_enough[np.sort(rng.integers(len(long_enough), size=batch_size))]]
-        return self._place_of_row(drawn, rng.integers(1, drawn["num_steps"] - nstep + 2))
+        episodes = long_enough[np.sort(rng.integers(len(long_enough), size=batch_size))]
+        return self._rows(episodes, rng.integers(1, num_steps[episodes] - nstep + 2))
+
+    def _rows(self, episodes: NDArray[np.int64], rows: NDArray[np.int64]) -> Rows:
+        """Rows of episodes, which are counted from the oldest one."""
+        oldest = self._oldest
+        return [(self._held[oldest + episode], row) for episode, row in zip(episodes.tolist(), rows.tolist())]
 
     def num_segments(self, length: int, held_out: bool) -> int:
-        """How many segments of ``length`` frames there are to sample from."""
+        """Return the number of segments of ``length`` frames to sample from."""
         return int(self._segments_of(self._of_kind(held_out), length).sum())
 
     def sample_segments(
         self, batch_size: int, length: int, rng: np.random.Generator, held_out: bool = False
     ) -> Segments:
         """All segments of the episodes that are, or are not, held out are equally likely."""
-        entries = self._of_kind(held_out)
-        before = np.cumsum(self._segments_of(entries, length))
+        episode_ids = self._of_kind(held_out)
+        before = np.cumsum(self._segments_of(episode_ids, length))
         if not before[-1:].any():
             kind = "held-out" if held_out else "other"
             raise UserError(
-                f"none of {len(entries)} {kind} episodes has the {length} steps of a segment: "
+                f"none of {len(episode_ids)} {kind} episodes has the {length} steps of a segment: "
                 "collect more, or lower gen_horizon or world_model.context_length"
             )
         drawn = rng.integers(before[-1], size=batch_size)
-        episode = np.searchsorted(before, drawn, side="right")
-        rows = self._place_of_row(entries[episode], before[episode] - drawn)  # counted from the last one: in 1 ..
+        which = np.searchsorted(before, drawn, side="right")
+        rows = self._rows(episode_ids[which], before[which] - drawn)  # counted from the last one: in 1 ..
         frames = self._empty((batch_size, length, *self.shape.frame), torch.uint8)
-        self._films.read(rows - 1, frames.numpy())
-        steps = rows[:, None] + np.arange(length)
-        return Segments(frames, torch.from_numpy(self._action[steps]), torch.from_numpy(self._reward[steps]))
+        np.stack([held.episode.frames[row - 1 : row - 1 + length] for held, row in rows], out=frames.numpy())
+        numbers = torch.from_numpy(np.stack([held.numbers[row : row + length] for held, row in rows]))
+        return Segments(frames, numbers[..., :-2].contiguous(), numbers[..., -2].contiguous())
 
-    def _of_kind(self, held_out: bool) -> np.ndarray:
-        return self._table.entries[self._table.entries["held_out"] == held_out]
+    def _of_kind(self, held_out: bool) -> NDArray[np.int64]:
+        """Episodes that are held out, or not, counted from the oldest one."""
+        return np.flatnonzero(self._entries["held_out"] == held_out)
 
-    @staticmethod
-    def _segments_of(entries: np.ndarray, length: int) -> NDArray[np.int64]:
-        return np.maximum(entries["num_steps"] - length + 1, 0)
+    def _segments_of(self, episodes: NDArray[np.int64], length: int) -> NDArray[np.int64]:
+        return np.maximum(self._entries["num_steps"][episodes] - length + 1, 0)
 
-    def _place_of_row(self, entries: np.ndarray, row: NDArray[np.int64]) -> Places:
-        return entries["place"] + self.shape.frame_stack - 1 + row
-
-    def _read(self, places: Places, stacks: Tensor) -> None:
-        self._films.read(places, stacks.numpy().reshape(len(places), self.shape.frame_stack, *self.shape.frame))
+    def _read_stacks(self, rows: Rows, back: int, stacks: Tensor) -> None:
+        """Copy the stack of each row's frame, or of the one so many rows before it, into ``stacks`` (B, 3 K, H, W)."""
+        num_stacked = self.shape.frame_stack
+        out = stacks.numpy().reshape(len(rows), num_stacked, *self.shape.frame)
+        np.stack([held.all_frames[row - back : row - back + num_stacked] for held, row in rows], out=out)
 
     def _empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self._pin_memory)

@@ -26,7 +26,7 @@ ARRAYS = ("frames", "action", "reward", "discount", "num_steps", "held_out")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Which episodes a saved buffer holds, counted since the run began, and where.
+    """Numbers and places of the episodes of a saved buffer, counted since the run began.
 
     Attributes:
         capacity: of the buffer. How many rows it holds decides what is sampled, so a run goes on with as many.
@@ -123,7 +123,7 @@ class ReplayFiles:
             yield ReplayEpisode(film[frame_stack - 1 :], film[: frame_stack - 1], action, reward, discount), held_out
 
     def remove_unreferenced(self, *manifests: Manifest) -> None:
-        """Remove what none of the manifests in place needs."""
+        """Remove files that no present manifest needs."""
         needed = {self._path(first, end) for manifest in manifests for first, end in manifest.pieces}
         for pattern in ("*.npz", f".*{PARTIAL_SUFFIX}"):
             for path in set(self._folder.glob(pattern)) - needed:
@@ -134,7 +134,7 @@ class ReplayFiles:
 
 
 def _divide(buffer: ReplayBuffer, unsaved: int) -> Iterator[tuple[int, int]]:
-    """Pieces of about PIECE_ROWS rows each."""
+    """Divide unsaved episodes into pieces of about PIECE_ROWS rows each."""
     first, num_rows = unsaved, 0
     for number, (episode, _) in enumerate(buffer.episodes(unsaved, buffer.num_added), unsaved):
         num_rows += episode.num_steps

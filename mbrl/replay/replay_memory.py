@@ -1,4 +1,4 @@
-"""What replay buffers cost in memory, and what the machine has."""
+"""Memory that replay buffers need, and memory that the machine has."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from ivideogpt.errors import UserError
-from mbrl.replay.frame_blocks import frames_in_a_block
 from mbrl.replay.replay_buffer import EpisodeShape
 
 logger = logging.getLogger(__name__)
@@ -18,26 +17,20 @@ USABLE = 0.8  # of what is available: models and environments need some, too
 
 
 def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:
-    """The most that a buffer of ``capacity`` rows takes when its episodes have ``episode_steps`` steps.
+    """Return the most memory that a buffer of ``capacity`` rows takes with episodes of ``episode_steps`` steps.
 
-    An episode holds a row more than its steps, and the earlier frames of its first stack. Blocks end with a gap in
-    which no episode fits, and one more than full ones is in use: the oldest may be all but empty.
+    An episode holds a row more than its steps, and the earlier frames of its first stack.
     """
-    num_floats = shape.action_dim + 2  # and reward and discount
     channels, height, width = shape.frame
-    frame_bytes = channels * height * width + 4 * num_floats
-    block_frames = frames_in_a_block(capacity)
-    rows_in_a_block = block_frames // (episode_steps + shape.frame_stack) * episode_steps
-    if not rows_in_a_block:
-        raise UserError(f"episodes of {episode_steps} steps do not fit into a replay buffer for {capacity} rows")
-    num_blocks = -(-capacity // rows_in_a_block) + 1
-    return num_blocks * block_frames * frame_bytes
+    frame_bytes = channels * height * width + 4 * (shape.action_dim + 2)  # reward and discount, too
+    num_episodes = -(-capacity // episode_steps)
+    return num_episodes * (episode_steps + shape.frame_stack) * frame_bytes
 
 
 def affordable_capacity(
     capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
 ) -> int:
-    """``capacity``, or with a warning as much of it as fits into memory.
+    """Return ``capacity``, or with a warning as much of it as fits into memory.
 
     Args:
         episode_steps: of each buffer's episodes; all buffers get the same capacity.
@@ -67,7 +60,7 @@ def affordable_capacity(
 def warn_if_too_much(
     capacity: int, shape: EpisodeShape, episode_steps: Sequence[int], available: int | None = None
 ) -> None:
-    """Of buffers whose capacity is settled. Arguments as those of `affordable_capacity`."""
+    """Warn of buffers of a fixed capacity that need too much memory. Arguments as in `affordable_capacity`."""
     available = available_memory() if available is None else available
     needed = _needed(capacity, shape, episode_steps)
     if needed > USABLE * available:
@@ -84,7 +77,7 @@ def _needed(capacity: int, shape: EpisodeShape, episode_steps: Sequence[int]) ->
 def available_memory(
     meminfo: Path = Path("/proc/meminfo"), cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
 ) -> int:
-    """Bytes that this process could still take: of the machine, and of every group of processes with a limit around it.
+    """Return the bytes that this process can still take, from the machine and every limited control group.
 
     Args:
         own: says in which groups the process is.
@@ -103,7 +96,7 @@ def _left_in_groups(cgroup: Path, own: Path) -> Iterator[int]:
 
 
 def _groups(cgroup: Path, own: Path) -> Iterator[tuple[Path, str, str]]:
-    """The innermost first: its folder, its file with the limit, and which entry of memory.stat counts against that.
+    """Yield control groups from the innermost: folder, file with the limit, and its counter in memory.stat.
 
     In a container a path may be the host's, of which only the root is there.
     """

@@ -1,4 +1,4 @@
-"""Replay recorded demonstrations: do their actions, from their seeds, earn their rewards and show their frames?
+"""Replay recorded demonstrations and check that their actions, from their seeds, give the same rewards and frames.
 
     python mbrl/tools/check_demonstrations.py demonstrations --tasks plate-slide
 
@@ -40,7 +40,7 @@ def find(prefix: Path, tasks: list[str] | None) -> list[Path]:
 
 
 def check(path: Path) -> bool:
-    """Print what came of it; whether it earns its rewards again."""
+    """Print the result; return whether the demonstration earns its rewards again."""
     demonstration = Demonstration.from_file(path)
     if demonstration.seed is None:
         raise UserError(f"{path} holds no seed, as published demonstrations: it cannot be replayed")

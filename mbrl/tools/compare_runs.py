@@ -1,4 +1,4 @@
-"""Set runs of several methods and seeds side by side: success rates over frames, with intervals over the seeds.
+"""Compare runs of several methods and seeds: success rates over frames, with intervals over the seeds.
 
     python mbrl/tools/compare_runs.py log_mbrl/drq/* log_mbrl/mbpo/* --output report.md
 
@@ -104,7 +104,7 @@ Groups = Mapping[tuple[str, str], Sequence[Run]]
 
 
 def grouped(runs: Iterable[Run]) -> Groups:
-    """By task and method.
+    """Group runs by task and method.
 
     Raises:
         UserError: runs of a method differ in what decides training, or two have one seed.
@@ -112,13 +112,13 @@ def grouped(runs: Iterable[Run]) -> Groups:
     groups = defaultdict(list)
     for run in runs:
         groups[run.group].append(run)
-    of_method: dict[str, Run] = {}
+    first_run: dict[str, Run] = {}
     for (task, method), members in sorted(groups.items()):
         seeds = [run.settings["seed"] for run in members]
         if len(set(seeds)) < len(seeds):
             raise UserError(f"two runs of {method} on {task} have one seed ({sorted(seeds)}): name one of them only")
         for run in members:
-            _check_alike(of_method.setdefault(method, run), run)
+            _check_alike(first_run.setdefault(method, run), run)
     return {group: sorted(groups[group], key=lambda run: run.settings["seed"]) for group in sorted(groups)}
 
 
@@ -134,7 +134,7 @@ def _check_alike(first: Run, other: Run) -> None:
 
 
 def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
-    """Success rates at the frames at which all runs were evaluated."""
+    """Estimate success rates at the frames at which all runs were evaluated."""
     return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in common_frames(runs)}
 
 
@@ -143,13 +143,13 @@ def common_frames(runs: Sequence[Run]) -> list[int]:
 
 
 def compared_frames(groups: Groups, task: str) -> list[int]:
-    """At which all runs of a task were evaluated.
+    """Return the frame counts at which all runs of a task were evaluated.
 
     Raises:
         UserError: there are none.
     """
-    of_task = [run for (name, _), runs in groups.items() if name == task for run in runs]
-    frames = common_frames(of_task)
+    task_runs = [run for (name, _), runs in groups.items() if name == task for run in runs]
+    frames = common_frames(task_runs)
     if not frames:
         raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
     return frames
@@ -159,15 +159,15 @@ def compared_frames(groups: Groups, task: str) -> list[int]:
 
 
 def draw(path: Path, groups: Groups) -> None:
-    """A panel a task, a line a method with its interval, thin lines of the single runs."""
+    """Plot a panel a task, a line a method with its interval, thin lines of the single runs."""
     from matplotlib.figure import Figure
 
     tasks = sorted({task for task, _ in groups})
     figure = Figure(figsize=(5 * len(tasks), 3.6), layout="constrained")
     panels: NDArray[Any] = figure.subplots(1, len(tasks), squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
-        for (of_task, method), runs in groups.items():
-            if of_task == task:
+        for (name, method), runs in groups.items():
+            if name == task:
                 _draw_method(panel, method, runs)
         panel.set(title=task, xlabel="frames", ylabel="success rate", ylim=(-0.03, 1.03))
         panel.grid(alpha=0.3)
@@ -178,8 +178,8 @@ def draw(path: Path, groups: Groups) -> None:
 def _draw_method(panel: Any, method: str, runs: Sequence[Run]) -> None:
     points = curve(runs)
     seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-    (line,) = panel.plot(points.keys(), [of.mean for of in points.values()], label=f"{method}, {seeds}")
-    bounds = [[getattr(of, bound) for of in points.values()] for bound in ("low", "high")]
+    (line,) = panel.plot(points.keys(), [point.mean for point in points.values()], label=f"{method}, {seeds}")
+    bounds = [[getattr(point, bound) for point in points.values()] for bound in ("low", "high")]
     panel.fill_between(points.keys(), *np.clip(bounds, 0, 1), color=line.get_color(), alpha=0.15, linewidth=0)
     for run in runs:
         panel.plot(run.success.keys(), run.success.values(), color=line.get_color(), alpha=0.4, linewidth=0.7)
@@ -194,7 +194,7 @@ COLUMNS = ("success, later half", "success, last", "reward, later half", "hours 
 
 
 def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Task -> method -> column."""
+    """Return estimates by task, method and column."""
     made: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
     for (task, method), runs in groups.items():
         frames = compared_frames(groups, task)
@@ -214,7 +214,7 @@ def _mean(values: Mapping[int, float], frames: Sequence[int]) -> float:
 
 
 def report(groups: Groups, picture: str) -> str:
-    """In Markdown."""
+    """Return the report in Markdown."""
     lines = [
         "# Runs compared\n",
         EXPLANATION,

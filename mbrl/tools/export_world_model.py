@@ -11,21 +11,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
-
-import torch
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.output import check_folder_can_be_written
 from ivideogpt.files import read_json
 from ivideogpt.training.export import DTYPES
-from ivideogpt.world_model import WorldModel
 from mbrl.run_folder import RunFolder
-from mbrl.settings import read
-from mbrl.snapshots import saved_part
-from mbrl.world_model.build import build_world_model
-from mbrl.world_model.config import WorldModelConfig
+
+if TYPE_CHECKING:
+    from ivideogpt.world_model import WorldModel
 
 
 def world_model_of(run_dir: Path) -> WorldModel:
@@ -33,6 +30,11 @@ def world_model_of(run_dir: Path) -> WorldModel:
     Raises:
         UserError: it is no run of MBPO that was saved, or the checkpoint that it began with is not there.
     """
+    from mbrl.settings import read
+    from mbrl.snapshots import saved_part
+    from mbrl.world_model.build import build_world_model
+    from mbrl.world_model.config import WorldModelConfig
+
     folder = RunFolder(run_dir)
     if not folder.note.is_file():
         raise UserError(f"{run_dir} is no folder of a run: it has no {folder.note.name}")
@@ -60,6 +62,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(argv)
     check_folder_can_be_written(args.output, "--output")
+    import torch
+
     world_model_of(args.run).save_pretrained(args.output, getattr(torch, args.dtype))
     print(f"model folder: {args.output}")
 

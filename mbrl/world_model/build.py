@@ -1,4 +1,4 @@
-"""Build a world model and what it learns with, from its settings."""
+"""Build a world model and its training parts from its settings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLossConfig
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
-from ivideogpt.pretrained import (
-    ModelMetadata,
-    initialise_transformer,
-    load_tokenizer,
-    model_folder,
-    read_llama_config,
-)
+from ivideogpt.pretrained import initialise_transformer, load_tokenizer, model_folder, read_llama_config
 from ivideogpt.training.common.models import (
     adapt_tokenizer,
     build_fitting_transformer,
@@ -45,7 +40,7 @@ def build_video_predictor(
     image_size: int = 64,
     lpips_path: str | Path = LPIPS_FOLDER,
 ) -> VideoPredictor:
-    """A world model and what it learns with.
+    """Build a world model and its training parts.
 
     Raises:
         UserError: as :func:`build_world_model`, or the perceptual loss is wanted and its weights are not there.
@@ -74,7 +69,7 @@ def build_video_predictor(
 
 
 def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64) -> WorldModel:
-    """With a reward head, from a released checkpoint, the bundled one, or from scratch; on the CPU.
+    """Build a world model with a reward head, from a released checkpoint, the bundled one, or from scratch; on the CPU.
 
     Args:
         seed: of what starts fresh.
@@ -116,7 +111,7 @@ def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> Hea
 
 
 def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
-    """What the model will be; how it is sampled, and its actions normalized, is what its starting point says."""
+    """Make metadata from the config; sampling options and action normalization are the starting point's."""
     stated = _stated_metadata(config)
     known: dict[str, Any] = {}
     if stated is not None:
@@ -145,7 +140,7 @@ def _check_rewards(config: WorldModelConfig, stated: ModelMetadata) -> None:
 
 
 def _stated_metadata(config: WorldModelConfig) -> ModelMetadata | None:
-    """The transformer's, or what stands beside the tokenizer."""
+    """Return the metadata of the transformer, or of the folder of the tokenizer."""
     starts = [config.pretrained_transformer_path] if config.load_pretrained_model else []
     if config.pretrained_model_name_or_path is not None:
         starts.append(config.pretrained_model_name_or_path)
@@ -154,7 +149,7 @@ def _stated_metadata(config: WorldModelConfig) -> ModelMetadata | None:
 
 
 def _given_or_bundled(path: str) -> str | Path:
-    """Relative paths also name folders of the project, wherever the command is run from; others may be hub ids.
+    """Resolve a path here, in the project, or as a hub id, wherever the command is run from.
 
     Raises:
         UserError: the published checkpoint is wanted and is not there.

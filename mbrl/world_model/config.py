@@ -1,4 +1,4 @@
-"""The settings of a world model that learns beside an agent: the keys of ``world_model``."""
+"""Settings of a world model that learns beside an agent, under ``world_model``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """The keys of ``world_model``; the paper's settings.
+    """Settings under ``world_model``; the defaults are the paper's.
 
     Attributes:
         load_pretrained_model: start the transformer from ``pretrained_transformer_path``; otherwise it is new.

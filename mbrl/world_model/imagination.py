@@ -1,4 +1,4 @@
-"""What a world model makes of some starts and a policy. Knows tensors; knows no model.
+"""Rollouts of a world model from given starts under a policy. Knows tensors; knows no model.
 
 Shapes: B starts, H imagined agent steps, K frames in a stack, D action dimension, F predicted frames, h w pixels.
 """
@@ -16,7 +16,7 @@ Policy = Callable[[Tensor], Tensor]  # stacks (B, 3 K, h, w) uint8 -> actions (B
 
 
 class ImaginationError(RuntimeError):
-    """The world model no longer gives numbers."""
+    """Raised when the world model returns numbers that are not finite."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A world model that trains on the episodes of an agent and imagines episodes for it.
+"""World model of an agent: trains on its episodes and imagines further ones.
 
 Knows segments of episodes, starts and policies; knows neither environment nor agent nor schedule.
 
@@ -36,7 +36,7 @@ VIDEO_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
 
 
 class VideoPredictor:
-    """A world model with a reward head, and the optimizers of its two halves. Both are in eval mode between calls.
+    """A world model with a reward head and the optimizers of both networks. Both are in eval mode between calls.
 
     All randomness of the updates comes from ``generator``, but dropout's, which is torch's global one.
     """
@@ -63,7 +63,7 @@ class VideoPredictor:
     # ---- learning
 
     def update_tokenizer(self, segments: Segments) -> dict[str, Tensor]:
-        """One step on the context and a few future frames, the same ones of all segments. Returns detached scalars."""
+        """Update on the context and some future frames, the same ones in all segments. Returns detached metrics."""
         t, frames = self.config.context_length, self._frames(segments.frames)
         order = torch.randperm(frames.shape[1] - t, generator=self._generator)
         chosen = torch.cat([torch.arange(t), t + order[: self.config.max_target_frames].sort().values])
@@ -80,7 +80,7 @@ class VideoPredictor:
         return self._descend("tokenizer", self.tokenizer, terms)
 
     def update_transformer(self, segments: Segments) -> dict[str, Tensor]:
-        """One step on tokens, actions and rewards of whole segments. Returns detached scalars."""
+        """Update on tokens, actions and rewards of whole segments. Returns detached metrics."""
         frames, actions, rewards = self._frames(segments.frames), *self._actions_and_rewards(segments)
         normalise = self.model.metadata.action_normalization
         with torch.no_grad():  # in full precision, as imagination will tokenize its starts
@@ -108,7 +108,7 @@ class VideoPredictor:
 
     @torch.no_grad()
     def imagine(self, starts: Tensor, act: Policy, horizon: int, seed: int) -> Imagined:
-        """What would follow from ``starts`` (B, 3 K, h, w) uint8 if ``act`` decided; it sees stacks as in reality.
+        """Roll out ``starts`` (B, 3 K, h, w) uint8 under the policy ``act``, which sees stacked frames as in reality.
 
         Raises:
             ImaginationError: the model gives NaN or infinity.
@@ -166,7 +166,7 @@ class VideoPredictor:
     # ---- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that later updates depend on. Not a copy: save it before the next update."""
+        """Return everything that later updates depend on. Not a copy: save it before the next update."""
         return {
             "tokenizer": self.tokenizer.state_dict(),
             "transformer": self.transformer.state_dict(),
@@ -207,21 +207,21 @@ class VideoPredictor:
 
 @contextmanager
 def _training(network: nn.Module) -> Iterator[None]:
-    """Training mode for the duration: dropout belongs to updates, not to imagination."""
+    """Set training mode for the duration: dropout belongs to updates, not to imagination."""
     with evaluating(network):  # remembers every submodule's mode
         network.train()
         yield
 
 
 def _as_pixels(frames: Tensor) -> Tensor:
-    """One new frame (B, 1, 3, h, w) in [0, 1] as replay holds it, uint8."""
+    """Convert one new frame (B, 1, 3, h, w) in [0, 1] to uint8, as replay holds it."""
     return (frames * 255).round().to(torch.uint8)
 
 
 def comparison_video(
     truth: Pixels, prediction: Pixels, true_rewards: list[float], predicted_rewards: list[float]
 ) -> Pixels:
-    """Videos (F, h, w, 3) side by side with their difference, enlarged; the rewards of arriving in each frame below."""
+    """Place videos (F, h, w, 3) side by side with their difference, enlarged; rewards are bars below each frame."""
     pictures = side_by_side([truth, prediction, error_frames(truth, prediction)])
     enlarged = pictures.repeat(VIDEO_SCALE, axis=1).repeat(VIDEO_SCALE, axis=2)
     rewards = zip(true_rewards, predicted_rewards, strict=True)

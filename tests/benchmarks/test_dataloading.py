@@ -12,14 +12,11 @@ def test_the_benchmark_measures_both_loaders(tmp_path):
     """A benchmark that nobody runs breaks with the first change of the loader."""
     flags = f"""
         --output {tmp_path / "out" / "results.json"} --num_episodes 2 --episode_length 6 --segment_length 3
-        --native_size 32 --image_size 16 --batch_size 2 --repeats 1 --seconds 0 --num_startup_episodes 3
-        --num_memory_batches 10
+        --native_size 32 --image_size 16 --batch_size 2 --repeats 1 --seconds 0
     """.split()
     run = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True, check=True)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(results["rates"]) == 6
     assert all(row["baseline"] > 0 and row["ours"] > 0 and row["ratio"] > 0 for row in results["rates"])
-    assert set(results["startup_s"]) == {"first", "again"}
-    assert len(results["memory_mb"]) == 10
     for row in results["rates"]:
         assert row["files"] in run.stdout

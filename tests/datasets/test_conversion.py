@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from ivideogpt.data.convert.conversion import Job, Skipped, check_arrays, convert, write_episode
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, check_arrays, write_episode
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError
 
@@ -28,6 +28,10 @@ def make(job):
 
 def jobs(folder, number=6):
     return [NumberedJob(folder / f"{i}.npz", f"source {i}", i) for i in range(number)]
+
+
+def convert(jobs, convert_one, **flags):
+    return ConversionArgs(num_workers=1, **flags).convert([jobs], convert_one, "episodes")
 
 
 def names(folder):
@@ -62,7 +66,7 @@ def test_resuming_writes_only_what_is_missing(tmp_path):
 def test_the_first_so_many_include_those_that_exist(tmp_path):
     """Bug prevented: the same command converting more and more episodes."""
     for written in (2, 0):
-        assert convert(iter(jobs(tmp_path)), make, max_num_episodes=2).written == written
+        assert convert(jobs(tmp_path), make, max_num_episodes=2).written == written
     assert names(tmp_path) == ["0.npz", "1.npz"]
 
 

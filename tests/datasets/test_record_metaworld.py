@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ivideogpt.errors import UserError
+from ivideogpt.flags import parse
 from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
 
@@ -40,7 +41,7 @@ def command(cwd, *flags):
 
 def record(output, *flags):
     """The command in this process, which saves its start."""
-    config = recorder.parse_args(["--output_path", str(output), "--num_workers", "1", *TINY, *flags])
+    config = parse(recorder.RecordArgs, ["--output_path", str(output), "--num_workers", "1", *TINY, *flags])
     recorder.prepare_output(config)
     recorder.record_all(config)
 
@@ -136,8 +137,8 @@ def test_recordings_from_before_there_were_more_settings_go_on(recording, tmp_pa
     for name in ("frame_stack", "success_bonus", "paper_reward"):
         del note[name]
     (tmp_path / "recording.json").write_text(json.dumps(note))
-    recorder.prepare_output(recorder.parse_args(["--output_path", str(tmp_path), *TINY]))
-    other = recorder.parse_args(["--output_path", str(tmp_path), *TINY, "--demo", "--frame_stack", "4"])
+    recorder.prepare_output(parse(recorder.RecordArgs, ["--output_path", str(tmp_path), *TINY]))
+    other = parse(recorder.RecordArgs, ["--output_path", str(tmp_path), *TINY, "--demo", "--frame_stack", "4"])
     with pytest.raises(UserError, match="frame_stack was 3, is 4"):
         recorder.prepare_output(other)
 
@@ -179,43 +180,44 @@ def test_demonstrations_that_never_succeed_end_in_an_error(recording, tmp_path):
 
 
 def test_defaults_of_demonstrations_have_no_noise():
-    plain = recorder.parse_args(["--output_path", "x"]).episode
-    demo = recorder.parse_args(["--output_path", "x", "--demo"]).episode
-    assert (plain.noise, plain.random_fraction) == ((0.0, 0.2, 0.5, 1.0), 0.25)
-    assert (demo.noise, demo.random_fraction) == ((0.0,), 0.0)
-    assert json.loads(json.dumps(plain.noise)) == list(plain.noise)
+    plain = parse(recorder.RecordArgs, ["--output_path", "x"]).noted
+    demo = parse(recorder.RecordArgs, ["--output_path", "x", "--demo"]).noted
+    assert (plain["noise"], plain["random_fraction"], plain["wander"]) == ((0.0, 0.2, 0.5, 1.0), 0.25, True)
+    assert (demo["noise"], demo["random_fraction"], demo["wander"]) == ((0.0,), 0.0, False)
+    chosen = parse(recorder.RecordArgs, ["--output_path", "x", "--noise", "0.1", "0.3", "--no-wander"]).noted
+    assert (chosen["noise"], chosen["wander"]) == ((0.1, 0.3), False)
 
 
 def test_the_reward_of_the_simulator_can_be_recorded():
-    episode = recorder.parse_args(["--output_path", "x", "--no-paper_reward"]).episode
+    episode = parse(recorder.RecordArgs, ["--output_path", "x", "--no-paper_reward"])
     assert not episode.env("button-press-topdown-wall").paper_reward
-    assert recorder.parse_args(["--output_path", "x"]).episode.env("hammer").paper_reward
+    assert parse(recorder.RecordArgs, ["--output_path", "x"]).env("hammer").paper_reward
 
 
 def test_task_groups():
-    assert len(recorder.parse_tasks(["all"])) == 50
-    assert recorder.parse_tasks(["hammer", "paper"])[0] == "hammer"
-    assert len(recorder.parse_tasks(["hammer", "paper"])) == 6
+    assert len(recorder.find_tasks(["all"])) == 50
+    assert recorder.find_tasks(["hammer", "paper"])[0] == "hammer"
+    assert len(recorder.find_tasks(["hammer", "paper"])) == 6
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--tasks", "hamer"], "did you mean hammer"),
-        (["--num_episodes", "0"], "--num_episodes 0: must be at least 1"),
+        (["--num_episodes", "0"], "--num_episodes is 0: it must be at least 1"),
         (["--noise", "0.1", "-1"], "--noise -1.0"),
         (["--noise", "nan"], "--noise nan"),
         (["--random_fraction", "1.5"], "between 0 and 1"),
-        (["--camera", "corner9"], "--camera corner9: there are corner, corner2"),
-        (["--seed", "-1"], "must not be negative"),
-        (["--frame_stack", "0", "--demo"], "--frame_stack 0: must be at least 1"),
+        (["--camera", "corner9"], "--camera: invalid choice: 'corner9'"),
+        (["--seed", "-1"], "it must be at least 0"),
+        (["--frame_stack", "0", "--demo"], "--frame_stack is 0: it must be at least 1"),
         (["--succ_bonus", "nan", "--demo"], "--succ_bonus nan: must be a finite number"),
         (["--succ_bonus", "0"], "--succ_bonus concerns demonstrations alone: add --demo"),
     ],
 )
 def test_bad_flags_are_named(flags, message):
     with pytest.raises(UserError, match=message):
-        recorder.parse_args(["--output_path", "x", *flags])
+        parse(recorder.RecordArgs, ["--output_path", "x", *flags])
 
 
 def test_user_errors_are_one_line_and_write_nothing(tmp_path):
@@ -228,8 +230,8 @@ def test_user_errors_are_one_line_and_write_nothing(tmp_path):
 
 def test_an_output_path_that_is_a_file_is_one_error(tmp_path):
     (tmp_path / "out").write_text("")
-    config = recorder.parse_args(["--output_path", str(tmp_path / "out"), "--tasks", "reach"])
-    with pytest.raises(UserError, match="cannot write to --output_path"):
+    config = parse(recorder.RecordArgs, ["--output_path", str(tmp_path / "out"), "--tasks", "reach"])
+    with pytest.raises(UserError, match="cannot be written to"):
         recorder.prepare_output(config)
 
 

@@ -91,14 +91,12 @@ def test_it_goes_on_where_it_stopped(tmp_path):
     write_dataset(tmp_path / "in", 3)
     assert run(tmp_path / "in", tmp_path / "out", "--max_num_episodes", "2").written == 2
     kept = (tmp_path / "out" / "00000.npz").stat().st_mtime_ns
-    with (tmp_path / "out" / "manifest.jsonl").open("a") as manifest:
-        manifest.write('{"file": "0000')  # a killed run
     summary = run(tmp_path / "in", tmp_path / "out")
     assert (summary.written, summary.existing) == (1, 2)
     assert (tmp_path / "out" / "00000.npz").stat().st_mtime_ns == kept
     assert run(tmp_path / "in", tmp_path / "out").existing == 3
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "00000.npz", "00001.npz", "00002.npz", "manifest.jsonl", "conversion.json",
+        "00000.npz", "00001.npz", "00002.npz", "conversion.json",
     }  # fmt: skip
 
 
@@ -170,9 +168,10 @@ def test_originals_cannot_be_overwritten(tmp_path):
 
 def test_files_of_others_and_other_settings_are_refused(tmp_path):
     write_dataset(tmp_path / "in", 2)
-    write_dataset(tmp_path / "out", 1)
+    write_dataset(tmp_path / "foreign", 1)
     with pytest.raises(UserError, match=r"00000.npz was not written by this command"):
-        run(tmp_path / "in", tmp_path / "out")
+        run(tmp_path / "in", tmp_path / "foreign")
+    run(tmp_path / "in", tmp_path / "out")
     with pytest.raises(UserError, match="resize was None, is 4"):
         run(tmp_path / "in", tmp_path / "out", "--resize", "4")
 

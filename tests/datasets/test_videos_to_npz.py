@@ -12,7 +12,6 @@ from ivideogpt.data.clips.transforms import central_square, resize
 from ivideogpt.data.convert.action_files import is_log_name
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from ivideogpt.video_io import write_gif
 from tests.datasets.scripts import command, load_script
 
 converter = load_script("videos_to_npz")
@@ -111,25 +110,6 @@ def test_containers(tmp_path, suffix):
     assert arrays["image"].dtype == np.uint8
     np.testing.assert_array_equal(arrays["action"], table())
     assert arrays["action"].dtype == np.float32
-
-
-def test_gifs_count_frames_as_recorded(tmp_path):
-    """Bug prevented: writers merge equal frames, so that a robot at rest would shift all later actions."""
-    columns = np.array([0, 1, 1, 1, 2, 3, 4, 4])
-    frames = np.zeros((len(columns), *SIZE, 3), np.uint8)
-    for frame, column in zip(frames, columns, strict=True):
-        frame[:, 4 * column : 4 * column + 4] = 255
-    (tmp_path / "videos").mkdir()
-    write_gif(tmp_path / "videos" / "one.gif", frames)
-    with av.open(str(tmp_path / "videos" / "one.gif")) as container:
-        assert sum(1 for _ in container.decode(video=0)) == 5
-    np.save(tmp_path / "videos" / "one.npy", table(len(columns)))
-    convert(tmp_path / "videos")
-    np.testing.assert_allclose(episode(tmp_path / "videos")["image"], frames, atol=8)
-    convert(tmp_path / "videos", "--dataset_name", "slower", "--fps", "2")
-    with np.load(tmp_path / "out" / "slower" / "one.npz") as slower:
-        assert slower["action"][:, 0].tolist() == [0, 2, 4, 6]
-        np.testing.assert_allclose(slower["image"], frames[::2], atol=8)
 
 
 def test_videos_of_phones_are_turned_upright(tmp_path):
@@ -441,5 +421,7 @@ def test_frames_whose_times_do_not_rise_are_not_chosen_by_time(times, message):
     """Bug prevented: a frame without a time ended in a TypeError, one that runs back gave frames of other moments."""
     frames = [(seconds, "picture") for seconds in times]
     with pytest.raises(UserError, match=message):
-        list(converter.Pace(5, 1).choose(converter.Numbered(frames), 0))
-    assert [i for i, _ in converter.Pace(None, 1).choose(converter.Numbered(frames), 0)] == list(range(len(times)))
+        list(converter.FrameChoice(5, 1).choose(converter.Numbered(frames), 0))
+    assert [i for i, _ in converter.FrameChoice(None, 1).choose(converter.Numbered(frames), 0)] == list(
+        range(len(times))
+    )

@@ -7,6 +7,7 @@ import pytest
 from ivideogpt.commands import compare_reports as compare
 from ivideogpt.commands import evaluate, tokenizer_report
 from ivideogpt.errors import UserError
+from ivideogpt.evaluation.comparison import Report
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_differences_are_of_the_same_clips(reports, capsys, tmp_path):
 
 def test_equal_baselines_do_not_differ(reports):
     """What has nothing to do with the seed is paired to the last digit."""
-    first, second = (compare.Report.read(reports / name) for name in ("first", "second"))
+    first, second = (Report.read(reports / name) for name in ("first", "second"))
     key = ("future", "copy_last_frame", "psnr")
     difference = second.means.difference(key, key, first.means)
     assert (difference.mean, difference.low, difference.high) == (0, 0, 0)

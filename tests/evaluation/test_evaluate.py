@@ -15,15 +15,16 @@ import torch
 from safetensors.torch import save_file
 
 from ivideogpt.commands import evaluate
-from ivideogpt.commands.clip_flags import clip_config
 from ivideogpt.commands.evaluate import EvaluationArgs
+from ivideogpt.commands.run_evaluation import clip_config, load_clips
 from ivideogpt.data import catalog
 from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.scoring import read_with_others
 from ivideogpt.evaluation.video_prediction import sample_futures
 from ivideogpt.flags import parse
-from ivideogpt.pretrained import TOKENIZER_WEIGHTS, ModelMetadata
+from ivideogpt.metadata import ModelMetadata
+from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.utils.video_metric import Evaluator, FeatureStats
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_dataset, write_episode
@@ -136,7 +137,7 @@ def test_published_protocol_equals_the_evaluator(flags, tiny_world_model, tmp_pa
     evaluate.main([*flags, "--protocol", "paper", "--output_path", str(tmp_path)])
     args = parse(EvaluationArgs, flags)
     model = WorldModel.from_pretrained(tiny_world_model)
-    clips = evaluate.load_clips(args, model.metadata)
+    clips = load_clips(args, model.metadata)
     batch = clips.read(range(3))
     rollout = sample_futures(model, batch, seed=0, num_samples=2)
     context = rollout.context[:, None].expand(-1, 2, -1, -1, -1, -1)

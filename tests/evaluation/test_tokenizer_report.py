@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from ivideogpt.commands import tokenizer_report
-from ivideogpt.commands.clip_flags import clip_config
+from ivideogpt.commands.run_evaluation import clip_config
 from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
 from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.flags import parse
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import frame_psnr
-from ivideogpt.pretrained import ModelMetadata, load_tokenizer
+from ivideogpt.pretrained import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.conversion import StoredSize
 from ivideogpt.data.formats.lerobot import LeRobotEpisodes
 from ivideogpt.data.formats.video_files import VideoFile
 from ivideogpt.errors import UserError
@@ -34,7 +34,7 @@ def read_folder(folder):
 
 def read_video(folder):
     """In order, as the converter of videos reads them."""
-    pace = converter.Pace(fps=None, step=1)
+    pace = converter.FrameChoice(fps=None, step=1)
     converter.decode(VideoFile(folder / "video.mp4"), pace, 0, StoredSize())
 
 

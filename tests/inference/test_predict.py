@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from inference import predict
+from inference import predict, prediction
 from inference.utils import Segment
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import parse
@@ -99,14 +99,14 @@ def test_equal_samples_are_written_once(run):
 
 def test_a_checkpoints_sampling_rule_can_be_changed_back(capsys):
     """--top_k alone would be ignored, and what is printed must not advise it."""
-    model = predict.adapt(world_model(action_dim=4), predict_args("--sampling_rule", "expected_code"))
+    model = prediction.adapt(world_model(action_dim=4), predict_args("--sampling_rule", "expected_code"))
     assert model.metadata.generation.rule == "expected_code"
-    assert predict.number_of_samples(predict_args(), model) == 1
+    assert prediction.number_of_samples(predict_args(), model) == 1
     assert "--sampling_rule sample --top_k 100 samples several" in capsys.readouterr().out
     with pytest.raises(UserError, match="--top_k does nothing with the sampling rule expected_code"):
-        predict.adapt(model, predict_args("--top_k", "100"))
-    again = predict.adapt(model, predict_args("--sampling_rule", "sample", "--top_k", "100"))
-    assert predict.number_of_samples(predict_args(), again) == 5
+        prediction.adapt(model, predict_args("--top_k", "100"))
+    again = prediction.adapt(model, predict_args("--sampling_rule", "sample", "--top_k", "100"))
+    assert prediction.number_of_samples(predict_args(), again) == 5
 
 
 def test_gif_has_the_truth_left_and_reconstruction_then_prediction_right(tiny_world_model, episode, run, every_mode):
@@ -117,7 +117,7 @@ def test_gif_has_the_truth_left_and_reconstruction_then_prediction_right(tiny_wo
     *_, output = run("--repeat_times", "1")
     args = predict_args("--input_path", str(episode), "--repeat_times", "1")
     model = WorldModel.from_pretrained(tiny_world_model, dtype=every_mode)
-    segment = predict.read_segment(args, model.metadata)
+    segment = prediction.read_segment(args, model.metadata)
     rollout = model.predict(segment.frames[None, :2], segment.actions[None, 1 : SEGMENT_LENGTH - 1], seed=0)
     expected = to_pixels(torch.cat([rollout.context[0], rollout.frames[0, 0]]))
     with Image.open(output / "pred-samples-0.gif") as gif:
@@ -185,7 +185,7 @@ def numbered_segment(num_frames: int) -> Segment:
 def test_actions_lead_to_the_frames_that_they_led_to():
     """The action at the last context frame leads to the first predicted frame; one off goes unnoticed otherwise."""
     model = Recorder(world_model(action_dim=4))
-    predict.predict(model, numbered_segment(SEGMENT_LENGTH), num_samples=3, seed=0)
+    prediction.predict(model, numbered_segment(SEGMENT_LENGTH), num_samples=3, seed=0)
     assert model.asked["context"][0, :, 0, 0, 0].tolist() == pytest.approx([0, 0.01])
     assert model.asked["actions"][0, :, 0].tolist() == [1, 2, 3]
     assert (model.asked["horizon"], model.asked["num_samples"]) == (3, 3)
@@ -193,10 +193,10 @@ def test_actions_lead_to_the_frames_that_they_led_to():
 
 def test_goal_conditioned_moves_the_last_frame_to_the_front(episode):
     """Moved, not copied: T frames in, T frames out, and the goal is not among the frames to predict."""
-    model = predict.adapt(world_model(), predict_args("--goal_conditioned"))
+    model = prediction.adapt(world_model(), predict_args("--goal_conditioned"))
     args = predict_args("--input_path", str(episode))
-    plain = predict.read_segment(args, replace(model.metadata, goal_conditioned=False))
-    moved = predict.read_segment(args, model.metadata)
+    plain = prediction.read_segment(args, replace(model.metadata, goal_conditioned=False))
+    moved = prediction.read_segment(args, model.metadata)
     assert moved.indices == (plain.indices[-1], *plain.indices[:-1])
     assert torch.equal(moved.frames[1:], plain.frames[:-1])
     assert torch.equal(moved.frames[0], plain.frames[-1])
@@ -208,7 +208,7 @@ def test_frames_are_as_far_apart_as_in_training(episode, caplog):
 
     def steps(*flags: str) -> set[int]:
         args = predict_args("--input_path", str(episode), *flags)
-        return set(np.diff(predict.read_segment(args, metadata).indices))
+        return set(np.diff(prediction.read_segment(args, metadata).indices))
 
     assert steps() == {2}
     assert steps("--dataset_name", "metaworld") == {2}
@@ -220,7 +220,7 @@ def test_frames_are_as_far_apart_as_in_training(episode, caplog):
 
 def test_a_mistyped_dataset_is_pointed_out_once(episode, caplog):
     args = predict_args("--input_path", str(episode), "--dataset_name", "brigde")
-    predict.read_segment(args, world_model().metadata)
+    prediction.read_segment(args, world_model().metadata)
     (record,) = caplog.records
     assert record.getMessage() == "--dataset_name brigde is in no table: frames are 1 apart, from array 'image'"
 
@@ -228,8 +228,8 @@ def test_a_mistyped_dataset_is_pointed_out_once(episode, caplog):
 def test_baseline_repeats_the_last_context_frame():
     """Repeating another frame would make every model look good."""
     segment = numbered_segment(SEGMENT_LENGTH)
-    prediction = predict.predict(world_model(action_dim=4), segment, num_samples=1, seed=0)
-    scores = predict.score(segment, prediction)
+    predicted = prediction.predict(world_model(action_dim=4), segment, num_samples=1, seed=0)
+    scores = prediction.score(segment, predicted)
     expected = [(i / 100) ** 2 for i in range(1, 4)]
     assert (10 ** (-scores["copy_last_frame"]["psnr"][0] / 10)).tolist() == pytest.approx(expected, rel=1e-3)
 
@@ -237,11 +237,11 @@ def test_baseline_repeats_the_last_context_frame():
 def test_flags_change_what_the_checkpoint_says():
     model = world_model(action_dim=4)
     flags = ("--context_length", "1", "--horizon", "3", "--temperature", "0.5", "--top_k", "0")
-    adapted = predict.adapt(model, predict_args(*flags))
+    adapted = prediction.adapt(model, predict_args(*flags))
     assert (adapted.metadata.context_length, adapted.metadata.segment_length) == (1, 4)
     assert (adapted.metadata.generation.temperature, adapted.metadata.generation.top_k) == (0.5, None)
-    prediction = predict.predict(adapted, numbered_segment(4), num_samples=2, seed=0)
-    assert (len(prediction.context), tuple(prediction.futures.shape[:2])) == (1, (2, 3))
+    predicted = prediction.predict(adapted, numbered_segment(4), num_samples=2, seed=0)
+    assert (len(predicted.context), tuple(predicted.futures.shape[:2])) == (1, (2, 3))
 
 
 # ---- bad input: one line, exit code 2, nothing written
@@ -324,7 +324,7 @@ def test_bad_flags(flags, run):
 @pytest.fixture
 def no_model(monkeypatch):
     """Fails the test if a model is loaded: that may be a download of gigabytes."""
-    monkeypatch.setattr(predict, "load_model", lambda args: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(prediction, "load_model", lambda args: pytest.fail("a model was loaded"))
 
 
 @pytest.mark.parametrize("path", ["taken", "taken/below/it"])

@@ -5,7 +5,7 @@ import pytest
 from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl import build_trainer, trainer
 from mbrl.envs.env_settings import EnvSettings
-from mbrl.records import Records
+from mbrl.metric_logger import MetricLogger
 from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import SEGMENT_LENGTH, make_env
 from tests.parity.networks import tokenizer, transformer
@@ -16,7 +16,7 @@ def cheap_runs(monkeypatch):
     """Simulators that cost nothing, in this process, and a snapshot every other episode."""
     monkeypatch.setattr(EnvSettings, "make", make_env)
     monkeypatch.setattr(build_trainer, "num_processors", lambda: 1)
-    monkeypatch.setattr(Records, "draw_success", lambda self: None)
+    monkeypatch.setattr(MetricLogger, "plot_success", lambda self: None)
     monkeypatch.setattr(trainer, "SNAPSHOT_EVERY", 2)
 
 

@@ -17,7 +17,7 @@ from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs import vector_env
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.records import Records
+from mbrl.metric_logger import MetricLogger
 from mbrl.replay import replay_memory
 from mbrl.world_model.build import build_video_predictor
 from mbrl.world_model.config import WorldModelConfig
@@ -36,7 +36,7 @@ class Bomb:
 
     PLACES = (
         (AgentEnv, "step"), (DrQAgent, "update"), (WorldModel, "update_tokenizer"), (WorldModel, "update_transformer"),
-        (WorldModel, "imagine"), (WorldModel, "validate"), (Records, "write"), (os, "fsync"), (os, "replace"),
+        (WorldModel, "imagine"), (WorldModel, "validate"), (MetricLogger, "write"), (os, "fsync"), (os, "replace"),
         (os, "rename"), (torch, "save"), (shutil, "rmtree"), (np, "savez"),
     )  # fmt: skip
 
@@ -181,7 +181,7 @@ def test_a_lost_worker_costs_nothing(tmp_path, cheap_runs, monkeypatch):
 
     def lost(*args):
         if (tmp_path / "lost" / "train.csv").exists():
-            raise vector_env.LostWorker("a process with environments ended by itself")
+            raise vector_env.LostEnvironment("a process with environments ended by itself")
         return play(*args)
 
     with monkeypatch.context() as patched:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import logging
@@ -27,17 +28,16 @@ from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings
-from mbrl.records import Records, with_rewards
+from mbrl.metric_logger import MetricLogger, with_rewards
 from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
 from mbrl.schedule import MbpoSchedule
-from mbrl.settings import read
 from mbrl.snapshots import Snapshots, saved_part
 from mbrl.tools import export_world_model
 from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
-DRAW = Records.draw_success  # half a second each: runs in tests do without
+PLOT = MetricLogger.plot_success  # half a second each: runs in tests do without
 ROOT = Path(__file__).parents[2]
 
 
@@ -178,7 +178,7 @@ def test_every_key_of_the_released_configuration():
         assert flat(given) | {"device": "cpu", "agent.device": "cpu"} == flat(config)
         assert OURS_DRQ <= set(flat(config)) - set(values) <= OURS_DRQ | OURS_MBPO
     nulls = ["world_model.max_grad_norm=null", "world_model.llama_attn_drop=null"]
-    world_model = read(WorldModelConfig, train_metaworld_mbpo.parse(["device=cpu", *nulls])[0].world_model)
+    world_model = train_metaworld_mbpo.parse(["device=cpu", *nulls])[0].world_model
     assert (world_model.max_grad_norm, world_model.llama_attn_drop) == (None, None)
     schedule = "step_linear(1.0,0.5,1000,0.1,5000)"
     for override in (
@@ -358,7 +358,7 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
     } <= present  # fmt: skip
     assert any(path.startswith("tensorboard/") for path in present)
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000096", "000000120"]
-    DRAW(Records(RunFolder(tmp_path)))
+    PLOT(MetricLogger(RunFolder(tmp_path)))
     assert (tmp_path / "success_rate.png").stat().st_size > 5000
     with (tmp_path / "eval.csv").open() as file:
         assert [row["frame"] for row in csv.DictReader(file)] == ["0", "48", "96"]
@@ -368,10 +368,10 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
 
 
 def test_bars_say_how_much_was_earned():
-    film = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
-    assert film.shape == (3, 10, 8, 3)
-    assert [(frame[-1, :, 0] > 100).sum() for frame in film] == [0, 4, 8]
-    assert not film[:, :4].any()
+    video = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
+    assert video.shape == (3, 10, 8, 3)
+    assert [(frame[-1, :, 0] > 100).sum() for frame in video] == [0, 4, 8]
+    assert not video[:, :4].any()
 
 
 def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
@@ -394,9 +394,9 @@ def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
 def test_weights_and_biases_without_an_account(tmp_path):
     """In a process of its own: theirs remembers how it was first used."""
     code = (
-        "from pathlib import Path; from ivideogpt.errors import cli; from mbrl.records import WeightsAndBiases; "
+        "from pathlib import Path; from ivideogpt.errors import cli; from mbrl.metric_logger import start_wandb; "
         "from mbrl.run_folder import RunFolder; "
-        f"cli(lambda: WeightsAndBiases(RunFolder(Path({str(tmp_path)!r})), 'group', {{}}, is_resumed=False))"
+        f"cli(lambda: start_wandb(RunFolder(Path({str(tmp_path)!r})), 'group', {{}}, is_resumed=False))"
     )
     known = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
     environment = known | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")}
@@ -598,8 +598,9 @@ def test_settings_that_can_do_nothing_say_so(caplog):
 def test_defaults_are_the_same_in_code_and_files():
     """Both may be read as the paper's settings."""
     settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
-    assert read(WorldModelConfig, settings.world_model) == WorldModelConfig()
-    assert settings.agent.config == DrQConfig()
+    assert settings.world_model == WorldModelConfig()
+    agent = dataclasses.asdict(DrQConfig())
+    assert {name: getattr(settings.agent, name) for name in agent} == agent
     assert replace(settings.env, task=EnvSettings("hammer").task) == EnvSettings("hammer")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
@@ -16,4 +19,17 @@ class Toy(Simulator):
         self.action_space = Box(-1, 1, (2,), np.float32)
 
 
+class FullDisk(Toy):
+    """Fails at its second step, as an environment that writes videos might."""
+
+    steps_done = 0
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps_done += 1
+        if self.steps_done == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().step(action)
+
+
 gymnasium.register("Toy-v0", Toy)
+gymnasium.register("FullDisk-v0", FullDisk)

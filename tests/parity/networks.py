@@ -7,7 +7,8 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from ivideogpt.pretrained import ModelMetadata, Transformer, build_transformer
+from ivideogpt.metadata import ModelMetadata
+from ivideogpt.pretrained import Transformer, build_transformer
 from ivideogpt.transformer import LlamaConfig
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel

@@ -16,8 +16,8 @@ def gradients_of(trainer: TokenizerTrainer | GptTrainer) -> dict[str, Tensor]:
         trainer.update()
         return found
     trainer.generator_phase()
-    if trainer.adversary is not None:
-        catch(found, trainer.adversary.optimizer, trainer.accelerator.unwrap_model(trainer.adversary.discriminator))
+    if trainer.gan_loss is not None:
+        catch(found, trainer.gan_loss.optimizer, trainer.accelerator.unwrap_model(trainer.gan_loss.discriminator))
         trainer.progress.step += 1
         trainer.discriminator_phase()
     return found

@@ -31,7 +31,7 @@ Operation = Callable[[Tensor, Tensor], None]  # pixels, planes
 
 @dataclass(frozen=True)
 class Colour:
-    """What happens to the colours of B clips.
+    """Changes of the colours of B clips.
 
     Arrays and not tensors: they travel by the batch, and whoever launches the operations reads them on a CPU.
     """
@@ -142,7 +142,7 @@ def build_saturation(amounts: Amounts, device: torch.device) -> Operation:
 
 
 def _to_8_bits(amounts: Amounts) -> Callable[[Tensor], object]:
-    """What cuts pixels to whole numbers in 0..255, which only amounts above one can leave."""
+    """Return a function that cuts pixels to whole numbers in 0..255, which only amounts above one can leave."""
     return (lambda pixels: pixels.clamp_(0, 255).floor_()) if amounts.max() > 1 else Tensor.floor_
 
 
@@ -172,7 +172,7 @@ def build_hue(amounts: Amounts, device: torch.device) -> Operation:
 
 
 def _find_index(channels: tuple[Tensor, ...], low: Tensor, span: Tensor, index: Tensor, spare: Tensor) -> None:
-    """Where colours are on the wheel before it is turned, as entries of a table of :func:`_turned_shares`."""
+    """Find the places of colours on the wheel before it is turned, as entries of a table of :func:`_turned_shares`."""
     red, green, blue = channels
     # The distance from red in steps, 0..127.5, plus one so that a sign can say to which side. Wherever it is a whole
     # number, numerator and quotient are exact: such colours lie between two of Pillow's steps.
@@ -189,14 +189,14 @@ _STEPS = 256
 
 
 def _turned_shares(turns: Amounts) -> NDArray[np.float32]:
-    """How much of red, green and blue is in the colour at each index, after turning: a table (3, n, 521)."""
+    """Shares of red, green and blue in the colour at each index, after turning: a table (3, n, 521)."""
     shifts = (turns * 255).astype(np.int64)  # truncated towards zero
     return _shares()[:, (_hue_steps() + shifts[:, None]) % _STEPS]
 
 
 @lru_cache(maxsize=1)
 def _shares() -> NDArray[np.float32]:
-    """Of red, green and blue (3, 256) at each of Pillow's steps; the last is red again, like the first.
+    """Shares of red, green and blue (3, 256) at each of Pillow's steps; the last is red again, like the first.
 
     Once around the wheel every channel is full for two sixths, empty for two, and on a ramp in the two between.
     """
@@ -216,7 +216,7 @@ def _hue_steps() -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _border_steps() -> NDArray[np.int64]:
-    """What Pillow makes of colours just between step n - 1 and n: either, by how its floats are rounded. So ask it."""
+    """Steps that Pillow makes of colours between n - 1 and n: either, by how its floats are rounded. So ask it."""
     frame = np.rint(255 * _shares().T).astype(np.uint8)[None]
     return np.asarray(Image.fromarray(frame).convert("HSV"))[0, :, 0].astype(np.int64)
 

@@ -19,9 +19,9 @@ from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
 from ivideogpt.data.clips.transforms import Augmentation, Preprocess
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
-from ivideogpt.data.formats.episode_sets import EpisodeSets
 from ivideogpt.data.formats.episodes import EpisodeReader, Episodes, check_carries, keep_some
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
+from ivideogpt.data.formats.registry import Query, open_episodes
 from ivideogpt.errors import UserError
 
 OnBadEpisode = Literal["error", "skip"]
@@ -30,7 +30,7 @@ MAX_BAD_IN_A_ROW = 100  # a source whose episodes are nearly all bad is no data
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which clips to draw, from which episodes, in which form."""
+    """Choice of clips: from which episodes, and in which form."""
 
     # Folder of <dataset>/*.npz, or lerobot:<folder>[@<camera>],...; the four sets of DATASET.yaml need none.
     dataset_path: str | None = None
@@ -99,16 +99,13 @@ class Source:
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
     """The mix's datasets with their weights. The first episode of each is checked, and its first frame read."""
     sources = []
-    find = EpisodeSets(
-        split,
-        config.dataset_path,
-        DatasetPaths.load(config.dataset_yaml),
-        InflatedArrays(config.cache_mb << 20),
-        config.sthsth_root_path,
-        config.segment.num_frames_spanned,
-    )
+    paths, arrays = DatasetPaths.load(config.dataset_yaml), InflatedArrays(config.cache_mb << 20)
+    min_frames = config.segment.num_frames_spanned
     for name, weight in resolve_mix(config.mix, config.dataset_path):
-        info, episodes = dataset_info(name), find(name)
+        info = dataset_info(name)
+        episodes = open_episodes(
+            Query(name, split, config.dataset_path, paths, arrays, config.sthsth_root_path, min_frames)
+        )
         augmented = split == "train" and name != SOMETHING_SOMETHING  # as the published tokenizers saw it
         source = Source(
             info,

@@ -22,7 +22,7 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class ClipOrigin:
-    """What a clip was cut from: dataset, and the episode's file without its folders."""
+    """Origin of a clip: dataset, and the episode's file without its folders."""
 
     dataset: str
     episode: str

@@ -1,13 +1,11 @@
-"""Which frames of an episode make a clip. Knows frame numbers; knows neither files nor pixels.
+"""Frames of an episode that make a clip. Knows frame numbers; knows neither files nor pixels.
 
-A strategy is a function ``(num_frames, rng) -> indices``. Every random strategy proposes offsets from a start frame;
-:class:`Placed` shrinks the step to fit the episode. Beyond the end of a short one the last frame is repeated, by
+A strategy is a function ``(num_frames, rng) -> indices``. Beyond the end of a short one the last frame is repeated, by
 strategies that choose among frames only where there are fewer frames than they need.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Protocol, get_args
@@ -41,49 +39,6 @@ def repeat_last(indices: Indices, num_frames: int) -> Indices:
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Offsets placed at a random start: shrinks the step to the episode, and repeats the last frame of a short one.
-
-    Attributes:
-        offsets: ``(step, num_frames left from the start on, rng) -> offsets``.
-    """
-
-    offsets: Callable[[int, int, Generator], Indices]
-    horizon: int
-    step: int
-
-    def __call__(self, num_frames: int, rng: Generator) -> Indices:
-        step = fitting_step(self.step, self.horizon, num_frames)
-        start = rng.integers(last_start(num_frames, self.horizon, step), endpoint=True)
-        return repeat_last(start + self.offsets(step, num_frames - int(start), rng), num_frames)
-
-
-def contiguous(length: int, step: int = 1) -> SegmentStrategy:
-    """``length`` frames at distance ``step``."""
-    return Placed(partial(_evenly, length=length), length, step)
-
-
-def sparse_future(length: int, context_length: int, horizon: int, step: int = 1) -> SegmentStrategy:
-    """Context frames at distance ``step``, then a sorted random choice among all later native frames of the horizon."""
-    return Placed(partial(_sparse, length=length, context_length=context_length, horizon=horizon), horizon, step)
-
-
-def shuffled(length: int, horizon: int, step: int = 1) -> SegmentStrategy:
-    """``length`` distinct frames of the horizon in random order."""
-    return Placed(partial(_shuffled, length=length, horizon=horizon), horizon, step)
-
-
-def goal_first(length: int, step: int = 1) -> SegmentStrategy:
-    """``length - 1`` frames at distance ``step``, with a copy of the last one (the goal) in front."""
-    return Placed(partial(_goal_first, length=length), length - 1, step)
-
-
-def leading(length: int) -> SegmentStrategy:
-    """The first ``length`` frames."""
-    return partial(_leading, length=length)
-
-
-@dataclass(frozen=True)
 class Windows:
     """All contiguous segments whose start is a multiple of ``stride``, in order; a short episode gives one."""
 
@@ -104,43 +59,17 @@ class Windows:
         return repeat_last(start + self.fitting_step * np.arange(self.length), self.num_frames)
 
 
-def _evenly(step: int, num_frames: int, rng: Generator, length: int) -> Indices:
-    return step * np.arange(length)
-
-
-def _sparse(step: int, num_frames: int, rng: Generator, length: int, context_length: int, horizon: int) -> Indices:
-    context = step * np.arange(context_length)
-    first, end = step * context_length, step * horizon
-    number = length - context_length
-    future = first + _distinct(number, end - first, num_frames - first, rng)
-    return np.concatenate([context, np.sort(future)])
-
-
-def _shuffled(step: int, num_frames: int, rng: Generator, length: int, horizon: int) -> Indices:
-    num_reached = -(-num_frames // step)
-    return step * _distinct(length, horizon, num_reached, rng)
-
-
 def _distinct(number: int, horizon: int, num_existing: int, rng: Generator) -> Indices:
-    """Draw distinct numbers below `horizon` in random order: those that exist, and beyond them only if they are few."""
+    """Sample distinct numbers below `horizon` in random order: those that exist, others only if they are few."""
     num_existing = max(min(num_existing, horizon), 0)
     if num_existing >= number:
         return rng.choice(num_existing, number, replace=False)
     return rng.permutation(np.concatenate([np.arange(num_existing), np.full(number - num_existing, num_existing)]))
 
 
-def _goal_first(step: int, num_frames: int, rng: Generator, length: int) -> Indices:
-    frames = step * np.arange(length - 1)
-    return np.concatenate([frames[-1:], frames])
-
-
-def _leading(num_frames: int, rng: Generator, length: int) -> Indices:
-    return repeat_last(np.arange(length), num_frames)
-
-
 @dataclass(frozen=True)
 class SegmentSpec:
-    """What the user asks of a clip. ``horizon`` is for the sparse and shuffled kinds, and defaults to ``length``."""
+    """Wishes of the user about a clip. ``horizon`` is for the sparse and shuffled kinds, and defaults to ``length``."""
 
     kind: SegmentKind = "contiguous"
     length: int = 16
@@ -172,18 +101,35 @@ class SegmentSpec:
                 return self.length
 
     def strategy(self, step: int = 1) -> SegmentStrategy:
-        horizon = self.horizon or self.length
+        """Return the function that chooses a clip's frames, which are ``step`` apart in an episode that is long enough.
+
+        Every kind but `leading` proposes offsets from a random start; the step shrinks to fit the episode.
+        """
+        return partial(self._indices, step)
+
+    def _indices(self, step: int, num_frames: int, rng: Generator) -> Indices:
+        if self.kind == "leading":
+            return repeat_last(np.arange(self.length), num_frames)
+        horizon = self.num_frames_spanned
+        step = fitting_step(step, horizon, num_frames)
+        start = int(rng.integers(last_start(num_frames, horizon, step), endpoint=True))
+        return repeat_last(start + self._offsets(step, num_frames - start, rng), num_frames)
+
+    def _offsets(self, step: int, num_frames: int, rng: Generator) -> Indices:
+        """Offsets from the start, from which on there are ``num_frames`` frames."""
+        evenly, horizon = step * np.arange(self.length), self.num_frames_spanned
         match self.kind:
-            case "contiguous":
-                return contiguous(self.length, step)
             case "sparse_future":
-                return sparse_future(self.length, self.context_length, horizon, step)
+                first = step * self.context_length
+                number = self.length - self.context_length
+                future = first + _distinct(number, step * horizon - first, num_frames - first, rng)
+                return np.concatenate([evenly[: self.context_length], np.sort(future)])
             case "shuffled":
-                return shuffled(self.length, horizon, step)
+                return step * _distinct(self.length, horizon, -(-num_frames // step), rng)
             case "goal_first":
-                return goal_first(self.length, step)
-            case "leading":
-                return leading(self.length)
+                return np.concatenate([evenly[-2:-1], evenly[:-1]])
+            case _:
+                return evenly
 
 
 def segment_kind(rand_select: bool = False, rand_shuffle: bool = False, goal_conditioned: bool = False) -> SegmentKind:

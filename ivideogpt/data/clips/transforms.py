@@ -77,12 +77,12 @@ class Preprocess:
         height, width = frames.shape[1:3]
         if self.augmentation is None:
             return resize(central_square(height, width)(frames) if self.square_crop else frames, self.size)
-        crop = draw_crop(rng, height, width, self.augmentation)
+        crop = sample_crop(rng, height, width, self.augmentation)
         return truncate(resize(crop(frames), self.size))
 
     def colour(self, rng: Generator) -> Colour | None:
-        """What is to happen to the clip's colours. To be drawn after the frames were cropped."""
-        return None if self.augmentation is None else draw_colour(rng, self.augmentation)
+        """Sample the change of the clip's colours. To be sampled after the frames were cropped."""
+        return None if self.augmentation is None else sample_colour(rng, self.augmentation)
 
 
 def resize(frames: NDArray[np.uint8], size: int) -> Tensor:
@@ -128,7 +128,7 @@ def central_square(height: int, width: int) -> Crop:
     return Crop((height - side) // 2, (width - side) // 2, side, side)
 
 
-def draw_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -> Crop:
+def sample_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -> Crop:
     """A random crop that fits; if none of several tries does, the largest central one within the aspect range."""
     low_ratio, high_ratio = ranges.crop_ratio
     for _ in range(_CROP_TRIES):
@@ -144,7 +144,7 @@ def draw_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -> 
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
-def draw_colour(rng: Generator, ranges: Augmentation) -> Colour:
+def sample_colour(rng: Generator, ranges: Augmentation) -> Colour:
     """For one clip."""
     factors = [rng.uniform(*getattr(ranges, name)) for name in OPERATIONS]
     return Colour(np.array([factors]), rng.permutation(len(OPERATIONS))[None])

@@ -1,1 +1,1 @@
-"""What converters share, and readers of foreign files."""
+"""Parts that converters share, and readers of foreign files."""

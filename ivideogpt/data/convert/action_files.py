@@ -213,8 +213,8 @@ def _column(path: Path, name: str, header: list[str], width: int) -> int:
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Which frames of a video have actions: those from ``first`` to ``last``, row ``frame + offset`` belonging to each.
+class ActionRows:
+    """Frames of a video that have actions: those from ``first`` to ``last``, row ``frame + offset`` belonging to each.
 
     One more frame may follow, which the last action leads to.
     """
@@ -224,7 +224,7 @@ class Alignment:
     offset: int
 
     @classmethod
-    def find(cls, num_frames: int, num_rows: int, offset: int) -> Alignment:
+    def find(cls, num_frames: int, num_rows: int, offset: int) -> ActionRows:
         """Raises UserError unless there are as many rows as frames, or one less, before or after the offset."""
         fitting = {num_frames, num_frames - 1, num_frames + offset, num_frames - 1 + offset}
         if num_rows not in fitting:

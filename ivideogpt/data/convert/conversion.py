@@ -1,4 +1,4 @@
-"""What every converter shares: jobs in, npz episodes out. Knows no file format but the one written.
+"""Parts that every converter shares: jobs in, npz episodes out. Knows no file format but the one written.
 
 Episodes are written aside and renamed, so whatever has its final name is whole, and an interrupted conversion goes on
 with the same command.
@@ -7,34 +7,30 @@ with the same command.
 from __future__ import annotations
 
 import itertools
-import multiprocessing
+import json
 import os
-import signal
 import sys
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, TypeVar
+from types import MappingProxyType
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from tqdm import tqdm
 
-from ivideogpt.data.convert.stored_size import StoredSize
+from ivideogpt.data.convert.workers import terminable, worker_pool
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, remove_abandoned
+from ivideogpt.files import atomic_file, read_json, remove_abandoned, write_json
 from ivideogpt.flags import REQUIRED, option
 
 BAD_EPISODES = ("error", "skip")
 
 _LISTED_SKIPS = 20  # in a summary; each is also reported when it happens
-_JOBS_AHEAD = 4  # per worker
+_BYTES_AT_ONCE = 16 << 20  # of recorded frames: as floats they take four times as much
+NOTE = "conversion.json"  # how the episodes of a folder were made, so that one folder holds one kind
 
 Arrays = Mapping[str, np.ndarray]
 AnyJob = TypeVar("AnyJob", bound="Job")
@@ -95,21 +91,63 @@ class ConversionArgs:
         """Flags of the subclass that do not fit together."""
 
     def convert(
-        self, splits: Iterable[Jobs[AnyJob]], convert_one: Callable[[AnyJob], Arrays], description: str
+        self, splits: Sequence[Jobs[AnyJob]], convert_one: Callable[[AnyJob], Arrays], description: str
     ) -> Summary:
-        """:func:`convert` with these flags, split after split."""
-        splits = list(splits)
-        return convert(
-            itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits),
-            convert_one,
-            workers=self.num_workers,
-            description=description,
-            on_bad_episode=self.on_bad_episode,
-            compress=self.compress,
-            total=sum(
-                len(jobs) if self.max_num_episodes is None else min(len(jobs), self.max_num_episodes) for jobs in splits
-            ),
-        )
+        """Write the episode of every job that has no file yet, split after split.
+
+        Args:
+            convert_one: reads one episode; at module level, as other processes import it. A UserError or OSError from
+                it is a bad episode: it ends the run, or is counted and left out.
+
+        Raises:
+            UserError: a bad episode with ``on_bad_episode="error"``, nothing but bad episodes, or no place to write to.
+        """
+        return self.run(splits, partial(_work, convert_one, self.compress), description)
+
+    def run(
+        self, splits: Sequence[Jobs[AnyJob]], work: Callable[[AnyJob], Skipped | None], description: str
+    ) -> Summary:
+        """:meth:`convert` for outputs of another kind: ``work`` writes the output itself, or says why there is none."""
+        jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
+        total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
+        with (
+            tqdm(total=total, desc=description, unit="episode") as progress,
+            terminable(),
+            worker_pool(self.num_workers) as run,
+        ):
+            tally = _Tally(progress, self.on_bad_episode)
+            for outcome in run(work, tally.missing(jobs)):
+                tally.add(outcome)
+        return tally.summary()
+
+
+@dataclass(frozen=True)
+class StoredSize:
+    """Training's own preprocessing, rounded to 8 bits: frames (N, H, W, 3) uint8 to (N, S, S, 3), or as they are."""
+
+    size: int | None = None
+    square_crop: bool = False  # central, before resizing
+
+    def __call__(self, frames: np.ndarray) -> np.ndarray:
+        height, width = frames.shape[1:3]
+        if self.square_crop:
+            from ivideogpt.data.clips.transforms import central_square  # brings torch, seconds in every worker process
+
+            frames = central_square(height, width)(frames)
+        if self.size is None or frames.shape[1:3] == (self.size, self.size):
+            return frames
+        at_once = max(_BYTES_AT_ONCE // frames[0].nbytes, 1)
+        parts = [self._resized(frames[first : first + at_once]) for first in range(0, len(frames), at_once)]
+        return np.concatenate(parts)
+
+    def _resized(self, frames: np.ndarray) -> np.ndarray:
+        import torch
+
+        from ivideogpt.data.clips.transforms import resize
+
+        assert self.size is not None
+        pixels = resize(frames, self.size).round().to(torch.uint8)
+        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,61 +179,6 @@ class NpzDatasetArgs(FrameArgs):
     @property
     def how_to_train(self) -> str:
         return f"train with --dataset_path {self.output_path} --oxe_data_mixes_type folder:{self.dataset}"
-
-
-def convert(
-    jobs: Iterable[AnyJob | Skipped],
-    convert_one: Callable[[AnyJob], Arrays],
-    *,
-    workers: int = 1,
-    max_num_episodes: int | None = None,
-    description: str = "episodes",
-    on_bad_episode: str = "skip",
-    compress: bool = False,
-    total: int | None = None,
-) -> Summary:
-    """Write the episode of every job that has no file yet.
-
-    Args:
-        convert_one: reads one episode; at module level, as other processes import it. A UserError or OSError from it
-            is a bad episode: it ends the run, or is counted and left out.
-        max_num_episodes: only the first so many jobs count, those with a file included.
-        total: number of jobs, for the progress bar, if ``jobs`` has no length.
-
-    Raises:
-        UserError: a bad episode with ``on_bad_episode="error"``, nothing but bad episodes, or no place to write to.
-    """
-    return run_jobs(
-        jobs,
-        partial(_work, convert_one, compress),
-        workers=workers,
-        max_num_episodes=max_num_episodes,
-        description=description,
-        on_bad_episode=on_bad_episode,
-        total=total,
-    )
-
-
-def run_jobs(
-    jobs: Iterable[AnyJob | Skipped],
-    work: Callable[[AnyJob], Skipped | None],
-    *,
-    workers: int = 1,
-    max_num_episodes: int | None = None,
-    description: str = "episodes",
-    on_bad_episode: str = "skip",
-    total: int | None = None,
-) -> Summary:
-    """:func:`convert` for outputs of another kind: ``work`` writes the output itself, or says why there is none."""
-    if total is None and isinstance(jobs, Sized):
-        total = len(jobs)
-    if max_num_episodes is not None:
-        total = max_num_episodes if total is None else min(total, max_num_episodes)
-    with tqdm(total=total, desc=description, unit="episode") as progress, terminable(), _pool(workers) as run:
-        tally = _Tally(progress, on_bad_episode)
-        for outcome in run(work, tally.missing(itertools.islice(jobs, max_num_episodes))):
-            tally.add(outcome)
-    return tally.summary()
 
 
 def write_episode(path: Path, arrays: Arrays, compress: bool = False) -> None:
@@ -236,7 +219,7 @@ def _check_actions(action: np.ndarray, num_frames: int) -> None:
 
 
 class _Tally:
-    """What became of the jobs so far."""
+    """Outcomes of the jobs so far."""
 
     def __init__(self, progress: Any, on_bad_episode: str) -> None:
         self._progress = progress
@@ -292,74 +275,51 @@ def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) 
     return None
 
 
-Outcomes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+# ---- folders
 
 
-def _pool(workers: int) -> AbstractContextManager[Outcomes]:
-    """A ``map`` that works in this process or in several and draws jobs only when they are about to be done."""
-    return nullcontext(map) if workers == 1 else worker_pool(workers)
-
-
-@contextmanager
-def worker_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Outcomes]:
-    """Yield a ``map`` that works in several processes. Leaving the block waits for what they are at.
+def keep_settings(
+    folder: Path, settings: Mapping[str, Any], note: str = NOTE, usual: Mapping[str, Any] = MappingProxyType({})
+) -> None:
+    """Make the folder and note the settings there.
 
     Args:
-        start: called first in each process, with the arguments; it calls :func:`start_worker`.
+        usual: settings that older notes lack, which had no other value then.
 
     Raises:
-        UserError: a process died.
+        UserError: the folder cannot be written to, or its episodes were made with other settings: going on would mix
+            sizes, rates or cameras, which nothing notices later.
     """
-    context = multiprocessing.get_context("spawn")  # video, HDF5 and OpenGL libraries do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, start or start_worker, arguments)
-
-    def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        """Unlike ``pool.map`` never cancel a job: when a worker has died, Python 3.11 waits for ever after that."""
-        pending: deque[Future[Any]] = deque()
-        for job in jobs:
-            pending.append(pool.submit(work, job))
-            if len(pending) == _JOBS_AHEAD * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
+    now = json.loads(json.dumps(settings, default=str))  # as they will be read back
+    file = folder / note
+    advice = "delete it to go on with the settings given now, or use another folder"
+    before = {**usual, **read_json(file, advice)} if file.exists() else now
+    differing = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
+    if differing:
+        raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
     try:
-        yield run
-    except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, now)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
 
 
-def start_worker() -> None:
-    """What a worker process does first: it leaves Ctrl-C to its parent, and ends with it."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, as there is a process a core
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """Files whose names end in one of these (lower-case) suffixes, in order of names; hidden ones are left out.
+
+    Links to folders are followed, unless they lead in circles.
+    """
+    return [path for path in _walk(root, frozenset()) if path.suffix.lower() in suffixes]
 
 
-def _end_with_parent() -> None:
-    """A killed parent says nothing to its workers: they would wait for jobs for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C, so that files being written are removed and workers end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(folder):
         return
-    before = signal.signal(signal.SIGTERM, _exit)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _exit(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    with os.scandir(folder) as entries:
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in visible:
+        if is_folder:
+            yield from _walk(folder / name, above | {real})
+        else:
+            yield folder / name

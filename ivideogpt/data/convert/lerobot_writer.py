@@ -38,7 +38,7 @@ class EncodedEpisode:
 
 @dataclass
 class Statistics:
-    """Of one feature, of the episodes so far."""
+    """Statistics of one feature over the episodes so far."""
 
     count: int
     minimum: NDArray[Any]
@@ -74,7 +74,7 @@ class Statistics:
 
 @dataclass
 class Place:
-    """Where the next episode goes: into files of limited size, in folders of limited length."""
+    """Place of the next episode: in files of limited size, in folders of limited length."""
 
     limit: float
     chunk: int = 0
@@ -312,7 +312,7 @@ def _feature(values: NDArray[Any], names: Sequence[str] | None) -> dict[str, Any
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:
-    """As pandas writes a table whose index is the task: LeRobot looks tasks up in the index."""
+    """Write as pandas writes a table whose index is the task: LeRobot looks tasks up in the index."""
     import pyarrow.parquet
 
     table = pyarrow.table({"task_index": np.arange(len(tasks)), "task": tasks})

@@ -23,7 +23,7 @@ BLOCK = 16  # records that it takes from one before it goes to the next
 
 @dataclass(frozen=True)
 class RldsContent:
-    """What is read of the episodes of a builder's folder."""
+    """Parts that are read of the episodes of a builder's folder."""
 
     folder: str
     camera: str

@@ -30,7 +30,7 @@ Words = NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class Record:
-    """Where a record's data is."""
+    """Place of a record's data."""
 
     path: str
     offset: int

@@ -1,1 +1,1 @@
-"""Recorded episodes in every format that is read directly."""
+"""Recorded episodes in every format that is read directly. To add a format, start at :mod:`.registry`."""

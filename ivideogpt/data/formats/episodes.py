@@ -7,7 +7,7 @@ An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optiona
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -153,17 +153,25 @@ def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> 
 
 
 def keep_some(episodes: Episodes, number: int | None) -> Episodes:
-    """That many distinct episodes in order, the same ones every time; all of them if there are no more."""
+    """Sample that many distinct episodes in order, the same ones every time; all of them if there are no more."""
     if number is None or number >= len(episodes):
         return episodes
     return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
+
+
+def pack_strings(strings: Iterable[str]) -> NDArray[np.bytes_]:
+    """Pack hundreds of thousands of paths or names into one array, of which ``os.fsdecode`` returns one.
+
+    A list of them is copied into every worker page by page, as reading a string writes its reference count.
+    """
+    return np.array([os.fsencode(string) for string in strings], dtype=np.bytes_)
 
 
 @dataclass(frozen=True)
 class NpzEpisodes:
     """:class:`Episodes` in one npz file each, which share what memory there is for inflated arrays."""
 
-    files: Sequence[str]
+    files: Sequence[str] | NDArray[np.bytes_]  # see pack_strings
     image_key: str = "image"
     arrays: InflatedArrays = field(default_factory=InflatedArrays)
 
@@ -171,10 +179,10 @@ class NpzEpisodes:
         return len(self.files)
 
     def open(self, index: int) -> NpzEpisode:
-        return open_episode(self.files[index], self.image_key, self.arrays)
+        return open_episode(self.name(index), self.image_key, self.arrays)
 
     def name(self, index: int) -> str:
-        return self.files[index]
+        return os.fsdecode(self.files[index])
 
 
 @dataclass(frozen=True)
@@ -268,7 +276,7 @@ class Recordings(NpzEpisodes):
     """Episodes and demonstrations alike, for commands that look at them."""
 
     def open(self, index: int) -> NpzEpisode:
-        path = self.files[index]
+        path = self.name(index)
         members = npz_members(path)
         if self.image_key in members or OBSERVATION_KEY not in members:
             return super().open(index)

@@ -1,4 +1,4 @@
-"""What a path given to a command on data stands for. Knows folders and formats, and opens no episode."""
+"""Find the data sets at a path given to a command on data. Knows folders and formats, and opens no episode."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ import math
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +188,7 @@ def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Where an episode is in a video file, as meta/episodes says. Times are in seconds."""
+    """Place of an episode in a video file, as meta/episodes says. Times are in seconds."""
 
     chunk: int
     file: int
@@ -200,13 +200,13 @@ class VideoPlace:
 
 @dataclass(frozen=True, eq=False)
 class EpisodeTable:
-    """Where each episode is: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
+    """Place of each episode: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
 
     number: NDArray[np.int64]
     num_frames: NDArray[np.int64]
     data_chunk: NDArray[np.int64]
     data_file: NDArray[np.int64]
-    video: VideoTable | None  # None if the pictures are in the data files
+    video: NDArray[np.void] | None  # of _VIDEO_ENTRY; None if the pictures are in the data files
 
     @classmethod
     def load(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
@@ -220,49 +220,40 @@ class EpisodeTable:
             raise UserError(f"{info.root}: meta/episodes gives no number or length for some episodes; copy it again")
         if not camera.is_video:
             return cls(number, length, chunk, file, None)
-        start, stop = (columns[name].astype(np.float64) for name in times)
-        table = VideoTable.of_columns(info.fps, length, video_file[0], video_file[1], start, stop)
-        return cls(number, length, chunk, file, table)
+        spans = np.stack([columns[name].astype(np.float64) for name in times])
+        return cls(number, length, chunk, file, _video_table(info.fps, length, video_file[0], video_file[1], spans))
 
 
-@dataclass(frozen=True, eq=False)
-class VideoTable:
-    """Where each episode is in the video files of a camera: arrays of one length, as in :class:`EpisodeTable`."""
+# The place of an episode in the video files of a camera: a VideoPlace, and whether to doubt it, as its times leave no
+# room for the frames, or two episodes share some.
+_VIDEO_ENTRY = np.dtype(
+    [
+        *(("chunk", np.int64), ("file", np.int64), ("start", np.float64), ("first", np.int64)),
+        *(("file_start", np.float64), ("file_frames", np.int64), ("doubt", np.bool_)),
+    ]
+)
 
-    chunk: NDArray[np.int64]
-    file: NDArray[np.int64]
-    start: NDArray[np.float64]
-    first: NDArray[np.int64]
-    file_start: NDArray[np.float64]
-    file_frames: NDArray[np.int64]
-    doubt: NDArray[np.bool_]  # the times leave no room for the frames, or two episodes share some
 
-    @classmethod
-    def of_columns(
-        cls,
-        fps: float,
-        length: NDArray[np.int64],
-        chunk: NDArray[np.int64],
-        file: NDArray[np.int64],
-        start: NDArray[np.float64],
-        stop: NDArray[np.float64],
-    ) -> VideoTable:
-        known = (chunk >= 0) & (file >= 0) & np.isfinite(start) & np.isfinite(stop)
-        first, file_start, file_frames = np.zeros_like(length), start.copy(), length.copy()
-        doubt = ~((stop - start) * fps > length - 0.5)
-        order = np.lexsort((start, file, chunk))
-        order = order[known[order]]
-        changes = np.flatnonzero(np.diff(file[order]) | np.diff(chunk[order])) + 1
-        for same in np.split(order, changes) if len(order) else []:
-            ends = np.cumsum(length[same])
-            first[same] = ends - length[same]
-            file_start[same], file_frames[same] = start[same[0]], ends[-1]
-            overlap = np.flatnonzero(np.diff(start[same]) * fps < length[same[:-1]] - 0.5)
-            doubt[same[overlap]] = doubt[same[overlap + 1]] = True
-        return cls(np.where(known, chunk, -1), file, start, first, file_start, file_frames, doubt)
-
-    def place(self, index: int) -> VideoPlace:
-        return VideoPlace(*(getattr(self, field.name)[index].item() for field in fields(VideoPlace)))
+def _video_table(
+    fps: float, length: NDArray[np.int64], chunk: NDArray[np.int64], file: NDArray[np.int64], times: NDArray[np.float64]
+) -> NDArray[np.void]:
+    """Entries of the episodes, whose first and last times (2, episodes) meta/episodes gives."""
+    start, stop = times
+    known = (chunk >= 0) & (file >= 0) & np.isfinite(start) & np.isfinite(stop)
+    table = np.zeros(len(length), _VIDEO_ENTRY)
+    table["chunk"], table["file"], table["start"] = np.where(known, chunk, -1), file, start
+    table["file_start"], table["file_frames"] = start, length
+    table["doubt"] = ~((stop - start) * fps > length - 0.5)
+    order = np.lexsort((start, file, chunk))
+    order = order[known[order]]
+    changes = np.flatnonzero(np.diff(file[order]) | np.diff(chunk[order])) + 1
+    for same in np.split(order, changes) if len(order) else []:
+        ends = np.cumsum(length[same])
+        table["first"][same] = ends - length[same]
+        table["file_start"][same], table["file_frames"][same] = start[same[0]], ends[-1]
+        overlap = np.flatnonzero(np.diff(start[same]) * fps < length[same[:-1]] - 0.5)
+        table["doubt"][same[overlap]] = table["doubt"][same[overlap + 1]] = True
+    return table
 
 
 def _whole(root: str, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
@@ -339,19 +330,19 @@ class LeRobotEpisodes:
         raise UserError(f"{named}: no rows of episode {number}, though meta/episodes says so; {_COPY}")
 
     def _video(self, index: int) -> VideoRows | None:
-        table = self.table.video
-        if table is None:
+        if self.table.video is None:
             return None
-        if table.chunk[index] < 0:
+        *values, doubt = self.table.video[index].item()
+        place = VideoPlace(*values)
+        if place.chunk < 0:
             raise UserError(
                 f"{self.name(index)}: has no video of {self.camera.key}; choose another camera or leave it out"
             )
-        if table.doubt[index]:
+        if doubt:
             raise UserError(
                 f"{self.name(index)}: its times in meta/episodes fit no {self.table.num_frames[index]} frames of "
                 f"{self.camera.key}, or another episode has some of them; {_COPY}"
             )
-        place = table.place(index)
         path = self.info.file("video_path", place.chunk, place.file, video_key=self.camera.key)
         return VideoRows(self.name(index), _existing(path), place, self.info.fps)
 

@@ -14,7 +14,6 @@ import os
 import struct
 import zipfile
 import zlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ivideogpt.data.recent_arrays import RecentArrays
 from ivideogpt.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature; ends with the lengths of the file name and of the extra field
@@ -130,40 +130,24 @@ class NpzMember:
         return values
 
 
-class InflatedArrays:
+class InflatedArrays(RecentArrays):
     """Reads rows of arrays, and keeps what it inflated while that takes no more memory than allowed.
 
-    Windows of one episode often follow one another, and each would inflate it from its first frame again. Arrays used
-    least recently are dropped first. What is kept stays in its process: it is not pickled into workers.
+    Windows of one episode often follow one another, and each would inflate it from its first frame again.
     """
 
     def __init__(self, max_bytes: int = 0) -> None:
-        self.max_bytes = max_bytes
-        self._beginnings: OrderedDict[NpzMember, NDArray[Any]] = OrderedDict()
-        self._num_bytes = 0
-
-    def __getstate__(self) -> int:
-        return self.max_bytes
-
-    def __setstate__(self, max_bytes: int) -> None:
-        InflatedArrays.__init__(self, max_bytes)
-
-    @property
-    def num_bytes(self) -> int:
-        return self._num_bytes
+        super().__init__(max_bytes)
 
     def rows(self, member: NpzMember, indices: NDArray[np.int64]) -> NDArray[Any]:
         """The rows at these indices along the first axis, as a new array."""
         if member.data_offset is not None:
             return member.mapped()[indices]
         num_rows = int(indices.max(initial=-1)) + 1
-        kept = self._beginnings.get(member)
+        kept = self.get(member)
         if kept is None or len(kept) < num_rows:
             kept = self._inflate(member, num_rows, again=kept is not None)
-        if kept is None:
-            return member.picked(indices)
-        self._beginnings.move_to_end(member)
-        return kept[indices]
+        return member.picked(indices) if kept is None else kept[indices]
 
     def _inflate(self, member: NpzMember, num_rows: int, again: bool) -> NDArray[Any] | None:
         """At least so many rows, kept; None if they are too many to keep."""
@@ -173,16 +157,8 @@ class InflatedArrays:
             rows = member.beginning(num_rows)
         else:
             return None
-        self._drop(member)
-        self._beginnings[member] = rows
-        self._num_bytes += rows.nbytes
-        while self._num_bytes > self.max_bytes:
-            self._drop(next(iter(self._beginnings)))
+        self.put(member, rows)
         return rows
-
-    def _drop(self, member: NpzMember) -> None:
-        if member in self._beginnings:
-            self._num_bytes -= self._beginnings.pop(member).nbytes
 
 
 class NpzMembers(Mapping[str, NpzMember]):
@@ -371,7 +347,7 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
 
 
 def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Where a member's content starts; the local header's extra field may differ from the central directory's."""
+    """Offset of a member's content; the local header's extra field may differ from the central directory's."""
     file.seek(info.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != _LOCAL_SIGNATURE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -13,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.recent_arrays import RecentArrays
 from ivideogpt.errors import UserError, first_line
 
 _OPEN_FILES = 64  # kept per process, mapped into memory
 _CACHED_BYTES = 64 << 20  # columns of numbers kept per process
 _MOST_ROWS = 1 << 27  # of a file: a damaged one may claim any number
 _PICTURES_AT_ONCE = 32  # rows held in memory while looking for some of them
+
+_recent = RecentArrays(_CACHED_BYTES)
 
 
 def numbers(path: str, name: str, dimension: int = 1, first: int = 0, count: int | None = None) -> NDArray[Any]:
@@ -173,30 +175,6 @@ def _file(path: str) -> tuple[_ParquetFile, tuple[str, int, int]]:
 @lru_cache(maxsize=_OPEN_FILES)
 def _open(path: str, modified: int, size: int) -> _ParquetFile:
     return _ParquetFile(path)
-
-
-class _Recent:
-    """Arrays by key: the most recently used, up to a number of bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._arrays: OrderedDict[Any, NDArray[Any]] = OrderedDict()
-        self._num_bytes = 0
-
-    def get(self, key: Any) -> NDArray[Any] | None:
-        if key in self._arrays:
-            self._arrays.move_to_end(key)
-        return self._arrays.get(key)
-
-    def put(self, key: Any, array: NDArray[Any]) -> None:
-        self._arrays[key] = array
-        self._num_bytes += array.nbytes
-        while self._num_bytes > self._limit:
-            _, oldest = self._arrays.popitem(last=False)
-            self._num_bytes -= oldest.nbytes
-
-
-_recent = _Recent(_CACHED_BYTES)
 
 
 def _as_rows(column: Any, path: str, name: str, dimension: int) -> NDArray[Any]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
-from ivideogpt.data.formats.episodes import Episodes
+from ivideogpt.data.catalog import DatasetPaths, EpisodeFinder, Split, dataset_info, in_split, no_episodes
+from ivideogpt.data.formats.episodes import Episodes, NpzEpisodes, pack_strings, subset
+from ivideogpt.data.formats.npz_arrays import InflatedArrays
+from ivideogpt.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,8 @@ class Dataset:
 
 
 class Format(Protocol):
+    """A format whose paths list their data sets themselves."""
+
     def matches(self, path: str) -> bool:
         """Whether this format reads the path, as it is given to ``--dataset_path`` or ``python -m ivideogpt.data``."""
 
@@ -28,6 +34,39 @@ class Format(Protocol):
         Raises:
             UserError: there is none.
         """
+
+
+@dataclass(frozen=True)
+class Query:
+    """A split of a data set that a mix names, and where its files may be."""
+
+    name: str
+    split: Split
+    dataset_path: str | None
+    paths: DatasetPaths
+    arrays: InflatedArrays
+    sthsth_root_path: str | None = None
+    min_frames: int = 1  # of videos of Something-Something
+
+
+class NamedFormat(Protocol):
+    """A format whose data sets are known by name, and come with splits of their own."""
+
+    def episodes(self, query: Query) -> Episodes | None:
+        """Return the episodes; None for a name of another format.
+
+        Raises:
+            UserError: naming the folder or the key of DATASET.yaml without which there are none.
+        """
+
+
+class NpzFormat:
+    """Npz files in ``<dataset_path>/<name>``, or in the folders that DATASET.yaml names."""
+
+    def episodes(self, query: Query) -> NpzEpisodes:
+        find = EpisodeFinder(Path(query.dataset_path) if query.dataset_path else None, query.paths)
+        files = pack_strings(find(query.name, query.split))
+        return NpzEpisodes(files, dataset_info(query.name).image_key, query.arrays)
 
 
 _added: list[Format] = []
@@ -44,3 +83,19 @@ def find_format(path: object) -> Format | None:
 
     known = (*_added, LeRobotFormat())
     return next((each for each in known if isinstance(path, str) and each.matches(path)), None)
+
+
+def open_episodes(query: Query) -> Episodes:
+    """Open the episodes that training asks for: of the format of ``dataset_path``, else of the data set's name."""
+    from ivideogpt.data.formats.something_something import SomethingSomethingFormat
+
+    known = find_format(query.dataset_path)
+    if known is None:
+        formats: tuple[NamedFormat, ...] = (SomethingSomethingFormat(), NpzFormat())  # the last one knows all names
+        return next(found for each in formats if (found := each.episodes(query)) is not None)
+    datasets = known.datasets(str(query.dataset_path))
+    episodes = next(dataset for dataset in datasets if dataset.name == query.name).open()
+    numbers = in_split(len(episodes), query.split)
+    if not numbers:
+        raise UserError(f"{query.name}: {no_episodes(query.split, len(episodes))}")
+    return subset(episodes, numbers)

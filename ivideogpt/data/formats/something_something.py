@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ivideogpt.data.catalog import Split, something_something_labels
+from ivideogpt.data.catalog import SOMETHING_SOMETHING, Split, something_something_labels
 from ivideogpt.data.clips.segments import Indices
-from ivideogpt.data.formats.episodes import Episode
-from ivideogpt.data.packed_strings import PackedStrings
+from ivideogpt.data.formats.episodes import Episode, pack_strings
+from ivideogpt.data.formats.registry import Query
 from ivideogpt.errors import UserError
 
 _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "all": ("train", "val")}
@@ -27,7 +27,7 @@ _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "
 
 @dataclass(frozen=True)
 class FrameFolder(Episode):
-    """One video: it has neither actions nor rewards."""
+    """One video, which has neither actions nor rewards."""
 
     path: str
     num_frames: int
@@ -77,7 +77,7 @@ class SomethingEpisodes:
     """:class:`~ivideogpt.data.formats.episodes.Episodes` of a split."""
 
     root: str
-    ids: PackedStrings
+    ids: NDArray[np.bytes_]
     lengths: NDArray[np.int32]
 
     @classmethod
@@ -101,7 +101,7 @@ class SomethingEpisodes:
                 "correct the list or shorten the segment"
             )
         names, lengths = zip(*videos, strict=True)
-        return cls(str(root), PackedStrings(names), np.array(lengths, dtype=np.int32))
+        return cls(str(root), pack_strings(names), np.array(lengths, dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -110,7 +110,7 @@ class SomethingEpisodes:
         return FrameFolder(self.name(index), int(self.lengths[index]))
 
     def name(self, index: int) -> str:
-        return os.path.join(self.root, self.ids[index])
+        return os.path.join(self.root, os.fsdecode(self.ids[index]))
 
 
 def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -131,3 +131,22 @@ def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
                 raise UserError(
                     f"{path}, line {number}: {line!r}; expected '<id> <number of frames> <label>'"
                 ) from error
+
+
+class SomethingSomethingFormat:
+    """The data set ``sthsth`` of a mix."""
+
+    def episodes(self, query: Query) -> SomethingEpisodes | None:
+        if query.name != SOMETHING_SOMETHING:
+            return None
+        root, lists = query.sthsth_root_path, query.paths.somethingv2_lists
+        if root is None:
+            raise UserError(f"dataset {query.name!r} needs sthsth_root_path, the folder of <id>/000001.jpg")
+        if not Path(root).is_dir():
+            raise UserError(f"dataset {query.name!r}: no folder {root}; set sthsth_root_path")
+        if lists is None:
+            raise UserError(
+                f"dataset {query.name!r}: DATASET.yaml has no somethingv2_lists; set it to the folder of "
+                "train_video_folder.txt and val_video_folder.txt"
+            )
+        return SomethingEpisodes.load(Path(root), lists, query.split, query.min_frames)

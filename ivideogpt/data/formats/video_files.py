@@ -41,7 +41,6 @@ class VideoFile:
             status = os.stat(self.path)
             self._version = (self.path, status.st_mtime_ns, status.st_size)
             self._container, self._stream = _open(self.path)
-            self._shortest = self._shortest_delay() if self._container.format.name == "gif" else None
         self._ahead: Iterator[Any] = iter(())
         self._current: Any = None  # the frame last decoded
 
@@ -53,8 +52,6 @@ class VideoFile:
     @property
     def rate(self) -> float | None:
         """Frames per second on average, if the file says so."""
-        if self._shortest:
-            return 1 / self._shortest
         return float(self._stream.average_rate) if self._stream.average_rate else None
 
     @property
@@ -81,24 +78,10 @@ class VideoFile:
         return np.stack(frames)
 
     def frames(self) -> Iterator[tuple[float | None, Any]]:
-        """All frames of a file just opened, as PyAV has them, with their times; :func:`rgb` turns one into pixels.
-
-        GIF writers merge equal frames into one that is shown longer: it counts as often as the shortest fits into it.
-        """
+        """All frames of a file just opened, as PyAV has them, with their times; :func:`rgb` turns one into pixels."""
         with readable_video(self.path):
-            if self._shortest:
-                self._container.seek(0, stream=self._stream)  # its delays have been read
             for frame in self._container.decode(self._stream):
-                for repeat in range(self._count(frame)):
-                    yield frame.time + repeat * self._shortest if self._shortest else frame.time, frame
-
-    def _count(self, frame: Any) -> int:
-        return max(round(frame.duration * frame.time_base / self._shortest), 1) if self._shortest else 1
-
-    def _shortest_delay(self) -> float | None:
-        """In seconds."""
-        ticks = min((packet.duration for packet in self._container.demux(self._stream) if packet.duration), default=0)
-        return float(ticks * self._stream.time_base) if ticks else None
+                yield frame.time, frame
 
     def _frame(self, number: int, pts: int) -> Any:
         if not self._within_reach(pts):

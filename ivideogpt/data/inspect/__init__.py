@@ -1,1 +1,1 @@
-"""What recorded episodes hold, and what is wrong with them."""
+"""Facts of recorded episodes, and faults in them."""

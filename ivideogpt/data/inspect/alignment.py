@@ -32,7 +32,7 @@ _SWITCH_VALUES = 3  # a dimension with no more distinct values, such as a grippe
 
 @dataclass(frozen=True)
 class Alignment:
-    """How well motion goes together with actions shifted by k, over all episodes looked at."""
+    """Correlation of motion with actions shifted by k, over all episodes looked at."""
 
     signal: str  # of the actions: size or change
     correlations: dict[int, float]  # by shift
@@ -78,9 +78,9 @@ def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> 
     if not motions:
         return None
     scale = _scale(np.concatenate(actions))
-    of_size = [np.linalg.norm(rows / scale, axis=1) for rows in actions]
-    of_change = [np.linalg.norm(np.diff(rows, axis=0, prepend=rows[:1]) / scale, axis=1) for rows in actions]
-    candidates = [_compare(motions, of_size, "size"), _compare(motions, of_change, "change")]
+    sizes = [np.linalg.norm(rows / scale, axis=1) for rows in actions]
+    changes = [np.linalg.norm(np.diff(rows, axis=0, prepend=rows[:1]) / scale, axis=1) for rows in actions]
+    candidates = [_compare(motions, sizes, "size"), _compare(motions, changes, "change")]
     found = [candidate for candidate in candidates if candidate is not None]
     return max(found, key=lambda alignment: max(alignment.correlations.values()), default=None)
 
@@ -108,7 +108,10 @@ def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) ->
 
 
 def _products(motion: Series, signal: Series) -> NDArray[np.float64] | None:
-    """Of standardised motion and signal, (shifts, n): their mean is the correlation. All shifts see the same motion."""
+    """Products of standardised motion and signal, (shifts, n); their mean is the correlation.
+
+    All shifts see the same motion.
+    """
     frames = np.arange(MAX_SHIFT, len(motion) - MAX_SHIFT)
     if len(frames) < _BLOCK:
         return None
@@ -130,7 +133,7 @@ def _block_means(products: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _probability_positive(differences: NDArray[np.float64]) -> float:
-    """That the mean of these is above 0, by the normal approximation."""
+    """Probability that the mean of these is above 0, by the normal approximation."""
     if len(differences) < 2:
         return 0.5
     error = differences.std(ddof=1) / math.sqrt(len(differences))

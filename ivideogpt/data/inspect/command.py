@@ -52,8 +52,8 @@ def as_text(report: DatasetReport) -> str:
         ]
     if report.actions:
         lines.append(f"  actions   {'':<5}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}")
-        for i, of in enumerate(report.actions):
-            lines.append(f"{'':<12}{i:<5}{of.mean:>10.4g}{of.std:>10.4g}{of.min:>10.4g}{of.max:>10.4g}")
+        for i, values in enumerate(report.actions):
+            lines.append(f"{'':<12}{i:<5}{values.mean:>10.4g}{values.std:>10.4g}{values.min:>10.4g}{values.max:>10.4g}")
     if report.alignment is not None:
         lines += _alignment_lines(report.alignment)
     lines += [f"  ! {line}" for line in report.suspicious]

@@ -1,4 +1,4 @@
-"""What a recorded episode is like, and what is odd about it. Knows readers and arrays; prints nothing.
+"""Facts of a recorded episode, and what is odd about it. Knows readers and arrays; prints nothing.
 
 Shapes: N frames, H W pixels, D action dimension.
 """
@@ -20,7 +20,7 @@ _THUMBNAIL = 32  # motion is measured between pictures of about this size: noise
 
 @dataclass(frozen=True)
 class FrameFacts:
-    """Of the first n frames of an episode. Frames are named by their number."""
+    """Facts of the first n frames of an episode. Frames are named by their number."""
 
     motion: NDArray[np.float64]  # (n - 1,) mean |difference| of a frame and the next, of 255
     black: tuple[int, ...]

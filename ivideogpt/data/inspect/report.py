@@ -1,4 +1,4 @@
-"""What the episodes of a dataset have in common, and what looks wrong with them. Knows facts of episodes, no files."""
+"""Facts that a dataset's episodes have in common, and what looks wrong. Knows facts of episodes, no files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED = 3  # examples in a message
 
 @dataclass(frozen=True)
 class DimensionStatistics:
-    """Of one dimension of the actions: each episode's last row, which leads nowhere, does not count."""
+    """Statistics of one dimension of the actions: each episode's last row, which leads nowhere, does not count."""
 
     mean: float
     std: float
@@ -30,7 +30,7 @@ class DimensionStatistics:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """What is said of one dataset. Arrays are those of most episodes."""
+    """Report on one dataset. Arrays are those of most episodes."""
 
     name: str
     num_episodes: int
@@ -97,14 +97,14 @@ def _statistics(facts: Sequence[EpisodeFacts]) -> tuple[DimensionStatistics, ...
 
 def _odd_sets(facts: Sequence[EpisodeFacts]) -> Iterator[str]:
     """Episodes that differ from the others."""
-    for what, of in (
+    for what, value in (
         ("frame size", lambda fact: "{}x{}".format(*fact.frame_size)),
         ("action dimension", lambda fact: "none" if fact.actions is None else str(fact.actions.shape[1])),
         ("arrays", lambda fact: ", ".join(sorted(array.name for array in fact.arrays))),
     ):
-        counts = Counter(of(fact) for fact in facts)
+        counts = Counter(value(fact) for fact in facts)
         if len(counts) > 1:
-            listed = "; ".join(f"{value} in {number}" for value, number in counts.most_common(_NAMED))
+            listed = "; ".join(f"{name} in {number}" for name, number in counts.most_common(_NAMED))
             yield f"episodes differ in {what}: {listed}"
     short = [fact for fact in facts if fact.num_frames == 1]
     if short:
@@ -112,10 +112,10 @@ def _odd_sets(facts: Sequence[EpisodeFacts]) -> Iterator[str]:
 
 
 def _odd_frames(facts: Sequence[EpisodeFacts]) -> Iterator[str]:
-    for what, of in (("black", lambda fact: fact.frames.black), ("of one colour", lambda fact: fact.frames.flat)):
-        having = [fact for fact in facts if of(fact)]
+    for what, value in (("black", lambda fact: fact.frames.black), ("of one colour", lambda fact: fact.frames.flat)):
+        having = [fact for fact in facts if value(fact)]
         if having:
-            yield f"frames are {what} in {_episodes(having)}: {_places(having, of)}"
+            yield f"frames are {what} in {_episodes(having)}: {_places(having, value)}"
     dark = [fact for fact in facts if 0 < fact.frames.brightest <= 1]
     if dark:
         yield f"no pixel is above 1 in {_episodes(dark)}: were colours in 0..1 stored as uint8? {_names(dark)}"
@@ -155,11 +155,11 @@ def _names(facts: Sequence[EpisodeFacts]) -> str:
     return ", ".join(fact.name for fact in facts[:_NAMED]) + more
 
 
-def _places(facts: Sequence[EpisodeFacts], of: Callable[[EpisodeFacts], tuple[int, ...]]) -> str:
+def _places(facts: Sequence[EpisodeFacts], value: Callable[[EpisodeFacts], tuple[int, ...]]) -> str:
     """``a.npz (frames 3, 4, 5 of 90)`` for the first few."""
     listed = []
     for fact in facts[:_NAMED]:
-        frames = of(fact)
+        frames = value(fact)
         dots = ", ..." if len(frames) > _NAMED else ""
         listed.append(f"{fact.name} ({len(frames)} of {fact.num_frames}: {', '.join(map(str, frames[:_NAMED]))}{dots})")
     more = f" and {len(facts) - _NAMED} more" if len(facts) > _NAMED else ""

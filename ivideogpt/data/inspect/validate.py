@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from ivideogpt.data.convert.conversion import start_worker, worker_pool
+from ivideogpt.data.convert.workers import start_worker, worker_pool
 from ivideogpt.data.formats.episodes import Episodes
 from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes
 from ivideogpt.errors import UserError
@@ -40,7 +40,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Validation:
-    """Of one dataset. Bad episodes are pairs of name and cause."""
+    """Result for one dataset. Bad episodes are pairs of name and cause."""
 
     name: str
     num_episodes: int
@@ -61,9 +61,9 @@ def validate_dataset(dataset: NamedEpisodes, num_workers: int) -> Validation:
     episodes = dataset.episodes
     with closing(_check_all(episodes, num_workers)) as outcomes:
         checked = list(tqdm(outcomes, total=len(episodes), desc=dataset.name, unit="episode"))
-    problems = [of.problem or _unlike_the_others(of, _usual_action_dim(checked)) for of in checked]
+    problems = [episode.problem or _unlike_the_others(episode, _usual_action_dim(checked)) for episode in checked]
     bad = tuple((episodes.name(i), problem) for i, problem in enumerate(problems) if problem)
-    return Validation(dataset.name, len(episodes), sum(of.num_frames for of in checked), bad)
+    return Validation(dataset.name, len(episodes), sum(episode.num_frames for episode in checked), bad)
 
 
 def _check_all(episodes: Episodes, num_workers: int) -> Generator[Checked, None, None]:
@@ -89,7 +89,7 @@ def _check_in_worker(number: int) -> Checked:
 
 
 def _usual_action_dim(checked: Sequence[Checked]) -> int | None:
-    counts = Counter(of.action_dim for of in checked if of.problem is None)
+    counts = Counter(episode.action_dim for episode in checked if episode.problem is None)
     return counts.most_common(1)[0][0] if counts else None
 
 

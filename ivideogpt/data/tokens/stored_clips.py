@@ -1,4 +1,4 @@
-"""Which clips a token store holds, each by its number, so that any process can make any of them. Knows no model.
+"""The clips that a token store holds, each by its number, so that any process can make any of them. Knows no model.
 
 Clips are all contiguous segments at every ``stride``-th start of every episode, in order, pass after pass. The first
 pass shows them as they are; each later one is augmented with its own draw for every clip.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,67 +18,40 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
-from ivideogpt.data.clips.dataset import DataConfig, Source, build_sources
+from ivideogpt.data.clips.dataset import DataConfig, Source
 from ivideogpt.data.clips.segments import Windows
-from ivideogpt.data.formats.episodes import EpisodeReader, check_carries
+from ivideogpt.data.formats.episodes import EpisodeReader
 from ivideogpt.data.tokens.token_store import StoredSource
 from ivideogpt.errors import UserError
 
 
 @dataclass(frozen=True)
-class Carried:
-    """What every clip of a store has besides frames."""
-
-    action_dim: int | None
-    rewards: bool
-
-    @classmethod
-    def by(cls, firsts: Sequence[EpisodeReader]) -> Carried:
-        """What the first episodes of all datasets have in common: actions must be of one dimension."""
-        dims = {episode.action_dim for episode in firsts}
-        return cls(dims.pop() if len(dims) == 1 else None, all(episode.has_rewards for episode in firsts))
-
-    def check(self, episode: EpisodeReader) -> None:
-        check_carries(episode, self.action_dim is not None, self.rewards, self.action_dim)
-
-
-@dataclass(frozen=True)
-class EpisodeLengths:
-    """Frames of each episode of all sources, one source after the other; a bad one has none."""
-
-    frames: NDArray[np.int64]
-    bad: tuple[BadEpisode, ...] = ()
-
-    @classmethod
-    def joined(cls, parts: Sequence[EpisodeLengths]) -> EpisodeLengths:
-        """Of parts that took turns at the episodes."""
-        frames = np.zeros(sum(len(part.frames) for part in parts), dtype=np.int64)
-        for rank, part in enumerate(parts):
-            frames[rank :: len(parts)] = part.frames
-        return cls(frames, tuple(bad for part in parts for bad in part.bad))
-
-
-@dataclass(frozen=True)
 class StoredClips:
-    """The clips of ``num_passes`` passes over some sources."""
+    """The clips of ``num_passes`` passes over some sources.
+
+    Attributes:
+        sources: without augmentation; the configuration's is that of the later passes.
+        action_dim: of the actions that every clip has; None: no clip has any.
+        lengths: frames of each episode, one source after the other; a bad one has none.
+    """
 
     config: DataConfig
-    plain: tuple[Source, ...]
-    augmented: tuple[Source, ...]  # the same episodes
-    carried: Carried
-    lengths: EpisodeLengths
+    sources: tuple[Source, ...]
+    action_dim: int | None
+    has_rewards: bool
+    lengths: NDArray[np.int64]
     stride: int
     num_passes: int
     seed: int
 
     @cached_property
     def _ends_of_sources(self) -> NDArray[np.int64]:
-        return np.cumsum([len(source.episodes) for source in self.plain])
+        return np.cumsum([len(source.episodes) for source in self.sources])
 
     @cached_property
     def _ends_of_episodes(self) -> NDArray[np.int64]:
         """Number of clips of one pass up to the end of each episode."""
-        return np.cumsum([len(self._windows(i)) if frames else 0 for i, frames in enumerate(self.lengths.frames)])
+        return np.cumsum([len(self._windows(i)) if frames else 0 for i, frames in enumerate(self.lengths)])
 
     @property
     def clips_per_pass(self) -> int:
@@ -93,63 +66,75 @@ class StoredClips:
         episode = int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
         windows = self._windows(episode)
         indices = windows[clip - int(self._ends_of_episodes[episode]) + len(windows)]
-        source, index = self._place(episode, self.plain if turn == 0 else self.augmented)
+        source, index = self._place(episode)
+        if turn > 0:
+            source = replace(source, preprocess=replace(source.preprocess, augmentation=self.config.augmentation))
         rng = np.random.default_rng((self.seed, turn, clip))
-        reader = source.open(index)
-        return source.cut(reader, indices, rng, self.carried.action_dim is not None, self.carried.rewards)
+        return source.cut(source.open(index), indices, rng, self.action_dim is not None, self.has_rewards)
 
     def name(self, number: int) -> str:
-        """Of the episode that a clip is cut from."""
+        """Name of the episode that a clip is cut from."""
         clip = number % self.clips_per_pass
-        source, index = self._place(int(np.searchsorted(self._ends_of_episodes, clip, side="right")), self.plain)
+        source, index = self._place(int(np.searchsorted(self._ends_of_episodes, clip, side="right")))
         return source.episodes.name(index)
 
-    def sources(self) -> tuple[StoredSource, ...]:
-        """What is stored of each dataset."""
+    def stored_sources(self) -> tuple[StoredSource, ...]:
+        """Count what is stored of each dataset."""
         ends = np.concatenate([[0], self._ends_of_episodes])[np.concatenate([[0], self._ends_of_sources])]
         return tuple(
             StoredSource(source.info.name, len(source.episodes), int(last - first))
-            for source, first, last in zip(self.plain, ends, ends[1:])
+            for source, first, last in zip(self.sources, ends, ends[1:])
         )
 
     def checksum(self) -> str:
         """Differs if the episodes do, by their names and lengths."""
         digest = hashlib.blake2b(digest_size=16)
-        for i, frames in enumerate(self.lengths.frames.tolist()):
-            source, index = self._place(i, self.plain)
+        for i, frames in enumerate(self.lengths.tolist()):
+            source, index = self._place(i)
             digest.update(f"{source.info.name} {os.path.basename(source.episodes.name(index))} {frames}\n".encode())
         return digest.hexdigest()
 
     def _windows(self, episode: int) -> Windows:
-        source, _ = self._place(episode, self.plain)
+        source, _ = self._place(episode)
         step = source.info.step(self.config.video_stepsize)
-        return Windows(int(self.lengths.frames[episode]), self.config.segment.length, step, self.stride)
+        return Windows(int(self.lengths[episode]), self.config.segment.length, step, self.stride)
 
-    def _place(self, episode: int, sources: Sequence[Source]) -> tuple[Source, int]:
+    def _place(self, episode: int) -> tuple[Source, int]:
         """The source of an episode, and its number there."""
         which = int(np.searchsorted(self._ends_of_sources, episode, side="right"))
-        return sources[which], episode - int(self._ends_of_sources[which]) + len(sources[which].episodes)
+        source = self.sources[which]
+        return source, episode - int(self._ends_of_sources[which]) + len(source.episodes)
 
 
-def measure(sources: Sequence[Source], carried: Carried, skip_bad: bool, rank: int, world_size: int) -> EpisodeLengths:
+def measure(
+    sources: Sequence[Source], check: Callable[[EpisodeReader], None], skip_bad: bool, rank: int, world_size: int
+) -> list[int | BadEpisode]:
     """Lengths of every ``world_size``-th episode from ``rank`` on, each opened and checked.
 
     Raises:
         UserError: one is bad, unless those are skipped.
     """
-    frames, bad = [], []
+    measured: list[int | BadEpisode] = []
     places = [(source, index) for source in sources for index in range(len(source.episodes))]
     for source, index in places[rank::world_size]:
         try:
             episode = source.open(index)
-            carried.check(episode)
-            frames.append(episode.num_frames)
+            check(episode)
+            measured.append(episode.num_frames)
         except UserError as error:
             if not skip_bad:
                 raise
-            frames.append(0)
-            bad.append(BadEpisode(source.episodes.name(index), str(error)))
-    return EpisodeLengths(np.array(frames, dtype=np.int64), tuple(bad))
+            measured.append(BadEpisode(source.episodes.name(index), str(error)))
+    return measured
+
+
+def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int64], list[BadEpisode]]:
+    """Join what ranks measured that took turns at the episodes: lengths, 0 for a bad one, and the bad ones."""
+    measured: list[Any] = [0] * sum(map(len, parts))
+    for rank, part in enumerate(parts):
+        measured[rank :: len(parts)] = part
+    bad = [episode for episode in measured if isinstance(episode, BadEpisode)]
+    return np.array([0 if isinstance(frames, BadEpisode) else frames for frames in measured], dtype=np.int64), bad
 
 
 def first_good(source: Source) -> EpisodeReader:
@@ -160,13 +145,6 @@ def first_good(source: Source) -> EpisodeReader:
         except UserError:
             continue
     raise AssertionError("a source without a readable episode")
-
-
-def plain_and_augmented(config: DataConfig, split: Any) -> tuple[tuple[Source, ...], tuple[Source, ...]]:
-    """The sources as they are and with the configuration's augmentation."""
-    plain = [source for source, _ in build_sources(replace(config, augmentation=None), split)]
-    preprocess = [replace(source.preprocess, augmentation=config.augmentation) for source in plain]
-    return tuple(plain), tuple(replace(source, preprocess=of) for source, of in zip(plain, preprocess))
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ivideogpt.data.clips.position import StreamPosition
-from ivideogpt.data.formats.npz_arrays import NpzMember, npy_array
+from ivideogpt.data.clips.loaders import StreamPosition
+from ivideogpt.data.formats.npz_arrays import npy_array
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_fields, read_json, write_json
@@ -38,8 +38,7 @@ from ivideogpt.layout import TokenLayout
 
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META = "meta.json"
-FORMAT = 2  # 1: one process, one pass, and the number of shards not noted
-CLIPS_PER_SHARD = 1024
+FORMAT = 2
 MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; what a damaged description claims is larger
 _OPEN_SHARDS = 128  # each takes up to three open files, of which a process may often have no more than 1024
 
@@ -62,16 +61,16 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class StoredSource:
-    """A dataset whose episodes are stored. The numbers are of one pass; None: an older store, which does not say."""
+    """A dataset whose episodes are stored. The numbers are of one pass."""
 
     name: str
-    num_episodes: int | None = None
-    num_clips: int | None = None
+    num_episodes: int
+    num_clips: int
 
 
 @dataclass(frozen=True)
 class TokenStoreMeta:
-    """What the clips of a store are. Two stores with equal meta hold the same clips."""
+    """Description of the clips of a store. Two stores with equal meta hold the same clips."""
 
     layout: TokenLayout
     num_clips: int  # of all passes
@@ -119,7 +118,7 @@ class TokenStoreMeta:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class StoreDescription:
     """``meta.json``: what is to be stored, and once all of it is, the number of clips in each shard."""
 
     meta: TokenStoreMeta
@@ -137,9 +136,7 @@ class Manifest:
         values = read_json(file, f"make it again with {TOKENIZE}")
         try:
             number = values.pop("format")
-            if number == 1:
-                values = _of_format_1(values, folder)
-            elif number != FORMAT:
+            if number != FORMAT:
                 raise ValueError(f"format {number}, expected {FORMAT}")
             shards = values.pop("shards", None)
             layout = TokenLayout(**values.pop("layout"))
@@ -173,16 +170,6 @@ def _checked_shards(meta: TokenStoreMeta, shards: Any) -> tuple[int, ...]:
     return tuple(shards)
 
 
-def _of_format_1(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Such stores can be read, but not continued: their shards grew to any size."""
-    shards = [num_rows(shard) for shard in sorted(folder.glob("shard-*"))]
-    if sum(shards) != values["num_clips"]:
-        raise ValueError(f"an unfinished store of an older version, {sum(shards)} of {values['num_clips']} clips")
-    sources = [{"name": name} for name in values.pop("datasets")]
-    unknown = {"num_passes": 1, "augmentation": "none", "seed": 0, "clips_per_shard": 0, "precision": "unknown"}
-    return {**values, **unknown, "sources": sources, "shards": shards}
-
-
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:
     """A fingerprint of weights by names, shapes and values, whatever file or precision of storage they come from."""
     digest = hashlib.blake2b(digest_size=16)
@@ -198,7 +185,7 @@ class TokenStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        manifest = Manifest.read(self.folder)
+        manifest = StoreDescription.read(self.folder)
         self.meta = manifest.meta
         if manifest.shards is None:
             raise UserError(f"{self.folder} is not finished; run {TOKENIZE} again to finish it")
@@ -232,13 +219,13 @@ class TokenStore:
             )
 
     def _map_shard(self, shard: int) -> dict[str, NDArray[Any]]:
-        return {name: _mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
+        return {name: mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
 
     def _check_shard(self, shard: int, number: int) -> None:
         """Raises UserError unless all its arrays are there, whole and of the form that the manifest says."""
         folder = shard_folder(self.folder, shard)
         for name, (row_shape, dtype) in self.meta.arrays().items() if number else ():
-            array = _mapped(folder, name)
+            array = mapped(folder, name)
             if array.shape != (number, *row_shape) or array.dtype != dtype:
                 raise UserError(
                     f"{folder / name}.npy holds {array.shape} {array.dtype}, but {META} says {(number, *row_shape)} "
@@ -299,18 +286,8 @@ def shard_folder(folder: Path, shard: int) -> Path:
     return folder / f"shard-{shard:05d}"
 
 
-def num_rows(shard: Path) -> int:
-    """Clips in a shard, which may be none."""
-    shape = _array(shard, "tokens").shape
-    return shape[0] if shape else 0
-
-
-def _mapped(shard: Path, name: str) -> NDArray[Any]:
-    return _array(shard, name).mapped()
-
-
-def _array(shard: Path, name: str) -> NpzMember:
+def mapped(shard: Path, name: str) -> NDArray[Any]:
     try:
-        return npy_array(str(shard / f"{name}.npy"))
+        return npy_array(str(shard / f"{name}.npy")).mapped()
     except UserError as error:
         raise UserError(f"{error}; make the store again with {TOKENIZE}") from error

@@ -15,11 +15,11 @@ from torch import Tensor
 from ivideogpt.data.clips.batches import BadEpisode
 from ivideogpt.data.tokens.token_store import (
     META,
-    Manifest,
+    StoreDescription,
     TokenBatch,
     TokenStoreMeta,
     check_clips,
-    num_rows,
+    mapped,
     shard_folder,
 )
 from ivideogpt.errors import UserError
@@ -48,7 +48,7 @@ class TokenStoreWriter:
         if self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty and no token store; choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        Manifest(self.meta).write(self.folder)
+        StoreDescription(self.meta).write(self.folder)
 
     def missing(self) -> list[int]:
         """Shards that are still to be written."""
@@ -81,7 +81,7 @@ class TokenStoreWriter:
         """Note in the manifest what is there, once all shards are."""
         assert not self.missing()
         folders = [shard_folder(self.folder, shard) for shard in range(self.meta.num_shards)]
-        Manifest(self.meta, tuple(map(num_rows, folders))).write(self.folder)
+        StoreDescription(self.meta, tuple(len(mapped(folder, "tokens")) for folder in folders)).write(self.folder)
 
     def skipped(self) -> dict[str, str]:
         """Episodes of which clips could not be read, and why."""
@@ -89,7 +89,7 @@ class TokenStoreWriter:
         return {bad["name"]: bad["cause"] for file in files for bad in json.loads(file.read_text())}
 
     def _check_same(self) -> None:
-        present = asdict(Manifest.read(self.folder).meta)
+        present = asdict(StoreDescription.read(self.folder).meta)
         different = [name for name, value in asdict(self.meta).items() if present[name] != value]
         if different:
             raise UserError(
@@ -104,7 +104,7 @@ def _joined(parts: Sequence[Tensor | None], row_shape: tuple[int, ...]) -> NDArr
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """What numpy writes to a file by itself fails on a full disk without saying why."""
+    """Write an npy file; numpy itself fails on a full disk without saying why."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.tobytes())

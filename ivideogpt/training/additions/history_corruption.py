@@ -1,4 +1,4 @@
-"""Histories that lag behind, as a model's own do. Knows token layouts; knows no model."""
+"""History corruption: training inputs that lag behind, as a model's own rollouts do. Knows layouts; knows no model."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from ivideogpt.layout import FrameTokens, TokenLayout
 
 
 def with_stale_tokens(tokens: Tensor, layout: TokenLayout, max_share: float) -> Tensor:
-    """The input (B, L) with some dynamics tokens replaced by those of the same place in an earlier future frame.
+    """Return the input (B, L) with some dynamics tokens replaced by those of the same position in an earlier frame.
 
     Most tokens equal those of the frame before, so a transformer first learns to repeat them, and its rollouts stand
     still whatever the actions say. A history that cannot be trusted leaves context and actions to predict from. In
-    half of the clips stale tokens come from one frame, as if the robot had stood still since then; in the others each
+    half of the clips these tokens come from one frame, as if the robot had stood still since then; in the others each
     comes from a frame of its own. Labels stay what they are.
 
     Args:

@@ -1,4 +1,4 @@
-"""Histories of a model's own choices to train on, in place of the true ones. An addition: the paper has none.
+"""History corruption by a model's own choices in place of the true tokens. An addition: the paper has none.
 
 In a rollout a transformer reads what it has chosen itself, in training the truth: it never learns to go on from its own
 mistakes. A frame's true tokens depend on the context and that frame alone, so that they are the right target under any
@@ -40,24 +40,24 @@ class OwnHistory:
     codebook: Tensor | None = None
 
     def choose(self, logits: Tensor) -> Tensor:
-        """Dynamics codes (...) from logits (..., codes)."""
+        """Choose dynamics codes (...) from logits (..., codes)."""
         return logits.argmax(-1) if self.codebook is None else expected_codes(logits, self.codebook)
 
 
 def find_still_code(codebook: Tensor) -> int | None:
-    """Number of the code vector that is zero: the still one of tokenizers trained with ``--still_weight``."""
+    """Return the number of the code vector that is zero: the still one after training with ``--still_weight``."""
     zero = (codebook == 0).all(dim=1).nonzero()
     return int(zero[0]) if len(zero) else None
 
 
 def sample_first_frames(num_clips: int, layout: TokenLayout, settings: OwnHistory, device: torch.device) -> Tensor:
-    """Number of the first future frame that is the model's own, for each clip (B,), from torch's global generator."""
+    """Sample the first future frame that is the model's own, for each clip (B,), from torch's global generator."""
     is_whole = torch.rand(num_clips, device=device) < settings.from_start
     return torch.where(is_whole, 0, torch.randint(layout.future_frames, (num_clips,), device=device))
 
 
 def standing_still(dynamics: Tensor, first: Tensor, still_code: int) -> Tensor:
-    """Codes (B, F, 16) in which frames from ``first`` (B,) on repeat the one before; before frame 0 nothing moves."""
+    """Replace frames from ``first`` (B,) on by the one before: codes (B, F, 16); before frame 0 nothing moves."""
     start = torch.full_like(dynamics[:, :1], still_code)
     last_true = first[:, None, None].expand(-1, 1, dynamics.shape[-1])
     return torch.where(_is_own(dynamics, first), torch.cat([start, dynamics], dim=1).gather(1, last_true), dynamics)
@@ -66,7 +66,7 @@ def standing_still(dynamics: Tensor, first: Tensor, still_code: int) -> Tensor:
 def read_context(
     transformer: Transformer, tokens: Tensor, layout: TokenLayout, actions: Tensor | None
 ) -> KeysAndValues:
-    """Keys and values of the context of clips (B, L), with gradient unless that is off.
+    """Return the keys and values of the context of clips (B, L), with gradient unless that is off.
 
     Args:
         transformer: the model itself, not wrapped for several processes.
@@ -88,7 +88,7 @@ def own_history(
     first: Tensor,
     settings: OwnHistory,
 ) -> Tensor:
-    """Tokens (B, L) in which future frames from ``first`` (B,) on are the model's own choices, without dropout.
+    """Replace future frames from ``first`` (B,) on by the model's own choices, without dropout: tokens (B, L).
 
     ``context`` is what :func:`read_context` returns; it is left as it is.
     """
@@ -100,7 +100,7 @@ def own_history(
 def evaluate_own_history(
     transformer: Transformer, tokens: Tensor, layout: TokenLayout, actions: Tensor | None, settings: OwnHistory
 ) -> Tensor:
-    """Cross-entropy of the true tokens (B, L) under a history that is all the model's own, as in an open loop."""
+    """Return the cross-entropy of the true tokens (B, L) when all of the history is the model's own."""
     with evaluating(transformer):
         context = read_context(transformer, tokens, layout, actions)
         future = _FuturePasses(transformer, context, tokens, layout, actions)

@@ -1,1 +1,1 @@
-"""What both trainings share."""
+"""Parts that tokenizer and transformer training share."""

@@ -1,4 +1,4 @@
-"""What the user may ask of the training scripts, and what does not fit together."""
+"""Flags of the training scripts, and the checks that they fit together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import REQUIRED, option, parse, redefine
 from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER, here_or_in_project
 
 __all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
@@ -28,8 +28,7 @@ PIXEL_FLAGS = (
 )
 BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or draw another one and count it"
 CACHE_HELP = "megabytes per data worker for what was inflated of compressed episodes"
-CHANGES_HELP = "let a resumed run change flags that decide what is trained; noted in run.json"
-TRACKERS = ("tensorboard", "wandb", "trackio", "all", "none")
+TRACKERS = ("tensorboard", "wandb", "trackio")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
 HISTORIES = ("true", "own")
@@ -37,47 +36,112 @@ RULES = ("likeliest", "expected_code")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
 
 
-@dataclass(frozen=True, kw_only=True)
-class TokenizerArgs:
-    """Flags of ``train_tokenizer.py``."""
+# Flags are inherited, so each is declared once. --help lists the fields of the last base first, as dataclasses do.
 
-    # What is trained, and from what
+
+@dataclass(frozen=True, kw_only=True)
+class ClipArgs:
+    """Flags of the clips that are trained on."""
+
+    dataset_path: str | None = option(
+        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
+    )
+    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
+    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
+    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
+    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
+    cache_mb: int = option(64, CACHE_HELP, minimum=0)
+    oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
+    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
+    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
+    context_length: int = option(1, "context frames t of a clip")
+    segment_length: int = option(5, "frames T of a clip, context included")
+    strong_aug: bool = option(False, "stronger augmentation")
+    no_aug: bool = option(False, "no augmentation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisationArgs:
+    """Flags of the updates, and of the machine that makes them."""
+
+    gradient_accumulation_steps: int = option(1, "batches per phase", minimum=1)
+    max_train_steps: int = option(
+        1_000_000, "finished phases (generator and discriminator phases alternate)", minimum=1
+    )
+    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
+    learning_rate: float = option(1e-4, "learning rate of the tokenizer", minimum=0)
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
+    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
+    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
+    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecordArgs:
+    """Flags of what a run writes, and of the run that it continues."""
+
+    output_dir: str = option("vqgan-output", "runs are folders <date>-<exp_name> in here")
+    exp_name: str = option("tokenizer", "name of the run")
+    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
+    tracker_project_name: str = option("vqgan-training", "project name in the trackers")
+    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
+    log_steps: int = option(50, "steps between lines of metrics", minimum=1)
+    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
+    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
+    skip_first_val: bool = option(False, "no validation after step 1")
+    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
+    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
+    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
+    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
+    resume_with_changes: bool = option(
+        False, "let a resumed run change flags that decide what is trained; noted in run.json"
+    )
+
+    @property
+    def checkpoints_kept(self) -> int | None:
+        return 1 if self.latest_checkpoint_only else self.keep_last_n
+
+    @property
+    def trackers(self) -> list[str]:
+        asked = self.report_to.split(",")
+        return [name for name in TRACKERS if name in asked or ("all" in asked and _is_installed(name))]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialArgs:
+    """Flags to try a command with."""
+
+    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
+    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerModelArgs:
+    """Flags of the tokenizer and of what it starts from."""
+
     pretrained_model_name_or_path: str | None = option(None, "tokenizer folder or hub id to start from")
     model_config_name_or_path: str | None = option(
         None, "config.json or its folder for training from scratch (default: by --resolution)"
     )
     model_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
-    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
-    context_length: int = option(1, "context frames t of a clip")
-    segment_length: int = option(5, "frames T of a clip, context included")
     selected_params: bool = option(False, "freeze both codebooks")
+    decoders_only: bool = option(
+        False, "freeze encoders and codebooks: frames keep their tokens, and transformers trained on them stay valid"
+    )
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
     align_to_context: bool = option(
         False, "OVERWRITE the halves for future frames: a start from the plain ones and what differs from the context"
     )
 
-    # Data
-    dataset_path: str | None = option(
-        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
-    )
-    oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
-    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
-    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
-    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle", minimum=1)
-    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
-    rand_select: bool = option(False, "future frames: a sorted random choice from the horizon")
-    rand_shuffle: bool = option(False, "all frames: a random choice from the horizon in random order")
-    strong_aug: bool = option(False, "stronger augmentation")
-    no_aug: bool = option(False, "no augmentation")
-    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
-    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
-    cache_mb: int = option(64, CACHE_HELP, minimum=0)
 
-    # Loss
+@dataclass(frozen=True, kw_only=True)
+class TokenizerLossArgs:
+    """Flags of the tokenizer's loss, and of codebooks that are trained without one."""
+
     vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
     recon_weight: float = option(1.0, "weight of the reconstruction loss", minimum=0)
     perc_weight: float = option(1.0, "weight of LPIPS, whose files have to be there unless it is 0", minimum=0)
-    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
     balanced_loss: bool = option(False, "weigh future by F/T and context by t/T in reconstruction and LPIPS")
     motion_weight: float = option(
         0.0, "extra reconstruction weight where a frame differs from the last context frame", minimum=0
@@ -92,8 +156,6 @@ class TokenizerArgs:
     discriminator_config_name_or_path: str | None = option(
         None, "file of discriminator weights to start from, such as a run's unwrapped_model/discriminator"
     )
-
-    # Codebooks
     codebook_decay: float = option(
         0.0, "set code vectors to running means of their latents with this decay instead of training them (0: off)"
     )
@@ -101,14 +163,18 @@ class TokenizerArgs:
         0, "every N steps, move codes unused since the last time to encoder outputs; codebooks start from data (0: off)"
     )
 
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, ClipArgs, TokenizerModelArgs):
+    """Flags of ``train_tokenizer.py``."""
+
+    # Data
+    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle", minimum=1)
+    rand_select: bool = option(False, "future frames: a sorted random choice from the horizon")
+    rand_shuffle: bool = option(False, "all frames: a random choice from the horizon in random order")
+
     # Optimisation
     train_batch_size: int = option(16, "clips per device and batch", minimum=1)
-    gradient_accumulation_steps: int = option(1, "batches per phase", minimum=1)
-    max_train_steps: int = option(
-        1_000_000, "finished phases (generator and discriminator phases alternate)", minimum=1
-    )
-    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
-    learning_rate: float = option(1e-4, "learning rate of the tokenizer", minimum=0)
     discr_learning_rate: float = option(1e-4, "learning rate of the discriminator")
     scale_lr: bool = option(False, "multiply learning rates by devices x batch size x accumulation steps")
     lr_scheduler: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
@@ -121,37 +187,13 @@ class TokenizerArgs:
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm", minimum=0)
     use_8bit_adam: bool = option(False, "8-bit AdamW of bitsandbytes, which has to be installed")
     use_ema: bool = option(False, "validate and end with a running mean of the weights (in ema_model/ of checkpoints)")
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
-    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
-
-    # Machine
-    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
-    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
     allow_tf32: bool = option(False, "TF32 matrix products on CUDA; convolutions do as PyTorch's default says")
     channels_last: bool = option(False, "channels-last memory format of images and convolutions")
 
     # Record
-    output_dir: str = option("vqgan-output", "runs are folders <date>-<exp_name> in here")
-    exp_name: str = option("tokenizer", "name of the run")
-    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
-    tracker_project_name: str = option("vqgan-training", "project name in the trackers")
-    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
-    log_steps: int = option(50, "steps between lines of metrics", minimum=1)
     log_grad_norm_steps: int = option(500, "steps between records of the gradient norm of each part", minimum=1)
     log_image_steps: int = option(100, "steps between image grids of training clips", minimum=1)
-    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
-    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
-    skip_first_val: bool = option(False, "no validation after step 1")
-    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
-    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
-    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
-    resume_with_changes: bool = option(False, CHANGES_HELP)
     start_global_step: int = option(0, "start counting at this step", minimum=0)
-
-    # Trying the command
-    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
-    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
 
     # Nothing any more
     dataset_name: str = option("robotic", "only robotic video is left", inert=True)
@@ -176,6 +218,8 @@ class TokenizerArgs:
                 "--align_to_context copies the halves for context frames, which have to be trained: train without it "
                 "first, then give that run as --pretrained_model_name_or_path"
             )
+        if self.decoders_only:
+            self._check_decoders_only()
         if self.still_weight and not self.codebook_decay:
             raise UserError("--still_weight keeps a code vector at zero: it needs --codebook_decay, 0.99 for instance")
         if (self.restart_dead_codes or self.codebook_decay) and self.selected_params:
@@ -186,6 +230,15 @@ class TokenizerArgs:
             self._check_8bit_adam()
         if self.disc_start < self.max_train_steps:
             self._check_discriminator()
+
+    def _check_decoders_only(self) -> None:
+        if self.pretrained_model_name_or_path is None:
+            raise UserError("--decoders_only trains what follows from tokens: give --pretrained_model_name_or_path")
+        changing = ("restart_dead_codes", "codebook_decay", "align_to_context", "cross_attention_dropout")
+        if given := [f"--{name}" for name in changing if getattr(self, name)]:
+            raise UserError(
+                f"--decoders_only keeps tokens as they are, {', '.join(given)} would change them: set to 0 or drop"
+            )
 
     def _check_8bit_adam(self) -> None:
         if not _is_installed("bitsandbytes"):
@@ -207,16 +260,11 @@ class TokenizerArgs:
         if weights is not None and not Path(weights).is_file():
             raise UserError(f"--discriminator_config_name_or_path {weights}: no such file")
 
-    @property
-    def checkpoints_kept(self) -> int | None:
-        return 1 if self.latest_checkpoint_only else self.keep_last_n
-
 
 @dataclass(frozen=True, kw_only=True)
-class GptArgs:
-    """Flags of ``train_gpt.py``."""
+class GptModelArgs:
+    """Flags of the transformer and of what it starts from."""
 
-    # What is trained, and from what
     pretrained_model_name_or_path: str = option(REQUIRED, "trained tokenizer: folder or hub id")
     vqgan_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
     config_name: str = option("configs/llama/config.json", "architecture of the transformer")
@@ -246,72 +294,19 @@ class GptArgs:
     lora_r: int = option(8, "rank of the adapters", minimum=1)
     lora_alpha: float = option(32, "scale of the adapters, divided by their rank", minimum=1)
     lora_dropout: float = option(0.0, "dropout of the adapters")
-
-    # Data
     token_store: str | None = option(None, "train from stored tokens instead of pixels")
     eval_token_store: str | None = option(None, "stored tokens of the test split, for validation with --token_store")
-    dataset_path: str | None = option(
-        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
-    )
-    oxe_data_mixes_type: str = option("select", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
-    dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
-    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
-    resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
-    context_length: int = option(1, "context frames t of a clip")
-    segment_length: int = option(2, "frames T of a clip, context included")
-    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
-    strong_aug: bool = option(False, "stronger augmentation")
-    no_aug: bool = option(False, "no augmentation")
-    dataloader_num_workers: int = option(4, "data worker processes", minimum=0)
-    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
-    cache_mb: int = option(64, CACHE_HELP, minimum=0)
 
-    # Optimisation
-    per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
-    per_device_eval_batch_size: int | None = option(
-        None, "clips per device and validation batch (default: training's)", minimum=1
-    )
-    gradient_accumulation_steps: int = option(1, "batches per optimizer update", minimum=1)
-    max_train_steps: int = option(1_000_000, "optimizer updates", minimum=1)
-    num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
-    learning_rate: float = option(5e-5, "peak learning rate", minimum=0)
-    weight_decay: float = option(0.0, "AdamW", minimum=0)
-    embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
-    lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
-    num_warmup_steps: int = option(5000, "warm-up in optimizer updates", minimum=0)
-    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)", minimum=0)
-    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
-    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
 
-    # Machine
-    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
-    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+@dataclass(frozen=True, kw_only=True)
+class GenerationArgs:
+    """Flags of validations that sample futures."""
 
-    # Record
-    output_dir: str = option("trm-output", "runs are folders <date>-<exp_name> in here")
-    exp_name: str = option("transformer", "name of the run")
-    with_tracking: bool = option(True, "report to trackers")
-    report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
-    tracker_project_name: str = option("trm-training", "project name in the trackers")
-    logging_dir: str = option("logs", "folder of tracker files inside the run folder")
-    log_steps: int = option(100, "steps between lines of metrics", minimum=1)
-    validation_steps: int = option(5000, "steps between validations, the first after step 1", minimum=1)
-    max_eval_iters: int = option(100, "batches of a validation", minimum=1)
-    skip_first_val: bool = option(False, "no validation after step 1")
-    checkpointing_steps: int = option(5000, "steps between checkpoints", minimum=1)
-    keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
-    latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
-    resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
-    resume_with_changes: bool = option(False, CHANGES_HELP)
-    start_completed_steps: int = option(0, "start counting at this step", minimum=0)
-
-    # Evaluation by generation
     use_eval_dataset: bool = option(False, "validate on the benchmark's evaluation clips, in order, not on random ones")
     use_frame_metrics: bool = option(False, "validations also score sampled futures: PSNR, SSIM, MSE, LPIPS")
     use_fvd: bool = option(False, "validations also score sampled futures by FVD, which needs --i3d_path")
     eval_only: bool = option(False, "validate --pretrained_transformer_path once; needs no training data")
     i3d_path: str = option(I3D_FILE, "I3D network for FVD")
-    lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
     eval_generate_times: int = option(1, "sampled futures per clip; scores are the best one's", minimum=1)
     max_generate_batchsize: int | None = option(
         None, "futures that are sampled at a time (default: a batch's)", minimum=1
@@ -319,9 +314,39 @@ class GptArgs:
     max_decode_batchsize: int | None = option(None, "frames that LPIPS, clips that I3D is given at a time", minimum=1)
     log_gif_interval: int = option(10, "at every validation: batches between GIFs of sampled futures", minimum=1)
 
-    # Trying the command
-    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
-    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
+
+@dataclass(frozen=True, kw_only=True)
+class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs, GptModelArgs):
+    """Flags of ``train_gpt.py``."""
+
+    # Shared with the tokenizer, whose usual values are others
+    oxe_data_mixes_type: str = redefine(ClipArgs, "oxe_data_mixes_type", "select")
+    segment_length: int = redefine(ClipArgs, "segment_length", 2)
+    dataloader_num_workers: int = redefine(ClipArgs, "dataloader_num_workers", 4)
+    gradient_accumulation_steps: int = redefine(
+        OptimisationArgs, "gradient_accumulation_steps", 1, help="batches per optimizer update"
+    )
+    max_train_steps: int = redefine(OptimisationArgs, "max_train_steps", 1_000_000, help="optimizer updates")
+    learning_rate: float = redefine(OptimisationArgs, "learning_rate", 5e-5, help="peak learning rate")
+    output_dir: str = redefine(RecordArgs, "output_dir", "trm-output")
+    exp_name: str = redefine(RecordArgs, "exp_name", "transformer")
+    tracker_project_name: str = redefine(RecordArgs, "tracker_project_name", "trm-training")
+    log_steps: int = redefine(RecordArgs, "log_steps", 100)
+
+    # Optimisation
+    per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
+    per_device_eval_batch_size: int | None = option(
+        None, "clips per device and validation batch (default: training's)", minimum=1
+    )
+    weight_decay: float = option(0.0, "AdamW", minimum=0)
+    embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
+    lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
+    num_warmup_steps: int = option(5000, "warm-up in optimizer updates", minimum=0)
+    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)", minimum=0)
+
+    # Record
+    with_tracking: bool = option(True, "report to trackers")
+    start_completed_steps: int = option(0, "start counting at this step", minimum=0)
 
     # Nothing any more
     special_token: bool = option(False, "separators are always there", inert=True)
@@ -393,21 +418,21 @@ class GptArgs:
             )
 
     @property
+    def trackers(self) -> list[str]:
+        return super().trackers if self.with_tracking else []
+
+    @property
     def eval_batch_size(self) -> int:
         return self.per_device_eval_batch_size or self.per_device_train_batch_size
 
     @property
     def scores_samples(self) -> bool:
-        """Do validations sample futures?"""
+        """Whether validations sample futures."""
         return self.use_frame_metrics or self.use_fvd
 
     @property
     def config_path(self) -> Path:
         return here_or_in_project(self.config_name)
-
-    @property
-    def checkpoints_kept(self) -> int | None:
-        return 1 if self.latest_checkpoint_only else self.keep_last_n
 
 
 def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
@@ -434,7 +459,7 @@ def _check_start(args: TokenizerArgs | GptArgs, name: str) -> None:
 
 
 def _check_shares(args: TokenizerArgs | GptArgs, *names: str) -> None:
-    """Dropout, decay of means: numbers of which 1 would leave nothing."""
+    """Check dropout and decay, which must be less than 1."""
     for name in names:
         value = getattr(args, name)
         if value is not None and not 0 <= value < 1:
@@ -458,7 +483,7 @@ def _is_installed(package: str) -> bool:
 
 def _check_trackers(report_to: str) -> None:
     for name in report_to.split(","):
-        if name not in TRACKERS:
-            raise UserError(f"--report_to {name}: expected {', '.join(TRACKERS)}, or several with commas between them")
+        if name not in (known := (*TRACKERS, "all", "none")):
+            raise UserError(f"--report_to {name}: expected {', '.join(known)}, or several with commas between them")
         if name not in ("all", "none") and not _is_installed(name):
             raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")

@@ -62,7 +62,7 @@ class Checkpoints:
     keep_last: int | None = None
 
     def save_or_report(self, step: int, must_succeed: bool) -> None:
-        """As :meth:`save`, with a line in the log. A failure is no more than that, unless it ``must_succeed``."""
+        """Save as :meth:`save` does, with a line in the log; a failure is only logged, unless it ``must_succeed``."""
         try:
             logger.info("saved %s", self.save(step))
         except SaveError as error:
@@ -103,7 +103,7 @@ class Checkpoints:
         return folder
 
     def load(self, folder: Path) -> None:
-        """Bring back everything but the weights, which the model was built from."""
+        """Restore everything but the weights, which the model was built from."""
         process_file = folder / _process_file(PartialState().process_index)
         if not process_file.is_file():
             raise UserError(
@@ -123,7 +123,7 @@ class Checkpoints:
 
 @contextmanager
 def _noting(failures: list[str]) -> Iterator[None]:
-    """Take note of a failed write instead of raising: the other processes are waiting."""
+    """Collect a failed write instead of raising: the other processes are waiting."""
     try:
         yield
     except (OSError, RuntimeError, UserError) as error:  # of writers
@@ -131,7 +131,7 @@ def _noting(failures: list[str]) -> Iterator[None]:
 
 
 def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix: str) -> Path | None:
-    """What ``--resume_from_checkpoint`` means: a checkpoint, or the undamaged one of a run with the highest step.
+    """Find the checkpoint of ``--resume_from_checkpoint``: itself, or a run's undamaged one with the highest step.
 
     ``latest`` is the newest run ``<date>-<exp_name>`` in ``output_dir`` that has checkpoints, by its date; None, with a
     warning, if there is none yet.
@@ -163,7 +163,7 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
 
 
 def run_directory_of(checkpoint: Path, prefix: str) -> Path:
-    """The run folder that a checkpoint lies in."""
+    """Return the run folder of a checkpoint."""
     return checkpoint.resolve().parents[prefix.count("/")]
 
 

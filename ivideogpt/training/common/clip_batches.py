@@ -1,4 +1,4 @@
-"""Training and validation clips as both training scripts ask for them. Knows flags and loaders; knows no model."""
+"""Loaders of training and validation clips for both training scripts. Knows flags and loaders; knows no model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size: int) -> DataConfig:
-    """Clips of frames alone, by the flags that both scripts have."""
+    """Return the configuration of clips without actions, from the flags that both scripts have."""
     augmentation = STRONG_AUGMENTATION if args.strong_aug else Augmentation()
     return DataConfig(
         dataset_path=args.dataset_path,
@@ -45,7 +45,7 @@ def clip_config(args: TokenizerArgs | GptArgs, segment: SegmentSpec, batch_size:
 def build_clip_loaders(
     config: DataConfig, run: Run, eval_batch_size: int, benchmark: bool = False
 ) -> tuple[ClipLoader, ClipLoader]:
-    """Training clips, and validation clips."""
+    """Build the loaders of training and validation clips."""
     train = build_loader(config, "train", run.seed, run.accelerator.process_index, run.accelerator.num_processes)
     validation = build_validation_loader(config, run, eval_batch_size, benchmark)
     if config.on_bad_episode == "skip":
@@ -54,7 +54,7 @@ def build_clip_loaders(
 
 
 def build_validation_loader(config: DataConfig, run: Run, batch_size: int, benchmark: bool = False) -> ClipLoader:
-    """Clips that are the same every time: random ones of the test split, or those of the benchmark."""
+    """Build a loader of the same clips every time: random ones of the test split, or the benchmark's."""
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     config = replace(config, batch_size=batch_size)
     if benchmark:
@@ -63,7 +63,7 @@ def build_validation_loader(config: DataConfig, run: Run, batch_size: int, bench
 
 
 def report_bad_episodes(loaders: Iterable[ClipLoader]) -> None:
-    """Says how many distinct episodes all processes have skipped, and why. All of them call it."""
+    """Log how many distinct episodes all processes have skipped, and why. All of them call it."""
     found = gather_object([bad for loader in loaders for bad in loader.bad_episodes.items()])
     causes = dict(sorted(found))
     logger.info("skipped %d bad episodes", len(causes))

@@ -1,4 +1,4 @@
-"""``--debug``: the same command with a tiny model, a few steps, and stand-ins for what is not there."""
+"""``--debug``: the same command with a tiny model, a few steps, and stand-ins for missing files."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FEW = dict(
 
 
 def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
-    """``--debug`` of train_tokenizer.py."""
+    """Return the ``--debug`` settings of train_tokenizer.py."""
     stand_ins = _StandIns(args)
     start, config = args.pretrained_model_name_or_path, args.model_config_name_or_path
     if start is None or not Path(start).exists():
@@ -84,7 +84,7 @@ def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
 
 
 def tiny_gpt_run(args: GptArgs) -> GptArgs:
-    """``--debug`` of train_gpt.py."""
+    """Return the ``--debug`` settings of train_gpt.py."""
     stand_ins = _StandIns(args)
     tokenizer = stand_ins.tokenizer(args.pretrained_model_name_or_path)
     start = args.pretrained_transformer_path
@@ -127,7 +127,7 @@ class _StandIns:
         )
 
     def perceptual_weight(self, args: TokenizerArgs) -> float:
-        """0 where LPIPS has no files."""
+        """Return the perceptual weight, 0 where LPIPS has no files."""
         missing = missing_weights(here_or_in_project(args.lpips_path)) if args.perc_weight else None
         if missing is None:
             return args.perc_weight
@@ -135,7 +135,7 @@ class _StandIns:
         return 0.0
 
     def with_episodes(self, args: Any, num_frames: int) -> Any:
-        """The run's own data if they are there, else squares that actions move."""
+        """Return settings with the run's own data if they exist, else with squares that actions move."""
         if isinstance(args, GptArgs) and args.token_store is not None:
             if Path(args.token_store).is_dir():
                 return args
@@ -162,17 +162,17 @@ class _StandIns:
         return _write_json(self.folder / f"tokenizer-{self.resolution}.json", config)
 
     def tokenizer(self, path: str) -> str:
-        """A trained tokenizer, or an untrained one in its place."""
+        """Return the folder of a trained tokenizer, or of an untrained one in its place."""
         if Path(path).exists():
             return path
         folder = self.folder / f"tokenizer-{self.resolution}-{self.context_length}"
         config = json.loads(self.tokenizer_config(None).read_text())
         shape = {"resolution": self.resolution, "context_length": self.context_length}
-        with _made_in(folder, TOKENIZER_WEIGHTS) as aside:
-            if aside is not None:
+        with _made_in(folder, TOKENIZER_WEIGHTS) as unfinished:
+            if unfinished is not None:
                 model = CompressiveVQModel.from_config({**config, **shape})
                 model.dynamics_quantize.embedding.weight.data[0] = 0  # the still code, for --history own
-                save_tokenizer(model, aside)
+                save_tokenizer(model, unfinished)
         logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
         return str(folder)
 
@@ -181,19 +181,19 @@ class _StandIns:
         return _write_json(self.folder / "transformer.json", config | {"head_dim": None})
 
     def transformer(self, args: GptArgs, tokenizer: str, config_name: str) -> str:
-        """An untrained transformer in place of a trained one: action-free unless the run wants actions in it."""
+        """Return the folder of an untrained transformer, action-free unless the run wants actions in it."""
         action_dim = args.action_dim if args.action_conditioned and not args.load_internal_llm else None
         layout = load_tokenizer(tokenizer).layout(args.segment_length - args.context_length)
         folder = self.folder / f"transformer-{layout.vocab_size}-{layout.num_frames}-{action_dim or 'free'}"
-        with _made_in(folder, TRANSFORMER_WEIGHTS) as aside:
-            if aside is not None:
-                save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), aside)
+        with _made_in(folder, TRANSFORMER_WEIGHTS) as unfinished:
+            if unfinished is not None:
+                save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), unfinished)
         logger.warning("--debug: %s is not there, %s stands in for it", args.pretrained_transformer_path, folder)
         return str(folder)
 
 
 def _has_data(args: TokenizerArgs | GptArgs) -> bool:
-    """A folder of datasets, or a benchmark whose folders DATASET.yaml names."""
+    """Return whether there is a folder of datasets, or a benchmark whose folders DATASET.yaml names."""
     path = args.dataset_path
     if path is not None and (find_format(path) or Path(path).is_dir()):
         return True
@@ -206,7 +206,7 @@ def _has_data(args: TokenizerArgs | GptArgs) -> bool:
 
 @contextmanager
 def _made_in(folder: Path, last_file: str) -> Iterator[Path | None]:
-    """A folder to write what is to be in ``folder``, from the same random numbers always; None if it is there."""
+    """Yield a folder to write the content of ``folder`` to, under a fixed seed; None if it exists."""
     if (folder / last_file).is_file():
         yield None
         return
@@ -223,7 +223,7 @@ def _write_json(path: Path, values: dict[str, Any]) -> Path:
 
 
 def _write_episode(path: Path, seed: int, num_frames: int, resolution: int, action_dim: int) -> None:
-    """A square that the first two action components push around on a plain picture."""
+    """Write an episode of a square that the first two action components push around."""
     if path.exists():
         return
     rng = np.random.default_rng(seed)

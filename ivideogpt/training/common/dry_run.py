@@ -1,4 +1,4 @@
-"""``--dry_run``: what a training run would be, from its parts, which are built and checked but never used."""
+"""``--dry_run``: describe a training run from its parts, which are built and checked but never used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIGABYTE = 2**30
 
 
 def report(trainer: TokenizerTrainer | GptTrainer) -> str:
-    """A few lines for the terminal."""
+    """Return a few lines for the terminal."""
     args, run = trainer.args, trainer.run
     parts = dict(trainer.networks())
     start = f"go on from {run.checkpoint}" if run.checkpoint is not None else f"write {run.directory}"

@@ -1,4 +1,4 @@
-"""The running mean of a model's weights that ``--use_ema`` validates with and ends with."""
+"""EMA of a model's weights, which ``--use_ema`` validates with and saves at the end."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ MAX_DECAY = 0.9999
 WARM_UP = 9  # update n has decay n / (WARM_UP + n), as in diffusers: a young average forgets its beginning
 
 
-class AveragedWeights:
-    """Exponential moving average of the trained weights of ``model``, updated after each of its optimizer's updates.
+class EmaWeights:
+    """EMA of the trained weights of ``model``, updated after each of its optimizer's updates.
 
     Weights that do not train, such as codebooks that are running means already, have no average of their own. The state
     is part of every checkpoint and the same in all processes.
@@ -27,7 +27,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, skipped: Tensor) -> None:
-        """The first one makes the average what the weights are. Nothing changes after a ``skipped`` (1) update."""
+        """Update the EMA; the first call copies the weights. Nothing changes after a ``skipped`` (1) update."""
         decay = min(self._updates / (WARM_UP + self._updates), MAX_DECAY)
         share = (1 - decay) * (1 - skipped)  # known to the device alone
         averages = list(self._averages.values())
@@ -36,7 +36,7 @@ class AveragedWeights:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside, and its own again afterwards."""
+        """Put the EMA into the model for the duration, and its own weights back afterwards."""
         own = self._put(self._averages)
         try:
             yield

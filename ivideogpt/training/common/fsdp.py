@@ -1,4 +1,4 @@
-"""Models whose weights are spread over processes (FSDP2): their state as whole tensors. All processes call all."""
+"""State dicts of models that FSDP2 shards over processes. All processes call all functions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state_dict(model: nn.Module, only_main: bool = False) -> dict[str, Tensor]:
-    """In every process, or in the main process's own memory; the others get nothing then."""
+    """Gather all weights in every process, or in the main process's own memory alone; the others get nothing then."""
     _spread(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=only_main)
     tensors: dict[str, Any] = get_model_state_dict(model, options=options)
@@ -33,7 +33,7 @@ def whole_state_dict(model: nn.Module, only_main: bool = False) -> dict[str, Ten
 
 
 class ShardedOptimizerState:
-    """Of an optimizer of sharded weights: whole moments under the weights' names, whatever the number of processes.
+    """State of a sharded optimizer: whole moments under the weights' names, for any number of processes.
 
     The main process has them; each reads its own part of them.
     """
@@ -54,7 +54,7 @@ class ShardedOptimizerState:
 
 
 def _spread(model: nn.Module) -> None:
-    """After a forward pass without a backward one, the outermost weights are still whole, and not the optimizer's."""
+    """Shard the outermost weights again: after a forward pass without a backward one they are still whole."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()

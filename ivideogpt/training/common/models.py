@@ -1,4 +1,4 @@
-"""Build models and losses that learn: shared by both trainings and by model-based RL. Without accelerate."""
+"""Build models and losses for training: shared by both trainings and by model-based RL. Without accelerate."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def adapt_tokenizer(
 def freeze_codebooks(tokenizer: CompressiveVQModel) -> None:
     tokenizer.quantize.requires_grad_(False)
     tokenizer.dynamics_quantize.requires_grad_(False)
+
+
+def freeze_tokens(tokenizer: CompressiveVQModel) -> None:
+    """Leave nothing but the decoders to train."""
+    tokenizer.requires_grad_(False)
+    parts = (tokenizer.post_quant_conv, tokenizer.decoder, tokenizer.post_quant_linear, tokenizer.cond_decoder)
+    for part in parts:
+        part.requires_grad_(True)
 
 
 def build_tokenizer_loss(

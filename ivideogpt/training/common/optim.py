@@ -27,7 +27,7 @@ def build_adamw(
     epsilon: float = 1e-8,
     in_8bit: bool = False,
 ) -> Optimizer:
-    """AdamW in one fused kernel, or bitsandbytes' one with moments of 8 bits."""
+    """Build AdamW with one fused kernel, or bitsandbytes' with 8-bit moments."""
     if in_8bit:
         from bitsandbytes.optim import AdamW8bit
 
@@ -40,7 +40,7 @@ def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float, embed_no_wd: bool) -> list[dict[str, object]]:
-    """Two groups: what decays, and with ``embed_no_wd`` biases, norms and the input embedding, which do not.
+    """Split the parameters into those with weight decay and, with ``embed_no_wd``, those without.
 
     Without the flag everything decays, as in the published recipes.
     """
@@ -62,12 +62,12 @@ def _exempt_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def accumulating(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
-    """For each batch of an update: processes exchange gradients only at the last one."""
+    """Accumulate gradients over the batches of an update; processes exchange them only at the last one."""
     return nullcontext() if is_last else accelerator.no_sync(model)
 
 
 def advance(updates: SoundUpdates, scheduler: LRScheduler, loss: Tensor, norm: Tensor) -> Tensor:
-    """One update with the gradients that there are, of norm ``norm``, and none left over. Was it skipped (0 or 1)?"""
+    """Update with the present gradients of norm ``norm`` and clear them. Returns whether it was skipped (0 or 1)."""
     skipped = updates.step(loss, norm)
     scheduler.step()
     updates.optimizer.zero_grad()
@@ -75,7 +75,7 @@ def advance(updates: SoundUpdates, scheduler: LRScheduler, loss: Tensor, norm: T
 
 
 def gradient_norms(model: nn.Module) -> dict[str, float]:
-    """Norm of the gradients of each direct part of a model."""
+    """Return the gradient norm of each direct part of a model."""
     norms = {}
     for name, part in model.named_children():
         gradients = [parameter.grad for parameter in part.parameters() if parameter.grad is not None]

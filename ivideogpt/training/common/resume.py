@@ -1,4 +1,4 @@
-"""Which flags of a training script a resumed run must keep. Knows flags and run.json."""
+"""Rules for the flags that a resumed training run must keep. Knows flags and run.json."""
 
 from __future__ import annotations
 

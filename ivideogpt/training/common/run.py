@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import ProjectConfiguration, broadcast_object_list, set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -37,21 +37,21 @@ from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
 from ivideogpt.runs.resume import RECORD, Changes
 from ivideogpt.runs.signals import StopSignal
+from ivideogpt.runs.trackers import TensorBoard, Tracker, Trackio, WeightsAndBiases
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
 from ivideogpt.training.common.resume import RULES, allowed_changes, keeping_hyperparameters, recorded_run
-from ivideogpt.training.common.trackers import track_gif, track_image
 from ivideogpt.versions import versions
 
 logger = logging.getLogger(__name__)
 
 WAIT_OR = "start a new run, without --resume_from_checkpoint"
-RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "diffusers", "transformers", "numpy")
+RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "transformers", "numpy")
 
 
 @dataclass
 class Run:
-    """What every part of a training script shares: ``accelerator``, ``directory``, ``seed``, the record of metrics.
+    """The ``accelerator``, ``directory``, ``seed`` and metrics record that every part of a training script shares.
 
     ``checkpoint`` is the one to resume from. ``facts`` go into run.json. ``exit_code`` is the command's.
     """
@@ -63,6 +63,7 @@ class Run:
     checkpoint: Path | None = None
     changes: Changes = field(default_factory=dict)  # since the run that is resumed, on purpose
     facts: dict[str, Any] = field(default_factory=dict)
+    trackers: list[Tracker] = field(default_factory=list)  # of the main process
     stop_signal: StopSignal = field(default_factory=StopSignal)
     exit_code: int = 0
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
@@ -74,8 +75,10 @@ class Run:
                 stack.enter_context(locked(self.directory, WAIT_OR))
                 self._open_folder()
             self._share_name()
-            self._start_trackers()
             stack.callback(self.accelerator.end_training)
+            for name in self.args.trackers if self.is_main_process else ():
+                self.trackers.append(self._start_tracker(name))
+                stack.callback(self.trackers[-1].close)
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
@@ -94,7 +97,7 @@ class Run:
 
     @property
     def config_file(self) -> Path:
-        """run.json, or one beside it for the part of a run that was resumed; config.json is the trained model's."""
+        """File of the settings: run.json, or one beside it for a resumed part; config.json is the trained model's."""
         name = RECORD if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
         return self.directory / name
 
@@ -105,18 +108,19 @@ class Run:
     # ---- the record
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
+        """Log metrics of ``split`` (train, validation) to metrics.jsonl, the trackers and the log."""
         if not self.is_main_process:
             return
         with going_on_without_room():
             append_metrics(self.metrics_file, {"step": step, "split": split}, metrics)
         with going_on_without_room():
-            self.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
+            for tracker in self.trackers:
+                tracker.log({f"{split}/{name}": value for name, value in metrics.items()}, step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
         logger.info("step %d %s  %s", step, split, text)
 
     def log_image(self, step: int, name: str, image: Image.Image) -> None:
-        """A picture to ``images/`` in the run folder and to the trackers."""
+        """Write an image to ``images/`` in the run folder and to the trackers."""
         if not self.is_main_process:
             return
         folder = self.directory / "images"
@@ -124,13 +128,13 @@ class Run:
             folder.mkdir(exist_ok=True)
             with atomic_file(folder / f"{name}-{step:07d}.png") as file:
                 image.save(file, format="PNG")
-            for tracker in self.accelerator.trackers:
-                track_image(tracker, step, name, image)
+            for tracker in self.trackers:
+                tracker.log_image(name, image, step)
 
     def log_video(self, step: int, name: str, path: Path) -> None:
-        """A GIF of the run folder to the trackers."""
-        for tracker in self.accelerator.trackers:
-            track_gif(tracker, step, name, path)
+        """Send a GIF of the run folder to the trackers."""
+        for tracker in self.trackers:
+            tracker.log_gif(name, path, step)
 
     def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each metric over all processes, which all call this."""
@@ -140,11 +144,11 @@ class Run:
         return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True))
 
     def say(self, text: str) -> None:
-        """An answer to whoever typed the command, once."""
+        """Print an answer for whoever typed the command, once."""
         self.accelerator.print(text)
 
     def progress_bar(self, finished_steps: int, total_steps: int, clips_per_step: float) -> tqdm[Any]:
-        """A bar on a terminal, in clips; elsewhere the log lines say it all."""
+        """Make a progress bar in clips for a terminal; elsewhere the log lines suffice."""
         return tqdm(
             initial=finished_steps,
             total=total_steps,
@@ -156,14 +160,14 @@ class Run:
         )
 
     def should_stop(self) -> bool:
-        """Has any process been asked to stop (SIGTERM, SIGINT)?"""
+        """Return whether any process was asked to stop (SIGTERM, SIGINT)."""
         if self.accelerator.num_processes > 1:
             own = torch.tensor([self.stop_signal.number], device=self.accelerator.device)
             self.stop_signal.number = int(self.accelerator.gather(own).max())
         return self.stop_signal.number != 0
 
     def stopped_after(self, step: int) -> None:
-        """The run ends before its time: whoever started the command must not take it for finished."""
+        """Note that the run ends early, in the exit code and the log."""
         self.exit_code = 128 + self.stop_signal.number
         logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
@@ -205,10 +209,8 @@ class Run:
                 self.directory = _new_folder_name(Path(self.args.output_dir), self.args.exp_name)
 
     def _share_name(self) -> None:
-        """Tell all processes, and the trackers, which folder the main process has opened."""
+        """Tell all processes which folder the main process has opened."""
         self.directory = broadcast_object_list([self.directory])[0]
-        files = self.accelerator.project_configuration
-        files.project_dir, files.logging_dir = str(self.directory), str(self.directory / self.args.logging_dir)
 
     def _open_folder(self) -> None:
         if self.checkpoint is not None:
@@ -226,7 +228,7 @@ class Run:
         logger.info("run folder %s", self.directory)
 
     def configuration(self) -> dict[str, Any]:
-        """The full resolved configuration: what was asked, on what, with which versions."""
+        """Return the resolved configuration: settings, machine and versions."""
         return {
             "args": dataclasses.asdict(self.args) | {"seed": self.seed},
             "command": sys.argv,
@@ -238,16 +240,20 @@ class Run:
             **self.facts,
         }
 
-    def _start_trackers(self) -> None:
+    def _start_tracker(self, name: str) -> Tracker:
         config = {name: _flat(value) for name, value in self.configuration()["args"].items()}
-        self.accelerator.init_trackers(
-            self.args.tracker_project_name, config=config, init_kwargs={"wandb": {"name": self.directory.name}}
-        )
+        project = self.args.tracker_project_name
+        if name == "tensorboard":
+            last_step = -1 if self.checkpoint is None else step_of(self.checkpoint)
+            return TensorBoard(self.directory / self.args.logging_dir / project, last_step, config)
+        if name == "wandb":
+            return WeightsAndBiases("--report_to wandb", project=project, name=self.directory.name, config=config)
+        return Trackio(project, config)
 
 
 @contextmanager
 def going_on_without_room() -> Iterator[None]:
-    """Report what cannot be written and go on: weights are worth more than a line about them."""
+    """Report a failed write and go on: weights are worth more than a log line."""
     try:
         yield
     except OSError as error:
@@ -255,12 +261,9 @@ def going_on_without_room() -> Iterator[None]:
 
 
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
-    """Start the processes' common ground and name the run. Writes nothing yet."""
+    """Start the processes and name the run. Writes nothing yet."""
     check_launcher()
-    files = ProjectConfiguration(logging_dir=args.logging_dir)  # under the run's folder, once that is opened
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, log_with=_tracker_names(args) or None, project_config=files
-    )
+    accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
     check_distribution(args, accelerator.distributed_type)
@@ -274,7 +277,7 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
 
 
 def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> None:
-    """Raises UserError for ways of spreading a model that do not go with what is asked."""
+    """Raise UserError for ways of distributing a model that do not fit the other flags."""
     if kind == DistributedType.DEEPSPEED:
         raise UserError("DeepSpeed is not supported: configs/accelerate/fsdp2.yaml and zero2.yaml shard without it")
     if kind == DistributedType.FSDP and isinstance(args, TokenizerArgs):
@@ -304,12 +307,6 @@ def _new_folder_name(output_dir: Path, exp_name: str) -> Path:
     return folder
 
 
-def _tracker_names(args: TokenizerArgs | GptArgs) -> list[str]:
-    if isinstance(args, GptArgs) and not args.with_tracking:
-        return []
-    return [name for name in args.report_to.split(",") if name != "none"]
-
-
 def _git_commit() -> str | None:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
@@ -319,5 +316,5 @@ def _git_commit() -> str | None:
 
 
 def _flat(value: Any) -> int | float | str | bool:
-    """Trackers take plain values only."""
+    """Convert a value to one of the plain types that trackers take."""
     return value if isinstance(value, int | float | str | bool) else str(value)

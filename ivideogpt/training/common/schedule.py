@@ -1,4 +1,4 @@
-"""Whose turn it is, and how far training has come. Knows nothing of models.
+"""Training phases, progress and learning-rate schedules. Knows nothing of models.
 
 Tokenizer training alternates between a generator and a discriminator phase, and every finished phase counts as one
 step, as in the published recipes: before the discriminator starts, its turn is an idle step.
@@ -23,7 +23,7 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class PhaseSchedule:
-    """Generator on even numbers of finished steps, discriminator on odd ones from ``disc_start`` on."""
+    """Schedule of phases: generator at even finished steps, discriminator at odd ones from ``disc_start`` on."""
 
     max_steps: int
     disc_start: int
@@ -36,7 +36,7 @@ class PhaseSchedule:
 
     @property
     def generator_updates(self) -> int:
-        """Updates that the generator's optimizer makes in the whole run."""
+        """Number of updates of the generator's optimizer in the whole run."""
         return (self.max_steps + 1) // 2 - (self.first_step + 1) // 2
 
     @property
@@ -46,7 +46,7 @@ class PhaseSchedule:
 
 @dataclass
 class TrainProgress:
-    """How far a run has come; part of every checkpoint."""
+    """Progress of a run in steps and clips; part of every checkpoint."""
 
     step: int = 0
     clips: int = 0
@@ -63,15 +63,15 @@ def every(step: int, interval: int) -> bool:
 
 
 def validates_at(step: int, interval: int, skip_first: bool) -> bool:
-    """Steps 1, 1 + n, 1 + 2n, ..."""
+    """Return whether a validation is due: at steps 1, 1 + n, 1 + 2n, ..."""
     return step % interval == 1 % interval and not (skip_first and step == 1)
 
 
 def within_phase_pair(step: int, interval: int) -> bool:
-    """Does a multiple of ``interval`` fall on ``step``, a finished generator phase, or on the phase that follows it?"""
+    """Return whether a multiple of ``interval`` is ``step``, a finished generator phase, or the phase after it."""
     return step % interval in (0, interval - 1)
 
 
 def build_scheduler(name: str, optimizer: Optimizer, warmup_updates: int, updates: int) -> LRScheduler:
-    """A learning-rate schedule in updates of its own optimizer, whatever the number of processes."""
+    """Build a learning-rate schedule in updates of its own optimizer, whatever the number of processes."""
     return get_scheduler(name, optimizer, num_warmup_steps=warmup_updates, num_training_steps=updates)

@@ -10,7 +10,7 @@ import torch
 
 class Batch(Protocol):
     def to(self, device: torch.device) -> Any:
-        """The batch that a model takes, on this device."""
+        """Return the batch that a model takes, on this device."""
 
 
 class Loader(Protocol):

@@ -1,4 +1,4 @@
-"""Updates of weights, less those that would spoil them. Knows optimizers; knows no model and no loss."""
+"""Optimizer updates that skip losses and gradients that are not finite. Knows no model and no loss."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class SoundUpdates:
         return skipped
 
     def check_end(self) -> None:
-        """For the end of a run that may be too short for ``MAX_SKIPPED``.
+        """Check the updates of a run that may be too short for ``MAX_SKIPPED``.
 
         Raises:
             UserError: all of its updates were skipped, or the last ``MAX_SKIPPED`` of them.

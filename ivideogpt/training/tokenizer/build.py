@@ -1,4 +1,4 @@
-"""Everything that ``train_tokenizer.py`` needs, from its flags."""
+"""Build all parts of ``train_tokenizer.py`` from its flags."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ivideogpt.state_dicts import load_strict, read_any_tensors
 from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
 from ivideogpt.training.common.clip_batches import build_clip_loaders, clip_config
-from ivideogpt.training.common.ema import AveragedWeights
-from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks
+from ivideogpt.training.common.ema import EmaWeights
+from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks, freeze_tokens
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters
 from ivideogpt.training.common.run import build_run
 from ivideogpt.training.common.schedule import PhaseSchedule, TrainProgress, build_scheduler
 from ivideogpt.training.common.stream import BatchStream
 from ivideogpt.training.tokenizer.codebooks import Codebook, Codebooks
-from ivideogpt.training.tokenizer.gan import Adversary
+from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.training.tokenizer.trainer import WEIGHTS_FOLDER, TokenizerTrainer
 from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 
@@ -40,7 +40,7 @@ CONFIG_OF_RESOLUTION = {64: PROJECT / "configs" / "ctx_vae64", 256: PROJECT / "c
 
 
 def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
-    """A trainer with all its parts. Writes nothing."""
+    """Build a trainer with all its parts. Writes nothing."""
     run = build_run(args, TOKENIZER_CHECKPOINTS)
     accelerator = run.accelerator
     loss = build_loss(args, accelerator.device)
@@ -74,16 +74,16 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
         schedule=schedule,
         codebooks=codebooks,
         fresh_codebooks=fresh_codebooks,
-        average=AveragedWeights(tokenizer) if args.use_ema else None,
-        adversary=build_adversary(args, schedule, accelerator),
+        average=EmaWeights(tokenizer) if args.use_ema else None,
+        gan_loss=build_gan_loss(args, schedule, accelerator),
         clips=BatchStream(train_clips, accelerator.device),
         validation_clips=validation_clips,
         progress=TrainProgress(step=args.start_global_step),
     )
 
 
-def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: Accelerator) -> Adversary | None:
-    """None if the run ends before ``--disc_start``."""
+def build_gan_loss(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: Accelerator) -> GanLoss | None:
+    """Build the GAN loss, or None if the run ends before ``--disc_start``."""
     if not schedule.discriminator_updates:
         return None
     discriminator = Discriminator(depth=args.disc_depth)
@@ -94,7 +94,7 @@ def build_adversary(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: A
     updates = schedule.discriminator_updates
     scheduler = build_scheduler(args.discr_lr_scheduler, optimizer, args.lr_warmup_steps, updates)
     model, prepared_optimizer = accelerator.prepare(discriminator, optimizer)
-    return Adversary(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
+    return GanLoss(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs, accelerator: Accelerator) -> Optimizer:
@@ -109,12 +109,14 @@ def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs,
 
 
 def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[CompressiveVQModel, frozenset[str]]:
-    """A tokenizer in training mode, and which of its codebooks know nothing yet."""
+    """Build a tokenizer in training mode; also return the names of its untrained codebooks."""
     model, fresh_codebooks = starting_tokenizer(args, checkpoint)
     adapt_tokenizer(model, args.context_length, args.resolution)
     model.set_cross_attention_dropout(args.cross_attention_dropout)
     if args.selected_params or args.codebook_decay:
         freeze_codebooks(model)
+    if args.decoders_only:
+        freeze_tokens(model)
     if args.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     if args.compile:
@@ -125,7 +127,7 @@ def build_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[Compr
 
 
 def starting_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[CompressiveVQModel, frozenset[str]]:
-    """From the run's checkpoint, from pretrained weights of a whole tokenizer or of its plain halves, or all new."""
+    """Load the tokenizer from the run's checkpoint or pretrained weights (a tokenizer or a plain VAE), or build it."""
     start = args.pretrained_model_name_or_path
     if checkpoint is not None:
         return load_tokenizer(checkpoint / WEIGHTS_FOLDER), frozenset()
@@ -143,7 +145,7 @@ def starting_tokenizer(args: TokenizerArgs, checkpoint: Path | None) -> tuple[Co
 
 
 def read_config(path: str | None, resolution: int) -> dict[str, Any]:
-    """A tokenizer's config.json (a file, or the folder it is in), or the one for a resolution."""
+    """Read a tokenizer's config.json (a file, or its folder), or the one for a resolution."""
     if path is None and resolution not in CONFIG_OF_RESOLUTION:
         raise UserError(f"no default architecture for --resolution {resolution}: give --model_config_name_or_path")
     file = Path(path) if path is not None else CONFIG_OF_RESOLUTION[resolution]
@@ -161,7 +163,7 @@ def segment_spec(args: TokenizerArgs) -> SegmentSpec:
 
 
 def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
-    """With LPIPS if it has a weight; raises UserError if its files are not there."""
+    """Build the loss, with LPIPS if it has a weight; raises UserError if its files are missing."""
     config = TokenizerLossConfig(
         reconstruction=args.vae_loss,  # type: ignore[arg-type]
         recon_weight=args.recon_weight,

@@ -1,4 +1,4 @@
-"""Upkeep of codebooks: how much of them is in use, a start from data, a new place for codes that nothing uses.
+"""Codebook maintenance: usage statistics, initialisation from data, and restarts of dead codes.
 
 Knows latents, codes and the optimizer's moments of the code vectors; knows no images.
 """
@@ -75,7 +75,7 @@ class Codebook:
         self.counts = Tensors({"since_log": self._counts_since_log, "since_restart": self._counts_since_restart})
 
     def observe(self, codes: Tensor, latents: Tensor) -> None:
-        """Take note of the codes of a training batch, any shape, and of the latents (..., d) that they stand for."""
+        """Count the codes of a training batch, any shape, and add up their latents (..., d)."""
         counts = torch.bincount(codes.flatten(), minlength=len(self.vectors))
         self._counts_since_log += counts
         self._counts_since_restart += counts
@@ -96,13 +96,13 @@ class Codebook:
         self._set_vectors(torch.where(weights > FORGOTTEN, self._sums / weights, self.vectors))
 
     def take_statistics(self) -> dict[str, float]:
-        """Share of the codes in use and perplexity since the last time."""
+        """Return the share of codes in use and their perplexity since the last call."""
         counts = self.accelerator.reduce(self._counts_since_log, "sum")
         self._counts_since_log.zero_()
         return {f"{self.name}_{name}": value for name, value in code_usage(counts).items()} if counts.any() else {}
 
     def has_enough(self, parts: Sequence[Tensor]) -> bool:
-        """For :meth:`initialise`."""
+        """Return whether the latents suffice for :meth:`initialise`."""
         return sum(map(len, parts)) >= VECTORS_PER_CODE * len(self.vectors)
 
     @torch.no_grad()
@@ -155,14 +155,14 @@ class Codebooks:
     dynamics: Codebook
 
     def observe(self, output: CompressiveVQOutput, moving: Tensor | None = None) -> None:
-        """Take note of a training batch's forward pass; of the dynamics only where ``moving`` (B F, 16), if given."""
+        """Observe a training batch's forward pass; dynamics only where ``moving`` (B F, 16), if given."""
         assert output.context_codes is not None
         assert output.context_latents is not None
         assert output.dynamics_codes is not None
         assert output.dynamics_latents is not None
         self.context.observe(output.context_codes, output.context_latents)
         self.dynamics.observe(
-            *(_chosen(of, moving) for of in (output.dynamics_codes, output.dynamics_latents.detach()))
+            *(_chosen(values, moving) for values in (output.dynamics_codes, output.dynamics_latents.detach()))
         )
 
     def take_statistics(self) -> dict[str, float]:
@@ -177,14 +177,14 @@ class Codebooks:
         return context | self.dynamics.restart_dead_codes(_chosen(output.dynamics_latents, moving), optimizer)
 
     def initialise(self, batches: Iterable[tuple[Tensor, Tensor]], names: Collection[str]) -> None:
-        """Start the codebooks of these names from data: pairs of context and dynamics latents, as many as it takes."""
+        """Initialise the named codebooks from pairs of context and dynamics latents, as many as needed."""
         collected: dict[Codebook, list[Tensor]] = {
             book: [] for book in (self.context, self.dynamics) if book.name in names
         }
-        for of_context, of_dynamics in islice(batches, MAX_BATCHES_TO_START):
+        for context, dynamics in islice(batches, MAX_BATCHES_TO_START):
             for book, parts in collected.items():
                 if not book.has_enough(parts):
-                    parts.append(of_context if book is self.context else of_dynamics)
+                    parts.append(context if book is self.context else dynamics)
             if all(book.has_enough(parts) for book, parts in collected.items()):
                 break
         for book, parts in collected.items():
@@ -196,7 +196,7 @@ def _chosen(values: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
-    """Lloyd's algorithm from random distinct vectors. A centre that loses all its vectors stays where it is."""
+    """Run Lloyd's algorithm from random distinct vectors. A centre that loses all its vectors stays where it is."""
     distinct = torch.unique(vectors, dim=0)
     chosen = torch.randperm(len(distinct))[:num_centres].to(vectors.device)
     centres = distinct[chosen]
@@ -212,12 +212,12 @@ def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
 
 
 def _nearest(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Which centre is nearest to each vector, in parts that fit into memory."""
+    """Return the index of the centre nearest to each vector, in parts that fit into memory."""
     return torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in vectors.split(VECTORS_AT_A_TIME)])
 
 
 def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
-    """At most ``num`` distinct latents, drawn as k-means++ draws its centres.
+    """Sample at most ``num`` distinct latents as k-means++ samples its centres.
 
     The probability is proportional to the squared distance from the nearest code vector.
     """

@@ -1,4 +1,4 @@
-"""The discriminator of tokenizer training: what it adds to the tokenizer's loss, and how it is trained itself."""
+"""GAN loss of tokenizer training: the generator's term and the discriminator's updates."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from ivideogpt.training.common.updates import SoundUpdates
 
 
 @dataclass
-class Adversary:
-    """A discriminator with its optimizer. It sees context frames, then future frames, unclamped.
+class GanLoss:
+    """GAN loss: a discriminator with its optimizer. It sees context frames, then future frames, unclamped.
 
     ``discriminator`` is wrapped for the processes.
     """
@@ -36,9 +36,9 @@ class Adversary:
         self.updates = SoundUpdates("discriminator", self.optimizer, self.accelerator)
 
     def added_to(self, terms: LossTerms, reconstructed: Tensor, last_layer: Tensor) -> LossTerms:
-        """The tokenizer's loss with the discriminator's verdict on ``reconstructed`` frames (N, 3, H, W).
+        """Add the GAN loss of ``reconstructed`` frames (N, 3, H, W) to the tokenizer's loss.
 
-        The verdict is scaled to pull on the ``last_layer`` as strongly as the perceptual loss of future frames does, or
+        It is scaled to pull on the ``last_layer`` as strongly as the perceptual loss of future frames does, or
         their reconstruction loss where there is no perceptual one (VQGAN, Esser et al. 2021, equation 7).
         """
         discriminator = self.accelerator.unwrap_model(self.discriminator)
@@ -51,20 +51,20 @@ class Adversary:
         )
 
     def backward(self, real: Tensor, reconstructed: Tensor, num_batches: int, is_last: bool) -> Mapping[str, Tensor]:
-        """Gradients of the discriminator from one of ``num_batches`` batches of frames (N, 3, H, W)."""
+        """Accumulate the discriminator's gradients for one of ``num_batches`` batches of frames (N, 3, H, W)."""
         with accumulating(self.accelerator, self.discriminator, is_last):
             logits = self.discriminator(torch.cat([real, reconstructed])).float()
-            of_real, of_fake = logits.chunk(2)
-            loss = hinge_loss(of_real, of_fake)
+            real_logits, fake_logits = logits.chunk(2)
+            loss = hinge_loss(real_logits, fake_logits)
             self.accelerator.backward(loss / num_batches)
         return {
             "disc_loss": loss.detach(),
-            "disc_real": of_real.detach().mean(),
-            "disc_fake": of_fake.detach().mean(),
+            "disc_real": real_logits.detach().mean(),
+            "disc_fake": fake_logits.detach().mean(),
         }
 
     def update(self, loss: Tensor) -> dict[str, Tensor | float]:
-        """Clip, step, schedule."""
+        """Clip gradients, step the optimizer, advance the schedule."""
         metrics: dict[str, Tensor | float] = {"disc_lr": self.scheduler.get_last_lr()[0]}
         parameters = self.discriminator.parameters()
         metrics["disc_grad_norm"] = norm = self.accelerator.clip_grad_norm_(parameters, self.max_grad_norm)
@@ -72,7 +72,7 @@ class Adversary:
         return metrics
 
     def state(self) -> dict[str, Any]:
-        """Its parts of a checkpoint."""
+        """Return the components to checkpoint, by name."""
         return {
             "discriminator": self.accelerator.unwrap_model(self.discriminator),
             "discriminator_optimizer": self.optimizer,
@@ -82,7 +82,7 @@ class Adversary:
 
 @contextmanager
 def without_gradients(module: nn.Module) -> Iterator[None]:
-    """Gradients pass through the module, but its own parameters get none."""
+    """Let gradients pass through the module, without any for its own parameters."""
     module.requires_grad_(False)
     try:
         yield

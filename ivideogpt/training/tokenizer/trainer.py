@@ -33,7 +33,7 @@ from ivideogpt.runs.throughput import Throughput
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
-from ivideogpt.training.common.ema import AveragedWeights
+from ivideogpt.training.common.ema import EmaWeights
 from ivideogpt.training.common.optim import accumulating, advance, gradient_norms
 from ivideogpt.training.common.run import Run
 from ivideogpt.training.common.schedule import (
@@ -47,7 +47,7 @@ from ivideogpt.training.common.schedule import (
 from ivideogpt.training.common.stream import BatchStream
 from ivideogpt.training.common.updates import SoundUpdates
 from ivideogpt.training.tokenizer.codebooks import Codebooks
-from ivideogpt.training.tokenizer.gan import Adversary
+from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQOutput
 from ivideogpt.world_model import evaluating
@@ -74,8 +74,8 @@ class TokenizerTrainer:
     schedule: PhaseSchedule
     codebooks: Codebooks
     fresh_codebooks: frozenset[str]  # names of those that know nothing yet
-    average: AveragedWeights | None  # None: what is trained is what is used
-    adversary: Adversary | None  # None: no discriminator takes part
+    average: EmaWeights | None  # None: what is trained is what is used
+    gan_loss: GanLoss | None  # None: no discriminator takes part
     clips: BatchStream
     validation_clips: ClipLoader
     progress: TrainProgress = field(default_factory=TrainProgress)
@@ -91,7 +91,7 @@ class TokenizerTrainer:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """Made when the run is under way: only then its folder is certain."""
+        """Checkpoints of the run, made when its folder is certain."""
         return Checkpoints(
             self.run.directory,
             TOKENIZER_CHECKPOINTS,
@@ -102,7 +102,7 @@ class TokenizerTrainer:
                 "progress": self.progress,
                 "context_means": self.codebooks.context.means,
                 "dynamics_means": self.codebooks.dynamics.means,
-                **(self.adversary.state() if self.adversary is not None else {}),
+                **(self.gan_loss.state() if self.gan_loss is not None else {}),
                 **({"average": self.average} if self.average is not None else {}),
                 **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
             },
@@ -117,10 +117,10 @@ class TokenizerTrainer:
         )
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """What takes memory, by name."""
+        """Yield the networks that take memory, by name."""
         yield "tokenizer", self.accelerator.unwrap_model(self.model)
-        if self.adversary is not None:
-            yield "discriminator", self.accelerator.unwrap_model(self.adversary.discriminator)
+        if self.gan_loss is not None:
+            yield "discriminator", self.accelerator.unwrap_model(self.gan_loss.discriminator)
         if self.loss.lpips is not None:
             yield "LPIPS", self.loss.lpips
 
@@ -141,8 +141,8 @@ class TokenizerTrainer:
         """Go on from a checkpoint, or prepare a new model."""
         if self.run.checkpoint is not None:
             pairs = [(self.optimizer, self.scheduler)]
-            if self.adversary is not None:
-                pairs.append((self.adversary.optimizer, self.adversary.scheduler))
+            if self.gan_loss is not None:
+                pairs.append((self.gan_loss.optimizer, self.gan_loss.scheduler))
             self.run.resume(self.checkpoints, pairs)
             return
         if self.args.align_to_context:
@@ -154,7 +154,7 @@ class TokenizerTrainer:
 
     @torch.no_grad()
     def align_to_context(self) -> None:
-        """With the first clips of this process; the first process decides."""
+        """Align the tokenizer with the first clips of the first process."""
         model = self.accelerator.unwrap_model(self.model)
         batches = [self.next_frames() for _ in range(-(-CLIPS_TO_ALIGN // self.args.train_batch_size))]
         context = torch.cat([split(frames, self.args.context_length)[0] for frames in batches])
@@ -163,7 +163,7 @@ class TokenizerTrainer:
             parameter.copy_(broadcast(parameter.detach()))
 
     def finish(self) -> None:
-        """Final weights, or a checkpoint if the run was stopped."""
+        """Write final weights, or a checkpoint if the run was stopped."""
         if self.progress.step < self.args.max_train_steps:
             self.save_checkpoint()
             self.run.stopped_after(self.progress.step)
@@ -187,7 +187,7 @@ class TokenizerTrainer:
                 pass
 
     def generator_phase(self) -> dict[str, Tensor | float]:
-        """One update of the tokenizer from ``gradient_accumulation_steps`` batches."""
+        """Update the tokenizer once from ``gradient_accumulation_steps`` batches."""
         num_batches = self.args.gradient_accumulation_steps
         averager = MetricAverager()
         for index in range(num_batches):
@@ -200,8 +200,8 @@ class TokenizerTrainer:
             is_last = index == num_batches - 1
             with self.throughput.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
                 terms, output = self.loss_of(frames)
-                if self.adversary is not None and self.progress.step >= self.args.disc_start:
-                    terms = self.adversary.added_to(terms, reconstructed_frames(output), self.last_layer)
+                if self.gan_loss is not None and self.progress.step >= self.args.disc_start:
+                    terms = self.gan_loss.added_to(terms, reconstructed_frames(output), self.last_layer)
                 self.accelerator.backward(terms.total / num_batches)
             self.codebooks.observe(output, moving)
             averager.add(terms.detached())
@@ -213,8 +213,8 @@ class TokenizerTrainer:
         return metrics
 
     def discriminator_phase(self) -> dict[str, Tensor | float]:
-        """One update of the discriminator from ``gradient_accumulation_steps`` batches of its own."""
-        assert self.adversary is not None
+        """Update the discriminator once from ``gradient_accumulation_steps`` batches of its own."""
+        assert self.gan_loss is not None
         num_batches = self.args.gradient_accumulation_steps
         averager = MetricAverager()
         for index in range(num_batches):
@@ -225,23 +225,23 @@ class TokenizerTrainer:
                     output = reconstruct(self.model, frames, self.args.context_length)
                 real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
                 is_last = index == num_batches - 1
-                averager.add(self.adversary.backward(real, reconstructed_frames(output), num_batches, is_last))
+                averager.add(self.gan_loss.backward(real, reconstructed_frames(output), num_batches, is_last))
         self.count_clips()
         with self.throughput.timing("optimizer"):
             means = averager.means()
-            return means | self.adversary.update(means["disc_loss"])
+            return means | self.gan_loss.update(means["disc_loss"])
 
     @property
     def last_layer(self) -> Tensor:
         return self.accelerator.unwrap_model(self.model).cond_decoder.conv_out.weight
 
     def loss_of(self, frames: Tensor) -> tuple[LossTerms, Any]:
-        """Loss of clips (B, T, 3, H, W), and the forward pass it comes from."""
+        """Compute the loss of clips (B, T, 3, H, W); also return the tokenizer's output."""
         output = reconstruct(self.model, frames, self.args.context_length)
         return self.loss(frames, output, self.args.context_length), output
 
     def update(self, loss: Tensor) -> dict[str, Tensor | float]:
-        """Clip, step, schedule."""
+        """Clip gradients, step the optimizer, advance the schedule."""
         metrics: dict[str, Tensor | float] = {"lr": self.scheduler.get_last_lr()[0]}
         with self.throughput.timing("optimizer"):
             norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
@@ -264,16 +264,16 @@ class TokenizerTrainer:
         return next(self.clips).frames
 
     def latents_of_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Encoder outputs of training batches, without end: those that the codes are to stand for."""
+        """Yield encoder outputs of training batches without end, to initialise codebooks from."""
         model = self.accelerator.unwrap_model(self.model)
         while True:
             frames = self.next_frames()
             context, future = split(frames, self.args.context_length)
             with evaluating(model), torch.no_grad(), self.accelerator.autocast():
-                of_context, of_future = model.latents(context.flatten(0, 1), future.flatten(0, 1))
+                context_latents, future_latents = model.latents(context.flatten(0, 1), future.flatten(0, 1))
             if self.args.still_weight:
-                of_future = of_future[moving_patches(frames, self.args.context_length).flatten()]
-            yield of_context, of_future  # not inside: what runs between two batches would run in eval mode
+                future_latents = future_latents[moving_patches(frames, self.args.context_length).flatten()]
+            yield context_latents, future_latents  # not inside: what runs between two batches would run in eval mode
 
     # ---- between steps
 
@@ -296,7 +296,7 @@ class TokenizerTrainer:
             self.run.log(step, "train", metrics)
 
     def validate(self, step: int) -> None:
-        """Losses and PSNR over the first clips of the test split, and a picture."""
+        """Log losses and PSNR over the first clips of the test split, and an image."""
         averager = MetricAverager()
         with self.averaged(), evaluating(self.model), torch.no_grad():
             for batch in self.validation_clips.first(self.args.max_eval_iters):
@@ -308,11 +308,11 @@ class TokenizerTrainer:
         self.run.log_image(step, "validation", picture)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """The weights that the run is to be judged by."""
+        """Apply the weights that the run is validated with."""
         return nullcontext() if self.average is None else self.average.applied()
 
     def picture(self, frames: Tensor) -> Image.Image:
-        """Truth, reconstruction, frame difference and error of some clips (B, T, 3, H, W)."""
+        """Render truth, reconstruction, frame difference and error of some clips (B, T, 3, H, W)."""
         with evaluating(self.model), torch.no_grad():
             output = reconstruct(self.model, frames, self.args.context_length)
         context, future = (part.unflatten(0, (len(frames), -1)) for part in (output.ref_sample, output.sample))
@@ -321,12 +321,12 @@ class TokenizerTrainer:
     # ---- files
 
     def save_checkpoint(self) -> None:
-        """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
+        """Save; a failure is only logged unless the run ends here."""
         ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
         self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
 
     def write_checkpoint_weights(self, folder: Path) -> None:
-        """Those to go on training with, and the averaged ones."""
+        """Write the weights to continue training with, and their EMA."""
         self.write_weights(folder / WEIGHTS_FOLDER)
         self.write_discriminator(folder / WEIGHTS_FOLDER)
         if self.average is not None:
@@ -334,13 +334,13 @@ class TokenizerTrainer:
                 self.write_weights(folder / AVERAGE_FOLDER)
 
     def write_discriminator(self, folder: Path) -> None:
-        """If there is one, as ``--discriminator_config_name_or_path`` reads it."""
-        if self.adversary is not None and self.accelerator.is_main_process:
+        """Write the discriminator, if there is one, in the format of ``--discriminator_config_name_or_path``."""
+        if self.gan_loss is not None and self.accelerator.is_main_process:
             with atomic_file(folder / DISCRIMINATOR_WEIGHTS) as file:
-                torch.save(self.accelerator.unwrap_model(self.adversary.discriminator).state_dict(), file)
+                torch.save(self.accelerator.unwrap_model(self.gan_loss.discriminator).state_dict(), file)
 
     def write_weights(self, folder: Path) -> None:
-        """config.json and the weights, in the published format. All processes call it."""
+        """Write config.json and the weights in the published format. All processes call it."""
         tensors = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
             write_tokenizer_config(self.accelerator.unwrap_model(self.model), folder)
@@ -348,17 +348,17 @@ class TokenizerTrainer:
 
 
 def split(frames: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
-    """Context and future frames of clips."""
+    """Split clips into context and future frames."""
     return frames[:, :context_length], frames[:, context_length:]
 
 
 def with_still_frame(frames: Tensor, context_length: int) -> Tensor:
-    """Clips whose future ends with a frame in which nothing has moved; a robot seldom shows one."""
+    """Append to clips a future frame in which nothing has moved; recorded robots seldom show one."""
     return torch.cat([frames, frames[:, context_length - 1 : context_length]], dim=1)
 
 
 def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
-    """The tokenizer's forward pass over clips (B, T, 3, H, W), with everything that losses need."""
+    """Run the tokenizer over clips (B, T, 3, H, W), with all outputs that losses need."""
     context, future = split(frames, context_length)
     return model(
         sample=context.flatten(0, 1),
@@ -369,13 +369,13 @@ def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
 
 
 def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
-    """All frames of all clips, (B T, 3, H, W): the context's, then the future's."""
+    """Return all frames of all clips, (B T, 3, H, W): the context's, then the future's."""
     assert output.ref_sample is not None
     return torch.cat([output.ref_sample, output.sample])
 
 
 def reconstruction_psnr(frames: Tensor, output: CompressiveVQOutput, context_length: int) -> dict[str, Tensor]:
-    """In dB, means over a batch's context and over its future frames."""
+    """Return the mean PSNR in dB of a batch's context frames and of its future frames."""
     assert output.ref_sample is not None
     context, future = (part.flatten(0, 1) for part in split(frames, context_length))
     return {
@@ -385,7 +385,7 @@ def reconstruction_psnr(frames: Tensor, output: CompressiveVQOutput, context_len
 
 
 def reconstruction_sheet(truth: Tensor, reconstruction: Tensor, context_length: int) -> Image.Image:
-    """One group of rows per clip: truth, reconstruction, frame difference, error."""
+    """Render one group of rows per clip: truth, reconstruction, frame difference, error."""
     change = (truth - truth.roll(1, dims=1)).abs()
     change[:, 0] = 0
     groups = [

@@ -1,4 +1,4 @@
-"""Everything that ``train_gpt.py`` needs, from its flags."""
+"""Build all parts of ``train_gpt.py`` from its flags."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pretrained import (
     TRANSFORMER_WEIGHTS,
-    ModelMetadata,
     Transformer,
     initialise_transformer,
     language_model,
@@ -55,7 +55,7 @@ logger = logging.getLogger(__name__)
 
 
 def build_gpt_trainer(args: GptArgs) -> GptTrainer:
-    """A trainer with all its parts. Writes nothing."""
+    """Build a trainer with all its parts. Writes nothing."""
     run = build_run(args, TRANSFORMER_CHECKPOINTS)
     accelerator = run.accelerator
     tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
@@ -97,17 +97,17 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
 
 
 def prepare_tokenizer(tokenizer: CompressiveVQModel) -> CompressiveVQModel:
-    """Frozen, in eval mode, and in the memory format in which convolutions are fastest, in place."""
+    """Freeze the tokenizer in eval mode and the fastest memory format, in place."""
     return tokenizer.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 def compile_transformer(transformer: Transformer) -> None:
-    """In place, so that names of tensors stay; the first steps wait for the compiler."""
+    """Compile in place, so that tensors keep their names; the first steps wait for the compiler."""
     language_model(transformer).model.compile()
 
 
 def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> Transformer:
-    """A new transformer, with the weights of the run's checkpoint or of the starting point if there is one."""
+    """Build a transformer, with the weights of the run's checkpoint or of the starting point if there is one."""
     transformer = new_transformer(args, layout)
     if checkpoint is not None and not args.lora:  # whose adapters are state, beside the weights that they started from
         file = checkpoint / TRANSFORMER_WEIGHTS
@@ -122,7 +122,7 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
 
 
 def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
-    """Of the architecture that the flags describe, with random weights."""
+    """Build a transformer of the architecture in the flags, with random weights."""
     return build_fitting_transformer(
         read_llama_config(args.config_path),
         layout,
@@ -135,12 +135,12 @@ def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
 
 
 def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
-    """None if all weights train."""
+    """Build LoRA adapters, or None if all weights train."""
     return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
 
 
 def build_own_history(args: GptArgs, tokenizer: CompressiveVQModel, model: nn.Module) -> OwnHistory | None:
-    """Settings of own histories; None where there can be none.
+    """Return the settings of own histories; None where there can be none.
 
     Raises:
         UserError: the run is to train on them all the same.
@@ -164,7 +164,7 @@ def build_own_history(args: GptArgs, tokenizer: CompressiveVQModel, model: nn.Mo
 def build_batches(
     args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
 ) -> tuple[Loader | None, Loader | None, Source]:
-    """Training batches if it trains, validation batches that are the same every time, and what either is made of."""
+    """Build the training batches (if it trains), fixed validation batches, and the source of their clips."""
     eval_batch_size = args.eval_batch_size
     if args.token_store is None:
         source, config = PixelSource(tokenizer), pixel_config(args)
@@ -194,7 +194,7 @@ def pixel_config(args: GptArgs) -> DataConfig:
 
 
 def build_evaluation(args: GptArgs) -> EvaluationClips:
-    """The clips that a run scores which only evaluates: the same ones however many processes there are."""
+    """Return the clips that an evaluation-only run scores, the same ones for any number of processes."""
     # another episode in the place of a bad one would be scored under the wrong name
     config = replace(pixel_config(args), whole_clips=True, on_bad_episode="error")
     at_most = args.max_eval_iters * args.eval_batch_size
@@ -204,7 +204,7 @@ def build_evaluation(args: GptArgs) -> EvaluationClips:
 
 
 def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:
-    """A store that holds what this run asks for.
+    """Open a token store after checking that it holds what this run needs.
 
     Raises:
         UserError: its clips are of another shape, or another tokenizer made them, or it lacks actions or rewards.
@@ -225,7 +225,7 @@ def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, la
 
 
 def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
-    """What the flags say. How it is sampled they do not: that is as at its starting point, if this says so."""
+    """Make metadata from the flags; sampling options are those of the starting point, if it has any."""
     start = args.pretrained_transformer_path
     stated = None if start is None else ModelMetadata.read(model_folder(start))
     known: dict[str, Any] = {} if stated is None else {"generation": stated.generation}
@@ -245,7 +245,7 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
 
 
 def dataset_step(args: GptArgs) -> int | None:
-    """Native frames between the frames of a clip; None if the datasets of the mix differ in it."""
+    """Return the native frames between the frames of a clip; None if the datasets of the mix differ in it."""
     if args.token_store is not None:
         meta = TokenStore(args.token_store).meta
         names, video_stepsize = meta.datasets, meta.video_stepsize

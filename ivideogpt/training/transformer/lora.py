@@ -35,7 +35,7 @@ class Adapters:
         inject_adapter_in_model(self._config, self._llm, NAME)
 
     def merged(self) -> Transformer:
-        """A copy of the transformer in which they have become part of the weights: an ordinary one again."""
+        """Return a copy of the transformer with the adapters merged into its weights."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         merged = deepcopy(self._transformer)
@@ -48,7 +48,7 @@ class Adapters:
         return merged
 
     def save(self, folder: Path) -> None:
-        """Write them by themselves, for ``PeftModel.from_pretrained`` beside the weights that they started from."""
+        """Write the adapters alone, for ``PeftModel.from_pretrained`` with the weights that they started from."""
         from peft import get_peft_model_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Validation by sampled futures of the validation clips: shown, and scored."""
+"""Validation by sampled futures, which are logged as GIFs and scored."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ EVALUATION_FLAGS = (
 
 @dataclass(frozen=True)
 class ScoringNetworks:
-    """What compares frames and videos, with every metric that was asked for and whose weights are there."""
+    """Networks that score frames and videos, for every metric that was asked for and whose weights are there."""
 
     frames: FrameScorer
     i3d: I3D | None
 
     @classmethod
     def find(cls, args: GptArgs, device: torch.device) -> ScoringNetworks:
-        """The log names what is left out."""
+        """Load the networks whose weights are there; the log names the missing ones."""
         frames = FrameScorer(find_lpips(args.lpips_path, device), args.max_decode_batchsize)
         return cls(frames, find_i3d(args.i3d_path, device) if args.use_fvd else None)
 
     def scorer(self, model: WorldModel, args: GptArgs) -> PredictionScorer:
-        """FVD is of whole clips' predictions alone."""
+        """Build a scorer; FVD only for predictions of whole clips."""
         return PredictionScorer(
             model,
             self.frames,
@@ -84,21 +84,21 @@ class SampledValidation:
         self.batches += 1
 
     def metrics(self) -> dict[str, float]:
-        """Means over the clips of all processes, which all call it; with I3D the FVD over all samples."""
+        """Return means over the clips of all processes, which all call it; with I3D also FVD."""
         rows = [row for part in Processes().gather(self.rows) for row in part]
         summary = RowSummary(sorted(rows, key=lambda row: row.number))
         metrics = {
             f"{prefix}{metric}": summary.means.mean((column, name, metric))
             for prefix, (column, name) in LOGGED.items()
             for metric, row in METRICS.items()
-            if row.of_whole_frames and (column, name, metric) in summary.means
+            if row.scores_whole_frames and (column, name, metric) in summary.means
         }
         distances = summary.fvd()
         return metrics | ({"fvd": distances["paper"][PREDICTION]} if distances else {})
 
 
 def log_gif(run: Run, step: int, model: WorldModel, clip: ClipBatch, batch: int, number: int) -> None:
-    """A clip beside one sampled future of it, which is that of clip ``number`` where futures are scored."""
+    """Log a clip beside one sampled future of it, the one that is scored for clip ``number``."""
     rollout = sample_futures(model, clip, VALIDATION_SEED, clip_numbers=[number])
     sample = torch.cat([rollout.context[0], rollout.frames[0, 0]])
     folder = run.directory / "images"
@@ -109,19 +109,19 @@ def log_gif(run: Run, step: int, model: WorldModel, clip: ClipBatch, batch: int,
 
 
 def evaluated_settings(args: GptArgs) -> dict[str, Any]:
-    """What a report says that ``train_gpt.py --eval_only`` was asked for."""
+    """Return the settings of ``train_gpt.py --eval_only`` that its report lists."""
     asked = {name: getattr(args, name) for name in EVALUATION_FLAGS}
     tokenizer = args.pretrained_model_name_or_path
     return {"model": str(args.pretrained_transformer_path), "tokenizer": tokenizer, **asked, "seed": VALIDATION_SEED}
 
 
 def reported_metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """A report's means under the names that validations have."""
+    """Return a report's means under the names that validations use."""
     metrics = {
         f"{prefix}{metric}": interval["mean"]
         for prefix, (column, name) in LOGGED.items()
         for metric, interval in report["scores"].get(column, {}).get(name, {}).items()
-        if METRICS[metric].of_whole_frames
+        if METRICS[metric].scores_whole_frames
     }
     return metrics | ({"fvd": report["fvd"]["paper"][PREDICTION]} if report["fvd"] else {})
 

@@ -1,4 +1,4 @@
-"""What a batch is to the transformer: tokens to train on, and a few clips to look at.
+"""Batches of the transformer: tokens to train on, and a few clips to look at.
 
 Dimension keys: B clips, T frames, L tokens.
 """
@@ -18,17 +18,17 @@ from ivideogpt.world_model import symlog
 
 
 class Source(Protocol):
-    """Where clips come from."""
+    """Protocol of a stream of clips, either as pixels or as stored tokens."""
 
     def tokens(self, batch: Any) -> TokenBatch: ...
 
     def clips(self, batch: Any, num_clips: int | None = None) -> ClipBatch:
-        """The clips of a batch, or the first of them, as frames, with their actions if it has them."""
+        """Return the frames and actions of a batch's clips, or of the first of them."""
 
 
 @dataclass(frozen=True)
 class PixelSource:
-    """Batches are clips, which a frozen tokenizer reads in eval mode.
+    """Source of clips as pixels, which a frozen tokenizer encodes in eval mode.
 
     It reads them in float32 whatever the run's precision: of bfloat16's tokens of context frames one in 27 is another
     one than sessions, evaluation and token stores see.
@@ -48,7 +48,7 @@ class PixelSource:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Batches are tokens already. Their frames are what the tokenizer makes of them."""
+    """Source of stored tokens, whose frames the tokenizer decodes."""
 
     tokenizer: CompressiveVQModel
 
@@ -63,7 +63,7 @@ class TokenSource:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """Which parts of a batch the model is given, and in which space its rewards are."""
+    """Selection of the parts of a batch that the model is given, and the space of its rewards."""
 
     actions: bool
     rewards: bool

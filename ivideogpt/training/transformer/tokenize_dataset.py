@@ -7,10 +7,12 @@ depend on who writes it, so an interrupted run goes on where it stopped, with an
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -20,85 +22,31 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ivideogpt.data.clips.batches import BadEpisode
-from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.dataset import DataConfig, build_sources
 from ivideogpt.data.clips.loaders import watch_workers
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
+from ivideogpt.data.formats.episodes import check_carries
 from ivideogpt.data.tokens.stored_clips import (
-    Carried,
-    EpisodeLengths,
     Portion,
     Portions,
     StoredClips,
     first_good,
+    joined,
     measure,
-    plain_and_augmented,
 )
-from ivideogpt.data.tokens.token_store import CLIPS_PER_SHARD, TokenBatch, TokenStore, TokenStoreMeta, state_checksum
+from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, state_checksum
 from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import load_tokenizer
-from ivideogpt.training.common.args import BAD_EPISODE_HELP, CACHE_HELP
+from ivideogpt.training.transformer.tokenize_command import TokenizeArgs
 from ivideogpt.vq_model import CompressiveVQModel
 
 logger = logging.getLogger(__name__)
 
 CAUSES_LISTED = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizeArgs:
-    """Store every clip of a dataset as tokens."""
-
-    pretrained_model_name_or_path: str = option(REQUIRED, "tokenizer folder or hub id")
-    dataset_path: str | None = option(
-        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
-    )
-    oxe_data_mixes_type: str = option(
-        "folder:*", "mix of datasets; its weights do not count: every clip is stored once a pass"
-    )
-    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
-    segment_length: int = option(16, "frames of a clip", minimum=1)
-    context_length: int | None = option(None, "context frames (default: the tokenizer's)", minimum=1)
-    video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
-    stride: int = option(1, "native frames from the start of a clip to the next one's", minimum=1)
-    split: str = option("train", "which episodes", choices=("train", "test"))
-    num_passes: int = option(1, "how often every clip is stored: once as it is, then augmented", minimum=1)
-    strong_aug: bool = option(False, "stronger augmentation in the later passes")
-    seed: int = option(0, "of the augmentation", minimum=0)
-    output: str = option(REQUIRED, "folder of the store; an unfinished one goes on")
-    clips_per_shard: int = option(CLIPS_PER_SHARD, "an interruption loses the work on one shard", minimum=1)
-    batch_size: int = option(16, "clips at a time", minimum=1)
-    dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
-    on_bad_episode: str = option(
-        "error", BAD_EPISODE_HELP.replace("draw another one", "leave it out"), choices=("error", "skip")
-    )
-    cache_mb: int = option(64, CACHE_HELP, minimum=0)
-    mixed_precision: str = option("no", "tokens are those of float32", choices=("no", "bf16"), inert=True)
-    device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
-
-    def validate(self) -> None:
-        """The tokenizer's context, which the segment length has to exceed, is not known yet."""
-        if self.num_passes > 1 and self.split == "test":
-            raise UserError("--num_passes augments, which --split test never is: store it in one pass")
-        if self.strong_aug and self.num_passes == 1:
-            raise UserError("--strong_aug is for the passes after the first: it needs --num_passes of at least 2")
-
-    @property
-    def augmentation(self) -> Augmentation | None:
-        """Of the passes after the first."""
-        if self.num_passes == 1:
-            return None
-        return STRONG_AUGMENTATION if self.strong_aug else Augmentation()
-
-    @property
-    def augmentation_name(self) -> str:
-        if self.num_passes == 1:
-            return "none"
-        return "strong" if self.strong_aug else "weak"
 
 
 @dataclass(frozen=True)
@@ -120,7 +68,14 @@ class ClipTokenizer:
             yield TokenBatch(self(frames), portion.clips.actions, portion.clips.rewards)
 
 
-def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> StoredClips:
+def later_augmentation(args: TokenizeArgs) -> Augmentation | None:
+    """Return the augmentation of the passes after the first."""
+    if args.num_passes == 1:
+        return None
+    return STRONG_AUGMENTATION if args.strong_aug else Augmentation()
+
+
+def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tuple[StoredClips, list[BadEpisode]]:
     """Opens every episode once; the processes share that."""
     config = DataConfig(
         dataset_path=args.dataset_path,
@@ -129,19 +84,23 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> Stor
         video_stepsize=args.video_stepsize,
         image_size=image_size,
         batch_size=args.batch_size,
-        augmentation=args.augmentation,
+        augmentation=later_augmentation(args),
         sthsth_root_path=args.sthsth_root_path,
         on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
         cache_mb=args.cache_mb,
     )
-    plain, augmented = plain_and_augmented(config, args.split)
-    firsts = [first_good(source) for source in plain]
-    carried = Carried.by(firsts)
-    if carried.action_dim is None and any(episode.action_dim for episode in firsts):
+    split: Any = args.split
+    sources = tuple(source for source, _ in build_sources(replace(config, augmentation=None), split))
+    firsts = [first_good(source) for source in sources]
+    dims, has_rewards = {episode.action_dim for episode in firsts}, all(episode.has_rewards for episode in firsts)
+    action_dim = dims.pop() if len(dims) == 1 else None
+    if dims and any(dims):
         logger.warning("the datasets differ in action dimension: no actions are stored")
-    part = measure(plain, carried, args.on_bad_episode == "skip", state.process_index, state.num_processes)
-    lengths = EpisodeLengths.joined(gather_object([part]))
-    return StoredClips(config, plain, augmented, carried, lengths, args.stride, args.num_passes, args.seed)
+    check = partial(check_carries, actions=action_dim is not None, rewards=has_rewards, action_dim=action_dim)
+    part = measure(sources, check, args.on_bad_episode == "skip", state.process_index, state.num_processes)
+    lengths, bad = joined(gather_object([part]))
+    clips = StoredClips(config, sources, action_dim, has_rewards, lengths, args.stride, args.num_passes, args.seed)
+    return clips, bad
 
 
 def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokenizer: str) -> TokenStoreMeta:
@@ -152,9 +111,9 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
         augmentation=args.augmentation_name,
         seed=args.seed,
         clips_per_shard=args.clips_per_shard,
-        action_dim=clips.carried.action_dim,
-        has_rewards=clips.carried.rewards,
-        sources=clips.sources(),
+        action_dim=clips.action_dim,
+        has_rewards=clips.has_rewards,
+        sources=clips.stored_sources(),
         split=args.split,
         video_stepsize=args.video_stepsize,
         stride=args.stride,
@@ -182,8 +141,7 @@ def write_tokens(
             progress.update(portion.num_clips)
 
 
-def main(argv: Sequence[str]) -> None:
-    args = parse(TokenizeArgs, argv)
+def tokenize(args: TokenizeArgs) -> None:
     check_launcher()
     # Without being told, accelerate takes several processes on a machine without a GPU for strangers to one another.
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
@@ -192,7 +150,7 @@ def main(argv: Sequence[str]) -> None:
     if args.context_length is not None:
         model.set_context_length(args.context_length)
     layout = _layout(model, args.segment_length)
-    clips = find_clips(args, model.config.resolution, state)
+    clips, bad = find_clips(args, model.config.resolution, state)
     writer = TokenStoreWriter(Path(args.output), describe(args, clips, layout, state_checksum(model.state_dict())))
     if state.is_main_process:
         writer.begin()
@@ -206,7 +164,9 @@ def main(argv: Sequence[str]) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         writer.finish()
-        print(report(args.output, clips, writer.skipped()))
+        print(
+            report(args.output, len(clips.lengths), {episode.name: episode.cause for episode in bad} | writer.skipped())
+        )
 
 
 def choose_device(name: str | None, state: PartialState) -> torch.device:
@@ -215,9 +175,9 @@ def choose_device(name: str | None, state: PartialState) -> torch.device:
     return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def report(output: str, clips: StoredClips, skipped: Mapping[str, str]) -> str:
-    causes = {**{bad.name: bad.cause for bad in clips.lengths.bad}, **skipped}
-    lines = [f"{len(TokenStore(output))} clips of {len(clips.lengths.frames)} episodes in {output}"]
+def report(output: str, num_episodes: int, causes: Mapping[str, str]) -> str:
+    """Say what is in a store, and which episodes are not, by name with their cause."""
+    lines = [f"{len(TokenStore(output))} clips of {num_episodes} episodes in {output}"]
     if causes:
         lines.append(f"skipped {len(causes)} bad episodes")
         lines += [f"  {' '.join(cause.split())}" for cause in islice(causes.values(), CAUSES_LISTED)]

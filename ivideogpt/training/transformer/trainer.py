@@ -30,7 +30,8 @@ from ivideogpt.evaluation.video_prediction import predict_future
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
-from ivideogpt.pretrained import ModelMetadata, Transformer, language_model, save_transformer
+from ivideogpt.metadata import ModelMetadata
+from ivideogpt.pretrained import Transformer, language_model, save_transformer
 from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.runs.state import RandomState, Stateful
 from ivideogpt.runs.throughput import Throughput
@@ -105,7 +106,7 @@ class GptTrainer:
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """Made when the run is under way: only then its folder is certain."""
+        """Checkpoints of the run, made when its folder is certain."""
         return Checkpoints(
             self.run.directory,
             TRANSFORMER_CHECKPOINTS,
@@ -127,16 +128,16 @@ class GptTrainer:
 
     @property
     def transformer(self) -> Transformer:
-        """The model itself."""
+        """Transformer without its wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
     def networks(self) -> Iterator[tuple[str, nn.Module]]:
-        """What takes memory, by name."""
+        """Yield the networks that take memory, by name."""
         yield "transformer", self.transformer
         yield "tokenizer", self.tokenizer
 
     def usable_transformer(self) -> Transformer:
-        """As its users will have it: a copy if it is spread over processes, which all call this, or has adapters."""
+        """Return the transformer for inference: a copy if it is sharded (all processes call this) or has adapters."""
         if self.adapters is not None:
             return self.adapters.merged()
         if not is_sharded(self.transformer):
@@ -165,7 +166,7 @@ class GptTrainer:
         self.finish()
 
     def evaluate(self) -> None:
-        """One validation, of the weights that the run was given, and a report on sampled futures if they are scored."""
+        """Validate the given weights once, and write a report if sampled futures are scored."""
         self.run.stop_signal.end_at_once()
         self.validate(self.progress.step)
         if self.scoring is not None and self.evaluation_clips is not None:
@@ -182,7 +183,7 @@ class GptTrainer:
         logger.info("finished: %s", self.run.directory)
 
     def finish(self) -> None:
-        """Final weights, or a checkpoint if the run was stopped."""
+        """Write final weights, or a checkpoint if the run was stopped."""
         if self.progress.step < self.args.max_train_steps:
             self.save_checkpoint()
             self.run.stopped_after(self.progress.step)
@@ -194,7 +195,7 @@ class GptTrainer:
     # ---- one step
 
     def update(self) -> dict[str, Tensor | float]:
-        """One update from ``gradient_accumulation_steps`` batches."""
+        """Update once from ``gradient_accumulation_steps`` batches."""
         num_batches = self.args.gradient_accumulation_steps
         averager = MetricAverager()
         for index in range(num_batches):
@@ -222,7 +223,7 @@ class GptTrainer:
             return self.source.tokens(batch)
 
     def training_loss(self, batch: TokenBatch) -> LossTerms:
-        """Loss under the history that ``--history`` and ``--stale_tokens`` ask for."""
+        """Compute the loss under the history corruption of ``--history`` and ``--stale_tokens``."""
         tokens = batch.tokens
         if self.args.history != "own":
             stale_share = self.args.stale_tokens
@@ -238,7 +239,7 @@ class GptTrainer:
     def loss_of(
         self, batch: TokenBatch, history: Tensor | None = None, context: KeysAndValues | None = None
     ) -> LossTerms:
-        """Loss of a batch's tokens, read from a ``history`` (B, L) if it differs; its context may have been read."""
+        """Compute a batch's loss, reading a ``history`` (B, L) if it differs, after a context that may be cached."""
         batch = self.conditioning(batch)
         return transformer_loss(
             self.model,
@@ -251,7 +252,7 @@ class GptTrainer:
         )
 
     def own_history_ce(self, batch: TokenBatch) -> dict[str, Tensor]:
-        """Cross-entropy under the model's own history, as a metric; none where no history can stand still."""
+        """Return the cross-entropy under the model's own history, or nothing where no frame can stand still."""
         if self.own_history is None:
             return {}
         actions = self.conditioning(batch).actions
@@ -273,7 +274,7 @@ class GptTrainer:
             self.save_checkpoint()
 
     def validate(self, step: int) -> None:
-        """Loss, perplexity and accuracy over the first clips of the test split; sampled futures, scored if asked."""
+        """Log loss, perplexity and accuracy over the first clips of the test split, and scores of sampled futures."""
         if self.validation_batches is None:
             return
         averager = MetricAverager()
@@ -301,18 +302,18 @@ class GptTrainer:
             self.run.log_image(step, "validation", self.picture(world_model, self.source.clips(batch, CLIPS_SHOWN)))
 
     def world_model(self) -> WorldModel:
-        """The model with its weights as they are now."""
+        """Return the model with its present weights."""
         return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
 
     def sampled_validation(self, world_model: WorldModel) -> SampledValidation | None:
-        """None where no futures are scored, or where a report is to score them."""
+        """Build the scores of sampled futures; None where none are scored, or a report scores them."""
         if self.scoring is None or self.evaluation_clips is not None:
             return None
         scorer = self.scoring.scorer(world_model, self.args)
         return SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
 
     def picture(self, world_model: WorldModel, clips: ClipBatch) -> Image.Image:
-        """One sampled future of some clips beside the true one."""
+        """Render one sampled future of some clips beside the true one."""
         context = clips.frames[:, : self.layout.context_frames]
         predicted = torch.cat([context, predict_future(world_model, clips, seed=VALIDATION_SEED)], dim=1)
         pairs = zip(to_pixels(clips.frames), to_pixels(predicted), strict=True)
@@ -322,12 +323,12 @@ class GptTrainer:
     # ---- files
 
     def save_checkpoint(self) -> None:
-        """A failure must not cost what training has done since the last checkpoint, unless the run ends here."""
+        """Save; a failure is only logged unless the run ends here."""
         ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
         self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
 
     def write_weights(self, folder: Path) -> None:
-        """config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
+        """Write config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
         transformer, tensors = self.transformer, None
         if is_sharded(transformer):
             tensors = whole_state_dict(transformer, only_main=True)
@@ -342,7 +343,7 @@ class GptTrainer:
 
 @contextmanager
 def latest_logits(llm: nn.Module) -> Iterator[list[Tensor]]:
-    """A list that holds the logits (B, n, vocabulary) of the language model's latest forward pass."""
+    """Yield a list that holds the logits (B, n, vocabulary) of the language model's latest forward pass."""
     latest: list[Tensor] = []
 
     def keep(module: nn.Module, arguments: Any, outputs: Any) -> None:
@@ -356,7 +357,7 @@ def latest_logits(llm: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Share of labelled tokens that are the likeliest ones; ``labels[:, i]`` is predicted at position i - 1."""
+    """Return the share of labelled tokens that are the likeliest; ``labels[:, i]`` is predicted at position i - 1."""
     predicted, labels = logits[:, :-1].argmax(dim=-1), labels[:, 1:]
     labelled = labels != IGNORED_LABEL
     return (predicted == labels)[labelled].float().mean()

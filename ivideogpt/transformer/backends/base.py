@@ -1,4 +1,4 @@
-"""What decoders ask of a backend, and the backends by name.
+"""The interface between decoders and backends, and the registry of backends by name.
 
 A backend runs the passes of one language model on one kind of hardware. To add one::
 
@@ -28,10 +28,10 @@ class FrameBuffers(Protocol):
     """Draws whole frames of all rows of a decoder, in memory of its own."""
 
     def load(self, cache: KVCache, streams: RandomStreams, num_draws: int) -> KVCache:
-        """Take over a decoder's rows. Returns their part of the cache here."""
+        """Take over a decoder's rows. Returns their part of the buffers' cache."""
 
     def place(self, cache: KVCache, waiting: Tensor | None) -> Tensor | None:
-        """Note where the rows stand, and the ids (B, 1) that wait to enter; returns where these are."""
+        """Store the rows' positions and the ids (B, 1) that wait to enter; returns the buffer of these ids."""
 
     def draw(self, action: Tensor | None, num_rows: int) -> DecodedFrame:
         """Draw one frame of the first ``num_rows`` rows, under embedded actions (B, D)."""
@@ -53,7 +53,7 @@ class DecodeBackend(Protocol):
         return None
 
     def refresh(self) -> None:
-        """Take note that the weights have been read again and may lie elsewhere."""
+        """Handle that the weights have been read again and may have other addresses."""
         return
 
     def new_cache(self, batch: int, capacity: int) -> KVCache:
@@ -63,7 +63,7 @@ class DecodeBackend(Protocol):
         """Append n positions (B, n, D) to the cache and return their last hidden states after the final norm."""
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states (..., D) to logits (..., V)."""
+        """Convert hidden states (..., D) to logits (..., V)."""
 
     def sample(self, logits: Tensor, sampling: Sampling, draw: Tensor | None) -> Tensor:
         """Sample one id a row, as :func:`ivideogpt.transformer.sampling.sample` does."""
@@ -73,7 +73,7 @@ class DecodeBackend(Protocol):
         return None
 
     def give_back(self, buffers: FrameBuffers) -> None:
-        """Take buffers back that a decoder no longer uses."""
+        """Take back buffers that a decoder no longer uses."""
         return
 
 
@@ -83,7 +83,7 @@ _BACKENDS: dict[str, type[DecodeBackend]] = {}
 
 
 def register_backend(name: str, backend: type[DecodeBackend]) -> None:
-    """Make a backend known by name, wherever one may be named."""
+    """Register a backend under a name that any ``backend`` argument then accepts."""
     _BACKENDS[name] = backend
 
 

@@ -1,4 +1,4 @@
-"""One frame of every row at fixed addresses, so that a GPU can replay it as one captured graph.
+"""One frame of every row at fixed addresses, captured as one CUDA graph that a GPU replays.
 
 Thousands of small kernels make up a frame, and launching each costs more than running it.
 """
@@ -50,7 +50,7 @@ class CudaGraphFrame:
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, cache: KVCache, streams: RandomStreams, num_draws: int) -> KVCache:
-        """Take over a session's rows. Returns their part of the cache here."""
+        """Take over a session's rows. Returns their part of this frame's cache."""
         rows, filled = cache.num_rows, max(cache.lengths)
         parts = []
         for mine, theirs in ((self.cache.keys, cache.keys), (self.cache.values, cache.values)):
@@ -62,7 +62,7 @@ class CudaGraphFrame:
         return KVCache(parts[0], parts[1], list(cache.lengths))
 
     def place(self, cache: KVCache, waiting: Tensor | None) -> Tensor | None:
-        """Note where the rows of a session stand, and the ids (B, 1) that wait to enter; returns where these are."""
+        """Store the rows' positions and the ids (B, 1) that wait to enter; returns the buffer of these ids."""
         rows = cache.num_rows
         self.positions[:rows] = torch.tensor(cache.lengths, device="cpu").to(self.positions.device, non_blocking=True)
         if waiting is None:
@@ -71,7 +71,7 @@ class CudaGraphFrame:
         return self.entering[:rows, :-1]
 
     def draw(self, action: Tensor | None, num_rows: int) -> DecodedFrame:
-        """One frame of the first ``num_rows`` rows."""
+        """Draw one frame of the first ``num_rows`` rows."""
         if action is not None:
             self.action[:num_rows] = action
         if self.graph is None:
@@ -82,7 +82,7 @@ class CudaGraphFrame:
         return DecodedFrame(self.tokens[:num_rows].clone(), reward)
 
     def run(self) -> None:
-        """Draw a frame from the buffers into the buffers, without a look at the host's numbers."""
+        """Draw a frame from the buffers into the buffers, without synchronising with the host."""
         model, start = self.model, self.positions.clone()
         num_passed = 0
 
@@ -106,7 +106,7 @@ class CudaGraphFrame:
         self.num_draws += len(draws)
 
     def capture(self) -> None:
-        """Record a run as a CUDA graph. Buffers hold nonsense afterwards."""
+        """Record a run as a CUDA graph. The contents of the buffers are undefined afterwards."""
         with torch.cuda.device(self.positions.device):
             stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
             stream.wait_stream(torch.cuda.current_stream())
@@ -121,7 +121,7 @@ class CudaGraphFrame:
 
 
 class CudaGraphBackend(TorchBackend):
-    """Frames as captured graphs, kept by shape: one is used by one decoder at a time, and kept for the next.
+    """Frames as captured graphs, cached by shape: a graph serves one decoder at a time and is kept for the next.
 
     Prefill, and sampled separators, go through torch pass by pass.
     """
@@ -138,7 +138,7 @@ class CudaGraphBackend(TorchBackend):
         return None if weights.device.type == "cuda" else f"the model is on {weights.device}"
 
     def borrow_buffers(self, model: FrameModel, num_rows: int, capacity: int) -> CudaGraphFrame | None:
-        """Return a frame for at least so many rows. None, after one line in the log, where capturing is impossible."""
+        """Return a frame for at least so many rows; None, after one line in the log, where capturing is impossible."""
         if self._failed or model.sampling.separators == "sampled":
             return None
         model, num_rows = replace(model, backend=self._passes), bucket(num_rows)
@@ -163,7 +163,7 @@ class CudaGraphBackend(TorchBackend):
 
 
 def addresses_of(model: FrameModel) -> tuple[int, ...]:
-    """Where the weights are: a graph reads them there, also when they have moved since."""
+    """Return the addresses of all weights: a captured graph goes on reading them there after they have moved."""
     weights = model.backend.weights
     tensors = [*weights.tensors, weights.cos, weights.sin]
     tensors += [] if model.reward_head is None else list(model.reward_head.parameters())
@@ -172,5 +172,5 @@ def addresses_of(model: FrameModel) -> tuple[int, ...]:
 
 
 def bucket(num_rows: int) -> int:
-    """The next power of two: batches that differ little share a graph."""
+    """Round up to a power of two, so that batches that differ little share a graph."""
     return 1 << (num_rows - 1).bit_length()

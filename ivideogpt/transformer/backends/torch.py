@@ -20,7 +20,7 @@ Attention = Callable[[int, Tensor], Tensor]  # number of a layer, joined project
 
 
 class TorchBackend(DecodeBackend):
-    """The base of the other backends, which replace a part of it."""
+    """Passes by torch, and the base of the other backends, which replace a part of it."""
 
     def __init__(self, weights: LlamaWeights) -> None:
         self.weights = weights
@@ -48,14 +48,14 @@ class TorchBackend(DecodeBackend):
         )
 
     def forward_at(self, embeddings: Tensor, keys: Tensor, values: Tensor, positions: Tensor, end: int) -> Tensor:
-        """As :meth:`forward`, where rows may stand at different ``positions`` (B, n), all before ``end``.
+        """Run a pass whose rows may stand at different ``positions`` (B, n), all before ``end``.
 
         Nothing here depends on numbers of the host, so that a CUDA graph can hold it.
         """
         return self.run_layers(embeddings, AttentionAt(self.weights, keys, values, positions, end))
 
     def run_layers(self, hidden: Tensor, attention: Attention, layers: Iterable[LayerWeights] | None = None) -> Tensor:
-        """Embeddings (B, n, D) to last hidden states after the final norm. ``layers`` stand in for the weights' own."""
+        """Run embeddings (B, n, D) to last hidden states after the final norm. ``layers`` replace the weights' own."""
         for index, layer in enumerate(self.weights.layers if layers is None else layers):
             qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv)
             hidden = hidden + F.linear(attention(index, qkv), layer.output)
@@ -99,7 +99,7 @@ class AttentionAt:
         self.positions, self.end = positions, end
         self.rows = torch.arange(len(positions), device=positions.device)[:, None]
         self.cos, self.sin = (table[positions][:, None].to(keys.dtype) for table in (weights.cos, weights.sin))
-        # In numbers: attention would turn one of booleans into them, in every layer again.
+        # A mask of floats: attention would convert a boolean one in every layer again.
         visible = _until(positions, end)[:, None]
         self.mask = torch.zeros_like(visible, dtype=keys.dtype).masked_fill_(~visible, float("-inf"))
 
@@ -112,7 +112,7 @@ class AttentionAt:
 
 
 def _heads(weights: LlamaWeights, qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Joined projections (B, n, (H + 2 G) d) to rotated queries (B, H, n, d) and keys and values (B, G, n, d)."""
+    """Split joined projections (B, n, (H + 2 G) d): rotated queries (B, H, n, d), keys and values (B, G, n, d)."""
     heads = rearrange(qkv, "b n (h d) -> b h n d", d=weights.head_dim)
     num_rotated = weights.num_heads + weights.num_key_value_heads
     rotated = _rotate(heads[:, :num_rotated], cos, sin)
@@ -127,7 +127,7 @@ def _attended(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
 
 
 def _until(positions: Tensor, end: int) -> Tensor:
-    """True where a position (...) may look at j, (..., end)."""
+    """Mask (..., end) that is True where a position (...) may attend to j."""
     return torch.arange(end, device=positions.device) <= positions[..., None]
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageEnhance
 from ivideogpt.data.clips import colour as colour_module
 from ivideogpt.data.clips.batches import PackedClips
 from ivideogpt.data.clips.colour import OPERATIONS, Colour
-from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, draw_colour
+from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, sample_colour
 
 ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
 
@@ -122,7 +122,7 @@ def test_contrast_pivots_on_each_frame_of_a_clip():
 def clips(number: int) -> tuple[torch.Tensor, list[Colour]]:
     rng = np.random.default_rng(3)
     pixels = torch.from_numpy(rng.integers(0, 256, (number, 3, 3, 8, 10), dtype=np.uint8))
-    return pixels, [draw_colour(np.random.default_rng(seed), STRONG_AUGMENTATION) for seed in range(number)]
+    return pixels, [sample_colour(np.random.default_rng(seed), STRONG_AUGMENTATION) for seed in range(number)]
 
 
 def test_clips_of_a_batch_keep_their_own_colours(monkeypatch):

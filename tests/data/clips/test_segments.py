@@ -3,8 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivideogpt.data.clips import segments
-from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.segments import SegmentSpec, Windows, segment_kind
 from ivideogpt.errors import UserError
 
 lengths = st.integers(2, 12)
@@ -12,6 +11,10 @@ steps = st.integers(1, 9)
 episodes = st.integers(1, 120)
 seeds = st.integers(0, 2**32)
 quick = settings(deadline=None, max_examples=200)
+
+
+def strategy_of(kind, length, context_length=1, horizon=None, step=1):
+    return SegmentSpec(kind, length, context_length, horizon).strategy(step)
 
 
 def rng(seed=0):
@@ -49,7 +52,7 @@ def test_every_kind_gives_frames_of_the_episode_and_the_same_ones_again(spec, st
 @quick
 @given(lengths, steps, episodes, seeds)
 def test_contiguous_is_evenly_spaced_until_the_last_frame_repeats(length, step, num_frames, seed):
-    indices = segments.contiguous(length, step)(num_frames, rng(seed))
+    indices = strategy_of("contiguous", length, step=step)(num_frames, rng(seed))
     expected = indices[0] + shrunk(step, length, num_frames) * np.arange(length)
     np.testing.assert_array_equal(indices, np.minimum(expected, num_frames - 1))
     if num_frames >= length:
@@ -61,7 +64,7 @@ def test_contiguous_is_evenly_spaced_until_the_last_frame_repeats(length, step, 
 def test_sparse_future_keeps_the_context_and_the_order_of_time(length, data, step, num_frames, seed):
     context = data.draw(st.integers(1, length))
     horizon = data.draw(st.integers(length, 2 * length))
-    indices = segments.sparse_future(length, context, horizon, step)(num_frames, rng(seed))
+    indices = strategy_of("sparse_future", length, context, horizon, step)(num_frames, rng(seed))
     step = shrunk(step, horizon, num_frames)
     start = indices[0]
     np.testing.assert_array_equal(indices[:context], np.minimum(start + step * np.arange(context), num_frames - 1))
@@ -73,7 +76,7 @@ def test_sparse_future_keeps_the_context_and_the_order_of_time(length, data, ste
 
 
 def test_sparse_future_takes_any_native_frame_not_only_multiples_of_the_step():
-    strategy = segments.sparse_future(4, 2, 8, step=3)
+    strategy = strategy_of("sparse_future", 4, 2, 8, step=3)
     drawn = {int(i) for seed in range(300) for i in strategy(24, rng(seed))[2:]}
     assert drawn == set(range(6, 24))
 
@@ -82,7 +85,7 @@ def test_sparse_future_takes_any_native_frame_not_only_multiples_of_the_step():
 @given(lengths, st.integers(0, 10), steps, episodes, seeds)
 def test_shuffled_takes_distinct_steps_of_the_horizon(length, extra, step, num_frames, seed):
     horizon = length + extra
-    indices = segments.shuffled(length, horizon, step)(num_frames, rng(seed))
+    indices = strategy_of("shuffled", length, horizon=horizon, step=step)(num_frames, rng(seed))
     step = shrunk(step, horizon, num_frames)
     if num_frames >= step * horizon:
         assert len(set(indices)) == length
@@ -92,7 +95,7 @@ def test_shuffled_takes_distinct_steps_of_the_horizon(length, extra, step, num_f
 
 def test_frames_are_chosen_among_those_that_exist():
     """An episode of 10 frames under a horizon of 16 repeated its last frame in half of the future places."""
-    strategy = segments.sparse_future(8, 2, 16)
+    strategy = strategy_of("sparse_future", 8, 2, 16)
     drawn = np.stack([strategy(10, rng(seed)) for seed in range(400)])
     assert all(len(set(row)) == 8 for row in drawn.tolist())
     assert (drawn[:, 2:] == 9).mean() == pytest.approx(6 / 8 / 6, abs=0.01)
@@ -103,29 +106,29 @@ def test_frames_are_chosen_among_those_that_exist():
 def test_random_choices_repeat_the_last_frame_only_where_frames_are_too_few(length, data, step, num_frames, seed):
     context = data.draw(st.integers(1, length))
     horizon = data.draw(st.integers(length, 3 * length))
-    future = segments.sparse_future(length, context, horizon, step)(num_frames, rng(seed))[context:].tolist()
+    future = strategy_of("sparse_future", length, context, horizon, step)(num_frames, rng(seed))[context:].tolist()
     assert len(set(future)) >= min(len(future), max(num_frames - context, 0))
-    order = segments.shuffled(length, horizon, step)(num_frames, rng(seed)).tolist()
+    order = strategy_of("shuffled", length, horizon=horizon, step=step)(num_frames, rng(seed)).tolist()
     assert len(set(order)) == min(length, num_frames)
     assert all(order.count(frame) == 1 for frame in order if frame != num_frames - 1)
 
 
 def test_shuffled_is_in_random_order():
-    strategy = segments.shuffled(5, 5)
+    strategy = strategy_of("shuffled", 5, horizon=5)
     assert len({tuple(strategy(5, rng(seed))) for seed in range(50)}) > 20
 
 
 @quick
 @given(lengths, steps, episodes, seeds)
 def test_goal_first_copies_the_last_frame_to_the_front(length, step, num_frames, seed):
-    indices = segments.goal_first(length, step)(num_frames, rng(seed))
+    indices = strategy_of("goal_first", length, step=step)(num_frames, rng(seed))
     assert indices[0] == indices[-1]
     assert (np.diff(indices[1:]) >= 0).all()
     assert indices[0] - indices[1] <= shrunk(step, length - 1, num_frames) * (length - 2)
 
 
 def test_leading_starts_at_the_first_frame_and_repeats_the_last():
-    np.testing.assert_array_equal(segments.leading(5)(3, rng()), [0, 1, 2, 2, 2])
+    np.testing.assert_array_equal(strategy_of("leading", 5)(3, rng()), [0, 1, 2, 2, 2])
 
 
 @pytest.mark.parametrize(
@@ -133,14 +136,14 @@ def test_leading_starts_at_the_first_frame_and_repeats_the_last():
 )
 def test_all_starts_that_fit_are_drawn(num_frames, step, starts):
     """Leaving out the last start would keep the end of every episode from being trained on."""
-    strategy = segments.contiguous(10, step)
+    strategy = strategy_of("contiguous", 10, step=step)
     assert {int(strategy(num_frames, rng(seed))[0]) for seed in range(400)} == set(starts)
 
 
 @quick
 @given(lengths, steps, episodes, st.integers(1, 5))
 def test_windows_are_the_contiguous_segments_at_every_stride(length, step, num_frames, stride):
-    found = np.stack(list(segments.Windows(num_frames, length, step, stride)))
+    found = np.stack(list(Windows(num_frames, length, step, stride)))
     assert (found[:, 0] % stride == 0).all()
     assert (found < num_frames).all()
     step = shrunk(step, length, num_frames)
@@ -162,9 +165,9 @@ def test_impossible_segments_are_refused(options, message):
 
 
 def test_historical_switches_name_one_kind():
-    assert segments.segment_kind() == "contiguous"
-    assert segments.segment_kind(rand_select=True) == "sparse_future"
-    assert segments.segment_kind(rand_shuffle=True) == "shuffled"
-    assert segments.segment_kind(goal_conditioned=True) == "goal_first"
+    assert segment_kind() == "contiguous"
+    assert segment_kind(rand_select=True) == "sparse_future"
+    assert segment_kind(rand_shuffle=True) == "shuffled"
+    assert segment_kind(goal_conditioned=True) == "goal_first"
     with pytest.raises(UserError, match="exclude each other"):
-        segments.segment_kind(rand_select=True, rand_shuffle=True)
+        segment_kind(rand_select=True, rand_shuffle=True)

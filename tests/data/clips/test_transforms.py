@@ -11,9 +11,9 @@ from ivideogpt.data.clips.transforms import (
     Augmentation,
     Preprocess,
     central_square,
-    draw_colour,
-    draw_crop,
     resize,
+    sample_colour,
+    sample_crop,
     truncate,
     unit_range,
 )
@@ -87,7 +87,7 @@ def test_a_square_is_cut_from_the_centre_only_without_augmentation():
 def test_crops_fit_and_have_the_drawn_area_and_aspect(size, ranges):
     height, width = size
     for seed in range(200):
-        crop = draw_crop(rng(seed), height, width, ranges)
+        crop = sample_crop(rng(seed), height, width, ranges)
         assert crop.top >= 0
         assert crop.left >= 0
         assert crop.top + crop.height <= height
@@ -99,7 +99,7 @@ def test_crops_fit_and_have_the_drawn_area_and_aspect(size, ranges):
 
 def test_a_crop_that_never_fits_falls_back_to_the_centre():
     too_wide = Augmentation(crop_scale=(1, 1), crop_ratio=(2, 2))
-    crop = draw_crop(rng(), 10, 10, too_wide)
+    crop = sample_crop(rng(), 10, 10, too_wide)
     assert (crop.top, crop.left, crop.height, crop.width) == (2, 0, 5, 10)
 
 
@@ -129,7 +129,7 @@ def test_augmentation_is_seeded():
 
 @pytest.mark.parametrize("ranges", [Augmentation(), STRONG_AUGMENTATION])
 def test_colour_draws_are_uniform_and_come_in_every_order(ranges):
-    colours = [draw_colour(rng(seed), ranges) for seed in range(600)]
+    colours = [sample_colour(rng(seed), ranges) for seed in range(600)]
     assert len({tuple(colour.order[0]) for colour in colours}) == math.factorial(4)
     factors = np.concatenate([colour.factors for colour in colours])
     for name, values in zip(OPERATIONS, factors.T):

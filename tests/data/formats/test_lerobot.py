@@ -16,6 +16,7 @@ from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import Preprocess
 from ivideogpt.data.formats import parquet_files, video_files
 from ivideogpt.data.formats.lerobot import LeRobotEpisodes, LeRobotInfo
+from ivideogpt.data.recent_arrays import RecentArrays
 from ivideogpt.errors import UserError
 from tests.data.formats.lerobot_folder import (
     FRONT,
@@ -126,12 +127,12 @@ def test_it_travels_to_workers(videos, method, monkeypatch):
 
 def test_columns_kept_are_limited(images, monkeypatch):
     """A worker that keeps every table it has seen fills the memory of the machine over a long run."""
-    recent = parquet_files._Recent(200)
+    recent = RecentArrays(200)
     monkeypatch.setattr(parquet_files, "_recent", recent)
     episodes = LeRobotEpisodes.open_folder(images)
     for number in range(len(LENGTHS)):
         np.testing.assert_array_equal(episodes.open(number).rewards(np.array([2])), rewards(number)[2:3])
-        assert sum(array.nbytes for array in recent._arrays.values()) <= 200
+        assert 0 < recent.num_bytes <= 200
 
 
 def copy_of(folder: Path, into: Path) -> Path:

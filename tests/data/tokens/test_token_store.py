@@ -121,35 +121,6 @@ def test_only_some_shards_are_open_at_a_time(store, monkeypatch):
     assert again._open_shard.cache_info().currsize == 1
 
 
-def write_format_1(folder, num_stored=20):
-    """As the first version did: one process, shards of any size, clips counted by looking at them."""
-    meta = dict(
-        layout=asdict(LAYOUT), num_clips=20, action_dim=2, has_rewards=True, datasets=["coffee-push"], split="train",
-        video_stepsize=1, stride=2, episodes="3 episodes", tokenizer=META.tokenizer,
-    )  # fmt: skip
-    folder.mkdir()
-    (folder / "meta.json").write_text(json.dumps({"format": 1, **meta}))
-    for shard, numbers in enumerate([range(8), range(8, num_stored)]):
-        (folder / f"shard-{shard:05d}").mkdir()
-        batch = clips(numbers)
-        np.save(folder / f"shard-{shard:05d}" / "tokens.npy", batch.tokens.numpy().astype(np.uint16))
-        np.save(folder / f"shard-{shard:05d}" / "actions.npy", batch.actions.numpy())
-        np.save(folder / f"shard-{shard:05d}" / "rewards.npy", batch.rewards.numpy())
-
-
-def test_stores_of_the_first_version_are_read(tmp_path):
-    write_format_1(tmp_path / "old")
-    store = TokenStore(tmp_path / "old")
-    assert torch.equal(store.read(np.arange(20)).actions, clips(range(20)).actions)
-    assert store.meta.datasets == ("coffee-push",)
-    store.check_tokenizer(WEIGHTS)
-    with pytest.raises(UserError, match="another token store"):
-        TokenStoreWriter(tmp_path / "old", META).begin()
-    write_format_1(tmp_path / "unfinished", 15)
-    with pytest.raises(UserError, match="older version, 15 of 20 clips"):
-        TokenStore(tmp_path / "unfinished")
-
-
 def test_damaged_stores_are_refused(store, tmp_path):
     with pytest.raises(UserError, match="no token store"):
         TokenStore(tmp_path)
@@ -259,7 +230,7 @@ def new_writer(folder):
         ({"shards": "6662"}, "shards is no list"),
         ({"layout": asdict(LAYOUT) | {"context_tokens": 10**15}}, "context_tokens is 1000000000000000"),
         ({"layout": asdict(LAYOUT) | {"context_frames": 2**23, "context_tokens": 2**23}}, "its clips have .* tokens"),
-        ({"sources": [{"name": 3}]}, "name is 3, expected str"),
+        ({"sources": [{"name": 3, "num_episodes": 1, "num_clips": 20}]}, "name is 3, expected str"),
     ],
 )
 def test_descriptions_are_checked_for_types_and_ranges(store, change, message):

@@ -11,7 +11,7 @@ from ivideogpt.data import __main__ as commands
 from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import load_tokenizer
-from ivideogpt.training.transformer import tokenize_dataset
+from ivideogpt.training.transformer import tokenize_command, tokenize_dataset
 from tests.data.synthetic import write_episode
 
 ROOT = Path(__file__).parents[3]
@@ -80,20 +80,20 @@ def test_an_interrupted_run_goes_on(arguments, tmp_path, monkeypatch):
         return counted
 
     arguments = [*arguments, "--clips_per_shard", "2"]
-    tokenize_dataset.main([*arguments, "--output", str(tmp_path / "whole")])
+    tokenize_command.main([*arguments, "--output", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
         patch.setattr(tokenize_dataset.ClipTokenizer, "__call__", stop_after(1))
         with pytest.raises(Interrupted):
-            tokenize_dataset.main(arguments)
+            tokenize_command.main(arguments)
     assert [shard.name for shard in (tmp_path / "store").glob("shard-*")] == ["shard-00000"]
-    tokenize_dataset.main(arguments)
+    tokenize_command.main(arguments)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_later_passes_are_augmented_each_by_its_own_draw(arguments, tmp_path):
     """A pass that repeats another one is wasted disk; a pass 0 that is augmented has nothing to compare with."""
-    tokenize_dataset.main([*arguments, "--output", str(tmp_path / "once")])
-    tokenize_dataset.main([*arguments, "--num_passes", "3", "--seed", "5", "--dataloader_num_workers", "1"])
+    tokenize_command.main([*arguments, "--output", str(tmp_path / "once")])
+    tokenize_command.main([*arguments, "--num_passes", "3", "--seed", "5", "--dataloader_num_workers", "1"])
     once, store = TokenStore(tmp_path / "once"), TokenStore(tmp_path / "store")
     number = len(once)
     assert len(store) == 3 * number
@@ -118,8 +118,8 @@ def test_bad_episodes_stop_or_are_left_out(arguments, episodes, tmp_path, capsys
     flip_frame_bytes(good)  # found when its frames are read
     command = [*arguments, "--dataset_path", str(folder)]
     with pytest.raises(UserError, match=r"1\.npz: truncated or not an npz file"):
-        tokenize_dataset.main(command)
-    tokenize_dataset.main([*command, "--on_bad_episode", "skip"])
+        tokenize_command.main(command)
+    tokenize_command.main([*command, "--on_bad_episode", "skip"])
     assert len(TokenStore(tmp_path / "store")) == 2  # those of 3.npz
     assert "skipped 2 bad episodes" in capsys.readouterr().out
 
@@ -135,7 +135,7 @@ def flip_frame_bytes(path):
 def test_processes_share_the_work_and_the_store_is_the_same(arguments, tmp_path):
     """Shards that depended on the number of processes could not be continued with another."""
     flags = [*arguments, "--num_passes", "2", "--clips_per_shard", "3"]
-    tokenize_dataset.main(flags)
+    tokenize_command.main(flags)
     shared = ["--output", str(tmp_path / "shared")]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     del flags[flags.index("--device") : flags.index("--device") + 2]
@@ -150,21 +150,21 @@ def test_processes_share_the_work_and_the_store_is_the_same(arguments, tmp_path)
 def test_a_store_holds_the_tokens_of_float32_whatever_is_asked(arguments, tmp_path):
     """Those of bfloat16 are others, and nobody who predicts from the model would give it such."""
     with pytest.warns(UserWarning, match="--mixed_precision has no effect"):
-        tokenize_dataset.main([*arguments, "--mixed_precision", "bf16", "--split", "test"])
-    tokenize_dataset.main([*arguments, "--split", "test", "--output", str(tmp_path / "plain")])
+        tokenize_command.main([*arguments, "--mixed_precision", "bf16", "--split", "test"])
+    tokenize_command.main([*arguments, "--split", "test", "--output", str(tmp_path / "plain")])
     assert len(TokenStore(tmp_path / "store")) == 2
     assert contents(tmp_path / "store") == contents(tmp_path / "plain")
 
 
 def test_impossible_commands_are_refused(arguments, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="segment_length 2 has no future"):
-        tokenize_dataset.main([*arguments, "--segment_length", "2"])
+        tokenize_command.main([*arguments, "--segment_length", "2"])
     for flags, message in (
         (["--num_passes", "2", "--split", "test"], "--split test never is"),
         (["--strong_aug"], "needs --num_passes"),
     ):
         with pytest.raises(UserError, match=message):
-            tokenize_dataset.main([*arguments, *flags])
+            tokenize_command.main([*arguments, *flags])
     monkeypatch.setattr(sys, "argv", ["ivideogpt.data", "tokenise"])
     with pytest.raises(UserError, match=r"unknown command 'tokenise'; expected .*\{inspect,.*tokenize\}"):
         commands.main()

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import pytest
 from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
-from mbrl.envs.vector_env import LostWorker, evaluate, make_vector_env
+from mbrl.envs.vector_env import LostEnvironment, evaluate, make_vector_env
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = EnvSettings("plate-slide", image_size=16, duration=5)
+FULL_DISK = "tests.mbrl.toy_env:FullDisk-v0"
 SEEDS = [11, 12, 13, 14, 15]
 
 
@@ -96,10 +98,25 @@ def test_a_failing_environment_is_one_error_and_no_process_is_left():
     envs = make_vector_env(SETTINGS, 2, in_processes=True)
     processes = [process.pid for process in envs.processes]
     envs.reset(seed=SEEDS[:2])
-    with pytest.raises(AssertionError, match=r"is not in \[-1, 1\]"):
+    with pytest.raises(AssertionError, match=r"is not in \[-1, 1\]") as caught:
         envs.step(np.array([[0, 0, 0, 0], [0, 0, 2, 0]], np.float32))
+    assert "agent_env.py" in caught.value.__notes__[0]  # where in the worker
     envs.close()
     assert not any(map(is_running, processes))
+
+
+@pytest.mark.parametrize("in_processes", [False, True])
+def test_an_environment_s_error_is_one_line(in_processes, capfd):
+    """Bug prevented: gymnasium prints the traceback of each process, above the line that says what to do."""
+    envs = make_vector_env(EnvSettings(FULL_DISK, duration=5), 2, in_processes)
+    policy = lambda stacks: np.zeros((len(stacks), 2), np.float32)  # noqa: E731
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(LostEnvironment, match=r"failed in an evaluation.*No space left on device") as caught:
+            evaluate(envs, policy, SEEDS[:2])
+    assert "\n" not in str(caught.value)
+    envs.close()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_killed_worker_is_one_error(capfd):
@@ -107,7 +124,7 @@ def test_a_killed_worker_is_one_error(capfd):
     envs = make_vector_env(SETTINGS, 2, in_processes=True)
     processes = [process.pid for process in envs.processes]
     os.kill(processes[1], signal.SIGKILL)
-    with pytest.raises(LostWorker, match=r"ended by itself \(exit code -9\).*fewer processors"):
+    with pytest.raises(LostEnvironment, match=r"ended by itself \(exit code -9\).*fewer processors"):
         evaluate(envs, by_brightness, SEEDS[:2])
     assert not any(map(is_running, processes))
     envs.close()

@@ -170,7 +170,7 @@ def test_two_runs_that_record_at_once_share_the_first_ones(tmp_path, monkeypatch
 
 
 def test_a_recording_that_fails_says_why(tmp_path):
-    message = r"recording demonstrations failed: --camera corner9: there are .*; by hand: python datasets/rec"
+    message = r"recording demonstrations failed: argument --camera: invalid choice: 'corner9' .*; by hand: python data"
     with pytest.raises(UserError, match=message):
         ensure_demonstrations(tmp_path, replace(SETTINGS, camera="corner9"))
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,6 @@ import torch
 
 from ivideogpt.errors import UserError
 from mbrl.replay.episodes import ReplayEpisode
-from mbrl.replay.frame_blocks import frames_in_a_block
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
 from mbrl.replay.replay_memory import USABLE, affordable_capacity, available_memory, buffer_bytes, warn_if_too_much
 from tests.mbrl.replay.replays import SHAPE, SIZE, buffer_of, counting_episode
@@ -119,8 +118,8 @@ def test_starts_are_the_observations_of_a_sample():
     assert torch.equal(starts, buffer.sample(32, 3, 0.99, rng(5)).obs)
 
 
-def test_oldest_episodes_leave_first_and_memory_stays_in_bounds():
-    """Rows of several sizes, many times the capacity: what is left is the newest, in as many blocks as was said."""
+def test_oldest_episodes_leave_first():
+    """Rows of several sizes, many times the capacity: what is left is the newest."""
     shape = EpisodeShape(3, (1, 1), 1)
     buffer = ReplayBuffer(3000, shape)
     lengths = rng().integers(20, 200, size=400)
@@ -135,14 +134,10 @@ def test_oldest_episodes_leave_first_and_memory_stays_in_bounds():
     assert set(batch.action[:, 0].long().tolist()) == set(range(400 - held, 400))
     assert torch.equal(batch.obs[:, 0, 0, 0], (batch.action[:, 0] % 256).to(torch.uint8))
     assert torch.equal(batch.next_obs[:, 8, 0, 0], batch.obs[:, 0, 0, 0])
-    frame_bytes = 3 + 4 * 3
-    assert buffer._films.num_blocks * frames_in_a_block(3000) * frame_bytes <= buffer_bytes(3000, shape, 199)
 
 
-def test_a_batch_that_spans_blocks_equals_the_episodes_themselves(monkeypatch):
-    monkeypatch.setattr("mbrl.replay.replay_buffer.frames_in_a_block", lambda capacity: 16)
+def test_a_batch_equals_the_episodes_themselves():
     buffer = buffer_of(*[10] * 10)
-    assert buffer._films.num_blocks == 10
     stacks = {
         first + row: torch.from_numpy(counting_episode(10, first).stacks()[row])
         for first in range(0, 200, 20) for row in range(11)

@@ -9,7 +9,8 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.losses import LossTerms
-from ivideogpt.pretrained import ActionNormalization, ModelMetadata, save_transformer
+from ivideogpt.metadata import ActionNormalization, ModelMetadata
+from ivideogpt.pretrained import save_transformer
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel, symlog
 from mbrl.replay.replay_buffer import Segments

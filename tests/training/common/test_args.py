@@ -9,9 +9,18 @@ from types import ModuleType
 import pytest
 
 from ivideogpt.errors import UserError
-from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
+from ivideogpt.training.common.args import (
+    ClipArgs,
+    GptArgs,
+    OptimisationArgs,
+    RecordArgs,
+    TokenizerArgs,
+    TrialArgs,
+    parse,
+)
 
 GPT = ["--pretrained_model_name_or_path", "tokenizer"]
+SHARED = (ClipArgs, OptimisationArgs, RecordArgs, TrialArgs)
 NO_GAN = ["--disc_start", "1000005"]
 
 # The published command lines: name -> default.
@@ -62,6 +71,17 @@ def test_documented_flags_keep_their_defaults(kind, flags):
     assert {name: defaults.get(name, "absent") for name in flags} == flags
 
 
+def test_flags_of_both_scripts_are_declared_once():
+    """A help text, a choice or a check that is changed for one script and forgotten for the other."""
+    tokenizer, gpt = ({field.name: field for field in dataclasses.fields(kind)} for kind in (TokenizerArgs, GptArgs))
+    both = tokenizer.keys() & gpt.keys() - {"pretrained_model_name_or_path", "max_grad_norm"}  # optional in one of them
+    shared = {name for base in SHARED for name in (field.name for field in dataclasses.fields(base))}
+    assert both == shared
+    for name in both:
+        one, other = (dict(field.metadata) | {"help": ""} for field in (tokenizer[name], gpt[name]))
+        assert one == other, name
+
+
 def test_values_have_the_types_of_their_fields():
     args = parse(
         TokenizerArgs, [*NO_GAN, "--learning_rate", "5e-4", "--seed", "3", "--rand_select", "--vae_loss", "l2"]
@@ -93,6 +113,12 @@ def test_values_have_the_types_of_their_fields():
         (TokenizerArgs, ["--codebook_decay", "1", *NO_GAN], "--codebook_decay is 1.0: .* less than 1"),
         (TokenizerArgs, ["--still_weight", "1", *NO_GAN], "--still_weight .* needs --codebook_decay"),
         (TokenizerArgs, ["--align_to_context", *NO_GAN], "--pretrained_model_name_or_path"),
+        (TokenizerArgs, ["--decoders_only", *NO_GAN], "--pretrained_model_name_or_path"),
+        (
+            TokenizerArgs,
+            ["--decoders_only", "--pretrained_model_name_or_path", "x", *NO_GAN],
+            "--cross_attention_dropout would change them",
+        ),
         (TokenizerArgs, ["--no_aug", "--strong_aug", *NO_GAN], "--strong_aug and --no_aug"),
         (TokenizerArgs, ["--on_bad_episode", "ignore", *NO_GAN], "'error', 'skip'"),
         (GptArgs, [*GPT, "--cache_mb", "-1"], "--cache_mb is -1"),

@@ -21,6 +21,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.precision import full_float32
 from ivideogpt.pretrained import load_tokenizer
 from ivideogpt.training.tokenizer.trainer import TokenizerTrainer
+from tests.parity.networks import tokenizer
 from tests.training.runs import build_tokenizer, fit, metrics_of, without
 
 STEPS = 5  # generator phases at steps 1, 3 and 5, the discriminator's at step 4
@@ -159,13 +160,13 @@ def test_the_discriminator_learns_from_batches_of_its_own_and_the_tokenizer_rest
     trainer = build_tokenizer(argv)
     trainer.run_phase()
     tokenizer = [parameter.detach().clone() for parameter in trainer.model.parameters()]
-    discriminator = [parameter.detach().clone() for parameter in trainer.adversary.discriminator.parameters()]
-    assert all(parameter.grad is None for parameter in trainer.adversary.discriminator.parameters())
+    discriminator = [parameter.detach().clone() for parameter in trainer.gan_loss.discriminator.parameters()]
+    assert all(parameter.grad is None for parameter in trainer.gan_loss.discriminator.parameters())
     trainer.progress.step = 1
     trainer.run_phase()
     assert trainer.clips.state_dict() == {"samples": 2}
     assert all(map(torch.equal, trainer.model.parameters(), tokenizer))
-    assert not torch.equal(next(trainer.adversary.discriminator.parameters()), discriminator[0])
+    assert not torch.equal(next(trainer.gan_loss.discriminator.parameters()), discriminator[0])
 
 
 def test_a_checkpoint_without_discriminator_is_refused_by_a_run_with_one(tokenizer_command):
@@ -210,6 +211,21 @@ def test_selected_params_freezes_the_codebooks(tokenizer_command):
     trainer.update(loss)
     same = {name for name, parameter in trainer.model.named_parameters() if torch.equal(parameter, before[name])}
     assert same == {"quantize.embedding.weight", "dynamics_quantize.embedding.weight"}
+
+
+def test_decoders_only_keeps_the_tokens(tokenizer_command, tmp_path):
+    """Bug prevented: stored tokens, and a transformer trained on them, mean other frames after the fine-tuning."""
+    tokenizer().save_pretrained(tmp_path / "start")
+    argv = [*tokenizer_command, "--restart_dead_codes", "0", "--cross_attention_dropout", "0", "--decoders_only"]
+    argv += ["--pretrained_model_name_or_path", str(tmp_path / "start"), "--max_train_steps", "2"]
+    trainer = build_tokenizer([*argv, "--lr_scheduler", "constant"])
+    start = load_tokenizer(tmp_path / "start")
+    trained = load_tokenizer(fit(trainer) / "unwrapped_model")
+    before = dict(start.named_parameters())
+    changed = {name.split(".")[0] for name, tensor in trained.named_parameters() if not tensor.equal(before[name])}
+    assert changed == {"post_quant_conv", "decoder", "post_quant_linear", "cond_decoder"}
+    frames = torch.rand(2, 4, 3, 64, 64)
+    assert torch.equal(trained.tokenize(frames, 2)[0], start.tokenize(frames, 2)[0])
 
 
 def test_gradient_norms_are_those_of_the_update(tokenizer_command):
@@ -380,7 +396,7 @@ def test_a_discriminator_starts_from_what_a_run_or_anyone_has_written(finished_r
     argv = [*tokenizer_command, "--max_train_steps", "4", "--disc_start", "0"]
     for file in (written, tmp_path / "old", tmp_path / "new.bin"):
         trainer = build_tokenizer([*argv, "--discriminator_config_name_or_path", str(file)])
-        found = trainer.adversary.discriminator.state_dict()
+        found = trainer.gan_loss.discriminator.state_dict()
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
     (tmp_path / "empty").touch()

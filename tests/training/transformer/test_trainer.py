@@ -18,7 +18,7 @@ from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.pretrained import load_transformer, save_transformer
 from ivideogpt.training import export
 from ivideogpt.training.common.optim import weight_decay_groups
-from ivideogpt.training.transformer import tokenize_dataset
+from ivideogpt.training.transformer import tokenize_command
 from ivideogpt.training.transformer.token_sources import Conditioning, TokenBatch, TokenSource
 from ivideogpt.training.transformer.trainer import accuracy
 from ivideogpt.world_model import WorldModel
@@ -87,7 +87,7 @@ def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tm
     tokens = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(clips)]
     for split in ("train", "test"):
         output = ["--split", split, "--output", str(tmp_path / split), "--device", "cpu"]
-        tokenize_dataset.main([*tokens, "--segment_length", "4", "--stride", "3", *output])
+        tokenize_command.main([*tokens, "--segment_length", "4", "--stride", "3", *output])
     from_tokens = without(gpt_command, "--dataset_path", "--oxe_data_mixes_type", "--dataloader_num_workers")
     from_tokens += ["--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
     run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned"]))

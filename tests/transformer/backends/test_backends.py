@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inference import predict
+from inference import predict, prediction
 from ivideogpt import Sampling, WorldModel
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
@@ -53,7 +53,7 @@ def test_changed_settings_and_flags_keep_the_backend(tiny_world_model, toy):
     args = predict.parse(
         predict.PredictArgs, f"--pretrained_model_name_or_path {tiny_world_model} --backend toy".split()
     )
-    assert predict.load_model(args).backend == "toy"
+    assert prediction.load_model(args).backend == "toy"
     model = with_settings(WorldModel.from_pretrained(tiny_world_model, backend="toy"), ModelSettings(temperature=2.0))
     assert isinstance(model.decode_backend(), Toy)
 

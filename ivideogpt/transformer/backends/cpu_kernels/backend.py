@@ -1,4 +1,4 @@
-"""Passes of few positions and sampling by compiled code; torch does the matrix products of many."""
+"""Compiled passes of few positions, and compiled sampling; torch does the matrix products of many positions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ivideogpt.transformer.sampling import Sampling, sample
 
 @dataclass
 class SharedPromptCache(KVCache):
-    """A cache that keeps the prompt of samples once. What is not filled may hold anything: kernels do not read it.
+    """A cache that keeps the prompt of samples once. Unfilled positions may hold anything: kernels do not read them.
 
     ``owners`` (B,) int32, if given, are the rows that hold the first ``shared_length`` positions of each row.
     """
@@ -123,7 +123,7 @@ class CpuKernelsBackend(TorchBackend):
 
 
 def _widened(layers: list[LayerWeights]) -> Iterator[LayerWeights]:
-    """One after the other in float32, all in the same memory: new memory each time would take longer than the copy."""
+    """Yield the layers in float32, one after the other in the same memory: allocating takes longer than copying."""
     room = layers[0].float()
     yield room
     for layer in layers[1:]:

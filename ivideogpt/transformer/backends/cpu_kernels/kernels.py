@@ -1,4 +1,4 @@
-"""Passes of few positions on a CPU, and draws, by compiled code: ``native_pass.cpp``, built at first use and kept.
+"""Compiled CPU passes of few positions, and sampling: ``native_pass.cpp``, built at first use and cached.
 
 Knows weights, cache and positions; knows no layout of tokens. Where it cannot be built, torch's own kernels do the same
 (:mod:`ivideogpt.transformer.backends.torch`), after one line in the log.
@@ -82,7 +82,7 @@ class Lanes:
 
     @property
     def count(self) -> int:
-        """All new positions of all rows."""
+        """Number of new positions of all rows."""
         return len(self.positions)
 
 
@@ -104,7 +104,7 @@ class NativePass:
         self._mlp_width = layers[0].down.shape[1]
 
     def forward(self, embeddings: Tensor, lanes: Lanes) -> Tensor:
-        """Embeddings (B, n, D) to last hidden states after the final norm, (B, n, D) float32. Fills the cache."""
+        """Run embeddings (B, n, D) to last hidden states after the final norm, (B, n, D) float32. Fills the cache."""
         count, (num_heads, num_key_value_heads, head_dim) = lanes.count, self._heads
         hidden = embeddings.reshape(count, self._width).to(torch.float32, copy=True).contiguous()
         normed = torch.empty_like(hidden)
@@ -119,7 +119,7 @@ class NativePass:
         return normed.view(embeddings.shape)
 
     def attend(self, layer: int, qkv: Tensor, lanes: Lanes) -> Tensor:
-        """Joined projections (B, n, (H + 2 G) d) of one layer to what attention finds, (B, n, H d). Fills the cache."""
+        """Attention of one layer: joined projections (B, n, (H + 2 G) d) to outputs (B, n, H d). Fills the cache."""
         projected = qkv.reshape(lanes.count, -1).float().contiguous()
         attended = _room(lanes.count, self._heads[0] * self._heads[2])
         scores = self._room_for_scores(lanes)
@@ -127,7 +127,7 @@ class NativePass:
         return attended.view(*qkv.shape[:2], -1).to(qkv.dtype)
 
     def linear(self, x: Tensor, weight: Tensor) -> Tensor:
-        """``F.linear`` of few rows: x (..., K), weight (O, K) of the pass's precision, to (..., O) float32."""
+        """Compute ``F.linear`` of few rows: x (..., K), weight (O, K) of the pass's precision, to (..., O) float32."""
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
         out = _room(len(rows), len(weight))
         self._library.llama_linear(
@@ -143,7 +143,7 @@ class NativePass:
         return out.view(*x.shape[:-1], len(weight))
 
     def _arguments(self, lanes: Lanes) -> tuple[Any, ...]:
-        """What passes and attention alone have in common."""
+        """Return the arguments that passes and attention alone share."""
         shape = _Shape(
             len(self._layers),
             self._width,
@@ -169,12 +169,12 @@ class NativePass:
         return ctypes.byref(shape), ctypes.byref(cache), int(self._is_bfloat16)
 
     def _room_for_scores(self, lanes: Lanes) -> Tensor:
-        """Of every head of every lane."""
+        """Allocate attention scores for every head of every lane."""
         return _room(lanes.count * self._heads[0] * (lanes.keys.shape[3] + VECTOR_WIDTH))
 
 
 def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: float, top_k: int | None) -> Tensor:
-    """As :func:`ivideogpt.transformer.sampling.sample`: logits (B, V) and draws (B,) int64 to ids (B,)."""
+    """Sample ids (B,) from logits (B, V) and draws (B,) as :func:`ivideogpt.transformer.sampling.sample` does."""
     assert len(draws) == len(logits), f"{len(draws)} draws for {len(logits)} rows"
     logits, draws = logits.float().contiguous(), draws.contiguous()
     room, chosen = torch.empty_like(logits), torch.empty_like(draws)
@@ -219,7 +219,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _library_file() -> Path:
-    """Return where the library is kept. Its name tells code, flags and processor, and not the compiler.
+    """Return the file of the compiled library. Its name depends on code, flags and processor, not on the compiler.
 
     Raises:
         OSError: the user has no folder for it.
@@ -279,8 +279,8 @@ def _build(file: Path) -> ctypes.CDLL:
     if not _is_private(file.parent):  # root may change what is not its own
         raise OSError(f"{file.parent} belongs to another user: set XDG_CACHE_HOME to a folder of your own")
     logger.info("compiling the decoder for this processor, once: %s", file)
-    with tempfile.TemporaryDirectory(dir=file.parent) as aside:
-        made, linked = Path(aside) / "pass.o", Path(aside) / "pass.so"
+    with tempfile.TemporaryDirectory(dir=file.parent) as build_folder:
+        made, linked = Path(build_folder) / "pass.o", Path(build_folder) / "pass.so"
         # Linked without OpenMP's library: its symbols are those that torch has loaded, so that both share one set of
         # threads. A second one would fight over the cores.
         for command in (
@@ -324,7 +324,7 @@ def multiplies_bfloat16() -> bool:
 
 @functools.cache
 def _processor() -> str:
-    """What -march=native depends on."""
+    """Return the processor features that -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -333,10 +333,10 @@ def _processor() -> str:
 
 
 def _room(*shape: int) -> Tensor:
-    """What compiled code writes floats to, whatever torch's defaults are."""
+    """Allocate float32 memory on the CPU for compiled code to write to, whatever torch's defaults are."""
     return torch.empty(*shape, dtype=torch.float32, device="cpu")
 
 
 def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """Whoever calls must hold the tensor until the address is no longer used: nothing else does."""
+    """Return a tensor's address. The caller must keep the tensor alive while the address is used."""
     return ctypes.c_void_p(tensor.data_ptr())

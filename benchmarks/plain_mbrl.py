@@ -1,12 +1,14 @@
-"""DrQ-v2's update and MBPO's rollout in the obvious way: what this project's are compared with.
+"""Parts of model-based RL in the obvious way: what this project's are compared with.
 
 Kept slow on purpose: shifts by grid sampling of float pictures, one optimizer a network, numbers fetched at every
-update; replay by a DataLoader over stacked episodes; a rollout that reads its whole past for every frame.
+update; replay by a DataLoader over stacked episodes; a rollout that reads its whole past for every frame; a world
+model in plain memory order with an optimizer's loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +16,22 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM
 
+from benchmarks.measuring import Timer
 from benchmarks.released import append_frame
-from benchmarks.timer import Timer
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.metrics.frame_metrics import find_lpips
+from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.world_model import WorldModel
 from mbrl.agent.drqv2 import DrQConfig
 from mbrl.agent.networks import Actor, Encoder, TwinCritic
 from mbrl.replay.replay_buffer import EpisodeShape, Transitions
 from mbrl.world_model.imagination import Policy
+from mbrl.world_model.video_predictor import VideoPredictor
 
 SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
 
@@ -45,7 +52,7 @@ class PlainDrQ:
 
     def update(self, batch: Transitions) -> dict[str, float]:
         batch = batch.to(self.device)
-        of_encoder, of_actor, of_critic = self.optimizers
+        encoder_optimizer, actor_optimizer, critic_optimizer = self.optimizers
         features = self._features(batch.obs)
         with torch.no_grad():
             following = self._features(batch.next_obs)
@@ -53,16 +60,16 @@ class PlainDrQ:
             wanted = batch.reward + batch.discount * value
         values = self.critic(features, batch.action)
         critic_loss = F.mse_loss(values[0], wanted) + F.mse_loss(values[1], wanted)
-        of_encoder.zero_grad()
-        of_critic.zero_grad()
+        encoder_optimizer.zero_grad()
+        critic_optimizer.zero_grad()
         critic_loss.backward()
-        of_critic.step()
-        of_encoder.step()
+        critic_optimizer.step()
+        encoder_optimizer.step()
         features = features.detach()
         actor_loss = -self.critic(features, self._explore(features)).amin(0).mean()
-        of_actor.zero_grad()
+        actor_optimizer.zero_grad()
         actor_loss.backward()
-        of_actor.step()
+        actor_optimizer.step()
         for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
             slow.data.copy_(TAU * fast.data + (1 - TAU) * slow.data)
         return {"critic_loss": critic_loss.item(), "actor_loss": actor_loss.item()}
@@ -116,15 +123,32 @@ def imagine(
     transformer, tokenizer = model.transformer, model.tokenizer
     assert isinstance(transformer, HeadModelWithAction)
     layout = tokenizer.layout(horizon)
-    film = starts.to(model.device).unflatten(1, (-1, 3))
-    context = film[:, -layout.context_frames :].float() / 255
+    frames_so_far = starts.to(model.device).unflatten(1, (-1, 3))
+    context = frames_so_far[:, -layout.context_frames :].float() / 255
     dummies = context[:, -1:].expand(-1, horizon, -1, -1, -1)
     tokens, _ = tokenizer.tokenize(torch.cat([context, dummies], dim=1), layout.context_frames)
     tokens, actions, sampling = tokens[:, : layout.prompt_length], [], model.metadata.generation
     for _ in range(horizon):
-        actions.append(act(film[:, -3:].flatten(1, 2)))
+        actions.append(act(frames_so_far[:, -3:].flatten(1, 2)))
         past = torch.stack(actions, dim=1)
         tokens = append_frame(transformer, llm, layout, tokens, past, sampling, timer)
         frames = tokenizer.detokenize(tokens[:, :-1], layout.context_frames)
-        film = torch.cat([film, (frames[:, -1:].clamp(0, 1) * 255).round().byte()], dim=1)
-    return film[:, -horizon:]
+        frames_so_far = torch.cat([frames_so_far, (frames[:, -1:].clamp(0, 1) * 255).round().byte()], dim=1)
+    return frames_so_far[:, -horizon:]
+
+
+def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
+    """The same weights, in plain memory order and with an optimizer's loop."""
+    tokenizer = deepcopy(predictor.tokenizer).to(memory_format=torch.contiguous_format)
+    transformer = deepcopy(predictor.transformer)
+    settings = predictor.config
+    lpips = None if settings.without_lpips else find_lpips(LPIPS_FOLDER, predictor.model.device)
+    trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
+    return VideoPredictor(
+        WorldModel(tokenizer, transformer, predictor.model.metadata),
+        TokenizerLoss(TokenizerLossConfig(), lpips),
+        AdamW(trained, lr=settings.tok_lr, weight_decay=settings.tok_wd, foreach=False),
+        AdamW(transformer.parameters(), lr=settings.model_lr, weight_decay=settings.model_wd, foreach=False),
+        settings,
+        torch.Generator().manual_seed(0),
+    )

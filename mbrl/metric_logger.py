@@ -1,4 +1,4 @@
-"""What a run leaves to look at: lines, tables, a curve, films. Part of a snapshot: a resumed run cuts back to it."""
+"""Metric lines, tables, curve and videos of a run. Part of a checkpoint: a resumed run cuts them back to it."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import logging
 import os
 import secrets
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, write_text
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, finite_or_none
+from ivideogpt.runs.trackers import Tracker, WeightsAndBiases
 from ivideogpt.video_io import write_gif
 from mbrl.replay.episodes import Floats, Pixels
 from mbrl.run_folder import RunFolder, writing
@@ -30,86 +30,46 @@ TABLES = {
     "eval": ("frame", "step", "episode", "episode_reward", "success_rate", "num_episodes", "hours"),
 }  # fmt: skip
 CURVE = "success_rate.png"
-FILM_FPS = 20.0
+VIDEO_FPS = 20.0
 BAR = 6  # pixels
 
 
-class Tracker(Protocol):
-    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class TensorBoard:
-    def __init__(self, folder: RunFolder, last_frame: int) -> None:
-        """
-        Args:
-            last_frame: that is kept of what is there already.
-        """
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(str(folder.path / "tensorboard"), purge_step=last_frame + 1)
-
-    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"{split}/{name}", value, frame)
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class WeightsAndBiases:
+def start_wandb(folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> WeightsAndBiases:
     """One run of theirs for one of ours: its id stays in the folder.
 
     Raises:
         UserError: it cannot be reached, or nobody is logged in.
     """
-
-    def __init__(self, folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> None:
-        import wandb
-
-        note = folder.path / "wandb_id"
-        if not (is_resumed and note.exists()):
-            with writing(note):
-                write_text(note, secrets.token_hex(4))
-        run_id = note.read_text().strip()
-        if not run_id:
-            raise UserError(f"{note} is empty: remove it, and the run goes on as a new one of Weights & Biases")
-        name = f"{folder.path.parent.name}/{folder.path.name}"
-        try:
-            self._run = wandb.init(
-                project="ivideogpt-mbrl", name=name, group=group, id=run_id, resume="allow",
-                dir=folder.path, config=dict(config),
-            )  # fmt: skip
-        except wandb.errors.Error as error:
-            raise UserError(f"use_wandb=true, but {error}; without it everything is in metrics.jsonl, too") from error
-        self._run.define_metric("frame")
-        self._run.define_metric("*", step_metric="frame")  # so that runs of other lengths of log lie on one axis
-
-    def log(self, split: str, frame: int, metrics: Mapping[str, Any]) -> None:
-        self._run.log({f"{split}/{name}": value for name, value in metrics.items()} | {"frame": frame})
-
-    def close(self) -> None:
-        self._run.finish()
+    note = folder.path / "wandb_id"
+    if not (is_resumed and note.exists()):
+        with writing(note):
+            write_text(note, secrets.token_hex(4))
+    run_id = note.read_text().strip()
+    if not run_id:
+        raise UserError(f"{note} is empty: remove it, and the run goes on as a new one of Weights & Biases")
+    name = f"{folder.path.parent.name}/{folder.path.name}"
+    return WeightsAndBiases(
+        "use_wandb=true", axis="frame", project="ivideogpt-mbrl", name=name, group=group, id=run_id, resume="allow",
+        dir=folder.path, config=dict(config),
+    )  # fmt: skip
 
 
-class Records:
+class MetricLogger:
     """Writes into a run's folder, and to the trackers that are added."""
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._trackers = ExitStack()
-        self._tracking: list[Tracker] = []
+        self._trackers: list[Tracker] = []
 
     def track_with(self, tracker: Tracker) -> None:
-        self._tracking.append(tracker)
-        self._trackers.callback(tracker.close)
+        self._trackers.append(tracker)
 
     def close(self) -> None:
-        self._trackers.close()
+        for tracker in self._trackers:
+            tracker.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
-        """A line; a row if there is a table of this kind. What is not finite becomes null.
+        """Append a line, and a row if there is a table of this kind; non-finite values become null.
 
         Raises:
             UserError: the disk is full.
@@ -119,8 +79,9 @@ class Records:
             append_metrics(self._folder.path / METRICS, {"split": split, "frame": frame}, metrics)
         if split in TABLES:
             self._write_row(split, {"frame": frame, **finite})
-        for tracker in self._tracking:
-            tracker.log(split, frame, {name: value for name, value in finite.items() if value is not None})
+        tracked = {f"{split}/{name}": value for name, value in finite.items() if value is not None}
+        for tracker in self._trackers:
+            tracker.log(tracked, frame)
 
     def _write_row(self, split: str, row: Mapping[str, Any]) -> None:
         path = self._folder.path / f"{split}.csv"
@@ -130,15 +91,15 @@ class Records:
                 table.writeheader()
             table.writerow(row)
 
-    def write_film(self, kind: str, name: str, film: Pixels) -> None:
-        """(T, H, W, 3)."""
+    def write_video(self, kind: str, name: str, video: Pixels) -> None:
+        """Write a video (T, H, W, 3)."""
         path = self._folder.video(kind, name)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_gif(path, film, FILM_FPS)
+            write_gif(path, video, VIDEO_FPS)
 
-    def draw_success(self) -> None:
-        """The curve of all evaluations so far."""
+    def plot_success(self) -> None:
+        """Plot the success rates of all evaluations so far."""
         from matplotlib.figure import Figure
 
         with (self._folder.path / "eval.csv").open(newline="") as file:
@@ -151,8 +112,8 @@ class Records:
         with writing(self._folder.path / CURVE), atomic_file(self._folder.path / CURVE) as file:
             figure.savefig(file, format="png", dpi=110)
 
-    def begin_anew(self) -> None:
-        """Put aside what a run has left that was never saved, and so cannot be gone on with."""
+    def set_aside_unsaved(self) -> None:
+        """Move away the records of a run that was never saved and so cannot be continued."""
         for path in self._files():
             if path.exists():
                 logger.warning("no snapshot in %s: beginning anew; %s is kept as %s.old", path.parent, path, path.name)
@@ -160,7 +121,7 @@ class Records:
                     os.replace(path, path.with_name(path.name + ".old"))
 
     def state_dict(self) -> dict[str, int]:
-        """Sizes of the files, whose contents are on the disk when this returns."""
+        """Return the sizes of the files, whose contents are on the disk by then."""
         sizes = {}
         for path in self._files():
             if path.exists():
@@ -170,7 +131,7 @@ class Records:
         return sizes
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Cut off what came after."""
+        """Cut the files back to the saved sizes."""
         for path in self._files():
             if not path.exists():
                 continue
@@ -184,15 +145,15 @@ class Records:
         return [self._folder.path / name for name in (METRICS, *(f"{split}.csv" for split in TABLES))]
 
 
-def film_of(frames: Pixels) -> Pixels:
-    """(T, 3, H, W) -> (T, H, W, 3), twice as large: 64 pixels are few to look at."""
+def enlarged(frames: Pixels) -> Pixels:
+    """Convert frames (T, 3, H, W) to a video (T, H, W, 3) of twice the size: 64 pixels are few to look at."""
     return np.ascontiguousarray(frames.transpose(0, 2, 3, 1).repeat(2, axis=1).repeat(2, axis=2))
 
 
-def with_rewards(film: Pixels, rewards: Floats) -> Pixels:
-    """(T, H, W, 3) and (T,) -> (T, H + BAR, W, 3): below each frame a bar as long as its reward is large among them."""
-    num_frames, _, width, _ = film.shape
+def with_rewards(video: Pixels, rewards: Floats) -> Pixels:
+    """Draw a bar for each reward (T,) below each frame: video (T, H, W, 3) to (T, H + BAR, W, 3)."""
+    num_frames, _, width, _ = video.shape
     largest = max(float(rewards.max()), 1e-6)
     lengths = np.clip(rewards / largest * width, 0, width)
     bars = np.where(np.arange(width) < lengths[:, None], 220, 30).astype(np.uint8)  # (T, W)
-    return np.concatenate([film, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)
+    return np.concatenate([video, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)

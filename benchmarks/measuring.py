@@ -1,0 +1,66 @@
+"""Shared by all benchmarks: seconds of parts, medians, the machine, and where results are written."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Timer:
+    """Waits for the device at the ends of every part. Parts of one name add up."""
+
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = self.now()
+        yield
+        self.add(name, self.now() - start)
+
+    def now(self) -> float:
+        """Return the time once the device has done all that it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+
+def medians(turns: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {part: statistics.median(turn[part] for turn in turns) for part in turns[0]}
+
+
+def write_results(path: str | None, results: Mapping[str, Any], *packages: str) -> None:
+    """Write `results` as JSON, with the machine and the versions of torch and `packages`; nothing without a path."""
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        record = {"machine": machine(*packages), "threads": torch.get_num_threads(), **results}
+        Path(path).write_text(json.dumps(record, indent=2) + "\n")
+
+
+def machine(*packages: str) -> dict[str, str]:
+    facts = {"processor": _processor_name(), "python": platform.python_version(), "torch": torch.__version__}
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts | {package: version(package) for package in packages}
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

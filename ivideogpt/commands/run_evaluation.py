@@ -1,0 +1,157 @@
+"""From the flags of evaluations to processes, models, clips and scorers, and to the report."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from ivideogpt.commands.clip_flags import MOST_CLIPS, ClipFlags
+from ivideogpt.commands.evaluate import EvaluationArgs
+from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
+from ivideogpt.data.catalog import Split, stepsize_as_trained
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
+from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
+from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.devices import check_launcher, choose_device
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
+from ivideogpt.evaluation.prediction_report import evaluate_predictions
+from ivideogpt.evaluation.processes import Processes, join_processes, leave_processes
+from ivideogpt.evaluation.protocols import PROTOCOLS
+from ivideogpt.evaluation.report import MARKDOWN_FILE
+from ivideogpt.evaluation.tokenizer_report import ReconstructionScorer, evaluate_reconstructions
+from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, PredictionScorer
+from ivideogpt.metadata import ModelMetadata
+from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
+from ivideogpt.pretrained import load_tokenizer, model_folder
+from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.world_model import WorldModel, fastest_precisions
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate_world_model(args: EvaluationArgs) -> None:
+    device, processes = open_processes(args)
+    try:
+        model = load_model(args, device)
+        scorer = build_scorer(args, model, device)
+        settings = replace(args, num_samples=scorer.num_samples).reported()
+        clips, folder = load_clips(args, model.metadata), Path(args.output_path)
+        report = evaluate_predictions(scorer, clips, folder, settings, args.protocol, args.batch_size, processes)
+        if report is not None:
+            print((folder / MARKDOWN_FILE).read_text().split("## Frame by frame")[0])
+            print(f"report: {folder / MARKDOWN_FILE}")
+    finally:
+        leave_processes()
+
+
+def open_processes(flags: ClipFlags) -> tuple[torch.device, Processes]:
+    """What the command runs on. The main process alone logs what all of them would say."""
+    check_launcher()
+    device = choose_device(flags.device)
+    processes = join_processes(device)
+    logging.basicConfig(level=logging.WARNING if processes.is_main else logging.ERROR, format="%(message)s")
+    if precision(flags) == torch.float32:
+        torch.backends.cudnn.allow_tf32 = False
+    return device, processes
+
+
+def precision(flags: ClipFlags) -> torch.dtype | Literal["auto"]:
+    return "auto" if flags.dtype == "auto" else getattr(torch, flags.dtype)
+
+
+def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
+    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, precision(args), args.backend)
+    settings = ModelSettings(
+        context_length=args.context_length,
+        segment_length=args.segment_length,
+        goal_conditioned=args.goal_conditioned,
+        temperature=args.temperature,
+        top_k=args.top_k,
+        separators=args.separators,  # type: ignore[arg-type]
+        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
+    )
+    return with_settings(model, settings)
+
+
+def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips:
+    config = clip_config(args, metadata)
+    if not args.use_eval_dataset:
+        return clips_of_split(args, config)
+    if metadata.goal_conditioned:
+        raise UserError("--use_eval_dataset: the clips of benchmarks have no goal in front, and this model wants one")
+    return build_benchmark_evaluation(config, args.num_clips)
+
+
+def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) -> PredictionScorer:
+    num_samples = args.num_samples
+    if num_samples > 1 and model.metadata.generation.is_deterministic:
+        several = flags_for_several(model.metadata.generation)
+        logger.warning("one sample of each clip: the checkpoint's leave nothing to chance; %s draws several", several)
+        num_samples = 1
+    return PredictionScorer(
+        model,
+        FrameScorer(find_lpips(args.lpips_path, device), args.max_decode_batchsize),
+        find_i3d(args.i3d_path, device),
+        fvd_of={span: CANDIDATES for span in FVD_SPANS if span in PROTOCOLS[args.protocol]},
+        num_samples=num_samples,
+        seed=args.seed,
+        max_rows=args.max_generate_batchsize,
+        max_videos=args.max_decode_batchsize,
+    )
+
+
+def clip_config(flags: ClipFlags, metadata: ModelMetadata) -> DataConfig:
+    """Clips of the form that the model was trained on."""
+    mix = resolve_mix(flags.oxe_data_mixes_type, flags.dataset_path)
+    kind = segment_kind(goal_conditioned=metadata.goal_conditioned)
+    return DataConfig(
+        dataset_path=flags.dataset_path,
+        mix=mix,
+        segment=SegmentSpec(kind, metadata.segment_length, metadata.context_length),
+        video_stepsize=flags.video_stepsize or stepsize_as_trained([name for name, _ in mix], metadata.dataset_step),
+        image_size=metadata.resolution,
+        load_action=metadata.action_dim is not None,
+        action_dim=metadata.action_dim,
+        sthsth_root_path=flags.sthsth_root_path,
+        whole_clips=True,
+    )
+
+
+def clips_of_split(flags: ClipFlags, config: DataConfig) -> EvaluationClips:
+    """Clips of the split that the flags name."""
+    split: Split = flags.split  # type: ignore[assignment]
+    return build_evaluation_clips(config, split, flags.num_clips, flags.seed, at_most=MOST_CLIPS)
+
+
+def evaluate_tokenizer(args: TokenizerEvaluationArgs) -> None:
+    device, processes = open_processes(args)
+    try:
+        dtype = precision(args)
+        tokenizer = load_tokenizer(
+            args.pretrained_model_name_or_path, fastest_precisions(device)[0] if dtype == "auto" else dtype
+        ).to(device)
+        metadata = tokenizer_metadata(args, tokenizer)
+        tokenizer.set_context_length(metadata.context_length)
+        clips = clips_of_split(args, clip_config(args, metadata))
+        scorer = FrameScorer(find_lpips(args.lpips_path, device), args.max_decode_batchsize)
+        reconstructions = ReconstructionScorer(tokenizer, clips, scorer)
+        folder = Path(args.output_path)
+        evaluate_reconstructions(reconstructions, folder, args.reported(), args.batch_size, processes)
+    finally:
+        leave_processes()
+
+
+def tokenizer_metadata(args: TokenizerEvaluationArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    """Which frames its clips have: as the flags say, else as the world model does that it is a part of."""
+    stated = ModelMetadata.read(model_folder(args.pretrained_model_name_or_path))
+    context_length = args.context_length or tokenizer.context_length
+    resolution = tokenizer.config.resolution
+    known = stated or ModelMetadata(resolution, context_length)
+    segment_length = args.segment_length or known.segment_length
+    return ModelMetadata(resolution, context_length, segment_length, known.dataset_step)

@@ -1,0 +1,91 @@
+"""Processes that work on jobs, one after the other, and end when they are to end. Knows nothing of the jobs."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+from ivideogpt.errors import UserError
+
+_JOBS_AHEAD = 4  # per worker
+
+Outcomes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
+
+
+@contextmanager
+def worker_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Outcomes]:
+    """Yield a ``map`` that works in several processes; one worker without ``start`` is this process.
+
+    It takes jobs only when they are about to be done. Leaving the block waits for what the processes are at.
+
+    Args:
+        start: called first in each process, with the arguments; it calls :func:`start_worker`.
+
+    Raises:
+        UserError: a process died.
+    """
+    if workers == 1 and start is None:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")  # video, HDF5 and OpenGL libraries do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, start or start_worker, arguments)
+
+    def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
+        """Unlike ``pool.map`` never cancel a job: when a worker has died, Python 3.11 waits for ever after that."""
+        pending: deque[Future[Any]] = deque()
+        for job in jobs:
+            pending.append(pool.submit(work, job))
+            if len(pending) == _JOBS_AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+    try:
+        yield run
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def start_worker() -> None:
+    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends with it."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, as there is a process a core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent says nothing to its workers: they would wait for jobs for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM unwinds the stack like Ctrl-C, so that files being written are removed and workers end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)

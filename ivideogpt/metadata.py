@@ -1,0 +1,113 @@
+"""Metadata of a checkpoint, in ``ivideogpt.json``: facts that its tensors do not tell."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from torch import Tensor
+
+from ivideogpt.errors import UserError
+from ivideogpt.files import check_fields, read_json, write_json
+from ivideogpt.transformer import HeadModelWithAction, LlamaForCausalLM, Sampling
+from ivideogpt.vq_model import CompressiveVQModel
+
+METADATA_FILE = "ivideogpt.json"
+RELEASED_SEGMENT_LENGTH = 16
+MAX_NUMBER = 2**20  # frames, pixels or dimensions: more is no model
+
+
+@dataclass(frozen=True)
+class ActionNormalization:
+    """Actions were trained as ``(action - mean) / std``; sessions apply it, so that callers give raw actions."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, actions: Tensor) -> Tensor:
+        return (actions - actions.new_tensor(self.mean)) / actions.new_tensor(self.std)
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Facts that are needed to use a model correctly and that its tensors do not tell.
+
+    Attributes:
+        resolution: side of its square frames.
+        context_length: number of context frames.
+        segment_length: number of frames of a training clip.
+        dataset_step: distance of a clip's frames in the episodes it was trained on; None if unknown.
+        action_dim: length of an action; None if action-free.
+        action_normalization: applied to actions before the model sees them.
+        reward_prediction: it predicts rewards.
+        symlog: its rewards were trained in symlog space.
+        goal_conditioned: the first context frame is the goal, the final frame of the clip.
+        generation: default sampling.
+    """
+
+    resolution: int
+    context_length: int
+    segment_length: int = RELEASED_SEGMENT_LENGTH
+    dataset_step: int | None = None
+    action_dim: int | None = None
+    action_normalization: ActionNormalization | None = None
+    reward_prediction: bool = False
+    symlog: bool = False
+    goal_conditioned: bool = False
+    generation: Sampling = field(default_factory=Sampling)
+
+    def __post_init__(self) -> None:
+        check_fields(self, dict.fromkeys(("resolution", "context_length", "dataset_step", "action_dim"), 1), MAX_NUMBER)
+        check_fields(self.generation, highest=MAX_NUMBER)
+        if self.segment_length <= self.context_length:
+            raise UserError(
+                f"segment_length {self.segment_length} leaves no frame to predict after context_length "
+                f"{self.context_length}: it counts the context"
+            )
+        if self.action_normalization is not None:
+            numbers = (*self.action_normalization.mean, *self.action_normalization.std)
+            if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
+                raise UserError(f"action_normalization is {reprlib.repr(numbers)}, expected numbers")
+            lengths = [len(self.action_normalization.mean), len(self.action_normalization.std)]
+            if lengths != [self.action_dim, self.action_dim]:
+                raise UserError(
+                    f"action_normalization has a mean of {lengths[0]} and a std of {lengths[1]} numbers, expected "
+                    f"action_dim = {self.action_dim} of each"
+                )
+
+    @classmethod
+    def infer(cls, tokenizer: CompressiveVQModel, transformer: LlamaForCausalLM | HeadModelWithAction) -> ModelMetadata:
+        """Infer metadata from the networks, for checkpoints without a metadata file."""
+        conditioned = transformer if isinstance(transformer, HeadModelWithAction) else None
+        return cls(
+            resolution=tokenizer.config.resolution,
+            context_length=tokenizer.context_length,
+            segment_length=conditioned.segment_length if conditioned else RELEASED_SEGMENT_LENGTH,
+            action_dim=conditioned.action_dim if conditioned else None,
+            reward_prediction=conditioned is not None and conditioned.has_reward_head,
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> ModelMetadata | None:
+        """The metadata of a model folder; None if it has none."""
+        file = folder / METADATA_FILE
+        if not file.is_file():
+            return None
+        values = read_json(file)
+        try:
+            if values.get("action_normalization") is not None:
+                values["action_normalization"] = ActionNormalization(
+                    **{key: tuple(numbers) for key, numbers in values["action_normalization"].items()}
+                )
+            values["generation"] = Sampling(**values.get("generation", {}))
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from error
+        except (TypeError, AttributeError) as error:  # an unknown key, or no object where one is expected
+            known = ", ".join(each.name for each in fields(cls))
+            raise UserError(f"{file}: {error}; its keys are {known}") from error
+
+    def write(self, folder: Path) -> None:
+        write_json(folder / METADATA_FILE, asdict(self))

@@ -1,0 +1,116 @@
+"""TensorBoard, Weights & Biases and trackio: each takes metrics, pictures and GIFs, and is imported when it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ivideogpt.errors import UserError
+
+
+class Tracker(Protocol):
+    def log(self, metrics: Mapping[str, float], step: int) -> None: ...
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None: ...
+
+    def log_gif(self, name: str, path: Path, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    def __init__(self, folder: Path, last_step: int, config: Mapping[str, Any] | None = None) -> None:
+        """
+        Args:
+            last_step: what is there already and comes after it is hidden; -1 for a new run.
+            config: plain values for the page of hyperparameters.
+        """
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)
+        if config is not None:
+            self._writer.add_hparams(dict(config), {})
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+
+    def log_gif(self, name: str, path: Path, step: int) -> None:
+        """TensorBoard's page plays an image that is a GIF. Its ``add_video`` would encode it again, with moviepy."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as gif:
+            width, height = gif.size
+        picture = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
+        summary = Summary(value=[Summary.Value(tag=name, image=picture)])
+        self._writer.file_writer.add_summary(summary, step)  # type: ignore[attr-defined]
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """
+    Args:
+        asked: what asked for it, for the error.
+        axis: name of the steps, for a run there that goes on with an earlier one; None for their own counter.
+        arguments: of ``wandb.init``.
+
+    Raises:
+        UserError: it cannot be reached, or nobody is logged in.
+    """
+
+    def __init__(self, asked: str, axis: str | None = None, **arguments: Any) -> None:
+        import wandb
+
+        self._wandb, self._axis = wandb, axis
+        try:
+            self._run = wandb.init(**arguments)
+        except wandb.errors.Error as error:
+            raise UserError(f"{asked}, but {error}; without it everything is in metrics.jsonl, too") from error
+        if axis is not None:
+            self._run.define_metric(axis)
+            self._run.define_metric("*", step_metric=axis)  # so that runs of other lengths of log lie on one axis
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        if self._axis is None:
+            self._run.log(dict(metrics), step=step)
+        else:
+            self._run.log({**metrics, self._axis: step})
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self.log({name: [self._wandb.Image(image)]}, step)
+
+    def log_gif(self, name: str, path: Path, step: int) -> None:
+        self.log({name: self._wandb.Video(str(path))}, step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    def __init__(self, project: str, config: Mapping[str, Any]) -> None:
+        import trackio
+
+        self._trackio = trackio
+        self._run = trackio.init(project=project, config=dict(config))
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def log_image(self, name: str, image: Image.Image, step: int) -> None:
+        self.log({name: self._trackio.Image(image)}, step)
+
+    def log_gif(self, name: str, path: Path, step: int) -> None:
+        self.log({name: self._trackio.Video(path)}, step)
+
+    def close(self) -> None:
+        self._run.finish()
