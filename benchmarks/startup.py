@@ -1,4 +1,4 @@
-"""How long starting takes, as ratios to `import torch`: CPU seconds of alternating processes, the least of each.
+"""Measure start-up time: the minimum CPU seconds of alternating processes, also as ratios to `import torch`.
 
 python benchmarks/startup.py
 """

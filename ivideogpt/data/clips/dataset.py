@@ -119,7 +119,7 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
 
 
 def _check_first(source: Source, config: DataConfig) -> None:
-    """Raises what is wrong with the first episode; where bad ones are skipped, only if the next ones are no better."""
+    """Raise the error of the first episode; where bad ones are skipped, only if the next ones are bad too."""
     errors = []
     for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
         try:

@@ -265,7 +265,7 @@ class _Tally:
 
 
 def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) -> Skipped | None:
-    """In a worker process. A failure to write is no fault of the episode and ends the run."""
+    """Convert one job in a worker process. A failure to write is not the episode's fault and ends the run."""
     try:
         arrays = convert_one(job)
         check_arrays(arrays)

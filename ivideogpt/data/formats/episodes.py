@@ -124,10 +124,10 @@ class Episodes(Protocol):
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> EpisodeReader:
-        """Raises UserError naming the file and what is wrong with it."""
+        """Open an episode. Raises UserError naming the file and the fault."""
 
     def name(self, index: int) -> str:
-        """For messages and summaries: a path, or path#episode."""
+        """Return the name in messages and summaries: a path, or path#episode."""
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ class Camera:
 
 
 def _shortened(value: object) -> str:
-    """For messages."""
+    """Shorten a value of a file for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -314,7 +314,7 @@ class LeRobotEpisodes:
         return f"{self.info.root}#{self.table.number[index]}"
 
     def _rows(self, index: int) -> Rows:
-        """In the file that meta/episodes names or, as it may be one behind where a file begins, in the next one."""
+        """Find the rows in the data file that meta/episodes names, or in the next one, as it may be one behind."""
         number, length = int(self.table.number[index]), int(self.table.num_frames[index])
         chunk, file = int(self.table.data_chunk[index]), int(self.table.data_file[index])
         if min(chunk, file) < 0:
@@ -389,7 +389,7 @@ class VideoRows:
         return video.frames_numbered(self.numbers(video.times, timestamps)[indices])
 
     def numbers(self, times: NDArray[np.float64], timestamps: NDArray[np.float64]) -> Indices:
-        """For each row of the episode the number of its frame, out of those that the file shows at these times.
+        """Match the rows of the episode to frames of the file by time; return a frame number for each row.
 
         A file that does not begin at its first episode's time is read by the order of its frames, if there are as many
         as the episodes have.

@@ -110,7 +110,7 @@ class VideoFile:
         return key_frame < 0 or key_frame - here <= _WORTH_A_JUMP
 
     def _seek(self, pts: int) -> None:
-        """To a frame at or before this time. Some containers overshoot where frames are stored out of order."""
+        """Seek to a frame at or before this time. Some containers overshoot where frames are stored out of order."""
         first = int(_ticks(*self._version)[0])
         for earlier in _EARLIER:
             start = first if math.isinf(earlier) else max(pts - round(earlier / self._stream.time_base), first)

@@ -1,4 +1,4 @@
-"""Do actions belong to the frames that they stand beside? Estimated from how much the picture moves. Arrays only.
+"""Estimate whether actions are stored beside the right frames, from the motion in the frames. Knows arrays only.
 
 ``action[i]`` should lead from ``image[i]`` to ``image[i + 1]``. So the motion between those two is compared with the
 size of ``action[i + k]`` for some shifts k, and the shift under which they go together best is reported: 0 is right. A
@@ -74,7 +74,7 @@ class Alignment:
 
 
 def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> Alignment | None:
-    """From the motion (N - 1,) after each frame and the actions (N, D) of some episodes; None if nothing moves."""
+    """Estimate it from the motion (N - 1,) after each frame and the actions (N, D) of episodes; None without motion."""
     if not motions:
         return None
     scale = _scale(np.concatenate(actions))
