@@ -1,4 +1,4 @@
-"""Commands on data. Each is imported when it is asked for, as some need the models of higher layers."""
+"""Commands on data. Each is imported only when it runs, as some need the models of higher layers."""
 
 from __future__ import annotations
 
