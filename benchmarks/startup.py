@@ -30,7 +30,7 @@ COMMANDS = (
     "datasets/record_metaworld.py",
     "mbrl/train_metaworld_mbpo.py",
 )
-# The bundled model on a bundled episode; the last line that it prints is what the rollout took.
+# The bundled model on a bundled episode; the last printed line is the duration of the rollout.
 PREDICT_CODE = """
 import sys, time
 from inference import predict, prediction
