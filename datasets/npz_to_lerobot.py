@@ -58,7 +58,7 @@ class ToLeRobotArgs(FrameArgs):
     input_path: str = option(REQUIRED, "folder with .npz episodes in it or below")
     output_path: str = option(REQUIRED, "folder to make")
     fps: int = option(REQUIRED, "frames per second of the episodes, which npz files do not store", minimum=1)
-    task: str | None = option(None, "what the robot does, in words (default: the name of each episode's folder)")
+    task: str | None = option(None, "description of the task (default: the name of each episode's folder)")
     robot_type: str = option("unknown", "noted in meta/info.json")
     action_names: str | None = option(None, "names of the action's dimensions, separated by commas")
     codec: str = option("h264", "codec of the videos", choices=tuple(ENCODERS))

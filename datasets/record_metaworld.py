@@ -47,9 +47,9 @@ class RecordArgs:
 
     tasks: tuple[str, ...] = option(("paper",), "names (door-lock or door_lock), 'paper' for its six, or 'all'")
     output_path: str = option(REQUIRED, "folder that gets one folder per task")
-    num_episodes: int = option(60, "per task", minimum=1)
+    num_episodes: int = option(60, "episodes per task", minimum=1)
     episode_length: int = option(100, "agent steps; files have one more row", minimum=1)
-    image_size: int = option(64, "in pixels", minimum=1)
+    image_size: int = option(64, "width and height of the frames in pixels", minimum=1)
     action_repeat: int = option(2, "simulator steps per agent step", minimum=1)
     camera: str = option("corner", "camera of the frames", choices=tuple(CAMERAS))
     frame_stack: int = option(EnvSettings.frame_stack, "frames of an observation in a demonstration", minimum=1)
@@ -201,7 +201,7 @@ class Recorder:
             self._env = None
 
 
-_recorder: Recorder  # of a worker process
+_recorder: Recorder  # set in worker processes
 
 
 def _start_worker(args: RecordArgs, started: str) -> None:

@@ -62,7 +62,7 @@ class VideosArgs(NpzDatasetArgs):
     action_offset: int = option(0, "row i + action_offset of a table is the action at frame i")
     fps: float | None = option(None, "frames per second to keep (default: all)")
     step: int = option(1, "keep every N-th frame", minimum=1)
-    skipped_actions: str = option("drop", "how to treat the actions of dropped frames", choices=("drop", "sum", "mean"))
+    skipped_actions: str = option("drop", "treatment of the actions of dropped frames", choices=("drop", "sum", "mean"))
 
     def validate(self) -> None:
         if self.fps is not None and not self.fps > 0:
@@ -79,7 +79,7 @@ class VideosArgs(NpzDatasetArgs):
 class VideoJob(Job):
     video: Path
     actions: Path | None
-    action_dim: int | None  # of the dataset
+    action_dim: int | None  # dimension of the dataset's actions
 
 
 def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:

@@ -189,7 +189,7 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """Return the device; "auto" is a GPU if there is one. ``agent.device`` counts for all parts if ``device`` is auto.
+        """Return the device of all parts: ``device`` or, if left at auto, ``agent.device``; "auto" prefers a GPU.
 
         Raises:
             UserError: the device does not exist here.

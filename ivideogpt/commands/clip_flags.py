@@ -25,7 +25,7 @@ class ClipFlags:
         None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>]"
     )
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
-    split: str = option("test", "which episodes", choices=("train", "test", "all"))
+    split: str = option("test", "split of the episodes", choices=("train", "test", "all"))
     video_stepsize: int | None = option(
         None, "distance of frames, as in training (default: the checkpoint's)", minimum=1
     )

@@ -120,7 +120,7 @@ class ReplayBuffer:
 
     Attributes:
         num_added: number of episodes ever added; the buffer holds the last of them.
-        num_collected: number of collected ones among them, which excludes demonstrations.
+        num_collected: number of episodes added by :meth:`add`, without demonstrations.
     """
 
     def __init__(self, capacity: int, shape: EpisodeShape, pin_memory: bool = False) -> None:

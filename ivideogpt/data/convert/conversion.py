@@ -84,9 +84,7 @@ class ConversionArgs:
 
     max_num_episodes: int | None = option(None, "convert only the first N episodes of each split", minimum=1)
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
-    on_bad_episode: str = option(
-        "skip", "how to treat an episode that is damaged or does not fit", choices=BAD_EPISODES
-    )
+    on_bad_episode: str = option("skip", "treatment of episodes that are damaged or do not fit", choices=BAD_EPISODES)
     compress: bool = option(False, "smaller files, but slower to read clips from")
 
     def validate(self) -> None:

@@ -228,7 +228,7 @@ class NpzEpisode(Episode):
 
     def verify(self) -> None:
         _read_series(self)
-        check_sums(self.path)  # of all arrays, as a memory map does not notice flipped bits
+        check_sums(self.path)  # all arrays, as a memory map does not notice flipped bits
         if self.images.dtype != np.uint8:
             super().verify()
 

@@ -36,7 +36,7 @@ from ivideogpt.vq_model import CompressiveVQModel
 logger = logging.getLogger(__name__)
 
 STEPS = 4
-MOST_STEPS = 100  # that are still a trial
+MOST_STEPS = 100  # limit of a trial run
 CLIPS = 2
 EPISODES = 4  # the first is the test split
 TINY_TOKENIZER = dict(

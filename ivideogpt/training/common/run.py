@@ -63,7 +63,7 @@ class Run:
     checkpoint: Path | None = None
     changes: Changes = field(default_factory=dict)  # since the run that is resumed, on purpose
     facts: dict[str, Any] = field(default_factory=dict)
-    trackers: list[Tracker] = field(default_factory=list)  # of the main process
+    trackers: list[Tracker] = field(default_factory=list)  # on the main process only
     stop_signal: StopSignal = field(default_factory=StopSignal)
     exit_code: int = 0
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed

@@ -91,7 +91,7 @@ class NativePass:
 
     def __init__(self, library: ctypes.CDLL, weights: LlamaWeights) -> None:
         self._library = library
-        self._kept = layers = weights.layers  # their memory is read by address
+        self._kept = layers = weights.layers  # keeps alive the memory that is read by address
         self._final_norm = weights.final_norm
         self._cos, self._sin = weights.cos, weights.sin
         self._is_bfloat16 = weights.final_norm.dtype == torch.bfloat16
