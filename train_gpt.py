@@ -10,7 +10,7 @@ from ivideogpt.training.common.args import GptArgs, parse
 
 def main() -> None:
     args = parse(GptArgs)
-    # The libraries take seconds to import: wrong flags, and --help, are answered before.
+    # Parse first: importing the libraries takes seconds.
     from ivideogpt.training.common.debug import tiny_gpt_run
     from ivideogpt.training.common.dry_run import report
     from ivideogpt.training.transformer.build import build_gpt_trainer

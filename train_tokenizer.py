@@ -10,7 +10,7 @@ from ivideogpt.training.common.args import TokenizerArgs, parse
 
 def main() -> None:
     args = parse(TokenizerArgs)
-    # The libraries take seconds to import: wrong flags, and --help, are answered before.
+    # Parse first: importing the libraries takes seconds.
     from ivideogpt.training.common.debug import tiny_tokenizer_run
     from ivideogpt.training.common.dry_run import report
     from ivideogpt.training.tokenizer.build import build_tokenizer_trainer

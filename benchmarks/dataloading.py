@@ -2,10 +2,10 @@
 
     python benchmarks/dataloading.py --output outputs/dataloading.json
 
-The baseline is what one writes first: `np.load` of the whole episode, Pillow for every frame. Each setting says which
-files either loader reads. Episodes are synthetic, in a temporary folder, and soon in the file cache: what is compared
-is the work of the processor. Rates are per second of processor time, so that other processes on the machine disturb
-them little; absolute ones still depend on the machine, their ratios much less.
+The baseline is the obvious loader: `np.load` of the whole episode, Pillow for every frame. Each setting names the files
+of both loaders. Episodes are synthetic, in a temporary folder, and soon in the file cache: the CPU work is compared.
+Rates are per second of CPU time, so that other processes disturb them little. Absolute rates depend on the machine,
+their ratios much less.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class BenchmarkArgs:
     image_size: int = option(64, "width and height of training frames", minimum=8)
     segment_length: int = option(16, "frames of a clip", minimum=1)
     batch_size: int = option(16, "clips of a batch", minimum=1)
-    repeats: int = option(5, "measurements of each kind, in turns; medians are reported", minimum=1)
-    seconds: float = option(1.0, "processor time of a measurement, at least", minimum=0)
+    repeats: int = option(5, "measurements of each kind, alternating; medians are reported", minimum=1)
+    seconds: float = option(1.0, "minimum CPU time of a measurement", minimum=0)
 
     def validate(self) -> None:
         if self.episode_length < self.segment_length:
@@ -64,7 +64,7 @@ class BenchmarkArgs:
 
 
 def make_episodes(folder: Path, args: BenchmarkArgs) -> None:
-    """Write compressed episodes of a square that moves over a shaded, noisy ground."""
+    """Write compressed episodes of a square that moves over a shaded, noisy background."""
     rng = np.random.default_rng(0)
     size = args.native_size
     ground = np.broadcast_to(np.linspace(110, 210, size)[:, None], (size, size, 3))
@@ -88,7 +88,7 @@ def repack(source: Path, target: Path, size: int) -> None:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Batches as one writes a loader first."""
+    """The obvious loader."""
 
     files: Sequence[str]
     args: BenchmarkArgs
@@ -110,7 +110,7 @@ class Baseline:
         return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255, torch.from_numpy(actions[segment])
 
     def change(self, height: int, width: int) -> Callable[[Image.Image], Image.Image]:
-        """Return the change of every frame of a clip."""
+        """Sample the augmentation of a clip; return it as a function of one frame."""
         size = (self.args.image_size, self.args.image_size)
         if self.augmentation is None:
             crop = central_square(height, width)
@@ -147,17 +147,17 @@ def turn_hue(image: Image.Image, turns: float) -> Image.Image:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Clips a second of processor time."""
+    """Clips per second of CPU time."""
 
     files: str
     augmented: bool
     baseline: float
     ours: float
-    ratio: float  # the median of the ratios of measurements that followed one another
+    ratio: float  # median over the ratios of consecutive measurements
 
 
 def config(folder: Path, augmentation: Augmentation | None, args: BenchmarkArgs) -> DataConfig:
-    """Without the cache of inflated arrays: these few episodes would all fit into it."""
+    """Return a configuration without cache of inflated arrays, into which these few episodes would fit."""
     return DataConfig(
         dataset_path=str(folder),
         mix=((DATASET, 1.0),),
@@ -185,7 +185,7 @@ def compare(
 
 
 def clips_a_second(batch: Callable[[], object], args: BenchmarkArgs) -> float:
-    batch()  # what is made once is not of interest
+    batch()  # warm-up
     start, number = time.process_time(), 0
     while number == 0 or time.process_time() - start < args.seconds:
         batch()

@@ -4,9 +4,9 @@
 
 The released way (`benchmarks/released.py`) runs in float32, this project's engine in each of `--dtypes`, both with
 random actions, temperature 1 and top-k 100. Cases are batches of clips with one sample each, and several samples of one
-clip. Ways take turns, so that what else the machine does falls on all of them; times are medians, after one turn that
-is not counted. A rollout goes from context frames to future frames, tokenizer included. The floor is what a rollout
-would take at the machine's own rates (`benchmarks/generation_floor.py`). `--agreement` compares every way's greedy
+clip. Ways alternate, so that other load on the machine affects all of them; times are medians, after one warm-up
+turn. A rollout goes from context frames to future frames, tokenizer included. The floor is the time of a
+rollout at the machine's peak rates (`benchmarks/generation_floor.py`). `--agreement` compares every way's greedy
 rollouts with those of our engine in float32.
 """
 
@@ -43,8 +43,8 @@ from ivideogpt.pretrained import language_model
 from ivideogpt.world_model import WorldModel
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
-LARGE = 10**8  # weights of a transformer whose released rollout takes minutes on a CPU
-CPU_BASELINE_FRAMES = 2  # of such a one
+LARGE = 10**8  # weights; above, the released rollout takes minutes on a CPU
+CPU_BASELINE_FRAMES = 2  # measured frames of such a rollout
 PARTS = ("encode", "prefill", "passes", "frames")
 
 
@@ -59,14 +59,14 @@ class BenchmarkArgs:
     frames: int = option(14, "future frames of a rollout", minimum=1)
     baseline_frames: int | None = option(
         None,
-        "first frames that the released way really predicts; the time of the others is scaled by the positions that "
+        "frames that the released way predicts; the time of the others is scaled by the number of positions that "
         f"they process (default: all, but {CPU_BASELINE_FRAMES} of large models on a CPU)",
         minimum=1,
     )
-    repeats: int = option(3, "turns of each way that are measured, after one that is not", minimum=1)
-    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "where to roll out")
+    repeats: int = option(3, "measured turns of each way, after a warm-up turn", minimum=1)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of the rollouts")
     agreement: bool = option(False, "also compare greedy rollouts with those in float32")
-    output: str | None = option(None, "JSON file of the results, written anew after every case")
+    output: str | None = option(None, "JSON file of the results, rewritten after every case")
 
     def validate(self) -> None:
         for flag, names, known in (("models", self.models, {*MODELS, BUNDLED}), ("dtypes", self.dtypes, {*DTYPES})):
@@ -79,13 +79,13 @@ class BenchmarkArgs:
                     raise UserError(f"--{flag} {numbers}: expected numbers of at least 1, separated by commas")
 
     def cases(self) -> list[tuple[int, int]]:
-        """Numbers of clips and samples."""
+        """Return the cases as pairs: number of clips, number of samples."""
         batches = [(int(number), 1) for number in self.batches.split(",")]
         return list(dict.fromkeys(batches + [(1, int(number)) for number in self.samples.split(",")]))
 
 
 def measure_model(name: str, args: BenchmarkArgs, agreement: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yield the result of one case after the other; append what `--agreement` asks for."""
+    """Yield the result of each case; append the results of `--agreement` to `agreement`."""
     with checkpoint(name) as folder:
         ways = {way: build_way(way, folder, args) for way in (RELEASED, *args.dtypes.split(","))}
         model = ways[RELEASED].world_model
@@ -113,7 +113,7 @@ def build_way(name: str, folder: Path, args: BenchmarkArgs) -> Way:
 
 
 def measure_case(ways: dict[str, Way], inputs: Inputs, repeats: int) -> dict[str, dict[str, Any]]:
-    """Summaries by way. One that needs more memory than there is has an "error" and nothing else."""
+    """Summaries by way. A way that runs out of memory has only an "error"."""
     turns: dict[str, list[Turn]] = {name: [] for name in ways}
     for _ in range(repeats + 1):
         for name in list(turns):
@@ -142,7 +142,7 @@ def speed_table(results: list[dict[str, Any]]) -> str:
 
 
 def parts_table(results: list[dict[str, Any]]) -> str:
-    """Milliseconds of whole rollouts, and what of the released way was not measured to the end."""
+    """Return a table of the parts of rollouts in milliseconds, with notes on scaled measurements."""
     lines, notes = _header(*PARTS, "floor", "floor/rollout"), {}
     for result, name, way in _rows(results):
         cells = [_ms(way["parts_s"][part]) for part in PARTS]
@@ -193,8 +193,8 @@ def main() -> None:
                 write_results(args.output, record, "transformers", "diffusers")
                 print(speed_table([result]).splitlines()[-1], file=sys.stderr, flush=True)
             write_results(args.output, record, "transformers", "diffusers")
-            gc.collect()  # one model's memory before the next is loaded
-    finally:  # what there is, also when it is cut short
+            gc.collect()  # free the model's memory before the next is loaded
+    finally:  # print partial results, too
         texts = [speed_table(results), parts_table(results)] if results else []
         print("\n\n".join(texts + ([agreement_table(agreement)] if agreement else [])), flush=True)
 

@@ -1,8 +1,8 @@
-"""The least time that a rollout can take on a machine: bytes that must be read, operations that must be done.
+"""Estimate the minimum time of a rollout on a machine from the bytes to read and the operations to compute.
 
-A part of a rollout takes no less than its bytes over the machine's bandwidth, nor than its operations over its rate of
-matrix products; both are measured. Counted are weights, keys and values, and products with weights. What fits into a
-cache may be read faster than from memory, so that small models can beat this floor.
+Each part takes at least its bytes over the memory bandwidth, and at least its operations over the rate of matrix
+products; both rates are measured. Weights, keys, values and products with weights are counted. Data in a cache is read
+faster than from memory, so small models can beat this floor.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from ivideogpt.pretrained import language_model
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel
 
-BYTES_READ = {"cuda": 2**31, "cpu": 2**29}  # more than caches hold
+BYTES_READ = {"cuda": 2**31, "cpu": 2**29}  # larger than caches
 MATRIX = {"cuda": 8192, "cpu": 1024}
-TIMES = 5  # the fastest counts
+TIMES = 5  # repetitions, of which the fastest counts
 
 Rates = tuple[float, float]  # bytes and operations a second
 
@@ -32,7 +32,7 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     matrix = torch.randn(MATRIX[device.type], MATRIX[device.type], device=device).to(dtype)
     num_bytes = numbers.nbytes / _fastest(numbers.sum, device)
     flops = 2 * len(matrix) ** 3 / _fastest(partial(torch.mm, matrix, matrix), device)
-    if dtype != torch.float32:  # numbers may be widened where that is faster
+    if dtype != torch.float32:  # narrow types may be widened where that is faster
         flops = max(flops, measure_rates(device, torch.float32)[1])
     return num_bytes, flops
 
@@ -49,7 +49,7 @@ def _fastest(call: Callable[[], object], device: torch.device) -> float:
 
 
 def floor(world_model: WorldModel, clips: int, samples: int, frames: int) -> float:
-    """Seconds that a rollout takes at least, in the types that the networks have."""
+    """Return the minimum seconds of a rollout, in the networks' types."""
     tokenizer, llm = world_model.tokenizer, language_model(world_model.transformer)
     layout, layers, config = tokenizer.layout(frames), num_weights(llm.model.layers), llm.config
     tokenizer_rates = measure_rates(world_model.device, tokenizer.quant_conv.weight.dtype)
@@ -73,7 +73,7 @@ def _seconds(rates: Rates, num_bytes: float, flops: float) -> float:
 
 @torch.no_grad()
 def tokenizer_flops(tokenizer: CompressiveVQModel) -> tuple[int, int]:
-    """Operations of encoding and decoding one clip's context, and of decoding one frame."""
+    """Count the operations of encoding and decoding one clip's context, and of decoding one frame."""
     side = tokenizer.config.resolution
     context = torch.rand(1, tokenizer.context_length, 3, side, side, device=tokenizer.device)
     with FlopCounterMode(display=False) as context_counter:

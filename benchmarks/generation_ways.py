@@ -1,4 +1,4 @@
-"""The ways to roll out that `generation.py` measures, each one turn at a time."""
+"""The implementations of rollouts that `generation.py` measures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel
 
 SAMPLING, GREEDY = Sampling(top_k=100), Sampling(greedy=True)
-RELEASED = "released"  # the name of the way that the others are compared with
+RELEASED = "released"  # name of the baseline
 SAMPLE_STARTS = (0, 20, 40, 60)  # frames of a bundled episode at which its clips begin
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """``context`` (B, t, 3, H, W) and ``actions`` (B, F, D), as a session takes them."""
+    """Inputs of a session: ``context`` (B, t, 3, H, W) and ``actions`` (B, F, D)."""
 
     context: Tensor
     actions: Tensor
@@ -35,7 +35,7 @@ class Inputs:
 
     @property
     def num_predicted(self) -> int:
-        """Future frames of all clips and samples."""
+        """Return the number of future frames of all clips and samples."""
         return self.actions.shape[0] * self.actions.shape[1] * self.samples
 
 
@@ -48,7 +48,7 @@ def random_inputs(world_model: WorldModel, clips: int, frames: int, samples: int
 
 
 def recorded_inputs(world_model: WorldModel, frames: int) -> Inputs:
-    """Clips of the bundled episodes."""
+    """Return clips of the bundled episodes."""
     t, device = world_model.tokenizer.context_length, world_model.device
     contexts, actions = [], []
     for file in sorted((ROOT / "inference" / "samples").glob("*.npz")):
@@ -69,7 +69,7 @@ class Turn:
 
 
 class ReleasedWay:
-    """The released implementation's generation, in float32. ``num_frames`` are really predicted."""
+    """The released implementation's generation, in float32. Only ``num_frames`` are predicted."""
 
     def __init__(self, folder: Path, device: torch.device, num_frames: int) -> None:
         self.world_model = WorldModel.from_pretrained(folder, device, torch.float32)
@@ -89,13 +89,13 @@ class ReleasedWay:
 
 
 class OurWay:
-    """This project's engine, in one type of numbers."""
+    """This project's engine, in one precision."""
 
     def __init__(self, folder: Path, device: torch.device, dtype: torch.dtype | Literal["auto"]) -> None:
         self.world_model = WorldModel.from_pretrained(folder, device, dtype)
 
     def turn(self, inputs: Inputs) -> Turn:
-        """One call of `predict`, and again step by step, as a user does who acts on every frame."""
+        """Measure one call of `predict`, and the same rollout step by step, as in an interactive use."""
         timer = Timer(self.world_model.device)
         options: dict[str, Any] = {"num_samples": inputs.samples, "sampling": SAMPLING}
         with timer.part("rollout"):
@@ -157,8 +157,8 @@ Way = ReleasedWay | OurWay
 def measure_agreement(ways: dict[str, Way], reference: WorldModel, inputs: Inputs) -> list[dict[str, Any]]:
     """Compare greedy rollouts of all ways with those of `reference`.
 
-    After the first token that differs a rollout goes its own way, so that few equal tokens may still mean equal
-    quality: the first frame says more about the numbers' precision, the PSNR more about what is seen.
+    After the first different token two rollouts diverge, so few equal tokens may still mean equal quality: the first
+    frame shows numerical precision, the PSNR the visible difference.
     """
     expected = _roll_out(reference, inputs)
     found = []

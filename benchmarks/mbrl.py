@@ -4,9 +4,9 @@
 
 The obvious way (`benchmarks/plain_mbrl.py`) renders with MuJoCo's own renderer, replays with a
 DataLoader over episodes, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines
-without a cache. The whole loop is what the schedule of MBPO makes of the parts in 200 frames after it has begun,
+without a cache. The whole loop is the sum of the parts in 200 frames of the schedule of MBPO after its start,
 without evaluations and saving. Sizes and schedule are those of the settings; the world model is always the bundled one.
-Parts take turns; times are the least of all turns.
+Parts alternate; times are minima over all turns.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# So that it runs from any directory, and that "mbrl" is the package and not this file, which lies in the first place.
+# So that it runs from any directory, and that "mbrl" is the package and not this file, whose folder comes first.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
@@ -42,26 +42,26 @@ from mbrl.train_metaworld_mbpo import parse as parse_settings
 from mbrl.world_model.build import build_video_predictor
 from mbrl.world_model.config import WorldModelConfig
 
-FRAMES = 200  # of the loop that is put together
+FRAMES = 200  # length of the composed loop
 
 
 @dataclass(frozen=True, kw_only=True)
 class MbrlBenchmarkArgs:
     """Measure the parts of model-based RL with the bundled world model."""
 
-    settings: str = option("+preset=cpu_demo", "of train_metaworld_mbpo.py, with spaces between them")
-    episodes: int = option(20, "in the replay buffer", minimum=2)
-    repeats: int = option(3, "turns of each part", minimum=1)
-    without_environment: bool = option(False, "for machines without Meta-World or OpenGL: leave the agent steps out")
+    settings: str = option("+preset=cpu_demo", "settings of train_metaworld_mbpo.py, separated by spaces")
+    episodes: int = option(20, "episodes in the replay buffer", minimum=2)
+    repeats: int = option(3, "measured turns of each part", minimum=1)
+    without_environment: bool = option(False, "skip agent steps, for machines without Meta-World or OpenGL")
     output: str | None = option(None, "also write everything to this .json file")
 
     def validate(self) -> None:
-        """Nothing here can contradict anything else."""
+        """Check nothing: no flags contradict each other."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """``count`` of it are in the loop."""
+    """A part of the loop, which runs ``count`` times."""
 
     name: str
     count: float
@@ -137,7 +137,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
 
 
 def _agent_step(settings: MbpoSettings, steps: float, act: Callable[[], Any], stack: ExitStack) -> Part:
-    select_backend()  # MuJoCo's own renderer takes what is set when mujoco is first imported
+    select_backend()  # MuJoCo's own renderer uses the backend that is set when mujoco is first imported
     env = stack.enter_context(closing(settings.env.make()))
     env.reset(seed=0)
     step_plainly = stack.enter_context(_mujoco_renderer(settings.env))
@@ -158,7 +158,7 @@ def _agent_step(settings: MbpoSettings, steps: float, act: Callable[[], Any], st
 
 @contextmanager
 def _mujoco_renderer(settings: EnvSettings) -> Iterator[Callable[[], None]]:
-    """An agent step with MuJoCo's own renderer: four samples a pixel, shadows, reflections."""
+    """Yield an agent step with MuJoCo's own renderer: four samples per pixel, shadows, reflections."""
     env = settings.make()
     import mujoco
 

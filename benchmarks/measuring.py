@@ -1,4 +1,4 @@
-"""Shared by all benchmarks: seconds of parts, medians, the machine, and where results are written."""
+"""Shared parts of the benchmarks: timers, medians, a description of the machine, and the output file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 @dataclass
 class Timer:
-    """Waits for the device at the ends of every part. Parts of one name add up."""
+    """Timer of named parts that synchronises the device at their ends. Parts of one name are added."""
 
     device: torch.device
     seconds: dict[str, float] = field(default_factory=dict)
@@ -30,7 +30,7 @@ class Timer:
         self.add(name, self.now() - start)
 
     def now(self) -> float:
-        """Return the time once the device has done all that it was given."""
+        """Return the time after the device has finished its queue."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter()

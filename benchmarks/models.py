@@ -1,4 +1,4 @@
-"""The models that benchmarks measure: recipes with random weights, which cost as much as any, and the bundled one."""
+"""Models of the benchmarks: recipes with random weights, which do not affect speed, and the bundled model."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
 BUNDLED_FOLDER = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 ACTION_DIM = 4
-ACTION_SCALE = 0.02  # of random action weights, which start at zero in training: as large as embeddings
+ACTION_SCALE = 0.02  # scale of random action weights, that of embeddings; training starts them at zero
 
 
 @dataclass(frozen=True)
 class Model:
-    """A recipe's networks and the clips that it trains on."""
+    """The networks of a recipe and its training clips."""
 
     tokenizer: str
     transformer: str
     resolution: int
-    clips: int  # of a micro-batch
+    clips: int  # per micro-batch
     context_length: int = 2
-    segment_length: int = 16  # of the transformer's clips
+    segment_length: int = 16  # frames of the transformer's clips
     tokenizer_segment_length: int = 8
 
 
@@ -54,7 +54,7 @@ def build_tokenizer(model: Model, device: torch.device) -> CompressiveVQModel:
 
 
 def build_world_model(model: Model) -> WorldModel:
-    """Action-conditioned, with random weights."""
+    """Build an action-conditioned world model with random weights."""
     tokenizer = build_tokenizer(model, torch.device("cpu"))
     layout: TokenLayout = tokenizer.layout(model.segment_length - model.context_length)
     config = read_llama_config(CONFIGS / "llama" / model.transformer)
@@ -71,7 +71,7 @@ def precision(name: str) -> torch.dtype | Literal["auto"]:
 
 @contextmanager
 def checkpoint(name: str) -> Iterator[Path]:
-    """The folder of a model, so that it is loaded as a user loads one. A recipe's is gone afterwards."""
+    """Yield the folder of a model, to load it as users do. A recipe's folder is temporary."""
     if name == BUNDLED:
         yield BUNDLED_FOLDER
         return

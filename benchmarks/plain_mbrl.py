@@ -1,8 +1,8 @@
-"""Parts of model-based RL in the obvious way: what this project's are compared with.
+"""Baselines for the parts of model-based RL, implemented in the obvious way.
 
-Kept slow on purpose: shifts by grid sampling of float pictures, one optimizer a network, numbers fetched at every
-update; replay by a DataLoader over stacked episodes; a rollout that reads its whole past for every frame; a world
-model in plain memory order with an optimizer's loop.
+Slow on purpose: shifts by grid sampling of float pictures, one optimizer per network, metrics fetched at every update;
+replay by a DataLoader over stacked episodes; a rollout that reads its whole past for every frame; a world model in
+contiguous memory format with an unfused optimizer.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class PlainDrQ:
 
 
 def shifted(stacks: Tensor) -> Tensor:
-    """(B, C, H, H) moved by up to four pixels, in float."""
+    """Shift (B, C, H, H) randomly by up to four pixels, in float."""
     batch, _, height, _ = stacks.shape
     padded = F.pad(stacks.float(), (SHIFT,) * 4, mode="replicate")
     size = height + 2 * SHIFT
@@ -94,7 +94,7 @@ def shifted(stacks: Tensor) -> Tensor:
 
 
 class EpisodeRows(IterableDataset):
-    """Transitions of episodes in npz files, which are read once and kept as they are: whole stacks for every row."""
+    """Transitions of episodes in npz files, which are read once and kept with whole stacks for every row."""
 
     def __init__(self, paths: list[Path], nstep: int, discount: float) -> None:
         self.episodes = [{name: array.copy() for name, array in np.load(path).items()} for path in paths]
@@ -111,7 +111,7 @@ class EpisodeRows(IterableDataset):
 
 
 def batches_from_files(paths: list[Path], batch_size: int, nstep: int, discount: float) -> Iterator[list[Tensor]]:
-    """Without workers: on a CPU they would take from the training what they save it."""
+    """Build a loader without workers, which would compete with training for a CPU."""
     return iter(DataLoader(EpisodeRows(paths, nstep, discount), batch_size))
 
 
@@ -119,7 +119,7 @@ def batches_from_files(paths: list[Path], batch_size: int, nstep: int, discount:
 def imagine(
     model: WorldModel, llm: LlamaForCausalLM, starts: Tensor, act: Policy, horizon: int, timer: Timer
 ) -> Tensor:
-    """Frames (B, H, 3, h, w): all of the past read and decoded anew for every frame, each row from its own prompt."""
+    """Imagine frames (B, H, 3, h, w); every frame reads and decodes the whole past again, row by row."""
     transformer, tokenizer = model.transformer, model.tokenizer
     assert isinstance(transformer, HeadModelWithAction)
     layout = tokenizer.layout(horizon)
@@ -138,7 +138,7 @@ def imagine(
 
 
 def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
-    """The same weights, in plain memory order and with an optimizer's loop."""
+    """Copy a predictor into contiguous memory format, with an unfused optimizer."""
     tokenizer = deepcopy(predictor.tokenizer).to(memory_format=torch.contiguous_format)
     transformer = deepcopy(predictor.transformer)
     settings = predictor.config

@@ -1,9 +1,9 @@
-"""Action-conditioned generation as the released implementation does it: what this project's engine is compared with.
+"""Action-conditioned generation as in the released implementation, the baseline of this project's engine.
 
-Kept slow on purpose. It encodes dummy future frames with the context; for every future frame it embeds the whole
-sequence anew and lets Hugging Face's `generate` read all of it, whose cache is then thrown away; every sample is a row
-of its own, from the prompt to the decoding of its context. The tokenizer is this project's, so that its own speed is
-not what is compared; the language model is Hugging Face's with the same weights.
+Slow on purpose. It encodes dummy future frames with the context; for every future frame it embeds the whole sequence
+again and lets Hugging Face's `generate` read all of it, whose cache is then discarded; every sample is a separate row,
+from the prompt to the decoding of its context. The tokenizer is this project's, to compare generation only; the
+language model is Hugging Face's with the same weights.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ivideogpt.world_model import WorldModel
 
 @dataclass(frozen=True)
 class Generated:
-    """``tokens`` (B N, L) and all T ``frames`` (B N, T, 3, H, W) of the samples, clip by clip."""
+    """Generated ``tokens`` (B N, L) and all T ``frames`` (B N, T, 3, H, W) of the samples, clip by clip."""
 
     tokens: Tensor
     frames: Tensor
@@ -48,10 +48,10 @@ def generate(
     timer: Timer,
     num_frames: int | None = None,
 ) -> Generated:
-    """Context (B, t, 3, H, W) and actions (B, F, D) to F future frames of every sample.
+    """Generate F future frames of every sample from context (B, t, 3, H, W) and actions (B, F, D).
 
-    With ``num_frames`` only the first so many are predicted; the others repeat the last of them, and the timer gets
-    what they would have taken (see :func:`scale_to`).
+    With ``num_frames`` only the first ``num_frames`` are predicted; the others repeat the last of them, and the timer
+    gets their estimated time (see :func:`scale_to`).
     """
     tokenizer, transformer = world_model.tokenizer, world_model.transformer
     assert isinstance(transformer, HeadModelWithAction)
@@ -85,7 +85,7 @@ def append_frame(
     sampling: Sampling,
     timer: Timer,
 ) -> Tensor:
-    """Tokens that end with a separator to the same with one more frame and the separator after it."""
+    """Append one frame and a separator to tokens that end with a separator."""
     start = timer.now()
     num_separators = layout.future_frames_in(tokens.shape[1]) + 1
     positions = layout.with_future_frames(num_separators).action_positions.to(tokens.device)
@@ -106,7 +106,7 @@ def append_frame(
 
 
 def scale_to(layout: TokenLayout, num_frames: int, timer: Timer) -> None:
-    """Seconds of ``num_frames`` frames to those of all: by positions that prefills read, by passes of one position."""
+    """Scale the timer from ``num_frames`` frames to all, by prefilled positions and single-position passes."""
     if num_frames == layout.future_frames:
         return
     read = prefilled_positions(layout.with_future_frames(num_frames))
@@ -115,7 +115,7 @@ def scale_to(layout: TokenLayout, num_frames: int, timer: Timer) -> None:
 
 
 def prefilled_positions(layout: TokenLayout) -> int:
-    """Count positions of one row: every frame reads the prompt and all frames before it."""
+    """Count the prefilled positions of a row: every frame reads the prompt and all frames before it."""
     return sum(layout.prompt_length + layout.step_length * frame for frame in range(layout.future_frames))
 
 
@@ -126,7 +126,7 @@ def _options(sampling: Sampling) -> dict[str, bool | float | int | None]:
 
 
 class _PrefillClock(LogitsProcessor):
-    """Leaves logits alone and notes when the first are there: the prefill is over."""
+    """Logits processor that changes nothing and records the end of the prefill."""
 
     def __init__(self, timer: Timer) -> None:
         self.timer = timer

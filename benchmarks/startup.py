@@ -1,4 +1,4 @@
-"""How long starting takes, as ratios to `import torch`: CPU seconds of alternating processes, the least of each.
+"""Measure start-up time: the minimum CPU seconds of alternating processes, also as ratios to `import torch`.
 
 python benchmarks/startup.py
 """
@@ -30,7 +30,7 @@ COMMANDS = (
     "datasets/record_metaworld.py",
     "mbrl/train_metaworld_mbpo.py",
 )
-# The bundled model on a bundled episode; the last line that it prints is what the rollout took.
+# The bundled model on a bundled episode; the last printed line is the duration of the rollout.
 PREDICT_CODE = """
 import sys, time
 from inference import predict, prediction

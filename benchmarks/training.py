@@ -2,10 +2,10 @@
 
     python benchmarks/training.py --models full-64,tiny-64 --output outputs/training.json
 
-The obvious way encodes the clips of every step anew in float32, computes logits of all tokens, and updates with an
+The obvious way encodes the clips of every step again in float32, computes logits of all tokens, and updates with an
 unfused AdamW. Ours are this project's own parts as `train_gpt.py` puts them together, from pixels and from a token
-store. Weights and clips are random, which costs as much as others. Ways take turns, so that what else the machine does
-falls on all of them; times are medians.
+store. Weights and clips are random, which does not affect speed. Ways alternate, so that other load on the machine
+affects all of them; times are medians.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class BenchmarkArgs:
     """Measure how long a training step takes."""
 
     models: str = option("full-64,tiny-64", f"comma-separated: {', '.join(MODELS)}")
-    clips: int | None = option(None, "clips of a step (default: few enough for a CPU)", minimum=1)
-    repeats: int = option(3, "steps of each way that are measured, after one that is not", minimum=1)
-    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "where to train")
-    precision: str = option("bf16", "autocast of networks that learn", choices=("no", "bf16"))
-    tokenizer_precision: str = option("bf16", "autocast of the frozen tokenizer", choices=("no", "bf16"))
+    clips: int | None = option(None, "clips per step (default: few enough for a CPU)", minimum=1)
+    repeats: int = option(3, "measured steps of each way, after a warm-up step", minimum=1)
+    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of the training")
+    precision: str = option("bf16", "autocast precision of trained networks", choices=("no", "bf16"))
+    tokenizer_precision: str = option("bf16", "autocast precision of the frozen tokenizer", choices=("no", "bf16"))
     compile: bool = option(False, "compile our networks, as --compile of the training scripts does")
     output: str | None = option(None, "JSON file of the results")
 
@@ -115,7 +115,7 @@ class TransformerSteps:
         return step
 
     def flops(self) -> float:
-        """Count a step's matrix products: 6 per weight and token for forward and backward, 6 per pair that attends."""
+        """Count a step's matrix products: 6 per weight and token for forward and backward, 6 per attended pair."""
         config: Any = language_model(self.transformer).config
         clips, length = self.stored.shape
         layer_weights = sum(p.numel() for name, p in self.transformer.named_parameters() if ".layers." in name)
@@ -125,7 +125,7 @@ class TransformerSteps:
 
 
 def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
-    """One generator phase of `train_tokenizer.py` without LPIPS and discriminator."""
+    """Build a generator phase of `train_tokenizer.py` without LPIPS and discriminator."""
     device = torch.device(args.device)
     tokenizer = build_tokenizer(model, device).train()
     frames = torch.rand(model.clips, model.tokenizer_segment_length, 3, model.resolution, model.resolution).to(device)
@@ -153,7 +153,7 @@ def update(model: nn.Module, optimizer: Optimizer) -> None:
 
 
 def measure(steps: dict[str, Step], args: BenchmarkArgs) -> dict[str, dict[str, float]]:
-    """Median seconds of each part of each way."""
+    """Measure the median seconds of each part of each way."""
     device = torch.device(args.device)
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in steps}
     for number in range(args.repeats + 1):

@@ -47,7 +47,7 @@ def open_folder(folder: str, camera: str) -> LeRobotEpisodes:
 
 
 def name_cameras(info: LeRobotInfo, args: LeRobotArgs) -> dict[str, str]:
-    """Arrays and the cameras that they show."""
+    """Return the camera of each frame array, by the array's name."""
     first = info.camera(args.camera).key
     if not args.all_cameras:
         return {"image": first}
@@ -59,7 +59,7 @@ def name_cameras(info: LeRobotInfo, args: LeRobotArgs) -> dict[str, str]:
 
 
 def name_series(info: LeRobotInfo, action_key: str | None) -> dict[str, str]:
-    """Arrays of numbers and the features that they hold."""
+    """Return the feature of each numeric array, by the array's name."""
     wanted = SERIES | {"action": action_key or ACTION}
     dimensions = {name: info.dimension(key) for name, key in wanted.items()}
     return {

@@ -44,7 +44,7 @@ from ivideogpt.flags import REQUIRED, option, parse
 
 CAMERA = "observation.images."
 VIDEO, PIXELS, LENGTH = "video.", "pixels.", "length"  # arrays of a part; the first two: for each camera
-# A key frame every other frame, as LeRobot writes them: training reads short clips from anywhere.
+# Every second frame is a key frame, as in LeRobot: training reads short clips at random positions.
 ENCODERS = {
     "h264": ("libx264", {"g": "2", "bf": "0"}),
     "av1": ("libsvtav1", {"g": "2", "preset": "8"}),
@@ -57,12 +57,12 @@ class ToLeRobotArgs(FrameArgs):
 
     input_path: str = option(REQUIRED, "folder with .npz episodes in it or below")
     output_path: str = option(REQUIRED, "folder to make")
-    fps: int = option(REQUIRED, "frames per second of the episodes, which npz files do not say", minimum=1)
-    task: str | None = option(None, "what the robot does, in words (default: the name of each episode's folder)")
+    fps: int = option(REQUIRED, "frames per second of the episodes, which npz files do not store", minimum=1)
+    task: str | None = option(None, "description of the task (default: the name of each episode's folder)")
     robot_type: str = option("unknown", "noted in meta/info.json")
     action_names: str | None = option(None, "names of the action's dimensions, separated by commas")
-    codec: str = option("h264", "of the videos", choices=tuple(ENCODERS))
-    crf: int = option(18, "their quality: lower is better and larger", minimum=0)
+    codec: str = option("h264", "codec of the videos", choices=tuple(ENCODERS))
+    crf: int = option(18, "video quality: lower values give better quality and larger files", minimum=0)
     video_file_mb: float = option(200, "size at which a new video file is begun", minimum=0)
     data_file_mb: float = option(100, "size at which a new data file is begun", minimum=0)
 
@@ -77,7 +77,7 @@ class ToLeRobotArgs(FrameArgs):
 
 @dataclass(frozen=True)
 class Contents:
-    """Arrays that every episode of the dataset holds: frame sizes by array, and numbers a frame by array."""
+    """Arrays of every episode: frame size of each camera, dimension of each series."""
 
     cameras: dict[str, tuple[int, int]]
     series: dict[str, int]
@@ -111,7 +111,7 @@ class Encoder:
     fps: int
 
     def __call__(self, frames: np.ndarray) -> bytes:
-        """Frames (N, H, W, 3) as an mp4 file. Raises UserError if the encoder is missing or refuses them."""
+        """Encode frames (N, H, W, 3) as an mp4 file. Raises UserError if the encoder is missing or refuses them."""
         import av
 
         try:
@@ -140,7 +140,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class PartJob(Job):
-    """One episode to encode into a file of its own, from which the dataset's files are put together."""
+    """One episode to encode into its own temporary file; the dataset's files are assembled from these."""
 
     file: Path
 
@@ -155,7 +155,7 @@ def encode_episode(contents: Contents, store: StoredSize, encode: Encoder, job: 
 
 
 def read_part(contents: Contents, store: StoredSize, encode: Encoder, path: Path) -> dict[str, np.ndarray]:
-    """An mp4 file and statistics of its pixels for each camera, and the arrays of :data:`SERIES`."""
+    """Return an mp4 file with pixel statistics for each camera, and the arrays of :data:`SERIES`."""
     found = Contents.of(path, store)
     if found != contents:
         raise UserError(f"{path}: holds {found}; expected {contents}, as the first episode does")
@@ -173,7 +173,7 @@ def read_part(contents: Contents, store: StoredSize, encode: Encoder, path: Path
 
 
 def read_series(path: str, name: str, num_frames: int) -> np.ndarray:
-    """(N, D); the last row may be missing and is zero then."""
+    """Read an array as (N, D). A missing last row becomes zero."""
     member = npz_members(path)[name]
     values = member.all()
     fits = values.dtype.kind in "fiub" and values.ndim in (1, 2) and 0 not in values.shape[1:]
@@ -189,7 +189,7 @@ def read_series(path: str, name: str, num_frames: int) -> np.ndarray:
 
 
 def pixel_statistics(frames: np.ndarray) -> np.ndarray:
-    """Minimum, maximum, mean and standard deviation (4, 3) of each colour, in [0, 1]."""
+    """Return minimum, maximum, mean and standard deviation (4, 3) of each colour, in [0, 1]."""
     levels = np.arange(256) / 255
     counts = np.stack([np.bincount(frames[..., c].reshape(-1), minlength=256) for c in range(3)])  # (3, 256)
     share = counts / counts.sum(axis=1, keepdims=True)
@@ -207,7 +207,7 @@ def find_parts(root: Path, parts: Path) -> list[PartJob]:
 
 
 def first_contents(jobs: Iterable[PartJob], store: StoredSize) -> Contents:
-    """Return those of the first episode that can be read; the others have to hold the same."""
+    """Return the contents of the first readable episode, which all others have to match."""
     problem: UserError | None = None
     for job in jobs:
         try:
@@ -228,7 +228,7 @@ def check(contents: Contents, args: ToLeRobotArgs) -> None:
 
 
 def assemble(jobs: Iterable[PartJob], args: ToLeRobotArgs, root: Path) -> None:
-    """The dataset's files from the parts that there are."""
+    """Write the dataset's files from the encoded parts."""
     names = {"action": args.names} if args.names else {}
     data_limit, video_limit = args.data_file_mb * 2**20, args.video_file_mb * 2**20
     writer = LeRobotWriter(root, args.fps, args.robot_type, names, data_limit, video_limit)
@@ -262,7 +262,7 @@ def run(args: ToLeRobotArgs) -> Summary:
     keep_settings(work, settings | {"input_path": str(Path(args.input_path).resolve()), "contents": contents})
     encoder = Encoder(args.codec, args.crf, args.fps)
     summary = args.run([jobs], partial(encode_episode, contents, args.store, encoder), "encode")
-    shutil.rmtree(work / "dataset", ignore_errors=True)  # of a run that was interrupted while putting it together
+    shutil.rmtree(work / "dataset", ignore_errors=True)  # left by a run that was interrupted during assembly
     assemble(jobs, args, work / "dataset")
     (work / "dataset").replace(output)
     shutil.rmtree(work)

@@ -34,7 +34,9 @@ class OxeArgs(ConversionArgs):
     input_path: str = option(REQUIRED, "folder that holds <dataset>/<version>")
     output_path: str = option(REQUIRED, "folder that gets <dataset>/<split>_eps_<number>.npz")
     version: str | None = option(None, "version of the dataset (default: the one that models are trained on)")
-    actions: bool = option(False, "store actions too; one in parts becomes one vector, in the order of their names")
+    actions: bool = option(
+        False, "store actions too; the parts of an action are joined to one vector, in order of their names"
+    )
 
 
 def builder_folder(args: OxeArgs) -> Path:

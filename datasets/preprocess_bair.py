@@ -47,7 +47,7 @@ class BairJob(Job):
 
 
 def find_jobs(folder: Path, output: Path, save_gif: bool) -> list[BairJob | Skipped]:
-    """The trajectories of a split, numbered from the first number in the name of their file."""
+    """List the trajectories of a split, numbered from the first number in their file's name."""
     files = {int(match[1]): path for path in folder.glob("*") if (match := FILE.fullmatch(path.name))}
     jobs: list[BairJob | Skipped] = []
     for first, path in sorted(files.items()):

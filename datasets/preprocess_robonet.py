@@ -44,15 +44,15 @@ class RoboNetArgs(ConversionArgs):
 
 @dataclass(frozen=True)
 class Gripper:
-    """Drive of a robot's gripper, and the bounds of its state."""
+    """Control mode of a robot's gripper, and the bounds of its state."""
 
-    automatic: bool  # it closes by itself, so that actions say nothing of it
+    automatic: bool  # it closes by itself and is not part of the actions
     low: float
     high: float
 
 
 def read_names(test_list: str | Path) -> set[str]:
-    """Names without ending."""
+    """Read the names of files, without their endings."""
     try:
         names = {Path(line.strip()).stem for line in Path(test_list).read_text().splitlines() if line.strip()}
     except (OSError, UnicodeDecodeError) as error:
@@ -63,7 +63,7 @@ def read_names(test_list: str | Path) -> set[str]:
 
 
 def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
-    """Those of the training and of the test split."""
+    """List the jobs of the training split and of the test split."""
     files = sorted(Path(args.hdf5_path).rglob("*.hdf5"))
     if not files:
         raise UserError(f"--hdf5_path {args.hdf5_path}: no .hdf5 files there")
@@ -78,7 +78,7 @@ def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
 
 
 def read_episode(job: Job) -> dict[str, np.ndarray]:
-    """Frames (n, H, W, 3) in native size and the n - 1 actions between them."""
+    """Read frames (n, H, W, 3) in native size, and the n - 1 actions between them."""
     with open_hdf5(Path(job.source)) as file:
         if file["env"].attrs["n_cams"] < 1:
             raise UserError(f"{job.source}: has no camera")
@@ -92,13 +92,13 @@ def read_episode(job: Job) -> dict[str, np.ndarray]:
 
 
 def read_frames(camera: Any, encoding: str) -> np.ndarray:
-    """(N, H, W, 3) in RGB."""
+    """Read frames (N, H, W, 3) in RGB."""
     if encoding == "mp4":
         attributes = camera["frames"].attrs
         frames = decode_mp4(read_array(camera, "frames").tobytes())
     elif encoding == "jpg":
         attributes = camera["frame0"].attrs
-        # their number is in no attribute
+        # no attribute stores the number of frames
         frames = np.stack([decode_jpg(read_array(camera, f"frame{i}").tobytes()) for i in range(len(camera))])
     else:
         raise UserError(f"{camera.file.filename}: cameras are encoded as {encoding!r}; expected mp4 or jpg")
@@ -129,7 +129,7 @@ def decode_jpg(content: bytes) -> np.ndarray:
 
 
 def read_gripper(file: Any) -> Gripper:
-    """Bounds are in the attributes of the metadata, or else in the environment's first step."""
+    """Read the gripper from the attributes of the metadata, or else from the environment's first step."""
     attributes = file["metadata"].attrs
     primitives = _text(attributes["primitives"]) if "primitives" in attributes else ""
     low, high = (
@@ -140,7 +140,7 @@ def read_gripper(file: Any) -> Gripper:
 
 
 def to_5d(actions: np.ndarray, states: np.ndarray, gripper: Gripper | None) -> np.ndarray:
-    """Actions (n - 1, D) to (n - 1, 5): a missing gripper is what it does next, other missing parts are zero."""
+    """Pad actions (n - 1, D) to (n - 1, 5): a missing gripper from its next state, other missing parts with zero."""
     dim = actions.shape[1]
     if dim >= ACTION_DIM:
         return actions[:, :ACTION_DIM]

@@ -23,9 +23,9 @@ from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 CAMERAS = {"robodesk": "camera_image", "robosuite": "agentview_shift_2_image"}
-MASKS = {"train": "train", "validation": "valid"}  # our name of a split: the file's
+MASKS = {"train": "train", "validation": "valid"}  # our name of a split -> its name in the file
 DEMO = re.compile(r"(\D{5})(\d+)")
-NOISES = {"noise_0.1": "_noise1", "noise_0.2": "_noise2"}  # in the name of a robodesk file: in that of our folder
+NOISES = {"noise_0.1": "_noise1", "noise_0.2": "_noise2"}  # part of a robodesk file name -> suffix of our folder name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Vp2Job(Job):
 
 
 def kind_of(path: Path) -> str:
-    """The simulator, whose name the path holds; the last one counts."""
+    """Return the simulator that the path names; the last name counts."""
     kinds = [kind for part in path.parts for kind in CAMERAS if kind in part.lower()]
     if not kinds:
         raise UserError(f"{path}: the path has to hold one of {', '.join(CAMERAS)}, to tell which camera to read")
@@ -52,7 +52,7 @@ def kind_of(path: Path) -> str:
 
 
 def find_jobs(path: Path, split: str, output: Path) -> list[Vp2Job | Skipped]:
-    """The demonstrations of a file that belong to a split."""
+    """List the demonstrations of a file that belong to a split."""
     camera = CAMERAS[kind_of(path)]
     try:
         with open_hdf5(path) as file:

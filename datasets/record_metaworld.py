@@ -3,8 +3,8 @@
     python datasets/record_metaworld.py --tasks paper --output_path data/metaworld --num_episodes 60
 
 writes `<output_path>/<task>/eps_<number>.npz` with one row per agent step: action[i] is taken at image[i], reward[i]
-and success[i] are what it earned, and the last image has a zero action. An episode depends on the seed, the task and
-its number only. Run the same command again to continue an interrupted recording.
+and success[i] are its results, and the last image has a zero action. An episode depends only on the seed, the task and
+its number. Run the same command again to continue an interrupted recording.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from mbrl.envs.offscreen import select_backend
 from mbrl.envs.seeds import episode_rng
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
-DEMO_ATTEMPTS = 20  # for each demonstration asked for; a scripted policy that fails more often is not worth waiting for
+DEMO_ATTEMPTS = 20  # limit for each requested demonstration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,31 +47,31 @@ class RecordArgs:
 
     tasks: tuple[str, ...] = option(("paper",), "names (door-lock or door_lock), 'paper' for its six, or 'all'")
     output_path: str = option(REQUIRED, "folder that gets one folder per task")
-    num_episodes: int = option(60, "per task", minimum=1)
-    episode_length: int = option(100, "agent steps; files have a row more", minimum=1)
-    image_size: int = option(64, "in pixels", minimum=1)
+    num_episodes: int = option(60, "episodes per task", minimum=1)
+    episode_length: int = option(100, "agent steps; files have one more row", minimum=1)
+    image_size: int = option(64, "width and height of the frames in pixels", minimum=1)
     action_repeat: int = option(2, "simulator steps per agent step", minimum=1)
-    camera: str = option("corner", "where frames are taken from", choices=tuple(CAMERAS))
+    camera: str = option("corner", "camera of the frames", choices=tuple(CAMERAS))
     frame_stack: int = option(EnvSettings.frame_stack, "frames of an observation in a demonstration", minimum=1)
-    succ_bonus: float = option(EnvSettings.success_bonus, "what success adds to a reward of a demonstration")
+    succ_bonus: float = option(EnvSettings.success_bonus, "added to a demonstration's reward on success")
     paper_reward: bool = option(
         EnvSettings.paper_reward,
         "the paper's reward of button-press-topdown-wall, not that of Meta-World 3.1",
         negatable=True,
     )
-    seed: int = option(0, "of all episodes", minimum=0)
+    seed: int = option(0, "random seed of all episodes", minimum=0)
     noise: tuple[float, ...] | None = option(
         None, "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
     )
     random_fraction: float | None = option(None, "part of the episodes with a random policy (default: 0.25; demo: 0)")
     wander: bool | None = option(
         None,
-        "move on at random once the scripted policy has come to rest (default: yes; demo: no)",
+        "act randomly once the scripted policy has stopped (default: yes; demo: no)",
         negatable=True,
     )
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
     demo: bool = option(False, "write successful episodes only, in the replay buffer's format")
-    compress: bool = option(False, "smaller files, but slow to read windows from")
+    compress: bool = option(False, "smaller files, but slower to read windows from")
 
     def validate(self) -> None:
         if not math.isfinite(self.succ_bonus):
@@ -94,7 +94,7 @@ class RecordArgs:
 
     @property
     def noted(self) -> dict[str, Any]:
-        """Everything that the content of an episode depends on, but for its task and number."""
+        """Return all settings that affect an episode, except its task and number."""
         names = ("seed", "episode_length", "image_size", "action_repeat", "camera", "frame_stack", "paper_reward")
         noted = {name: getattr(self, name) for name in names} | {"success_bonus": self.succ_bonus, "demo": self.demo}
         policies = self.policies
@@ -125,7 +125,7 @@ def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Episode:
-    """N = episode_length + 1 rows."""
+    """One recorded episode of N = episode_length + 1 rows."""
 
     image: np.ndarray  # (N, H, W, 3) uint8
     action: np.ndarray  # (N, 4) float32 in [-1, 1]
@@ -147,10 +147,10 @@ def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) ->
 
 
 def record_demonstration(env: AgentEnv, settings: EnvSettings, policy: Policy, seed: int) -> Demonstration | None:
-    """None if it failed.
+    """Record one demonstration; return None if it failed.
 
     Args:
-        settings: that the environment was made with.
+        settings: settings of the environment.
     """
     env.reset(seed=seed)
     for _ in range(env.duration):
@@ -161,16 +161,16 @@ def record_demonstration(env: AgentEnv, settings: EnvSettings, policy: Policy, s
 
 
 class Recorder:
-    """Records numbered episodes in one process. Keeps one environment open: making it costs half an episode."""
+    """Record numbered episodes in one process. Keeps one environment open: making it costs half an episode."""
 
     def __init__(self, args: RecordArgs, started: str) -> None:
-        """``started`` is in the names of demonstrations: one time for all, so that they sort by their numbers."""
+        """Take the arguments, and the time that starts the file names of all demonstrations."""
         self._args = args
         self._started = started
         self._env: AgentEnv | None = None
 
     def record(self, task: str, number: int) -> bool:
-        """Whether there is now a file for this episode: always, except for a demonstration that failed."""
+        """Write the file of this episode; return False for a demonstration that failed."""
         args, folder = self._args, Path(self._args.output_path) / task
         if any(folder.glob(f"*_{number}_*.npz" if args.demo else f"eps_{number:08d}.npz")):
             return True
@@ -201,7 +201,7 @@ class Recorder:
             self._env = None
 
 
-_recorder: Recorder  # of a worker process
+_recorder: Recorder  # set in worker processes
 
 
 def _start_worker(args: RecordArgs, started: str) -> None:
@@ -216,7 +216,7 @@ def _record_in_worker(job: tuple[str, int]) -> bool:
 
 @contextmanager
 def workers(args: RecordArgs) -> Iterator[Callable[[list[tuple[str, int]]], Iterator[bool]]]:
-    """Yield a function that records jobs, in this process or in several, and says of each whether it left a file."""
+    """Yield a function that records jobs in one or several processes and yields whether each wrote a file."""
     started = f"{datetime.now():%Y%m%dT%H%M%S}"
     if args.num_workers == 1:
         with closing(Recorder(args, started)) as recorder:
@@ -250,7 +250,7 @@ def give_up_on_failing_demos(num_episodes: int, missing: dict[str, int], attempt
 
 
 def prepare_output(args: RecordArgs) -> None:
-    """Make the folders and note the settings there; a folder recorded with other settings is refused."""
+    """Make the folders and store the settings there. Raises UserError for a folder with other settings."""
     keep_settings(Path(args.output_path), args.noted, "recording.json", vars(EnvSettings("")))
     for task in find_tasks(args.tasks):
         folder = Path(args.output_path) / task

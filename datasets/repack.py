@@ -2,11 +2,11 @@
 
     python datasets/repack.py --input_path data/oxe --output_path data/oxe64 --resize 64
 
-Compressed arrays become uncompressed ones, of which a clip is read through a memory map; int64 frames become uint8; and
-frames are resized on request as training does it, rounded to 8 bits. Everything else is carried over as it is, in the
-same folders; the originals are not touched. Each file is read back and compared before it gets its name. Run the same
-command again to go on after an interruption, or with ``--verify`` to check what is there by the checksums that npz
-files hold and make damaged files anew. An original that is newer than its copy is repacked again.
+Compressed arrays become uncompressed ones, which allow reading a clip through a memory map; int64 frames become uint8;
+``--resize`` resizes frames as training does, rounded to 8 bits. Everything else is copied unchanged into the same
+folders; the originals are not modified. Each file is read back and compared before it gets its name. Run the same
+command again to go on after an interruption, or with ``--verify`` to check existing files by their checksums and
+write damaged ones again. An original that is newer than its copy is repacked again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class RepackArgs(FrameArgs):
 
     input_path: str = option(REQUIRED, "folder with .npz files at any depth")
     output_path: str = option(REQUIRED, "folder that gets the same files in the same folders; not inside input_path")
-    verify: bool = option(False, "compare the files already written with their checksums; damaged ones are made anew")
+    verify: bool = option(False, "check existing outputs by their checksums, and write damaged ones again")
 
 
 def find_files(root: Path) -> list[str]:
@@ -71,7 +71,7 @@ def check_apart(source: Path, output: Path, files: list[str]) -> None:
 
 
 def remove_outdated(jobs: list[Job], verify: bool) -> int:
-    """Delete outputs older than their source and, on request, damaged ones; return the number of the latter."""
+    """Delete outputs older than their source and, on request, damaged ones; return the number of damaged ones."""
     num_damaged = 0
     existing = [job for job in jobs if job.output.exists()]
     for job in tqdm(existing, desc="verify", unit="file", disable=not verify):
@@ -113,14 +113,14 @@ def compare(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise UserError unless the file holds these arrays, bit for bit."""
     members = npz_members(str(path))
     if members.keys() != arrays.keys() or not all(is_same(members[name], array) for name, array in arrays.items()):
-        raise UserError(f"{path}: read back other values than were written; check the disk and its free space")
+        raise UserError(f"{path}: values read back differ from those written; check the disk and its free space")
 
 
 def is_same(member: NpzMember, array: np.ndarray) -> bool:
     read = member.all() if member.data_offset is None else member.mapped()
     if (read.dtype, read.shape) != (array.dtype, array.shape):
         return False
-    return np.array_equal(as_raw(read), as_raw(array))  # not the values, as NaN equals nothing
+    return np.array_equal(as_raw(read), as_raw(array))  # bytes, as NaN never equals NaN
 
 
 def as_raw(array: np.ndarray) -> np.ndarray:

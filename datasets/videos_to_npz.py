@@ -4,7 +4,7 @@
 
 reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm}`` with ``<name>.csv`` or ``<name>.npy`` and writes
 ``data/my_robot/<name>.npz``, which trains with ``--dataset_path data --oxe_data_mixes_type folder:my_robot``. Row i of
-the actions is what was done at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
+the actions is the action at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
 episodes have no actions. Run the same command again to go on after an interruption.
 """
 
@@ -46,7 +46,7 @@ from ivideogpt.flags import REQUIRED, option, parse
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"}
 NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions", "resize", "square_crop")
-MAX_EPISODE_BYTES = 4 << 30  # of frames, which are in memory until the episode is written
+MAX_EPISODE_BYTES = 4 << 30  # limit for the frames, which are in memory until the episode is written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +56,13 @@ class VideosArgs(NpzDatasetArgs):
     input_path: str = option(REQUIRED, "folder of videos and, beside each, <its name>.csv or .npy with its actions")
     action_columns: str | None = option(
         None,
-        "names, or numbers from 0, of the columns that are the action, such as x,y,grip (default: all, and none may "
-        "look like time or a counter)",
+        "names, or numbers from 0, of the action columns, such as x,y,grip (default: all; an error if one looks "
+        "like time or a counter)",
     )
-    action_offset: int = option(0, "row i + action_offset of a table is what was done at frame i")
+    action_offset: int = option(0, "row i + action_offset of a table is the action at frame i")
     fps: float | None = option(None, "frames per second to keep (default: all)")
-    step: int = option(1, "keep one frame in so many", minimum=1)
-    skipped_actions: str = option(
-        "drop", "what becomes of the actions at frames that are not kept", choices=("drop", "sum", "mean")
-    )
+    step: int = option(1, "keep every N-th frame", minimum=1)
+    skipped_actions: str = option("drop", "treatment of the actions of dropped frames", choices=("drop", "sum", "mean"))
 
     def validate(self) -> None:
         if self.fps is not None and not self.fps > 0:
@@ -81,11 +79,11 @@ class VideosArgs(NpzDatasetArgs):
 class VideoJob(Job):
     video: Path
     actions: Path | None
-    action_dim: int | None  # of the dataset
+    action_dim: int | None  # dimension of the dataset's actions
 
 
 def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
-    """A job a video, by name. Either all videos have actions or none has."""
+    """List one job per video, by name. Either all videos have actions or none has."""
     root = Path(args.input_path)
     videos = find_videos(root)
     tables = [find_table(video) for video in videos]
@@ -123,7 +121,7 @@ def find_videos(root: Path) -> list[Path]:
 
 
 def refuse_stray_tables(root: Path, video: Path) -> None:
-    """Misnamed tables would make a dataset without actions, which shows only when a model is trained on it."""
+    """Raise UserError for tables without a video: misnamed tables would silently give episodes without actions."""
     stray = files_below(root, SUFFIXES)
     if stray:
         raise UserError(
@@ -133,7 +131,7 @@ def refuse_stray_tables(root: Path, video: Path) -> None:
 
 
 def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
-    """Return that of the first table that can be read, and say how it was read; the others have to agree with it."""
+    """Return the action dimension of the first readable table and print how it was read; all others have to match."""
     problem: UserError | OSError | None = None
     for table in tables:
         try:
@@ -148,7 +146,7 @@ def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
 
 
 def how_read(path: Path, table: ActionTable) -> str:
-    """One line for the user to see what becomes the action."""
+    """Describe in one line which columns become the action."""
     dim = table.actions.shape[1]
     header = f"first line read as names: {table.header}" if table.header else "no header"
     left_out = f"; left out: {', '.join(table.left_out)}" if table.left_out else ""
@@ -177,7 +175,7 @@ class Clip:
 
 
 def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize) -> Clip:
-    """The chosen frames from ``first`` on, each brought to its stored size at once: a long video fits no memory."""
+    """Decode the chosen frames from ``first`` on. Each is resized at once, as a long video does not fit into memory."""
     choice.check(video)
     recorded = Numbered(video.frames())
     frames: list[np.ndarray] = []
@@ -199,7 +197,7 @@ def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize)
 
 
 class Numbered:
-    """Times and frames with their numbers, counted as they pass."""
+    """Iterate over numbers, times and frames, and count the frames."""
 
     def __init__(self, frames: Iterable[tuple[float | None, Any]]) -> None:
         self._frames = frames
@@ -213,7 +211,7 @@ class Numbered:
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """Choice of the frames that are kept."""
+    """Rule that selects the frames to keep."""
 
     fps: float | None
     step: int
@@ -225,13 +223,13 @@ class FrameChoice:
             )
 
     def choose(self, frames: Numbered, first: int) -> Iterator[tuple[int, Any]]:
-        """Numbers and frames, out of all from number ``first`` on."""
+        """Yield the numbers and frames to keep, from number ``first`` on."""
         if self.fps is not None:
             return self._in_time(self._timed(frame for frame in frames if frame[0] >= first))
         return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
 
     def _timed(self, frames: Iterable[tuple[int, float | None, Any]]) -> Iterator[tuple[int, float, Any]]:
-        """Raises UserError unless each frame is shown after the one before."""
+        """Yield the frames. Raises UserError unless their times increase."""
         before = -math.inf
         for i, seconds, frame in frames:
             if seconds is None or seconds <= before:
@@ -241,7 +239,7 @@ class FrameChoice:
             before = seconds
 
     def _in_time(self, frames: Iterable[tuple[int, float, Any]]) -> Iterator[tuple[int, Any]]:
-        """The frames closest to the times k / fps after the first."""
+        """Yield the frames closest to the times k / fps after the first."""
         assert self.fps is not None
         before: tuple[int, float, Any] | None = None
         start, num_kept = 0.0, 0
@@ -256,9 +254,9 @@ class FrameChoice:
 
 
 def actions_at(indices: np.ndarray, actions: Actions, action_rows: ActionRows, skipped: str) -> Actions:
-    """Actions (n, D) at these frames, or (n - 1, D) where the last frame has none.
+    """Return the actions (n, D) at these frames, or (n - 1, D) where the last frame has none.
 
-    Where actions at frames that are left out are summed or averaged, the last has none: what follows it is unknown.
+    If actions of dropped frames are summed or averaged, the last frame has none: its successors are unknown.
     """
     rows = indices + action_rows.offset
     if skipped == "drop":

@@ -1,6 +1,6 @@
-"""Predict futures of a recorded episode and set them beside what really happened.
+"""Predict futures of a recorded episode and compare them with its true future.
 
-Without arguments: the bundled model on a bundled episode. Everything that a flag does not say, the checkpoint does.
+Without arguments: the bundled model on a bundled episode. Flags override the settings of the checkpoint.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ class PredictArgs:
     """Predict futures of a recorded episode with a world model and compare them with what happened."""
 
     pretrained_model_name_or_path: str = option(str(BUNDLED_MODEL), "folder or hub id of a world model")
-    input_path: str | None = option(None, "episode, .npz; unless given, a bundled one")
-    dataset_name: str | None = option(None, "its dataset, which decides image array and frame distance")
+    input_path: str | None = option(None, ".npz episode (default: a bundled one)")
+    dataset_name: str | None = option(None, "dataset of the episode, which decides image array and frame distance")
     output_path: str = option("outputs", "folder for GIFs, contact sheet and metrics.json")
-    context_length: int | None = option(None, "context frames t; unless given, the checkpoint's", minimum=1)
-    segment_length: int | None = option(None, "frames, context included; unless given, the checkpoint's", minimum=1)
+    context_length: int | None = option(None, "context frames t (default: the checkpoint's)", minimum=1)
+    segment_length: int | None = option(None, "frames, context included (default: the checkpoint's)", minimum=1)
     horizon: int | None = option(None, "frames to predict, in place of segment_length", minimum=1)
-    resolution: int | None = option(None, "size of the frames; it must be the checkpoint's", minimum=1)
-    action_conditioned: bool = option(False, "refuse an action-free checkpoint; one with actions always gets them")
-    action_dim: int | None = option(None, "dimension of the actions; it must be the checkpoint's", minimum=1)
-    goal_conditioned: bool | None = option(None, "show the last frame first; unless given, what the checkpoint says")
+    resolution: int | None = option(None, "size of the frames; has to match the checkpoint", minimum=1)
+    action_conditioned: bool = option(False, "refuse an action-free checkpoint; other checkpoints always get actions")
+    action_dim: int | None = option(None, "dimension of the actions; has to match the checkpoint", minimum=1)
+    goal_conditioned: bool | None = option(None, "show the last frame first (default: as the checkpoint)")
     repeat_times: int = option(5, "futures to sample", minimum=1)
-    temperature: float | None = option(None, "of sampling; unless given, the checkpoint's")
-    top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's")
+    temperature: float | None = option(None, "sampling temperature (default: the checkpoint's)")
+    top_k: int | None = option(None, "sample from the k most likely tokens; 0: from all (default: the checkpoint's)")
     sampling_rule: str | None = option(
         None,
-        "expected_code: the code nearest to the mean vector; unless given, the checkpoint's",
+        "expected_code: the code nearest to the mean vector (default: the checkpoint's)",
         choices=SAMPLING_RULES,
     )
-    seed: int = option(0, "decides where the segment starts and which futures are sampled")
-    device: str = option("auto", "where the model runs", choices=DEVICES)
+    seed: int = option(0, "random seed of the segment's start and of sampling")
+    device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
 
@@ -63,7 +63,7 @@ class PredictArgs:
 
 
 def with_episode(args: PredictArgs) -> PredictArgs:
-    """The first bundled episode where none is named. Opened before a model is loaded, or even downloaded."""
+    """Return the arguments with an episode, by default the first bundled one. Checked before a model is loaded."""
     args = args if args.input_path is not None else with_bundled_episode(args)
     assert args.input_path is not None
     if not Path(args.input_path).is_file():
@@ -82,7 +82,7 @@ def with_bundled_episode(args: PredictArgs) -> PredictArgs:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = with_episode(parse(PredictArgs, argv))
-    # PyTorch takes seconds to import: wrong flags, and --help, are answered before.
+    # Parse first: importing PyTorch takes seconds.
     from inference.prediction import run
 
     run(args)

@@ -1,4 +1,4 @@
-"""Futures of one segment of an episode: sampled, scored, written as pictures and numbers."""
+"""Sample futures of one segment of an episode, score them, and write pictures and numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Scores = dict[str, dict[str, Tensor]]  # of what, by which metric, (N, F)
+Scores = dict[str, dict[str, Tensor]]  # candidate -> metric -> (N, F)
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Prediction:
     Attributes:
         context: (t, 3, H, W) reconstructed.
         futures: (N, F, 3, H, W).
-        references: what to measure them against, (1, F, 3, H, W) each.
+        references: baselines and upper bounds by name, (1, F, 3, H, W) each.
         rewards: (N, F) if the model predicts them.
-        seconds: what the futures took, reading the context included.
+        seconds: duration of the rollout, encoding of the context included.
     """
 
     context: Tensor
@@ -72,7 +72,7 @@ def load_model(args: PredictArgs) -> WorldModel:
 
 
 def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
-    """The model with what the flags say in place of what its checkpoint says, where that can be had."""
+    """Return the model with the settings that flags override in its checkpoint."""
     demand_what_is_fixed(model.metadata, args)
     context_length = args.context_length or model.metadata.context_length
     settings = ModelSettings(
@@ -98,7 +98,7 @@ def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
 
 
 def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
-    """Frames of the episode from one frame of the segment to the next, if so many fit."""
+    """Return the distance of the segment's frames in the episode; it shrinks for short episodes."""
     names = [] if dataset_name is None else [dataset_name]
     info = dataset_info(dataset_name or "")
     step = info.step(stepsize_as_trained(names, metadata.dataset_step))
@@ -110,10 +110,10 @@ def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
 
 
 def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
-    """What the model is shown and what really followed. A goal-conditioned model sees the last frame first."""
+    """Read the context and the true future of one segment. A goal-conditioned model gets the last frame first."""
     assert args.input_path is not None
     step = frame_step(args.dataset_name, metadata)
-    np.random.seed(args.seed)  # the parser's first draw is where the segment starts
+    np.random.seed(args.seed)  # the parser samples the segment's start first
     segment = NPZParser(metadata.segment_length, metadata.resolution).parse_segment(
         args.input_path,
         args.dataset_name,
@@ -128,11 +128,11 @@ def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
 
 
 def number_of_samples(args: PredictArgs, model: WorldModel) -> int:
-    """One where all would be equal."""
+    """Return ``--repeat_times``, or 1 with a message where sampling is deterministic."""
     if args.repeat_times == 1 or not model.metadata.generation.is_deterministic:
         return args.repeat_times
     several = flags_for_several(model.metadata.generation)
-    print(f"one future, as the checkpoint leaves nothing to chance; {several} samples several", flush=True)
+    print(f"one future, as the checkpoint samples deterministically; {several} samples several", flush=True)
     return 1
 
 
@@ -153,15 +153,15 @@ def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) ->
 
 
 def score(segment: Segment, prediction: Prediction) -> Scores:
-    """Every predicted frame, (N, F), of the prediction and of what it is to be measured against."""
+    """Score every predicted frame, (N, F), of the prediction and of its references."""
     truth = segment.frames[len(prediction.context) :]
     scored = {"prediction": prediction.futures, **prediction.references}
     return {name: score_frames(truth, frames) for name, frames in scored.items()}
 
 
 def summarise(scores: Scores) -> dict[str, dict[str, float]]:
-    """Means over frames and samples; the best sample is chosen for each metric by itself."""
-    summary = {name: {key: float(values.mean()) for key, values in of.items()} for name, of in scores.items()}
+    """Average over frames and samples; each metric chooses its own best sample."""
+    summary = {name: {key: float(values.mean()) for key, values in metrics.items()} for name, metrics in scores.items()}
     best = {key: float(values.mean(dim=1).max()) for key, values in scores["prediction"].items()}
     return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
 
@@ -174,9 +174,11 @@ def precisions(model: WorldModel) -> str:
 
 
 def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: Prediction) -> dict[str, Any]:
-    """What ``metrics.json`` says. Scores are over predicted frames only."""
+    """Return the content of ``metrics.json``. Scores are over predicted frames only."""
     scores = score(segment, prediction)
-    per_frame = {name: {key: values.mean(dim=0).tolist() for key, values in of.items()} for name, of in scores.items()}
+    per_frame = {
+        name: {key: values.mean(dim=0).tolist() for key, values in metrics.items()} for name, metrics in scores.items()
+    }
     return {
         "model": args.pretrained_model_name_or_path,
         "input_path": args.input_path,

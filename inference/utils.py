@@ -18,7 +18,7 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames (T, 3, S, S) float32 in [0, 1]; actions (T, D) and rewards (T,) where asked for."""
+    """Frames (T, 3, S, S) float32 in [0, 1]; actions (T, D) and rewards (T,) if requested."""
 
     frames: Tensor
     actions: Tensor | None
@@ -27,7 +27,7 @@ class Segment:
 
 
 class NPZParser:
-    """Cuts one random segment out of an episode. NumPy's global generator chooses its start: ``numpy.random.seed``."""
+    """Cut one random segment out of an episode. Its start is sampled from NumPy's global generator."""
 
     def __init__(self, segment_length: int, image_size: int = 64) -> None:
         self.segment_length = segment_length
@@ -36,7 +36,7 @@ class NPZParser:
     def parse(
         self, path: str | os.PathLike[str], dataset_name: str | None = None, load_action: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """Return frames (T, 3, S, S) in [0, 1] and, if asked for, actions (T, D)."""
+        """Return frames (T, 3, S, S) in [0, 1] and, if requested, actions (T, D)."""
         segment = self.parse_segment(path, dataset_name, load_action)
         return segment.frames, segment.actions
 
@@ -49,14 +49,14 @@ class NPZParser:
         action_dim: int | None = None,
         step: int | None = None,
     ) -> Segment:
-        """Return frames and, if asked for, actions and rewards.
+        """Return frames and, if requested, actions and rewards.
 
         Args:
-            action_dim: refuse an episode with another one.
-            step: distance of the frames; unless given, the dataset's.
+            action_dim: expected dimension of the actions.
+            step: distance of the frames; by default the dataset's.
 
         Raises:
-            UserError: the file is damaged, too short, or lacks what is asked for.
+            UserError: the file is damaged, too short, or lacks a requested array.
         """
         info = dataset_info(dataset_name or "")
         episode = open_episode(path, info.image_key)
@@ -78,6 +78,6 @@ class NPZParser:
                 "choose a longer episode or a shorter segment_length"
             )
         step = fitting_step(step, self.segment_length, episode.num_frames)
-        # The legacy generator, as documented: other people's seeds must give the segments that they know.
+        # The legacy generator, as documented: existing seeds must keep selecting the same segments.
         start = np.random.randint(last_start(episode.num_frames, self.segment_length, step) + 1)
         return start + step * np.arange(self.segment_length)

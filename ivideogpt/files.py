@@ -71,7 +71,7 @@ def remove_abandoned(folder: Path) -> None:
     for path in folder.glob(f".*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
         made_by = re.search(r"\.(\d+)-[0-9a-f]{8}\.partial$", path.name)
         with suppress(OSError):
-            if made_by is None:  # of an older version, which wrote files only
+            if made_by is None:  # left by an older version, which wrote files only
                 path.unlink()
             elif not _is_running(int(made_by[1])) and time.time() - path.stat().st_mtime > ABANDONED_AFTER:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

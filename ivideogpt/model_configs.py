@@ -28,7 +28,7 @@ TOKENIZER_NUMBERS: dict[str, Range] = {
     "resolution": (1, 2**16),
     "patch_size": (1, 64),
 }
-TOKENIZER_LISTS: dict[str, Range | None] = {  # of texts, or of numbers in a range
+TOKENIZER_LISTS: dict[str, Range | None] = {  # lists of strings, or of numbers in a range
     "block_out_channels": (1, 2**14),
     "down_block_types": None,
     "up_block_types": None,

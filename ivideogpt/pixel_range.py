@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ivideogpt.errors import UserError
 
-TOLERANCE = 1e-3  # of the larger bound: resizing and 16-bit floats overshoot by less
+TOLERANCE = 1e-3  # relative to the larger bound: resizing and 16-bit floats overshoot by less
 
 
 class PixelRange(NamedTuple):

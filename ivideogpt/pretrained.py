@@ -74,7 +74,7 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or str(path_or_hub_id).startswith("."):
         raise UserError(f"no checkpoint folder {path_or_hub_id}")
-    import huggingface_hub  # which takes a fifth of a second
+    import huggingface_hub  # here, as it takes a fifth of a second
 
     try:
         return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
@@ -216,7 +216,7 @@ def load_transformer(
     load_strict(transformer, tensors, str(file), assign=True)
     model = language_model(transformer).model
     with described_by(folder / CONFIG_FILE):
-        model.rotary_emb = rotary_embedding(config)  # its buffers are in no file
+        model.rotary_emb = rotary_embedding(config)  # no file stores the buffers
     return transformer.eval()
 
 

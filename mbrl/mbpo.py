@@ -29,7 +29,7 @@ from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Val
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEGMENTS = 16
-VIDEO_ROWS = 4  # of a round, or of a validation
+VIDEO_ROWS = 4  # rows of the video of a round, or of a validation
 
 
 class WorldModelInTheLoop(Protocol):
@@ -179,5 +179,5 @@ class Mbpo:
             yield
         except ImaginationError as error:
             self._stopped = True
-            self._imagined.clear()  # its last rounds come from a model that was about to fail
+            self._imagined.clear()  # the last rounds come from a model that was about to fail
             logger.error("the world model failed (%s): no imagination from here on, the agent goes on without", error)

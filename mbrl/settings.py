@@ -1,6 +1,6 @@
 """Settings of a run, named as in `cfgs/`, which holds the defaults. They are checked before anything expensive starts.
 
-Frames are simulator steps, of which an agent step has ``action_repeat``.
+Frames are simulator steps; an agent step has ``action_repeat`` of them.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, EnvSettings, canonical_t
 from mbrl.world_model.config import WorldModelConfig
 
 T = TypeVar("T")
-NUM_WORKERS = 4  # that nobody asked for
+NUM_WORKERS = 4  # default, which gives no warning
 
 logger = logging.getLogger(__name__)
 
-# None of these may be less than this.
+# Minimum value of each setting.
 MINIMA = {
     "frame_stack": 1, "action_repeat": 1, "duration": 1, "num_train_frames": 0, "num_seed_frames": 0, "seed": 0,
     "eval_every_frames": 1, "num_eval_episodes": 1, "replay_buffer_size": 1, "nstep": 1, "batch_size": 1,
@@ -40,10 +40,10 @@ MINIMA = {
 
 
 def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Make a dataclass of values with the names of its fields.
+    """Build a dataclass from values by field name.
 
     Args:
-        prefix: stands before the names in messages.
+        prefix: prefix of the names in messages.
 
     Raises:
         UserError: a name is unknown or missing, or a value is of another type.
@@ -70,7 +70,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if hint is float and number and math.isfinite(value):
         return float(value)
-    if hint is int and number and math.isfinite(value) and value == int(value):  # 1e6 is a whole number, too
+    if hint is int and number and math.isfinite(value) and value == int(value):  # 1e6 is also a whole number
         return int(value)
     if hint in (str, Path) and (isinstance(value, str) or number):
         return hint(str(value))
@@ -82,7 +82,7 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class AgentSettings(DrQConfig):
-    """The keys of `agent.`: those of `DrQConfig`, and three of the run."""
+    """Keys of the group `agent`: those of `DrQConfig`, and three of the run."""
 
     update_every_steps: int
     use_tb: bool
@@ -145,9 +145,10 @@ class Settings:
         return self.duration * self.action_repeat
 
     def validate(self) -> None:
-        """
+        """Check ranges and combinations.
+
         Raises:
-            UserError: a value is out of its range, or does not go with another one.
+            UserError: a value is out of its range, or contradicts another one.
         """
         for name, minimum in MINIMA.items():
             if getattr(self, name, minimum) < minimum:
@@ -188,10 +189,10 @@ class Settings:
 
     @property
     def torch_device(self) -> torch.device:
-        """A GPU if there is one, for "auto". Where ``device`` is left at that, ``agent.device`` is everything's.
+        """Return the device of all parts: ``device`` or, if left at auto, ``agent.device``; "auto" prefers a GPU.
 
         Raises:
-            UserError: there is none here.
+            UserError: the device does not exist here.
         """
         device = self.agent.device
         if device == "auto":
@@ -209,7 +210,8 @@ class Settings:
 
 @dataclass(frozen=True)
 class MbpoSettings(Settings):
-    """
+    """Settings of a run of MBPO.
+
     Attributes:
         lpips_path: folder of the weights of the tokenizer's perceptual loss.
     """
@@ -236,7 +238,7 @@ class MbpoSettings(Settings):
         tokenizer_every, model_every = self.update_tokenizer_every_step, self.update_gen_every_step
         if (tokenizer_every // self.action_repeat) % max(
             model_every // self.action_repeat, 1
-        ):  # in agent steps, as scheduled
+        ):  # in agent steps, the unit of the schedule
             raise UserError(
                 f"update_tokenizer_every_step is {tokenizer_every}: the tokenizer learns when the transformer does, "
                 f"so give a multiple of {model_every} (update_gen_every_step), and both in multiples of action_repeat "

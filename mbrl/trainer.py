@@ -36,16 +36,17 @@ from mbrl.snapshots import RandomNumbers, Snapshots
 
 logger = logging.getLogger(__name__)
 
-BatchSource = Callable[[], Transitions]  # of what the agent learns from
+BatchSource = Callable[[], Transitions]  # returns a training batch of the agent
 
 
 @dataclass
 class Progress:
-    """
+    """Progress of a run.
+
     Attributes:
         step: agent steps done.
         episode: episodes finished.
-        seconds: that the run took until it was last saved.
+        seconds: duration of the run until it was last saved.
         evaluated: agent steps done at the last evaluation.
     """
 

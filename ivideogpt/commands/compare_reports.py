@@ -1,7 +1,7 @@
-"""``python -m ivideogpt.evaluation compare A B ...``: several reports of one kind, side by side.
+"""``python -m ivideogpt.evaluation compare A B ...``: compare reports of one kind side by side.
 
-Where two of them are about the same clips, their difference is taken clip by clip: what makes a clip hard for both
-drops out, so that it is known far better than the two means.
+Reports on the same clips are compared clip by clip: the difficulty of each clip cancels out, so that the difference
+is known far more precisely than the two means.
 """
 
 from __future__ import annotations

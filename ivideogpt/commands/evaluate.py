@@ -15,39 +15,43 @@ from ivideogpt.paths import I3D_FILE
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArgs(ClipFlags):
-    """Score a world model on recorded episodes, beside its baselines; `tokenizer --help`, `compare --help` for more."""
+    """Score a world model and baselines on recorded episodes; see also `tokenizer --help` and `compare --help`."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a world model")
     use_eval_dataset: bool = option(
         False, "the evaluation clips of the benchmark that --oxe_data_mixes_type names (DATASET.yaml says where)"
     )
-    context_length: int | None = option(None, "context frames; unless given, the checkpoint's", minimum=1)
+    context_length: int | None = option(None, "context frames (default: the checkpoint's)", minimum=1)
     protocol: str = option(
         "both",
         "paper: all frames, the best of samples by each metric; future: predicted frames, mean of samples, best sample",
         choices=tuple(PROTOCOLS),
     )
-    num_samples: int = option(1, "futures of each clip; 100 in the paper", minimum=1)
-    goal_conditioned: bool | None = option(None, "show the last frame first; unless given, what the checkpoint says")
-    temperature: float | None = option(None, "of sampling; unless given, the checkpoint's")
-    top_k: int | None = option(None, "sample among so many tokens, 0: all; unless given, the checkpoint's", minimum=0)
+    num_samples: int = option(1, "futures sampled for each clip; 100 in the paper", minimum=1)
+    goal_conditioned: bool | None = option(None, "show the last frame first (default: as the checkpoint)")
+    temperature: float | None = option(None, "sampling temperature (default: the checkpoint's)")
+    top_k: int | None = option(
+        None, "sample from the k most likely tokens; 0: from all (default: the checkpoint's)", minimum=0
+    )
     sampling_rule: str | None = option(
         None,
-        "expected_code: the code nearest to the mean vector; unless given, the checkpoint's",
+        "expected_code: the code nearest to the mean vector (default: the checkpoint's)",
         choices=SAMPLING_RULES,
     )
     separators: str | None = option(
-        None, "sampled: drawn like any token, as released action-free models did", choices=("forced", "sampled")
+        None,
+        "sampled: sample separators like other tokens, as released action-free models did",
+        choices=("forced", "sampled"),
     )
     backend: str = option("auto", BACKEND_HELP)
-    max_generate_batchsize: int = option(100, "futures that are sampled at a time", minimum=1)
+    max_generate_batchsize: int = option(100, "batch size of sampling, in futures", minimum=1)
     i3d_path: str = option(I3D_FILE, "I3D network; without it FVD is left out")
 
     def validate(self) -> None:
         if not self.use_eval_dataset:
             self.check_dataset_path(", or --use_eval_dataset for a benchmark")
         elif given := [f"--{name}" for name, usual in NOT_FOR_BENCHMARKS.items() if getattr(self, name) != usual]:
-            raise UserError(f"{', '.join(given)}: --use_eval_dataset has its own clips; leave that out")
+            raise UserError(f"{', '.join(given)}: --use_eval_dataset has its own clips; leave these flags out")
         elif self.oxe_data_mixes_type == EvaluationArgs.oxe_data_mixes_type:
             raise UserError("--use_eval_dataset needs the benchmark's name as --oxe_data_mixes_type, such as bair")
         self.check_output_path()

@@ -21,7 +21,7 @@ from ivideogpt.files import atomic_file
 from ivideogpt.flags import option, parse
 from ivideogpt.video_io import write_gif
 
-VIDEO_FRAMES = 120  # more are thinned out
+VIDEO_FRAMES = 120  # longer episodes are subsampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,17 +29,17 @@ class PreviewArgs(EpisodesArgs):
     """Plot a contact sheet and a GIF of some recorded episodes, with their actions."""
 
     output_path: str = option("preview", "folder for the pictures")
-    num_episodes: int = option(3, "of each dataset, chosen by the seed", minimum=1)
+    num_episodes: int = option(3, "episodes of each dataset, chosen by the seed", minimum=1)
     num_frames: int = option(9, "frames in a row of the contact sheet", minimum=2)
-    fps: float = option(10, "of the GIFs", minimum=0.1)
-    seed: int = option(0, "decides which episodes are shown", minimum=0)
+    fps: float = option(10, "frames per second of the GIFs", minimum=0.1)
+    seed: int = option(0, "random seed of the choice of episodes", minimum=0)
 
     def validate(self) -> None:
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 
 def preview_dataset(dataset: NamedEpisodes, args: PreviewArgs) -> list[Path]:
-    """Write ``<dataset>-<episode>.png`` and ``.gif``; return the sheets. Episodes that cannot be read are named."""
+    """Write ``<dataset>-<episode>.png`` and ``.gif``; return the sheets. Print the error of unreadable episodes."""
     sheets = []
     for number in tqdm(sample(len(dataset.episodes), args.num_episodes, args.seed), desc=dataset.name, unit="episode"):
         sheet = Path(args.output_path, f"{file_stem(dataset.name, dataset.episodes.name(number))}.png")
@@ -73,7 +73,7 @@ def evenly(num_frames: int, number: int) -> np.ndarray:
 
 
 def liveliest(video: Excerpt, num_frames: int, number: int) -> np.ndarray:
-    """Numbers of consecutive frames about where the picture changes most."""
+    """Return the numbers of consecutive frames around the largest change of the picture."""
     pictures = video.frames[:, ::4, ::4].astype(np.int16)
     change = np.abs(np.diff(pictures, axis=0)).mean(axis=(1, 2, 3))
     peak = video.numbers[int(change.argmax())] if len(change) else 0
@@ -88,7 +88,7 @@ def describe(episode: EpisodeReader) -> str:
 
 
 def file_stem(dataset: str, episode: str) -> str:
-    """Return a file name of both, without what a path may hold."""
+    """Return a file name made of both, without characters that are special in paths."""
     own = os.path.basename(episode).removesuffix(".npz")
     says_dataset = own == dataset or own.startswith(f"{dataset}#")
     return re.sub(r"[^\w.-]+", "-", own if says_dataset else f"{dataset}-{own}")

@@ -1,4 +1,4 @@
-"""From the flags of evaluations to processes, models, clips and scorers, and to the report."""
+"""Run evaluations: build processes, models, clips and scorers from the flags, and write the report."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def evaluate_world_model(args: EvaluationArgs) -> None:
 
 
 def open_processes(flags: ClipFlags) -> tuple[torch.device, Processes]:
-    """What the command runs on. The main process alone logs what all of them would say."""
+    """Return the device and the processes. Only the main process logs warnings."""
     check_launcher()
     device = choose_device(flags.device)
     processes = join_processes(device)
@@ -84,7 +84,7 @@ def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips
     if not args.use_eval_dataset:
         return clips_of_split(args, config)
     if metadata.goal_conditioned:
-        raise UserError("--use_eval_dataset: the clips of benchmarks have no goal in front, and this model wants one")
+        raise UserError("--use_eval_dataset: benchmark clips do not start with a goal frame, which this model needs")
     return build_benchmark_evaluation(config, args.num_clips)
 
 
@@ -92,7 +92,7 @@ def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) 
     num_samples = args.num_samples
     if num_samples > 1 and model.metadata.generation.is_deterministic:
         several = flags_for_several(model.metadata.generation)
-        logger.warning("one sample of each clip: the checkpoint's leave nothing to chance; %s draws several", several)
+        logger.warning("one sample of each clip: the checkpoint samples deterministically; %s samples several", several)
         num_samples = 1
     return PredictionScorer(
         model,
@@ -107,7 +107,7 @@ def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) 
 
 
 def clip_config(flags: ClipFlags, metadata: ModelMetadata) -> DataConfig:
-    """Clips of the form that the model was trained on."""
+    """Return the configuration of clips in the form that the model was trained on."""
     mix = resolve_mix(flags.oxe_data_mixes_type, flags.dataset_path)
     kind = segment_kind(goal_conditioned=metadata.goal_conditioned)
     return DataConfig(
@@ -124,7 +124,7 @@ def clip_config(flags: ClipFlags, metadata: ModelMetadata) -> DataConfig:
 
 
 def clips_of_split(flags: ClipFlags, config: DataConfig) -> EvaluationClips:
-    """Clips of the split that the flags name."""
+    """Build the clips of the split that the flags name."""
     split: Split = flags.split  # type: ignore[assignment]
     return build_evaluation_clips(config, split, flags.num_clips, flags.seed, at_most=MOST_CLIPS)
 
@@ -148,7 +148,7 @@ def evaluate_tokenizer(args: TokenizerEvaluationArgs) -> None:
 
 
 def tokenizer_metadata(args: TokenizerEvaluationArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
-    """Which frames its clips have: as the flags say, else as the world model does that it is a part of."""
+    """Return the form of the clips: from the flags, else from the world model that holds the tokenizer."""
     stated = ModelMetadata.read(model_folder(args.pretrained_model_name_or_path))
     context_length = args.context_length or tokenizer.context_length
     resolution = tokenizer.config.resolution

@@ -1,4 +1,4 @@
-"""``python -m ivideogpt.evaluation tokenizer``: how well a tokenizer reconstructs, and which codes it uses."""
+"""``python -m ivideogpt.evaluation tokenizer``: report a tokenizer's reconstructions and its use of codes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class TokenizerEvaluationArgs(ClipFlags):
     """Score a tokenizer's reconstructions of recorded episodes, dataset by dataset, and count the codes it uses."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a tokenizer, or of its world model")
-    context_length: int | None = option(None, "context frames; unless given, the checkpoint's", minimum=1)
+    context_length: int | None = option(None, "context frames (default: the checkpoint's)", minimum=1)
 
     def validate(self) -> None:
         self.check_dataset_path()

@@ -1,4 +1,4 @@
-"""Recorded episodes to batches of clips. Names are loaded when asked for: converters need no torch."""
+"""Read recorded episodes, and make batches of clips. Names are imported lazily: converters need no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on data. Each is imported when it is asked for, as some need the models of higher layers."""
+"""Commands on data. Each is imported only when it runs, as some need the models of higher layers."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ivideogpt.errors import UserError, cli
 
 USAGE = "python -m ivideogpt.data"
 COMMANDS = {
-    "inspect": ("ivideogpt.data.inspect.command", "what is in recorded episodes, and what looks wrong with them"),
-    "preview": ("ivideogpt.commands.preview", "pictures of recorded episodes with their actions"),
-    "validate": ("ivideogpt.data.inspect.validate", "read every byte of every episode, and list those that are bad"),
-    "tokenize": ("ivideogpt.training.transformer.tokenize_command", "store the tokens of clips, to train on"),
+    "inspect": ("ivideogpt.data.inspect.command", "describe recorded episodes and their probable faults"),
+    "preview": ("ivideogpt.commands.preview", "render recorded episodes with their actions"),
+    "validate": ("ivideogpt.data.inspect.validate", "read every byte of every episode, and list the bad ones"),
+    "tokenize": ("ivideogpt.training.transformer.tokenize_command", "store the tokens of clips for training"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Facts of each dataset, and places of its episodes. Knows names and folders; opens no episode."""
+"""Properties of each dataset, and the paths of its episodes. Knows names and folders; opens no episode."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Split = Literal["train", "test", "all"]
 TABLES = Path(__file__).parent / "tables"
 ROBONET_OXE_TEST_LIST = TABLES / "robonet_test_oxe.txt"  # unless DATASET.yaml names another
 ROBONET_TEST_LIST = TABLES / "robonet_test_hdf5.txt"
-DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # of a checkout; elsewhere name the file in the configuration
-REFERENCE_STEP = 3  # native frames a step of fractal20220817_data, which all datasets are paced to
+DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # exists in a checkout only; elsewhere set dataset_yaml
+REFERENCE_STEP = 3  # native frames per step of fractal20220817_data, the reference rate of all datasets
 TEST_EVERY = 100
 SOMETHING_SOMETHING = "sthsth"
 
@@ -31,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Storage of an open dataset: native frames per reference step, and the array that holds the frames."""
+    """Properties of a public dataset: native frames per reference step, and the array that holds the frames."""
 
     name: str
     base_step: float = 1
     image_key: str = "image"
 
     def step(self, video_stepsize: int = 1) -> int:
-        """Native frames from one frame of a clip to the next."""
+        """Return the number of native frames from one frame of a clip to the next."""
         if self.name == SOMETHING_SOMETHING:
             return 1
         return max(round(video_stepsize * self.base_step / REFERENCE_STEP), 1)
@@ -49,25 +49,25 @@ class DatasetInfo:
 
 
 def dataset_info(name: str) -> DatasetInfo:
-    """Facts of a listed dataset; anything else has step 1 and its frames under ``image``."""
+    """Return the properties of a listed dataset; others have step 1 and their frames under ``image``."""
     return DatasetInfo(name, **_paced_datasets().get(name, {}))
 
 
 def is_known(name: str) -> bool:
-    """Whether a table has a dataset of this name: an open one, or Meta-World or a task of it."""
+    """Tell whether this is a listed dataset: a public one, Meta-World, or one of its tasks."""
     return name.removesuffix("-v3") in {*_paced_datasets(), "metaworld", *_table("metaworld_tasks")}
 
 
 def something_something_labels() -> frozenset[int]:
-    """The classes of Something-Something v2 whose videos are trained on."""
+    """Return the classes of Something-Something v2 that are used for training."""
     return frozenset(_table("something_v2_labels")["selected_label_ids"])
 
 
 def stepsize_as_trained(names: Collection[str], trained_step: int | None) -> int:
-    """The ``video_stepsize`` for a model whose clips had frames ``trained_step`` apart (None: unknown).
+    """Return the ``video_stepsize`` for a model whose clips had frames ``trained_step`` apart (None: unknown).
 
-    Datasets with a pace of their own keep it, with a warning where the model was trained at another. No other name says
-    anything about distance in time, so that the model's decides.
+    Listed datasets keep their own frame rate, with a warning if the model was trained at another one. For all other
+    names the rate is unknown, and the model's step is used.
     """
     if trained_step is None:
         return 1
@@ -108,7 +108,7 @@ class DatasetPaths:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str] | None = None) -> DatasetPaths:
-        """Relative entries count from the file's own folder. Without a path: the checkout's file, or no entries."""
+        """Read DATASET.yaml, by default the checkout's if it exists. Relative paths start at the file's folder."""
         if path is None and not DATASET_YAML.exists():
             return cls()
         path = Path(path or DATASET_YAML)
@@ -129,7 +129,7 @@ class DatasetPaths:
 
 @dataclass(frozen=True)
 class OwnSplit:
-    """A dataset whose files lie in separate folders per split: DATASET.yaml's keys and patterns below them."""
+    """A dataset with one folder per split: keys of DATASET.yaml, and file patterns below these folders."""
 
     train: tuple[str, str]
     test: tuple[str, str]
@@ -151,7 +151,7 @@ class EpisodeFinder:
     paths: DatasetPaths
 
     def __call__(self, name: str, split: Split) -> list[str]:
-        """Paths in order of their names.
+        """Return the paths, sorted by name.
 
         Raises:
             UserError: there is no such folder, or it has no episode for this split.
@@ -195,7 +195,7 @@ class EpisodeFinder:
         return files
 
     def _without_robonet_test(self, files: list[str]) -> list[str]:
-        """The OXE copy holds the test episodes of the benchmark ``tfds_robonet``: they must not be trained on."""
+        """Remove the test episodes of the benchmark ``tfds_robonet``, which the OXE copy of RoboNet contains."""
         path = self.paths.robonet_oxe_test_list or ROBONET_OXE_TEST_LIST
         try:
             excluded = {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
@@ -207,7 +207,7 @@ class EpisodeFinder:
 
 
 def in_split(num_episodes: int, split: Split) -> range | list[int]:
-    """The numbers of a split's episodes, for datasets that come without one."""
+    """Return the episode numbers of a split, for datasets without a split of their own."""
     if split == "train":
         return [number for number in range(num_episodes) if number % TEST_EVERY]
     return range(0, num_episodes, TEST_EVERY if split == "test" else 1)

@@ -1,4 +1,4 @@
-"""Named mixtures of datasets and how they turn into names and weights."""
+"""Named mixes of datasets, and their resolution into names and weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DatasetPath = str | os.PathLike[str] | None
 
 
 def resolve_mix(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
-    """Datasets with weights that sum to 1; a dataset listed twice adds up.
+    """Return datasets with weights that sum to 1; weights of a dataset listed twice are added.
 
     ``mix`` is a name of :data:`DATASET_NAMED_MIXES`, ``folder:*`` for every sub-folder of ``dataset_path`` that holds
     episodes, ``folder:a,b`` for some of them, or pairs of name and weight. ``metaworld`` means its recorded tasks.
@@ -72,7 +72,7 @@ def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
 
 
 def _recorded(dataset_path: Path | None) -> list[str]:
-    """Sub-folders that hold episodes, by name."""
+    """Return the names of the sub-folders that hold episodes, sorted."""
     if dataset_path is None or not dataset_path.is_dir():
         raise UserError(f"dataset_path {dataset_path} is not a folder; expected one that holds <dataset>/*.npz")
     return sorted(folder.name for folder in dataset_path.iterdir() if folder.is_dir() and has_npz_files(folder))

@@ -1,4 +1,4 @@
-"""Actions and rewards that no recording holds. Knows numbers only."""
+"""Detect impossible values of actions and rewards. Knows numbers only."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError
 
-LARGEST = 1e10  # seconds since 1970 are below it; nanoseconds, and what is left in memory that nobody wrote, are not
+LARGEST = 1e10  # above seconds since 1970, below nanoseconds and most uninitialised memory
 
 
 def check_plausible(values: NDArray[Any], source: str, advice: str = "repair or leave out the episode") -> None:
     """Raise UserError for NaN, infinity, and numbers that no action or reward can be.
 
     Args:
-        values: one row a frame.
-        source: begins the message.
-        advice: ends it.
+        values: one row per frame.
+        source: start of the message.
+        advice: end of the message.
     """
     finite = np.isfinite(values)
     if not finite.all():

@@ -1,4 +1,4 @@
-"""The arrays most recently used, up to a number of bytes. Knows nothing of what they hold."""
+"""LRU cache of arrays, limited in bytes. Knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 class RecentArrays:
-    """Arrays by key. What is kept stays in its process: it is not pickled into workers."""
+    """LRU cache of arrays by key. Its content is not pickled into workers."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -25,7 +25,7 @@ class RecentArrays:
         return self._arrays.get(key)
 
     def put(self, key: Any, array: NDArray[Any]) -> None:
-        """Keep an array in place of the one of this key, and drop those used least recently."""
+        """Store an array under this key, and drop the least recently used ones."""
         before = self._arrays.pop(key, None)
         self._arrays[key] = array
         self.num_bytes += array.nbytes - (0 if before is None else before.nbytes)

@@ -1,4 +1,4 @@
-"""The loaders of the released code, at their place and with their arguments."""
+"""The loaders of the released code, under their import path and with their arguments."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["DATASET_NAMED_MIXES", "EvalDataLoader", "SimpleRoboticDataLoaderv2"]
 class SimpleRoboticDataLoaderv2:
     """The released implementation's loader: endless frames, ``(frames, actions)`` or ``(frames, actions, rewards)``.
 
-    Colour ranges are pairs, or one number that says how far to go to either side. Without a seed, torch's global
-    generator gives one.
+    Colour ranges are pairs, or one number: the distance to either side. Without a seed, one is sampled from torch's
+    global generator.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class SimpleRoboticDataLoaderv2:
         self.loader = ClipLoader(ClipDataset(config, PickByWeight(sources), seed), BatchNumbers(batch_size))
 
     def __len__(self) -> int:
-        """Number of batches that hold as many clips as there are episodes; iterating does not end after them."""
+        """Return the batches of one pass over the episodes; iteration does not end after them."""
         return self._num_batches
 
     def __iter__(self) -> Iterator[Tensor | tuple[Tensor, ...]]:

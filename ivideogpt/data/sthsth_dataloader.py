@@ -1,4 +1,4 @@
-"""The place of Something-Something v2 in the released code."""
+"""Import path of Something-Something v2 in the released code."""
 
 from ivideogpt.data.formats.something_something import FrameFolder, SomethingEpisodes
 

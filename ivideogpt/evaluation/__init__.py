@@ -1,1 +1,1 @@
-"""Scores of a model on clips, one row a clip, and reports on them. The metrics are in :mod:`ivideogpt.metrics`."""
+"""Score models on clips, one row per clip, and write reports. The metrics are in :mod:`ivideogpt.metrics`."""

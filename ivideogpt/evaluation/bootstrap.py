@@ -1,4 +1,4 @@
-"""Means over clips with bootstrap intervals over episodes. Knows numbers by name.
+"""Compute means over clips with bootstrap intervals over episodes. Knows numbers by name.
 
 The bootstrap resamples whole episodes: clips of one episode are not independent. The seed is fixed, so two reports on
 the same clips resample the same episodes, and their difference is taken replicate by replicate.
@@ -23,7 +23,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``clips`` clips, and the interval that holds 95 % of its bootstrap replicates."""
+    """Mean over ``clips`` clips, and the interval that holds 95 % of its bootstrap replicates."""
 
     mean: float
     low: float
@@ -32,11 +32,11 @@ class Interval:
 
 
 class BootstrapMeans(Generic[Key]):
-    """Means of named values over clips. A value that is NaN does not count, nor does one that a clip lacks.
+    """Means of named values over clips. NaN and missing values do not count.
 
     Args:
-        clips: the values of each clip by name.
-        episodes: the episode of each clip.
+        clips: values of each clip, by name.
+        episodes: episode of each clip.
     """
 
     def __init__(self, clips: Sequence[Mapping[Key, float]], episodes: Sequence[str]) -> None:
@@ -54,13 +54,13 @@ class BootstrapMeans(Generic[Key]):
     def mean(self, key: Key) -> float:
         values = self._values[:, self._columns[key]]
         known = values[~np.isnan(values)]
-        return float(np.cumsum(known)[-1] / len(known))  # in the order of clips: numpy's sum adds pairwise
+        return float(np.cumsum(known)[-1] / len(known))  # summed in the order of clips, unlike numpy's pairwise sum
 
     def interval(self, key: Key) -> Interval:
         return _interval(self.mean(key), self._replicates_of(key), self._num_clips(key))
 
     def difference(self, key: Key, other: Key, others: BootstrapMeans[Key] | None = None) -> Interval:
-        """Mean of ``key`` minus mean of ``other``, which may belong to another model's scores of the same clips."""
+        """Return mean of ``key`` minus mean of ``other``, which may be in ``others``, scores of the same clips."""
         others = others or self
         replicates = self._replicates_of(key) - others._replicates_of(other)
         num_clips = min(self._num_clips(key), others._num_clips(other))
@@ -74,7 +74,7 @@ class BootstrapMeans(Generic[Key]):
 
     @functools.cached_property
     def _replicates(self) -> NDArray[np.float64]:
-        """(replicates, keys); NaN where a replicate holds no clip that has the value."""
+        """Return bootstrap means (replicates, keys); NaN for replicates without the value."""
         names, episode_of_clip = np.unique(self._episodes, return_inverse=True)
         num_episodes, known = len(names), ~np.isnan(self._values)
         sums, counts = np.zeros((2, num_episodes, len(self._columns)))

@@ -1,7 +1,7 @@
-"""Several reports of one kind, side by side.
+"""Compare reports of one kind side by side.
 
-Where two of them are about the same clips, their difference is taken clip by clip: what makes a clip hard for both
-drops out, so that it is known far better than the two means.
+Reports on the same clips are compared clip by clip: the difficulty of each clip cancels out, so that the difference
+is known far more precisely than the two means.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, Key, by_key
 
 @dataclass(frozen=True)
 class Report:
-    """One that was written before. ``means`` are taken anew from its clips."""
+    """A report read from its files. ``means`` are computed again from its clips."""
 
     path: Path
     content: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """``path`` is the report's folder or its report.json.
+        """Read a report from its folder or its report.json.
 
         Raises:
             UserError: there is no report, or it is not one of ours.
@@ -88,7 +88,7 @@ def compare(reports: Sequence[Report]) -> str:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """The ends of the reports' folders, as long as it takes to tell them apart."""
+    """Return the shortest ends of the folders' paths that tell them apart."""
     folders = [(path if path.is_dir() else path.parent).resolve().parts for path in paths]
     for length in range(1, max(map(len, folders)) + 1):
         names = ["/".join(parts[-length:]) for parts in folders]
@@ -98,16 +98,16 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _what_is_compared(reports: Sequence[Report], names: Sequence[str]) -> str:
-    """The reports, with the settings in which they differ, and which of them are about the same clips."""
+    """Describe the reports, the settings in which they differ, and which of them share their clips."""
     settings = [report.content["settings"] for report in reports]
-    known = dict.fromkeys(key for of in settings for key in of)
-    differing = [key for key in known if len({json.dumps(of.get(key)) for of in settings}) > 1]
+    known = dict.fromkeys(key for values in settings for key in values)
+    differing = [key for key in known if len({json.dumps(values.get(key)) for values in settings}) > 1]
     shown = list(dict.fromkeys(["model", *differing]))
     rows = [
-        [called, str(report.content["clips"]["number"]), *(str(of.get(key, "-")) for key in shown)]
-        for called, report, of in zip(names, reports, settings, strict=True)
+        [called, str(report.content["clips"]["number"]), *(str(values.get(key, "-")) for key in shown)]
+        for called, report, values in zip(names, reports, settings, strict=True)
     ]
-    same = [called for called, of in zip(names[1:], reports[1:], strict=True) if of.clips == reports[0].clips]
+    same = [called for called, other in zip(names[1:], reports[1:], strict=True) if other.clips == reports[0].clips]
     paired = f"None of the others is about the clips of {names[0]}: means only."
     if same:
         paired = f"Under their means, clip by clip, the differences to {names[0]} of {', '.join(same)}."
@@ -116,7 +116,7 @@ def _what_is_compared(reports: Sequence[Report], names: Sequence[str]) -> str:
 
 
 def _cell(report: Report, first: Report, key: Key) -> str:
-    """The mean with its interval; under it the difference to the first report where it is about the same clips."""
+    """Return the mean with its interval and, for equal clips, the difference to the first report under it."""
     interval = report.interval(key)
     if interval is None:
         return "-"
@@ -129,8 +129,8 @@ def _cell(report: Report, first: Report, key: Key) -> str:
 
 
 def _fvd_cells(reports: Sequence[Report], report: Report, column: str, name: str) -> list[str]:
-    """FVD where any report has it: one number over all clips, without interval."""
-    distances = [of.content.get("fvd", {}).get(column, {}).get(name) for of in reports]
+    """Return the cell of FVD, one number over all clips without interval; no cell if no report has it."""
+    distances = [other.content.get("fvd", {}).get(column, {}).get(name) for other in reports]
     if all(distance is None for distance in distances):
         return []
     distance = distances[list(reports).index(report)]

@@ -9,13 +9,13 @@ from ivideogpt.evaluation.bootstrap import Interval
 from ivideogpt.files import atomic_file
 from ivideogpt.metrics.table import METRICS
 
-Curves = Mapping[str, Mapping[str, Mapping[int, Interval]]]  # line -> metric -> frame -> mean over clips
+Curves = Mapping[str, Mapping[str, Mapping[int, Interval]]]  # candidate -> metric -> frame -> mean over clips
 
 PANEL_INCHES, DPI = (4.6, 3.4), 110
 
 
 def draw_curves(path: Path, curves: Curves, num_context: int) -> None:
-    """A panel a metric, a line each with its interval; the context frames stand on grey."""
+    """Plot one panel per metric, one line per candidate with its interval; context frames have a grey background."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

@@ -1,6 +1,6 @@
-"""Pictures of a recorded episode with its actions, to see whether they belong together. Knows pixels and numbers.
+"""Render a recorded episode with its actions, to check that they match. Knows pixels and numbers.
 
-Under a frame stands what was done *at* it: ``action[i]`` under ``image[i]``, which should lead to the next one.
+A frame is shown above the action taken *at* it: ``action[i]`` under ``image[i]``, which should lead to the next one.
 Shapes: N frames of the episode, n frames shown, D action dimension.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Actions = NDArray[np.floating]
 
-MAX_DIMENSIONS = 16  # that are plotted
+MAX_DIMENSIONS = 16  # plotted action dimensions
 CELL_INCHES, MARGIN_INCHES, DPI = 1.4, 1.5, 100
 VIDEO_HEIGHT, STRIP_HEIGHT = 256, 120  # frames are resized to about the first
 
@@ -54,7 +54,7 @@ def plot_sheet(title: str, overview: Excerpt, moving: Excerpt, actions: Actions 
         curves = figure.add_subplot(grid[1, : len(overview.numbers)])
         _plot_curves(curves, actions, overview.numbers)
         values = actions[:, :MAX_DIMENSIONS]
-        reach = np.abs(values[:-1] if len(values) > 1 else values).max(axis=0)  # the last row may be made up
+        reach = np.abs(values[:-1] if len(values) > 1 else values).max(axis=0)  # the last row may be padding
         for column, number in enumerate(moving.numbers):
             axes = figure.add_subplot(grid[3, column])
             axes.set(xlabel=f"action[{number}]", ylim=(-1.05, 1.05), xticks=[], yticks=[])

@@ -1,4 +1,4 @@
-"""A model with some of its checkpoint's settings changed, as far as its tensors allow."""
+"""Override settings of a checkpoint, as far as its tensors allow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ivideogpt.world_model import WorldModel
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """What to change; None leaves what the checkpoint says. ``top_k`` 0 samples among all tokens."""
+    """Settings to override; None keeps the checkpoint's. ``top_k`` 0 samples among all tokens."""
 
     context_length: int | None = None
     segment_length: int | None = None
@@ -48,12 +48,12 @@ class ModelSettings:
 
 
 def flags_for_several(generation: Sampling) -> str:
-    """Flags that make samples of one context differ, for a checkpoint whose samples do not."""
+    """Return flags that make samples of one context differ, for a checkpoint that is deterministic."""
     return "--top_k 100" if generation.rule == "sample" else "--sampling_rule sample --top_k 100"
 
 
 def with_settings(model: WorldModel, settings: ModelSettings) -> WorldModel:
-    """The model with these settings. Its networks are changed in place where the context becomes shorter."""
+    """Return the model with these settings. A shorter context changes its networks in place."""
     metadata = settings.metadata(model.metadata)
     model.tokenizer.set_context_length(metadata.context_length)
     if isinstance(model.transformer, HeadModelWithAction):

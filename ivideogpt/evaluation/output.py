@@ -9,10 +9,10 @@ from ivideogpt.errors import UserError
 
 
 def check_folder_can_be_written(folder: Path, flag: str) -> None:
-    """Creates nothing: a command that is refused for another reason leaves no folder behind.
+    """Check that a folder exists or can be created, and is writable. Creates nothing.
 
     Raises:
-        UserError: it is no folder, or cannot become one, or nothing can be put into it.
+        UserError: the path is not a folder, cannot become one, or is not writable.
     """
     existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     if not existing.is_dir():

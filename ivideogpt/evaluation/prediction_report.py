@@ -1,6 +1,6 @@
-"""The whole evaluation of a world model on a list of clips: scores, baselines, curves, pictures.
+"""Evaluate a world model on a list of clips: scores, baselines, curves, pictures.
 
-Knows models and clips; flags and data sets are the caller's.
+Knows models and clips; the caller knows flags and datasets.
 """
 
 from __future__ import annotations
@@ -44,9 +44,14 @@ from ivideogpt.world_model import WorldModel
 
 KIND = "video prediction"
 CURVES_FILE = "curves.png"
-FEWEST_EPISODES = 5  # whose bootstrap interval means anything
-NO_MATTER = ("batch_size", "max_generate_batchsize", "max_decode_batchsize", "protocol")  # to the scores of clips
-RANKED_BY = ("future", PREDICTION, "psnr")  # by which clips are better and worse
+FEWEST_EPISODES = 5  # minimum for a meaningful bootstrap interval
+NO_MATTER = (
+    "batch_size",
+    "max_generate_batchsize",
+    "max_decode_batchsize",
+    "protocol",
+)  # settings without effect on the scores of a clip
+RANKED_BY = ("future", PREDICTION, "psnr")  # score that ranks the clips
 QUESTIONS = {
     COPY: "Is it better than copying the last context frame?",
     SHUFFLED: "Does it listen to actions: is it better than under another episode's?",
@@ -55,7 +60,7 @@ QUESTIONS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that a reader asks of a model, answered by a difference of means with its interval."""
+    """A question about the model, answered by a difference of means with its interval."""
 
     question: str
     candidate: str
@@ -84,8 +89,8 @@ def evaluate_predictions(
     """Score every clip and write the report into ``folder``. All processes call it; the main one gets the report.
 
     Args:
-        settings: what was asked for, to be written down.
-        protocol: which columns are reported, a key of ``PROTOCOLS``.
+        settings: settings of the evaluation, stored in the report.
+        protocol: key of ``PROTOCOLS``, which selects the columns.
 
     Raises:
         UserError: a clip cannot be read, or the model predicts NaN.
@@ -191,9 +196,9 @@ def left_out(scorer: PredictionScorer) -> list[str]:
 
 
 def findings(summary: RowSummary, num_episodes: int) -> list[Finding]:
-    """Differences between the prediction and its baselines, clip by clip, on predicted frames.
+    """Compare the prediction with its baselines, clip by clip, on predicted frames.
 
-    Where little moves, copying is hard to beat over all pixels and says nothing about what moves.
+    Where little moves, copying is hard to beat over all pixels, so moving pixels are also scored separately.
     """
     found = []
     for name, question in QUESTIONS.items():

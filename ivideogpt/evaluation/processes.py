@@ -18,7 +18,7 @@ PATIENCE = timedelta(days=7)
 
 
 class Processes:
-    """All that take part; one alone where nothing else was started."""
+    """The processes of an evaluation; one, unless a launcher started several."""
 
     def __init__(self) -> None:
         several = distributed.is_available() and distributed.is_initialized()
@@ -30,10 +30,10 @@ class Processes:
         return self.rank == 0
 
     def gather(self, part: T | UserError) -> list[T]:
-        """Everybody's part, in the order of ranks. All call it; what went wrong with one is raised on all.
+        """Gather the parts of all ranks, in order. All processes call it; the error of one is raised on all.
 
         Raises:
-            UserError: a part is one.
+            UserError: a part is an error.
         """
         parts: list[T | UserError | None] = [part]
         if self.count > 1:
@@ -47,12 +47,12 @@ class Processes:
 
 @functools.cache
 def _patient_group() -> distributed.ProcessGroup | None:
-    """All processes: who is ready waits for hours of the others' sampling, where the usual groups give up."""
+    """Create a group of all processes with a long timeout: others may sample for hours."""
     return distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def join_processes(device: torch.device) -> Processes:
-    """Join those that torchrun or ``accelerate launch`` has started."""
+    """Join the processes that torchrun or ``accelerate launch`` started."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -1,4 +1,4 @@
-"""From scores of every frame of every sample to a few numbers a clip. Knows scores by name; knows no pixels.
+"""Reduce the scores of all frames and samples to a few numbers per clip. Knows scores by name; knows no pixels.
 
 Shapes: N samples, T frames of a clip, t context frames.
 """
@@ -18,32 +18,32 @@ PAPER_METRICS = ("mse", "psnr", "ssim", "lpips")
 
 
 def best_by_metric(scores: Scores) -> dict[str, float]:
-    """Means over frames; each metric takes the sample that is best by itself: no single sample need be as good."""
+    """Average over frames, and take each metric's own best sample; no single sample need be as good."""
     from ivideogpt.metrics.frame_metrics import best_of_samples  # here, as commands read PROTOCOLS for --help
 
-    return {name: float(best_of_samples(name, of.nanmean(dim=1)[None])) for name, of in scores.items()}
+    return {name: float(best_of_samples(name, values.nanmean(dim=1)[None])) for name, values in scores.items()}
 
 
 def mean_of_samples(scores: Scores) -> dict[str, float]:
-    """Means over frames and samples: what to expect of one sample."""
-    return {name: float(of.nanmean()) for name, of in scores.items()}
+    """Average over frames and samples: the expectation for one sample."""
+    return {name: float(values.nanmean()) for name, values in scores.items()}
 
 
 def best_sample(scores: Scores) -> dict[str, float]:
-    """Means over the frames of one sample, the same for all metrics: the one with the least squared error."""
+    """Average over the frames of one sample, the one with the least squared error, for all metrics."""
     best = int(scores["mse"].mean(dim=1).argmin())
-    return {name: float(of[best].nanmean()) for name, of in scores.items()}
+    return {name: float(values[best].nanmean()) for name, values in scores.items()}
 
 
 @dataclass(frozen=True)
 class Column:
-    """One way to sum a clip up.
+    """One summary of a clip.
 
     Attributes:
-        title: for tables.
-        span: "all" frames, the reconstructed context included, the "future" ones, or the "late" half of these.
-        reduce: over the scores of the frames that count.
-        takes_best: of the samples, by the truth: the more samples, the better it looks.
+        title: heading in tables.
+        span: "all" frames with the reconstructed context, "future" frames, or "late": their second half.
+        reduce: reduces the scores of these frames, by metric.
+        takes_best: whether the truth selects the best sample, so that more samples score better.
     """
 
     title: str

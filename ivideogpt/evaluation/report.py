@@ -31,7 +31,7 @@ def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, 
 
 
 def curves_as_json(curves: Curves) -> dict[str, dict[str, dict[str, list[Any]]]]:
-    """Candidate -> metric -> frames, and mean, low and high of each."""
+    """Return candidate -> metric -> frames, with mean, low and high of each."""
     return {
         name: {metric: _curve_as_json(curve) for metric, curve in metrics.items()} for name, metrics in curves.items()
     }
@@ -69,7 +69,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def candidate_table(candidates: Candidates, fvd: Mapping[str, float]) -> str:
-    """A line a candidate, a column a metric; FVD is one number over all clips."""
+    """Return a table with one row per candidate, one column per metric; FVD is one number over all clips."""
     metrics = in_order(metric for row in candidates.values() for metric in row)
     rows = []
     for name, row in candidates.items():

@@ -1,4 +1,4 @@
-"""Rows of an evaluation, one a scored clip: what is known of the clip, and summaries of all rows. Knows no pixels.
+"""Rows of an evaluation, one per scored clip, and summaries of all rows. Knows no pixels.
 
 Shapes: N samples, T frames of a clip, d features.
 """
@@ -25,7 +25,7 @@ from ivideogpt.files import atomic_file, write_text
 from ivideogpt.metrics.fvd import FeatureStats, frechet_distance
 
 CLIPS_FILE = "clips.jsonl"
-FEATURES_FOLDER = "features"  # of I3D, one file a clip, until the report is written
+FEATURES_FOLDER = "features"  # I3D features, one file per clip, until the report is written
 
 Key = tuple[str, str, str]  # column, candidate, metric
 Summaries = dict[str, dict[str, dict[str, float]]]  # column -> candidate -> metric -> number
@@ -39,12 +39,12 @@ SHUFFLED = "shuffled_actions"
 
 @dataclass(frozen=True)
 class ClipRow:
-    """All that is known of one scored clip, however many samples of it there were.
+    """Scores and properties of one clip, for any number of samples.
 
     Attributes:
-        number: the clip's place in the list of clips.
+        number: index of the clip in the list of clips.
         frames_checksum: checksum of the true frames.
-        features: I3D features; they are kept in files beside the rows.
+        features: I3D features, stored in files beside the rows.
         codes: token ids of each codebook.
     """
 
@@ -70,7 +70,7 @@ class ClipRow:
         num_samples = max(len(metrics["mse"]) for metrics in scores.values())
         summaries: Summaries = {}
         for column, summarise in COLUMNS.items():
-            # the best of one sample of a random candidate is no match for the best of several of another
+            # the best of one random sample is not comparable to the best of several
             comparable = [name for name in scores if not (summarise.takes_best and _is_one_of_many(name, scores))]
             if num_samples > 1 or column != "future_best":
                 summaries[column] = {name: summarise(scores[name], num_context) for name in comparable}
@@ -85,7 +85,7 @@ class ClipRow:
         return f"{self.dataset}/{self.episode}"
 
     def as_json(self) -> dict[str, Any]:
-        """The row without its features, and without what could not be measured."""
+        """Return the row without features and unmeasured values."""
         scores = {
             column: {
                 name: {metric: value for metric, value in metrics.items() if not math.isnan(value)}
@@ -153,7 +153,7 @@ class RowFile:
     """Rows in ``folder/clips.jsonl``: the state of an evaluation.
 
     Args:
-        evaluation: checksum of all that scores depend on. Rows of another evaluation do not count.
+        evaluation: checksum of everything that affects scores. Rows with another one are ignored.
     """
 
     def __init__(self, folder: Path, evaluation: str = "") -> None:
@@ -161,7 +161,7 @@ class RowFile:
         self._evaluation = evaluation
 
     def read(self, with_features: bool = False) -> list[ClipRow]:
-        """Return the rows in the order of clips. A line that was cut off, or whose features are missing, is no row."""
+        """Return the rows in the order of clips, without truncated lines and rows whose features are missing."""
         try:
             lines = (self._folder / CLIPS_FILE).read_text().splitlines()
         except FileNotFoundError:
@@ -179,7 +179,7 @@ class RowFile:
 
     @property
     def is_of_another(self) -> bool:
-        """Whether the file holds rows of another evaluation alone."""
+        """Tell whether all rows of the file belong to another evaluation."""
         path = self._folder / CLIPS_FILE
         return path.is_file() and path.stat().st_size > 0 and not self.read()
 
@@ -223,7 +223,7 @@ class RowSummary:
         self._frame_means = BootstrapMeans([_curves_by_key(row.curves) for row in rows], episodes)
 
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
-        """Column -> candidate -> metric -> mean over clips."""
+        """Return column -> candidate -> metric -> mean over clips."""
         columns: dict[str, dict[str, dict[str, Interval]]] = {}
         for column, name, metric in self.means.keys:
             interval = self.means.interval((column, name, metric))
@@ -231,7 +231,7 @@ class RowSummary:
         return columns
 
     def curves(self) -> dict[str, dict[str, dict[int, Interval]]]:
-        """Candidate -> metric -> frame -> mean over clips."""
+        """Return candidate -> metric -> frame -> mean over clips."""
         curves: dict[str, dict[str, dict[int, Interval]]] = {}
         for name, metric, frame in self._frame_means.keys:
             interval = self._frame_means.interval((name, metric, frame))
@@ -239,11 +239,11 @@ class RowSummary:
         return curves
 
     def code_counts(self, book: str, size: int) -> NDArray[np.int64]:
-        """Number of occurrences of each of ``size`` codes."""
+        """Count the occurrences of each of ``size`` codes."""
         return np.bincount([code for row in self._rows for code in row.codes.get(book, ())], minlength=size)
 
     def fvd(self) -> dict[str, dict[str, float]]:
-        """Column -> candidate -> FVD over all samples. Empty without I3D."""
+        """Return column -> candidate -> FVD over all samples; empty without I3D."""
         stats: dict[tuple[str, str], FeatureStats] = {}
         for row in self._rows:
             for key, features in row.features.items():

@@ -1,4 +1,4 @@
-"""Scores a list of clips, in batches that are dealt to processes. Knows clips by number; knows no metric."""
+"""Score a list of clips in batches, distributed over processes. Knows clips by number; knows no metric."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ class Collected:
         return RowSummary(self.rows)
 
     def clip_facts(self, clips: EvaluationClips) -> dict[str, Any]:
-        """Facts for the report. Scores of lists with equal checksums may be compared clip by clip."""
+        """Return facts for the report. Equal checksums allow comparing scores clip by clip."""
         frames = "".join(row.frames_checksum for row in self.rows)
         checksum = hashlib.blake2b(frames.encode(), digest_size=16).hexdigest()
         return {"number": len(clips), "episodes": clips.num_episodes, "checksum": checksum}
 
     def finish(self) -> None:
-        """Note that the report is written: the same command would score all clips again."""
+        """Mark the report as written: the same command would score all clips again."""
         self.file.remove_features()
 
     def chosen(self) -> dict[str, tuple[float, int]]:
-        """Clips to look at, with what they are ranked by."""
+        """Choose clips to show: rank -> (score, clip number)."""
         column, candidate, metric = self.rank_by
         ranking = sorted((row.summaries[column][candidate][metric], row.number) for row in self.rows)
         places = {"best": -1, "median": len(ranking) // 2, "worst": 0}
@@ -75,11 +75,11 @@ def collect(
 
     Args:
         rank_by: column, candidate and metric.
-        facts: all that the scores depend on: rows of an evaluation with other facts do not count.
-        with_features: a row counts only with its I3D features.
+        facts: everything that affects the scores; existing rows with other facts are ignored.
+        with_features: whether existing rows need their I3D features.
 
     Returns:
-        None but for the main process.
+        The rows on the main process, None on the others.
     """
     facts = {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)}
     evaluation = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -90,7 +90,7 @@ def collect(
     missing = [numbers for batch in batches if (numbers := [number for number in batch if number not in known])]
     scored = score_batches(score, missing, processes)
     if not processes.is_main:
-        for _ in scored:  # the main process keeps the rows; this one helps to make them
+        for _ in scored:  # only the main process keeps the rows
             pass
         return None
     with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip") as bar:
@@ -104,23 +104,23 @@ def collect(
 
 
 def _begun(file: RowFile, folder: Path, with_features: bool) -> list[ClipRow]:
-    """Return the rows of an interrupted evaluation, alone in the file; none where the report was finished."""
+    """Return the rows of an interrupted evaluation, none of a finished one, and remove all others from the file."""
     rows: list[ClipRow] = []
     if not (folder / JSON_FILE).exists():
         if file.is_of_another:
             logger.warning("%s is of another evaluation: beginning again", folder / CLIPS_FILE)
         rows = file.read(with_features)
     file.rewrite(rows)
-    for name in (JSON_FILE, MARKDOWN_FILE):  # which would be taken for that of the clips now scored
+    for name in (JSON_FILE, MARKDOWN_FILE):  # an old report would be mistaken for the new one
         (folder / name).unlink(missing_ok=True)
     return rows
 
 
 def score_batches(score: ScoreBatch, batches: Sequence[Sequence[int]], processes: Processes) -> Iterator[list[ClipRow]]:
-    """Score batches of clips in this order, on all processes, which take turns.
+    """Score batches of clips in order, distributed over all processes.
 
     Raises:
-        UserError: on all of them, if a batch of any could not be scored.
+        UserError: on all processes, if one could not score a batch.
     """
     for first in range(0, len(batches), processes.count):
         parts = processes.gather(_attempt(score, batches[first : first + processes.count], processes.rank))
@@ -128,7 +128,7 @@ def score_batches(score: ScoreBatch, batches: Sequence[Sequence[int]], processes
 
 
 def _attempt(score: ScoreBatch, batches: Sequence[Sequence[int]], rank: int) -> list[ClipRow] | UserError:
-    """The scores of this rank's batch, if one is left for it; a user's error is everybody's, or others would wait."""
+    """Score this rank's batch, if there is one. Errors are returned, to be shared: other ranks would wait forever."""
     if rank >= len(batches):
         return []
     try:
@@ -138,9 +138,9 @@ def _attempt(score: ScoreBatch, batches: Sequence[Sequence[int]], rank: int) -> 
 
 
 def read_with_others(clips: EvaluationClips, numbers: Sequence[int]) -> tuple[ClipBatch, Tensor | None]:
-    """These clips, and for each the actions of another episode's clip: (B, T, D).
+    """Read clips, and for each the actions (B, T, D) of a clip of another episode.
 
-    None if there are no actions, or no other episodes.
+    The actions are None if there are none, or no other episodes.
     """
     others = [other for number in numbers if (other := clips.next_of_another_episode(number)) is not None]
     if len(others) < len(numbers):

@@ -47,7 +47,7 @@ CONTEXT, FUTURE = "context", "future"
 
 @dataclass(frozen=True)
 class ReconstructionScorer:
-    """Scores reconstructions of context and future frames apart, under all datasets and under the clip's own."""
+    """Score reconstructions of context and future frames separately, for all datasets and for the clip's own."""
 
     tokenizer: CompressiveVQModel
     clips: EvaluationClips
@@ -74,7 +74,7 @@ class ReconstructionScorer:
 def evaluate_reconstructions(
     score: ReconstructionScorer, folder: Path, settings: Mapping[str, Any], batch_size: int, processes: Processes
 ) -> None:
-    """Write the report. All processes call it; the main one writes."""
+    """Score the reconstructions and write the report. All processes call it; the main one writes."""
     facts = {
         **settings,
         "weights": state_checksum(score.tokenizer.state_dict()),
@@ -119,19 +119,20 @@ def build_report(score: ReconstructionScorer, collected: Collected, settings: Ma
 
 
 def _config(tokenizer: CompressiveVQModel) -> dict[str, Any]:
-    """Without what diffusers notes of where it was loaded from."""
+    """Return the configuration without the keys that diffusers adds on loading."""
     return {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
 
 
 def as_markdown(report: Mapping[str, Any], collected: Collected) -> str:
     columns = collected.summary.columns()
-    of_all = columns.pop(ALL)
+    all_clips = columns.pop(ALL)
     codes = [
-        [part, str(of["size"]), f"{of['usage']:.1%}", f"{of['perplexity']:.0f}"] for part, of in report["codes"].items()
+        [part, str(book["size"]), f"{book['usage']:.1%}", f"{book['perplexity']:.0f}"]
+        for part, book in report["codes"].items()
     ]
     sections = [
         headline(report, "Tokenizer"),
-        candidate_table(of_all, {}),
+        candidate_table(all_clips, {}),
         "## Codebooks\n\n" + markdown_table(["", "codes", "in use", "perplexity"], codes),
         "## By dataset, future frames\n\n" + _dataset_table(columns),
         *(f"Left out: {line}." for line in report["left_out"]),
@@ -142,9 +143,13 @@ def as_markdown(report: Mapping[str, Any], collected: Collected) -> str:
 
 
 def _dataset_table(datasets: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> str:
-    metrics = in_order(metric for of in datasets.values() for metric in of[FUTURE])
+    metrics = in_order(metric for scores in datasets.values() for metric in scores[FUTURE])
     rows = [
-        [name, str(of[FUTURE]["psnr"].clips), *(with_interval(metric, of[FUTURE][metric]) for metric in metrics)]
-        for name, of in sorted(datasets.items())
+        [
+            name,
+            str(scores[FUTURE]["psnr"].clips),
+            *(with_interval(metric, scores[FUTURE][metric]) for metric in metrics),
+        ]
+        for name, scores in sorted(datasets.items())
     ]
     return markdown_table(["", "clips", *map(label, metrics)], rows)

@@ -1,6 +1,6 @@
-"""Scores predicted futures of recorded clips beside what they must beat and what they cannot exceed.
+"""Score predicted futures of recorded clips, with baselines and an upper bound.
 
-Knows world models and batches of clips; knows no data sets and no files.
+Knows world models and batches of clips; knows no datasets and no files.
 
 Dimension keys: B clips, N samples of each, T = t + F frames, t context frames, F future frames, C H W pixels.
 """
@@ -23,37 +23,37 @@ from ivideogpt.metrics.table import METRICS
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
-# A pixel counts as moving where a channel differs by more than this from the last context frame (frames are in [0, 1]).
+# A pixel is moving if a channel differs from the last context frame by more than this (frames are in [0, 1]).
 MOVING_THRESHOLD = 0.05
 
-PIXELS_AT_ONCE = 160 * 64**2  # of frames that go through the tokenizer
+PIXELS_AT_ONCE = 160 * 64**2  # limit per call of the tokenizer
 COPY, RECONSTRUCTION = "copy_last_frame", "reconstruction"
 CANDIDATES = (PREDICTION, RECONSTRUCTION, COPY, SHUFFLED)
 FVD_SPANS = ("paper", "future")
 
 
 def score_frames(truth: Tensor, frames: Tensor) -> dict[str, Tensor]:
-    """Score every frame by the metrics that take no network: (..., C, H, W), which broadcast, to (...)."""
+    """Score every frame by the metrics without a network; (..., C, H, W) broadcast, scores are (...)."""
     return {name: metric.function(truth, frames) for name, metric in METRICS.items() if metric.function is not None}
 
 
 def copy_last_frame(frames: Tensor, num_context: int) -> Tensor:
-    """The last context frame for ever: what a model of a still world would predict, (B, F, C, H, W)."""
+    """Repeat the last context frame as the future (B, F, C, H, W): the baseline of a static world."""
     return frames[:, num_context - 1 : num_context].expand_as(frames[:, num_context:])
 
 
 @torch.inference_mode()
 def reconstruct_future(model: WorldModel, frames: Tensor) -> Tensor:
-    """Clips (B, T, C, H, W) to their true future through the tokenizer and back, (B, F, C, H, W) in [0, 1].
+    """Encode and decode the true future of clips (B, T, C, H, W): (B, F, C, H, W) in [0, 1].
 
-    The best that a prediction can look.
+    This is the upper bound of a prediction.
     """
     return reconstruct(model.tokenizer, frames).frames[:, model.tokenizer.context_length :]
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """``frames`` (B, T, C, H, W) in [0, 1], and the codes (B, n) that they were made of."""
+    """Reconstructed ``frames`` (B, T, C, H, W) in [0, 1], and their codes (B, n)."""
 
     frames: Tensor
     context_codes: Tensor
@@ -62,7 +62,7 @@ class Reconstruction:
 
 @torch.inference_mode()
 def reconstruct(tokenizer: CompressiveVQModel, frames: Tensor) -> Reconstruction:
-    """Clips (B, T, C, H, W) through the tokenizer and back, a few at a time."""
+    """Encode and decode clips (B, T, C, H, W), a few at a time."""
     if len(frames) > 1 and len(parts := _at_once(frames)) > 1:
         outputs = [reconstruct(tokenizer, part) for part in parts]
         return Reconstruction(
@@ -79,12 +79,12 @@ def reconstruct(tokenizer: CompressiveVQModel, frames: Tensor) -> Reconstruction
 
 
 def _at_once(frames: Tensor) -> Sequence[Tensor]:
-    """Clips (B, T, C, H, W) in parts whose feature maps fit into memory."""
+    """Split clips (B, T, C, H, W) into parts whose feature maps fit into memory."""
     return frames.split(max(1, PIXELS_AT_ONCE // frames[0, :, 0].numel()))
 
 
 def references(model: WorldModel, frames: Tensor) -> dict[str, Tensor]:
-    """Return what a prediction is compared with besides the truth, (B, F, C, H, W) each."""
+    """Return the baseline and the upper bound of a prediction, (B, F, C, H, W) each."""
     return {
         RECONSTRUCTION: reconstruct_future(model, frames),
         COPY: copy_last_frame(frames, model.metadata.context_length),
@@ -101,7 +101,7 @@ def sample_futures(
 ) -> Rollout:
     """Sample futures of each clip under its recorded actions.
 
-    What is drawn depends on the seed and the numbers of clip and sample alone.
+    Samples depend only on the seed and the numbers of clip and sample.
     """
     t = model.metadata.context_length
     layout = model.layout.with_future_frames(clips.frames.shape[1] - t)
@@ -118,17 +118,17 @@ def sample_futures(
 
 
 def predict_future(model: WorldModel, clips: ClipBatch, seed: int, clip_numbers: Sequence[int] | None = None) -> Tensor:
-    """One sampled future of each clip, (B, F, C, H, W)."""
+    """Sample one future of each clip, (B, F, C, H, W)."""
     return sample_futures(model, clips, seed, clip_numbers=clip_numbers).frames[:, 0]
 
 
 def moving_pixels(truth: Tensor, last_context: Tensor) -> Tensor:
-    """Mask (B, F, 1, H, W) of where the future (B, F, C, H, W) differs from the last context frame (B, C, H, W)."""
+    """Return the mask (B, F, 1, H, W) of future pixels (B, F, C, H, W) unlike ``last_context`` (B, C, H, W)."""
     return (truth - last_context[:, None]).abs().amax(dim=2, keepdim=True) > MOVING_THRESHOLD
 
 
 def moving_psnr(truth: Tensor, frames: Tensor, moving: Tensor) -> Tensor:
-    """PSNR over the moving pixels of each frame, (..., F); NaN where nothing moves."""
+    """Compute PSNR over the moving pixels of each frame, (..., F); NaN where nothing moves."""
     squared = (truth - frames).square().mean(dim=-3, keepdim=True)
     mse = (squared * moving).sum(dim=(-3, -2, -1)) / moving.sum(dim=(-3, -2, -1))
     return -10 * torch.log10(mse + PSNR_EPSILON)
@@ -136,18 +136,18 @@ def moving_psnr(truth: Tensor, frames: Tensor, moving: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class PredictionScorer:
-    """Scores sampled futures of numbered clips, and candidates to compare them with.
+    """Scorer of sampled futures of numbered clips, and of the candidates to compare them with.
 
-    The candidates are ``prediction``; ``reconstruction``, the true future through the tokenizer and back;
-    ``copy_last_frame``; and ``shuffled_actions``, one future under another clip's actions. All of them have the same
-    reconstructed context in front, so that they differ in the future alone.
+    The candidates are ``prediction``; ``reconstruction``, the encoded and decoded true future; ``copy_last_frame``;
+    and ``shuffled_actions``, one future under another clip's actions. All of them start with the same reconstructed
+    context, so that they differ only in the future.
 
     Attributes:
         scorer: compares frames.
         i3d: features for FVD; None: no FVD.
-        fvd_of: what it is wanted of: whole clips ("paper") or predicted frames ("future"), of which candidates.
-        max_rows: futures that are sampled at a time; None: all of a batch.
-        max_videos: that I3D is given at a time.
+        fvd_of: span, whole clips ("paper") or predicted frames ("future"), -> candidates to compute FVD of.
+        max_rows: batch size of sampling, in futures; None: all of a batch.
+        max_videos: batch size of I3D.
     """
 
     model: WorldModel
@@ -160,7 +160,7 @@ class PredictionScorer:
     max_videos: int | None = None
 
     def __call__(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None = None) -> list[ClipRow]:
-        """``other_actions`` (B, T, D) are those of other clips; without them no actions are shuffled."""
+        """Score clips. ``other_actions`` (B, T, D) are those of other clips; without them no actions are shuffled."""
         at_a_time = len(numbers) if self.max_rows is None else max(1, self.max_rows // self.num_samples)
         parts = []
         for first in range(0, len(numbers), at_a_time):
@@ -184,7 +184,7 @@ class PredictionScorer:
         return scored.by_clip(numbers)
 
     def _rollouts(self, numbers: Sequence[int], clips: ClipBatch) -> Iterator[Rollout]:
-        """All samples, some at a time."""
+        """Yield all samples, ``max_rows`` at a time."""
         at_a_time = min(self.max_rows or self.num_samples, self.num_samples)
         for first in range(0, self.num_samples, at_a_time):
             num_samples = min(at_a_time, self.num_samples - first)
@@ -192,7 +192,7 @@ class PredictionScorer:
 
 
 class _Candidates:
-    """Scores of one batch's candidates as they come. Frames are let go of once they are scored."""
+    """Scores of one batch's candidates, collected incrementally. Frames are not kept."""
 
     def __init__(self, settings: PredictionScorer, truth: Tensor, num_context: int) -> None:
         self._settings = settings
@@ -206,10 +206,10 @@ class _Candidates:
             self._add_features(TRUTH, truth[:, None])
 
     def add(self, name: str, context: Tensor, futures: Tensor) -> None:
-        """Some samples of a candidate: ``context`` (B, t, C, H, W) and ``futures`` (B, n, F, C, H, W)."""
+        """Score some samples of a candidate: ``context`` (B, t, C, H, W) and ``futures`` (B, n, F, C, H, W)."""
         num_samples, context = futures.shape[1], context[:, None]
         true_context, true_future = self._truth[:, : self._num_context], self._truth[:, self._num_context :]
-        if not self._context_scores:  # all candidates have the same
+        if not self._context_scores:  # all candidates share the context
             self._context_scores = self._settings.scorer(true_context, context)
         future_scores = self._settings.scorer(true_future, futures)
         scores = {

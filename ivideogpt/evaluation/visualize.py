@@ -1,4 +1,4 @@
-"""Pictures for a person to judge a prediction by. Knows pixels (T, H, W, 3), nothing of models or metrics."""
+"""Render pictures that compare predictions with the truth. Knows pixels (T, H, W, 3), no models or metrics."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ivideogpt.video_io import Pixels
 
-ERROR_GAIN = 3  # a typical error is a few per cent of the range: too dark to see as it is
-CELL_HEIGHT = 128  # frames are scaled up by whole numbers to about this height
+ERROR_GAIN = 3  # a typical error is a few per cent of the range, too dark to see
+CELL_HEIGHT = 128  # frames are enlarged by a whole factor to about this height
 PAPER, INK, MUTED = (255, 255, 255), (20, 20, 20), (120, 120, 120)
 TITLE_SIZE, LABEL_SIZE = 20, 15
 PADDING, GAP, GROUP_GAP = 12, 2, 14
@@ -26,19 +26,19 @@ class Row:
 
 
 def error_frames(truth: Pixels, prediction: Pixels) -> Pixels:
-    """|truth - prediction|, ``ERROR_GAIN`` times brighter: black is right, light is wrong."""
+    """Return |truth - prediction|, ``ERROR_GAIN`` times brighter: black is right, light is wrong."""
     difference = np.abs(truth.astype(np.int16) - prediction) * ERROR_GAIN
     return difference.clip(0, 255).astype(np.uint8)
 
 
 def sample_rows(truth: Pixels, prediction: Pixels, name: str) -> list[Row]:
-    """The group that a contact sheet shows of one sampled future."""
+    """Return the rows of a contact sheet for one sampled future."""
     error = Row(f"error x{ERROR_GAIN}", error_frames(truth, prediction))
     return [Row("truth", truth), Row(name, prediction), error]
 
 
 def contact_sheet(groups: Sequence[Sequence[Row]], context_frames: int, title: str = "") -> Pixels:
-    """Groups of rows as one labelled picture (H, W, 3); the first ``context_frames`` columns are set apart."""
+    """Render groups of rows as one labelled picture (H, W, 3), with the first ``context_frames`` columns set apart."""
     rows = [row for group in groups for row in group]
     num_frames, height, width = rows[0].frames.shape[:3]
     scale = max(1, round(CELL_HEIGHT / height))

@@ -24,7 +24,9 @@ __all__ = ["FrameScorer", "frame_mse", "frame_psnr", "frame_ssim"]
 
 logger = logging.getLogger(__name__)
 
-PIXELS_AT_ONCE = 64 * 64**2  # of frames compared at a time: more are no faster; features of LPIPS take 500 bytes each
+PIXELS_AT_ONCE = (
+    64 * 64**2
+)  # limit of pixels compared at a time: more are no faster; features of LPIPS take 500 bytes each
 
 
 class FrameScorer:

@@ -55,4 +55,4 @@ register(Metric("ssim", "SSIM", False, 4, frame_ssim))
 register(Metric("lpips", "LPIPS", True, 4))  # computed by a network
 register(Metric("mse", "MSE", True, 5, in_curves=False))  # PSNR is computed from it
 register(Metric("moving_psnr", "PSNR, moving pixels", False, 2, unit="dB", scores_whole_frames=False))
-register(Metric("fvd", "FVD", True, 1, scores_whole_frames=False, in_curves=False))  # of all clips at once
+register(Metric("fvd", "FVD", True, 1, scores_whole_frames=False, in_curves=False))  # computed over all clips at once

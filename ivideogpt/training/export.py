@@ -22,8 +22,8 @@ class ExportArgs:
     transformer: str | None = option(None, "run folder of train_gpt.py, or one of its checkpoints")
     output: str = option(REQUIRED, "model folder to write")
     dtype: str = option("float32", "precision of the files", choices=DTYPES)
-    temperature: float | None = option(None, "of sampling, when its users do not say")
-    top_k: int | None = option(None, "of sampling, when its users do not say; 1 takes the likeliest tokens", minimum=1)
+    temperature: float | None = option(None, "default sampling temperature of the exported model")
+    top_k: int | None = option(None, "default top-k of the exported model; 1 takes the likeliest tokens", minimum=1)
     sampling_rule: str | None = option(
         None, "expected_code: take the code nearest to the mean vector, unless users say other", choices=SAMPLING_RULES
     )

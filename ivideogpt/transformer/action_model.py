@@ -82,7 +82,7 @@ class HeadModelWithAction(nn.Module):
         self.action_recon = action_recon or None
         self.reward_linear = nn.Linear(width, 1) if reward_prediction else None
         self.action_recon_linear = nn.Linear(width, action_dim) if action_recon else None
-        self.action_recon_loss: Tensor | None = None  # of the last forward, for logging
+        self.action_recon_loss: Tensor | None = None  # from the last forward, for logging
 
     @property
     def layout(self) -> TokenLayout:

@@ -69,7 +69,7 @@ class LlamaConfig:
 
     def to_dict(self) -> dict[str, Any]:
         values = asdict(self)
-        del values["rope_theta"], values["rope_scaling"]  # which are in rope_parameters
+        del values["rope_theta"], values["rope_scaling"]  # both are in rope_parameters
         return values
 
     def to_json_string(self) -> str:

@@ -235,7 +235,7 @@ class CompressiveVQModel(StrictModel):
 
     def encode_dynamics(self, frames: Tensor, features: ContextFeatures) -> Tensor:
         """Encode future frames (B, F, 3, H, W) in [0, 1], with the features of their context, to codes (B, F, 16)."""
-        if frames.shape[1] == 0:  # which the networks refuse
+        if frames.shape[1] == 0:  # the networks refuse an empty batch
             return frames.new_zeros(len(frames), 0, DYNAMICS_GRID**2, dtype=torch.int64)
         latents = self._dynamics_latents(frames.flatten(0, 1), features)
         return self.dynamics_quantize.nearest_codes(latents).unflatten(0, frames.shape[:2])

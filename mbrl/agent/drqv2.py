@@ -218,7 +218,7 @@ class DrQAgent:
                 part.load_state_dict(state[name])
         if state["generator"].shape == self._generator.get_state().shape:
             self._generator.set_state(state["generator"].cpu())
-        else:  # of another kind of device, whose generator cannot be continued
+        else:  # state of another device type, whose generator cannot be continued
             self._generator.manual_seed(self._generator.initial_seed() + state["num_updates"])
         self.num_updates = state["num_updates"]
 
@@ -238,7 +238,7 @@ def _compiles(device: torch.device) -> bool:
     probe = torch.ones(8, device=device, requires_grad=True)
     try:
         torch.compile(_sum_of_squares)(probe).backward()
-    except Exception as error:  # of many kinds, from several packages
+    except Exception as error:  # several packages raise many types
         logger.warning("the agent's updates are not compiled, since torch.compile fails here: %s", first_line(error))
         return False
     return True

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from mbrl.envs.agent_env import AgentEnv
 
 METAWORLD = "mbrl.envs.metaworld_env:ivideogpt/MetaWorld-v0"  # as gymnasium.make imports and makes it
-ACTION_DIM = 4  # of Meta-World
+ACTION_DIM = 4  # Meta-World's actions
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 PAPER_TASKS = (
     "button-press-topdown-wall",
@@ -57,7 +57,7 @@ def canonical_task(name: str) -> str:
 
 @dataclass(frozen=True)
 class EnvSettings:
-    """All that an environment depends on; it travels to worker processes, each of which makes its own."""
+    """Settings of an environment; pickled to worker processes, each of which makes its own."""
 
     task: str
     image_size: int = 64

@@ -51,7 +51,7 @@ def set_simulator_state(env: Any, state: State) -> None:
         getattr(env.model, field)[:] = state[f"model.{field}"]
     kind = mujoco.mjtState.mjSTATE_INTEGRATION
     mujoco.mj_setState(env.model, env.data, state["physics"], kind)
-    mujoco.mj_forward(env.model, env.data)  # what follows from the state: positions of bodies, contacts, forces
+    mujoco.mj_forward(env.model, env.data)  # computes what depends on the state: positions of bodies, contacts, forces
     mujoco.mj_setState(env.model, env.data, state["physics"], kind)  # forward has moved the solver's warm start
 
 

@@ -93,7 +93,7 @@ class ProcessVectorEnv(AsyncVectorEnv):
             ended = connection.wait([process.sentinel for process in self.processes], PATIENCE)
             lost = [process for process in self.processes if process.sentinel in ended]
             for process in lost:
-                process.join(PATIENCE)  # its pipes close a moment before its exit code is known
+                process.join(PATIENCE)  # the pipes close shortly before the exit code is known
             codes = [process.exitcode for process in lost]
             self.close()
             raise LostEnvironment(
@@ -119,11 +119,12 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """
+    """Result of one evaluation episode.
+
     Attributes:
         total_reward: success bonuses included, not discounted.
         success: whether any step succeeded.
-        frames: (L + 1, 3, H, W), if asked for.
+        frames: (L + 1, 3, H, W), if requested.
     """
 
     total_reward: float

@@ -42,10 +42,11 @@ ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus", "pape
 
 @dataclass(frozen=True)
 class Demonstration:
-    """
+    """A demonstration and its origin.
+
     Attributes:
-        seed: of the reset, if known.
-        origins: those of ``ORIGINS`` that are known.
+        seed: seed of the reset, if known.
+        origins: the known entries of ``ORIGINS``.
     """
 
     episode: ReplayEpisode

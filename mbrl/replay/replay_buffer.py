@@ -1,9 +1,9 @@
-"""Episodes to learn from, real ones or imagined: every frame is held once, and stacks are put together when sampled.
+"""Replay buffer of real or imagined episodes: every frame is stored once, and frames are stacked on sampling.
 
 Knows episodes and random numbers; knows no environment, no agent and no files.
 
 Shapes: B batch, S frames of a segment, L agent steps, K frames in a stack, H W pixels, D action dimension.
-Row 0 of an episode is its start; row i in 1 .. L holds the action that led to its frame, and what that earned.
+Row 0 of an episode is its start; row i in 1 .. L holds the action that led to its frame, and its reward.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from torch import Tensor
 from ivideogpt.errors import UserError
 from mbrl.replay.episodes import FRAME_CHANNELS, ReplayEpisode
 
-HELD_OUT_EVERY = 10  # collected episodes: the last of every ten is kept from the world model's training
+HELD_OUT_EVERY = 10  # the last of every ten collected episodes is excluded from the world model's training
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """Steps of n rows each.
+    """Transitions over n rows each.
 
     Attributes:
         obs, next_obs: (B, 3 K, H, W) uint8, oldest frame first.
         action: (B, D) taken at ``obs``, float32 in [-1, 1].
         reward: (B,) float32, discounted sum over the n rows.
-        discount: (B,) float32, what the value of ``next_obs`` is worth at ``obs``.
+        discount: (B,) float32, factor of the value of ``next_obs`` at ``obs``.
     """
 
     obs: Tensor
@@ -51,12 +51,12 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Segments:
-    """Stretches of episodes.
+    """Contiguous segments of episodes.
 
     Attributes:
         frames: (B, S, 3, H, W) uint8.
-        actions: (B, S, D); actions[:, j] was taken at frames[:, j] and led on from it.
-        rewards: (B, S) of those actions.
+        actions: (B, S, D); actions[:, j] was taken at frames[:, j].
+        rewards: (B, S), rewards of these actions.
     """
 
     frames: Tensor
@@ -88,10 +88,10 @@ class EpisodeShape:
 
 @dataclass(frozen=True)
 class HeldEpisode:
-    """An episode in two arrays, each read at once, of which `episode` holds views.
+    """A stored episode in two arrays, each read in one operation; `episode` holds views of them.
 
     Attributes:
-        all_frames: (K - 1 + L + 1, 3, H, W), the earlier ones first.
+        all_frames: (K - 1 + L + 1, 3, H, W), starting with the frames before the episode.
         numbers: (L + 1, D + 2), action, reward and discount of each row.
     """
 
@@ -113,14 +113,14 @@ Rows = list[tuple[HeldEpisode, int]]
 
 
 class ReplayBuffer:
-    """Up to ``capacity`` rows; whole episodes leave, oldest first, when a new one needs the room.
+    """Buffer of up to ``capacity`` rows; when it is full, whole episodes are dropped, oldest first.
 
-    What is sampled depends on the episodes, their order and the generator. Memory: `mbrl.replay.replay_memory` says
-    how much.
+    Samples depend only on the episodes, their order and the generator. `mbrl.replay.replay_memory` computes the
+    memory.
 
     Attributes:
-        num_added: episodes ever added; the ones held are the last of them.
-        num_collected: those of them that :meth:`add` took as collected.
+        num_added: number of episodes ever added; the buffer holds the last of them.
+        num_collected: number of episodes added by :meth:`add`, without demonstrations.
     """
 
     def __init__(self, capacity: int, shape: EpisodeShape, pin_memory: bool = False) -> None:
@@ -130,7 +130,7 @@ class ReplayBuffer:
         self.num_added = 0
         self.num_collected = 0
         self._pin_memory = pin_memory
-        self._held: dict[int, HeldEpisode] = {}  # by their number since the beginning, oldest first
+        self._held: dict[int, HeldEpisode] = {}  # by number since the beginning, oldest first
         self._table: NDArray[np.void] | None = None  # see _entries
 
     @property
@@ -138,7 +138,7 @@ class ReplayBuffer:
         return len(self._held)
 
     def add(self, episode: ReplayEpisode, demonstration: bool = False) -> None:
-        """Take a real episode. Every tenth collected one is held out; demonstrations never are.
+        """Add a real episode. Every tenth collected one is held out; demonstrations never are.
 
         Raises:
             UserError: the episode has another shape than the others, or does not fit into the buffer at all.
@@ -148,7 +148,7 @@ class ReplayBuffer:
         self.num_collected += not demonstration
 
     def add_many(self, frames: Tensor, earlier: Tensor, action: Tensor, reward: Tensor, discount: Tensor) -> None:
-        """Take imagined episodes: ``frames`` (B, L + 1, 3, H, W) and ``earlier`` (B, K - 1, 3, H, W) in uint8,
+        """Add imagined episodes: ``frames`` (B, L + 1, 3, H, W) and ``earlier`` (B, K - 1, 3, H, W) in uint8,
         ``action`` (B, L + 1, D), ``reward`` and ``discount`` (B, L + 1), on any device.
         """
         for arrays in zip(*(part.cpu().numpy() for part in (frames, earlier, action, reward, discount))):
@@ -176,7 +176,7 @@ class ReplayBuffer:
 
     @property
     def _entries(self) -> NDArray[np.void]:
-        """Steps of each episode and whether it is held out, oldest first; made anew after a change."""
+        """Return the steps of each episode and whether it is held out, oldest first; cached until a change."""
         if self._table is None:
             entries = [(held.episode.num_steps, held.held_out) for held in self._held.values()]
             self._table = np.array(entries, [("num_steps", np.int64), ("held_out", np.bool_)])
@@ -196,12 +196,12 @@ class ReplayBuffer:
             self._drop_oldest()
 
     def episodes(self, first: int, end: int) -> Iterator[tuple[ReplayEpisode, bool]]:
-        """Held episodes by their number since the beginning, and whether each is held out. Views, not copies."""
+        """Yield episodes by number since the beginning, and whether each is held out. Views, not copies."""
         for number in range(first, end):
             yield self._held[number].episode, self._held[number].held_out
 
     def sample(self, batch_size: int, nstep: int, discount: float, rng: np.random.Generator) -> Transitions:
-        """Sample into a new batch, see :meth:`sample_into`."""
+        """Sample a new batch, see :meth:`sample_into`."""
         batch = self.empty_batch(batch_size)
         self.sample_into(batch, nstep, discount, rng)
         return batch
@@ -217,9 +217,9 @@ class ReplayBuffer:
         )
 
     def sample_into(self, batch: Transitions, nstep: int, discount: float, rng: np.random.Generator) -> None:
-        """Fill a batch: an episode of at least ``nstep`` steps uniformly, then the first of its rows uniformly.
+        """Fill a batch: sample an episode of at least ``nstep`` steps uniformly, then its first row uniformly.
 
-        Rows stand in the order of their episodes' age.
+        The batch is sorted by age of the episodes.
         """
         rows = self._sample_rows(len(batch), nstep, rng)
         self._read_stacks(rows, 1, batch.obs)
@@ -232,7 +232,7 @@ class ReplayBuffer:
         batch.discount.numpy()[:] = worth[:, -1]
 
     def sample_starts(self, batch_size: int, nstep: int, rng: np.random.Generator) -> Tensor:
-        """(B, 3 K, H, W) uint8: the observations of a sample."""
+        """Sample only the observations (B, 3 K, H, W) uint8 of a batch."""
         obs = self.empty_batch(batch_size).obs
         self._read_stacks(self._sample_rows(batch_size, nstep, rng), 1, obs)
         return obs
@@ -247,7 +247,7 @@ class ReplayBuffer:
         return self._rows(episodes, rng.integers(1, num_steps[episodes] - nstep + 2))
 
     def _rows(self, episodes: NDArray[np.int64], rows: NDArray[np.int64]) -> Rows:
-        """Rows of episodes, which are counted from the oldest one."""
+        """Look up rows of episodes, which are counted from the oldest one."""
         oldest = self._oldest
         return [(self._held[oldest + episode], row) for episode, row in zip(episodes.tolist(), rows.tolist())]
 
@@ -258,7 +258,7 @@ class ReplayBuffer:
     def sample_segments(
         self, batch_size: int, length: int, rng: np.random.Generator, held_out: bool = False
     ) -> Segments:
-        """All segments of the episodes that are, or are not, held out are equally likely."""
+        """Sample segments uniformly from the episodes that are, or are not, held out."""
         episode_ids = self._of_kind(held_out)
         before = np.cumsum(self._segments_of(episode_ids, length))
         if not before[-1:].any():
@@ -269,21 +269,21 @@ class ReplayBuffer:
             )
         drawn = rng.integers(before[-1], size=batch_size)
         which = np.searchsorted(before, drawn, side="right")
-        rows = self._rows(episode_ids[which], before[which] - drawn)  # counted from the last one: in 1 ..
+        rows = self._rows(episode_ids[which], before[which] - drawn)  # counted from the last one, so at least 1
         frames = self._empty((batch_size, length, *self.shape.frame), torch.uint8)
         np.stack([held.episode.frames[row - 1 : row - 1 + length] for held, row in rows], out=frames.numpy())
         numbers = torch.from_numpy(np.stack([held.numbers[row : row + length] for held, row in rows]))
         return Segments(frames, numbers[..., :-2].contiguous(), numbers[..., -2].contiguous())
 
     def _of_kind(self, held_out: bool) -> NDArray[np.int64]:
-        """Episodes that are held out, or not, counted from the oldest one."""
+        """Return the episodes that are, or are not, held out, counted from the oldest one."""
         return np.flatnonzero(self._entries["held_out"] == held_out)
 
     def _segments_of(self, episodes: NDArray[np.int64], length: int) -> NDArray[np.int64]:
         return np.maximum(self._entries["num_steps"][episodes] - length + 1, 0)
 
     def _read_stacks(self, rows: Rows, back: int, stacks: Tensor) -> None:
-        """Copy the stack of each row's frame, or of the one so many rows before it, into ``stacks`` (B, 3 K, H, W)."""
+        """Copy the frame stacks ``back`` rows before each row into ``stacks`` (B, 3 K, H, W)."""
         num_stacked = self.shape.frame_stack
         out = stacks.numpy().reshape(len(rows), num_stacked, *self.shape.frame)
         np.stack([held.all_frames[row - back : row - back + num_stacked] for held, row in rows], out=out)
@@ -301,7 +301,7 @@ def sample_mixed(
     discount: float,
     rng: np.random.Generator,
 ) -> Transitions:
-    """A batch of which ``real_ratio`` is real; all of it as long as nothing has been imagined."""
+    """Sample a batch with a share ``real_ratio`` of real rows; only real ones while nothing is imagined."""
     num_real = round(real_ratio * batch_size) if imagined.num_episodes else batch_size
     batch = real.empty_batch(batch_size)
     if num_real:

@@ -13,7 +13,7 @@ from mbrl.replay.replay_buffer import EpisodeShape
 
 logger = logging.getLogger(__name__)
 
-USABLE = 0.8  # of what is available: models and environments need some, too
+USABLE = 0.8  # share of the available memory: models and environments need some, too
 
 
 def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:

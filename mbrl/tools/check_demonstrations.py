@@ -17,7 +17,7 @@ from ivideogpt.errors import UserError, cli
 from mbrl.envs.env_settings import EnvSettings, canonical_task
 from mbrl.replay.demonstrations import Demonstration, Replay, replay
 
-TOLERANCE = 1e-3  # of a step's reward, which is 30 at most: other processors round in another way
+TOLERANCE = 1e-3  # for a step's reward, at most 30: other processors round differently
 
 
 def main(argv: list[str] | None = None) -> None:

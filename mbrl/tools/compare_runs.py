@@ -35,7 +35,8 @@ SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", 
 
 @dataclass(frozen=True)
 class Run:
-    """
+    """Scores of one run.
+
     Attributes:
         success, reward: frame -> mean of an evaluation's episodes.
         hours: until the last evaluation, its own time included.

@@ -134,7 +134,7 @@ def test_what_was_written_is_read_back_before_it_gets_its_name(tmp_path, monkeyp
 
     write_dataset(tmp_path / "in", 1)
     monkeypatch.setattr(repack, "write_episode", failing_disk)
-    with pytest.raises(UserError, match="read back other values than were written"):
+    with pytest.raises(UserError, match="values read back differ from those written"):
         run(tmp_path / "in", tmp_path / "out")
     assert not files(tmp_path / "out")
 

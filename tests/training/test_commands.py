@@ -62,5 +62,5 @@ def test_train_gpt(gpt_command, tmp_path):
 def test_wrong_flags():
     done = run(sys.executable, "train_gpt.py", "--pretrained_model_name_or_path", "tokenizer", "--symlog")
     assert (done.returncode, done.stderr) == (
-        2, "error: --symlog is about rewards: it needs --reward_prediction\n",
+        2, "error: --symlog transforms rewards: it needs --reward_prediction\n",
     )  # fmt: skip

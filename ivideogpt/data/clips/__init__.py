@@ -1,1 +1,1 @@
-"""From episodes to batches of clips."""
+"""Clips of recorded episodes, and loaders of their batches."""

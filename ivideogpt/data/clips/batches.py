@@ -1,4 +1,4 @@
-"""Batches of clips: as data workers hand them over, and as models take them. Knows tensors; knows no files.
+"""Batches of clips: packed by data workers, and unpacked for models. Knows tensors; knows no files.
 
 Shapes: B batch, T frames, S frame size, D action dimension.
 """
@@ -19,7 +19,7 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Frames (B, T, 3, S, S) float32 in [0, 1], actions (B, T, D) and rewards (B, T) float32 where asked for."""
+    """Frames (B, T, 3, S, S) float32 in [0, 1]; optional actions (B, T, D) and rewards (B, T), float32."""
 
     frames: Tensor
     actions: Tensor | None = None
@@ -35,7 +35,7 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class BadEpisode:
-    """An episode that another one was drawn for, and why. ``cause`` names the file too."""
+    """A bad episode that was replaced by another one. ``cause`` is the error message and names the file."""
 
     name: str
     cause: str
@@ -43,9 +43,9 @@ class BadEpisode:
 
 @dataclass(frozen=True)
 class PackedClips:
-    """A batch on its way to the device where it is trained on: small, so its pixels are finished only there.
+    """A compact batch for the transfer to the training device, where its pixels are finished.
 
-    Pixels (B, T, 3, S, S) are in 0..255: 8-bit, or float32 where resizing left fractions and no augmentation cuts them.
+    Pixels (B, T, 3, S, S) are in 0..255: 8-bit, or float32 if resized without augmentation.
     """
 
     pixels: Tensor
@@ -56,7 +56,7 @@ class PackedClips:
 
     @classmethod
     def concatenate(cls, clips: Sequence[PackedClips]) -> Self:
-        """All rows of clips that carry the same things."""
+        """Join batches along B. All of them have the same optional fields."""
         dims = {clip.actions.shape[-1] for clip in clips if clip.actions is not None}
         if len(dims) > 1:
             raise UserError(
@@ -72,7 +72,7 @@ class PackedClips:
         )
 
     def pin_memory(self) -> Self:
-        """In memory that is copied to an accelerator while Python goes on. Data loaders call it."""
+        """Copy the batch into pinned memory, for asynchronous copies to an accelerator. Data loaders call it."""
         return type(self)(
             self.pixels.pin_memory(),
             self.colour,
@@ -82,7 +82,7 @@ class PackedClips:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
-        """The finished batch on this device."""
+        """Return the finished batch on this device."""
         pixels = self.pixels.to(device, non_blocking=non_blocking)
         return ClipBatch(
             unit_range(pixels) if self.colour is None else self.colour(pixels),

@@ -1,8 +1,8 @@
-"""Colour changes of whole batches, equal to Pillow's on 8-bit frames. Knows tensors and factors; draws nothing.
+"""Colour changes of whole batches, equal to Pillow's on 8-bit frames. Knows tensors and factors; samples nothing.
 
 Shapes: B clips of a batch, n clips that an operation changes at once, T frames. An operation changes float32 pixels
-(n, T, 3, H, W), whole numbers in 0..255, in place: by its own amount for each clip. It is lent planes (n, T, H, W) to
-work with: memory that is used over and over stays in the cache, which is what limits the speed on a CPU.
+(n, T, 3, H, W), whole numbers in 0..255, in place, by one amount per clip. It gets planes (n, T, H, W) as scratch
+memory: reused memory stays in the cache, and cache misses limit the speed on a CPU.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch import Tensor
 
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 
-_NOTHING = -1  # in place of the number of an operation
+_NOTHING = -1  # entry of `order` without an operation
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)  # Pillow's weights of red, green and blue
 _NUM_PLANES = 5
-_PIXELS_AT_ONCE = 2**16  # on a CPU, for the sake of its cache
+_PIXELS_AT_ONCE = 2**16  # on a CPU, to fit into its cache
 
 Amounts = NDArray[np.float64]  # (n,)
 Operation = Callable[[Tensor, Tensor], None]  # pixels, planes
@@ -31,9 +31,9 @@ Operation = Callable[[Tensor, Tensor], None]  # pixels, planes
 
 @dataclass(frozen=True)
 class Colour:
-    """Changes of the colours of B clips.
+    """Colour changes of B clips.
 
-    Arrays and not tensors: they travel by the batch, and whoever launches the operations reads them on a CPU.
+    Arrays and not tensors: they stay on the CPU, where the operations are launched.
     """
 
     factors: NDArray[np.float64]  # (B, 4), a column for each of OPERATIONS; the hue's is in turns of the colour wheel
@@ -51,7 +51,7 @@ class Colour:
         )
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        """Changed frames (B, T, 3, H, W), float32 in [0, 1], of frames in 0..255."""
+        """Change frames (B, T, 3, H, W) in 0..255; return float32 in [0, 1]."""
         changed = torch.empty_like(pixels, dtype=torch.float32)
         planes = torch.empty(0)
         for clips, frames in _pieces(pixels):
@@ -67,7 +67,7 @@ class Colour:
         return changed
 
     def _operations(self, clips: slice, device: torch.device) -> Iterator[Operation]:
-        """All that has to be done to these clips, in order. Clips with the same operation next share one."""
+        """Yield the operations on these clips, in order. Clips with the same next operation share one."""
         order, factors = self.order[clips], self.factors[clips]
         for step in order.T:
             for number in set(step.tolist()) - {_NOTHING}:
@@ -80,7 +80,7 @@ class Colour:
 
 
 def _pieces(pixels: Tensor) -> Iterator[tuple[slice, list[slice]]]:
-    """Clips to change at once and, one after another, pieces of their frames: on an accelerator everything at once."""
+    """Yield slices of clips with slices of their frames to process together; an accelerator takes all at once."""
     num_clips, num_frames = pixels.shape[:2]
     if pixels.device.type != "cpu":
         yield slice(num_clips), [slice(num_frames)]
@@ -97,14 +97,14 @@ def _change_some(operation: Operation, chosen: Tensor, pixels: Tensor, planes: T
 
 
 def _per_clip(amounts: Amounts, device: torch.device) -> Tensor | float:
-    """Amounts to go with (n, T, 3, H, W). A plain number is faster than a tensor of one."""
+    """Return amounts that broadcast to (n, T, 3, H, W); a number if there is one, as it is faster."""
     if len(amounts) == 1:
         return float(amounts[0])
     values = torch.from_numpy(amounts.astype(np.float32)).to(device, non_blocking=True)
     return values[:, None, None, None, None]
 
 
-# ---- brightness, contrast, saturation: from a dull picture (amount 0) through the picture itself (1) and on
+# ---- brightness, contrast, saturation: blends of a degenerate picture (amount 0) and the picture itself (1)
 
 
 def build_brightness(amounts: Amounts, device: torch.device) -> Operation:
@@ -142,7 +142,7 @@ def build_saturation(amounts: Amounts, device: torch.device) -> Operation:
 
 
 def _to_8_bits(amounts: Amounts) -> Callable[[Tensor], object]:
-    """Return a function that cuts pixels to whole numbers in 0..255, which only amounts above one can leave."""
+    """Return a function that truncates pixels to whole numbers and clamps them to 0..255 if an amount exceeds 1."""
     return (lambda pixels: pixels.clamp_(0, 255).floor_()) if amounts.max() > 1 else Tensor.floor_
 
 
@@ -150,11 +150,11 @@ def _to_8_bits(amounts: Amounts) -> Callable[[Tensor], object]:
 
 
 def build_hue(amounts: Amounts, device: torch.device) -> Operation:
-    """Turns the colour wheel as Pillow does: there and back in 256 steps, each of which is large enough to see."""
+    """Build the hue shift of Pillow, which rounds hues to 256 visible steps in both conversions."""
     shares = torch.from_numpy(_turned_shares(amounts)).to(device, non_blocking=True)
 
     def change(pixels: Tensor, planes: Tensor) -> None:
-        # Every channel of a colour is `low` and a share of `span`, which depends on the place on the wheel alone.
+        # Every channel is `low` plus a share of `span`; the share depends only on the hue.
         low, span, index, share, numbers = planes
         channels = red, green, blue = pixels.unbind(2)
         torch.minimum(torch.minimum(red, green, out=low), blue, out=low)
@@ -172,14 +172,14 @@ def build_hue(amounts: Amounts, device: torch.device) -> Operation:
 
 
 def _find_index(channels: tuple[Tensor, ...], low: Tensor, span: Tensor, index: Tensor, spare: Tensor) -> None:
-    """Find the places of colours on the wheel before it is turned, as entries of a table of :func:`_turned_shares`."""
+    """Write into ``index`` the hue of each colour before the turn, as an index of :func:`_turned_shares`."""
     red, green, blue = channels
-    # The distance from red in steps, 0..127.5, plus one so that a sign can say to which side. Wherever it is a whole
-    # number, numerator and quotient are exact: such colours lie between two of Pillow's steps.
+    # The distance from red in steps, 0..127.5, plus one so that the sign can store the direction. Whole numbers are
+    # exact in numerator and quotient: these colours lie between two of Pillow's steps.
     torch.add(green, blue, out=index).sub_(red).sub_(low).mul_(42.5).add_(span, alpha=43.5)
     index.div_(torch.clamp(span, min=1, out=spare))
     index.copysign_(torch.sub(green, blue, out=spare))
-    # 2n for a whole number n, 2n + 1 for what lies between n and n + 1
+    # 2n for a whole number n, 2n + 1 between n and n + 1
     torch.ceil(index, out=spare)
     index.floor_().add_(spare).add_(_RED_INDEX)
 
@@ -189,16 +189,16 @@ _STEPS = 256
 
 
 def _turned_shares(turns: Amounts) -> NDArray[np.float32]:
-    """Shares of red, green and blue in the colour at each index, after turning: a table (3, n, 521)."""
+    """Return the shares of red, green and blue at each index after the turn: a table (3, n, 521)."""
     shifts = (turns * 255).astype(np.int64)  # truncated towards zero
     return _shares()[:, (_hue_steps() + shifts[:, None]) % _STEPS]
 
 
 @lru_cache(maxsize=1)
 def _shares() -> NDArray[np.float32]:
-    """Shares of red, green and blue (3, 256) at each of Pillow's steps; the last is red again, like the first.
+    """Return the shares of red, green and blue (3, 256) at Pillow's steps; the first and the last are red.
 
-    Once around the wheel every channel is full for two sixths, empty for two, and on a ramp in the two between.
+    Around the wheel each channel is 1 for two sixths, 0 for two sixths, and a ramp in the two between.
     """
     position = np.arange(_STEPS) * (6 / 255)
     channels = [np.abs(position - 3) - 1, 2 - np.abs(position - 2), 2 - np.abs(position - 4)]
@@ -207,7 +207,7 @@ def _shares() -> NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def _hue_steps() -> NDArray[np.int64]:
-    """Pillow's 8-bit hue of every index that :func:`_find_index` makes."""
+    """Return Pillow's 8-bit hue of every index of :func:`_find_index`."""
     distance = (np.arange(2 * _RED_INDEX + 1) - _RED_INDEX) / 2  # plus or minus one, and half-way between whole numbers
     step = np.where(distance > 0, distance - 1, distance + _STEPS)
     whole = np.floor(step).astype(np.int64) % _STEPS
@@ -216,7 +216,7 @@ def _hue_steps() -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def _border_steps() -> NDArray[np.int64]:
-    """Steps that Pillow makes of colours between n - 1 and n: either, by how its floats are rounded. So ask it."""
+    """Return Pillow's steps for colours between n - 1 and n: float rounding decides, so Pillow computes them."""
     frame = np.rint(255 * _shares().T).astype(np.uint8)[None]
     return np.asarray(Image.fromarray(frame).convert("HSV"))[0, :, 0].astype(np.int64)
 

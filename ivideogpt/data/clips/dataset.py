@@ -1,6 +1,6 @@
-"""Clips by number: which episode, which frames, in which form. Knows how the parts of this package make one sample.
+"""Map-style dataset of clips: choose an episode, choose frames, preprocess. Combines the parts of this package.
 
-Sample k of a stream depends on the seed and k alone, whatever process makes it: also where a bad episode is replaced.
+Sample k of a stream depends on the seed and k alone, in any process, also if a bad episode is replaced.
 Shapes: B batch, T frames, H W pixels, D action dimension.
 """
 
@@ -25,12 +25,12 @@ from ivideogpt.data.formats.registry import Query, open_episodes
 from ivideogpt.errors import UserError
 
 OnBadEpisode = Literal["error", "skip"]
-MAX_BAD_IN_A_ROW = 100  # a source whose episodes are nearly all bad is no data
+MAX_BAD_IN_A_ROW = 100  # limit before a source counts as unusable
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Choice of clips: from which episodes, and in which form."""
+    """Configuration of clips: source, episodes, frames and preprocessing."""
 
     # Folder of <dataset>/*.npz, or lerobot:<folder>[@<camera>],...; the four sets of DATASET.yaml need none.
     dataset_path: str | None = None
@@ -40,14 +40,14 @@ class DataConfig:
     image_size: int = 64
     batch_size: int = 16
     num_workers: int = 0
-    augmentation: Augmentation | None = None  # of the training split
-    dataset_size: int | None = None  # keep that many training episodes of each dataset
+    augmentation: Augmentation | None = None  # for the training split only
+    dataset_size: int | None = None  # number of training episodes to keep per dataset
     load_action: bool = False
     load_reward: bool = False
-    action_dim: int | None = None  # refuse episodes with another one
+    action_dim: int | None = None  # expected dimension; others are refused
     dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
     sthsth_root_path: str | None = None
-    on_bad_episode: OnBadEpisode = "error"  # skip: draw another one of its dataset
+    on_bad_episode: OnBadEpisode = "error"  # skip: sample another one of its dataset
     whole_clips: bool = False  # refuse episodes shorter than a clip; otherwise their last frame is repeated
     cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
 
@@ -83,7 +83,7 @@ class Source:
         with_actions: bool = False,
         with_rewards: bool = False,
     ) -> PackedClips:
-        """These frames as a batch of one."""
+        """Read and preprocess these frames; return a batch of one."""
         pixels = self.preprocess(episode.read(indices), rng)
         colour = self.preprocess.colour(rng)
         actions = episode.actions(indices) if with_actions else None
@@ -97,7 +97,7 @@ class Source:
 
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
-    """The mix's datasets with their weights. The first episode of each is checked, and its first frame read."""
+    """Build the mix's datasets with their weights. The first episode of each is checked, and its first frame read."""
     sources = []
     paths, arrays = DatasetPaths.load(config.dataset_yaml), InflatedArrays(config.cache_mb << 20)
     min_frames = config.segment.num_frames_spanned
@@ -119,7 +119,7 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
 
 
 def _check_first(source: Source, config: DataConfig) -> None:
-    """Raises what is wrong with the first episode; where bad ones are skipped, only if the next ones are no better."""
+    """Raise the error of the first episode; where bad ones are skipped, only if the next ones are bad too."""
     errors = []
     for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
         try:
@@ -133,7 +133,7 @@ def _check_first(source: Source, config: DataConfig) -> None:
 
 
 def _all_bad(number: int, cause: UserError) -> UserError:
-    return UserError(f"{number} episodes in a row are bad, so none is skipped any more; the first: {cause}")
+    return UserError(f"{number} episodes in a row are bad, so skipping stops; the first: {cause}")
 
 
 def _check(episode: EpisodeReader, config: DataConfig) -> None:
@@ -150,7 +150,7 @@ Pick = Callable[[int, np.random.Generator], tuple[Source, int]]
 
 
 class PickByWeight:
-    """A dataset by its weight, then any of its episodes."""
+    """Sample a dataset by weight, then one of its episodes uniformly."""
 
     def __init__(self, sources: list[tuple[Source, float]]) -> None:
         self.sources = [source for source, _ in sources]
@@ -163,7 +163,7 @@ class PickByWeight:
 
 
 class PickInOrder:
-    """Every episode of every dataset in turn, then all over again."""
+    """Cycle through the episodes of all datasets in order."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
@@ -181,7 +181,7 @@ class PickInOrder:
 
 
 class ClipDataset(Dataset[Any]):
-    """Clips by their number in the stream. Batches are made where the frames are read, in the worker."""
+    """Clips by their number in the stream. The worker that reads the frames also collates the batch."""
 
     def __init__(self, config: DataConfig, pick: Pick, seed: int) -> None:
         self.config = config
@@ -189,7 +189,7 @@ class ClipDataset(Dataset[Any]):
         self.seed = seed
 
     def __getitem__(self, number: int) -> PackedClips:
-        """Sample ``number`` as a batch of one."""
+        """Return sample ``number`` as a batch of one."""
         rng = np.random.default_rng((self.seed, number))
         source, index = self.pick(number, rng)
         bad: list[BadEpisode] = []
@@ -202,7 +202,7 @@ class ClipDataset(Dataset[Any]):
                 bad.append(BadEpisode(source.episodes.name(index), str(error)))
                 if len(bad) == MAX_BAD_IN_A_ROW:
                     raise _all_bad(len(bad), error) from error
-            # A new generator: how many numbers the failed attempt drew must not show. The same source: it keeps its
+            # A new generator, so that the failed attempt has no effect on it. The same source, so that it keeps its
             # weight in the mix.
             rng = np.random.default_rng((self.seed, number, len(bad)))
             index = int(rng.integers(len(source.episodes)))
@@ -214,7 +214,7 @@ class ClipDataset(Dataset[Any]):
         return source.cut(episode, indices, rng, self.config.load_action, self.config.load_reward)
 
     def __getitems__(self, numbers: list[int]) -> PackedClips | UserError:
-        """The batch of these samples. An error is returned, as raising it in a worker would bury it in a traceback."""
+        """Return the batch of these samples, or the error: raised in a worker it would arrive inside a traceback."""
         try:
             return PackedClips.concatenate([self[number] for number in numbers])
         except UserError as error:

@@ -1,4 +1,4 @@
-"""The clips that a model is scored on: a fixed list, any of which can be read by its number.
+"""A fixed list of clips to score a model on, read by number.
 
 Shapes: B clips, T frames.
 """
@@ -32,7 +32,7 @@ class ClipOrigin:
 
 
 class EvaluationClips:
-    """Clips 0, 1, ... of a list. What a clip is depends on its number alone, not on what is read with it."""
+    """Clips 0, 1, ... of a list. A clip depends only on its number, not on the batch it is read in."""
 
     def __init__(self, clips: ClipDataset, order: Sequence[int]) -> None:
         self._clips = clips
@@ -42,10 +42,10 @@ class EvaluationClips:
         return len(self._order)
 
     def read(self, numbers: Sequence[int]) -> ClipBatch:
-        """Clips with these numbers, on the CPU.
+        """Read the clips with these numbers, on the CPU.
 
         Raises:
-            UserError: an episode cannot be read, lacks actions that are asked for, or is shorter than a clip.
+            UserError: an episode cannot be read, lacks requested actions, or is shorter than a clip.
         """
         batch = self._clips.__getitems__([self._order[number] for number in numbers])
         if isinstance(batch, UserError):
@@ -57,7 +57,7 @@ class EvaluationClips:
         return len({self.origin(number) for number in range(len(self))})
 
     def next_of_another_episode(self, number: int) -> int | None:
-        """The next clip of the list, which is a ring, that is not of this one's episode; None if all are."""
+        """Return the next clip, cyclically, of another episode; None if there is only one episode."""
         following = ((number + step) % len(self) for step in range(1, len(self)))
         return next((other for other in following if self.origin(other) != self.origin(number)), None)
 
@@ -66,7 +66,7 @@ class EvaluationClips:
         return ClipOrigin(source.info.name, os.path.basename(source.episodes.name(index)))
 
     def checksum(self) -> str:
-        """Equal for lists of equal clips, as far as names and settings tell."""
+        """Return a checksum of the settings and episode names, equal for equal lists of clips."""
         config = self._clips.config
         settings = f"{self._clips.seed} {config.segment} {config.video_stepsize} {config.image_size}"
         origins = [self.origin(number) for number in range(len(self))]
@@ -77,9 +77,9 @@ class EvaluationClips:
 def build_evaluation_clips(
     config: DataConfig, split: Split, num_clips: int | None, seed: int, at_most: int | None = None
 ) -> EvaluationClips:
-    """One clip of each episode in turn, until there are ``num_clips``; by default one of each, of ``at_most`` so many.
+    """Build ``num_clips`` clips from the episodes in turn; by default one of each, up to ``at_most``.
 
-    Shuffled, so that few clips are of any dataset, and clips which follow one another of different ones.
+    Shuffled, so that a few clips already come from different datasets.
     """
     pick = PickInOrder([source for source, _ in build_sources(config, split)])
     if num_clips is None:
@@ -89,7 +89,7 @@ def build_evaluation_clips(
 
 
 def build_benchmark_evaluation(config: DataConfig, num_clips: int | None) -> EvaluationClips:
-    """A benchmark's evaluation clips in order, or the first of them; ``config.mix`` names the benchmark.
+    """Build a benchmark's evaluation clips in order, or the first ``num_clips``; ``config.mix`` names the benchmark.
 
     Raises:
         UserError: there is no such benchmark.

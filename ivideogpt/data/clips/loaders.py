@@ -1,7 +1,7 @@
-"""Streams of clip batches. Knows batches, workers, ranks and positions; what a clip is, it leaves to clips.py.
+"""Streams of clip batches. Knows batches, workers, ranks and positions; dataset.py knows the clips.
 
-As sample k of a stream depends on the seed and k alone, the position of a stream is one number: it resumes exactly, and
-workers and ranks share a stream by taking different k.
+Sample k of a stream depends on the seed and k alone. So the position of a stream is one number, it resumes exactly,
+and workers and ranks share a stream by taking different k.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class BatchNumbers:
-    """Sample numbers of this rank's batches, from batch ``start`` on: ranks take turns at whole batches."""
+    """Sample numbers of this rank's batches, from batch ``start`` on. Ranks take whole batches in turn."""
 
     batch_size: int
     rank: int = 0
@@ -41,7 +41,7 @@ class BatchNumbers:
 
     @property
     def num_batches(self) -> int | None:
-        """Batches of each rank. Ranks that work together have whole batches only, so that none waits for another."""
+        """Return the number of batches per rank. Several ranks get only whole batches, so that none has to wait."""
         if self.num_samples is None:
             return None
         samples_per_step = self.batch_size * self.world_size
@@ -57,7 +57,7 @@ class BatchNumbers:
 
 
 class StreamPosition:
-    """Part of every stream whose ranks take turns at whole batches: ``position`` batches handed out on each rank."""
+    """Base of streams whose ranks take whole batches in turn; ``position`` counts the batches used by each rank."""
 
     def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
@@ -71,20 +71,20 @@ class StreamPosition:
         return {"samples": self.position * self.samples_per_step}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Goes on after the samples already used: exactly, if batches and ranks are as before."""
+        """Continue after the samples already used: exactly, if batch size and number of ranks are unchanged."""
         self.position = -(-state["samples"] // self.samples_per_step)
 
 
 class ClipLoader(StreamPosition):
     """An endless stream of :class:`PackedClips`, to be finished by ``batch.to(device)``.
 
-    Iterating goes on where the last iteration or the state stopped.
+    Iteration continues where the last iteration or the loaded state stopped.
     """
 
     def __init__(self, clips: ClipDataset, numbers: BatchNumbers) -> None:
         super().__init__(numbers.batch_size, numbers.rank, numbers.world_size)
         self.clips = clips
-        self.bad_episodes: dict[str, str] = {}  # those skipped in batches handed out, and why
+        self.bad_episodes: dict[str, str] = {}  # skipped in the batches used so far -> cause
         self._numbers = numbers
         self._batches: DataLoader[Any] = DataLoader(
             clips,
@@ -94,12 +94,12 @@ class ClipLoader(StreamPosition):
             persistent_workers=clips.config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_trainer_only,
-            generator=torch.Generator(),  # starting an iteration draws a number: not from the trainer's generator
+            generator=torch.Generator(),  # an iteration samples a base seed: keep it off the trainer's generator
         )
 
     @property
     def num_batches(self) -> int | None:
-        """None: without end."""
+        """Return the number of batches; None for an endless stream."""
         return self._numbers.num_batches
 
     def __iter__(self) -> Iterator[PackedClips]:
@@ -108,9 +108,9 @@ class ClipLoader(StreamPosition):
             yield batch
 
     def first(self, num_batches: int) -> Iterator[PackedClips]:
-        """The same batches on every call, at most as many as there are: what validation needs.
+        """Yield the first batches of the stream, the same on every call, for validation.
 
-        Does not move the stream's position, but ends an iteration that is under way: the workers serve one at a time.
+        The stream's position does not change, but a running iteration ends: workers serve one iteration at a time.
         """
         return self._between(0, num_batches if self.num_batches is None else min(num_batches, self.num_batches))
 
@@ -130,15 +130,14 @@ class ClipLoader(StreamPosition):
 
 
 class WorkerDied(UserError):
-    """A data worker was killed. Raised where a batch is asked for, never in the middle of a step."""
+    """A data worker was killed. Raised only when the next batch is requested, never during a step."""
 
 
 def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:
-    """Iterate over a loader, one of whose workers may be killed.
+    """Iterate over a loader whose workers may be killed.
 
     Raises:
-        WorkerDied: in place of the RuntimeError that torch's handler of SIGCHLD raises wherever the process happens
-            to be.
+        WorkerDied: instead of the RuntimeError that torch's SIGCHLD handler raises at any point of the program.
     """
     if batches.num_workers == 0:
         yield from batches
@@ -164,16 +163,16 @@ def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:
 
 
 def _is_a_death(error: Exception) -> bool:
-    """Tell torch's report of a dead worker, or a batch lost with its memory, from an error raised inside a worker."""
+    """Tell whether torch reports a dead worker, or a batch lost with its memory, and not an error inside a worker."""
     if isinstance(error, RuntimeError):
         return str(error).startswith("DataLoader worker")
     return not str(error).startswith("Caught")
 
 
 def _obey_the_trainer_only(worker: int) -> None:
-    """Ignore signals to the whole job: asked to stop, the trainer still needs batches to finish its step.
+    """Ignore signals to the whole process group: a stopping trainer still needs batches to finish its step.
 
-    SIGTERM of the trainer's own must go on working. It is how Python ends workers at exit, and it waits until they do.
+    SIGTERM sent by the trainer still works: Python ends workers with it at exit, and waits for them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
@@ -195,17 +194,17 @@ def _as_it_is(batch: Any) -> Any:
 def build_loader(
     config: DataConfig, split: Split = "train", seed: int = 0, rank: int = 0, world_size: int = 1
 ) -> ClipLoader:
-    """Checks the configuration against the files and returns this rank's stream. The test split is never augmented."""
+    """Check the configuration against the files and return this rank's stream. The test split is not augmented."""
     clips = ClipDataset(config, PickByWeight(build_sources(config, split)), seed)
     return ClipLoader(clips, BatchNumbers(config.batch_size, rank, world_size))
 
 
 def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 1) -> ClipLoader:
-    """This rank's share of a benchmark's evaluation clips, one of each test episode.
+    """Build this rank's loader of a benchmark's evaluation clips, one of each test episode.
 
     Clips start at the first frame (VP2: anywhere, but at the same frame every time) and keep every native frame.
 
-    ``config.mix`` names the benchmark. It says which frames its clips have: of the segment only the length counts.
+    ``config.mix`` names the benchmark, which fixes the frames of a clip; only the segment's length is used.
 
     Raises:
         UserError: there is no such benchmark, or it has fewer clips than one batch for every rank.
@@ -221,7 +220,7 @@ def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 
 
 
 def benchmark_clips(config: DataConfig) -> tuple[ClipDataset, int]:
-    """A benchmark's evaluation clips in order, and how many there are (see :func:`build_benchmark_loader`)."""
+    """Return a benchmark's evaluation clips in order, and their number (see :func:`build_benchmark_loader`)."""
     name = _benchmark(config.mix)
     segment = SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", config.segment.length)
     config = replace(config, mix=((name, 1.0),), segment=segment, video_stepsize=1)
@@ -230,7 +229,7 @@ def benchmark_clips(config: DataConfig) -> tuple[ClipDataset, int]:
 
 
 def _benchmark(mix: str | Mix) -> str:
-    """The dataset of this name, or of the mix of this name that holds it alone."""
+    """Return the benchmark that the mix names, or the only dataset of a named mix."""
     name = mix if isinstance(mix, str) else ",".join(name for name, _ in mix)
     if name in DATASET_NAMED_MIXES and len(DATASET_NAMED_MIXES[name]) == 1:
         name = str(DATASET_NAMED_MIXES[name][0][0])

@@ -1,7 +1,7 @@
-"""Frames of an episode that make a clip. Knows frame numbers; knows neither files nor pixels.
+"""Choose the frames of a clip. Knows frame numbers; knows neither files nor pixels.
 
-A strategy is a function ``(num_frames, rng) -> indices``. Beyond the end of a short one the last frame is repeated, by
-strategies that choose among frames only where there are fewer frames than they need.
+A strategy is a function ``(num_frames, rng) -> indices``. Short episodes repeat their last frame; sparse and shuffled
+clips do so only if the episode has fewer frames than the clip.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class SegmentStrategy(Protocol):
 
 
 def fitting_step(step: int, horizon: int, num_frames: int) -> int:
-    """The step itself, or the largest one with which ``horizon`` steps fit into the episode."""
+    """Return the step, or the largest smaller one with which ``horizon`` steps fit into the episode."""
     return step if step * horizon <= num_frames else max(1, num_frames // horizon)
 
 
 def last_start(num_frames: int, horizon: int, step: int) -> int:
-    """The latest frame that a segment of ``horizon`` steps may start at."""
+    """Return the last possible start of a segment of ``horizon`` steps."""
     return max(num_frames - step * horizon, 0)
 
 
@@ -60,7 +60,7 @@ class Windows:
 
 
 def _distinct(number: int, horizon: int, num_existing: int, rng: Generator) -> Indices:
-    """Sample distinct numbers below `horizon` in random order: those that exist, others only if they are few."""
+    """Sample distinct numbers below `horizon` in random order; beyond the existing frames only if these are too few."""
     num_existing = max(min(num_existing, horizon), 0)
     if num_existing >= number:
         return rng.choice(num_existing, number, replace=False)
@@ -69,7 +69,7 @@ def _distinct(number: int, horizon: int, num_existing: int, rng: Generator) -> I
 
 @dataclass(frozen=True)
 class SegmentSpec:
-    """Wishes of the user about a clip. ``horizon`` is for the sparse and shuffled kinds, and defaults to ``length``."""
+    """User's specification of a clip. ``horizon`` is for sparse and shuffled clips, and defaults to ``length``."""
 
     kind: SegmentKind = "contiguous"
     length: int = 16
@@ -91,7 +91,7 @@ class SegmentSpec:
 
     @property
     def num_frames_spanned(self) -> int:
-        """Frames that an episode must have for a clip at step 1 that repeats none."""
+        """Return the minimum episode length for a clip at step 1 without repeated frames."""
         match self.kind:
             case "sparse_future" | "shuffled":
                 return self.horizon or self.length
@@ -116,7 +116,7 @@ class SegmentSpec:
         return repeat_last(start + self._offsets(step, num_frames - start, rng), num_frames)
 
     def _offsets(self, step: int, num_frames: int, rng: Generator) -> Indices:
-        """Offsets from the start, from which on there are ``num_frames`` frames."""
+        """Sample offsets from a start with ``num_frames`` frames after it."""
         evenly, horizon = step * np.arange(self.length), self.num_frames_spanned
         match self.kind:
             case "sparse_future":
@@ -133,7 +133,7 @@ class SegmentSpec:
 
 
 def segment_kind(rand_select: bool = False, rand_shuffle: bool = False, goal_conditioned: bool = False) -> SegmentKind:
-    """The kind that the historical switches stand for."""
+    """Return the kind of segment that the historical flags select."""
     if rand_select + rand_shuffle + goal_conditioned > 1:
         raise UserError("rand_select, rand_shuffle and goal_conditioned exclude each other; give at most one")
     if rand_select:

@@ -1,4 +1,4 @@
-"""From recorded frames to training frames: crop, resize, and the draw of colours. One draw serves a whole clip.
+"""Preprocess recorded frames for training: crop, resize, sample colour changes. One sample serves a whole clip.
 
 Shapes: T frames, H W pixels, S training size. Recorded frames are (T, H, W, 3) uint8.
 """
@@ -25,7 +25,7 @@ _CROP_TRIES = 10
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges to draw from, uniformly (the crop's aspect: log-uniformly)."""
+    """Ranges to sample from uniformly; the aspect of the crop is log-uniform."""
 
     crop_scale: Range = (0.8, 1.0)  # area of the crop, relative to the squared short side
     crop_ratio: Range = (0.9, 1.1)  # width / height of the crop
@@ -38,7 +38,7 @@ class Augmentation:
         for name, (low, high) in vars(self).items():
             floor = -0.5 if name == "hue" else 0.0
             if not floor <= low <= high or (name == "hue" and high > 0.5) or (name == "crop_ratio" and low == 0):
-                raise UserError(f"augmentation {name} ({low}, {high}) is not a rising range within its limits")
+                raise UserError(f"augmentation {name} ({low}, {high}) is not an increasing range within its limits")
 
 
 STRONG_AUGMENTATION = Augmentation(
@@ -64,9 +64,9 @@ class Crop:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Recorded frames (T, H, W, 3) uint8 to pixels (T, 3, S, S) in 0..255, all but their colours.
+    """Crop and resize frames (T, H, W, 3) uint8 to pixels (T, 3, S, S) in 0..255; :meth:`colour` is separate.
 
-    They are 8-bit where their values are whole numbers, to be cheap to hand from a worker to the device of the model.
+    Pixels are 8-bit where their values are whole numbers, which makes the transfer to the device cheap.
     """
 
     size: int
@@ -81,33 +81,33 @@ class Preprocess:
         return truncate(resize(crop(frames), self.size))
 
     def colour(self, rng: Generator) -> Colour | None:
-        """Sample the change of the clip's colours. To be sampled after the frames were cropped."""
+        """Sample the colour change of the clip. Call it after the crop, which comes first in the random stream."""
         return None if self.augmentation is None else sample_colour(rng, self.augmentation)
 
 
 def resize(frames: NDArray[np.uint8], size: int) -> Tensor:
-    """(T, H, W, 3) uint8 to (T, 3, S, S): float32, bilinear with antialiasing; uint8 as it is where the size fits."""
+    """Resize (T, H, W, 3) uint8 to (T, 3, S, S) float32, bilinear with antialiasing; frames of this size stay uint8."""
     pixels = channels_first(frames)
     height, width = pixels.shape[2:]
     if (height, width) == (size, size):
         return pixels
-    # Products with dense weights: for frames of training size several times as fast as torch's interpolation.
+    # Dense matrix products: several times as fast as torch's interpolation at training sizes.
     return resize_weights(height, size) @ (pixels.to(torch.float32) @ resize_weights(width, size).T)
 
 
 @lru_cache(maxsize=128)
 def resize_weights(length: int, size: int) -> Tensor:
-    """The share (size, length) that each pixel of a line has in each pixel of the resized line."""
+    """Return the interpolation matrix (size, length) of one axis."""
     lines = torch.eye(length)[None, None]
     return F.interpolate(lines, size=(size, length), mode="bilinear", antialias=True)[0, 0]
 
 
 def truncate(pixels: Tensor) -> Tensor:
-    """To 8 bits, downwards."""
+    """Round pixels down to uint8."""
     if pixels.dtype == torch.uint8:
         return pixels
     whole = np.empty(pixels.shape, np.uint8)
-    # Weights that sum to one less a rounding error must not darken even areas.
+    # Rounding errors in the weights must not darken areas of one colour.
     np.add(pixels.numpy(), np.float32(1e-3), out=whole, casting="unsafe")
     return torch.from_numpy(whole)
 
@@ -117,8 +117,8 @@ def channels_first(frames: NDArray[np.uint8]) -> Tensor:
 
 
 def unit_range(pixels: Tensor) -> Tensor:
-    """0..255 to float32 in [0, 1]."""
-    if pixels.device.type == "cpu":  # numpy converts and divides by the piece, in half the time
+    """Scale pixels from 0..255 to float32 in [0, 1]."""
+    if pixels.device.type == "cpu":  # numpy converts and divides in one pass, in half the time
         return torch.from_numpy(np.divide(pixels.numpy(), np.float32(255), dtype=np.float32))
     return pixels.to(torch.float32, copy=True).div_(255)
 
@@ -129,7 +129,7 @@ def central_square(height: int, width: int) -> Crop:
 
 
 def sample_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -> Crop:
-    """A random crop that fits; if none of several tries does, the largest central one within the aspect range."""
+    """Sample a crop that fits; if no attempt does, return the largest central one within the aspect range."""
     low_ratio, high_ratio = ranges.crop_ratio
     for _ in range(_CROP_TRIES):
         area = min(height, width) ** 2 * rng.uniform(*ranges.crop_scale)
@@ -145,6 +145,6 @@ def sample_crop(rng: Generator, height: int, width: int, ranges: Augmentation) -
 
 
 def sample_colour(rng: Generator, ranges: Augmentation) -> Colour:
-    """For one clip."""
+    """Sample the colour change of one clip."""
     factors = [rng.uniform(*getattr(ranges, name)) for name in OPERATIONS]
     return Colour(np.array([factors]), rng.permutation(len(OPERATIONS))[None])

@@ -1,1 +1,1 @@
-"""Parts that converters share, and readers of foreign files."""
+"""Shared parts of the converters, and readers of foreign file formats."""

@@ -19,7 +19,7 @@ from ivideogpt.errors import UserError
 SUFFIXES = (".csv", ".npy")
 
 _DELIMITERS = ",;\t"
-# Words in the names that loggers give to columns which are no commands.
+# Words in the names of logged columns that are not actions.
 _TIME_WORDS = {"secs", "sec", "nsec", "nsecs", "msec", "usec", "seconds", "millis", "date", "clock", "utc", "elapsed"}
 _TIME_ENDINGS = ("time", "timestamp", "timestamps", "stamp", "stamps")
 _COUNTER_WORDS = {
@@ -27,21 +27,21 @@ _COUNTER_WORDS = {
     *("row", "count", "counter", "sample", "task", "header"),
 }
 _UNITS = {"s", "ms", "us", "ns"}
-# Words in the names of commands: such a column may change steadily, as an arm does that moves along a line.
+# Words in the names of actions: such a column may change steadily, as for an arm that moves along a line.
 _ACTION_WORDS = {
     *(sign + axis for sign in ("", "d", "v") for axis in "xyz"),
     *("a", "act", "action", "actions", "joint", "grip", "gripper", "roll", "pitch", "yaw"),
 }
-_HUGE = 1e8  # seconds since 1970 are beyond it
-_MIN_STEPS, _STEADY = 5, 1e-4  # rows whose difference is always the same, but for so much of it
-_CERTAIN_HEADER = 3  # columns; an action 0 or 0,1 is none too rare
-_SHOWN = 40  # characters of a cell in a message
+_HUGE = 1e8  # below timestamps in seconds since 1970
+_MIN_STEPS, _STEADY = 5, 1e-4  # number of equal differences between rows, and their relative tolerance
+_CERTAIN_HEADER = 3  # columns; an action may well be 0 or 0,1
+_SHOWN = 40  # characters of a cell quoted in a message
 
 Actions = NDArray[np.float32]
 
 
 def find_action_file(video: Path) -> Path | None:
-    """The file of the video's name beside it."""
+    """Return the action file beside a video, which has the video's name; None if there is none."""
     found = [path for suffix in SUFFIXES if (path := video.with_suffix(suffix)).is_file()]
     if len(found) > 1:
         raise UserError(f"{found[0]} and {found[1].name}: two files of actions for one video; remove one of them")
@@ -50,11 +50,11 @@ def find_action_file(video: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class ActionTable:
-    """Actions (rows, D), and what was made of the file.
+    """Actions (rows, D), and how the file was read.
 
     Attributes:
         left_out: names or numbers of the columns that were not chosen.
-        header: the line that was taken for names; empty without one.
+        header: the line that was read as names; empty without one.
     """
 
     actions: Actions
@@ -94,7 +94,7 @@ def _read_npy(path: Path) -> tuple[list[str], NDArray[Any]]:
 
 
 def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
-    """Names of the columns, none without a header, and the cells (rows, D) as texts."""
+    """Read the names of the columns, none without a header, and the cells (rows, D) as strings."""
     rows = _cells(path)
     has_header = not all(map(_is_number, rows[0])) or _is_numeric_header(path, rows)
     header, body = (rows[0], rows[1:]) if has_header else ([], rows)
@@ -105,10 +105,10 @@ def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
 
 
 def _is_numeric_header(path: Path, rows: list[list[str]]) -> bool:
-    """Tell whether the first line are the names 0, 1, 2, ... that pandas gives columns without one.
+    """Tell whether the first line holds the names 0, 1, 2, ... that pandas gives to unnamed columns.
 
     Raises:
-        UserError: it may as well be an action.
+        UserError: the line may also be an action.
     """
     if rows[0] != [str(column) for column in range(len(rows[0]))] or len(rows) == 1:
         return False
@@ -139,7 +139,7 @@ def _cells(path: Path) -> list[list[str]]:
 
 
 def _numbers(path: Path, name: str, cells: NDArray[Any]) -> NDArray[np.float64]:
-    """One column as numbers."""
+    """Convert one column to numbers."""
     if cells.dtype == object:
         for i, cell in enumerate(cells):
             if not _is_number(cell):
@@ -155,7 +155,7 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return "_" not in cell  # Python reads 1_000, and no other program writes it
+    return "_" not in cell  # Python accepts 1_000, but no other program writes it
 
 
 def _refuse_logs(path: Path, names: list[str], values: NDArray[np.float64]) -> None:
@@ -179,7 +179,7 @@ def _refuse_logs(path: Path, names: list[str], values: NDArray[np.float64]) -> N
 
 
 def is_log_name(name: str) -> bool:
-    """Tell whether loggers give this name to time, or to a number that counts."""
+    """Tell whether this is a usual name of a time or a counter."""
     words = _words(name)
     if not words:
         return not name.strip()
@@ -214,9 +214,9 @@ def _column(path: Path, name: str, header: list[str], width: int) -> int:
 
 @dataclass(frozen=True)
 class ActionRows:
-    """Frames of a video that have actions: those from ``first`` to ``last``, row ``frame + offset`` belonging to each.
+    """Frames of a video that have actions: from ``first`` to ``last``, each with row ``frame + offset``.
 
-    One more frame may follow, which the last action leads to.
+    One more frame may follow, the result of the last action.
     """
 
     first: int
@@ -225,7 +225,7 @@ class ActionRows:
 
     @classmethod
     def find(cls, num_frames: int, num_rows: int, offset: int) -> ActionRows:
-        """Raises UserError unless there are as many rows as frames, or one less, before or after the offset."""
+        """Match rows to frames. Raises UserError unless there are as many rows as frames, or one less."""
         fitting = {num_frames, num_frames - 1, num_frames + offset, num_frames - 1 + offset}
         if num_rows not in fitting:
             raise UserError(

@@ -1,7 +1,7 @@
-"""Parts that every converter shares: jobs in, npz episodes out. Knows no file format but the one written.
+"""Shared parts of the converters: jobs in, npz episodes out. Knows only the format that is written.
 
-Episodes are written aside and renamed, so whatever has its final name is whole, and an interrupted conversion goes on
-with the same command.
+Episodes are written under a temporary name and renamed. So files with a final name are complete, and the same command
+continues an interrupted conversion.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ivideogpt.flags import REQUIRED, option
 
 BAD_EPISODES = ("error", "skip")
 
-_LISTED_SKIPS = 20  # in a summary; each is also reported when it happens
-_BYTES_AT_ONCE = 16 << 20  # of recorded frames: as floats they take four times as much
-NOTE = "conversion.json"  # how the episodes of a folder were made, so that one folder holds one kind
+_LISTED_SKIPS = 20  # limit in the summary; each is also logged when it happens
+_BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats take four times as much
+NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
 
 Arrays = Mapping[str, np.ndarray]
 AnyJob = TypeVar("AnyJob", bound="Job")
@@ -39,15 +39,15 @@ AnyJob_co = TypeVar("AnyJob_co", bound="Job", covariant=True)
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to write. Converters add what they need to find it; it travels to a worker process."""
+    """One episode to write. Converters add fields to find it; jobs are pickled to worker processes."""
 
     output: Path
-    source: str  # for messages: a path, or path#episode
+    source: str  # name in messages: a path, or path#episode
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An episode that is left out. Among the jobs: one that the input's index promises and that cannot be found."""
+    """A skipped episode and the reason. In a list of jobs: one that is indexed but cannot be found."""
 
     source: str
     reason: str
@@ -57,7 +57,7 @@ class Skipped:
 
 
 class Jobs(Protocol[AnyJob_co]):
-    """The episodes of a split. They may be looked up as late as they are iterated over."""
+    """The episodes of a split. They may be looked up lazily, during iteration."""
 
     def __len__(self) -> int: ...
 
@@ -80,15 +80,15 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionArgs:
-    """The flags that all converters have; theirs are added in a subclass."""
+    """Flags of all converters; each adds its own in a subclass."""
 
-    max_num_episodes: int | None = option(None, "convert only the first so many episodes of each split", minimum=1)
+    max_num_episodes: int | None = option(None, "convert only the first N episodes of each split", minimum=1)
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
-    on_bad_episode: str = option("skip", "what a damaged or unfitting episode does", choices=BAD_EPISODES)
-    compress: bool = option(False, "smaller files, but slow to read clips from")
+    on_bad_episode: str = option("skip", "treatment of episodes that are damaged or do not fit", choices=BAD_EPISODES)
+    compress: bool = option(False, "smaller files, but slower to read clips from")
 
     def validate(self) -> None:
-        """Flags of the subclass that do not fit together."""
+        """Check the flags of the subclass for contradictions."""
 
     def convert(
         self, splits: Sequence[Jobs[AnyJob]], convert_one: Callable[[AnyJob], Arrays], description: str
@@ -96,18 +96,18 @@ class ConversionArgs:
         """Write the episode of every job that has no file yet, split after split.
 
         Args:
-            convert_one: reads one episode; at module level, as other processes import it. A UserError or OSError from
-                it is a bad episode: it ends the run, or is counted and left out.
+            convert_one: reads one episode. Defined at module level, as other processes import it. Its UserError or
+                OSError marks a bad episode, which ends the run or is skipped and counted.
 
         Raises:
-            UserError: a bad episode with ``on_bad_episode="error"``, nothing but bad episodes, or no place to write to.
+            UserError: a bad episode with ``on_bad_episode="error"``, only bad episodes, or an unwritable output.
         """
         return self.run(splits, partial(_work, convert_one, self.compress), description)
 
     def run(
         self, splits: Sequence[Jobs[AnyJob]], work: Callable[[AnyJob], Skipped | None], description: str
     ) -> Summary:
-        """:meth:`convert` for outputs of another kind: ``work`` writes the output itself, or says why there is none."""
+        """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
         jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         with (
@@ -123,7 +123,7 @@ class ConversionArgs:
 
 @dataclass(frozen=True)
 class StoredSize:
-    """Training's own preprocessing, rounded to 8 bits: frames (N, H, W, 3) uint8 to (N, S, S, 3), or as they are."""
+    """Preprocess frames (N, H, W, 3) uint8 to (N, S, S, 3) as training does, rounded to 8 bits, if a size is set."""
 
     size: int | None = None
     square_crop: bool = False  # central, before resizing
@@ -131,7 +131,9 @@ class StoredSize:
     def __call__(self, frames: np.ndarray) -> np.ndarray:
         height, width = frames.shape[1:3]
         if self.square_crop:
-            from ivideogpt.data.clips.transforms import central_square  # brings torch, seconds in every worker process
+            from ivideogpt.data.clips.transforms import (
+                central_square,
+            )  # here, as it imports torch: seconds in every worker process
 
             frames = central_square(height, width)(frames)
         if self.size is None or frames.shape[1:3] == (self.size, self.size):
@@ -152,7 +154,7 @@ class StoredSize:
 
 @dataclass(frozen=True, kw_only=True)
 class FrameArgs(ConversionArgs):
-    """The flags of converters that can change the size of frames."""
+    """Flags of converters that can resize frames."""
 
     resize: int | None = option(
         None, "store frames of this width and height, best the training resolution (default: their own)", minimum=1
@@ -166,10 +168,10 @@ class FrameArgs(ConversionArgs):
 
 @dataclass(frozen=True, kw_only=True)
 class NpzDatasetArgs(FrameArgs):
-    """The flags of converters that make one dataset from one folder."""
+    """Flags of converters that make one dataset from one folder."""
 
-    input_path: str  # a flag of the subclass, which says what is in it
-    output_path: str = option(REQUIRED, "folder that gets the folder <dataset_name>")
+    input_path: str  # a flag that the subclass declares with its help
+    output_path: str = option(REQUIRED, "parent of the output folder <dataset_name>")
     dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
 
     @property
@@ -182,7 +184,7 @@ class NpzDatasetArgs(FrameArgs):
 
 
 def write_episode(path: Path, arrays: Arrays, compress: bool = False) -> None:
-    """Write an npz file whole or not at all. Uncompressed, a clip of it can be read through a memory map."""
+    """Write an npz file atomically. Uncompressed files allow reading clips through a memory map."""
     write: Callable[..., None] = np.savez_compressed if compress else np.savez
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -195,7 +197,7 @@ def write_episode(path: Path, arrays: Arrays, compress: bool = False) -> None:
 
 
 def check_arrays(arrays: Arrays) -> None:
-    """Raises UserError unless these arrays make an episode that the loaders accept."""
+    """Raise UserError unless these arrays form an episode that the loaders accept."""
     objects = [key for key, array in arrays.items() if array.dtype.hasobject]
     if objects:
         raise UserError(f"array {objects[0]!r} holds Python objects; expected numbers")
@@ -219,7 +221,7 @@ def _check_actions(action: np.ndarray, num_frames: int) -> None:
 
 
 class _Tally:
-    """Outcomes of the jobs so far."""
+    """Counts of the outcomes so far."""
 
     def __init__(self, progress: Any, on_bad_episode: str) -> None:
         self._progress = progress
@@ -230,7 +232,7 @@ class _Tally:
         self._skipped: list[Skipped] = []
 
     def missing(self, jobs: Iterable[AnyJob | Skipped]) -> Iterator[AnyJob]:
-        """The jobs still to do; the others are counted."""
+        """Yield the jobs without output yet, and count the others."""
         for job in jobs:
             if isinstance(job, Skipped):
                 self.add(job)
@@ -248,7 +250,7 @@ class _Tally:
                 self._progress.update()
 
     def add(self, outcome: Skipped | None) -> None:
-        """None: an episode was written."""
+        """Count an outcome; None stands for a written episode."""
         self._progress.update()
         if outcome is None:
             self._written += 1
@@ -265,7 +267,7 @@ class _Tally:
 
 
 def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) -> Skipped | None:
-    """In a worker process. A failure to write is no fault of the episode and ends the run."""
+    """Convert one job in a worker process. A failure to write is not the episode's fault and ends the run."""
     try:
         arrays = convert_one(job)
         check_arrays(arrays)
@@ -281,16 +283,16 @@ def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) 
 def keep_settings(
     folder: Path, settings: Mapping[str, Any], note: str = NOTE, usual: Mapping[str, Any] = MappingProxyType({})
 ) -> None:
-    """Make the folder and note the settings there.
+    """Make the folder and store the settings there.
 
     Args:
-        usual: settings that older notes lack, which had no other value then.
+        usual: values of settings that older versions did not store.
 
     Raises:
-        UserError: the folder cannot be written to, or its episodes were made with other settings: going on would mix
-            sizes, rates or cameras, which nothing notices later.
+        UserError: the folder cannot be written to, or its episodes were made with other settings. Continuing would
+            mix sizes, rates or cameras unnoticed.
     """
-    now = json.loads(json.dumps(settings, default=str))  # as they will be read back
+    now = json.loads(json.dumps(settings, default=str))  # in the form that JSON returns them
     file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
     before = {**usual, **read_json(file, advice)} if file.exists() else now
@@ -305,9 +307,9 @@ def keep_settings(
 
 
 def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """Files whose names end in one of these (lower-case) suffixes, in order of names; hidden ones are left out.
+    """List the files with one of these (lower-case) suffixes, sorted, without hidden ones.
 
-    Links to folders are followed, unless they lead in circles.
+    Links to folders are followed, except in a cycle.
     """
     return [path for path in _walk(root, frozenset()) if path.suffix.lower() in suffixes]
 

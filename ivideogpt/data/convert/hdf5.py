@@ -1,4 +1,4 @@
-"""Reading HDF5 files of unknown origin: what is wrong with one becomes an error that names it."""
+"""Read HDF5 files of unknown origin; faults become errors that name the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ivideogpt.errors import UserError
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
-    """An ``h5py.File``. Missing groups and attributes and damaged contents that show in the block are user errors."""
+    """Open an ``h5py.File``. Missing groups or attributes and damage found in the block raise UserError."""
     import h5py
 
     try:
@@ -28,7 +28,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
 
 
 def read_array(group: Any, name: str) -> np.ndarray:
-    """A whole dataset."""
+    """Read a whole HDF5 dataset."""
     dataset = group[name]
     if not hasattr(dataset, "shape"):
         raise UserError(f"{group.file.filename}: {group.name}/{name} is no array")

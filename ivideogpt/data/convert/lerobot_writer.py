@@ -1,4 +1,4 @@
-"""Writing LeRobot v3.0 folders from episodes that are encoded already. lerobot.py draws the format."""
+"""Write LeRobot v3.0 folders from encoded episodes. lerobot.py describes the format."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.m
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 FILES_PER_CHUNK = 1000
 EPISODES_PER_FILE = 10000
-EPISODES_AT_ONCE = 1000  # written to meta/episodes: a group of rows for each would take more room than the rows
+EPISODES_AT_ONCE = 1000  # rows per group of meta/episodes: a group per episode would exceed the rows in size
 
 Series = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class EncodedEpisode:
-    """N frames. ``pixels`` holds minimum, maximum, mean and standard deviation (4, 3) of each colour, in [0, 1]."""
+    """An encoded episode of N frames. ``pixels`` is minimum, maximum, mean and std (4, 3) per colour, in [0, 1]."""
 
     task: str
     num_frames: int
-    videos: Mapping[str, bytes]  # an mp4 file by camera key
+    videos: Mapping[str, bytes]  # mp4 file by camera key
     pixels: Mapping[str, NDArray[np.float64]]  # by camera key
     series: Series  # (N, D) by feature
 
@@ -53,7 +53,7 @@ class Statistics:
 
     @classmethod
     def of_pixels(cls, num_frames: int, pixels: NDArray[np.float64]) -> Self:
-        minimum, maximum, mean, std = pixels[..., None, None]  # (3, 1, 1) each, as LeRobot has them
+        minimum, maximum, mean, std = pixels[..., None, None]  # (3, 1, 1) each, as in LeRobot
         return cls(num_frames, minimum, maximum, num_frames * mean, num_frames * (std**2 + mean**2))
 
     def __add__(self, other: Statistics) -> Statistics:
@@ -74,7 +74,7 @@ class Statistics:
 
 @dataclass
 class Place:
-    """Place of the next episode: in files of limited size, in folders of limited length."""
+    """File for the next episode: files are limited in size, folders in number of files."""
 
     limit: float
     chunk: int = 0
@@ -82,7 +82,7 @@ class Place:
     size: float = 0
 
     def begins_file(self, size: float) -> bool:
-        """Makes room for so much more; whether that takes a new file."""
+        """Reserve ``size``; return whether it begins a new file."""
         is_first = self.size == 0 and (self.chunk, self.file) == (0, 0)
         if not is_first and self.size + size > self.limit:
             self.chunk, self.file = divmod(self.chunk * FILES_PER_CHUNK + self.file + 1, FILES_PER_CHUNK)
@@ -96,7 +96,7 @@ class Place:
 
 
 class TableFiles:
-    """Parquet files, begun anew when they are full."""
+    """A sequence of parquet files of limited size."""
 
     def __init__(self, root: Path, template: str, limit: float) -> None:
         self._root, self._template = root, template
@@ -119,7 +119,7 @@ class TableFiles:
 
 
 class VideoFiles:
-    """The mp4 files of a camera: encoded episodes one after the other, not encoded again."""
+    """The mp4 files of a camera: encoded episodes are concatenated without encoding them again."""
 
     def __init__(self, root: Path, key: str, fps: int, limit: float) -> None:
         self._root, self._key, self._fps = root, key, fps
@@ -130,7 +130,7 @@ class VideoFiles:
         self.feature: dict[str, Any] = {}
 
     def add(self, content: bytes, num_frames: int) -> dict[str, Any]:
-        """Returns where the episode is, in the columns of meta/episodes."""
+        """Append an episode; return its position as columns of meta/episodes."""
         import av
 
         with av.open(io.BytesIO(content)) as source:
@@ -139,7 +139,7 @@ class VideoFiles:
                 self._begin(stream)
             shift = round(self._num_frames / self._fps / stream.time_base)
             for packet in source.demux(stream):
-                if packet.dts is None:  # the end
+                if packet.dts is None:  # end of the stream
                     continue
                 packet.pts, packet.dts = packet.pts + shift, packet.dts + shift
                 packet.stream = self._stream
@@ -188,19 +188,19 @@ def _camera_feature(stream: Any, fps: int) -> dict[str, Any]:
 
 @dataclass
 class LeRobotWriter:
-    """Takes episodes one after the other; the folder is valid after :meth:`finish`."""
+    """Writer that takes episodes one by one; the folder is valid after :meth:`finish`."""
 
     root: Path
     fps: int
     robot_type: str
-    names: Mapping[str, Sequence[str]]  # of the dimensions of features
+    names: Mapping[str, Sequence[str]]  # names of dimensions, by feature
     data_file_bytes: float
     video_file_bytes: float
     _videos: dict[str, VideoFiles] = field(default_factory=dict)
     _tasks: dict[str, int] = field(default_factory=dict)
     _statistics: dict[str, Statistics] = field(default_factory=dict)
     _features: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _rows: list[dict[str, Any]] = field(default_factory=list)  # of meta/episodes, not written yet
+    _rows: list[dict[str, Any]] = field(default_factory=list)  # rows of meta/episodes that are not written yet
     _num_episodes: int = 0
     _num_frames: int = 0
 
@@ -226,7 +226,7 @@ class LeRobotWriter:
         self._note(episode.task, num_frames, places, statistics)
 
     def _counters(self, num_frames: int, task: str) -> Series:
-        """The columns that every LeRobot folder has."""
+        """Return the index columns that every LeRobot folder has."""
         frames = np.arange(num_frames)
         columns: Series = {
             TIMESTAMP: (frames / self.fps).astype(np.float32),
@@ -238,7 +238,7 @@ class LeRobotWriter:
         return {key: values[:, None] for key, values in columns.items()}
 
     def _note(self, task: str, num_frames: int, places: dict[str, Any], statistics: Mapping[str, Statistics]) -> None:
-        """The episode's row in meta/episodes."""
+        """Add the episode's row of meta/episodes."""
         for key, own in statistics.items():
             self._statistics[key] = self._statistics[key] + own if key in self._statistics else own
         chunk, file = divmod(self._num_episodes // EPISODES_PER_FILE, FILES_PER_CHUNK)
@@ -268,7 +268,7 @@ class LeRobotWriter:
         self._rows.clear()
 
     def finish(self) -> None:
-        """Closes all files and writes the rest of meta/, info.json last."""
+        """Close all files and write the rest of meta/, info.json last."""
         if self._rows:
             self._write_rows()
         self._data.close()
@@ -299,7 +299,7 @@ class LeRobotWriter:
 
 
 def _column(values: NDArray[Any]) -> Any:
-    """(N, D) as lists of D; a single number as it is."""
+    """Return the parquet column of values (N, D): lists of D numbers, or plain numbers for D = 1."""
     import pyarrow
 
     if values.shape[1] == 1:
@@ -312,7 +312,7 @@ def _feature(values: NDArray[Any], names: Sequence[str] | None) -> dict[str, Any
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:
-    """Write as pandas writes a table whose index is the task: LeRobot looks tasks up in the index."""
+    """Write tasks in pandas' format with the task as index, where LeRobot looks them up."""
     import pyarrow.parquet
 
     table = pyarrow.table({"task_index": np.arange(len(tasks)), "task": tasks})

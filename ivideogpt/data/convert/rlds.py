@@ -1,6 +1,6 @@
-"""Episodes of RLDS datasets, as tensorflow_datasets writes them, without tensorflow.
+"""Read episodes of RLDS datasets written by tensorflow_datasets, without tensorflow.
 
-Numbers of episodes count in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards.
+Episodes are numbered in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from ivideogpt.data.convert.conversion import Job, Skipped
 from ivideogpt.data.convert.tfrecords import Record, RecordIndex, find_records
 from ivideogpt.errors import UserError
 
-CYCLE = 16  # shards that as_dataset reads in turn
-BLOCK = 16  # records that it takes from one before it goes to the next
+CYCLE = 16  # number of shards that as_dataset interleaves
+BLOCK = 16  # number of consecutive records that it takes from one shard
 
 
 @dataclass(frozen=True)
 class RldsContent:
-    """Parts that are read of the episodes of a builder's folder."""
+    """The folder of a builder, and the parts of its episodes to read."""
 
     folder: str
     camera: str
@@ -42,7 +42,7 @@ class RldsSplit:
 
     name: str
     shards: Sequence[Path]
-    lengths: Sequence[int]  # records of each shard
+    lengths: Sequence[int]  # number of records per shard
     interleaved: bool
     content: RldsContent
     output: Path
@@ -57,7 +57,7 @@ class RldsSplit:
 
     def _job(self, number: int, shard: Path, record: int, length: int) -> RldsJob | Skipped:
         source, index = f"{shard}#{record}", _index(shard)
-        if len(index.records) > length:  # the numbers of all episodes behind it would be other ones
+        if len(index.records) > length:  # all later episodes would get other numbers
             raise UserError(
                 f"{shard}: holds {len(index.records)} records, dataset_info.json lists {length}; get both again"
             )
@@ -74,10 +74,10 @@ def _index(shard: Path) -> RecordIndex:
 
 
 def interleave(lengths: Sequence[int], cycle: int = CYCLE, block: int = BLOCK) -> Iterator[tuple[int, int]]:
-    """(shard, record) as tf.data's ``interleave`` orders them.
+    """Yield (shard, record) in the order of tf.data's ``interleave``.
 
-    A shard that ends within its block makes room for the next one, whose turn comes in the next round. One that ends
-    with its block is found out a round later.
+    A shard that ends within a block is replaced by the next one, which starts in the next round. A shard that ends
+    together with its block is replaced one round later.
     """
     waiting = iter(range(len(lengths)))
     slots = [next(waiting, None) for _ in range(cycle)]
@@ -95,10 +95,10 @@ def interleave(lengths: Sequence[int], cycle: int = CYCLE, block: int = BLOCK) -
 
 
 def find_splits(content: RldsContent, output: Path) -> list[RldsSplit]:
-    """The splits of a builder's folder.
+    """Return the splits of a builder's folder.
 
     Raises:
-        UserError: it is no such folder, or its episodes have no such camera or no actions.
+        UserError: it is not such a folder, or its episodes have no such camera or no actions.
     """
     builder = _builder(content.folder)
     _features(content)
@@ -116,7 +116,7 @@ def find_splits(content: RldsContent, output: Path) -> list[RldsSplit]:
 
 
 def read_episode(job: RldsJob) -> dict[str, np.ndarray]:
-    """The camera's frames (N, H, W, 3) under its name, and actions (N, D) if they are asked for."""
+    """Return the camera's frames (N, H, W, 3) under its name, and actions (N, D) if requested."""
     data = job.record.read()
     try:
         steps = list(_features(job.content).deserialize_example_np(data)["steps"])
@@ -124,12 +124,12 @@ def read_episode(job: RldsJob) -> dict[str, np.ndarray]:
         actions = [_flat(step["action"]) for step in steps] if job.content.actions else []
         arrays = {job.content.camera: frames}
         return {**arrays, "action": np.stack(actions)} if actions else arrays
-    except Exception as error:  # whatever tensorflow_datasets makes of bytes that do not fit the features
+    except Exception as error:  # tensorflow_datasets raises many types for bytes that do not fit the features
         raise UserError(f"{job.source}: no episode as features.json describes it ({error})") from error
 
 
 def _flat(action: Any) -> np.ndarray:
-    """One vector; of an action in parts, those that are numbers, in the order of their names."""
+    """Flatten an action to one vector: its numeric parts, in order of their names."""
     if isinstance(action, dict):
         return np.concatenate([_flat(action[name]) for name in sorted(action)])
     values = np.asarray(action)
@@ -141,7 +141,7 @@ def _builder(folder: str) -> Any:
     import tensorflow_datasets as tfds
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # it recommends other packages to every worker
+    logging.set_verbosity(logging.ERROR)  # hides its advertisements of other packages in every worker
     missing = [name for name in ("dataset_info.json", "features.json") if not (Path(folder) / name).is_file()]
     if missing:
         raise UserError(f"{folder}: no {missing[0]} there; expected the folder of a version of an RLDS dataset")
@@ -157,7 +157,7 @@ def _builder(folder: str) -> Any:
 
 @lru_cache
 def _features(content: RldsContent) -> Any:
-    """The features to decode: other cameras cost time."""
+    """Return the features to decode, without other cameras, which cost time."""
     import tensorflow_datasets as tfds
 
     step = _builder(content.folder).info.features["steps"].feature

@@ -1,7 +1,7 @@
-"""TFRecord files without tensorflow: where the records of a file are, their bytes, and their features.
+"""Read TFRecord files without tensorflow: positions of records, their bytes, and their features.
 
-A record is ``length (8 bytes), its checksum (4), data, its checksum (4)``; a checksum is a masked CRC-32C. Nothing is
-taken from a file before its length is known to fit and its checksum is right.
+A record is ``length (8 bytes), its checksum (4), data, its checksum (4)``; a checksum is a masked CRC-32C. Data is
+only used after its length and its checksum have been verified.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _CHECKSUM = struct.Struct("<I")
 _HEADER_SIZE = _LENGTH.size + _CHECKSUM.size
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli, reflected
-_START = struct.pack("<I", 0x641F6454)  # read from an empty register, it leaves the register full: the initial value
+_START = struct.pack("<I", 0x641F6454)  # turns a zero register into the initial value 0xFFFFFFFF
 
 Words = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
 class Record:
-    """Place of a record's data."""
+    """Position of a record's data."""
 
     path: str
     offset: int
@@ -48,14 +48,14 @@ class Record:
 
 @dataclass(frozen=True)
 class RecordIndex:
-    """The records of a file, in order; ``damage`` says why there may have been more."""
+    """The records of a file, in order; ``damage`` says why some may be missing."""
 
     records: tuple[Record, ...]
     damage: str | None
 
 
 def find_records(path: Path) -> RecordIndex:
-    """Hops from record to record without reading their data."""
+    """List the records of a file without reading their data."""
     records: list[Record] = []
     try:
         damage = _find_records(path, records)
@@ -65,7 +65,7 @@ def find_records(path: Path) -> RecordIndex:
 
 
 def _find_records(path: Path, records: list[Record]) -> str | None:
-    """Appends the records found; returns what is wrong behind the last one."""
+    """Append the records found; return the fault after the last one."""
     size = path.stat().st_size
     with path.open("rb", buffering=0) as file:
         while (start := file.tell()) < size:
@@ -83,7 +83,7 @@ def _find_records(path: Path, records: list[Record]) -> str | None:
 
 
 def parse_example(data: bytes) -> Mapping[str, Sequence[Any]]:
-    """The features of a serialized ``tf.train.Example``: lists of bytes, floats or integers by name."""
+    """Parse a serialized ``tf.train.Example``: return lists of bytes, floats or integers by name."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from tensorflow_datasets.proto import tf_example_pb2  # tensorflow's messages, compiled without tensorflow
 
@@ -101,11 +101,10 @@ def masked_crc32c(data: bytes) -> int:
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C, vectorised: neighbours are merged until one word is left.
+    """Compute CRC-32C, vectorised: neighbouring words are merged until one is left.
 
-    The register is linear in what it has read, and zeros read by an empty register leave it empty. So the data can be
-    filled up with zeros in front, and the register after ``a + b`` is that after ``a`` and as many zeros as ``b`` is
-    long, xor that after ``b``.
+    The register is linear in its input, and zeros leave a zero register unchanged. So the data can be padded with
+    zeros in front, and crc(a + b) = crc(a followed by len(b) zeros) xor crc(b).
     """
     content = _START + data
     words = np.frombuffer(bytes(-len(content) % 4) + content, "<u4")
@@ -119,7 +118,7 @@ def crc32c(data: bytes) -> int:
 
 
 def _read_zeros(register: Words, number: int) -> Words:
-    """The register after that many zero bytes, a power of two."""
+    """Return the register after ``number`` zero bytes, a power of two."""
     tables = _zero_tables(number)
     result = tables[0][register & 255]
     for i in range(1, 4):
@@ -129,7 +128,7 @@ def _read_zeros(register: Words, number: int) -> Words:
 
 @cache
 def _zero_tables(number: int) -> Words:
-    """(4, 256): what each value of each byte of the register has become after that many zero bytes."""
+    """Return a table (4, 256): the image of each value of each register byte after ``number`` zero bytes."""
     values: Words = np.arange(256, dtype=np.uint32) << (8 * np.arange(4, dtype=np.uint32))[:, None]
     if number > 1:
         return _read_zeros(_read_zeros(values, number // 2), number // 2)

@@ -1,4 +1,4 @@
-"""Processes that work on jobs, one after the other, and end when they are to end. Knows nothing of the jobs."""
+"""Pool of worker processes with clean shutdown. Knows nothing of the jobs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any, NoReturn
 
 from ivideogpt.errors import UserError
 
-_JOBS_AHEAD = 4  # per worker
+_JOBS_AHEAD = 4  # queued jobs per worker
 
 Outcomes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 @contextmanager
 def worker_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Outcomes]:
-    """Yield a ``map`` that works in several processes; one worker without ``start`` is this process.
+    """Yield a ``map`` over several processes; a single worker without ``start`` is this process.
 
-    It takes jobs only when they are about to be done. Leaving the block waits for what the processes are at.
+    Jobs are consumed lazily. Leaving the block waits for the jobs in progress.
 
     Args:
         start: called first in each process, with the arguments; it calls :func:`start_worker`.
@@ -40,7 +40,7 @@ def worker_pool(workers: int, start: Callable[..., None] | None = None, *argumen
     pool = ProcessPoolExecutor(workers, context, start or start_worker, arguments)
 
     def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
-        """Unlike ``pool.map`` never cancel a job: when a worker has died, Python 3.11 waits for ever after that."""
+        """Map without ever cancelling a job, unlike ``pool.map``: after a worker died, Python 3.11 would then hang."""
         pending: deque[Future[Any]] = deque()
         for job in jobs:
             pending.append(pool.submit(work, job))
@@ -61,13 +61,13 @@ def worker_pool(workers: int, start: Callable[..., None] | None = None, *argumen
 
 def start_worker() -> None:
     """Prepare a worker process: it leaves Ctrl-C to its parent, and ends with it."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch, as there is a process a core
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch, as there is one process per core
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent says nothing to its workers: they would wait for jobs for ever."""
+    """End this worker when its parent was killed, instead of waiting for jobs forever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -76,7 +76,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """SIGTERM unwinds the stack like Ctrl-C, so that files being written are removed and workers end."""
+    """Make SIGTERM unwind the stack like Ctrl-C, which removes unfinished files and ends workers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

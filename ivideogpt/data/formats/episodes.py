@@ -1,7 +1,7 @@
-"""Episodes, recorded in any format, and those in npz files. Knows nothing of clips, datasets or tensors.
+"""Interface of recorded episodes in any format, and npz episodes. Knows nothing of clips, datasets or tensors.
 
 An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optionally ``action`` ``(N, D)``, or
-``(N - 1, D)`` when the last frame has none; and optionally ``reward`` ``(N,)``. Only the frames asked for are read.
+``(N - 1, D)`` when the last frame has none; and optionally ``reward`` ``(N,)``. Only requested frames are read.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _CHUNK_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class StoredArray:
-    """An array of an episode: its row's shape and type, and how it lies in the file."""
+    """Description of an episode's array: shape of a row, type, and storage in the file."""
 
     name: str
-    row_shape: tuple[int, ...] | None  # None: it cannot be read
+    row_shape: tuple[int, ...] | None  # None: unreadable
     dtype: str
-    storage: str  # mapped, compressed, decoded or unreadable; of a LeRobot feature: what it is read as
+    storage: str  # mapped, compressed, decoded or unreadable; for LeRobot features: the array they are read as
 
     def __str__(self) -> str:
         if self.row_shape is None:
@@ -54,36 +54,36 @@ class EpisodeReader(Protocol):
 
     @property
     def frame_size(self) -> tuple[int, int]:
-        """Height and width, the same for all frames."""
+        """Return height and width, the same for all frames."""
 
     @property
     def action_dim(self) -> int | None:
-        """None if the episode has no actions."""
+        """Return the dimension of the actions; None without actions."""
 
     @property
     def has_rewards(self) -> bool: ...
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
-        """Frames (n, H, W, 3)."""
+        """Read these frames (n, H, W, 3)."""
 
     def actions(self, indices: Indices) -> NDArray[np.float32] | None:
-        """Actions (n, D) taken at these frames; None if the episode has none."""
+        """Read the actions (n, D) taken at these frames; None if the episode has none."""
 
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
-        """Rewards (n,) of the actions taken at these frames; None if the episode has none."""
+        """Read the rewards (n,) of the actions taken at these frames; None if the episode has none."""
 
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""
 
     def remarks(self) -> tuple[str, ...]:
-        """List what a user should know of the whole data set, for ``python -m ivideogpt.data inspect``."""
+        """List remarks on the whole dataset, for ``python -m ivideogpt.data inspect``."""
 
     def verify(self) -> None:
-        """Read everything. Raises UserError for anything that training could stumble over."""
+        """Read everything. Raises UserError for any fault that training could meet."""
 
 
 class Episode:
-    """Base of readers: an :class:`EpisodeReader` that describes and verifies itself by what it hands out."""
+    """Base of readers: ``describe`` and ``verify`` in terms of the other methods of :class:`EpisodeReader`."""
 
     def describe(self: EpisodeReader) -> tuple[StoredArray, ...]:
         arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
@@ -111,7 +111,7 @@ def _read_series(episode: EpisodeReader) -> None:
 
 
 def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64]]:
-    """The numbers of the first frames, in portions that fit into a little memory."""
+    """Yield the numbers of the first frames in chunks that fit into little memory."""
     height, width = episode.frame_size
     size = max(_CHUNK_BYTES // (height * width * 3), 1)
     for start in range(0, num_frames, size):
@@ -119,15 +119,15 @@ def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64
 
 
 class Episodes(Protocol):
-    """The episodes of one source. Cheap to hold, and to pickle into workers: nothing is open."""
+    """The episodes of one source. Cheap to keep and to pickle into workers: no file is open."""
 
     def __len__(self) -> int: ...
 
     def open(self, index: int) -> EpisodeReader:
-        """Raises UserError naming the file and what is wrong with it."""
+        """Open an episode. Raises UserError naming the file and the fault."""
 
     def name(self, index: int) -> str:
-        """For messages and summaries: a path, or path#episode."""
+        """Return the name in messages and summaries: a path, or path#episode."""
 
 
 @dataclass(frozen=True)
@@ -148,28 +148,28 @@ class Subset:
 
 
 def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> Episodes:
-    """The episodes with these numbers, in this order."""
+    """Return the episodes with these numbers, in this order."""
     return Subset(episodes, np.asarray(numbers, dtype=np.int64))
 
 
 def keep_some(episodes: Episodes, number: int | None) -> Episodes:
-    """Sample that many distinct episodes in order, the same ones every time; all of them if there are no more."""
+    """Sample ``number`` distinct episodes with a fixed seed, in order; all if there are not more."""
     if number is None or number >= len(episodes):
         return episodes
     return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
 
 
 def pack_strings(strings: Iterable[str]) -> NDArray[np.bytes_]:
-    """Pack hundreds of thousands of paths or names into one array, of which ``os.fsdecode`` returns one.
+    """Pack hundreds of thousands of paths or names into one array; ``os.fsdecode`` unpacks an element.
 
-    A list of them is copied into every worker page by page, as reading a string writes its reference count.
+    In a forked worker a list would be copied page by page, as reading a string changes its reference count.
     """
     return np.array([os.fsencode(string) for string in strings], dtype=np.bytes_)
 
 
 @dataclass(frozen=True)
 class NpzEpisodes:
-    """:class:`Episodes` in one npz file each, which share what memory there is for inflated arrays."""
+    """:class:`Episodes` in one npz file each, with a shared cache of inflated arrays."""
 
     files: Sequence[str] | NDArray[np.bytes_]  # see pack_strings
     image_key: str = "image"
@@ -228,19 +228,19 @@ class NpzEpisode(Episode):
 
     def verify(self) -> None:
         _read_series(self)
-        check_sums(self.path)  # of all arrays; a memory map would hand over flipped bits as they are
+        check_sums(self.path)  # all arrays, as a memory map does not notice flipped bits
         if self.images.dtype != np.uint8:
             super().verify()
 
     def _member(self, key: str) -> NpzMember | None:
-        """Checked when it is asked for: what an action-free run never reads need not fit."""
+        """Return a checked array. Checked lazily: arrays that a run never reads may be invalid."""
         member = self.members.get(key)
         if member is not None:
             _check_series(member, self.num_frames)
         return member
 
     def _series(self, key: str) -> NDArray[np.float32] | None:
-        """All values as float32, one row per frame: the missing last one is zero."""
+        """Read all values as float32, one row per frame; a missing last row becomes zero."""
         member = self._member(key)
         if member is None:
             return None
@@ -253,9 +253,9 @@ class NpzEpisode(Episode):
 
 @dataclass(frozen=True)
 class ReplayFileEpisode(NpzEpisode):
-    """An episode in the replay format of agents, which demonstrations have: stacks of frames (N, 3 K, H, W).
+    """An episode in the replay format of agents and demonstrations: stacks of frames (N, 3 K, H, W).
 
-    Row i holds the action that led to frame i and what it earned, where episodes hold what was done at frame i.
+    Row i holds the action that led to frame i and its reward; ordinary episodes hold the action taken at frame i.
     """
 
     @property
@@ -273,7 +273,7 @@ class ReplayFileEpisode(NpzEpisode):
 
 @dataclass(frozen=True)
 class Recordings(NpzEpisodes):
-    """Episodes and demonstrations alike, for commands that look at them."""
+    """Episodes and demonstrations, for commands that inspect both."""
 
     def open(self, index: int) -> NpzEpisode:
         path = self.name(index)
@@ -292,10 +292,10 @@ class Recordings(NpzEpisodes):
 def open_episode(
     path: str | os.PathLike[str], image_key: str = "image", arrays: InflatedArrays | None = None
 ) -> NpzEpisode:
-    """Finds the arrays and checks the frames' shape and type; reads no values yet.
+    """Open an episode: find the arrays and check the frames' shape and type; no values are read yet.
 
     Args:
-        arrays: reads the values, and may keep some. By default a compressed array is inflated for each window.
+        arrays: reader and cache of values. By default a compressed array is inflated for each window.
 
     Raises:
         UserError: naming the file and what is wrong with it.
@@ -315,7 +315,7 @@ def open_episode(
 def check_carries(
     episode: EpisodeReader, actions: bool = False, rewards: bool = False, action_dim: int | None = None
 ) -> None:
-    """Raises UserError unless the episode has what is asked of it, and actions of this dimension."""
+    """Raise UserError unless the episode has the required arrays, and actions of this dimension."""
     missing = [ACTION_KEY] if actions and episode.action_dim is None else []
     missing += [REWARD_KEY] if rewards and not episode.has_rewards else []
     if missing:
@@ -348,7 +348,7 @@ def _check_images(member: NpzMember) -> None:
 
 
 def _check_series(member: NpzMember, num_frames: int) -> None:
-    """Actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
+    """Check the shape of actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
     is_action = member.name == ACTION_KEY
     rank_fits = len(member.shape) == 2 if is_action else member.shape[1:] in ((), (1,)) and member.shape != ()
     if not rank_fits or member.dtype.kind not in "fiub":

@@ -1,4 +1,4 @@
-"""Find the data sets at a path given to a command on data. Knows folders and formats, and opens no episode."""
+"""Find the datasets at the path of a data command. Knows folders and formats, and opens no episode."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NamedEpisodes:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodesArgs:
-    """The flags of all commands on recorded episodes; theirs are added in a subclass."""
+    """Flags of all commands on recorded episodes; each adds its own in a subclass."""
 
     path: str = option(
         REQUIRED,
@@ -35,7 +35,7 @@ class EpisodesArgs:
     image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
 
     def validate(self) -> None:
-        """Flags of the subclass that do not fit together."""
+        """Check the flags of the subclass for contradictions."""
 
     def find(self) -> list[NamedEpisodes]:
         return find_episodes(self.path, self.image_key)
@@ -45,8 +45,8 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
     """Find the datasets at an ``.npz`` file, a folder of them, a folder of such folders, or a path of another format.
 
     Args:
-        image_key: array of npz files that holds the frames. Unless given, the one of the dataset that their folder is
-            named after, or ``image``.
+        image_key: array of npz files that holds the frames. Default: the one of the dataset with the name of
+            the folder, or ``image``.
     """
     if (known := find_format(path)) is not None:
         return [NamedEpisodes(dataset.title, dataset.open()) for dataset in known.datasets(path)]
@@ -79,7 +79,7 @@ def _name(folder: Path, root: Path) -> str:
 
 
 def _folders_with_npz(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """This folder and all below that hold episodes, by name; each real folder once, as links may form a circle."""
+    """Yield the folder and all below that hold episodes, sorted; each real folder once, as links may form a cycle."""
     real = os.path.realpath(folder)
     if real in seen:
         return

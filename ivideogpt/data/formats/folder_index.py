@@ -1,8 +1,8 @@
-"""The episode files of a folder. Large folders are listed once, and again when they have changed.
+"""List the episode files of a folder. Lists of large folders are cached until the folder changes.
 
 Listing hundreds of thousands of files takes a second on a local disk, but up to minutes over a network. The list is
-kept in the user's cache folder, never beside the data, together with the times that the file system notes whenever a
-file is added, removed or renamed. (What is inside a file is not remembered: replacing one needs no new list.)
+kept in the user's cache folder, never beside the data, together with the folder's times, which change whenever a file
+is added, removed or renamed. (The content of files is not cached: replacing one needs no new list.)
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from ivideogpt.errors import UserError
 from ivideogpt.files import write_json
 from ivideogpt.user_cache import user_cache
 
-INDEXED_FROM = 5000  # files; fewer are listed as fast as an index is read
-# Clocks of file systems tick in steps of up to 2 s, within which a file may appear unnoticed, and servers' run apart.
+INDEXED_FROM = 5000  # files; smaller folders are listed as fast as an index is read
+# Times of file systems are as coarse as 2 s, which may hide a new file, and clocks of servers differ.
 SETTLED_AFTER = 60.0  # seconds without a change
 
 logger = logging.getLogger(__name__)
 
 
 def npz_files(folder: Path) -> list[str]:
-    """The npz files directly inside a folder, sorted by name. Hidden ones are files still being written."""
+    """List the npz files directly inside a folder, sorted, without hidden ones, which are still being written."""
     prefix = os.path.join(folder, "")
     return [prefix + name for name in _npz_names(folder)]
 
@@ -59,7 +59,7 @@ def _scan(folder: Path) -> Iterator[str]:
 
 
 def _state(folder: Path) -> list[int]:
-    """Differs when the folder's entries do. Copying tools set the first time back, but cannot set the second."""
+    """Return times that change with the folder's entries. Copying tools can restore the first, not the second."""
     try:
         status = os.stat(folder)
     except OSError as error:
@@ -68,7 +68,7 @@ def _state(folder: Path) -> list[int]:
 
 
 def _has_settled(state: list[int]) -> bool:
-    """Whether a later change is sure to show. Remote stores without times of their own say 0 or now."""
+    """Tell whether a later change is sure to be visible. Remote stores without real times return 0 or now."""
     modified, changed, _ = state
     return modified > 0 and time.time_ns() - max(modified, changed) > SETTLED_AFTER * 1e9
 
@@ -80,7 +80,7 @@ def _index_file(folder: Path) -> Path | None:
 
 
 def _read(index: Path, folder: Path, state: list[int]) -> list[str] | None:
-    """The list, if it was made of the folder as it is now."""
+    """Return the cached list if it matches the folder's current state."""
     try:
         content = json.loads(index.read_text())
         if content["folder"] == os.path.realpath(folder) and content["state"] == state:
@@ -88,7 +88,7 @@ def _read(index: Path, folder: Path, state: list[int]) -> list[str] | None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        logger.info("%s: not an index (%s); listing %s anew", index, error, folder)
+        logger.info("%s: not an index (%s); listing %s again", index, error, folder)
     return None
 
 

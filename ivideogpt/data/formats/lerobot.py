@@ -1,14 +1,13 @@
-"""Reading LeRobot v3.0 folders as episodes, without the lerobot package and without conversion.
+"""Read LeRobot v3.0 folders as episodes, without the lerobot package and without conversion.
 
     meta/info.json                           features, frames per second, where the files are
-    meta/episodes/chunk-000/file-000.parquet an episode a row: its rows in the data files, its times in the video files
-    data/chunk-000/file-000.parquet          a frame a row: timestamp, action, next.reward, pictures stored one by one
-    videos/<key>/chunk-000/file-000.mp4      many episodes one after the other
+    meta/episodes/chunk-000/file-000.parquet one row per episode: rows in data files, times in video files
+    data/chunk-000/file-000.parquet          one row per frame: timestamp, action, next.reward, single pictures
+    videos/<key>/chunk-000/file-000.mp4      many concatenated episodes
 
-Row i of ``action`` is what was done at frame i, and row i of ``next.reward`` what it earned, as in our npz episodes.
-Only what is asked for is read: the rows of an episode, and the frames of a clip from the nearest key frame on. Nothing
-that the files say about each other is believed: rows are found by their episode's number, frames by their order and
-time, which have to agree.
+Row i of ``action`` is the action at frame i, and row i of ``next.reward`` its reward, as in our npz episodes. Only the
+requested parts are read: the rows of an episode, and the frames of a clip from the nearest key frame on. References
+between files are verified: rows are found by episode number, frames by their order and their time, which have to agree.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ REWARD = "next.reward"
 TIMESTAMP = "timestamp"
 EPISODE = "episode_index"
 COUNTERS = (TIMESTAMP, "frame_index", EPISODE, "index", "task_index")
-# Arrays of our npz episodes and the features that hold the same.
+# Array of our npz episodes -> feature with the same content.
 SERIES = {"action": ACTION, "reward": REWARD, "success": "next.success", "state": "observation.state"}
-ONE_NUMBER = ("reward", "success")  # arrays of one number a frame
+ONE_NUMBER = ("reward", "success")  # arrays with one number per frame
 
 PREFIX = "lerobot:"
 ACTION_CHOICE = "action="
 
 _MOST_FPS = 1e5
 _MOST_AXES = 8
-_LARGEST = 2**31  # number of an episode, a file or a frame
+_LARGEST = 2**31  # limit for numbers of episodes, files and frames
 _COPY = "copy or record the folder again"
 _FIELD = re.compile(r"\{(\w+)(?::0?([1-9])d)?\}")
 
@@ -61,12 +60,12 @@ class LeRobotInfo:
     root: str
     fps: float
     features: dict[str, dict[str, Any]]
-    data_path: object  # text, if :meth:`file` accepts it
+    data_path: object  # a string, as :meth:`file` checks
     video_path: object
 
     @classmethod
     def load(cls, root: str | os.PathLike[str]) -> LeRobotInfo:
-        """Raises UserError unless the folder is in the format's version 3, and says what is needed to read it."""
+        """Load and check the file. Raises UserError unless it is version 3.0 and complete."""
         path = Path(root) / "meta" / "info.json"
         if not path.is_file():
             raise UserError(
@@ -88,7 +87,7 @@ class LeRobotInfo:
 
     @property
     def cameras(self) -> list[str]:
-        """Keys of the pictures by name; maps of depth are none."""
+        """Return the keys of the cameras, sorted, without depth maps."""
         return sorted(
             key
             for key, feature in self.features.items()
@@ -96,7 +95,7 @@ class LeRobotInfo:
         )
 
     def camera(self, key: str | None = None) -> Camera:
-        """This camera, or the first one."""
+        """Return this camera, or the first one."""
         if not self.cameras or (key is not None and key not in self.cameras):
             raise UserError(f"{self.root}: no camera {key or ''}; it has {', '.join(self.cameras) or 'none'}")
         key = key or self.cameras[0]
@@ -104,7 +103,7 @@ class LeRobotInfo:
         return Camera(key, feature["dtype"] == "video", _frame_size(feature))
 
     def dimension(self, key: str) -> int | None:
-        """Numbers a frame of this feature, whatever its shape; None if there is no such feature of numbers."""
+        """Return the flattened size of a numeric feature per frame; None if there is no such feature."""
         feature = self.features.get(key)
         if feature is None or not re.match(r"u?int|float|bool", feature["dtype"]):
             return None
@@ -112,18 +111,18 @@ class LeRobotInfo:
 
     @property
     def numeric(self) -> dict[str, int]:
-        """Features of numbers with their dimensions, without those that count rows."""
+        """Return the dimensions of the numeric features, without index columns."""
         dimensions = {key: self.dimension(key) for key in self.features if key not in COUNTERS}
         return {key: dimension for key, dimension in dimensions.items() if dimension is not None}
 
     def no_action(self, key: str) -> str:
-        """Say that this is no feature of numbers, and which ones there are to choose from."""
+        """Return the message that this is not a numeric feature, with the list of those."""
         listed = ", ".join(f"{key} ({dimension})" for key, dimension in self.numeric.items())
         return f"no action: no feature {key!r} of numbers; those of numbers are {listed or 'none'}"
 
     def file(self, template: str, chunk: int, file: int, **names: str) -> str:
-        """The path that ``data_path`` or ``video_path`` stands for. Known fields only, and nothing outside the folder:
-        a foreign template given to ``str.format`` can ask for gigabytes of zeros."""
+        """Fill in ``data_path`` or ``video_path``. Accepts known fields and paths inside the folder only; the template
+        never goes to ``str.format``, which could be made to produce gigabytes of zeros."""
         text = getattr(self, template)
         fields: dict[str, int | str] = {"chunk_index": chunk, "file_index": file, **names}
 
@@ -147,7 +146,7 @@ class Camera:
 
 
 def _shortened(value: object) -> str:
-    """For messages."""
+    """Shorten a value of a file for a message."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -179,7 +178,7 @@ def _depth(feature: dict[str, Any]) -> bool:
 
 
 def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
-    """Height and width of a shape whose channels come last or first: its names say so, or only they are three."""
+    """Return height and width; the channels are first or last, by the names of the axes or as the axis of size 3."""
     shape, names = feature["shape"], feature.get("names")
     named = isinstance(names, list) and names
     channels_first = str(named[0]).startswith("c") if named else shape[0] == 3 != shape[2]
@@ -188,25 +187,25 @@ def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class VideoPlace:
-    """Place of an episode in a video file, as meta/episodes says. Times are in seconds."""
+    """Position of an episode in a video file, from meta/episodes. Times are in seconds."""
 
     chunk: int
     file: int
     start: float
-    first: int  # number of its first frame, if the file holds just the episodes that meta/episodes lists
-    file_start: float  # of the first episode in the file
-    file_frames: int  # of all episodes in the file
+    first: int  # number of its first frame, if the file holds exactly the episodes of meta/episodes
+    file_start: float  # start of the first episode in the file
+    file_frames: int  # total over the episodes in the file
 
 
 @dataclass(frozen=True, eq=False)
 class EpisodeTable:
-    """Place of each episode: arrays of one length, in order of the episodes' numbers. What is not known is -1."""
+    """Positions of all episodes: arrays of equal length, in order of episode numbers. Unknown entries are -1."""
 
     number: NDArray[np.int64]
     num_frames: NDArray[np.int64]
     data_chunk: NDArray[np.int64]
     data_file: NDArray[np.int64]
-    video: NDArray[np.void] | None  # of _VIDEO_ENTRY; None if the pictures are in the data files
+    video: NDArray[np.void] | None  # items of _VIDEO_ENTRY; None if the pictures are in the data files
 
     @classmethod
     def load(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
@@ -224,8 +223,8 @@ class EpisodeTable:
         return cls(number, length, chunk, file, _video_table(info.fps, length, video_file[0], video_file[1], spans))
 
 
-# The place of an episode in the video files of a camera: a VideoPlace, and whether to doubt it, as its times leave no
-# room for the frames, or two episodes share some.
+# A VideoPlace of one camera, and whether it is doubtful: the times are too short for the frames, or two episodes
+# overlap.
 _VIDEO_ENTRY = np.dtype(
     [
         *(("chunk", np.int64), ("file", np.int64), ("start", np.float64), ("first", np.int64)),
@@ -237,7 +236,7 @@ _VIDEO_ENTRY = np.dtype(
 def _video_table(
     fps: float, length: NDArray[np.int64], chunk: NDArray[np.int64], file: NDArray[np.int64], times: NDArray[np.float64]
 ) -> NDArray[np.void]:
-    """Entries of the episodes, whose first and last times (2, episodes) meta/episodes gives."""
+    """Build the video entries of all episodes from their first and last times (2, episodes)."""
     start, stop = times
     known = (chunk >= 0) & (file >= 0) & np.isfinite(start) & np.isfinite(stop)
     table = np.zeros(len(length), _VIDEO_ENTRY)
@@ -257,7 +256,7 @@ def _video_table(
 
 
 def _whole(root: str, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers of files and the like; pandas makes floats of them, and NaN of what is missing, which becomes -1."""
+    """Convert a column to integers. Pandas stores missing integers as NaN, which becomes -1."""
     whole = values.astype(np.float64)
     known = ~np.isnan(whole)
     whole = np.where(known, whole, 0)
@@ -267,7 +266,7 @@ def _whole(root: str, name: str, values: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def _episode_columns(root: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """These columns of all files of meta/episodes, sorted by the episodes' numbers."""
+    """Read columns of all files of meta/episodes, sorted by episode number."""
     paths = sorted((root / "meta" / "episodes").glob("*/*.parquet"))
     if not paths:
         raise UserError(f"{root}: no meta/episodes/*/*.parquet; copy the whole folder")
@@ -281,7 +280,7 @@ def _episode_columns(root: Path, names: Sequence[str]) -> dict[str, NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class LeRobotEpisodes:
-    """All episodes of a folder, seen by one camera. Holds numbers only; files are opened by whoever reads."""
+    """All episodes of a folder, from one camera. Holds numbers only; files are opened on reading."""
 
     info: LeRobotInfo
     camera: Camera
@@ -290,10 +289,10 @@ class LeRobotEpisodes:
 
     @classmethod
     def open_folder(cls, folder: Path, camera: str | None = None, action_key: str | None = None) -> LeRobotEpisodes:
-        """Reads the folder's metadata. Without a camera: the first by name. Without a key of the actions: ``action``.
+        """Read the folder's metadata. Defaults: the first camera by name, and the actions under ``action``.
 
         Raises:
-            UserError: the folder is none of this format, or has no such camera or actions.
+            UserError: the folder is not in this format, or has no such camera or actions.
         """
         info = LeRobotInfo.load(folder)
         chosen = info.camera(camera)
@@ -314,7 +313,7 @@ class LeRobotEpisodes:
         return f"{self.info.root}#{self.table.number[index]}"
 
     def _rows(self, index: int) -> Rows:
-        """In the file that meta/episodes names or, as it may be one behind where a file begins, in the next one."""
+        """Find the rows in the data file that meta/episodes names, or in the next one, as it may be one behind."""
         number, length = int(self.table.number[index]), int(self.table.num_frames[index])
         chunk, file = int(self.table.data_chunk[index]), int(self.table.data_file[index])
         if min(chunk, file) < 0:
@@ -362,11 +361,11 @@ class Rows:
     count: int
 
     def numbers(self, name: str, dimension: int) -> NDArray[Any]:
-        """A column as (N, dimension)."""
+        """Read a column as (N, dimension)."""
         return numbers(self.path, name, dimension, self.first, self.count)
 
     def pictures(self, name: str, indices: Indices) -> list[bytes]:
-        """Encoded pictures at these indices, which rise."""
+        """Read encoded pictures at these increasing indices."""
         return pictures(self.path, name, self.first + indices)
 
 
@@ -374,13 +373,13 @@ class Rows:
 class VideoRows:
     """The frames of one episode in a video file."""
 
-    episode: str  # for messages
+    episode: str  # name in messages
     path: str
     place: VideoPlace
     fps: float
 
     def frames(self, timestamps: NDArray[np.float64], indices: Indices) -> NDArray[np.uint8]:
-        """The frames of the rows at these indices, which rise; all rows have to have theirs.
+        """Read the frames at these increasing indices; every row must have a frame.
 
         Raises:
             UserError: order and time of the frames disagree by more than half a frame, or a frame is damaged.
@@ -389,15 +388,14 @@ class VideoRows:
         return video.frames_numbered(self.numbers(video.times, timestamps)[indices])
 
     def numbers(self, times: NDArray[np.float64], timestamps: NDArray[np.float64]) -> Indices:
-        """For each row of the episode the number of its frame, out of those that the file shows at these times.
+        """Match the rows of the episode to frames of the file by time; return a frame number for each row.
 
-        A file that does not begin at its first episode's time is read by the order of its frames, if there are as many
-        as the episodes have.
+        If a file does not begin at its first episode's time, the order of frames decides, provided their number fits.
         """
         place, half = self.place, 0.5 / self.fps
         complete = len(times) == place.file_frames
         shift = times[0] - place.file_start
-        if abs(shift) <= half or (shift < 0 and not complete):  # earlier frames are of episodes that are not listed
+        if abs(shift) <= half or (shift < 0 and not complete):  # earlier frames belong to unlisted episodes
             shift = 0.0
         elif not complete:
             raise self._doubt(
@@ -433,9 +431,9 @@ class VideoRows:
 
 @dataclass(frozen=True)
 class LeRobotEpisode(Episode):
-    """One episode of a folder."""
+    """One episode of a LeRobot folder."""
 
-    path: str  # for messages: folder#episode
+    path: str  # name in messages: folder#episode
     info: LeRobotInfo
     camera: Camera
     action_key: str
@@ -486,7 +484,7 @@ class LeRobotEpisode(Episode):
         return (f"{self.info.no_action(self.action_key)}; choose with lerobot:<folder>@action=<feature>",)
 
     def series(self, key: str) -> NDArray[np.float32] | None:
-        """All rows (N, D) of a feature of numbers, flattened; None if the dataset has no such feature."""
+        """Read all rows (N, D) of a numeric feature, flattened; None if the dataset has no such feature."""
         dimension = self.info.dimension(key)
         if dimension is None:
             return None
@@ -509,12 +507,12 @@ class LeRobotEpisode(Episode):
     def _decoded(self, picture: bytes) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(picture)) as image:
-                if image.size[::-1] != self.frame_size:  # before it is decoded: it may claim any size
+                if image.size[::-1] != self.frame_size:  # checked before decoding, as the header may claim any size
                     raise self._other_size(image.size[::-1])
                 return np.asarray(image.convert("RGB"))
         except UserError:
             raise
-        except Exception as error:  # Pillow raises whatever its decoders run into
+        except Exception as error:  # Pillow's decoders raise exceptions of any type
             raise UserError(f"{self.path}: a picture of {self.camera.key} is damaged ({first_line(error)})") from error
 
     def _other_size(self, size: tuple[int, ...]) -> UserError:
@@ -529,7 +527,7 @@ class LeRobotEpisode(Episode):
 
 @dataclass(frozen=True)
 class LeRobotPath:
-    """A dataset of a ``lerobot:`` path: ``<folder>[@<camera>][@action=<feature>]``."""
+    """One dataset of a ``lerobot:`` path: ``<folder>[@<camera>][@action=<feature>]``."""
 
     folder: Path
     camera: str | None = None
@@ -537,7 +535,7 @@ class LeRobotPath:
 
     @classmethod
     def parse(cls, name: str) -> LeRobotPath:
-        """Raises UserError for two cameras, or two features as the action."""
+        """Parse a dataset's part of the path. Raises UserError for two cameras, or two features as the action."""
         folder, choices = _split_at_folder(name)
         actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
         cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
@@ -547,7 +545,7 @@ class LeRobotPath:
 
 
 def names_in(dataset_path: str) -> list[str]:
-    """List the datasets of a ``lerobot:`` path: commas separate them, but for those in the name of a folder."""
+    """Split a ``lerobot:`` path at commas, except commas in the name of an existing folder."""
     words = dataset_path.removeprefix(PREFIX).split(",")
     names = []
     while words:
@@ -559,7 +557,7 @@ def names_in(dataset_path: str) -> list[str]:
 
 
 def _split_at_folder(name: str) -> tuple[Path, list[str]]:
-    """Return the folder, which may hold ``@`` itself if it exists, and what is chosen of it."""
+    """Split into the folder, whose name may contain ``@`` if it exists, and the choices after it."""
     words = name.split("@")
     folders = [Path("@".join(words[:number])).expanduser() for number in range(1, len(words) + 1)]
     number = next((number for number, folder in enumerate(folders) if _is_folder_of_this_format(folder)), 0)
@@ -571,7 +569,7 @@ def _is_folder_of_this_format(folder: Path) -> bool:
 
 
 class LeRobotFormat:
-    """``lerobot:<folder>[@<camera>][@action=<feature>][,<folder>...]``, or the folder alone."""
+    """Format of ``lerobot:<folder>[@<camera>][@action=<feature>][,<folder>...]``, or of such a folder alone."""
 
     def matches(self, path: str) -> bool:
         return path.startswith(PREFIX) or _is_folder_of_this_format(Path(path))

@@ -1,8 +1,8 @@
-"""Arrays in npz and npy files of unknown origin, whole or in part. Knows zip and npy; knows nothing of episodes.
+"""Read npz and npy files of unknown origin, whole or in part. Knows zip and npy; knows nothing of episodes.
 
-Uncompressed arrays are read through a memory map at their place inside the file, compressed ones by inflating no
-further than the last row needed. Nothing is ever unpickled, and no size is believed that the file cannot hold. An array
-that nobody asks for is not parsed: it may be of any kind, and damaged.
+Uncompressed arrays are read through a memory map at their offset in the file, compressed ones by inflating up to the
+last row needed. Nothing is ever unpickled, and sizes that the file cannot hold are refused. Arrays are parsed lazily:
+those that are not requested may be of any kind, and damaged.
 """
 
 from __future__ import annotations
@@ -26,32 +26,32 @@ from numpy.typing import NDArray
 from ivideogpt.data.recent_arrays import RecentArrays
 from ivideogpt.errors import UserError
 
-_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature; ends with the lengths of the file name and of the extra field
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the file name, length of the extra field
 _LOCAL_SIGNATURE = b"PK\3\4"
 _MAX_HEADER = 12_000  # bytes; numpy reads no npy header of more than 10,000 characters
-_MAX_EMPTY_ROW = 1 << 20  # bytes that a row of an array without rows may claim
-_CACHED_DIRECTORIES = 4096  # of npz files, kept per process, about 2 KB each
-MAX_DEFLATE_RATIO = 1032  # no deflated stream is smaller: a larger claim is a forged size
-_BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # recorded video of this size never compresses so well
-# What zipfile and zlib raise for damaged files: NotImplementedError for versions, RuntimeError for encryption.
+_MAX_EMPTY_ROW = 1 << 20  # limit for the row size of an array without rows, in bytes
+_CACHED_DIRECTORIES = 4096  # cached zip directories per process, about 2 KB each
+MAX_DEFLATE_RATIO = 1032  # maximum of deflate: a larger ratio means a forged size
+_BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # arrays this large with this ratio are no recorded video
+# Errors of zipfile and zlib for damaged files: NotImplementedError for versions, RuntimeError for encryption.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError)
-_ENCRYPTED = 1  # among a member's flags
+_ENCRYPTED = 1  # bit of a member's flags
 NOT_NPZ, NOT_NPY = "truncated or not an npz file", "truncated or not an npy file"
 _CHECKED_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
 class NpzMember:
-    """One array of an npz or npy file: where its values start and what they are."""
+    """One array of an npz or npy file: offset, type and shape of its values."""
 
     path: str
-    modified: int  # ns: of another one, anything kept is out of date
-    name: str  # empty: the one array of an npy file
+    modified: int  # in ns; a change invalidates cached values
+    name: str  # empty for the array of an npy file
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     fortran_order: bool
     header_length: int
-    data_offset: int | None  # of the values within the file; None if they are compressed
+    data_offset: int | None  # position of the values in the file; None if compressed
 
     @property
     def row_bytes(self) -> int:
@@ -62,11 +62,11 @@ class NpzMember:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def mapped(self) -> NDArray[Any]:
-        """The whole array as a view of the file. It must not be compressed."""
+        """Return the whole array as a view of the file. It must not be compressed."""
         assert self.data_offset is not None
         if self.num_bytes == 0:
             return np.empty(self.shape, self.dtype)
-        # A plain mmap: numpy.memmap costs as much again as reading a window does.
+        # A plain mmap: numpy.memmap would double the time of reading a window.
         try:
             with open(self.path, "rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -79,7 +79,7 @@ class NpzMember:
             raise _damaged(self.path, error) from error
 
     def all(self) -> NDArray[Any]:
-        """The whole array, read-only. In npz files its checksum is compared: a map would hand over flipped bits."""
+        """Read the whole array, read-only. In npz files its checksum is verified, which a memory map cannot do."""
         if self.num_bytes == 0:
             return np.empty(self.shape, self.dtype)
         with self._content() as stream:
@@ -87,13 +87,13 @@ class NpzMember:
         return values.reshape(self.shape[::-1]).T if self.fortran_order else values.reshape(self.shape)
 
     def beginning(self, num_rows: int) -> NDArray[Any]:
-        """The first rows, inflated. Not of an array in Fortran order, whose rows are spread over the whole stream."""
+        """Inflate the first rows. Not for Fortran order, which spreads rows over the whole stream."""
         with self._content() as stream:
             values = np.frombuffer(self._next(stream, num_rows * self.row_bytes), self.dtype)
         return values.reshape(num_rows, *self.shape[1:])
 
     def picked(self, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """These rows, inflated; memory is taken for them alone."""
+        """Inflate these rows; memory is allocated for them alone."""
         if self.fortran_order:
             return self.all()[indices]
         wanted, places = np.unique(indices, return_inverse=True)
@@ -106,7 +106,7 @@ class NpzMember:
 
     @contextmanager
     def _content(self) -> Iterator[IO[bytes]]:
-        """The array's content, inflated, at the first value."""
+        """Yield the inflated stream of the array, positioned at the first value."""
         try:
             with open(self.path, "rb") as file:
                 if not self.name:
@@ -114,7 +114,7 @@ class NpzMember:
                     yield file
                     return
                 with zipfile.ZipFile(file) as archive, archive.open(f"{self.name}.npy") as stream:
-                    stream.read(self.header_length)  # a seek may give up the checksum
+                    stream.read(self.header_length)  # a seek may skip the checksum
                     yield stream
         except UserError:
             raise
@@ -131,16 +131,16 @@ class NpzMember:
 
 
 class InflatedArrays(RecentArrays):
-    """Reads rows of arrays, and keeps what it inflated while that takes no more memory than allowed.
+    """Reader of rows with a cache of inflated arrays, limited in bytes.
 
-    Windows of one episode often follow one another, and each would inflate it from its first frame again.
+    Consecutive windows often belong to one episode, and each would inflate it from the first frame again.
     """
 
     def __init__(self, max_bytes: int = 0) -> None:
         super().__init__(max_bytes)
 
     def rows(self, member: NpzMember, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows at these indices along the first axis, as a new array."""
+        """Read the rows at these indices along the first axis into a new array."""
         if member.data_offset is not None:
             return member.mapped()[indices]
         num_rows = int(indices.max(initial=-1)) + 1
@@ -150,9 +150,9 @@ class InflatedArrays(RecentArrays):
         return member.picked(indices) if kept is None else kept[indices]
 
     def _inflate(self, member: NpzMember, num_rows: int, again: bool) -> NDArray[Any] | None:
-        """At least so many rows, kept; None if they are too many to keep."""
+        """Inflate and cache at least ``num_rows`` rows; None if they do not fit into the cache."""
         if member.num_bytes <= self.max_bytes and (again or member.fortran_order):
-            rows = member.all()  # who comes back for later rows will do so again
+            rows = member.all()  # a second request for later rows is probably not the last
         elif num_rows * member.row_bytes <= self.max_bytes and not member.fortran_order:
             rows = member.beginning(num_rows)
         else:
@@ -162,9 +162,9 @@ class InflatedArrays(RecentArrays):
 
 
 class NpzMembers(Mapping[str, NpzMember]):
-    """The arrays of an npz file by name, each parsed when it is asked for.
+    """The arrays of an npz file by name, parsed lazily.
 
-    Looking one up raises UserError if it cannot be read.
+    Looking up an unreadable array raises UserError.
     """
 
     def __init__(self, path: str, modified: int, size: int, infos: Sequence[zipfile.ZipInfo]) -> None:
@@ -190,7 +190,7 @@ class NpzMembers(Mapping[str, NpzMember]):
         return len(self._infos)
 
     def readable(self) -> dict[str, NpzMember]:
-        """Return those that can be read."""
+        """Return the readable arrays, by name."""
         found = {}
         for name in self:
             with suppress(UserError):
@@ -199,10 +199,10 @@ class NpzMembers(Mapping[str, NpzMember]):
 
 
 def npz_members(path: str) -> NpzMembers:
-    """The arrays of an npz file by name. Remembered until the file changes.
+    """Return the arrays of an npz file by name, cached until the file changes.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: naming the file and the fault.
     """
     status = _status(path)
     return _npz_members(path, status.st_mtime_ns, status.st_size, status.st_ino)
@@ -216,10 +216,10 @@ def _npz_members(path: str, modified: int, size: int, inode: int) -> NpzMembers:
 
 
 def npy_array(path: str) -> NpzMember:
-    """The array of an npy file.
+    """Return the array of an npy file.
 
     Raises:
-        UserError: naming the file and what is wrong with it.
+        UserError: naming the file and the fault.
     """
     status = _status(path)
     with _reading(path, NOT_NPY), open(path, "rb") as file:
@@ -239,7 +239,7 @@ def npy_array(path: str) -> NpzMember:
 
 
 def check_sums(path: str) -> None:
-    """Raise UserError unless every array of an npz file fits its checksum. Foreign compression is left alone."""
+    """Raise UserError unless every array of an npz file matches its checksum. Unsupported compression is skipped."""
     with _reading(path, "damaged"), open(path, "rb") as file, zipfile.ZipFile(file) as archive:
         for info in archive.infolist():
             if info.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) and not info.flag_bits & _ENCRYPTED:
@@ -257,7 +257,7 @@ def _status(path: str) -> os.stat_result:
 
 @contextmanager
 def _reading(path: str, fault: str = NOT_NPZ) -> Iterator[None]:
-    """Turn what damage raises into a UserError that names the file."""
+    """Turn errors from damaged files into a UserError that names the file."""
     try:
         yield
     except UserError:
@@ -269,7 +269,7 @@ def _reading(path: str, fault: str = NOT_NPZ) -> Iterator[None]:
 
 
 def as_bytes(frames: NDArray[Any], member: NpzMember) -> NDArray[np.uint8]:
-    """Frames of this array as uint8, whatever integers they were stored as.
+    """Convert frames of this array, stored as any integers, to uint8.
 
     Raises:
         UserError: values outside 0..255.
@@ -308,7 +308,7 @@ def _read_member(path: str, modified: int, size: int, file: IO[bytes], info: zip
 
 
 def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -> None:
-    """Raise UserError where a header claims more than there is, which would take the process down, or objects.
+    """Raise UserError for a header that claims more bytes than exist, which could exhaust memory, or objects.
 
     Args:
         stored: bytes of the array in the file, header included.
@@ -331,7 +331,7 @@ def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, order and type of an array, of which the stream is then at the first value.
+    """Read shape, order and type of an array; the stream is then at the first value.
 
     Raises:
         ValueError: there is no such header.
@@ -342,12 +342,12 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
         raise ValueError(f"npy format {version} is not for plain arrays")
     try:
         return readers[version](stream)
-    except Exception as error:  # a header is a Python literal: parsing a damaged one raises nearly anything
+    except Exception as error:  # a header is a Python literal: damaged ones raise many types
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
 
 
 def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Offset of a member's content; the local header's extra field may differ from the central directory's."""
+    """Return the offset of a member's content, from the local header, which may differ from the directory's."""
     file.seek(info.header_offset)
     signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     if signature != _LOCAL_SIGNATURE:

@@ -1,4 +1,4 @@
-"""Rows out of parquet files, row group by row group. Knows columns of numbers and of pictures; no episodes."""
+"""Read rows of parquet files by row group. Knows columns of numbers and of pictures; no episodes."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ivideogpt.data.clips.segments import Indices
 from ivideogpt.data.recent_arrays import RecentArrays
 from ivideogpt.errors import UserError, first_line
 
-_OPEN_FILES = 64  # kept per process, mapped into memory
-_CACHED_BYTES = 64 << 20  # columns of numbers kept per process
-_MOST_ROWS = 1 << 27  # of a file: a damaged one may claim any number
-_PICTURES_AT_ONCE = 32  # rows held in memory while looking for some of them
+_OPEN_FILES = 64  # limit per process; files are memory-mapped
+_CACHED_BYTES = 64 << 20  # limit of cached numeric columns per process
+_MOST_ROWS = 1 << 27  # limit per file: a damaged one may claim any number
+_PICTURES_AT_ONCE = 32  # rows in memory at a time
 
 _recent = RecentArrays(_CACHED_BYTES)
 
 
 def numbers(path: str, name: str, dimension: int = 1, first: int = 0, count: int | None = None) -> NDArray[Any]:
-    """Rows of a column as (n, dimension), not to be written to: ``count`` from ``first`` on, or all that there are.
+    """Read rows of a column as (n, dimension), read-only: ``count`` from ``first`` on, or all.
 
     Raises:
         UserError: the file is missing or damaged, or the column is missing or of another kind.
@@ -45,7 +45,7 @@ def numbers(path: str, name: str, dimension: int = 1, first: int = 0, count: int
 
 
 def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
-    """Encoded pictures of a column of ``{bytes, path}`` at these rows, which rise."""
+    """Read encoded pictures of a column of ``{bytes, path}`` at these rows, in increasing order."""
     file, _ = _file(path)
     if rows[-1] >= file.num_rows:
         raise _damaged(path, f"it has {file.num_rows} rows, row {rows[-1]} is asked for")
@@ -57,10 +57,10 @@ def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
 
 
 def rows_holding(path: str, name: str, value: int) -> tuple[int, int]:
-    """First row and number of rows with this value in a column of whole numbers; (0, 0) if there are none.
+    """Find the first row and the number of rows with this value in a column of integers; (0, 0) without any.
 
     Raises:
-        UserError: the rows do not lie together, or as :func:`numbers` does.
+        UserError: the rows are not contiguous, or as in :func:`numbers`.
     """
     values, starts, counts = _file(path)[0].runs(name)
     found = np.flatnonzero(values == value)
@@ -70,22 +70,22 @@ def rows_holding(path: str, name: str, value: int) -> tuple[int, int]:
 
 
 class _ParquetFile:
-    """An open file."""
+    """An open parquet file."""
 
     def __init__(self, path: str) -> None:
         import pyarrow.parquet
 
         self.path = path
         with self._readable():
-            # One thread and no reading ahead: loaders run a process per core and want a few rows each time.
-            # The absolute path, as a colon in a relative one would be taken for a protocol.
+            # One thread, no prefetching: loaders run one process per core and read a few rows at a time.
+            # An absolute path, as a colon in a relative one would be parsed as a protocol.
             self._file = pyarrow.parquet.ParquetFile(os.path.abspath(path), memory_map=True, pre_buffer=False)
             self._columns = set(self._file.schema_arrow.names)
             metadata = self._file.metadata
             counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         if min(counts, default=0) < 0 or sum(counts) > _MOST_ROWS:
             raise _damaged(path, f"it claims {sum(counts)} rows")
-        self.starts = np.cumsum([0, *counts])  # of the groups, and where the last ends
+        self.starts = np.cumsum([0, *counts])  # first rows of the groups, and the end of the last
         self._runs: dict[str, tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]] = {}
 
     @property
@@ -93,7 +93,7 @@ class _ParquetFile:
         return int(self.starts[-1])
 
     def groups(self, first: int, last: int) -> Iterator[tuple[int, slice]]:
-        """Row groups with rows of ``first .. last - 1``, and which of their own rows these are."""
+        """Yield the row groups that overlap ``first .. last - 1``, with the slice of their own rows."""
         last = min(last, self.num_rows)
         if first >= last:
             return
@@ -103,7 +103,7 @@ class _ParquetFile:
             yield group, slice(max(first, start) - start, min(last, stop) - start)
 
     def column(self, name: str, group: int, dimension: int) -> NDArray[Any]:
-        """A column of numbers, or of lists of ``dimension`` numbers, as (n, dimension)."""
+        """Read a column of numbers, or of lists of ``dimension`` numbers, as (n, dimension)."""
         self._check(name)
         with self._readable():
             return _as_rows(
@@ -114,7 +114,7 @@ class _ParquetFile:
             )
 
     def runs(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
-        """Value, first row and number of rows of each stretch of equal values in a column."""
+        """Return value, first row and number of rows of each run of equal values in a column."""
         if name not in self._runs:
             self._check(name)
             with self._readable():
@@ -125,7 +125,7 @@ class _ParquetFile:
         return self._runs[name]
 
     def pictures(self, name: str, group: int, rows: Indices) -> list[bytes]:
-        """At these rows of a group. Only a few rows are in memory at a time: a group may hold gigabytes."""
+        """Read pictures at these rows of a group, a few rows at a time: a group may hold gigabytes."""
         import pyarrow.types
 
         self._check(name)
@@ -163,7 +163,7 @@ class _ParquetFile:
 
 
 def _file(path: str) -> tuple[_ParquetFile, tuple[str, int, int]]:
-    """The open file, and what it is known by until it changes."""
+    """Return the open file, and a key that changes with the file."""
     try:
         status = os.stat(path)
     except OSError as error:

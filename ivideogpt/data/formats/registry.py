@@ -1,4 +1,4 @@
-"""Formats of recorded episodes: which one reads a path. Another format is one class and one call of `register`."""
+"""Choose the format that reads a path. A new format is one class and one call of `register`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set at a path: the name that training knows it by, how its episodes are opened, a title for reports."""
+    """A dataset at a path: its name in training, a function that opens its episodes, and a title for reports."""
 
     name: str
     open: Callable[[], Episodes]
@@ -23,13 +23,13 @@ class Dataset:
 
 
 class Format(Protocol):
-    """A format whose paths list their data sets themselves."""
+    """A format whose paths determine their datasets."""
 
     def matches(self, path: str) -> bool:
-        """Whether this format reads the path, as it is given to ``--dataset_path`` or ``python -m ivideogpt.data``."""
+        """Tell whether this format reads a path of ``--dataset_path`` or ``python -m ivideogpt.data``."""
 
     def datasets(self, path: str) -> list[Dataset]:
-        """List the data sets at the path, at least one. Nothing is opened.
+        """List the datasets at the path, at least one. No episode is opened.
 
         Raises:
             UserError: there is none.
@@ -38,7 +38,7 @@ class Format(Protocol):
 
 @dataclass(frozen=True)
 class Query:
-    """A split of a data set that a mix names, and where its files may be."""
+    """A split of a dataset in a mix, and the folders that may hold its files."""
 
     name: str
     split: Split
@@ -46,11 +46,11 @@ class Query:
     paths: DatasetPaths
     arrays: InflatedArrays
     sthsth_root_path: str | None = None
-    min_frames: int = 1  # of videos of Something-Something
+    min_frames: int = 1  # minimum length of Something-Something videos
 
 
 class NamedFormat(Protocol):
-    """A format whose data sets are known by name, and come with splits of their own."""
+    """A format whose datasets are known by name, with their own splits."""
 
     def episodes(self, query: Query) -> Episodes | None:
         """Return the episodes; None for a name of another format.
@@ -78,7 +78,7 @@ def register(new: Format) -> None:
 
 
 def find_format(path: object) -> Format | None:
-    """Return the format whose paths list their data sets themselves; None for npz files, which a mix chooses from."""
+    """Return the format whose paths determine their datasets; None for npz files, where a mix does."""
     from ivideogpt.data.formats.lerobot import LeRobotFormat
 
     known = (*_added, LeRobotFormat())
@@ -86,12 +86,12 @@ def find_format(path: object) -> Format | None:
 
 
 def open_episodes(query: Query) -> Episodes:
-    """Open the episodes that training asks for: of the format of ``dataset_path``, else of the data set's name."""
+    """Open the episodes of a query by the format of ``dataset_path``, else by the dataset's name."""
     from ivideogpt.data.formats.something_something import SomethingSomethingFormat
 
     known = find_format(query.dataset_path)
     if known is None:
-        formats: tuple[NamedFormat, ...] = (SomethingSomethingFormat(), NpzFormat())  # the last one knows all names
+        formats: tuple[NamedFormat, ...] = (SomethingSomethingFormat(), NpzFormat())  # the last one accepts every name
         return next(found for each in formats if (found := each.episodes(query)) is not None)
     datasets = known.datasets(str(query.dataset_path))
     episodes = next(dataset for dataset in datasets if dataset.name == query.name).open()

@@ -27,7 +27,7 @@ _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "
 
 @dataclass(frozen=True)
 class FrameFolder(Episode):
-    """One video, which has neither actions nor rewards."""
+    """One video, without actions and rewards."""
 
     path: str
     num_frames: int
@@ -64,7 +64,7 @@ class FrameFolder(Episode):
         try:
             with Image.open(path, formats=["JPEG"]) as image:
                 return np.asarray(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # broken headers: SyntaxError
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken headers
             reason = getattr(error, "strerror", None) or error
             raise UserError(
                 f"{path}: not a readable JPEG file ({str(reason).lower()}); the list promises {self.num_frames} frames "
@@ -82,10 +82,10 @@ class SomethingEpisodes:
 
     @classmethod
     def load(cls, root: Path, lists: Path, split: Split, min_frames: int) -> SomethingEpisodes:
-        """The videos of the classes in use that are at least ``min_frames`` long.
+        """Load the videos of the classes in use with at least ``min_frames`` frames.
 
         Raises:
-            UserError: there is no list, or none of its videos will do.
+            UserError: there is no list, or it has no suitable video.
         """
         paths = [lists / f"{name}_video_folder.txt" for name in _LISTS[split]]
         labels = something_something_labels()
@@ -114,7 +114,7 @@ class SomethingEpisodes:
 
 
 def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
-    """(id, number of frames, label) of each line."""
+    """Yield (id, number of frames, label) of each line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -134,7 +134,7 @@ def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
 
 
 class SomethingSomethingFormat:
-    """The data set ``sthsth`` of a mix."""
+    """The dataset ``sthsth`` of a mix."""
 
     def episodes(self, query: Query) -> SomethingEpisodes | None:
         if query.name != SOMETHING_SOMETHING:

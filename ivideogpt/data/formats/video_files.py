@@ -1,4 +1,4 @@
-"""Frames out of video files, by their number in order of presentation. Knows containers and codecs, no episodes."""
+"""Read frames of video files by number in presentation order. Knows containers and codecs, no episodes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 from ivideogpt.data.clips.segments import Indices
 from ivideogpt.errors import UserError, first_line, require
 
-_OPEN_VIDEOS = 8  # kept per process, each with a decoder and an index of its frames
-_KNOWN_TIMES = 512  # videos whose frames' times are kept per process: 8 bytes a frame
-_MAX_PIXELS = 1 << 26  # of a frame: a damaged header may claim any size
-_WORTH_A_JUMP = 3  # frames; decoding these takes about as long
-_EARLIER = (0.0, 1.0, 4.0, 16.0, math.inf)  # seconds
+_OPEN_VIDEOS = 8  # limit per process; each has a decoder and a frame index
+_KNOWN_TIMES = 512  # videos with cached frame times per process: 8 bytes per frame
+_MAX_PIXELS = 1 << 26  # limit per frame: a damaged header may claim any size
+_WORTH_A_JUMP = 3  # frames that decode in about the time of a seek
+_EARLIER = (0.0, 1.0, 4.0, 16.0, math.inf)  # seconds to seek before the target, tried in turn
 
 
 class VideoFile:
-    """One open video. Belongs to the process that opened it; threads take turns.
+    """One open video. Belongs to the process that opened it; threads use it one at a time.
 
-    Works on one thread: loaders and converters already run a process per core, and most of what several threads decode
-    ahead of a short window is thrown away.
+    Decodes on one thread: loaders and converters already run one process per core, and most frames that several
+    threads decode ahead of a short window are discarded.
     """
 
     _container: Any = None
@@ -42,7 +42,7 @@ class VideoFile:
             self._version = (self.path, status.st_mtime_ns, status.st_size)
             self._container, self._stream = _open(self.path)
         self._ahead: Iterator[Any] = iter(())
-        self._current: Any = None  # the frame last decoded
+        self._current: Any = None  # last decoded frame
 
     def __del__(self) -> None:
         """Close it at once: its parts refer to each other, and hundreds would wait for the garbage collector."""
@@ -51,21 +51,21 @@ class VideoFile:
 
     @property
     def rate(self) -> float | None:
-        """Frames per second on average, if the file says so."""
+        """Return the average frames per second, if the file stores it."""
         return float(self._stream.average_rate) if self._stream.average_rate else None
 
     @property
     def times(self) -> NDArray[np.float64]:
-        """Seconds at which each frame is shown, rising. Reads no pictures.
+        """Return the presentation time of each frame in seconds, increasing. Decodes no pictures.
 
         Raises:
-            UserError: the file is damaged, or does not give every frame a time of its own.
+            UserError: the file is damaged, or its frames lack distinct times.
         """
         seconds: NDArray[np.float64] = _ticks(*self._version) * np.float64(self._stream.time_base)
         return seconds
 
     def frames_numbered(self, numbers: Indices) -> NDArray[np.uint8]:
-        """The frames (n, H, W, 3) with these numbers in order of presentation, which rise.
+        """Read the frames (n, H, W, 3) with these increasing numbers in presentation order.
 
         Raises:
             UserError: the file is damaged, or its frames differ in size.
@@ -78,7 +78,7 @@ class VideoFile:
         return np.stack(frames)
 
     def frames(self) -> Iterator[tuple[float | None, Any]]:
-        """All frames of a file just opened, as PyAV has them, with their times; :func:`rgb` turns one into pixels."""
+        """Yield all PyAV frames of a newly opened file with their times; :func:`rgb` converts one to pixels."""
         with readable_video(self.path):
             for frame in self._container.decode(self._stream):
                 yield frame.time, frame
@@ -101,7 +101,7 @@ class VideoFile:
         return int(frame.pts)
 
     def _within_reach(self, pts: int) -> bool:
-        """Whether decoding on is the way to this time, rather than jumping to a key frame closer to it."""
+        """Tell whether decoding on to this time is faster than seeking to a closer key frame."""
         if self._current is None or self._shown(self._current) > pts:
             return False
         entries = self._stream.index_entries
@@ -110,7 +110,7 @@ class VideoFile:
         return key_frame < 0 or key_frame - here <= _WORTH_A_JUMP
 
     def _seek(self, pts: int) -> None:
-        """To a frame at or before this time. Some containers overshoot where frames are stored out of order."""
+        """Seek to a frame at or before this time. Some containers overshoot where frames are stored out of order."""
         first = int(_ticks(*self._version)[0])
         for earlier in _EARLIER:
             start = first if math.isinf(earlier) else max(pts - round(earlier / self._stream.time_base), first)
@@ -122,10 +122,10 @@ class VideoFile:
 
 
 def _open(path: str) -> tuple[Any, Any]:
-    """The container and its first stream of pictures, which has a decoder."""
+    """Open the container; return it and its first video stream that has a decoder."""
     import av
 
-    container = av.open(os.path.abspath(path))  # a colon in a relative one would be taken for a protocol
+    container = av.open(os.path.abspath(path))  # a colon in a relative path would be parsed as a protocol
     try:
         return container, _decodable(path, container)
     except UserError:
@@ -147,7 +147,7 @@ def _decodable(path: str, container: Any) -> Any:
 
 @lru_cache(maxsize=_KNOWN_TIMES)
 def _ticks(path: str, modified: int, size: int) -> NDArray[np.int64]:
-    """Times of a file's frames in its own unit, in order of presentation; files are known by their change and size."""
+    """Return the frame times of a file in its own unit, in presentation order; cached by change time and size."""
     with readable_video(path):
         container, stream = _open(path)
         with container:
@@ -161,7 +161,7 @@ def _ticks(path: str, modified: int, size: int) -> NDArray[np.int64]:
 
 
 def _packet_times(container: Any, stream: Any) -> list[int]:
-    """Unsorted. Where frames are stored as they are shown the index has them; otherwise all packets are read."""
+    """Return unsorted frame times, from the index if frames are stored in presentation order, else from all packets."""
     entries, packets = stream.index_entries, container.demux(stream)
     first = next(packets)
     indexed = len(entries) and len(entries) == stream.frames
@@ -190,14 +190,14 @@ def readable_video(path: str) -> Iterator[None]:
 
 
 def rgb(frame: Any) -> NDArray[np.uint8]:
-    """A decoded frame as (H, W, 3), the way up that its file asks for."""
+    """Convert a decoded frame to (H, W, 3) uint8, rotated as its file says."""
     picture: NDArray[np.uint8] = frame.to_ndarray(format="rgb24", threads=1)
     quarter_turns = round(frame.rotation / 90) % 4
     return np.rot90(picture, quarter_turns) if quarter_turns else picture
 
 
 class _OpenVideos:
-    """The videos most recently used by this process."""
+    """LRU cache of the open videos of this process."""
 
     def __init__(self) -> None:
         self.process = os.getpid()
@@ -213,14 +213,14 @@ class _OpenVideos:
         return self._files[key]
 
 
-_generations = [_OpenVideos()]  # of this process, and of those that it was forked from
+_generations = [_OpenVideos()]  # caches of this process, and of those that it was forked from
 
 
 def shared_video(path: str) -> VideoFile:
-    """The file, left open for the next caller; opened anew when it has changed, and in a forked process.
+    """Return an open video, shared by callers; it is opened again after a change, and in a forked process.
 
-    What a forked process inherits is kept unused: it shares its place in the file with the parent, and closing it would
-    wait for threads that were not forked.
+    Inherited videos stay open but unused after a fork: they share their file position with the parent, and closing
+    them would wait for threads that were not forked.
     """
     try:
         status = os.stat(path)

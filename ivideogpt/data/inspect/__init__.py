@@ -1,1 +1,1 @@
-"""Facts of recorded episodes, and faults in them."""
+"""Inspect and validate recorded episodes."""

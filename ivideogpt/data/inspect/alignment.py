@@ -1,11 +1,11 @@
-"""Do actions belong to the frames that they stand beside? Estimated from how much the picture moves. Arrays only.
+"""Estimate whether actions are stored beside the right frames, from the motion in the frames. Knows arrays only.
 
-``action[i]`` should lead from ``image[i]`` to ``image[i + 1]``. So the motion between those two is compared with the
-size of ``action[i + k]`` for some shifts k, and the shift under which they go together best is reported: 0 is right. A
-shift above 0 says that the picture moved *before* its action, which only a wrong recording does. A shift below 0 is
-what every robot shows that answers late, and says little.
+``action[i]`` should lead from ``image[i]`` to ``image[i + 1]``. So the motion between these two is correlated with the
+size of ``action[i + k]`` for several shifts k, and the best shift is reported: 0 is right. A shift above 0 means that
+the picture moved *before* its action, which only happens in a wrong recording. A shift below 0 is normal for robots
+with latency, and says little.
 
-Large actions do not mean motion where actions are positions to go to: there it is their change that does.
+If actions are target positions, their change correlates with motion, not their size; both signals are tried.
 Shapes: N frames, D action dimension.
 """
 
@@ -23,21 +23,21 @@ Series = NDArray[np.floating[Any]]
 
 MAX_SHIFT = 2
 SHIFTS = tuple(range(-MAX_SHIFT, MAX_SHIFT + 1))
-MIN_CORRELATION = 0.25  # below it, the picture tells too little of the actions
+MIN_CORRELATION = 0.25  # below it, the motion is not informative
 SURE = 0.999
-_BLOCK = 10  # neighbouring frames are alike: blocks of so many count as one observation
+_BLOCK = 10  # frames that count as one observation, as neighbouring frames are correlated
 _MIN_BLOCKS = 15
-_SWITCH_VALUES = 3  # a dimension with no more distinct values, such as a gripper's, is not a movement
+_SWITCH_VALUES = 3  # dimensions with at most this many values, such as a gripper's, are ignored
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """Correlation of motion with actions shifted by k, over all episodes looked at."""
+    """Correlation of motion with actions shifted by k, over all inspected episodes."""
 
-    signal: str  # of the actions: size or change
+    signal: str  # signal computed from the actions: size or change
     correlations: dict[int, float]  # by shift
     best_shift: int
-    confidence: float  # probability that the best shift beats its rivals: all others, or above 0 all that may be right
+    confidence: float  # probability that the best shift beats all others or, if above 0, all shifts up to 0
     num_blocks: int
 
     @property
@@ -74,7 +74,7 @@ class Alignment:
 
 
 def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> Alignment | None:
-    """From the motion (N - 1,) after each frame and the actions (N, D) of some episodes; None if nothing moves."""
+    """Estimate it from the motion (N - 1,) after each frame and the actions (N, D) of episodes; None without motion."""
     if not motions:
         return None
     scale = _scale(np.concatenate(actions))
@@ -86,14 +86,14 @@ def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> 
 
 
 def _scale(actions: Series) -> Series:
-    """Standard deviation of each dimension; infinite where it is a switch or constant, which takes it out."""
+    """Return the standard deviation of each dimension; infinity removes switches and constants."""
     deviation = actions.std(axis=0)
     switches = [len(np.unique(column)) <= _SWITCH_VALUES for column in actions.T]
     return np.where(switches | (deviation == 0), np.inf, deviation)
 
 
 def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) -> Alignment | None:
-    """Correlations, averaged over all frames, and how surely the best one is better than the others."""
+    """Compute the correlations over all frames, and the confidence that the best one is the best."""
     pairs = [_products(motion, signal) for motion, signal in zip(motions, signals)]
     products = [pair for pair in pairs if pair is not None]
     if not products:
@@ -108,9 +108,9 @@ def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) ->
 
 
 def _products(motion: Series, signal: Series) -> NDArray[np.float64] | None:
-    """Products of standardised motion and signal, (shifts, n); their mean is the correlation.
+    """Return products of standardised motion and signal, (shifts, n), whose mean is the correlation.
 
-    All shifts see the same motion.
+    All shifts use the same frames of motion.
     """
     frames = np.arange(MAX_SHIFT, len(motion) - MAX_SHIFT)
     if len(frames) < _BLOCK:
@@ -133,7 +133,7 @@ def _block_means(products: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _probability_positive(differences: NDArray[np.float64]) -> float:
-    """Probability that the mean of these is above 0, by the normal approximation."""
+    """Estimate the probability that the mean is above 0, by the normal approximation."""
     if len(differences) < 2:
         return 0.5
     error = differences.std(ddof=1) / math.sqrt(len(differences))

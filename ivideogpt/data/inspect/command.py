@@ -1,4 +1,4 @@
-"""``python -m ivideogpt.data inspect PATH``: what is in recorded episodes, and what looks wrong with them."""
+"""``python -m ivideogpt.data inspect PATH``: describe recorded episodes and their probable faults."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ivideogpt.flags import option, parse
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArgs(EpisodesArgs):
-    """Describe recorded episodes, and point at what looks wrong with them."""
+    """Describe recorded episodes and their probable faults."""
 
-    max_episodes: int = option(50, "look at so many episodes of each dataset, chosen by the seed", minimum=1)
-    max_frames: int = option(500, "look at the first so many frames of an episode", minimum=1)
-    seed: int = option(0, "decides which episodes are looked at", minimum=0)
+    max_episodes: int = option(50, "episodes to inspect per dataset, chosen by the seed", minimum=1)
+    max_frames: int = option(500, "frames to inspect per episode, from its start", minimum=1)
+    seed: int = option(0, "random seed of the choice of episodes", minimum=0)
     json: bool = option(False, "print JSON")
 
 

@@ -1,4 +1,4 @@
-"""Facts of a recorded episode, and what is odd about it. Knows readers and arrays; prints nothing.
+"""Collect facts of a recorded episode that point to faults. Knows readers and arrays; prints nothing.
 
 Shapes: N frames, H W pixels, D action dimension.
 """
@@ -13,19 +13,19 @@ from numpy.typing import NDArray
 
 from ivideogpt.data.formats.episodes import EpisodeReader, StoredArray, chunks
 
-BLACK = 16  # no pixel of a black frame is brighter
-FLAT = 4  # the pixels of a frame without a picture differ by less
-_THUMBNAIL = 32  # motion is measured between pictures of about this size: noise of single pixels cancels out
+BLACK = 16  # maximum pixel value of a black frame
+FLAT = 4  # pixels of a frame of one colour differ by less
+_THUMBNAIL = 32  # size of the pictures that motion is measured on: averaging removes noise
 
 
 @dataclass(frozen=True)
 class FrameFacts:
-    """Facts of the first n frames of an episode. Frames are named by their number."""
+    """Facts of the first n frames of an episode. Frames are given by number."""
 
-    motion: NDArray[np.float64]  # (n - 1,) mean |difference| of a frame and the next, of 255
+    motion: NDArray[np.float64]  # (n - 1,) mean |difference| of a frame and the next, in 0..255
     black: tuple[int, ...]
-    flat: tuple[int, ...]  # of one colour, but not black
-    repeated: tuple[int, ...]  # the same as the frame before, to the bit
+    flat: tuple[int, ...]  # frames of one colour, but not black
+    repeated: tuple[int, ...]  # frames identical to the one before
     brightest: int
 
 
@@ -42,7 +42,7 @@ class EpisodeFacts:
 
 
 def inspect_episode(episode: EpisodeReader, name: str, max_frames: int) -> EpisodeFacts:
-    """Reads the first ``max_frames`` frames, and all actions and rewards.
+    """Read the first ``max_frames`` frames, and all actions and rewards.
 
     Raises:
         UserError: something in it cannot be read or does not fit, NaN included.
@@ -68,7 +68,7 @@ def frame_facts(episode: EpisodeReader, num_frames: int) -> FrameFacts:
         joined = frames if last is None else np.concatenate([last[None], frames])
         thumbnails = _thumbnails(joined)
         motion.append(np.abs(np.diff(thumbnails, axis=0)).mean(axis=(1, 2, 3)))
-        first = int(indices[-1]) + 2 - len(joined)  # the number of the frame after the first of these
+        first = int(indices[-1]) + 2 - len(joined)  # number of the second frame of `joined`
         repeated += [first + i for i in range(len(joined) - 1) if np.array_equal(joined[i], joined[i + 1])]
         last = frames[-1]
     lows, highs = np.concatenate(low).astype(int), np.concatenate(high).astype(int)
@@ -83,7 +83,7 @@ def frame_facts(episode: EpisodeReader, num_frames: int) -> FrameFacts:
 
 
 def _thumbnails(frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Frames (n, H, W, 3) averaged over squares of pixels."""
+    """Average frames (n, H, W, 3) over squares of pixels."""
     num_frames, height, width, _ = frames.shape
     side = max(min(height, width) // _THUMBNAIL, 1)
     rows, columns = height // side, width // side

@@ -1,4 +1,4 @@
-"""Facts that a dataset's episodes have in common, and what looks wrong. Knows facts of episodes, no files."""
+"""Summarise the facts of a dataset's episodes, and list probable faults. Knows facts of episodes, no files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ivideogpt.data.formats.episodes import StoredArray
 from ivideogpt.data.inspect.alignment import Alignment, estimate_alignment
 from ivideogpt.data.inspect.facts import EpisodeFacts
 
-FAR_OUT = 15  # standard deviations from the mean: no robot is steered so, but a glitch of a recording looks like it
-MANY_REPEATED = 0.1  # share of frames; a camera slower than the recording repeats more, an idle arm in a simulator too
-_NAMED = 3  # examples in a message
+FAR_OUT = 15  # standard deviations from the mean: larger actions are probably recording errors
+MANY_REPEATED = 0.1  # share of frames; a camera slower than the recording, or an idle simulator, repeats more
+_NAMED = 3  # number of examples in a message
 
 
 @dataclass(frozen=True)
 class DimensionStatistics:
-    """Statistics of one dimension of the actions: each episode's last row, which leads nowhere, does not count."""
+    """Statistics of one action dimension, without each episode's last row, which has no successor frame."""
 
     mean: float
     std: float
@@ -30,13 +30,13 @@ class DimensionStatistics:
 
 @dataclass(frozen=True)
 class DatasetReport:
-    """Report on one dataset. Arrays are those of most episodes."""
+    """Report on one dataset. Arrays are the most common ones."""
 
     name: str
     num_episodes: int
     num_inspected: int
     lengths: tuple[int, int, int] | None  # shortest, median, longest
-    frame_sizes: dict[str, int]  # height x width: episodes
+    frame_sizes: dict[str, int]  # height x width -> number of episodes
     arrays: tuple[StoredArray, ...]
     actions: tuple[DimensionStatistics, ...]
     alignment: Alignment | None
@@ -92,11 +92,11 @@ def _statistics(facts: Sequence[EpisodeFacts]) -> tuple[DimensionStatistics, ...
     )
 
 
-# ---- what looks wrong
+# ---- probable faults
 
 
 def _odd_sets(facts: Sequence[EpisodeFacts]) -> Iterator[str]:
-    """Episodes that differ from the others."""
+    """Yield messages on episodes that differ from the others."""
     for what, value in (
         ("frame size", lambda fact: "{}x{}".format(*fact.frame_size)),
         ("action dimension", lambda fact: "none" if fact.actions is None else str(fact.actions.shape[1])),
@@ -156,7 +156,7 @@ def _names(facts: Sequence[EpisodeFacts]) -> str:
 
 
 def _places(facts: Sequence[EpisodeFacts], value: Callable[[EpisodeFacts], tuple[int, ...]]) -> str:
-    """``a.npz (frames 3, 4, 5 of 90)`` for the first few."""
+    """List the first few episodes as ``a.npz (3 of 90: 3, 4, 5)``."""
     listed = []
     for fact in facts[:_NAMED]:
         frames = value(fact)

@@ -1,4 +1,4 @@
-"""``python -m ivideogpt.data validate PATH``: read every byte of every episode, and list those that are bad."""
+"""``python -m ivideogpt.data validate PATH``: read every byte of every episode, and list the bad ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes
 from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
 
-_WORTH_A_PROCESS = 200  # episodes: a worker starts in the time that it takes to read so many small ones
+_WORTH_A_PROCESS = 200  # episodes: reading this many small ones takes as long as starting a worker
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class ValidateArgs(EpisodesArgs):
 
 @dataclass(frozen=True)
 class Checked:
-    """One episode: a problem if it is bad, else what it should have in common with the others."""
+    """Result for one episode: the problem of a bad one, else the properties that all should share."""
 
     problem: str | None
     num_frames: int = 0
@@ -74,7 +74,7 @@ def _check_all(episodes: Episodes, num_workers: int) -> Generator[Checked, None,
         yield from run(_check_in_worker, range(len(episodes)))
 
 
-_episodes: Episodes | None = None  # of a worker process
+_episodes: Episodes | None = None  # set in worker processes
 
 
 def _start_checking(episodes: Episodes) -> None:
@@ -94,7 +94,7 @@ def _usual_action_dim(checked: Sequence[Checked]) -> int | None:
 
 
 def _unlike_the_others(checked: Checked, usual: int | None) -> str | None:
-    """A batch holds actions of one dimension: an episode with another one ends a training run."""
+    """Return a message if the action dimension is unusual: mixed dimensions in a batch would end a training run."""
     if checked.action_dim == usual:
         return None
     return f"{_actions(checked.action_dim)}, unlike most episodes of the dataset ({_actions(usual)}); leave it out"

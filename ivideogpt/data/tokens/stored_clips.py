@@ -1,7 +1,7 @@
-"""The clips that a token store holds, each by its number, so that any process can make any of them. Knows no model.
+"""The clips of a token store, by number, so that any process can read any of them. Knows no model.
 
 Clips are all contiguous segments at every ``stride``-th start of every episode, in order, pass after pass. The first
-pass shows them as they are; each later one is augmented with its own draw for every clip.
+pass is not augmented; each later pass samples a new augmentation for every clip.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class StoredClips:
     """The clips of ``num_passes`` passes over some sources.
 
     Attributes:
-        sources: without augmentation; the configuration's is that of the later passes.
-        action_dim: of the actions that every clip has; None: no clip has any.
-        lengths: frames of each episode, one source after the other; a bad one has none.
+        sources: sources without augmentation; later passes use the configuration's.
+        action_dim: dimension of the actions of all clips; None without actions.
+        lengths: number of frames of each episode, source by source; 0 for a bad episode.
     """
 
     config: DataConfig
@@ -50,7 +50,7 @@ class StoredClips:
 
     @cached_property
     def _ends_of_episodes(self) -> NDArray[np.int64]:
-        """Number of clips of one pass up to the end of each episode."""
+        """Return the number of clips of one pass up to the end of each episode."""
         return np.cumsum([len(self._windows(i)) if frames else 0 for i, frames in enumerate(self.lengths)])
 
     @property
@@ -61,7 +61,7 @@ class StoredClips:
         return self.clips_per_pass * self.num_passes
 
     def read(self, number: int) -> PackedClips:
-        """One clip as a batch of one."""
+        """Read one clip as a batch of one."""
         turn, clip = divmod(number, self.clips_per_pass)
         episode = int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
         windows = self._windows(episode)
@@ -73,13 +73,13 @@ class StoredClips:
         return source.cut(source.open(index), indices, rng, self.action_dim is not None, self.has_rewards)
 
     def name(self, number: int) -> str:
-        """Name of the episode that a clip is cut from."""
+        """Return the name of the episode that a clip is cut from."""
         clip = number % self.clips_per_pass
         source, index = self._place(int(np.searchsorted(self._ends_of_episodes, clip, side="right")))
         return source.episodes.name(index)
 
     def stored_sources(self) -> tuple[StoredSource, ...]:
-        """Count what is stored of each dataset."""
+        """Return the datasets with their numbers of stored episodes and clips."""
         ends = np.concatenate([[0], self._ends_of_episodes])[np.concatenate([[0], self._ends_of_sources])]
         return tuple(
             StoredSource(source.info.name, len(source.episodes), int(last - first))
@@ -87,7 +87,7 @@ class StoredClips:
         )
 
     def checksum(self) -> str:
-        """Differs if the episodes do, by their names and lengths."""
+        """Return a checksum of the names and lengths of all episodes."""
         digest = hashlib.blake2b(digest_size=16)
         for i, frames in enumerate(self.lengths.tolist()):
             source, index = self._place(i)
@@ -100,7 +100,7 @@ class StoredClips:
         return Windows(int(self.lengths[episode]), self.config.segment.length, step, self.stride)
 
     def _place(self, episode: int) -> tuple[Source, int]:
-        """The source of an episode, and its number there."""
+        """Return the source of an episode, and its number in the source."""
         which = int(np.searchsorted(self._ends_of_sources, episode, side="right"))
         source = self.sources[which]
         return source, episode - int(self._ends_of_sources[which]) + len(source.episodes)
@@ -109,10 +109,10 @@ class StoredClips:
 def measure(
     sources: Sequence[Source], check: Callable[[EpisodeReader], None], skip_bad: bool, rank: int, world_size: int
 ) -> list[int | BadEpisode]:
-    """Lengths of every ``world_size``-th episode from ``rank`` on, each opened and checked.
+    """Open and check every ``world_size``-th episode from ``rank`` on; return lengths, or the bad episodes.
 
     Raises:
-        UserError: one is bad, unless those are skipped.
+        UserError: an episode is bad, unless bad ones are skipped.
     """
     measured: list[int | BadEpisode] = []
     places = [(source, index) for source in sources for index in range(len(source.episodes))]
@@ -129,7 +129,7 @@ def measure(
 
 
 def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int64], list[BadEpisode]]:
-    """Join what ranks measured that took turns at the episodes: lengths, 0 for a bad one, and the bad ones."""
+    """Interleave the measurements of all ranks; return lengths, 0 for a bad episode, and the bad episodes."""
     measured: list[Any] = [0] * sum(map(len, parts))
     for rank, part in enumerate(parts):
         measured[rank :: len(parts)] = part
@@ -138,7 +138,7 @@ def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int6
 
 
 def first_good(source: Source) -> EpisodeReader:
-    """The first episode that can be opened; there is one, as sources are checked when they are built."""
+    """Return the first readable episode; it exists, as sources are checked when they are built."""
     for index in range(len(source.episodes)):
         try:
             return source.open(index)
@@ -149,17 +149,17 @@ def first_good(source: Source) -> EpisodeReader:
 
 @dataclass(frozen=True)
 class Portion:
-    """Some clips of a shard in order, less those that cannot be read."""
+    """Some clips of a shard in order, without the unreadable ones."""
 
     shard: int
-    is_last: bool  # of its shard
+    is_last: bool  # whether it is the last one of its shard
     num_clips: int
     clips: PackedClips | None
     skipped: tuple[BadEpisode, ...]
 
 
 class Portions(Dataset[Portion | UserError]):
-    """Batches of the clips of some shards. A batch never reaches into another shard: shards do not depend on others."""
+    """Batches of the clips of some shards. No batch spans two shards, so that shards are independent."""
 
     def __init__(self, clips: StoredClips, shards: Sequence[tuple[int, range]], batch_size: int) -> None:
         self._clips = clips
@@ -177,7 +177,7 @@ class Portions(Dataset[Portion | UserError]):
         return sum(len(numbers) for _, numbers, _ in self._batches)
 
     def __getitem__(self, index: int) -> Portion | UserError:
-        """An error is returned, as raising it in a worker would bury it in a traceback."""
+        """Read a portion, or return the error: raised in a worker it would arrive inside a traceback."""
         shard, numbers, is_last = self._batches[index]
         clips, skipped = [], []
         for number in numbers:

@@ -2,14 +2,14 @@
 
 ::
 
-    <store>/meta.json                what the tokens are; in a finished store also how many clips each shard holds
+    <store>/meta.json                description of the tokens; in a finished store also the number of clips per shard
     <store>/shard-00000/tokens.npy   (n, L) uint16, or uint32 for large vocabularies
                        /actions.npy  (n, T, D) float32, if the episodes have actions
                        /rewards.npy  (n, T) float32, if they have rewards
                        /skipped.json clips that could not be read, if there are any
 
 Clips are numbered pass after pass, and shard s holds those from ``s * clips_per_shard`` on, so that processes can share
-the work. A shard is written aside and renamed: every one that exists is whole.
+the work. A shard is written under a temporary name and renamed, so that every existing shard is complete.
 Shapes: B batch, L tokens of a clip, T frames, D action dimension.
 """
 
@@ -39,13 +39,13 @@ from ivideogpt.layout import TokenLayout
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META = "meta.json"
 FORMAT = 2
-MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; what a damaged description claims is larger
-_OPEN_SHARDS = 128  # each takes up to three open files, of which a process may often have no more than 1024
+MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; larger values come from a damaged description
+_OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per process
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Tokens (B, L) int64 with the clips' actions (B, T, D) and rewards (B, T), where the store has them."""
+    """Tokens (B, L) int64 with the clips' actions (B, T, D) and rewards (B, T), if stored."""
 
     tokens: Tensor
     actions: Tensor | None = None
@@ -61,7 +61,7 @@ class TokenBatch:
 
 @dataclass(frozen=True)
 class StoredSource:
-    """A dataset whose episodes are stored. The numbers are of one pass."""
+    """A stored dataset. The numbers count one pass."""
 
     name: str
     num_episodes: int
@@ -73,10 +73,10 @@ class TokenStoreMeta:
     """Description of the clips of a store. Two stores with equal meta hold the same clips."""
 
     layout: TokenLayout
-    num_clips: int  # of all passes
+    num_clips: int  # over all passes
     num_passes: int
-    augmentation: str  # of all passes but the first, by name; none if there is but one
-    seed: int  # of the augmentation
+    augmentation: str  # name, for all passes but the first; none with one pass
+    seed: int  # for the augmentation
     clips_per_shard: int
     action_dim: int | None
     has_rewards: bool
@@ -86,7 +86,7 @@ class TokenStoreMeta:
     stride: int
     episodes: str  # checksum of the names and lengths of the episodes
     tokenizer: str  # state_checksum of the tokenizer's weights
-    precision: str  # that the tokenizer ran in
+    precision: str  # autocast precision of the tokenizer
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
@@ -101,11 +101,11 @@ class TokenStoreMeta:
         return -(-self.num_clips // self.clips_per_shard)
 
     def clips_of(self, shard: int) -> range:
-        """Numbers of the clips that belong into a shard."""
+        """Return the clip numbers of a shard."""
         return range(self.num_clips)[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-        """Name, shape of a row and type of the arrays in a shard. T is known from the layout."""
+        """Return row shape and type of each array in a shard, by name. T follows from the layout."""
         num_frames = self.layout.context_frames + self.layout.future_frames
         found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
             "tokens": ((self.layout.sequence_length,), self.token_dtype)
@@ -119,7 +119,7 @@ class TokenStoreMeta:
 
 @dataclass(frozen=True)
 class StoreDescription:
-    """``meta.json``: what is to be stored, and once all of it is, the number of clips in each shard."""
+    """``meta.json``: the description of the store and, once it is finished, the number of clips in each shard."""
 
     meta: TokenStoreMeta
     shards: tuple[int, ...] | None = None
@@ -171,7 +171,7 @@ def _checked_shards(meta: TokenStoreMeta, shards: Any) -> tuple[int, ...]:
 
 
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:
-    """A fingerprint of weights by names, shapes and values, whatever file or precision of storage they come from."""
+    """Return a checksum of weights by names, shapes and values, independent of file and storage precision."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         values = tensors[name].detach().to("cpu", torch.float32).contiguous()
@@ -211,7 +211,7 @@ class TokenStore:
         return TokenBatch(torch.from_numpy(tokens), tensors.get("actions"), tensors.get("rewards"))
 
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
-        """Raises UserError unless the tokens were made with these weights."""
+        """Raise UserError unless the tokens were made with these weights."""
         if state_checksum(tensors) != self.meta.tokenizer:
             raise UserError(
                 f"the tokens in {self.folder} were made by another tokenizer; give the one that made them, "
@@ -222,7 +222,7 @@ class TokenStore:
         return {name: mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
 
     def _check_shard(self, shard: int, number: int) -> None:
-        """Raises UserError unless all its arrays are there, whole and of the form that the manifest says."""
+        """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
         folder = shard_folder(self.folder, shard)
         for name, (row_shape, dtype) in self.meta.arrays().items() if number else ():
             array = mapped(folder, name)
@@ -234,7 +234,7 @@ class TokenStore:
 
 
 def check_clips(meta: TokenStoreMeta, tokens: NDArray[Any], others: Mapping[str, NDArray[Any]], source: str) -> None:
-    """Raise UserError for token ids outside the vocabulary, and for actions and rewards that nothing can have."""
+    """Raise UserError for token ids outside the vocabulary, and for implausible actions and rewards."""
     if tokens.size and (tokens.min() < 0 or tokens.max() >= meta.layout.vocab_size):
         raise UserError(
             f"{source}: token ids from {tokens.min()} to {tokens.max()}, expected 0 to {meta.layout.vocab_size - 1}; "
@@ -245,9 +245,9 @@ def check_clips(meta: TokenStoreMeta, tokens: NDArray[Any], others: Mapping[str,
 
 
 class TokenLoader(StreamPosition):
-    """An endless stream of :class:`TokenBatch`: clips shuffled by the seed and epoch; ranks take turns at batches.
+    """An endless stream of :class:`TokenBatch`: clips shuffled by seed and epoch; ranks take batches in turn.
 
-    The few clips that do not fill the last step of an epoch are left out of it; the next epoch leaves out others.
+    The clips that do not fill the last step of an epoch are dropped; each epoch drops different ones.
     """
 
     def __init__(self, store: TokenStore, batch_size: int, seed: int = 0, rank: int = 0, world_size: int = 1) -> None:
@@ -268,7 +268,7 @@ class TokenLoader(StreamPosition):
             yield batch
 
     def first(self, num_batches: int) -> Iterator[TokenBatch]:
-        """The same batches on every call. Does not move the stream's position."""
+        """Yield the first batches, the same on every call. The stream's position does not change."""
         return map(self._batch, range(num_batches))
 
     def _batch(self, position: int) -> TokenBatch:

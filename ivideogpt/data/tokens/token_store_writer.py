@@ -1,4 +1,4 @@
-"""Writing a token store: shards in any order, by any number of processes. Their form is described in token_store.py."""
+"""Write a token store: shards in any order, by any number of processes. token_store.py describes the format."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SKIPPED = "skipped.json"
 
 @dataclass(frozen=True)
 class TokenStoreWriter:
-    """A store that is being made. One process begins and finishes it; any may write shards, each another one."""
+    """A store that is being written. One process begins and finishes it; each shard is written by one process."""
 
     folder: Path
     meta: TokenStoreMeta
 
     def begin(self) -> None:
-        """Make the folder, or make sure that what it holds is a part of the same store.
+        """Make the folder, or check that it holds a part of the same store.
 
         Raises:
-            UserError: it holds something else.
+            UserError: the folder holds something else.
         """
         if (self.folder / META).exists():
             self._check_same()
@@ -51,14 +51,14 @@ class TokenStoreWriter:
         StoreDescription(self.meta).write(self.folder)
 
     def missing(self) -> list[int]:
-        """Shards that are still to be written."""
+        """Return the shards that are still to be written."""
         return [shard for shard in range(self.meta.num_shards) if not shard_folder(self.folder, shard).exists()]
 
     def write(self, shard: int, batches: Sequence[TokenBatch], skipped: Sequence[BadEpisode] = ()) -> None:
-        """Write all clips of a shard but those that could not be read.
+        """Write all readable clips of a shard.
 
         Raises:
-            UserError: a token is outside the vocabulary, or an action or reward is nothing that a recording can hold.
+            UserError: a token is outside the vocabulary, or an action or reward is implausible.
         """
         parts: dict[str, list[Tensor] | list[Tensor | None]] = {
             "tokens": [batch.tokens for batch in batches],
@@ -68,7 +68,7 @@ class TokenStoreWriter:
         forms = self.meta.arrays()
         arrays = {name: _joined(parts[name], row_shape) for name, (row_shape, _) in forms.items()}
         others = {name: array for name, array in arrays.items() if name != "tokens"}
-        # before a cast wraps what is too large
+        # before the cast, which wraps values that are too large
         check_clips(self.meta, arrays["tokens"], others, f"shard {shard} of {self.folder}")
         with atomic_path(shard_folder(self.folder, shard)) as partial:
             partial.mkdir()
@@ -78,13 +78,13 @@ class TokenStoreWriter:
                 write_json(partial / SKIPPED, [asdict(bad) for bad in skipped])
 
     def finish(self) -> None:
-        """Note in the manifest what is there, once all shards are."""
+        """Write the number of clips of each shard into ``meta.json``, once all shards exist."""
         assert not self.missing()
         folders = [shard_folder(self.folder, shard) for shard in range(self.meta.num_shards)]
         StoreDescription(self.meta, tuple(len(mapped(folder, "tokens")) for folder in folders)).write(self.folder)
 
     def skipped(self) -> dict[str, str]:
-        """Episodes of which clips could not be read, and why."""
+        """Return the episodes with unreadable clips, and the cause."""
         files = sorted(self.folder.glob(f"shard-*/{SKIPPED}"))
         return {bad["name"]: bad["cause"] for file in files for bad in json.loads(file.read_text())}
 
@@ -104,7 +104,7 @@ def _joined(parts: Sequence[Tensor | None], row_shape: tuple[int, ...]) -> NDArr
 
 
 def save_array(path: Path, array: NDArray[np.generic]) -> None:
-    """Write an npy file; numpy itself fails on a full disk without saying why."""
+    """Write an npy file; numpy itself hides the cause of errors such as a full disk."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
         file.write(array.tobytes())

@@ -14,7 +14,7 @@ from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER, here_or_in_project
 
 __all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
 
-# What only matters to clips that are read as pixels.
+# Flags that only affect clips read as pixels.
 PIXEL_FLAGS = (
     "oxe_data_mixes_type",
     "dataset_size",
@@ -26,8 +26,8 @@ PIXEL_FLAGS = (
     "on_bad_episode",
     "cache_mb",
 )
-BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or draw another one and count it"
-CACHE_HELP = "megabytes per data worker for what was inflated of compressed episodes"
+BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or sample another one and count it"
+CACHE_HELP = "megabytes per data worker to cache arrays of compressed episodes"
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
@@ -41,7 +41,7 @@ SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant
 
 @dataclass(frozen=True, kw_only=True)
 class ClipArgs:
-    """Flags of the clips that are trained on."""
+    """Flags of the training clips."""
 
     dataset_path: str | None = option(
         None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
@@ -62,7 +62,7 @@ class ClipArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisationArgs:
-    """Flags of the updates, and of the machine that makes them."""
+    """Flags of the optimizer and of the machine."""
 
     gradient_accumulation_steps: int = option(1, "batches per phase", minimum=1)
     max_train_steps: int = option(
@@ -71,17 +71,17 @@ class OptimisationArgs:
     num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
     learning_rate: float = option(1e-4, "learning rate of the tokenizer", minimum=0)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
-    compile: bool = option(False, "torch.compile, which pays on a GPU and in long runs; the first steps are slow")
-    seed: int | None = option(None, "random seed (default: drawn, and recorded in run.json)", minimum=0)
-    mixed_precision: str | None = option(None, "autocast precision (default: what accelerate says)", choices=PRECISIONS)
+    compile: bool = option(False, "torch.compile: faster on a GPU in long runs, but the first steps are slow")
+    seed: int | None = option(None, "random seed (default: a random one, recorded in run.json)", minimum=0)
+    mixed_precision: str | None = option(None, "autocast precision (default: that of accelerate)", choices=PRECISIONS)
     lpips_path: str = option(LPIPS_FOLDER, "folder of the LPIPS weights (vgg.pth, vgg16-397923af.pth)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecordArgs:
-    """Flags of what a run writes, and of the run that it continues."""
+    """Flags of a run's outputs, and of the run to resume."""
 
-    output_dir: str = option("vqgan-output", "runs are folders <date>-<exp_name> in here")
+    output_dir: str = option("vqgan-output", "parent of the run folders <date>-<exp_name>")
     exp_name: str = option("tokenizer", "name of the run")
     report_to: str = option("tensorboard", "trackers, comma-separated: tensorboard, wandb, trackio, all or none")
     tracker_project_name: str = option("vqgan-training", "project name in the trackers")
@@ -95,7 +95,7 @@ class RecordArgs:
     latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
     resume_with_changes: bool = option(
-        False, "let a resumed run change flags that decide what is trained; noted in run.json"
+        False, "allow a resumed run to change flags that affect training; noted in run.json"
     )
 
     @property
@@ -110,57 +110,59 @@ class RecordArgs:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialArgs:
-    """Flags to try a command with."""
+    """Flags for trial runs."""
 
-    debug: bool = option(False, "tiny model, a few steps, stand-ins for data and weights that are not there")
-    dry_run: bool = option(False, "build everything, report sizes and memory, and stop")
+    debug: bool = option(False, "tiny model, a few steps, stand-ins for missing data and weights")
+    dry_run: bool = option(False, "build everything, report sizes and memory, then stop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerModelArgs:
-    """Flags of the tokenizer and of what it starts from."""
+    """Flags of the tokenizer and of its initial weights."""
 
     pretrained_model_name_or_path: str | None = option(None, "tokenizer folder or hub id to start from")
     model_config_name_or_path: str | None = option(
-        None, "config.json or its folder for training from scratch (default: by --resolution)"
+        None, "config.json, or its folder, to train from scratch (default: chosen by --resolution)"
     )
     model_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
     selected_params: bool = option(False, "freeze both codebooks")
     decoders_only: bool = option(
-        False, "freeze encoders and codebooks: frames keep their tokens, and transformers trained on them stay valid"
+        False, "freeze encoders and codebooks: tokens do not change, and transformers trained on them stay valid"
     )
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
     align_to_context: bool = option(
-        False, "OVERWRITE the halves for future frames: a start from the plain ones and what differs from the context"
+        False, "OVERWRITE the future branch: copy the context branch, and encode differences to the context"
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerLossArgs:
-    """Flags of the tokenizer's loss, and of codebooks that are trained without one."""
+    """Flags of the tokenizer's loss, and of codebook updates without a loss."""
 
     vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
     recon_weight: float = option(1.0, "weight of the reconstruction loss", minimum=0)
-    perc_weight: float = option(1.0, "weight of LPIPS, whose files have to be there unless it is 0", minimum=0)
-    balanced_loss: bool = option(False, "weigh future by F/T and context by t/T in reconstruction and LPIPS")
+    perc_weight: float = option(1.0, "weight of LPIPS; needs its weight files unless it is 0", minimum=0)
+    balanced_loss: bool = option(
+        False, "weight future frames by F/T and context frames by t/T in reconstruction and LPIPS"
+    )
     motion_weight: float = option(
         0.0, "extra reconstruction weight where a frame differs from the last context frame", minimum=0
     )
     gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)", minimum=0)
     still_weight: float = option(
-        0.0, "weight of dynamics latents where nothing moves, so that tokens tell what changes", minimum=0
+        0.0, "penalty on dynamics latents where nothing moves, so that tokens encode changes", minimum=0
     )
-    disc_start: int = option(0, "step from which the discriminator takes part")
-    disc_weight: float = option(0.8, "weight of the adversarial term")
-    disc_depth: int = option(4, "convolutions of the discriminator")
+    disc_start: int = option(0, "first step of the GAN loss")
+    disc_weight: float = option(0.8, "weight of the GAN loss")
+    disc_depth: int = option(4, "number of convolutions of the discriminator")
     discriminator_config_name_or_path: str | None = option(
-        None, "file of discriminator weights to start from, such as a run's unwrapped_model/discriminator"
+        None, "file of initial discriminator weights, such as a run's unwrapped_model/discriminator"
     )
     codebook_decay: float = option(
-        0.0, "set code vectors to running means of their latents with this decay instead of training them (0: off)"
+        0.0, "update code vectors by EMA of their latents with this decay, not by gradients (0: off)"
     )
     restart_dead_codes: int = option(
-        0, "every N steps, move codes unused since the last time to encoder outputs; codebooks start from data (0: off)"
+        0, "every N steps, reset unused codes to encoder outputs; codebooks are initialised from data (0: off)"
     )
 
 
@@ -169,9 +171,9 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
     """Flags of ``train_tokenizer.py``."""
 
     # Data
-    segment_horizon: int = option(16, "frames a segment is drawn from with --rand_select or --rand_shuffle", minimum=1)
-    rand_select: bool = option(False, "future frames: a sorted random choice from the horizon")
-    rand_shuffle: bool = option(False, "all frames: a random choice from the horizon in random order")
+    segment_horizon: int = option(16, "frames to sample a segment from with --rand_select or --rand_shuffle", minimum=1)
+    rand_select: bool = option(False, "sample future frames from the horizon, in order")
+    rand_shuffle: bool = option(False, "sample all frames from the horizon, in random order")
 
     # Optimisation
     train_batch_size: int = option(16, "clips per device and batch", minimum=1)
@@ -184,10 +186,10 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
     adam_beta2: float = option(0.999, "AdamW")
     adam_weight_decay: float = option(0.0, "AdamW", minimum=0)
     adam_epsilon: float = option(1e-8, "AdamW", minimum=0)
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm", minimum=0)
-    use_8bit_adam: bool = option(False, "8-bit AdamW of bitsandbytes, which has to be installed")
-    use_ema: bool = option(False, "validate and end with a running mean of the weights (in ema_model/ of checkpoints)")
-    allow_tf32: bool = option(False, "TF32 matrix products on CUDA; convolutions do as PyTorch's default says")
+    max_grad_norm: float = option(1.0, "clip gradients to this norm", minimum=0)
+    use_8bit_adam: bool = option(False, "8-bit AdamW; needs bitsandbytes")
+    use_ema: bool = option(False, "validate and export an EMA of the weights (ema_model/ in checkpoints)")
+    allow_tf32: bool = option(False, "TF32 matrix products on CUDA; convolutions keep PyTorch's default")
     channels_last: bool = option(False, "channels-last memory format of images and convolutions")
 
     # Record
@@ -195,10 +197,10 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
     log_image_steps: int = option(100, "steps between image grids of training clips", minimum=1)
     start_global_step: int = option(0, "start counting at this step", minimum=0)
 
-    # Nothing any more
-    dataset_name: str = option("robotic", "only robotic video is left", inert=True)
+    # No effect any more
+    dataset_name: str = option("robotic", "only robotic video is supported", inert=True)
     cache_dir: str | None = option(None, "set HF_HOME instead", inert=True)
-    local_rank: int = option(-1, "the launcher sets it in the environment", inert=True)
+    local_rank: int = option(-1, "set by the launcher in the environment", inert=True)
     enable_xformers_memory_efficient_attention: bool = option(False, "torch's own attention is used", inert=True)
     weighted_mse: float | None = option(None, "see --motion_weight", inert=True)
     weighted_gan: bool = option(False, "gone", inert=True)
@@ -208,14 +210,14 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
         _check_start(self, "start_global_step")
         _check_shares(self, "codebook_decay", "cross_attention_dropout", "adam_beta1", "adam_beta2")
         if self.rand_select and self.rand_shuffle:
-            raise UserError("--rand_select and --rand_shuffle are two segment modes: give one")
+            raise UserError("--rand_select and --rand_shuffle exclude each other: give one")
         if (self.rand_select or self.rand_shuffle) and self.segment_horizon < self.segment_length:
             raise UserError(
                 f"--segment_horizon {self.segment_horizon} has no room for --segment_length {self.segment_length}"
             )
         if self.align_to_context and self.pretrained_model_name_or_path is None:
             raise UserError(
-                "--align_to_context copies the halves for context frames, which have to be trained: train without it "
+                "--align_to_context copies the context branch, which has to be trained: train without it "
                 "first, then give that run as --pretrained_model_name_or_path"
             )
         if self.decoders_only:
@@ -233,7 +235,7 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
 
     def _check_decoders_only(self) -> None:
         if self.pretrained_model_name_or_path is None:
-            raise UserError("--decoders_only trains what follows from tokens: give --pretrained_model_name_or_path")
+            raise UserError("--decoders_only needs a trained tokenizer: give --pretrained_model_name_or_path")
         changing = ("restart_dead_codes", "codebook_decay", "align_to_context", "cross_attention_dropout")
         if given := [f"--{name}" for name in changing if getattr(self, name)]:
             raise UserError(
@@ -263,34 +265,37 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
 
 @dataclass(frozen=True, kw_only=True)
 class GptModelArgs:
-    """Flags of the transformer and of what it starts from."""
+    """Flags of the transformer and of its initial weights."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "trained tokenizer: folder or hub id")
     vqgan_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
     config_name: str = option("configs/llama/config.json", "architecture of the transformer")
-    pretrained_transformer_path: str | None = option(None, "folder whose model.safetensors to start from")
+    pretrained_transformer_path: str | None = option(None, "folder of initial weights, model.safetensors")
     load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
     stale_tokens: float = option(
-        0.0, "replace up to this share of the history by older tokens, so that actions count (0: off)"
+        0.0,
+        "history corruption: replace up to this share of history tokens by older ones, so that actions matter (0: off)",
     )
     history: str = option(
-        "true", "own: train on histories of the model's own choices; true: less --stale_tokens", choices=HISTORIES
+        "true",
+        "own: train on histories of the model's own tokens; true: on true ones, less --stale_tokens",
+        choices=HISTORIES,
     )
-    history_passes: int = option(3, "--history own: how often each token is replaced by the model's choice", minimum=1)
+    history_passes: int = option(3, "--history own: passes that replace tokens by the model's choice", minimum=1)
     history_from_start: float = option(
-        0.6, "--history own: share of clips whose whole future is its own; others' is from a random frame on", minimum=0
+        0.6, "--history own: share of clips replaced from the first future frame; others from a random one", minimum=0
     )
     history_rule: str = option(
-        "likeliest", "--history own: which code it chooses; expected_code: nearest to the mean vector", choices=RULES
+        "likeliest", "--history own: how it chooses codes; expected_code: nearest to the mean vector", choices=RULES
     )
-    llama_attn_drop: float | None = option(None, "attention dropout (default: what the config says)")
+    llama_attn_drop: float | None = option(None, "attention dropout (default: that of the config)")
     action_conditioned: bool = option(False, "condition each frame on an action")
     action_dim: int = option(4, "dimension of the actions", minimum=1)
     action_recon: float | None = option(None, "weight of the reconstruction of actions", minimum=0)
     reward_prediction: bool = option(False, "predict rewards")
     symlog: bool = option(False, "predict the symmetric logarithm of rewards")
     goal_conditioned: bool = option(False, "the first frame is the goal")
-    lora: bool = option(False, "train low-rank adapters of --pretrained_transformer_path; of the rest, heads only")
+    lora: bool = option(False, "train only low-rank adapters of --pretrained_transformer_path, and the heads")
     lora_r: int = option(8, "rank of the adapters", minimum=1)
     lora_alpha: float = option(32, "scale of the adapters, divided by their rank", minimum=1)
     lora_dropout: float = option(0.0, "dropout of the adapters")
@@ -302,24 +307,24 @@ class GptModelArgs:
 class GenerationArgs:
     """Flags of validations that sample futures."""
 
-    use_eval_dataset: bool = option(False, "validate on the benchmark's evaluation clips, in order, not on random ones")
+    use_eval_dataset: bool = option(False, "validate on the benchmark's evaluation clips instead of random clips")
     use_frame_metrics: bool = option(False, "validations also score sampled futures: PSNR, SSIM, MSE, LPIPS")
     use_fvd: bool = option(False, "validations also score sampled futures by FVD, which needs --i3d_path")
     eval_only: bool = option(False, "validate --pretrained_transformer_path once; needs no training data")
     i3d_path: str = option(I3D_FILE, "I3D network for FVD")
-    eval_generate_times: int = option(1, "sampled futures per clip; scores are the best one's", minimum=1)
+    eval_generate_times: int = option(1, "sampled futures per clip; the best one is scored", minimum=1)
     max_generate_batchsize: int | None = option(
-        None, "futures that are sampled at a time (default: a batch's)", minimum=1
+        None, "batch size of sampling, in futures (default: those of a batch)", minimum=1
     )
-    max_decode_batchsize: int | None = option(None, "frames that LPIPS, clips that I3D is given at a time", minimum=1)
-    log_gif_interval: int = option(10, "at every validation: batches between GIFs of sampled futures", minimum=1)
+    max_decode_batchsize: int | None = option(None, "batch size of LPIPS in frames, and of I3D in clips", minimum=1)
+    log_gif_interval: int = option(10, "validation batches between GIFs of sampled futures", minimum=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs, GptModelArgs):
     """Flags of ``train_gpt.py``."""
 
-    # Shared with the tokenizer, whose usual values are others
+    # Flags shared with the tokenizer, with other defaults
     oxe_data_mixes_type: str = redefine(ClipArgs, "oxe_data_mixes_type", "select")
     segment_length: int = redefine(ClipArgs, "segment_length", 2)
     dataloader_num_workers: int = redefine(ClipArgs, "dataloader_num_workers", 4)
@@ -342,14 +347,14 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
     embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
     lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
     num_warmup_steps: int = option(5000, "warm-up in optimizer updates", minimum=0)
-    max_grad_norm: float | None = option(None, "gradients are clipped to this norm (default: not clipped)", minimum=0)
+    max_grad_norm: float | None = option(None, "clip gradients to this norm (default: no clipping)", minimum=0)
 
     # Record
     with_tracking: bool = option(True, "report to trackers")
     start_completed_steps: int = option(0, "start counting at this step", minimum=0)
 
-    # Nothing any more
-    special_token: bool = option(False, "separators are always there", inert=True)
+    # No effect any more
+    special_token: bool = option(False, "separators are always used", inert=True)
     trust_remote_code: bool = option(False, "no remote code is ever run", inert=True)
 
     def validate(self) -> None:
@@ -366,7 +371,7 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
             if getattr(self, flag) and not self.action_conditioned:
                 raise UserError(f"--{flag} needs --action_conditioned")
         if self.symlog and not self.reward_prediction:
-            raise UserError("--symlog is about rewards: it needs --reward_prediction")
+            raise UserError("--symlog transforms rewards: it needs --reward_prediction")
         if self.load_internal_llm and not self.pretrained_transformer_path:
             raise UserError("--load_internal_llm needs --pretrained_transformer_path")
         if self.lora:
@@ -382,9 +387,9 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
         if self.history_from_start > 1:
             raise UserError(f"--history_from_start is {self.history_from_start}: a share is at most 1")
         if self.history == "own" and self.stale_tokens:
-            raise UserError("--history own and --stale_tokens are two ways to spoil a history: give one")
+            raise UserError("--history own and --stale_tokens both change the history: give one")
         if self.history == "own" and self.gradient_checkpointing:
-            raise UserError("--history own keeps what it has read, which --gradient_checkpointing cannot: drop one")
+            raise UserError("--history own needs a key-value cache, which --gradient_checkpointing rules out: drop one")
         names = [field.name for field in fields(self) if field.name.startswith("history_")]
         given = [f"--{name}" for name in names if getattr(self, name) != getattr(type(self), name)]
         if given and self.history != "own":
@@ -403,7 +408,7 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
             return
         for flag in ("use_eval_dataset", "use_frame_metrics", "use_fvd", "eval_only"):
             if getattr(self, flag):
-                raise UserError(f"--{flag} needs true frames, and a --token_store has none: give --dataset_path")
+                raise UserError(f"--{flag} needs frames, and a --token_store holds only tokens: give --dataset_path")
         if self.dataset_path:
             raise UserError("--token_store and --dataset_path are two sources of clips: give one")
         if self.goal_conditioned:
@@ -427,7 +432,7 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
 
     @property
     def scores_samples(self) -> bool:
-        """Whether validations sample futures."""
+        """Tell whether validations sample futures."""
         return self.use_frame_metrics or self.use_fvd
 
     @property
@@ -477,7 +482,7 @@ def _check_clips(context_length: int, segment_length: int) -> None:
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
-    except ValueError:  # it was kept from being imported
+    except ValueError:  # the module is set to None in sys.modules
         return False
 
 

@@ -126,7 +126,7 @@ def _noting(failures: list[str]) -> Iterator[None]:
     """Collect a failed write instead of raising: the other processes are waiting."""
     try:
         yield
-    except (OSError, RuntimeError, UserError) as error:  # of writers
+    except (OSError, RuntimeError, UserError) as error:  # raised by the writers
         failures.append(str(error) or type(error).__name__)
 
 

@@ -36,7 +36,7 @@ from ivideogpt.vq_model import CompressiveVQModel
 logger = logging.getLogger(__name__)
 
 STEPS = 4
-MOST_STEPS = 100  # that are still a trial
+MOST_STEPS = 100  # limit of a trial run
 CLIPS = 2
 EPISODES = 4  # the first is the test split
 TINY_TOKENIZER = dict(
@@ -75,6 +75,7 @@ def tiny_tokenizer_run(args: TokenizerArgs) -> TokenizerArgs:
         pretrained_model_name_or_path=start,
         model_config_name_or_path=config,
         train_batch_size=min(args.train_batch_size, CLIPS),
+        gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),
         disc_start=1 if args.disc_start < args.max_train_steps else args.disc_start,
         lr_warmup_steps=1,
         log_grad_norm_steps=2,
@@ -101,6 +102,7 @@ def tiny_gpt_run(args: GptArgs) -> GptArgs:
         pretrained_transformer_path=start,
         config_name=config_name,
         per_device_train_batch_size=min(args.per_device_train_batch_size, CLIPS),
+        gradient_accumulation_steps=min(args.gradient_accumulation_steps, 2),
         per_device_eval_batch_size=CLIPS,
         eval_generate_times=min(args.eval_generate_times, 2),
         num_warmup_steps=1,

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ivideogpt.training.common.updates import SoundUpdates
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator  # which model-based RL goes without
+    from accelerate import Accelerator  # model-based RL runs without it
 
 NORM_LAYERS = ("LlamaRMSNorm", "RMSNorm", "LayerNorm", "GroupNorm")
 

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ivideogpt.data.clips.loaders import WorkerDied
-from ivideogpt.devices import check_launcher
+from ivideogpt.devices import check_launcher, has_bfloat16_units
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, write_json
 from ivideogpt.runs.checkpoints import set_aside_later, step_of
@@ -63,7 +63,7 @@ class Run:
     checkpoint: Path | None = None
     changes: Changes = field(default_factory=dict)  # since the run that is resumed, on purpose
     facts: dict[str, Any] = field(default_factory=dict)
-    trackers: list[Tracker] = field(default_factory=list)  # of the main process
+    trackers: list[Tracker] = field(default_factory=list)  # on the main process only
     stop_signal: StopSignal = field(default_factory=StopSignal)
     exit_code: int = 0
     at_end: list[Callable[[], None]] = field(default_factory=list)  # called by all processes unless the run failed
@@ -270,6 +270,8 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     args = dataclasses.replace(args, mixed_precision=accelerator.mixed_precision)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu" and not has_bfloat16_units():
+        logger.warning("this CPU has no bfloat16 units: --mixed_precision no is many times as fast as bf16")
     place = [_place_of(args, checkpoint_prefix) if accelerator.is_main_process else None]
     checkpoint, directory, seed, changes = broadcast_object_list(place)[0]
     set_seed(seed, device_specific=True)

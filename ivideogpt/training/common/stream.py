@@ -50,7 +50,7 @@ class BatchStream:
         training.wait_stream(self._beside)
         for part in vars(finished).values():
             if part is not None:
-                part.record_stream(training)  # its memory is not for the next batch until the step is done with it
+                part.record_stream(training)  # the next batch must not reuse the memory before the step is done
         return finished
 
     def state_dict(self) -> dict[str, Any]:

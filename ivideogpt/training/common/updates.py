@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from ivideogpt.errors import UserError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator  # which model-based RL goes without
+    from accelerate import Accelerator  # model-based RL runs without it
 
 MAX_SKIPPED = 50  # updates in a row, after which a run ends
 

@@ -47,7 +47,7 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     config = clip_config(args, segment_spec(args), args.train_batch_size)
     train_clips, validation_clips = build_clip_loaders(config, run, args.train_batch_size)
     tokenizer, fresh_codebooks = build_tokenizer(args, run.checkpoint)
-    if args.allow_tf32:  # of convolutions it is what PyTorch's default says
+    if args.allow_tf32:  # convolutions keep PyTorch's default
         torch.backends.cuda.matmul.allow_tf32 = True
 
     schedule = PhaseSchedule(args.max_train_steps, args.disc_start, args.start_global_step)

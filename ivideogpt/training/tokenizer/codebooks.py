@@ -68,7 +68,7 @@ class Codebook:
         self.accelerator = accelerator
         self.decay = decay
         self._weights = torch.ones(len(vectors), device=vectors.device)
-        self._sums = vectors.detach().clone()  # of latents, weighted like _weights
+        self._sums = vectors.detach().clone()  # sums of latents, weighted like _weights
         self._counts_since_log = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
         self._counts_since_restart = self._counts_since_log.clone()
         self.means = Tensors({"weights": self._weights, "sums": self._sums})
@@ -88,7 +88,7 @@ class Codebook:
         assert self.decay is not None
         counts = self.accelerator.reduce(counts.float(), "sum")
         sums = self.accelerator.reduce(torch.zeros_like(self._sums).index_add_(0, codes, latents), "sum")
-        sound = sums.isfinite().all()  # of latents that are not, nothing is learned
+        sound = sums.isfinite().all()  # non-finite latents cause no update
         counts, sums = torch.where(sound, counts, self._weights), torch.where(sound, sums, self._sums)
         self._weights.lerp_(counts, 1 - self.decay)
         self._sums.lerp_(sums, 1 - self.decay)

@@ -109,7 +109,7 @@ def compile_transformer(transformer: Transformer) -> None:
 def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> Transformer:
     """Build a transformer, with the weights of the run's checkpoint or of the starting point if there is one."""
     transformer = new_transformer(args, layout)
-    if checkpoint is not None and not args.lora:  # whose adapters are state, beside the weights that they started from
+    if checkpoint is not None and not args.lora:  # LoRA keeps these weights; its adapters are state
         file = checkpoint / TRANSFORMER_WEIGHTS
         load_strict(transformer, read_tensors(file), str(file))
     elif args.pretrained_transformer_path is not None:

@@ -13,7 +13,7 @@ from ivideogpt.state_dicts import save_tensors
 
 ADAPTED = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "embed_tokens", "lm_head")
 NAME = "default"  # peft's, of the one adapter that there is
-PEFT_PREFIX = "base_model.model."  # of tensors in peft's files
+PEFT_PREFIX = "base_model.model."  # prefix of tensor names in peft's files
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 

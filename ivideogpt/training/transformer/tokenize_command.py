@@ -26,10 +26,10 @@ class TokenizeArgs:
     context_length: int | None = option(None, "context frames (default: the tokenizer's)", minimum=1)
     video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
     stride: int = option(1, "native frames from the start of a clip to the next one's", minimum=1)
-    split: str = option("train", "which episodes", choices=("train", "test"))
-    num_passes: int = option(1, "how often every clip is stored: once as it is, then augmented", minimum=1)
+    split: str = option("train", "split of the episodes", choices=("train", "test"))
+    num_passes: int = option(1, "copies of every clip: the first unchanged, all others augmented", minimum=1)
     strong_aug: bool = option(False, "stronger augmentation in the later passes")
-    seed: int = option(0, "of the augmentation", minimum=0)
+    seed: int = option(0, "random seed of the augmentation", minimum=0)
     output: str = option(REQUIRED, "folder of the store; an unfinished one goes on")
     clips_per_shard: int = option(1024, "an interruption loses the work on one shard", minimum=1)
     batch_size: int = option(16, "clips at a time", minimum=1)
@@ -39,7 +39,7 @@ class TokenizeArgs:
     )
     cache_mb: int = option(64, CACHE_HELP, minimum=0)
     mixed_precision: str = option("no", "tokens are those of float32", choices=("no", "bf16"), inert=True)
-    device: str | None = option(None, "where the tokenizer runs (default: cuda if there is one, else cpu)")
+    device: str | None = option(None, "device of the tokenizer (default: cuda if available, else cpu)")
 
     def validate(self) -> None:
         """The tokenizer's context, which the segment length has to exceed, is not known yet."""

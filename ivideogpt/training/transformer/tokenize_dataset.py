@@ -1,7 +1,7 @@
 """``python -m ivideogpt.data tokenize``: run a tokenizer over every clip of a dataset, into a token store.
 
-Started by ``accelerate launch -m`` or ``torchrun -m``, several processes share the shards. What is in a shard does not
-depend on who writes it, so an interrupted run goes on where it stopped, with any number of processes.
+Several processes, started by ``accelerate launch -m`` or ``torchrun -m``, share the shards. The content of a shard does
+not depend on its process, so an interrupted run continues with any number of processes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ CAUSES_LISTED = 20
 
 @dataclass(frozen=True)
 class ClipTokenizer:
-    """Frames in [0, 1] to flat token ids, on a device, in eval mode."""
+    """Tokenizer of frames in [0, 1] to flat token ids, on a device, in eval mode."""
 
     model: CompressiveVQModel
     device: torch.device
@@ -62,7 +62,7 @@ class ClipTokenizer:
         return tokens.cpu()
 
     def batches(self, portion: Portion) -> Iterator[TokenBatch]:
-        """A portion's clips as tokens; nothing if none could be read."""
+        """Tokenize the clips of a portion; yields nothing if none could be read."""
         if portion.clips is not None:
             frames = portion.clips.to(self.device).frames
             yield TokenBatch(self(frames), portion.clips.actions, portion.clips.rewards)
@@ -76,7 +76,7 @@ def later_augmentation(args: TokenizeArgs) -> Augmentation | None:
 
 
 def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tuple[StoredClips, list[BadEpisode]]:
-    """Opens every episode once; the processes share that."""
+    """Find the clips by opening every episode once, distributed over the processes; also return bad episodes."""
     config = DataConfig(
         dataset_path=args.dataset_path,
         mix=args.oxe_data_mixes_type,
@@ -126,7 +126,7 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
 def write_tokens(
     tokenizer: ClipTokenizer, portions: Portions, writer: TokenStoreWriter, num_workers: int = 0, show: bool = True
 ) -> None:
-    """Write the shards that these portions make up."""
+    """Tokenize these portions and write their shards."""
     batches: list[TokenBatch] = []
     skipped: list[BadEpisode] = []
     with tqdm(total=portions.num_clips, desc="clips", unit="clip", disable=not show) as progress:
@@ -143,7 +143,7 @@ def write_tokens(
 
 def tokenize(args: TokenizeArgs) -> None:
     check_launcher()
-    # Without being told, accelerate takes several processes on a machine without a GPU for strangers to one another.
+    # Needed on machines without a GPU, where accelerate would not connect several processes.
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     device = choose_device(args.device, state)
     model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
@@ -156,7 +156,7 @@ def tokenize(args: TokenizeArgs) -> None:
         writer.begin()
     state.wait_for_everyone()
     missing = writer.missing()
-    state.wait_for_everyone()  # nobody writes before everyone has looked
+    state.wait_for_everyone()  # no process writes before all have looked
     mine = [(shard, writer.meta.clips_of(shard)) for shard in missing[state.process_index :: state.num_processes]]
     tokenizer = ClipTokenizer(model, device)
     portions = Portions(clips, mine, args.batch_size)
@@ -176,7 +176,7 @@ def choose_device(name: str | None, state: PartialState) -> torch.device:
 
 
 def report(output: str, num_episodes: int, causes: Mapping[str, str]) -> str:
-    """Say what is in a store, and which episodes are not, by name with their cause."""
+    """Return a summary of the store, with the skipped episodes and their causes."""
     lines = [f"{len(TokenStore(output))} clips of {num_episodes} episodes in {output}"]
     if causes:
         lines.append(f"skipped {len(causes)} bad episodes")

@@ -80,7 +80,7 @@ class GptTrainer:
     args: GptArgs
     run: Run
     model: nn.Module
-    new_transformer: Callable[[], Transformer]  # of the same architecture
+    new_transformer: Callable[[], Transformer]  # builds one of the same architecture
     adapters: Adapters | None  # None: all weights train
     layout: TokenLayout
     metadata: ModelMetadata
@@ -93,7 +93,7 @@ class GptTrainer:
     conditioning: Conditioning
     scoring: ScoringNetworks | None  # None: validations sample no futures
     own_history: OwnHistory | None = None  # None: the tokenizer has no code that stands still
-    evaluation_clips: EvaluationClips | None = None  # of a run that only evaluates
+    evaluation_clips: EvaluationClips | None = None  # for a run that only evaluates
     progress: TrainProgress = field(default_factory=TrainProgress)
     averager: MetricAverager = field(default_factory=MetricAverager)
 
@@ -142,7 +142,7 @@ class GptTrainer:
             return self.adapters.merged()
         if not is_sharded(self.transformer):
             return self.transformer
-        with torch.random.fork_rng():  # its random weights are no part of the run
+        with torch.random.fork_rng():  # initialisation must not change the run's random state
             transformer = self.new_transformer().to(self.accelerator.device)
         transformer.load_state_dict(whole_state_dict(self.transformer))
         return transformer

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
+from ivideogpt import devices
 from ivideogpt.devices import OF_TORCHRUN, check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
@@ -37,6 +38,14 @@ def test_float16_on_the_cpu_is_refused(args, tmp_path):
     half = parse(TokenizerArgs, f"--output_dir {tmp_path} --mixed_precision fp16 --disc_start 1000005".split())
     with pytest.raises(UserError, match="--mixed_precision fp16 needs an accelerator"):
         build_run(half, TOKENIZER_CHECKPOINTS)
+
+
+@pytest.mark.parametrize(("flags", "slow"), [("flags : avx2", True), ("flags : avx2 avx512_bf16", False)])
+def test_emulated_bfloat16_is_warned_of(flags, slow, args, monkeypatch, caplog):
+    """Such a run is 15 times slower than one in float32, and nothing else says so."""
+    monkeypatch.setattr(devices, "processor_flags", lambda: flags)
+    build_run(dataclasses.replace(args, mixed_precision="bf16"), TOKENIZER_CHECKPOINTS)
+    assert ("no bfloat16 units" in caplog.text) == slow
 
 
 @pytest.mark.parametrize(

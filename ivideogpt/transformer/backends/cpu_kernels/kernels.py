@@ -11,7 +11,6 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shlex
 import shutil
 import stat
@@ -24,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ivideogpt.devices import processor_flags
 from ivideogpt.files import write_text
 from ivideogpt.precision import forced_bfloat16
 from ivideogpt.transformer.llama import LayerWeights, LlamaWeights
@@ -91,7 +91,7 @@ class NativePass:
 
     def __init__(self, library: ctypes.CDLL, weights: LlamaWeights) -> None:
         self._library = library
-        self._kept = layers = weights.layers  # their memory is read by address
+        self._kept = layers = weights.layers  # keeps alive the memory that is read by address
         self._final_norm = weights.final_norm
         self._cos, self._sin = weights.cos, weights.sin
         self._is_bfloat16 = weights.final_norm.dtype == torch.bfloat16
@@ -227,7 +227,7 @@ def _library_file() -> Path:
     folder = user_cache()
     if folder is None:
         raise OSError("no folder to keep them in: set HOME or XDG_CACHE_HOME")
-    made_of = "\n".join([SOURCE.read_text(), *COMPILE_FLAGS, _processor()])
+    made_of = "\n".join([SOURCE.read_text(), *COMPILE_FLAGS, processor_flags()])
     return folder / f"native_pass-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}.so"
 
 
@@ -319,17 +319,7 @@ def _remove_old(newest: Path) -> None:
 def multiplies_bfloat16() -> bool:
     """Return whether this CPU has units for products of bfloat16 matrices. Without them float32 is the faster one."""
     forced = forced_bfloat16()
-    return "amx_bf16" in _processor() if forced is None else forced
-
-
-@functools.cache
-def _processor() -> str:
-    """Return the processor features that -march=native depends on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.machine())
+    return "amx_bf16" in processor_flags() if forced is None else forced
 
 
 def _room(*shape: int) -> Tensor:
