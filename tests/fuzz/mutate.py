@@ -21,7 +21,8 @@ import numpy as np
 
 from ivideogpt.errors import UserError
 
-SECONDS = 10  # a mutant that takes longer hangs
+SECONDS = 10  # of processor time: a mutant that takes more hangs, on a busy machine, too
+PATIENCE = 30  # times as many seconds on the clock may pass, should it wait for something
 ADDRESS_SPACE = 1 << 30  # bytes that reading mutants may take beyond what the process has
 GROWTH = 100 << 20  # bytes that may stay after all of them
 WARM_UP = 30  # mutants before growth counts: imports and caches
@@ -91,15 +92,18 @@ def bounded(seconds: float = SECONDS, num_bytes: int = ADDRESS_SPACE) -> Iterato
         raise Hang(f"longer than {seconds} s")
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    handler = signal.signal(signal.SIGALRM, hang)
+    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE * seconds)}
+    handlers = {number: signal.signal(number, hang) for number in timers}
     resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + num_bytes, limits[1]))
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    for timer, limit in timers.values():
+        signal.setitimer(timer, limit)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, handlers[number])
         resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.signal(signal.SIGALRM, handler)
 
 
 def resident_bytes() -> int:

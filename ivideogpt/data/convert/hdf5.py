@@ -23,7 +23,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
             yield file
     except UserError:
         raise
-    except (OSError, LookupError, ValueError, TypeError) as error:
+    except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:  # h5py raises each of them
         raise UserError(f"{path}: truncated, or not the HDF5 file expected here ({_told(error)})") from error
 
 
