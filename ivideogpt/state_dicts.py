@@ -5,7 +5,6 @@ Knows tensors and files; knows no model.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -118,12 +117,6 @@ def tensor_names(file: Path) -> list[str]:
     """Return the names of the tensors in a safetensors file, without reading them."""
     with _reading(file), safe_open(file, framework="pt") as tensors:
         return list(tensors.keys())
-
-
-def num_parameters(file: Path) -> int:
-    """Count the numbers in all tensors of a safetensors file, without reading them."""
-    with _reading(file), safe_open(file, framework="pt") as tensors:
-        return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118  no mapping
 
 
 def read_tensors(file: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

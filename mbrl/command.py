@@ -25,6 +25,21 @@ FLAGS = """
 """
 
 
+def read_settings(kind: type[S], config_name: str, argv: Sequence[str]) -> tuple[S, dict[str, Any]]:
+    """Return checked settings, and the values that they were read from.
+
+    Raises:
+        UserError: a setting does not exist, or its value is not what it takes.
+    """
+    from mbrl.config_files import compose_config  # needs hydra, which may be missing
+    from mbrl.settings import read
+
+    config = compose_config(config_name, argv)
+    settings = read(kind, config)
+    settings.validate()
+    return settings, config
+
+
 def run(
     parse: Callable[[Sequence[str], str], tuple[S, dict[str, Any]]],
     train: Callable[[S, dict[str, Any]], int],

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
-from mbrl.command import run
+from mbrl.command import read_settings, run
 
 if TYPE_CHECKING:
     from mbrl.settings import Settings
@@ -23,13 +23,9 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str], config_name: str = "config") -> tuple[Settings, dict[str, Any]]:
     """Return the settings, and the values that they were read from."""
-    from mbrl.config_files import compose_config  # needs hydra, which may be missing
-    from mbrl.settings import Settings, read
+    from mbrl.settings import Settings
 
-    config = compose_config(config_name, argv)
-    settings = read(Settings, config)
-    settings.validate()
-    return settings, config
+    return read_settings(Settings, config_name, argv)
 
 
 def train(settings: Settings, config: dict[str, Any]) -> int:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
-from mbrl.command import run
+from mbrl.command import read_settings, run
 
 if TYPE_CHECKING:
     from mbrl.settings import MbpoSettings
@@ -24,13 +24,9 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
     """Return the settings, and the values that they were read from."""
-    from mbrl.config_files import compose_config  # needs hydra, which may be missing
-    from mbrl.settings import MbpoSettings, read
+    from mbrl.settings import MbpoSettings
 
-    config = compose_config(config_name, argv)
-    settings = read(MbpoSettings, config)
-    settings.validate()
-    return settings, config
+    return read_settings(MbpoSettings, config_name, argv)
 
 
 def train(settings: MbpoSettings, config: dict[str, Any]) -> int:

@@ -6,29 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import startup
+
 ROOT = Path(__file__).parents[1]
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate", "huggingface_hub", "scipy", "matplotlib", "torch._dynamo"}
 SLOW = {"torch", "tensorflow", "metaworld", "mujoco", "h5py", "av", "pyarrow", "hydra", *MODEL_LIBRARIES}
 HYDRA = {"mbrl/train_metaworld_drq.py", "mbrl/train_metaworld_mbpo.py"}  # it puts together the settings to be shown
 
-COMMANDS = [
-    "train_tokenizer.py",
-    "train_gpt.py",
-    "inference/predict.py",
-    "-m ivideogpt.data",
-    "-m ivideogpt.data inspect",
-    "-m ivideogpt.data preview",
-    "-m ivideogpt.data tokenize",
-    "-m ivideogpt.data validate",
-    "-m ivideogpt.evaluation",
-    "-m ivideogpt.evaluation compare",
-    "-m ivideogpt.evaluation tokenizer",
-    "-m ivideogpt.training.export",
-    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("datasets/*.py"))),
-    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("mbrl/tools/*.py"))),
-    *sorted(HYDRA),
-]
+FOLDERS = ("datasets", "mbrl/tools")
+SCRIPTS = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
+COMMANDS = sorted({*startup.COMMANDS, "-m ivideogpt.data validate", *SCRIPTS, *HYDRA})
 ASK_FOR_HELP = """
 import runpy, sys
 sys.argv = [*sys.argv[1:], "--help"]

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from ivideogpt.metrics.fvd import FeatureStats, frechet_distance
 CLIPS_FILE = "clips.jsonl"
 FEATURES_FOLDER = "features"  # I3D features, one file per clip, until the report is written
 
+Last = TypeVar("Last", str, int)  # part of a key: a metric or a frame
 Key = tuple[str, str, str]  # column, candidate, metric
 Summaries = dict[str, dict[str, dict[str, float]]]  # column -> candidate -> metric -> number
 Curves = dict[str, dict[str, list[float]]]  # candidate -> metric -> mean over samples of each frame
@@ -224,19 +225,11 @@ class RowSummary:
 
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return column -> candidate -> metric -> mean over clips."""
-        columns: dict[str, dict[str, dict[str, Interval]]] = {}
-        for column, name, metric in self.means.keys:
-            interval = self.means.interval((column, name, metric))
-            columns.setdefault(column, {}).setdefault(name, {})[metric] = interval
-        return columns
+        return _nested_intervals(self.means)
 
     def curves(self) -> dict[str, dict[str, dict[int, Interval]]]:
         """Return candidate -> metric -> frame -> mean over clips."""
-        curves: dict[str, dict[str, dict[int, Interval]]] = {}
-        for name, metric, frame in self._frame_means.keys:
-            interval = self._frame_means.interval((name, metric, frame))
-            curves.setdefault(name, {}).setdefault(metric, {})[frame] = interval
-        return curves
+        return _nested_intervals(self._frame_means)
 
     def code_counts(self, book: str, size: int) -> NDArray[np.int64]:
         """Count the occurrences of each of ``size`` codes."""
@@ -253,6 +246,15 @@ class RowSummary:
             if name != TRUTH:
                 distances.setdefault(column, {})[name] = frechet_distance(stats[column, TRUTH], generated)
         return distances
+
+
+def _nested_intervals(means: BootstrapMeans[tuple[str, str, Last]]) -> dict[str, dict[str, dict[Last, Interval]]]:
+    """Return the interval of each mean, by the three parts of its key."""
+    nested: dict[str, dict[str, dict[Last, Interval]]] = {}
+    for key in means.keys:
+        first, second, third = key
+        nested.setdefault(first, {}).setdefault(second, {})[third] = means.interval(key)
+    return nested
 
 
 def _curves_by_key(curves: Curves) -> dict[tuple[str, str, int], float]:

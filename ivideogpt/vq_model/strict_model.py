@@ -17,7 +17,6 @@ from ivideogpt.files import read_json, write_text
 from ivideogpt.model_configs import described_by
 from ivideogpt.state_dicts import (
     check_state_dict,
-    num_parameters,
     read_tensors,
     save_tensors,
     shapes_of,
@@ -132,23 +131,19 @@ class StrictModel(nn.Module):
         source = f"{pretrained_model_name_or_path}"
         try:
             folder = _resolve(source, revision) / (subfolder or "")
-            with described_by(folder / CONFIG_FILE), without_values():
-                model = cls.from_config(cls.load_config(folder))
-            file = weights_file(folder, WEIGHTS_FILE)
-            _check_size(model, folder / CONFIG_FILE, file)
-            tensors = read_tensors(file, torch.float32)
+            values = cls.load_config(folder)
+            tensors = read_tensors(weights_file(folder, WEIGHTS_FILE), torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot load a {cls.kind} from {source}: {first_line(error)}") from error
+        config = folder / CONFIG_FILE
+        with described_by(config), without_values():
+            model = cls.from_config(values)
+        described, held = (sum(tensor.numel() for tensor in some.values()) for some in (model.state_dict(), tensors))
+        if described > 2 * held:  # less of a difference gets a message that names the tensors
+            raise UserError(f"{config} describes a network of {described} parameters, {WEIGHTS_FILE} holds {held}")
         check_state_dict(shapes_of(model.state_dict()), shapes_of(tensors), f"{source}, read as a {cls.kind},")
         model.load_state_dict(tensors, assign=True)
         return model.eval()
-
-
-def _check_size(model: nn.Module, config: Path, file: Path) -> None:
-    """Refuse a network far larger than its file. Less of a difference gets a message that names the tensors."""
-    described, held = sum(tensor.numel() for tensor in model.state_dict().values()), num_parameters(file)
-    if described > 2 * held:
-        raise UserError(f"{config} describes a network of {described} parameters, {file.name} holds {held}")
 
 
 def _resolve(path_or_hub_id: str, revision: str | None) -> Path:
