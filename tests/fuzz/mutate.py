@@ -5,6 +5,7 @@ Mutant i of a seed is always the same one, so that a failure is repeated by its 
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
 import os
@@ -22,7 +23,7 @@ import numpy as np
 from ivideogpt.errors import UserError
 
 SECONDS = 10  # of processor time: a mutant that takes more hangs, on a busy machine, too
-PATIENCE = 30  # times as many seconds on the clock may pass, should it wait for something
+PATIENCE = 30  # times as many seconds on the clock may pass: then it waits for something, or loops in a library
 ADDRESS_SPACE = 1 << 30  # bytes that reading mutants may take beyond what the process has
 GROWTH = 100 << 20  # bytes that may stay after all of them
 WARM_UP = 30  # mutants before growth counts: imports and caches
@@ -86,23 +87,25 @@ def check_mutants(
 
 @contextmanager
 def bounded(seconds: float = SECONDS, num_bytes: int = ADDRESS_SPACE) -> Iterator[None]:
-    """Raise Hang after some seconds, and MemoryError where the block takes more memory than this."""
+    """Raise Hang after some seconds, and MemoryError where the block takes more memory than this.
+
+    A library that loops outside Python cannot be interrupted: it ends the process.
+    """
 
     def hang(*_: object) -> None:
         raise Hang(f"longer than {seconds} s")
 
     limits = resource.getrlimit(resource.RLIMIT_AS)
-    timers = {signal.SIGPROF: (signal.ITIMER_PROF, seconds), signal.SIGALRM: (signal.ITIMER_REAL, PATIENCE * seconds)}
-    handlers = {number: signal.signal(number, hang) for number in timers}
+    handler = signal.signal(signal.SIGPROF, hang)
     resource.setrlimit(resource.RLIMIT_AS, (_status_bytes("VmSize") + num_bytes, limits[1]))
-    for timer, limit in timers.values():
-        signal.setitimer(timer, limit)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    faulthandler.dump_traceback_later(PATIENCE * seconds, exit=True)
     try:
         yield
     finally:
-        for number, (timer, _) in timers.items():
-            signal.setitimer(timer, 0)
-            signal.signal(number, handlers[number])
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, handler)
         resource.setrlimit(resource.RLIMIT_AS, limits)
 
 

@@ -96,3 +96,18 @@ def test_hdf5(check, tmp_path):
                 raise UserError("another kind")
 
     check(read)
+
+
+def test_an_endless_heap_of_strings_is_refused(tmp_path):
+    """libhdf5 2.0 reads a free object of zero bytes for ever."""
+    h5py = pytest.importorskip("h5py")
+    path = tmp_path / "one.hdf5"
+    with h5py.File(path, "w") as file:
+        file.attrs["kind"] = "mp4"
+    content = bytearray(path.read_bytes())
+    free = content.index(b"GCOL") + 16 + 16 + 8  # after the header and the only string
+    assert int.from_bytes(content[free + 8 : free + 16], "little") > 1000
+    content[free + 8 : free + 16] = bytes(8)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"one\.hdf5: .*heap"), open_hdf5(path):
+        pass

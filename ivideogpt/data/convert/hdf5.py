@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ import numpy as np
 from ivideogpt.data.formats.npz_arrays import MAX_DEFLATE_RATIO
 from ivideogpt.errors import UserError
 
+_HEAP = b"GCOL\x01\0\0\0"
+
 
 @contextmanager
 def open_hdf5(path: Path) -> Iterator[Any]:
@@ -19,6 +22,7 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
+        _check_heaps(path)
         with h5py.File(path, "r") as file:
             yield file
     except UserError:
@@ -35,6 +39,29 @@ def read_array(group: Any, name: str) -> np.ndarray:
     if dataset.nbytes > MAX_DEFLATE_RATIO * dataset.id.get_storage_size():
         raise UserError(f"{group.file.filename}: {group.name}/{name} claims {dataset.nbytes} bytes that are not there")
     return dataset[()]
+
+
+def _check_heaps(path: Path) -> None:
+    """Refuse a file whose heaps of strings do not end: libhdf5 2.0 reads such a heap for ever, and nothing stops it.
+
+    A heap is a signature, its size in bytes and objects (HDF5 file format specification 3.0, III.E). The size of
+    object 0, the space that is free, includes its header.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        start = content.find(_HEAP)
+        while start >= 0:
+            place, end = start + 16, start + _number(content[start + 8 : start + 16])
+            while place + 16 <= min(end, len(content)):
+                index, size = _number(content[place : place + 2]), _number(content[place + 8 : place + 16])
+                size = 16 + (size + 7) // 8 * 8 if index else size
+                if not 0 < size <= end - place:
+                    raise ValueError("a heap of strings is damaged")
+                place += size
+            start = content.find(_HEAP, start + 1)
+
+
+def _number(content: bytes) -> int:
+    return int.from_bytes(content, "little")
 
 
 def _told(error: Exception) -> str:
