@@ -7,6 +7,8 @@ import pytest
 from ivideogpt import WorldModel
 from tests.fuzz.mutate import check_mutants
 
+LEAK = 20_000  # bytes a model: safetensors 0.8 leaves about 60 behind for each tensor that it reads
+
 
 @pytest.fixture
 def model(tmp_path, tiny_world_model):
@@ -16,6 +18,6 @@ def model(tmp_path, tiny_world_model):
 
 def test_model_folders(model, num_mutants):
     """A folder from elsewhere may claim any width and any number of layers."""
-    outcome = check_mutants(model, WorldModel.from_pretrained, num_mutants)
+    outcome = check_mutants(model, WorldModel.from_pretrained, num_mutants, leak=LEAK)
     assert outcome.refused > num_mutants // 3
     assert outcome.read
