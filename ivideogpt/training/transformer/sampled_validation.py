@@ -117,9 +117,9 @@ def report_predictions(run: Run, args: GptArgs, scorer: PredictionScorer, clips:
 def _logged(scores: Mapping[str, Any], fvd: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     """Return means under the names that validations use: from column -> candidate -> metric -> interval."""
     metrics = {
-        f"{prefix}{metric}": interval["mean"]
+        f"{prefix}{metric}": scores[column][name][metric]["mean"]
         for prefix, (column, name) in LOGGED.items()
-        for metric, interval in scores.get(column, {}).get(name, {}).items()
-        if METRICS[metric].scores_whole_frames
+        for metric, row in METRICS.items()
+        if row.scores_whole_frames and metric in scores.get(column, {}).get(name, {})
     }
     return metrics | ({"fvd": fvd["paper"][PREDICTION]} if fvd else {})
