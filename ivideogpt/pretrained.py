@@ -58,8 +58,9 @@ def resolve_folder(path_or_hub_id: str | Path) -> Path:
     try:
         return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's client raises many kinds: a proxy's errors are no OSError
-        reason = first_line(error)
-        raise UserError(f"{path_or_hub_id} is neither a folder nor a model that the hub gives us: {reason}") from error
+        raise UserError(
+            f"{path_or_hub_id} is neither a local folder nor a model that the hub gives us: {first_line(error)}"
+        ) from error
 
 
 def model_folder(path_or_hub_id: str | Path) -> Path:
