@@ -11,13 +11,12 @@ from ivideogpt.training.common.args import GptArgs, parse
 def main() -> None:
     args = parse(GptArgs)
     # Parse first: importing the libraries takes seconds.
-    from ivideogpt.training.common.debug import tiny_gpt_run
-    from ivideogpt.training.common.dry_run import report
+    from ivideogpt.training.common.trial_runs import report, tiny_gpt_run
     from ivideogpt.training.transformer.build import build_gpt_trainer
 
     trainer = build_gpt_trainer(tiny_gpt_run(args) if args.debug else args)
     if args.dry_run:
-        trainer.run.say(report(trainer))
+        trainer.run.accelerator.print(report(trainer))
         return
     with trainer.run:
         trainer.evaluate() if args.eval_only else trainer.fit()

@@ -11,13 +11,12 @@ from ivideogpt.training.common.args import TokenizerArgs, parse
 def main() -> None:
     args = parse(TokenizerArgs)
     # Parse first: importing the libraries takes seconds.
-    from ivideogpt.training.common.debug import tiny_tokenizer_run
-    from ivideogpt.training.common.dry_run import report
+    from ivideogpt.training.common.trial_runs import report, tiny_tokenizer_run
     from ivideogpt.training.tokenizer.build import build_tokenizer_trainer
 
     trainer = build_tokenizer_trainer(tiny_tokenizer_run(args) if args.debug else args)
     if args.dry_run:
-        trainer.run.say(report(trainer))
+        trainer.run.accelerator.print(report(trainer))
         return
     with trainer.run:
         trainer.fit()

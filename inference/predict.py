@@ -13,13 +13,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
-from ivideogpt.choices import BACKEND_HELP, SAMPLING_RULES
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.output import check_folder_can_be_written
-from ivideogpt.flags import option, parse
+from ivideogpt.files import check_folder_can_be_written
+from ivideogpt.flags import BACKEND_HELP, SAMPLING_RULES, option, parse
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"

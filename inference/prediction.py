@@ -17,7 +17,7 @@ from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import flags_for_several, with_settings
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
@@ -75,15 +75,15 @@ def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
     """Return the model with the settings that flags override in its checkpoint."""
     demand_what_is_fixed(model.metadata, args)
     context_length = args.context_length or model.metadata.context_length
-    settings = ModelSettings(
+    return with_settings(
+        model,
         context_length=context_length,
         segment_length=context_length + args.horizon if args.horizon else args.segment_length,
         goal_conditioned=args.goal_conditioned,
         temperature=args.temperature,
         top_k=args.top_k,
-        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
+        rule=args.sampling_rule,
     )
-    return with_settings(model, settings)
 
 
 def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:

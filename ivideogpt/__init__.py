@@ -13,11 +13,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["Sampling", "Session", "WorldModel", "__version__"]
 
-_HOME = {
-    "Sampling": "ivideogpt.transformer",
-    "Session": "ivideogpt.session",
-    "WorldModel": "ivideogpt.world_model",
-}
+_HOME = {"Sampling": "ivideogpt.transformer", "Session": "ivideogpt.session", "WorldModel": "ivideogpt.world_model"}
 
 
 def __getattr__(name: str) -> Any:

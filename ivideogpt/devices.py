@@ -1,10 +1,13 @@
-"""The device that a command runs on, and the launcher that started its processes."""
+"""The device that a command runs on, the launcher that started its processes, and the versions of packages."""
 
 from __future__ import annotations
 
 import functools
 import os
 import platform
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +26,7 @@ def check_launcher() -> None:
     """Refuse launchers other than torchrun and ``accelerate launch`` before any process waits for another.
 
     Other launchers' variables also stay behind in shells and containers, where accelerate would take them for its own.
-
-    Raises:
-        UserError: the environment speaks of several processes, and torchrun has not started this one.
+    So an environment that speaks of several processes, of which torchrun has not started this one, is a UserError.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return
@@ -41,8 +42,7 @@ def check_launcher() -> None:
 def choose_device(name: str) -> torch.device:
     """Return the device that ``--device`` names; each of several processes on a machine gets a GPU of its own.
 
-    Raises:
-        UserError: there is none, or there are fewer GPUs than processes.
+    A UserError says if there is none, or if there are fewer GPUs than processes.
     """
     import torch  # here, as commands read DEVICES for --help
 
@@ -50,9 +50,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = next(kind for kind in ("cuda", "mps", "cpu") if available[kind])
     if not available[name]:
-        raise UserError(
-            f"--device {name} is not available here: {', '.join(kind for kind in available if available[kind])}"
-        )
+        raise UserError(f"--device {name} is not available here: {', '.join(filter(available.get, available))}")
     if name != "cuda" or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return torch.device(name)
     rank = int(os.environ.get("LOCAL_RANK", "0"))
@@ -74,3 +72,12 @@ def processor_flags() -> str:
 def has_bfloat16_units() -> bool:
     """Return whether this CPU computes in bfloat16 by itself. Otherwise torch emulates it, up to 15 times as slowly."""
     return any(flag in processor_flags().split() for flag in ("amx_bf16", "avx512_bf16", "bf16"))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the versions of Python and of these packages; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()} | dict.fromkeys(packages)
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

@@ -23,9 +23,7 @@ def require(*packages: str, extra: str = "data") -> None:
     """Raise UserError naming the extra to install if one of these optional packages is missing."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
-        raise UserError(
-            f"the package {missing[0]} is not installed: pip install -e '.[{extra}]' in the project's folder"
-        )
+        raise UserError(f"the package {missing[0]} is not installed: pip install -e '.[{extra}]' in the project folder")
 
 
 def cli(main: Callable[[], object]) -> None:

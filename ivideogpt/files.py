@@ -54,14 +54,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that takes the place of `path` as :func:`atomic_path` says.
-
-    Args:
-        mode: ``"wb"`` or ``"w"`` (UTF-8).
-
-    Raises:
-        OSError: the folder is missing, the disk is full or read-only.
-    """
+    """Open a file that takes the place of `path` as :func:`atomic_path` says; `mode` is ``"wb"`` or ``"w"`` (UTF-8)."""
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
 
@@ -70,11 +63,10 @@ def remove_abandoned(folder: Path) -> None:
     """Remove what killed processes left unfinished in a folder; others may be writing there meanwhile."""
     for path in folder.glob(f".*{PARTIAL_SUFFIX}") if folder.is_dir() else ():
         made_by = re.search(r"\.(\d+)-[0-9a-f]{8}\.partial$", path.name)
-        with suppress(OSError):
-            if made_by is None:  # left by an older version, which wrote files only
-                path.unlink()
-            elif not _is_running(int(made_by[1])) and time.time() - path.stat().st_mtime > ABANDONED_AFTER:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):  # without a process it was left by an older version
+            if made_by and (_is_running(int(made_by[1])) or time.time() - path.stat().st_mtime < ABANDONED_AFTER):
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_running(process: int) -> bool:
@@ -102,6 +94,15 @@ def sync_folder(folder: Path) -> None:
         sync(folder)
 
 
+def check_folder_can_be_written(folder: Path, flag: str) -> None:
+    """Check that a folder is writable, or can be created; UserError if not, or if it is a file. Creates nothing."""
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not existing.is_dir():
+        raise UserError(f"{flag}: {existing} is a file, expected a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"{flag}: nothing can be written to {existing}: name another folder")
+
+
 def append_line(path: Path, line: str) -> None:
     """Append a line to a text file, whole or not at all: half a line would spoil the next one, too."""
     with path.open("ab", buffering=0) as file:
@@ -124,22 +125,14 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
-    """Write a JSON file, whole or not at all.
-
-    Raises:
-        ValueError: `value` holds NaN or infinity, which JSON has no word for.
-    """
+    """Write a JSON file, whole or not at all; ValueError for NaN and infinity, which JSON has no word for."""
     write_text(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
-    """Read a JSON file that holds one object.
+    """Read a JSON file that holds one object; UserError for any other file, and for none.
 
-    Args:
-        advice: ends the message, e.g. "remove it to start again".
-
-    Raises:
-        UserError: the file is missing, unreadable, no JSON, or JSON of another kind.
+    ``advice`` ends the message, e.g. "remove it to start again".
     """
     ending = f"; {advice}" if advice else ""
     try:
@@ -157,14 +150,9 @@ def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
 
 
 def check_fields(record: Any, lowest: Mapping[str, float] = MappingProxyType({}), highest: float = 2**63 - 1) -> None:
-    """Check a dataclass that was made from JSON: types against annotations, and numbers against a range.
+    """Check a dataclass that was made from JSON; UserError if a field has another type (True is no number) or range.
 
-    Args:
-        lowest: the least that a number may be, by field; 0 for others.
-        highest: the most that any number may be.
-
-    Raises:
-        UserError: a field is of another type (True is no number), or out of its range, as NaN always is.
+    Numbers, by field, are at least ``lowest``, 0 if it says nothing, and at most ``highest``. NaN is out of any range.
     """
     for name, kind in get_type_hints(type(record)).items():
         value = getattr(record, name)

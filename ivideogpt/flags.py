@@ -1,4 +1,4 @@
-"""Command-line flags from a frozen dataclass: one field a flag, its help beside it. Knows no flag in particular.
+"""Command-line flags from a frozen dataclass: one field a flag, its help beside it.
 
 A flag may be *inert* (historical, does nothing any more): it warns when given. Nothing is ignored in silence.
 """
@@ -28,6 +28,10 @@ Args = TypeVar("Args", bound=Flags)
 
 REQUIRED = dataclasses.MISSING  # in place of a default
 
+# Of flags that several commands share.
+SAMPLING_RULES = ("sample", "expected_code")
+BACKEND_HELP = "what decodes tokens: torch, cpu_kernels, cuda_graph; auto: the fastest that runs on this device"
+
 
 def option(
     default: Any,
@@ -39,15 +43,8 @@ def option(
     negatable: bool = False,
 ) -> Any:
     """A dataclass field that is a command-line flag, or an argument without one; negatable: with ``--no-`` too."""
-    metadata = {
-        "help": help,
-        "choices": choices,
-        "minimum": minimum,
-        "inert": inert,
-        "positional": positional,
-        "negatable": negatable,
-    }
-    return dataclasses.field(default=default, metadata=metadata)
+    facts = dict(help=help, choices=choices, minimum=minimum, inert=inert, positional=positional, negatable=negatable)
+    return dataclasses.field(default=default, metadata=facts)
 
 
 def redefine(base: type, name: str, default: Any, help: str | None = None) -> Any:
@@ -57,21 +54,23 @@ def redefine(base: type, name: str, default: Any, help: str | None = None) -> An
 
 
 def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
-    """Read flags into ``kind`` and check them before anything expensive starts.
-
-    Raises:
-        UserError: the flags do not fit together.
-    """
-    parser = Parser(
-        description=kind.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
+    """Read flags into ``kind`` and check them before anything expensive starts; UserError if they do not fit."""
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = Parser(description=kind.__doc__, formatter_class=formatter, allow_abbrev=False)
     hints = typing.get_type_hints(kind)
-    for field in _fields(kind):
-        _add_flag(parser, field, _without_none(hints[field.name]))
-    args = kind(**vars(parser.parse_args(argv)))
-    _check_minima(args)
+    known = dataclasses.fields(kind)  # type: ignore[arg-type]
+    for field in known:
+        _add_flag(parser, field, hints[field.name])
+    given = vars(parser.parse_args(argv)).items()
+    args = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given})
+    for field in known:
+        value, minimum = getattr(args, field.name), field.metadata["minimum"]
+        if minimum is not None and value is not None and value < minimum:
+            raise UserError(f"--{field.name} is {value}: it must be at least {minimum}")
     args.validate()
-    _warn_of_inert_flags(args)
+    for field in known:
+        if field.metadata["inert"] and getattr(args, field.name) != field.default:
+            warnings.warn(f"--{field.name} has no effect ({field.metadata['help']})", stacklevel=2)
     return args
 
 
@@ -82,7 +81,9 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
-def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: type) -> None:
+def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: Any) -> None:
+    if isinstance(kind, types.UnionType):  # int | None
+        kind = next(part for part in typing.get_args(kind) if part is not type(None))
     settings: dict[str, Any] = {"help": field.metadata["help"].replace("%", "%%")}
     if field.metadata["positional"]:
         parser.add_argument(field.name, type=kind, **settings)
@@ -93,8 +94,8 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], ki
         settings["default"] = field.default
     if field.metadata["negatable"]:
         settings["action"] = argparse.BooleanOptionalAction
-    elif typing.get_origin(kind) is tuple:  # several words; argparse would make a list of them
-        settings |= {"nargs": "+", "type": typing.get_args(kind)[0], "action": _StoreTuple}
+    elif typing.get_origin(kind) is tuple:  # several words
+        settings |= {"nargs": "+", "type": typing.get_args(kind)[0]}
     elif kind is bool:  # a switch, which may also be given as --flag True or --flag False
         settings |= {"nargs": "?", "const": True, "type": _parse_bool}
     else:
@@ -102,40 +103,7 @@ def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], ki
     parser.add_argument(f"--{field.name}", **settings)
 
 
-class _StoreTuple(argparse.Action):
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
-    ) -> None:
-        setattr(namespace, self.dest, tuple(values))
-
-
 def _parse_bool(text: str) -> bool:
     if text.lower() not in ("true", "false", "1", "0"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return text.lower() in ("true", "1")
-
-
-def _without_none(hint: Any) -> type:
-    """Return ``int`` for ``int | None``."""
-    if isinstance(hint, types.UnionType):
-        (kind,) = (kind for kind in typing.get_args(hint) if kind is not type(None))
-        return kind
-    return hint
-
-
-def _fields(kind: Any) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(kind)
-
-
-def _check_minima(args: Flags) -> None:
-    for field in _fields(args):
-        value, minimum = getattr(args, field.name), field.metadata["minimum"]
-        if minimum is not None and value is not None and value < minimum:
-            raise UserError(f"--{field.name} is {value}: it must be at least {minimum}")
-
-
-def _warn_of_inert_flags(args: Flags) -> None:
-    for field in _fields(args):
-        if not field.metadata["inert"] or getattr(args, field.name) == field.default:
-            continue
-        warnings.warn(f"--{field.name} has no effect ({field.metadata['help']})", stacklevel=3)

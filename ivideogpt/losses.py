@@ -67,10 +67,12 @@ class TokenizerLoss:
         """Compute the loss of ``frames`` (B, T, 3, H, W) in [0, 1] from the ``output`` of the tokenizer's forward."""
         context, future = frames[:, :num_context], frames[:, num_context:]
         config = self.config
-        future_share, context_share = self._shares(context.shape[1], future.shape[1])
+        num_frames = frames.shape[1]
+        shares = (num_frames - num_context) / num_frames, num_context / num_frames
+        future_share, context_share = shares if config.balanced else (1.0, 1.0)
 
         sample, ref_sample = output.sample.float(), output.ref_sample.float()
-        weights = 1 + config.motion_weight * _motion(context, future).flatten(0, 1)
+        weights = 1 + config.motion_weight * (_change(context, future) / FULL_MOTION).clamp(max=1).flatten(0, 1)
         context, future = context.flatten(0, 1), future.flatten(0, 1)
         parts = {
             "recon": (self._error(sample, future) * weights).mean(),
@@ -83,9 +85,8 @@ class TokenizerLoss:
         if config.gradient_weight:
             parts["gradient"] = _gradient_difference(sample, future, weights)
             parts["ref_gradient"] = _gradient_difference(ref_sample, context, torch.ones_like(context))
-            total = total + config.gradient_weight * (
-                future_share * parts["gradient"] + context_share * parts["ref_gradient"]
-            )
+            both = future_share * parts["gradient"] + context_share * parts["ref_gradient"]
+            total = total + config.gradient_weight * both
         if config.still_weight:
             parts["still"] = _energy_ratio(output.dynamics_latents.float(), moving_patches(frames, num_context))
             total = total + config.still_weight * parts["still"]
@@ -95,12 +96,6 @@ class TokenizerLoss:
             total = total + config.perc_weight * (future_share * parts["perc"] + context_share * parts["ref_perc"])
         return LossTerms(total, parts)
 
-    def _shares(self, num_context: int, num_future: int) -> tuple[float, float]:
-        if not self.config.balanced:
-            return 1.0, 1.0
-        num_frames = num_context + num_future
-        return num_future / num_frames, num_context / num_frames
-
     def _error(self, reconstruction: Tensor, truth: Tensor) -> Tensor:
         difference = reconstruction - truth
         return difference.abs() if self.config.reconstruction == "l1" else difference.square()
@@ -109,11 +104,6 @@ class TokenizerLoss:
         assert self.lpips is not None
         # not its forward, which refuses reconstructions that overshoot, as they do in training
         return self.lpips.distance(*(self.lpips.features(2 * frames - 1) for frames in (reconstruction, truth))).mean()
-
-
-def _motion(context: Tensor, future: Tensor) -> Tensor:
-    """Difference of each future pixel from the last context frame, scaled to 0..1: (B, F, 1, H, W)."""
-    return (_change(context, future) / FULL_MOTION).clamp(max=1)
 
 
 def _change(context: Tensor, future: Tensor) -> Tensor:

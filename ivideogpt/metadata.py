@@ -97,10 +97,9 @@ class ModelMetadata:
             return None
         values = read_json(file)
         try:
-            if values.get("action_normalization") is not None:
-                values["action_normalization"] = ActionNormalization(
-                    **{key: tuple(numbers) for key, numbers in values["action_normalization"].items()}
-                )
+            if (stated := values.get("action_normalization")) is not None:
+                numbers = {key: tuple(listed) for key, listed in stated.items()}
+                values["action_normalization"] = ActionNormalization(**numbers)
             values["generation"] = Sampling(**values.get("generation", {}))
             return cls(**values)
         except UserError as error:

@@ -14,19 +14,14 @@ Range = tuple[float, float]
 
 # Far beyond any model of this kind: what is larger is damaged, or meant to fill a machine.
 TOKENIZER_NUMBERS: dict[str, Range] = {
-    "in_channels": (1, 64),
-    "out_channels": (1, 64),
+    **dict.fromkeys(("in_channels", "out_channels", "patch_size"), (1, 64)),
+    **dict.fromkeys(("latent_channels", "vq_embed_dim"), (1, 4096)),
+    **dict.fromkeys(("num_vq_embeddings", "num_dyn_embeddings"), (1, 2**22)),
+    **dict.fromkeys(("sample_size", "resolution"), (1, 2**16)),
     "layers_per_block": (1, 16),
-    "latent_channels": (1, 4096),
-    "sample_size": (1, 2**16),
-    "num_vq_embeddings": (1, 2**22),
-    "num_dyn_embeddings": (1, 2**22),
     "norm_num_groups": (1, 2**14),
-    "vq_embed_dim": (1, 4096),
     "context_length": (1, 1024),
     "max_att_resolution": (0, 2**16),
-    "resolution": (1, 2**16),
-    "patch_size": (1, 64),
 }
 TOKENIZER_LISTS: dict[str, Range | None] = {  # lists of strings, or of numbers in a range
     "block_out_channels": (1, 2**14),
@@ -58,6 +53,7 @@ SWITCHES = (
 )
 OPTIONAL = ("vq_embed_dim", "num_key_value_heads", "head_dim")  # may be null
 TABLES = ("rope_scaling", "rope_parameters")
+CHECKED = {*TOKENIZER_NUMBERS, *TOKENIZER_LISTS, *LLAMA_NUMBERS, *SHARES, *TEXTS, *SWITCHES, *TABLES}
 
 
 def check_tokenizer_config(values: Mapping[str, Any], file: Path) -> None:

@@ -26,13 +26,9 @@ EIGHT_BIT = PixelRange(0, 255, "multiply frames in [0, 1] by 255")
 
 
 def check_range(frames: Tensor, name: str, expected: PixelRange = UNIT) -> None:
-    """Make sure that frames are floats in a range. It waits for the frames' device.
+    """Make sure that frames are floats in a range; UserError if not. It waits for the frames' device.
 
-    Args:
-        name: begins the message, e.g. "context frames".
-
-    Raises:
-        UserError: they are integers, not numbers, or outside of the range.
+    ``name`` begins the message, e.g. "context frames".
     """
     bounds = f"[{expected.low:g}, {expected.high:g}]"
     if not frames.is_floating_point():

@@ -14,11 +14,7 @@ BFLOAT16_SWITCH = "IVIDEOGPT_BFLOAT16"  # 1: "auto" is bfloat16 on every machine
 
 
 def forced_bfloat16() -> bool | None:
-    """Return what IVIDEOGPT_BFLOAT16 says of the precision "auto"; None if it is not set and the device decides.
-
-    Raises:
-        UserError: it is neither 1 nor 0.
-    """
+    """Return what IVIDEOGPT_BFLOAT16 says of the precision "auto"; None if it is not set and the device decides."""
     value = os.environ.get(BFLOAT16_SWITCH)
     if not value:
         return None

@@ -16,6 +16,7 @@ import logging
 import re
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import read_json, write_json, write_text
 from ivideogpt.layout import TokenLayout
-from ivideogpt.model_configs import check_llama_config, check_tokenizer_config, described_by
+from ivideogpt.model_configs import CHECKED, check_llama_config, check_tokenizer_config, described_by
 from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file, without_values
 from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
@@ -40,28 +41,6 @@ TRANSFORMER_WEIGHTS = "model.safetensors"
 LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
 OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
-
-# Released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings.
-LLAMA_KEYS = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "initializer_range",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "attention_bias",
-    "attention_dropout",
-    "mlp_bias",
-    "tie_word_embeddings",
-)
 
 
 # ---- folders and the hub
@@ -157,9 +136,10 @@ def read_llama_config(path: str | Path) -> LlamaConfig:
     if values.get("model_type", "llama") != "llama":
         raise UserError(f"{file} describes a {values['model_type']} model, expected model_type llama")
     check_llama_config(values, file)
-    kept = {key: values[key] for key in LLAMA_KEYS if key in values}
+    # released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings
+    names = CHECKED & {field.name for field in fields(LlamaConfig)}
     with described_by(file):
-        return LlamaConfig(**kept)
+        return LlamaConfig(**{name: value for name, value in values.items() if name in names})
 
 
 def build_transformer(
@@ -193,10 +173,7 @@ def build_transformer(
 
 
 def load_transformer(
-    path_or_hub_id: str | Path,
-    layout: TokenLayout,
-    config: LlamaConfig | None = None,
-    dtype: torch.dtype | None = None,
+    path_or_hub_id: str | Path, layout: TokenLayout, config: LlamaConfig | None = None, dtype: torch.dtype | None = None
 ) -> Transformer:
     """Load the transformer of a model folder, its own folder, or a hub id, in eval mode.
 
@@ -208,7 +185,12 @@ def load_transformer(
     folder = transformer_folder(path_or_hub_id)
     if config is None:
         config = read_llama_config(folder)
-        _check_vocabulary(config, layout, folder)
+        if config.vocab_size != layout.vocab_size:
+            raise UserError(
+                f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
+                f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
+                "2 separators); they do not belong together"
+            )
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
     with described_by(folder / CONFIG_FILE), without_values():
@@ -223,20 +205,22 @@ def load_transformer(
 def initialise_transformer(
     transformer: Transformer, path_or_hub_id: str | Path, load_internal_llm: bool = False
 ) -> list[str]:
-    """Load a starting point of training into a new transformer.
+    """Load a starting point of training into a new transformer. Returns and logs the parts that the file lacks.
 
-    Args:
-        load_internal_llm: take only the language model, from either kind of file, and ``action_linear`` if it fits.
-
-    Returns:
-        names of the parts that start fresh because the file lacks them; they are logged, too.
+    ``load_internal_llm`` takes only the language model, from either kind of file, and ``action_linear`` if it fits.
     """
     file = weights_file(transformer_folder(path_or_hub_id), TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file)
     if load_internal_llm:
         loaded = _load_internal_llm(transformer, tensors, file)
     else:
-        _check_same_kind(transformer, tensors, file)
+        kinds = {True: "action-conditioned", False: "action-free"}
+        wanted = isinstance(transformer, HeadModelWithAction)
+        if _is_action_conditioned(tensors) != wanted:
+            raise UserError(
+                f"{file} is {kinds[not wanted]} and the new transformer {kinds[wanted]}; "
+                "load_internal_llm takes only the language model from it"
+            )
         absent = [head for head in OPTIONAL_HEADS if not any(name.startswith(head + ".") for name in tensors)]
         may_lack = [name for name in transformer.state_dict() if name.startswith(tuple(f"{head}." for head in absent))]
         load_strict(transformer, tensors, str(file), may_lack)
@@ -270,58 +254,29 @@ def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
     if not _is_action_conditioned(tensors):
         return {}
     if "action_linear.weight" not in tensors:
-        raise UserError(
-            f"{file} is action-conditioned (its tensors start with {LLM_PREFIX}) but lacks action_linear.weight"
-        )
-    has_action_recon = "action_recon_linear.weight" in tensors
+        raise UserError(f"{file} has tensors that start with {LLM_PREFIX}, but lacks action_linear.weight")
     return dict(
         action_dim=tensors["action_linear.weight"].shape[-1],
         reward_prediction="reward_linear.weight" in tensors,
-        action_recon=1.0 if has_action_recon else None,  # the weight in the loss, which no file knows
+        action_recon=1.0 if "action_recon_linear.weight" in tensors else None,  # the weight in the loss is in no file
     )
 
 
 def _load_internal_llm(transformer: Transformer, tensors: Mapping[str, Tensor], file: Path) -> set[str]:
     """Load only the language model. Returns the names that were loaded, as the transformer calls them."""
-    llm_tensors = tensors
-    if _is_action_conditioned(tensors):
-        llm_tensors = {
-            name.removeprefix(LLM_PREFIX): tensor for name, tensor in tensors.items() if name.startswith(LLM_PREFIX)
-        }
+    prefix = LLM_PREFIX if _is_action_conditioned(tensors) else ""
+    llm_tensors = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
     load_strict(language_model(transformer), llm_tensors, str(file))
     if not isinstance(transformer, HeadModelWithAction):
         return set(llm_tensors)
     loaded = {LLM_PREFIX + name for name in llm_tensors}
-    weight = tensors.get("action_linear.weight")
-    if weight is not None and weight.shape == transformer.action_linear.weight.shape:
-        names = [name for name in ("action_linear.weight", "action_linear.bias") if name in tensors]
-        load_strict(
-            transformer.action_linear,
-            {name.removeprefix("action_linear."): tensors[name] for name in names},
-            f"action_linear of {file}",
-        )
-        loaded |= set(names)
+    prefix = "action_linear."
+    linear = {name.removeprefix(prefix): part for name, part in tensors.items() if name.startswith(prefix)}
+    if "weight" in linear and linear["weight"].shape == transformer.action_linear.weight.shape:
+        load_strict(transformer.action_linear, linear, f"action_linear of {file}")
+        loaded |= {f"action_linear.{name}" for name in linear}
     return loaded
 
 
 def _is_action_conditioned(tensors: Mapping[str, Tensor]) -> bool:
     return any(name.startswith(LLM_PREFIX) for name in tensors)
-
-
-def _check_same_kind(transformer: Transformer, tensors: Mapping[str, Tensor], file: Path) -> None:
-    kinds = {True: "action-conditioned", False: "action-free"}
-    wanted = isinstance(transformer, HeadModelWithAction)
-    if _is_action_conditioned(tensors) != wanted:
-        raise UserError(
-            f"{file} is {kinds[not wanted]} and the new transformer {kinds[wanted]}; "
-            "load_internal_llm takes only the language model from it"
-        )
-
-
-def _check_vocabulary(config: LlamaConfig, layout: TokenLayout, folder: Path) -> None:
-    if config.vocab_size != layout.vocab_size:
-        raise UserError(
-            f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
-            f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
-            "2 separators); they do not belong together"
-        )

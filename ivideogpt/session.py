@@ -165,16 +165,11 @@ class Session:
         self._model = model
         self._layout = model.layout
         self._options = options
-        self._decoder = FrameDecoder(
-            FrameModel(
-                model.decode_backend(),
-                self._layout,
-                sampling,
-                model.reward_head,
-                model.tokenizer.dynamics_quantize.embedding.weight.detach(),
-            ),
-            RandomStreams.of_clips(options.seed_number(sampling), numbers, options.num_samples, options.first_sample),
-        )
+        codebook = model.tokenizer.dynamics_quantize.embedding.weight.detach()
+        frame_model = FrameModel(model.decode_backend(), self._layout, sampling, model.reward_head, codebook)
+        seed = options.seed_number(sampling)
+        streams = RandomStreams.of_clips(seed, numbers, options.num_samples, options.first_sample)
+        self._decoder = FrameDecoder(frame_model, streams)
         context = context.to(model.device, torch.float32)
         self.prompt, features = self._read(context)
         self._contexts = SampleContexts(features, len(context), options.num_samples)
@@ -202,15 +197,15 @@ class Session:
             self._slide()
         decoded = self._decoder.step(action_embedding)
         frames = self._decode(decoded.tokens)
-        self._remember(frames)
-        return Step(frames=frames, reward=self._reward(decoded.reward), tokens=self._by_sample(decoded.tokens))
+        self._recent.append(frames)
+        del self._recent[1 if self._model.metadata.goal_conditioned else 0]
+        reward = decoded.reward
+        if reward is not None:
+            reward = self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
+        return Step(frames=frames, reward=reward, tokens=self._by_sample(decoded.tokens))
 
     def check_room(self, num_frames: int) -> None:
-        """Make sure that so many more frames can be drawn.
-
-        Raises:
-            UserError: the positions do not suffice and the session may not slide.
-        """
+        """Make sure that so many more frames can be drawn; UserError if it would have to slide and may not."""
         room, at_all = self._decoder.frames_left, self._decoder.frames_that_fit
         if self._options.on_full == "error" and num_frames > room:
             raise UserError(
@@ -297,11 +292,6 @@ class Session:
             frames = tokenizer.decode_dynamics(codes, self._contexts.features, frames_at_once)
         return self._by_sample(frames.flatten(0, 1).float().clamp(0, 1))
 
-    def _remember(self, frames: Tensor) -> None:
-        goal = 1 if self._model.metadata.goal_conditioned else 0
-        self._recent.append(frames)
-        del self._recent[goal]
-
     def _embed_action(self, action: Tensor | None) -> Tensor | None:
         """Embed actions (B, D) or (B, N, D) for the separators of all rows: (B N, width), or None if action-free."""
         transformer = self._model.transformer
@@ -314,12 +304,6 @@ class Session:
         if action.ndim == 2:
             action = action[:, None].expand(-1, self.num_samples, -1)
         return transformer.embed_actions(action.flatten(0, 1))
-
-    def _reward(self, reward: Tensor | None) -> Tensor | None:
-        """Convert predicted rewards (B N,) to (B, N) in environment units."""
-        if reward is None:
-            return None
-        return self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
 
     def _by_sample(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (-1, self.num_samples))

@@ -32,34 +32,20 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 def check_state_dict(expected: Shapes, found: Shapes, source: str, may_lack: Collection[str] = ()) -> None:
     """Compare the names and shapes that a model has with those that a file has.
 
-    Args:
-        expected: what the model has.
-        found: what the file has.
-        source: the file, for the message.
-        may_lack: names that the file may lack.
-
-    Raises:
-        UserError: names each missing, unexpected and wrongly shaped tensor.
+    A UserError names each missing, unexpected and wrongly shaped tensor of the ``source``. It may lack ``may_lack``.
     """
-    problems = [
-        _listed("missing", [name for name in expected if name not in found and name not in may_lack]),
-        _listed("unexpected", [name for name in found if name not in expected]),
-        _listed(
-            "wrong shape",
-            [
-                f"{name} is {list(found[name])}, expected {list(shape)}"
-                for name, shape in expected.items()
-                if name in found and tuple(found[name]) != tuple(shape)
-            ],
-        ),
-    ]
-    if any(problems):
-        raise UserError(f"{source} does not fit the model; {'; '.join(filter(None, problems))}")
+    misshapen = [name for name, shape in expected.items() if name in found and tuple(found[name]) != tuple(shape)]
+    problems = {
+        "missing": [name for name in expected if name not in found and name not in may_lack],
+        "unexpected": [name for name in found if name not in expected],
+        "wrong shape": [f"{name} is {list(found[name])}, expected {list(expected[name])}" for name in misshapen],
+    }
+    if any(problems.values()):
+        listed = "; ".join(_listed(kind, names) for kind, names in problems.items() if names)
+        raise UserError(f"{source} does not fit the model; {listed}")
 
 
 def _listed(kind: str, names: list[str]) -> str:
-    if not names:
-        return ""
     more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
     return f"{kind}: {', '.join(names[:NAMES_SHOWN])}{more}"
 
@@ -97,20 +83,13 @@ def load_strict(
 
 
 def weights_file(folder: Path, name: str) -> Path:
-    """Return the safetensors file ``name`` inside ``folder``.
-
-    Raises:
-        UserError: it is not there; the message says so if the folder holds pickled weights in its place.
-    """
+    """Return the safetensors file ``name`` inside ``folder``; a UserError says if there are pickled weights instead."""
     file = folder / name
     if file.is_file():
         return file
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
-    if pickles:
-        raise UserError(
-            f"{file} is missing, and {pickles[0]} is a pickle, which is never loaded: convert it to safetensors"
-        )
-    raise UserError(f"{file} is missing")
+    found = next((path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES), None)
+    advice = f", and {found} is a pickle, which is never loaded: convert it to safetensors" if found else ""
+    raise UserError(f"{file} is missing{advice}")
 
 
 def tensor_names(file: Path) -> list[str]:
@@ -154,27 +133,23 @@ def read_any_tensors(file: Path) -> dict[str, Tensor]:
 def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype | None = None) -> None:
     """Write a safetensors file, whole or not at all, floating-point tensors as ``dtype`` if that is given.
 
-    Raises:
-        UserError: a tensor is not finite, as of a training that has gone wrong; ``file`` is what it was.
-        OSError: the disk is full or read-only.
+    A tensor that is not finite, as after a training that has gone wrong, is a UserError; a full disk is an OSError.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
-    if bad := _not_finite(contiguous):
+    if bad := [name for name, tensor in contiguous.items() if not tensor.isfinite().all()]:
         raise UserError(f"{file} is not written; {_listed('not finite', bad)}")
     with atomic_path(file) as partial:
         try:
             save_file(contiguous, partial, metadata={"format": "pt"})
         except SafetensorError as error:
             raise OSError(f"{file} cannot be written: {error}") from error
-        partial.chmod(0o666 & ~_umask())  # safetensors makes files that nobody else may read
+        umask = os.umask(0)  # can only be read by setting it
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)  # safetensors makes files that nobody else may read
 
 
 def save_state(state: Mapping[str, Any], file: Path) -> None:
-    """Write a state with ``torch.save``, whole or not at all.
-
-    Raises:
-        OSError: the disk is full or read-only.
-    """
+    """Write a state with ``torch.save``, whole or not at all; OSError if the disk is full or read-only."""
     with atomic_file(file) as stream:
         try:
             torch.save(state, stream)
@@ -182,17 +157,6 @@ def save_state(state: Mapping[str, Any], file: Path) -> None:
             if isinstance(error.__context__, OSError):  # torch reports its own confusion after a failed write
                 raise error.__context__ from error
             raise
-
-
-def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    return [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-
-
-def _umask() -> int:
-    """Return the permissions that the process withholds from new files; they can only be read by setting them."""
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -199,17 +199,12 @@ class WorldModel:
         ``actions`` is (B, F, D), or (B, N, F, D) for different ones per sample; the first is taken at the last context
         frame, so of a clip's actions it is ``layout.to_future``. Other arguments as in :meth:`start`.
         """
-        horizon = self._horizon(actions, horizon)
-        session = self.start(
-            context,
-            num_samples,
-            sampling=sampling,
-            seed=seed,
-            on_full=on_full,
-            max_frames=horizon,
-            clip_numbers=clip_numbers,
-            first_sample=first_sample,
-        )
+        if horizon is None:
+            horizon = self.layout.future_frames if actions is None or actions.ndim < 2 else actions.shape[-2]
+        if horizon < 1:
+            raise UserError(f"horizon is {horizon}, must be at least 1")
+        options = SessionOptions(num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample)
+        session = Session(self, context, options)
         check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)
         step_actions = [None] * horizon if actions is None else actions.unbind(-2)
@@ -228,13 +223,6 @@ class WorldModel:
         self._decode_backend = open_backend(self.backend, language_model(self.transformer), self._decode_backend)
         return self._decode_backend
 
-    def _horizon(self, actions: Tensor | None, horizon: int | None) -> int:
-        if horizon is None:
-            horizon = self.layout.future_frames if actions is None or actions.ndim < 2 else actions.shape[-2]
-        if horizon < 1:
-            raise UserError(f"horizon is {horizon}, must be at least 1")
-        return horizon
-
     def _check_parts(self) -> None:
         context_length = self.tokenizer.context_length
         vocabulary = language_model(self.transformer).config.vocab_size
@@ -244,15 +232,13 @@ class WorldModel:
                 "they do not belong together"
             )
         if isinstance(self.transformer, HeadModelWithAction) and self.transformer.context != context_length:
-            raise UserError(
-                f"the transformer has {self.transformer.context} context frames, the tokenizer {context_length}"
-            )
+            found = self.transformer.context
+            raise UserError(f"the transformer has {found} context frames, the tokenizer {context_length}")
         stated = (self.metadata.resolution, self.metadata.context_length, self.metadata.action_dim)
         actual = (self.tokenizer.config.resolution, context_length, self.action_dim)
         if stated != actual:
-            raise UserError(
-                f"the metadata says resolution, context_length, action_dim = {stated}, but the networks have {actual}"
-            )
+            names = "resolution, context_length, action_dim"
+            raise UserError(f"the metadata says {names} = {stated}, but the networks have {actual}")
 
 
 def fastest_precisions(device: torch.device, backend: str = "auto") -> tuple[torch.dtype, torch.dtype]:
@@ -262,14 +248,12 @@ def fastest_precisions(device: torch.device, backend: str = "auto") -> tuple[tor
     """
     forced = forced_bfloat16()
     if forced is not None:
-        precision = torch.bfloat16 if forced else torch.float32
-        return precision, precision
-    if device.type == "cuda":
-        precision = torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float32
-        return precision, precision
-    if device.type != "cpu":
-        return torch.float32, torch.float32
-    products = torch.bfloat16 if kernels.multiplies_bfloat16() else torch.float32
-    if backend in ("auto", "cpu_kernels") and kernels.library() is not None:
+        is_faster = forced
+    elif device.type == "cuda":
+        is_faster = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        is_faster = device.type == "cpu" and kernels.multiplies_bfloat16()
+    products = torch.bfloat16 if is_faster else torch.float32
+    if forced is None and device.type == "cpu" and backend in ("auto", "cpu_kernels") and kernels.library() is not None:
         return products, torch.bfloat16  # decoding waits for weights to come from memory, of which there are half
     return products, products

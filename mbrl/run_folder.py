@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.output import check_folder_can_be_written
-from ivideogpt.files import read_json, write_json
+from ivideogpt.files import check_folder_can_be_written, read_json, write_json
 from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.resume import RECORD, Changes, ResumeRules, refuse
 

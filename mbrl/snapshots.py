@@ -65,7 +65,7 @@ def valid_snapshot(folder: RunFolder) -> Path | None:
     Raises:
         UserError: all are damaged, or they were removed.
     """
-    path = latest_undamaged(folder.path, PREFIX, (STATE, ENVIRONMENT))
+    path = latest_undamaged(folder.path, PREFIX)
     if path is None and folder.latest.exists():
         raise UserError(f"{folder.latest} names a snapshot that is not there: bring it back, or use another run_dir")
     return path

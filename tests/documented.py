@@ -6,10 +6,8 @@ import subprocess
 from pathlib import Path
 
 from inference.predict import PredictArgs
-from ivideogpt.commands import compare_reports as compare
-from ivideogpt.commands.evaluate import EvaluationArgs
+from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
 from ivideogpt.commands.preview import PreviewArgs
-from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
 from ivideogpt.data.inspect.command import InspectArgs
 from ivideogpt.data.inspect.validate import ValidateArgs
 from ivideogpt.flags import parse
@@ -74,7 +72,7 @@ def check(command: list[str]) -> None:
     if rest[:2] == ["--num_processes", "4"]:
         rest = rest[2:]
     if rest[:3] == ["-m", "ivideogpt.evaluation", "compare"]:
-        compare.parse_arguments(rest[3:])
+        parse_compared(rest[3:])
     elif rest[0] == "-m":
         names = next(names for names in MODULES if tuple(rest[1 : 1 + len(names)]) == names)
         parse(MODULES[names], rest[1 + len(names) :])

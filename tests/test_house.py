@@ -20,14 +20,11 @@ PACKAGE = ROOT / "ivideogpt"
 LAYERS = [
     {"errors"},
     {
-        "choices",
         "files",
         "flags",
         "model_configs",
         "outputs",
-        "user_cache",
         "paths",
-        "versions",
         "precision",
         "devices",
         "pixel_range",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import distributed
 
-from ivideogpt.commands.clip_flags import MOST_CLIPS, ClipFlags
-from ivideogpt.commands.evaluate import EvaluationArgs
-from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
+from ivideogpt.commands.evaluate import MOST_CLIPS, ClipFlags, EvaluationArgs, TokenizerEvaluationArgs
 from ivideogpt.data.catalog import Split, stepsize_as_trained
 from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
@@ -19,11 +21,11 @@ from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.devices import check_launcher, choose_device
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import ModelSettings, flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import flags_for_several, with_settings
 from ivideogpt.evaluation.prediction_report import evaluate_predictions
-from ivideogpt.evaluation.processes import Processes, join_processes, leave_processes
 from ivideogpt.evaluation.protocols import PROTOCOLS
 from ivideogpt.evaluation.report import MARKDOWN_FILE
+from ivideogpt.evaluation.scoring import Processes
 from ivideogpt.evaluation.tokenizer_report import ReconstructionScorer, evaluate_reconstructions
 from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, PredictionScorer
 from ivideogpt.metadata import ModelMetadata
@@ -36,8 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_world_model(args: EvaluationArgs) -> None:
-    device, processes = open_processes(args)
-    try:
+    with joined_processes(args) as (device, processes):
         model = load_model(args, device)
         scorer = build_scorer(args, model, device)
         settings = replace(args, num_samples=scorer.num_samples).reported()
@@ -46,19 +47,26 @@ def evaluate_world_model(args: EvaluationArgs) -> None:
         if report is not None:
             print((folder / MARKDOWN_FILE).read_text().split("## Frame by frame")[0])
             print(f"report: {folder / MARKDOWN_FILE}")
-    finally:
-        leave_processes()
 
 
-def open_processes(flags: ClipFlags) -> tuple[torch.device, Processes]:
-    """Return the device and the processes. Only the main process logs warnings."""
+@contextmanager
+def joined_processes(flags: ClipFlags) -> Iterator[tuple[torch.device, Processes]]:
+    """Yield the device and the processes. Only the main process logs warnings."""
     check_launcher()
     device = choose_device(flags.device)
-    processes = join_processes(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        distributed.init_process_group("gloo")
+    processes = Processes()
     logging.basicConfig(level=logging.WARNING if processes.is_main else logging.ERROR, format="%(message)s")
     if precision(flags) == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
-    return device, processes
+    try:
+        yield device, processes
+    finally:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def precision(flags: ClipFlags) -> torch.dtype | Literal["auto"]:
@@ -67,16 +75,8 @@ def precision(flags: ClipFlags) -> torch.dtype | Literal["auto"]:
 
 def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, precision(args), args.backend)
-    settings = ModelSettings(
-        context_length=args.context_length,
-        segment_length=args.segment_length,
-        goal_conditioned=args.goal_conditioned,
-        temperature=args.temperature,
-        top_k=args.top_k,
-        separators=args.separators,  # type: ignore[arg-type]
-        sampling_rule=args.sampling_rule,  # type: ignore[arg-type]
-    )
-    return with_settings(model, settings)
+    sampling = dict(temperature=args.temperature, top_k=args.top_k, separators=args.separators, rule=args.sampling_rule)
+    return with_settings(model, args.context_length, args.segment_length, args.goal_conditioned, **sampling)
 
 
 def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips:
@@ -130,12 +130,10 @@ def clips_of_split(flags: ClipFlags, config: DataConfig) -> EvaluationClips:
 
 
 def evaluate_tokenizer(args: TokenizerEvaluationArgs) -> None:
-    device, processes = open_processes(args)
-    try:
+    with joined_processes(args) as (device, processes):
         dtype = precision(args)
-        tokenizer = load_tokenizer(
-            args.pretrained_model_name_or_path, fastest_precisions(device)[0] if dtype == "auto" else dtype
-        ).to(device)
+        dtype = fastest_precisions(device)[0] if dtype == "auto" else dtype
+        tokenizer = load_tokenizer(args.pretrained_model_name_or_path, dtype).to(device)
         metadata = tokenizer_metadata(args, tokenizer)
         tokenizer.set_context_length(metadata.context_length)
         clips = clips_of_split(args, clip_config(args, metadata))
@@ -143,8 +141,6 @@ def evaluate_tokenizer(args: TokenizerEvaluationArgs) -> None:
         reconstructions = ReconstructionScorer(tokenizer, clips, scorer)
         folder = Path(args.output_path)
         evaluate_reconstructions(reconstructions, folder, args.reported(), args.batch_size, processes)
-    finally:
-        leave_processes()
 
 
 def tokenizer_metadata(args: TokenizerEvaluationArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:

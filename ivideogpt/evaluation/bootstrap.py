@@ -32,12 +32,7 @@ class Interval:
 
 
 class BootstrapMeans(Generic[Key]):
-    """Means of named values over clips. NaN and missing values do not count.
-
-    Args:
-        clips: values of each clip, by name.
-        episodes: episode of each clip.
-    """
+    """Means of named values over ``clips``, of one of the ``episodes`` each. NaN and missing values do not count."""
 
     def __init__(self, clips: Sequence[Mapping[Key, float]], episodes: Sequence[str]) -> None:
         self._columns = {key: column for column, key in enumerate(dict.fromkeys(key for clip in clips for key in clip))}

@@ -13,15 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
-from ivideogpt.evaluation.report import (
-    JSON_FILE,
-    in_order,
-    label,
-    markdown_table,
-    number,
-    with_interval,
-)
+from ivideogpt.evaluation.bootstrap import BootstrapMeans
+from ivideogpt.evaluation.report import JSON_FILE, in_order, label, markdown_table, number, with_interval
 from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, Key, by_key
 
 
@@ -35,11 +28,7 @@ class Report:
 
     @classmethod
     def read(cls, path: Path) -> Report:
-        """Read a report from its folder or its report.json.
-
-        Raises:
-            UserError: there is no report, or it is not one of ours.
-        """
+        """Read a report from its folder or its report.json; UserError if it is none of ours."""
         folder = path if path.is_dir() else path.parent
         try:
             content = json.loads((folder / JSON_FILE).read_text())
@@ -57,32 +46,28 @@ class Report:
     def clips(self) -> str:
         return self.content["clips"]["checksum"]
 
-    def interval(self, key: Key) -> Interval | None:
-        return self.means.interval(key) if key in self.means else None
-
 
 def compare(reports: Sequence[Report]) -> str:
-    """Return tables in markdown: for each column and candidate, a line a report.
-
-    Raises:
-        UserError: the reports are of several kinds.
-    """
+    """Return tables in markdown: for each column and candidate, a line a report. Several kinds are an error."""
     kinds = {report.content["kind"] for report in reports}
     if len(kinds) > 1:
         raise UserError(f"these are reports on different things: {', '.join(sorted(kinds))}; compare those of one kind")
-    first, names = reports[0], short_names([report.path for report in reports])
+    names = short_names([report.path for report in reports])
     sections = ["# Comparison", _what_is_compared(reports, names)]
     candidates = dict.fromkeys((column, name) for report in reports for column, name, _ in report.means.keys)
     for column, name in candidates:
-        metrics = in_order(
-            metric for report in reports for c, n, metric in report.means.keys if (c, n) == (column, name)
-        )
-        rows = []
-        for report, called in zip(reports, names, strict=True):
-            cells = [_cell(report, first, (column, name, metric)) for metric in metrics]
-            rows.append([called, *cells, *_fvd_cells(reports, report, column, name)])
-        fvd = [label("fvd")] if _fvd_cells(reports, first, column, name) else []
-        table = markdown_table(["", *map(label, metrics), *fvd], rows)
+        metrics = in_order(key[2] for report in reports for key in report.means.keys if key[:2] == (column, name))
+        rows = [
+            [called, *(_cell(report, reports[0], (column, name, metric)) for metric in metrics)]
+            for report, called in zip(reports, names, strict=True)
+        ]
+        header = ["", *map(label, metrics)]
+        distances = [report.content.get("fvd", {}).get(column, {}).get(name) for report in reports]
+        if any(distance is not None for distance in distances):  # one number over all clips, without interval
+            header.append(label("fvd"))
+            for row, distance in zip(rows, distances):
+                row.append("-" if distance is None else number("fvd", distance))
+        table = markdown_table(header, rows)
         sections.append(f"## {column.replace('_', ' ')}: {name.replace('_', ' ')}\n\n{table}")
     return "\n\n".join(sections)
 
@@ -117,21 +102,11 @@ def _what_is_compared(reports: Sequence[Report], names: Sequence[str]) -> str:
 
 def _cell(report: Report, first: Report, key: Key) -> str:
     """Return the mean with its interval and, for equal clips, the difference to the first report under it."""
-    interval = report.interval(key)
-    if interval is None:
+    if key not in report.means:
         return "-"
-    text = with_interval(key[2], interval)
+    text = with_interval(key[2], report.means.interval(key))
     if report is first or report.clips != first.clips or key not in first.means:
         return text
     difference = report.means.difference(key, key, first.means)
     sign = "+" if difference.mean >= 0 else ""
     return f"{text}<br>{sign}{with_interval(key[2], difference)}"
-
-
-def _fvd_cells(reports: Sequence[Report], report: Report, column: str, name: str) -> list[str]:
-    """Return the cell of FVD, one number over all clips without interval; no cell if no report has it."""
-    distances = [other.content.get("fvd", {}).get(column, {}).get(name) for other in reports]
-    if all(distance is None for distance in distances):
-        return []
-    distance = distances[list(reports).index(report)]
-    return ["-" if distance is None else number("fvd", distance)]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +16,14 @@ import torch
 
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.data.tokens.token_store import state_checksum
-from ivideogpt.evaluation.bootstrap import Interval
-from ivideogpt.evaluation.curves import draw_curves
-from ivideogpt.evaluation.processes import Processes
+from ivideogpt.devices import versions
 from ivideogpt.evaluation.protocols import COLUMNS, PROTOCOLS
 from ivideogpt.evaluation.report import (
-    JSON_FILE,
-    MARKDOWN_FILE,
     PACKAGES,
     candidate_table,
     candidates_as_json,
     curves_as_json,
+    draw_curves,
     headline,
     interval_as_json,
     made_with,
@@ -33,48 +31,23 @@ from ivideogpt.evaluation.report import (
     with_interval,
 )
 from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, ClipRow, RowSummary
-from ivideogpt.evaluation.scoring import Collected, collect, read_with_others
+from ivideogpt.evaluation.scoring import Collected, Processes, collect, read_with_others
 from ivideogpt.evaluation.video_prediction import COPY, PredictionScorer, reconstruct_future, sample_futures
 from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames, sample_rows
-from ivideogpt.files import write_json, write_text
 from ivideogpt.metrics.table import METRICS
-from ivideogpt.versions import versions
 from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
 KIND = "video prediction"
 CURVES_FILE = "curves.png"
 FEWEST_EPISODES = 5  # minimum for a meaningful bootstrap interval
-NO_MATTER = (
-    "batch_size",
-    "max_generate_batchsize",
-    "max_decode_batchsize",
-    "protocol",
-)  # settings without effect on the scores of a clip
+# Settings without effect on the scores of a clip.
+NO_MATTER = ("batch_size", "max_generate_batchsize", "max_decode_batchsize", "protocol")
 RANKED_BY = ("future", PREDICTION, "psnr")  # score that ranks the clips
 QUESTIONS = {
     COPY: "Is it better than copying the last context frame?",
     SHUFFLED: "Does it listen to actions: is it better than under another episode's?",
 }
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A question about the model, answered by a difference of means with its interval."""
-
-    question: str
-    candidate: str
-    metric: str
-    difference: Interval
-    num_episodes: int
-
-    @property
-    def answer(self) -> str:
-        if self.num_episodes < FEWEST_EPISODES:
-            return f"not to be said of fewer than {FEWEST_EPISODES} episodes"
-        if self.difference.low > 0:
-            return "yes"
-        return "no" if self.difference.high < 0 else "not shown: the interval holds 0"
 
 
 def evaluate_predictions(
@@ -88,12 +61,8 @@ def evaluate_predictions(
 ) -> dict[str, Any] | None:
     """Score every clip and write the report into ``folder``. All processes call it; the main one gets the report.
 
-    Args:
-        settings: settings of the evaluation, stored in the report.
-        protocol: key of ``PROTOCOLS``, which selects the columns.
-
-    Raises:
-        UserError: a clip cannot be read, or the model predicts NaN.
+    ``settings`` are stored in the report; ``protocol`` is the key of ``PROTOCOLS`` that selects its columns. A clip
+    that cannot be read and a model that predicts NaN are UserErrors.
     """
     processes = processes or Processes()
 
@@ -105,33 +74,17 @@ def evaluate_predictions(
     collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts, scorer.i3d is not None)
     if collected is None:
         return None
-    summary = collected.summary
     shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]
     report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown)
-    draw_curves(folder / CURVES_FILE, summary.curves(), scorer.model.metadata.context_length)
-    write_json(folder / JSON_FILE, report)
-    write_text(folder / MARKDOWN_FILE, as_markdown(report, summary, PROTOCOLS[protocol], scorer.num_samples))
-    collected.finish()
+    draw_curves(folder / CURVES_FILE, collected.summary.curves(), scorer.model.metadata.context_length)
+    collected.write(report, as_markdown(report, collected.summary, PROTOCOLS[protocol], scorer.num_samples))
     return report
-
-
-# ---- pictures
-
-
-@dataclass(frozen=True)
-class ShownClip:
-    rank: str
-    clip: int
-    dataset: str
-    episode: str
-    psnr: float
-    sheet: str
-    gif: str
 
 
 def _show(
     folder: Path, scorer: PredictionScorer, clips: EvaluationClips, rank: str, psnr: float, number: int
-) -> ShownClip:
+) -> dict[str, Any]:
+    """Write the pictures of a clip; return what the report says of it."""
     model, origin = scorer.model, clips.origin(number)
     clip = clips.read([number]).to(model.device)
     rollout = sample_futures(model, clip, scorer.seed, clip_numbers=[number])
@@ -141,13 +94,10 @@ def _show(
     groups = [[*sample_rows(truth, predicted, "prediction"), Row("reconstruction", reconstructed)]]
     shown_psnr = f"{psnr:.2f} dB" if scorer.num_samples == 1 else f"{psnr:.2f} dB in the mean, sample 0 shown"
     title = f"{rank} clip: {number}, {origin}, {shown_psnr}"
-    shown = ShownClip(rank, number, origin.dataset, origin.episode, psnr, f"clip-{rank}.png", f"clip-{rank}.gif")
-    write_png(folder / shown.sheet, contact_sheet(groups, model.metadata.context_length, title))
-    write_gif(folder / shown.gif, side_by_side([truth, predicted, error_frames(truth, predicted)]))
-    return shown
-
-
-# ---- the report
+    sheet, gif = f"clip-{rank}.png", f"clip-{rank}.gif"
+    write_png(folder / sheet, contact_sheet(groups, model.metadata.context_length, title))
+    write_gif(folder / gif, side_by_side([truth, predicted, error_frames(truth, predicted)]))
+    return {"rank": rank, "clip": number, **asdict(origin), "psnr": psnr, "sheet": sheet, "gif": gif}
 
 
 def build_report(
@@ -156,7 +106,7 @@ def build_report(
     collected: Collected,
     settings: Mapping[str, Any],
     columns: Sequence[str],
-    shown: Sequence[ShownClip],
+    shown: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     summary = collected.summary
     means, distances = summary.columns(), summary.fvd()
@@ -169,12 +119,12 @@ def build_report(
         "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
         "fvd": {column: distance for column, distance in distances.items() if column in columns},
         "findings": [
-            {**asdict(finding), "difference": interval_as_json(finding.difference), "answer": finding.answer}
+            {**finding, "difference": interval_as_json(finding["difference"])}
             for finding in findings(summary, clips.num_episodes)
         ],
         "per_frame": curves_as_json(summary.curves()),
         "left_out": left_out(scorer),
-        "shown": [asdict(clip) for clip in shown],
+        "shown": shown,
     }
 
 
@@ -187,34 +137,39 @@ def model_facts(model: WorldModel) -> dict[str, Any]:
 
 
 def left_out(scorer: PredictionScorer) -> list[str]:
-    missing = []
-    if scorer.scorer.lpips is None:
-        missing.append("LPIPS: its weights were not there")
-    if scorer.i3d is None:
-        missing.append("FVD: the I3D network was not there, or not asked for")
-    return missing
+    missing = {
+        "LPIPS: its weights were not there": scorer.scorer.lpips is None,
+        "FVD: the I3D network was not there, or not asked for": scorer.i3d is None,
+    }
+    return [line for line, is_missing in missing.items() if is_missing]
 
 
-def findings(summary: RowSummary, num_episodes: int) -> list[Finding]:
-    """Compare the prediction with its baselines, clip by clip, on predicted frames.
+def findings(summary: RowSummary, num_episodes: int) -> list[dict[str, Any]]:
+    """Answer questions by differences of the prediction to its baselines, clip by clip, on predicted frames.
 
     Where little moves, copying is hard to beat over all pixels, so moving pixels are also scored separately.
     """
     found = []
-    for name, question in QUESTIONS.items():
-        for metric in ("psnr", "moving_psnr"):
-            ours, theirs = (RANKED_BY[0], PREDICTION, metric), (RANKED_BY[0], name, metric)
-            if ours in summary.means and theirs in summary.means:
-                found.append(Finding(question, name, metric, summary.means.difference(ours, theirs), num_episodes))
+    for (name, question), metric in product(QUESTIONS.items(), ("psnr", "moving_psnr")):
+        ours, theirs = (RANKED_BY[0], PREDICTION, metric), (RANKED_BY[0], name, metric)
+        if ours not in summary.means or theirs not in summary.means:
+            continue
+        difference = summary.means.difference(ours, theirs)
+        answer = "yes" if difference.low > 0 else "no" if difference.high < 0 else "not shown: the interval holds 0"
+        if num_episodes < FEWEST_EPISODES:
+            answer = f"not to be said of fewer than {FEWEST_EPISODES} episodes"
+        facts = {"question": question, "candidate": name, "metric": metric, "difference": difference}
+        found.append({**facts, "num_episodes": num_episodes, "answer": answer})
     return found
 
 
 def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequence[str], num_samples: int) -> str:
     means = summary.columns()
-    sections = [
-        headline(report, "Video prediction"),
-        _findings_table(findings(summary, report["clips"]["episodes"])),
+    answers = [
+        [x["question"], METRICS[x["metric"]].label, with_interval(x["metric"], x["difference"]), x["answer"]]
+        for x in findings(summary, report["clips"]["episodes"])
     ]
+    sections = [headline(report, "Video prediction"), markdown_table(["", "by", "difference, dB", ""], answers)]
     for column in columns:
         if column in means:
             table = candidate_table(means[column], report["fvd"].get(column, {}))
@@ -225,19 +180,11 @@ def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequenc
             "larger for fewer videos."
         )
     sections += [f"Left out: {line}." for line in report["left_out"]]
-    sections.append(f"## Frame by frame\n\n![scores of every frame]({CURVES_FILE})")
-    sections.append("## Clips\n\n" + "\n\n".join(map(_clip_section, report["shown"])))
-    sections.append(made_with(report))
-    return "\n\n".join(sections) + "\n"
-
-
-def _findings_table(found: Sequence[Finding]) -> str:
-    rows = [[x.question, METRICS[x.metric].label, with_interval(x.metric, x.difference), x.answer] for x in found]
-    return markdown_table(["", "by", "difference, dB", ""], rows)
-
-
-def _clip_section(shown: Mapping[str, Any]) -> str:
-    psnr = "-" if math.isnan(shown["psnr"]) else f"{shown['psnr']:.2f} dB"
-    origin = f"clip {shown['clip']}, {shown['dataset']}/{shown['episode']}"
-    animation = f"[animation]({shown['gif']}) of truth, prediction, error"
-    return f"**{shown['rank'].capitalize()}** ({origin}, {psnr}; {animation})\n\n![{shown['rank']}]({shown['sheet']})"
+    sections += [f"## Frame by frame\n\n![scores of every frame]({CURVES_FILE})", "## Clips"]
+    for shown in report["shown"]:
+        psnr = "-" if math.isnan(shown["psnr"]) else f"{shown['psnr']:.2f} dB"
+        origin = f"clip {shown['clip']}, {shown['dataset']}/{shown['episode']}"
+        animation = f"[animation]({shown['gif']}) of truth, prediction, error"
+        sections.append(f"**{shown['rank'].capitalize()}** ({origin}, {psnr}; {animation})")
+        sections.append(f"![{shown['rank']}]({shown['sheet']})")
+    return "\n\n".join([*sections, made_with(report)]) + "\n"

@@ -51,11 +51,9 @@ class Column:
     reduce: Callable[[Scores], dict[str, float]]
     takes_best: bool = False
 
-    def first_frame(self, num_context: int, num_frames: int) -> int:
-        return {"all": 0, "future": num_context, "late": num_frames - (num_frames - num_context) // 2}[self.span]
-
     def __call__(self, scores: Scores, num_context: int) -> dict[str, float]:
-        first = self.first_frame(num_context, scores["mse"].shape[1])
+        num_frames = scores["mse"].shape[1]
+        first = {"all": 0, "future": num_context, "late": num_frames - (num_frames - num_context) // 2}[self.span]
         metrics = PAPER_METRICS if self.span == "all" else tuple(scores)
         return self.reduce({name: scores[name][:, first:] for name in metrics if name in scores})
 
@@ -66,8 +64,4 @@ COLUMNS = {
     "late": Column("Later half of the predicted frames, mean of samples", "late", mean_of_samples),
     "future_best": Column("Predicted frames, the best sample", "future", best_sample, takes_best=True),
 }
-PROTOCOLS = {
-    "paper": ("paper",),
-    "future": ("future", "late", "future_best"),
-    "both": ("paper", "future", "late", "future_best"),
-}
+PROTOCOLS = {"paper": ("paper",), "future": ("future", "late", "future_best"), "both": tuple(COLUMNS)}

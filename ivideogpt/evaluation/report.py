@@ -5,19 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from ivideogpt.evaluation.bootstrap import Interval
-from ivideogpt.evaluation.curves import Curves
+from ivideogpt.files import atomic_file
 from ivideogpt.metrics.table import METRICS
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
 PACKAGES = ("ivideogpt", "torch", "transformers", "numpy")
 
 Candidates = Mapping[str, Mapping[str, Interval]]  # candidate -> metric -> mean over clips
+Curves = Mapping[str, Mapping[str, Mapping[int, Interval]]]  # candidate -> metric -> frame -> mean over clips
 
-
-# ---- numbers
+PANEL_INCHES, DPI = (4.6, 3.4), 110
 
 
 def interval_as_json(interval: Interval) -> dict[str, float | int | None]:
@@ -25,25 +26,18 @@ def interval_as_json(interval: Interval) -> dict[str, float | int | None]:
 
 
 def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    return {
-        name: {metric: interval_as_json(value) for metric, value in row.items()} for name, row in candidates.items()
-    }
+    return {name: {metric: interval_as_json(row[metric]) for metric in row} for name, row in candidates.items()}
 
 
 def curves_as_json(curves: Curves) -> dict[str, dict[str, dict[str, list[Any]]]]:
     """Return candidate -> metric -> frames, with mean, low and high of each."""
-    return {
-        name: {metric: _curve_as_json(curve) for metric, curve in metrics.items()} for name, metrics in curves.items()
-    }
-
-
-def _curve_as_json(curve: Mapping[int, Interval]) -> dict[str, list[Any]]:
-    frames = sorted(curve)
-    points = [interval_as_json(curve[frame]) for frame in frames]
-    return {"frames": frames, **{part: [point[part] for point in points] for part in ("mean", "low", "high")}}
-
-
-# ---- text
+    result: dict[str, dict[str, dict[str, list[Any]]]] = {name: {} for name in curves}
+    for name, metrics in curves.items():
+        for metric, curve in metrics.items():
+            points = [interval_as_json(curve[frame]) for frame in sorted(curve)]
+            parts = {part: [point[part] for point in points] for part in ("mean", "low", "high")}
+            result[name][metric] = {"frames": sorted(curve), **parts}
+    return result
 
 
 def number(metric: str, value: float) -> str:
@@ -92,3 +86,27 @@ def made_with(report: Mapping[str, Any]) -> str:
     facts = {**report["settings"], **checksums, "clips_checksum": report["clips"]["checksum"], **report["versions"]}
     lines = [f"- {name}: `{value}`" for name, value in facts.items() if value is not None]
     return "## Made with\n\n" + "\n".join(lines)
+
+
+def draw_curves(path: Path, curves: Curves, num_context: int) -> None:
+    """Plot one panel per metric, one line per candidate with its interval; context frames have a grey background."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    metrics = [name for name in METRICS if METRICS[name].in_curves and any(name in row for row in curves.values())]
+    figure = Figure(figsize=(PANEL_INCHES[0] * len(metrics), PANEL_INCHES[1]), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for panel, metric in zip(panels, metrics, strict=True):
+        for name, row in curves.items():
+            frames = sorted(row.get(metric, {}))
+            points = [row[metric][frame] for frame in frames]
+            (line,) = panel.plot(frames, [point.mean for point in points], label=name.replace("_", " "))
+            bounds = [point.low for point in points], [point.high for point in points]
+            panel.fill_between(frames, *bounds, color=line.get_color(), alpha=0.2, linewidth=0)
+        panel.axvspan(-0.5, num_context - 0.5, color="0.92", zorder=0)
+        panel.set(title=METRICS[metric].title, xlabel="frame of the clip")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.grid(alpha=0.3)
+    panels[0].legend(fontsize="small")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)

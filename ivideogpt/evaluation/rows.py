@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,15 +70,13 @@ class ClipRow:
         """Summarise (N, T) scores by candidate and metric of a clip (T, C, H, W)."""
         num_samples = max(len(metrics["mse"]) for metrics in scores.values())
         summaries: Summaries = {}
+        is_one_of_many = SHUFFLED in scores and len(scores[SHUFFLED]["mse"]) < num_samples
         for column, summarise in COLUMNS.items():
             # the best of one random sample is not comparable to the best of several
-            comparable = [name for name in scores if not (summarise.takes_best and _is_one_of_many(name, scores))]
+            comparable = [n for n in scores if not (n == SHUFFLED and is_one_of_many and summarise.takes_best)]
             if num_samples > 1 or column != "future_best":
                 summaries[column] = {name: summarise(scores[name], num_context) for name in comparable}
-        curves = {
-            name: {metric: values.mean(dim=0).tolist() for metric, values in metrics.items()}
-            for name, metrics in scores.items()
-        }
+        curves = _each_metric(scores, lambda values: values.mean(dim=0).tolist())
         return cls(number, summaries, frames_checksum(truth), curves, features)
 
     @property
@@ -94,36 +92,31 @@ class ClipRow:
             }
             for column, candidates in self.summaries.items()
         }
-        curves = {
-            name: {
-                metric: [None if math.isnan(value) else value for value in curve] for metric, curve in metrics.items()
-            }
-            for name, metrics in self.curves.items()
-        }
+        curves = _each_metric(self.curves, lambda curve: [None if math.isnan(value) else value for value in curve])
         facts = {"clip": self.number, "frames": self.frames_checksum, "dataset": self.dataset, "episode": self.episode}
         return {**facts, "scores": scores, "curves": curves, "codes": self.codes}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], features: Features | None = None) -> ClipRow:
         """Invert :meth:`as_json`; rows of older reports have no curves and codes."""
-        curves = {
-            name: {
-                metric: [math.nan if value is None else value for value in curve] for metric, curve in metrics.items()
-            }
-            for name, metrics in row.get("curves", {}).items()
-        }
+        read = row.get("curves", {})
+        curves = _each_metric(read, lambda curve: [math.nan if value is None else value for value in curve])
         codes, origin = row.get("codes", {}), (row["dataset"], row["episode"])
         return cls(row["clip"], row["scores"], row["frames"], curves, features or {}, codes, *origin)
 
 
-def by_key(summaries: Summaries) -> dict[Key, float]:
-    """Return the numbers by column, candidate and metric."""
+def by_key(nested: Mapping[str, Mapping[str, Mapping[Last, float]]]) -> dict[tuple[str, str, Last], float]:
+    """Return numbers by the three keys that lead to them."""
     return {
-        (column, name, metric): value
-        for column, candidates in summaries.items()
-        for name, metrics in candidates.items()
-        for metric, value in metrics.items()
+        (first, second, third): value
+        for first, rows in nested.items()
+        for second, row in rows.items()
+        for third, value in row.items()
     }
+
+
+def _each_metric(scores: Mapping[str, Mapping[str, Any]], convert: Callable[[Any], Any]) -> dict[str, dict[str, Any]]:
+    return {name: {metric: convert(row[metric]) for metric in row} for name, row in scores.items()}
 
 
 def frames_checksum(frames: Tensor) -> str:
@@ -132,39 +125,20 @@ def frames_checksum(frames: Tensor) -> str:
     return hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
 
 
-def _is_one_of_many(name: str, scores: Mapping[str, Mapping[str, Tensor]]) -> bool:
-    return name == SHUFFLED and len(scores[name]["mse"]) < len(scores[PREDICTION]["mse"])
-
-
-def scores_by_clip(scores: Mapping[str, Mapping[str, Tensor]]) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """Split (B, N, T) by candidate and metric into (N, T), clip by clip, on the CPU."""
-    on_cpu = {name: {metric: values.cpu() for metric, values in metrics.items()} for name, metrics in scores.items()}
-    num_clips = len(next(iter(next(iter(on_cpu.values())).values())))
-    for clip in range(num_clips):
-        yield {name: {metric: values[clip] for metric, values in row.items()} for name, row in on_cpu.items()}
-
-
-def features_by_clip(features: Mapping[tuple[str, str], Tensor], num_clips: int) -> Iterator[Features]:
-    """Split (B, N, d) by span and candidate into (N, d), clip by clip."""
-    for clip in range(num_clips):
-        yield {key: values[clip].numpy() for key, values in features.items()}
-
-
 class RowFile:
     """Rows in ``folder/clips.jsonl``: the state of an evaluation.
 
-    Args:
-        evaluation: checksum of everything that affects scores. Rows with another one are ignored.
+    ``evaluation`` is a checksum of everything that affects scores. Rows with another one are ignored.
     """
 
     def __init__(self, folder: Path, evaluation: str = "") -> None:
-        self._folder = folder
+        self.folder = folder
         self._evaluation = evaluation
 
     def read(self, with_features: bool = False) -> list[ClipRow]:
         """Return the rows in the order of clips, without truncated lines and rows whose features are missing."""
         try:
-            lines = (self._folder / CLIPS_FILE).read_text().splitlines()
+            lines = (self.folder / CLIPS_FILE).read_text().splitlines()
         except FileNotFoundError:
             return []
         rows = {}
@@ -181,32 +155,32 @@ class RowFile:
     @property
     def is_of_another(self) -> bool:
         """Tell whether all rows of the file belong to another evaluation."""
-        path = self._folder / CLIPS_FILE
+        path = self.folder / CLIPS_FILE
         return path.is_file() and path.stat().st_size > 0 and not self.read()
 
     def rewrite(self, rows: Sequence[ClipRow]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        write_text(self._folder / CLIPS_FILE, self._lines(rows))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self.folder / CLIPS_FILE, self._lines(rows))
 
     def append(self, rows: Sequence[ClipRow]) -> None:
         for row in rows:
             if row.features:
-                (self._folder / FEATURES_FOLDER).mkdir(exist_ok=True)
+                (self.folder / FEATURES_FOLDER).mkdir(exist_ok=True)
                 arrays: dict[str, Any] = {"/".join(key): values for key, values in row.features.items()}
                 with atomic_file(self._features_path(row.number)) as file:
                     np.savez(file, **arrays)
-        with (self._folder / CLIPS_FILE).open("a") as file:
+        with (self.folder / CLIPS_FILE).open("a") as file:
             file.write(self._lines(rows))
 
     def remove_features(self) -> None:
-        shutil.rmtree(self._folder / FEATURES_FOLDER, ignore_errors=True)
+        shutil.rmtree(self.folder / FEATURES_FOLDER, ignore_errors=True)
 
     def _lines(self, rows: Sequence[ClipRow]) -> str:
         lines = [json.dumps({**row.as_json(), "evaluation": self._evaluation}, allow_nan=False) for row in rows]
         return "".join(f"{line}\n" for line in lines)
 
     def _features_path(self, number: int) -> Path:
-        return self._folder / FEATURES_FOLDER / f"{number}.npz"
+        return self.folder / FEATURES_FOLDER / f"{number}.npz"
 
     def _read_features(self, number: int) -> Features:
         with np.load(self._features_path(number), allow_pickle=False) as file:
@@ -221,7 +195,8 @@ class RowSummary:
         self._rows = rows
         episodes = [row.episode_key for row in rows]
         self.means: BootstrapMeans[Key] = BootstrapMeans([by_key(row.summaries) for row in rows], episodes)
-        self._frame_means = BootstrapMeans([_curves_by_key(row.curves) for row in rows], episodes)
+        curves = [by_key(_each_metric(row.curves, lambda curve: dict(enumerate(curve)))) for row in rows]
+        self._frame_means: BootstrapMeans[tuple[str, str, int]] = BootstrapMeans(curves, episodes)
 
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return column -> candidate -> metric -> mean over clips."""
@@ -255,12 +230,3 @@ def _nested_intervals(means: BootstrapMeans[tuple[str, str, Last]]) -> dict[str,
         first, second, third = key
         nested.setdefault(first, {}).setdefault(second, {})[third] = means.interval(key)
     return nested
-
-
-def _curves_by_key(curves: Curves) -> dict[tuple[str, str, int], float]:
-    return {
-        (name, metric, frame): value
-        for name, metrics in curves.items()
-        for metric, curve in metrics.items()
-        for frame, value in enumerate(curve)
-    }

@@ -1,4 +1,4 @@
-"""Score a list of clips in batches, distributed over processes. Knows clips by number; knows no metric."""
+"""Score a list of clips in batches, distributed over the processes. Knows clips by number; knows no metric."""
 
 from __future__ import annotations
 
@@ -8,32 +8,62 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, distributed
 from tqdm import tqdm
 
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
+from ivideogpt.devices import versions
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.processes import Processes
 from ivideogpt.evaluation.report import JSON_FILE, MARKDOWN_FILE, PACKAGES
 from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, RowFile, RowSummary
-from ivideogpt.versions import versions
+from ivideogpt.files import write_json, write_text
 
+T = TypeVar("T")
+
+PATIENCE = timedelta(days=7)
 ScoreBatch = Callable[[Sequence[int]], list[ClipRow]]
 
 logger = logging.getLogger(__name__)
 
 
+class Processes:
+    """The processes of an evaluation; one, unless a launcher started several."""
+
+    def __init__(self) -> None:
+        several = distributed.is_available() and distributed.is_initialized()
+        self.rank = distributed.get_rank() if several else 0
+        self.count = distributed.get_world_size() if several else 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def gather(self, part: T | UserError) -> list[T]:
+        """Gather the parts of all ranks, in order. All processes call it; a part that is an error is raised on all."""
+        parts: list[T | UserError | None] = [part]
+        if self.count > 1:
+            parts = [None] * self.count
+            distributed.all_gather_object(parts, part, group=_patient_group())
+        for gathered in parts:
+            if isinstance(gathered, UserError):
+                raise gathered
+        return parts  # type: ignore[return-value]
+
+
+@functools.cache
+def _patient_group() -> distributed.ProcessGroup | None:
+    """Create a group of all processes with a long timeout: others may sample for hours."""
+    return distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+
 @dataclass(frozen=True)
 class Collected:
-    """The rows of all clips, in their order.
-
-    Args:
-        rank_by: column, candidate and metric.
-    """
+    """The rows of all clips, in their order. ``rank_by`` is a column, a candidate and a metric."""
 
     rows: Sequence[ClipRow]
     rank_by: tuple[str, str, str]
@@ -49,16 +79,17 @@ class Collected:
         checksum = hashlib.blake2b(frames.encode(), digest_size=16).hexdigest()
         return {"number": len(clips), "episodes": clips.num_episodes, "checksum": checksum}
 
-    def finish(self) -> None:
-        """Mark the report as written: the same command would score all clips again."""
+    def write(self, report: Mapping[str, Any], markdown: str) -> None:
+        """Write the report, which ends the evaluation: the same command would score all clips again."""
+        write_json(self.file.folder / JSON_FILE, report)
+        write_text(self.file.folder / MARKDOWN_FILE, markdown)
         self.file.remove_features()
 
     def chosen(self) -> dict[str, tuple[float, int]]:
         """Choose clips to show: rank -> (score, clip number)."""
         column, candidate, metric = self.rank_by
         ranking = sorted((row.summaries[column][candidate][metric], row.number) for row in self.rows)
-        places = {"best": -1, "median": len(ranking) // 2, "worst": 0}
-        return {name: ranking[place] for name, place in places.items()}
+        return {"best": ranking[-1], "median": ranking[len(ranking) // 2], "worst": ranking[0]}
 
 
 def collect(
@@ -73,39 +104,36 @@ def collect(
 ) -> Collected | None:
     """Score all clips that have no row in ``folder/clips.jsonl`` yet, and add their rows. All processes call it.
 
+    Returns the rows on the main process, None on the others.
+
     Args:
         rank_by: column, candidate and metric.
         facts: everything that affects the scores; existing rows with other facts are ignored.
         with_features: whether existing rows need their I3D features.
-
-    Returns:
-        The rows on the main process, None on the others.
     """
     facts = {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)}
     evaluation = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
     file = RowFile(folder, evaluation)
-    rows = _begun(file, folder, with_features) if processes.is_main else []
+    rows = _begun(file, with_features) if processes.is_main else []
     known, *_ = processes.gather({row.number for row in rows})
     batches = [range(first, min(first + batch_size, len(clips))) for first in range(0, len(clips), batch_size)]
     missing = [numbers for batch in batches if (numbers := [number for number in batch if number not in known])]
-    scored = score_batches(score, missing, processes)
-    if not processes.is_main:
-        for _ in scored:  # only the main process keeps the rows
-            pass
-        return None
-    with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip") as bar:
-        for part in scored:
+    is_main = processes.is_main
+    with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip", disable=not is_main) as bar:
+        for part in score_batches(score, missing, processes):
+            if not is_main:  # the main process alone keeps the rows
+                continue
             new = [replace(row, **asdict(clips.origin(row.number))) for row in part]
             file.append(new)
             rows += new
             bar.update(len(new))
-    rows = sorted(rows, key=lambda row: row.number)
-    return Collected(rows, rank_by, file)
+    return Collected(sorted(rows, key=lambda row: row.number), rank_by, file) if is_main else None
 
 
-def _begun(file: RowFile, folder: Path, with_features: bool) -> list[ClipRow]:
+def _begun(file: RowFile, with_features: bool) -> list[ClipRow]:
     """Return the rows of an interrupted evaluation, none of a finished one, and remove all others from the file."""
     rows: list[ClipRow] = []
+    folder = file.folder
     if not (folder / JSON_FILE).exists():
         if file.is_of_another:
             logger.warning("%s is of another evaluation: beginning again", folder / CLIPS_FILE)
@@ -117,24 +145,14 @@ def _begun(file: RowFile, folder: Path, with_features: bool) -> list[ClipRow]:
 
 
 def score_batches(score: ScoreBatch, batches: Sequence[Sequence[int]], processes: Processes) -> Iterator[list[ClipRow]]:
-    """Score batches of clips in order, distributed over all processes.
-
-    Raises:
-        UserError: on all processes, if one could not score a batch.
-    """
+    """Score batches of clips in order, distributed over all processes, which share the UserError of one."""
     for first in range(0, len(batches), processes.count):
-        parts = processes.gather(_attempt(score, batches[first : first + processes.count], processes.rank))
-        yield [row for part in parts for row in part]
-
-
-def _attempt(score: ScoreBatch, batches: Sequence[Sequence[int]], rank: int) -> list[ClipRow] | UserError:
-    """Score this rank's batch, if there is one. Errors are returned, to be shared: other ranks would wait forever."""
-    if rank >= len(batches):
-        return []
-    try:
-        return score(batches[rank])
-    except UserError as error:
-        return error
+        part: list[ClipRow] | UserError
+        try:
+            part = [row for batch in batches[first + processes.rank :][:1] for row in score(batch)]
+        except UserError as error:  # to be shared: other ranks would wait forever
+            part = error
+        yield [row for gathered in processes.gather(part) for row in gathered]
 
 
 def read_with_others(clips: EvaluationClips, numbers: Sequence[int]) -> tuple[ClipBatch, Tensor | None]:

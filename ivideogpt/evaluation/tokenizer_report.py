@@ -14,10 +14,8 @@ import torch
 
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.data.tokens.token_store import state_checksum
-from ivideogpt.evaluation.bootstrap import Interval
-from ivideogpt.evaluation.processes import Processes
+from ivideogpt.devices import versions
 from ivideogpt.evaluation.report import (
-    JSON_FILE,
     MARKDOWN_FILE,
     PACKAGES,
     candidate_table,
@@ -30,12 +28,10 @@ from ivideogpt.evaluation.report import (
     with_interval,
 )
 from ivideogpt.evaluation.rows import ClipRow, frames_checksum
-from ivideogpt.evaluation.scoring import Collected, collect
+from ivideogpt.evaluation.scoring import Collected, Processes, collect
 from ivideogpt.evaluation.video_prediction import reconstruct
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
-from ivideogpt.files import write_json, write_text
 from ivideogpt.metrics.frame_metrics import FrameScorer
-from ivideogpt.versions import versions
 from ivideogpt.video_io import to_pixels, write_png
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.vq_model.quantizer import code_usage
@@ -75,21 +71,15 @@ def evaluate_reconstructions(
     score: ReconstructionScorer, folder: Path, settings: Mapping[str, Any], batch_size: int, processes: Processes
 ) -> None:
     """Score the reconstructions and write the report. All processes call it; the main one writes."""
-    facts = {
-        **settings,
-        "weights": state_checksum(score.tokenizer.state_dict()),
-        "lpips": bool(score.scorer.lpips),
-    }
+    facts = {**settings, "weights": state_checksum(score.tokenizer.state_dict()), "lpips": bool(score.scorer.lpips)}
     collected = collect(score, score.clips, folder, batch_size, processes, (ALL, FUTURE, "psnr"), facts)
     if collected is None:
         return
     for rank, which in collected.chosen().items():
         _show(folder, score, rank, *which)
     report = build_report(score, collected, settings)
-    write_json(folder / JSON_FILE, report)
     text = as_markdown(report, collected)
-    write_text(folder / MARKDOWN_FILE, text)
-    collected.finish()
+    collected.write(report, text)
     print(text.split("## Clips")[0])
     print(f"report: {folder / MARKDOWN_FILE}")
 
@@ -106,21 +96,17 @@ def build_report(score: ReconstructionScorer, collected: Collected, settings: Ma
     tokenizer, summary = score.tokenizer, collected.summary
     sizes = {CONTEXT: tokenizer.num_vq_embeddings, FUTURE: tokenizer.num_dyn_embeddings}
     usage = {part: code_usage(torch.from_numpy(summary.code_counts(part, size))) for part, size in sizes.items()}
+    config = {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}  # added on loading
     return {
         "kind": KIND,
         "settings": dict(settings),
-        "model": {"tokenizer_checksum": state_checksum(tokenizer.state_dict()), "config": _config(tokenizer)},
+        "model": {"tokenizer_checksum": state_checksum(tokenizer.state_dict()), "config": config},
         "clips": collected.clip_facts(score.clips),
         "versions": versions(PACKAGES),
         "scores": {dataset: candidates_as_json(parts) for dataset, parts in summary.columns().items()},
         "codes": {part: {"size": size, **usage[part]} for part, size in sizes.items()},
         "left_out": [] if score.scorer.lpips else ["LPIPS: its weights were not there"],
     }
-
-
-def _config(tokenizer: CompressiveVQModel) -> dict[str, Any]:
-    """Return the configuration without the keys that diffusers adds on loading."""
-    return {name: value for name, value in tokenizer.config.items() if not name.startswith("_")}
 
 
 def as_markdown(report: Mapping[str, Any], collected: Collected) -> str:
@@ -130,26 +116,19 @@ def as_markdown(report: Mapping[str, Any], collected: Collected) -> str:
         [part, str(book["size"]), f"{book['usage']:.1%}", f"{book['perplexity']:.0f}"]
         for part, book in report["codes"].items()
     ]
+    futures = {name: scores[FUTURE] for name, scores in sorted(columns.items())}
+    metrics = in_order(metric for scores in futures.values() for metric in scores)
+    datasets = [
+        [name, str(scores["psnr"].clips), *(with_interval(metric, scores[metric]) for metric in metrics)]
+        for name, scores in futures.items()
+    ]
     sections = [
         headline(report, "Tokenizer"),
         candidate_table(all_clips, {}),
         "## Codebooks\n\n" + markdown_table(["", "codes", "in use", "perplexity"], codes),
-        "## By dataset, future frames\n\n" + _dataset_table(columns),
+        "## By dataset, future frames\n\n" + markdown_table(["", "clips", *map(label, metrics)], datasets),
         *(f"Left out: {line}." for line in report["left_out"]),
         "## Clips\n\n" + "\n\n".join(f"![{rank} clip](clip-{rank}.png)" for rank in collected.chosen()),
         made_with(report),
     ]
     return "\n\n".join(sections) + "\n"
-
-
-def _dataset_table(datasets: Mapping[str, Mapping[str, Mapping[str, Interval]]]) -> str:
-    metrics = in_order(metric for scores in datasets.values() for metric in scores[FUTURE])
-    rows = [
-        [
-            name,
-            str(scores[FUTURE]["psnr"].clips),
-            *(with_interval(metric, scores[FUTURE][metric]) for metric in metrics),
-        ]
-        for name, scores in sorted(datasets.items())
-    ]
-    return markdown_table(["", "clips", *map(label, metrics)], rows)

@@ -7,19 +7,18 @@ Dimension keys: B clips, N samples of each, T = t + F frames, t context frames, 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from itertools import chain
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ivideogpt.data.clips.batches import ClipBatch
-from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, TRUTH, ClipRow, features_by_clip, scores_by_clip
+from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, TRUTH, ClipRow
 from ivideogpt.metrics.frame_metrics import FrameScorer
 from ivideogpt.metrics.fvd import I3D
-from ivideogpt.metrics.pixels import PSNR_EPSILON
-from ivideogpt.metrics.table import METRICS
+from ivideogpt.metrics.table import METRICS, psnr_of
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import Rollout, WorldModel, evaluating
 
@@ -63,32 +62,23 @@ class Reconstruction:
 @torch.inference_mode()
 def reconstruct(tokenizer: CompressiveVQModel, frames: Tensor) -> Reconstruction:
     """Encode and decode clips (B, T, C, H, W), a few at a time."""
-    if len(frames) > 1 and len(parts := _at_once(frames)) > 1:
-        outputs = [reconstruct(tokenizer, part) for part in parts]
-        return Reconstruction(
-            *(torch.cat([getattr(output, name.name) for output in outputs]) for name in fields(Reconstruction))
-        )
-    t, frames = tokenizer.context_length, frames.to(tokenizer.device)
+    t, parts = tokenizer.context_length, []
     with evaluating(tokenizer):
-        context = tokenizer.encode_context(frames[:, :t])
-        dynamics = tokenizer.encode_dynamics(frames[:, t:], context.features)
-        decoded = tokenizer.decode_context(context.codes)
-        future = tokenizer.decode_dynamics(dynamics, decoded.features)
-    reconstructed = torch.cat([decoded.frames, future], dim=1).float().clamp(0, 1)
-    return Reconstruction(reconstructed, context.codes.flatten(1), dynamics.flatten(1))
-
-
-def _at_once(frames: Tensor) -> Sequence[Tensor]:
-    """Split clips (B, T, C, H, W) into parts whose feature maps fit into memory."""
-    return frames.split(max(1, PIXELS_AT_ONCE // frames[0, :, 0].numel()))
+        for clips in frames.split(max(1, PIXELS_AT_ONCE // frames[0, :, 0].numel())):
+            some = clips.to(tokenizer.device)
+            context = tokenizer.encode_context(some[:, :t])
+            dynamics = tokenizer.encode_dynamics(some[:, t:], context.features)
+            decoded = tokenizer.decode_context(context.codes)
+            future = tokenizer.decode_dynamics(dynamics, decoded.features)
+            reconstructed = torch.cat([decoded.frames, future], dim=1).float().clamp(0, 1)
+            parts.append((reconstructed, context.codes.flatten(1), dynamics.flatten(1)))
+    return Reconstruction(*(torch.cat(tensors) for tensors in zip(*parts)))
 
 
 def references(model: WorldModel, frames: Tensor) -> dict[str, Tensor]:
     """Return the baseline and the upper bound of a prediction, (B, F, C, H, W) each."""
-    return {
-        RECONSTRUCTION: reconstruct_future(model, frames),
-        COPY: copy_last_frame(frames, model.metadata.context_length),
-    }
+    copied = copy_last_frame(frames, model.metadata.context_length)
+    return {RECONSTRUCTION: reconstruct_future(model, frames), COPY: copied}
 
 
 def sample_futures(
@@ -106,15 +96,8 @@ def sample_futures(
     t = model.metadata.context_length
     layout = model.layout.with_future_frames(clips.frames.shape[1] - t)
     actions = None if model.action_dim is None or clips.actions is None else layout.to_future(clips.actions)
-    return model.predict(
-        clips.frames[:, :t],
-        actions,
-        layout.future_frames,
-        num_samples=num_samples,
-        seed=seed,
-        clip_numbers=clip_numbers,
-        first_sample=first_sample,
-    )
+    options: dict[str, Any] = dict(num_samples=num_samples, clip_numbers=clip_numbers, first_sample=first_sample)
+    return model.predict(clips.frames[:, :t], actions, layout.future_frames, seed=seed, **options)
 
 
 def predict_future(model: WorldModel, clips: ClipBatch, seed: int, clip_numbers: Sequence[int] | None = None) -> Tensor:
@@ -130,8 +113,7 @@ def moving_pixels(truth: Tensor, last_context: Tensor) -> Tensor:
 def moving_psnr(truth: Tensor, frames: Tensor, moving: Tensor) -> Tensor:
     """Compute PSNR over the moving pixels of each frame, (..., F); NaN where nothing moves."""
     squared = (truth - frames).square().mean(dim=-3, keepdim=True)
-    mse = (squared * moving).sum(dim=(-3, -2, -1)) / moving.sum(dim=(-3, -2, -1))
-    return -10 * torch.log10(mse + PSNR_EPSILON)
+    return psnr_of((squared * moving).sum(dim=(-3, -2, -1)) / moving.sum(dim=(-3, -2, -1)))
 
 
 @dataclass(frozen=True)
@@ -162,18 +144,21 @@ class PredictionScorer:
     def __call__(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None = None) -> list[ClipRow]:
         """Score clips. ``other_actions`` (B, T, D) are those of other clips; without them no actions are shuffled."""
         at_a_time = len(numbers) if self.max_rows is None else max(1, self.max_rows // self.num_samples)
-        parts = []
+        scored: list[ClipRow] = []
         for first in range(0, len(numbers), at_a_time):
             rows = slice(first, first + at_a_time)
             some = ClipBatch(clips.frames[rows], None if clips.actions is None else clips.actions[rows])
             others = None if other_actions is None else other_actions[rows]
-            parts.append(self._score(numbers[rows], some.to(self.model.device), others))
-        return list(chain.from_iterable(parts))
+            scored += self._score(numbers[rows], some.to(self.model.device), others)
+        return scored
 
     @torch.inference_mode()
     def _score(self, numbers: Sequence[int], clips: ClipBatch, other_actions: Tensor | None) -> list[ClipRow]:
         scored = _Candidates(self, clips.frames, self.model.metadata.context_length)
-        for rollout in self._rollouts(numbers, clips):
+        at_a_time = min(self.max_rows or self.num_samples, self.num_samples)
+        for first in range(0, self.num_samples, at_a_time):
+            num_samples = min(at_a_time, self.num_samples - first)
+            rollout = sample_futures(self.model, clips, self.seed, num_samples, numbers, first)
             scored.add(PREDICTION, rollout.context, rollout.frames)
         context = rollout.context
         for name, future in references(self.model, clips.frames).items():
@@ -182,13 +167,6 @@ class PredictionScorer:
             shuffled = ClipBatch(clips.frames, other_actions.to(self.model.device))
             scored.add(SHUFFLED, context, predict_future(self.model, shuffled, self.seed, numbers)[:, None])
         return scored.by_clip(numbers)
-
-    def _rollouts(self, numbers: Sequence[int], clips: ClipBatch) -> Iterator[Rollout]:
-        """Yield all samples, ``max_rows`` at a time."""
-        at_a_time = min(self.max_rows or self.num_samples, self.num_samples)
-        for first in range(0, self.num_samples, at_a_time):
-            num_samples = min(at_a_time, self.num_samples - first)
-            yield sample_futures(self.model, clips, self.seed, num_samples, numbers, first)
 
 
 class _Candidates:
@@ -224,15 +202,16 @@ class _Candidates:
 
     def by_clip(self, numbers: Sequence[int]) -> list[ClipRow]:
         scores = {
-            name: {metric: torch.cat([part[metric] for part in parts], dim=1) for metric in parts[0]}
+            name: {metric: torch.cat([part[metric] for part in parts], dim=1).cpu() for metric in parts[0]}
             for name, parts in self._scores.items()
         }
-        features = {key: torch.cat(parts, dim=1) for key, parts in self._features.items()}
-        clips = zip(numbers, scores_by_clip(scores), features_by_clip(features, len(numbers)), strict=True)
-        return [
-            ClipRow.of(number, truth, self._num_context, values, vectors)
-            for truth, (number, values, vectors) in zip(self._truth, clips, strict=True)
-        ]
+        features = {key: torch.cat(parts, dim=1).numpy() for key, parts in self._features.items()}
+        rows = []
+        for clip, (number, truth) in enumerate(zip(numbers, self._truth, strict=True)):
+            values = {name: {metric: part[clip] for metric, part in row.items()} for name, row in scores.items()}
+            vectors = {key: part[clip] for key, part in features.items()}
+            rows.append(ClipRow.of(number, truth, self._num_context, values, vectors))
+        return rows
 
     def _add_features(self, name: str, videos: Tensor) -> None:
         """Add features of samples (B, n, T, C, H, W), whole and without their context."""

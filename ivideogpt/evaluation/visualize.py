@@ -45,7 +45,10 @@ def contact_sheet(groups: Sequence[Sequence[Row]], context_frames: int, title: s
     left = PADDING * 2 + round(max(font(LABEL_SIZE).getlength(row.label) for row in rows))
     lefts = [left + i * (width * scale + GAP) + (i >= context_frames) * GROUP_GAP for i in range(num_frames)]
     top = PADDING * 3 + TITLE_SIZE + LABEL_SIZE
-    tops = _row_tops(groups, top, height * scale)
+    tops, y = [], top
+    for group in groups:
+        tops += [y + row * (height * scale + GAP) for row in range(len(group))]
+        y += len(group) * (height * scale + GAP) + GROUP_GAP
     size = (lefts[-1] + width * scale + PADDING, tops[-1] + height * scale + PADDING)
     sheet = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(sheet)
@@ -58,16 +61,6 @@ def contact_sheet(groups: Sequence[Sequence[Row]], context_frames: int, title: s
         for frame, x in zip(row.frames, lefts):
             sheet.paste(Image.fromarray(frame.repeat(scale, axis=0).repeat(scale, axis=1)), (x, y))
     return np.asarray(sheet)
-
-
-def _row_tops(groups: Sequence[Sequence[Row]], top: int, row_height: int) -> list[int]:
-    tops = []
-    for group in groups:
-        for _ in group:
-            tops.append(top)
-            top += row_height + GAP
-        top += GROUP_GAP
-    return tops
 
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

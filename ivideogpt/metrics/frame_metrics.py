@@ -15,8 +15,7 @@ from torch import Tensor
 from ivideogpt.errors import UserError
 from ivideogpt.metrics.fvd import I3D
 from ivideogpt.metrics.lpips import LINEAR_FILE, LINEAR_MD5, LPIPS, missing_weights
-from ivideogpt.metrics.pixels import check_frames, frame_mse, frame_psnr, frame_ssim, mse_of, psnr_of, ssim_of
-from ivideogpt.metrics.table import METRICS
+from ivideogpt.metrics.table import METRICS, check_frames, frame_mse, frame_psnr, frame_ssim, mse_of, psnr_of, ssim_of
 from ivideogpt.paths import here_or_in_project
 from ivideogpt.precision import full_float32
 
@@ -24,17 +23,14 @@ __all__ = ["FrameScorer", "frame_mse", "frame_psnr", "frame_ssim"]
 
 logger = logging.getLogger(__name__)
 
-PIXELS_AT_ONCE = (
-    64 * 64**2
-)  # limit of pixels compared at a time: more are no faster; features of LPIPS take 500 bytes each
+# Limit of pixels compared at a time: more are no faster; features of LPIPS take 500 bytes each.
+PIXELS_AT_ONCE = 64 * 64**2
 
 
 class FrameScorer:
     """Every metric of every frame of some clips' samples, and LPIPS where there is a network.
 
-    Args:
-        lpips: left out if not given.
-        max_rows: frames that are compared at a time; by default as many as use the machine well.
+    ``max_rows`` frames are compared at a time; by default as many as use the machine well.
     """
 
     def __init__(self, lpips: LPIPS | None = None, max_rows: int | None = None) -> None:
@@ -43,11 +39,7 @@ class FrameScorer:
 
     @torch.no_grad()
     def __call__(self, truth: Tensor, samples: Tensor) -> dict[str, Tensor]:
-        """Score ``samples`` (B, N, T, C, H, W) against ``truth`` (B, T, C, H, W), both in [0, 1]: (B, N, T) a metric.
-
-        Raises:
-            UserError: one of them holds other numbers.
-        """
+        """Score ``samples`` (B, N, T, C, H, W) against ``truth`` (B, T, C, H, W), in [0, 1]: (B, N, T) a metric."""
         check_frames(truth, samples)
         num_samples = samples.shape[1]
         true_frames, frames = truth.flatten(0, 1), samples.transpose(0, 1).flatten(1, 2)  # (B T, ...), (N, B T, ...)
@@ -72,37 +64,23 @@ class FrameScorer:
 
 def find_lpips(folder: str | Path, device: torch.device | str = "cpu") -> LPIPS | None:
     """Load LPIPS from this folder, here or in the project; None, and a log line, where its weights are missing."""
-    folder = here_or_in_project(folder)
-    missing = missing_weights(folder)
-    if missing is not None:
+    if missing := missing_weights(here_or_in_project(folder)):
         logger.warning("scores WITHOUT LPIPS. %s", missing)
         return None
-    return _read_lpips(folder, device)
+    return load_lpips(folder, device, "or do without")
 
 
 def load_lpips(folder: str | Path, device: torch.device | str, instead: str) -> LPIPS:
     """Load LPIPS from this folder, here or in the project, for a loss that has a weight.
 
-    Args:
-        instead: ends the message, e.g. "or train without the perceptual loss: --perc_weight 0".
-
-    Raises:
-        UserError: the weights are missing; the message names the files.
+    A UserError names the files that are missing. ``instead`` ends it, e.g. "or train without the perceptual loss".
     """
     folder = here_or_in_project(folder)
-    missing = missing_weights(folder)
-    if missing is not None:
+    if missing := missing_weights(folder):
         raise UserError(f"{missing}, {instead}")
-    return _read_lpips(folder, device)
-
-
-def _read_lpips(folder: Path, device: torch.device | str) -> LPIPS:
-    """Load weights that are there, with a line in the log if they are not the published ones."""
-    checksum = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
-    if checksum != LINEAR_MD5:
-        logger.warning(
-            "%s is not the published file: its md5 is %s, not %s", folder / LINEAR_FILE, checksum, LINEAR_MD5
-        )
+    md5 = hashlib.md5((folder / LINEAR_FILE).read_bytes(), usedforsecurity=False).hexdigest()
+    if md5 != LINEAR_MD5:
+        logger.warning("%s is not the published file: its md5 is %s, not %s", folder / LINEAR_FILE, md5, LINEAR_MD5)
     return LPIPS(folder).to(device)
 
 

@@ -67,16 +67,12 @@ class FeatureStats:
 def frechet_distance(real: FeatureStats, generated: FeatureStats) -> float:
     """Return |mean difference|^2 + tr(C + D - 2 (C D)^(1/2)) of two sets with covariances C and D."""
     (mean_r, cov_r), (mean_g, cov_g) = real.get_mean_cov(), generated.get_mean_cov()
-    root = _square_root(cov_r)
+    values, vectors = np.linalg.eigh(cov_r)
+    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     # C D and C^(1/2) D C^(1/2) have the same eigenvalues, and those of the latter are those of a symmetric matrix
     eigenvalues = np.linalg.eigvalsh(root @ cov_g @ root).clip(min=0)
     difference = mean_r - mean_g
     return float(difference @ difference + np.trace(cov_r) + np.trace(cov_g) - 2 * np.sqrt(eigenvalues).sum())
-
-
-def _square_root(covariance: NDArray[np.float64]) -> NDArray[np.float64]:
-    values, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
 class I3D:

@@ -68,17 +68,6 @@ class _Vgg16(nn.Module):
         return features
 
 
-class _Linear(nn.Module):
-    """Learned 1x1 weights of one level. ``model.0`` is the published dropout, which never acts here."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.model = nn.Sequential(nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
-
-    def forward(self, difference: Tensor) -> Tensor:
-        return self.model(difference)
-
-
 class LPIPS(nn.Module):
     """Perceptual distance of frames (N, 3, H, W) in [-1, 1] to others, one number each. Always frozen, in eval mode.
 
@@ -95,7 +84,9 @@ class LPIPS(nn.Module):
         self.scaling_layer = _ScalingLayer()
         self.net = _Vgg16()
         for level, convolutions in enumerate(_SLICES):
-            self.add_module(f"lin{level}", _Linear(convolutions[-1]))
+            # learned 1x1 weights of a level; "model.0" is the published dropout, which never acts here
+            linear = nn.Sequential(nn.Identity(), nn.Conv2d(convolutions[-1], 1, 1, bias=False))
+            self.add_module(f"lin{level}", nn.ModuleDict({"model": linear}))
         self.requires_grad_(False).eval()
         if folder is not None:
             self._load(here_or_in_project(folder))
@@ -113,13 +104,14 @@ class LPIPS(nn.Module):
 
     def features(self, frames: Tensor) -> list[Tensor]:
         """Return normalised VGG features of frames at five levels; they can be compared any number of times."""
-        return [_unit_length(level) for level in self.net(self.scaling_layer(frames))]
+        levels = self.net(self.scaling_layer(frames))
+        return [level / (level.norm(dim=1, keepdim=True) + 1e-10) for level in levels]
 
     def distance(self, features: list[Tensor], others: list[Tensor]) -> Tensor:
         """Return (N,) distances between the features of N frames and of as many others."""
         distance = torch.zeros(len(features[0]), device=features[0].device)
         for level, (ours, theirs) in enumerate(zip(features, others, strict=True)):
-            distance = distance + getattr(self, f"lin{level}")((ours - theirs) ** 2).mean(dim=(1, 2, 3))
+            distance = distance + getattr(self, f"lin{level}")["model"]((ours - theirs) ** 2).mean(dim=(1, 2, 3))
         return distance
 
     def _load(self, folder: Path) -> None:
@@ -133,7 +125,3 @@ class LPIPS(nn.Module):
             if f"features.{published}" in vgg:
                 tensors[f"net.{name}"] = vgg[f"features.{published}"]
         load_strict(self, {**dict(self.named_buffers()), **tensors}, source=str(folder))
-
-
-def _unit_length(features: Tensor) -> Tensor:
-    return features / (features.norm(dim=1, keepdim=True) + 1e-10)

@@ -8,35 +8,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from ivideogpt.errors import UserError
 
 LOCK = "lock"
 
 logger = logging.getLogger(__name__)
-
-
-_held: set[IO[str]] = set()
-
-
-@contextmanager
-def _closed_in_forks(file: IO[str]) -> Iterator[None]:
-    """Keep data workers from holding the lock on: a forked process shares it until the last copy is closed."""
-    _held.add(file)
-    try:
-        yield
-    finally:
-        _held.remove(file)
-
-
-def _close_in_fork() -> None:
-    for file in _held:
-        file.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_close_in_fork)
 
 
 def check_not_locked(folder: Path, advice: str) -> None:
@@ -50,14 +27,11 @@ def check_not_locked(folder: Path, advice: str) -> None:
 def locked(folder: Path, advice: str) -> Iterator[None]:
     """Hold an existing folder for this process. The system lets go of it when the process ends, however it does.
 
-    Args:
-        advice: ends the message, e.g. "use another run_dir".
-
-    Raises:
-        UserError: another process holds it.
-        OSError: the file ``lock`` cannot be written.
+    A UserError says if another process holds it, an OSError if the file ``lock`` cannot be written. ``advice`` ends the
+    message, e.g. "use another run_dir".
     """
-    with (folder / LOCK).open("a") as file, _closed_in_forks(file):
+    with (folder / LOCK).open("a") as file:
+        os.register_at_fork(after_in_child=file.close)  # a forked data worker shares it, and would hold the lock on
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,22 +44,18 @@ class ResumeRules:
     ) -> Changes:
         """Return the settings that are known to both sides and differ in a way that can change the results.
 
-        Args:
-            digests: as recorded; for a path without one, its old place is compared if it is still there.
+        For a path that has none of the recorded ``digests``, its old place is compared if it is still there.
         """
-        different = {
-            name: [recorded[name], value]
-            for name, value in asked.items()
-            if name not in self.may_change and name in recorded and recorded[name] != value
-        }
-        return {name: pair for name, pair in different.items() if not self._has_moved(name, pair, digests or {})}
+        changes: Changes = {}
+        for name, now in asked.items():
+            if name not in self.may_change and name in recorded and recorded[name] != now:
+                old = (digests or {}).get(name) or self._digest(name, recorded[name])
+                if old is None or old != self._digest(name, now):
+                    changes[name] = [recorded[name], now]
+        return changes
 
     def note(self, file: Path, changes: Changes, step: int, asked: Mapping[str, Any], args: str | None = None) -> None:
-        """Add changes that the user allowed to a run's record.
-
-        Args:
-            args: entry of the record that holds the settings, which are changed with them.
-        """
+        """Add changes that the user allowed to a run's record, and to its entry ``args``, which holds the settings."""
         record = read_json(file) if file.exists() else {}
         if args is not None:
             record[args] |= {name: now for name, (_, now) in changes.items()}
@@ -69,14 +65,9 @@ class ResumeRules:
         record["changes"] = [*record.get("changes", []), {"step": step, **noted}]
         write_json(file, record)
 
-    def _has_moved(self, name: str, pair: list[Any], digests: Mapping[str, str]) -> bool:
-        if name not in self.data and name not in self.weights:
-            return False
-        old = digests.get(name) or self._digest(name, pair[0])
-        return old is not None and old == self._digest(name, pair[1])
-
     def _digest(self, name: str, path: Any) -> str | None:
-        return digest_of(str(path), with_contents=name in self.weights) if path else None
+        is_path = path and (name in self.data or name in self.weights)
+        return digest_of(str(path), with_contents=name in self.weights) if is_path else None
 
 
 def refuse(changes: Changes, allow: str, describe: Callable[[str, Any, Any], str], otherwise: str) -> None:
@@ -100,36 +91,28 @@ def digest_of(path: str, with_contents: bool) -> str | None:
     for part in path.removeprefix("lerobot:").split(",") if path.startswith("lerobot:") else [path]:
         folder, _, camera = part.partition("@") if path.startswith("lerobot:") else (part, "", "")
         digest.update(f"camera {camera}\n".encode())
-        files = list(_weight_files(Path(folder)) if with_contents else _data_files(Path(folder)))
-        if not files:
+        if not (files := _weight_files(Path(folder)) if with_contents else _data_files(Path(folder))):
             return None
-        for name, file in files:
+        for file in files:
+            name = "" if file == Path(folder) else file.relative_to(folder)
             digest.update(f"{name} {file.stat().st_size}\n".encode())
             if with_contents:
-                _add_contents(digest, file)
+                with file.open("rb") as content:
+                    hashlib.file_digest(content, lambda: digest)  # adds to it
     return digest.hexdigest()
 
 
-def _data_files(path: Path) -> Iterator[tuple[str, Path]]:
-    if path.is_file():
-        yield "", path
-    for file in sorted(path.rglob("*")) if path.is_dir() else ():
-        name = str(file.relative_to(path))
-        if file.is_file() and not any(part.startswith(".") for part in Path(name).parts):
-            yield name, file
+def _data_files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return [
+        file
+        for file in files
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    ]
 
 
-def _weight_files(path: Path) -> Iterator[tuple[str, Path]]:
-    if path.is_file():
-        yield "", path
-        return
-    files = sorted(path.iterdir()) if path.is_dir() else []
-    files = [file for file in files if file.suffix in WEIGHT_SUFFIXES or file.name == "config.json"]
-    if any(file.suffix in WEIGHT_SUFFIXES for file in files):  # a configuration alone says nothing about weights
-        yield from ((file.name, file) for file in files)
-
-
-def _add_contents(digest: hashlib.blake2b, file: Path) -> None:
-    with file.open("rb") as content:
-        while chunk := content.read(_CHUNK):
-            digest.update(chunk)
+def _weight_files(path: Path) -> list[Path]:
+    files = [path] if path.is_file() else sorted(path.glob("*"))
+    named = [file for file in files if file == path or file.suffix in WEIGHT_SUFFIXES or file.name == "config.json"]
+    # a folder's configuration alone says nothing about weights
+    return named if any(file == path or file.suffix in WEIGHT_SUFFIXES for file in named) else []

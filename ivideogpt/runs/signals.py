@@ -16,11 +16,7 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """The first signal asks a run to end after its step; a second one ends it at once.
-
-    Attributes:
-        number: number of the signal that came; 0 before.
-    """
+    """The first signal asks a run to end after its step; a second one ends it at once. ``number`` is 0 before."""
 
     def __init__(self) -> None:
         self.number = 0

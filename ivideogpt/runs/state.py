@@ -21,12 +21,9 @@ class RandomState:
     """This process's global generators, as one piece of state."""
 
     def state_dict(self) -> dict[str, Any]:
-        name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
-        return {
-            "python": random.getstate(),
-            "numpy": (name, torch.tensor(np.asarray(keys, np.int64)), position, has_gauss, gauss),
-            **torch_random_state(),
-        }
+        name, keys, *rest = np.random.get_state(legacy=True)
+        numpy_state = (name, torch.tensor(np.asarray(keys, np.int64)), *rest)
+        return {"python": random.getstate(), "numpy": numpy_state, **torch_random_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         version, internal, gauss_next = state["python"]
@@ -38,10 +35,7 @@ class RandomState:
 
 def torch_random_state() -> dict[str, Any]:
     """Return the state of torch's global generators."""
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
+    return {"torch": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
 
 
 def load_torch_random_state(state: Mapping[str, Any]) -> None:

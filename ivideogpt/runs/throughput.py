@@ -46,11 +46,15 @@ class Throughput:
             on_gpu = sum(before.elapsed_time(after) for before, after in pairs) / 1000
             self._seconds[part] = max(self._seconds[part], on_gpu)
         seconds, steps = time.perf_counter() - self._start, max(self._steps, 1)
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated() / 2**30
+        else:  # peak of this process, which macOS counts in bytes and Linux in kilobytes
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
         result = {
             "clips_per_s": self._clips / seconds,
             "step_s": seconds / steps,
             **{f"{part}_s": part_seconds / steps for part, part_seconds in self._seconds.items()},
-            "memory_gb": _memory_gb(),
+            "memory_gb": memory,
             "eta_min": steps_left * seconds / steps / 60,
         }
         self.__init__()  # type: ignore[misc]
@@ -63,11 +67,3 @@ def _now_on_gpu() -> torch.cuda.Event | None:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
-
-
-def _memory_gb() -> float:
-    """Return the peak memory of the accelerator if there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)

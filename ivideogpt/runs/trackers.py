@@ -71,7 +71,8 @@ class WeightsAndBiases:
     def __init__(self, asked: str, axis: str | None = None, **arguments: Any) -> None:
         import wandb
 
-        self._wandb, self._axis = wandb, axis
+        self._library: Any = wandb
+        self._axis = axis
         try:
             self._run = wandb.init(**arguments)
         except wandb.errors.Error as error:
@@ -87,30 +88,23 @@ class WeightsAndBiases:
             self._run.log({**metrics, self._axis: step})
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        self.log({name: [self._wandb.Image(image)]}, step)
+        self.log({name: [self._library.Image(image)]}, step)
 
     def log_gif(self, name: str, path: Path, step: int) -> None:
-        self.log({name: self._wandb.Video(str(path))}, step)
+        self.log({name: self._library.Video(str(path))}, step)
 
     def close(self) -> None:
         self._run.finish()
 
 
-class Trackio:
+class Trackio(WeightsAndBiases):
+    """A run of trackio, whose calls are those of Weights & Biases."""
+
     def __init__(self, project: str, config: Mapping[str, Any]) -> None:
         import trackio
 
-        self._trackio = trackio
+        self._library, self._axis = trackio, None
         self._run = trackio.init(project=project, config=dict(config))
 
-    def log(self, metrics: Mapping[str, Any], step: int) -> None:
-        self._run.log(dict(metrics), step=step)
-
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        self.log({name: self._trackio.Image(image)}, step)
-
-    def log_gif(self, name: str, path: Path, step: int) -> None:
-        self.log({name: self._trackio.Video(path)}, step)
-
-    def close(self) -> None:
-        self._run.finish()
+        self.log({name: self._library.Image(image)}, step)

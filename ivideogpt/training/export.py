@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ivideogpt.choices import SAMPLING_RULES
 from ivideogpt.errors import UserError, cli
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import REQUIRED, SAMPLING_RULES, option, parse
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -50,9 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = ModelMetadata.read(folder)
     if metadata is None:
         raise UserError(f"{folder} has no ivideogpt.json: name a folder that train_gpt.py wrote")
-    chosen: dict[str, Any] = {} if args.temperature is None else {"temperature": args.temperature}
-    chosen |= {} if args.top_k is None else {"top_k": args.top_k}
-    chosen |= {} if args.sampling_rule is None else {"rule": args.sampling_rule}
+    asked: dict[str, Any] = {"temperature": args.temperature, "top_k": args.top_k, "rule": args.sampling_rule}
+    chosen = {name: value for name, value in asked.items() if value is not None}
     metadata = replace(metadata, generation=replace(metadata.generation, **chosen))
     layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ivideogpt.choices import SAMPLING_RULES
 from ivideogpt.errors import UserError
+from ivideogpt.flags import SAMPLING_RULES
 from ivideogpt.precision import full_float32
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.output import check_folder_can_be_written
+from ivideogpt.files import check_folder_can_be_written
 from mbrl.run_folder import RULES, flat
 
 CONFIDENCE = 0.95

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
 
 from ivideogpt.errors import UserError, cli
-from ivideogpt.evaluation.output import check_folder_can_be_written
-from ivideogpt.files import read_json
+from ivideogpt.files import check_folder_can_be_written, read_json
 from ivideogpt.training.export import DTYPES
 from mbrl.run_folder import RunFolder
 

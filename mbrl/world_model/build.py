@@ -9,16 +9,12 @@ from typing import Any
 import torch
 
 from ivideogpt.errors import UserError
-from ivideogpt.losses import TokenizerLossConfig
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.metadata import ModelMetadata
+from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
 from ivideogpt.pretrained import initialise_transformer, load_tokenizer, model_folder, read_llama_config
-from ivideogpt.training.common.models import (
-    adapt_tokenizer,
-    build_fitting_transformer,
-    build_tokenizer_loss,
-    freeze_codebooks,
-)
+from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer, freeze_codebooks
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.vq_model import CompressiveVQModel
@@ -48,7 +44,7 @@ def build_video_predictor(
     if config.without_lpips:
         logger.warning("the tokenizer learns WITHOUT the perceptual loss, as world_model.without_lpips=true says")
     loss_config = TokenizerLossConfig(perc_weight=0.0) if config.without_lpips else TokenizerLossConfig()
-    loss = build_tokenizer_loss(loss_config, lpips_path, device, WITHOUT_LPIPS)
+    loss = TokenizerLoss(loss_config, None if config.without_lpips else load_lpips(lpips_path, device, WITHOUT_LPIPS))
     model = build_world_model(config, seed, image_size).to(device)
     if config.selected_params:
         freeze_codebooks(model.tokenizer)

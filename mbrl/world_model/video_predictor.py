@@ -23,7 +23,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import INK, PAPER, error_frames, font
 from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
 from ivideogpt.runs.state import load_moments
-from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.common.optim import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels
 from ivideogpt.world_model import WorldModel, evaluating, symlog

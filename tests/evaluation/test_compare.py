@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from ivideogpt.commands import compare_reports as compare
-from ivideogpt.commands import evaluate, tokenizer_report
+from ivideogpt.commands import evaluate
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.comparison import Report
 
@@ -19,14 +18,14 @@ def reports(tiny_world_model, episodes, tmp_path_factory):
     evaluate.main([*shared, "--output_path", str(folder / "first")])
     evaluate.main([*shared, "--temperature", "0.1", "--output_path", str(folder / "second")])
     evaluate.main([*shared, "--num_clips", "4", "--output_path", str(folder / "elsewhere")])
-    tokenizer_report.main([*shared, "--output_path", str(folder / "tokenizer")])
+    evaluate.main(["tokenizer", *shared, "--output_path", str(folder / "tokenizer")])
     return folder
 
 
 def test_differences_are_of_the_same_clips(reports, capsys, tmp_path):
     names = ["first", "second", "elsewhere"]
     file = tmp_path / "new" / "compare.md"
-    compare.main([*(str(reports / name) for name in names), "--output_path", str(file)])
+    evaluate.main(["compare", *(str(reports / name) for name in names), "--output_path", str(file)])
     text = file.read_text()
     assert capsys.readouterr().out.strip() == text.strip()
     assert "the differences to first of second." in text
@@ -59,4 +58,4 @@ def test_refusals(reports, tmp_path):
         ([first, first, "--what"], "unrecognized arguments"),
     ):
         with pytest.raises(UserError, match=message):
-            compare.main(argv)
+            evaluate.main(["compare", *argv])

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from ivideogpt.commands import preview as preview_episodes
+from ivideogpt.commands.preview import Excerpt, plot_sheet, render_video
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.episode_pictures import Excerpt, plot_sheet, render_video
 from tests.data.synthetic import write_episode
 
 

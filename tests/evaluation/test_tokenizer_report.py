@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ivideogpt.commands import tokenizer_report
+from ivideogpt.commands import evaluate
+from ivideogpt.commands.evaluate import TokenizerEvaluationArgs
 from ivideogpt.commands.run_evaluation import clip_config
-from ivideogpt.commands.tokenizer_report import TokenizerEvaluationArgs
 from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
 from ivideogpt.flags import parse
 from ivideogpt.metadata import ModelMetadata
@@ -27,7 +27,7 @@ def flags(tiny_world_model, episodes) -> list[str]:
 
 
 def test_report(flags, tmp_path):
-    tokenizer_report.main([*flags, "--output_path", str(tmp_path)])
+    evaluate.main(["tokenizer", *flags, "--output_path", str(tmp_path)])
     report = json.loads((tmp_path / "report.json").read_text())
     args = parse(TokenizerEvaluationArgs, flags)
     tokenizer = load_tokenizer(args.pretrained_model_name_or_path, torch.float32)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ivideogpt.runs.checksums import CHECKSUMS, find_damage, write_checksums
+from ivideogpt.runs.checkpoints import CHECKSUMS, damage_of, write_checksums
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def folder(tmp_path):
 
 
 def test_what_was_written_is_undamaged(folder):
-    assert find_damage(folder) is None
-    assert find_damage(folder, contents=False) is None
+    assert damage_of(folder) is None
+    assert damage_of(folder, contents=False) is None
 
 
 def test_a_changed_byte_is_found_by_reading_only(folder):
@@ -27,15 +27,15 @@ def test_a_changed_byte_is_found_by_reading_only(folder):
     content = bytearray(path.read_bytes())
     content[2_500_000] ^= 1
     path.write_bytes(content)
-    assert find_damage(folder, contents=False) is None
-    assert find_damage(folder) == "sub/b.safetensors has other contents than were written"
+    assert damage_of(folder, contents=False) is None
+    assert damage_of(folder) == "sub/b.safetensors has other contents than were written"
 
 
 def test_truncated_and_missing_files_are_found_by_their_sizes(folder):
     os.truncate(folder / "a.pt", 3)
-    assert find_damage(folder, contents=False) == "a.pt has 3 bytes, not 6"
+    assert damage_of(folder, contents=False) == "a.pt has 3 bytes, not 6"
     (folder / "a.pt").unlink()
-    assert find_damage(folder, contents=False) == "a.pt is missing"
+    assert damage_of(folder, contents=False) == "a.pt is missing"
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,4 @@ def test_truncated_and_missing_files_are_found_by_their_sizes(folder):
 )
 def test_a_damaged_list_is_damage(folder, content):
     (folder / CHECKSUMS).write_text(content)
-    assert CHECKSUMS in (find_damage(folder) or "")
+    assert CHECKSUMS in (damage_of(folder) or "")

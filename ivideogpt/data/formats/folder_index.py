@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import write_json
-from ivideogpt.user_cache import user_cache
+from ivideogpt.paths import user_cache
 
 INDEXED_FROM = 5000  # files; smaller folders are listed as fast as an index is read
 # Times of file systems are as coarse as 2 s, which may hide a new file, and clocks of servers differ.

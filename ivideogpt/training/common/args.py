@@ -16,24 +16,45 @@ __all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
 
 # Flags that only affect clips read as pixels.
 PIXEL_FLAGS = (
-    "oxe_data_mixes_type",
-    "dataset_size",
-    "sthsth_root_path",
-    "video_stepsize",
-    "strong_aug",
-    "no_aug",
-    "dataloader_num_workers",
-    "on_bad_episode",
-    "cache_mb",
+    *("oxe_data_mixes_type", "dataset_size", "sthsth_root_path", "video_stepsize", "strong_aug", "no_aug"),
+    *("dataloader_num_workers", "on_bad_episode", "cache_mb"),
 )
-BAD_EPISODE_HELP = "an episode that cannot be read or does not fit: stop, or sample another one and count it"
-CACHE_HELP = "megabytes per data worker to cache arrays of compressed episodes"
 TRACKERS = ("tensorboard", "wandb", "trackio")
 PRECISIONS = ("no", "fp16", "bf16")
 MAX_SEED = 2**31  # numpy takes 32 bits, and each process adds its rank
 HISTORIES = ("true", "own")
 RULES = ("likeliest", "expected_code")
 SCHEDULES = ("linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup")
+
+# A flag of either script, another one that it needs, and why.
+NEEDS = (
+    ("align_to_context", "pretrained_model_name_or_path", "copies a trained branch: train without it first, then give"),
+    ("decoders_only", "pretrained_model_name_or_path", "needs a trained tokenizer: give"),
+    ("still_weight", "codebook_decay", "keeps a code vector at zero: it needs"),
+    ("reward_prediction", "action_conditioned", "needs"),
+    ("action_recon", "action_conditioned", "needs"),
+    ("symlog", "reward_prediction", "transforms rewards: it needs"),
+    ("load_internal_llm", "pretrained_transformer_path", "needs"),
+    ("lora", "pretrained_transformer_path", "adapts a trained transformer: give"),
+    ("eval_only", "pretrained_transformer_path", "needs a trained transformer: give"),
+    ("eval_token_store", "token_store", "replaces the test split: it goes with"),
+)
+# Two flags that do not go together, and why.
+CLASHES = (
+    ("strong_aug", "no_aug", "contradict each other"),
+    ("rand_select", "rand_shuffle", "exclude each other"),
+    ("restart_dead_codes", "selected_params", "change codebooks and freeze them"),
+    ("codebook_decay", "selected_params", "change codebooks and freeze them"),
+    ("action_conditioned", "goal_conditioned", "exclude each other: clips that start with their goal have no actions"),
+    ("use_eval_dataset", "goal_conditioned", "exclude each other: the benchmarks' clips do not start with their goal"),
+    ("eval_only", "resume_from_checkpoint", "exclude each other: an evaluation is a run of its own"),
+    ("token_store", "dataset_path", "are two sources of clips"),
+    ("token_store", "goal_conditioned", "exclude each other: stored clips do not start with their goal"),
+    *(
+        ("token_store", name, "exclude each other: a store holds tokens alone, and frames are needed")
+        for name in ("use_eval_dataset", "use_frame_metrics", "use_fvd", "eval_only")
+    ),
+)
 
 
 # Flags are inherited, so each is declared once. --help lists the fields of the last base first, as dataclasses do.
@@ -49,8 +70,8 @@ class ClipArgs:
     sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
     video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
     dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
-    on_bad_episode: str = option("error", BAD_EPISODE_HELP, choices=("error", "skip"))
-    cache_mb: int = option(64, CACHE_HELP, minimum=0)
+    on_bad_episode: str = option("error", "a bad episode: stop, or sample another one", choices=("error", "skip"))
+    cache_mb: int = option(64, "megabytes per data worker to cache arrays of compressed episodes", minimum=0)
     oxe_data_mixes_type: str = option("frac", "named mix of datasets, or folder:<name>[,<name>...] or folder:*")
     dataset_size: int | None = option(None, "keep that many distinct episodes", minimum=1)
     resolution: int = option(256, "frames are resolution x resolution pixels", minimum=1)
@@ -65,9 +86,7 @@ class OptimisationArgs:
     """Flags of the optimizer and of the machine."""
 
     gradient_accumulation_steps: int = option(1, "batches per phase", minimum=1)
-    max_train_steps: int = option(
-        1_000_000, "finished phases (generator and discriminator phases alternate)", minimum=1
-    )
+    max_train_steps: int = option(1_000_000, "finished phases, of generator and discriminator in turn", minimum=1)
     num_train_epochs: int = option(1, "the data stream is endless: use --max_train_steps", inert=True)
     learning_rate: float = option(1e-4, "learning rate of the tokenizer", minimum=0)
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass")
@@ -94,9 +113,7 @@ class RecordArgs:
     keep_last_n: int | None = option(None, "keep only so many checkpoints (default: all)", minimum=1)
     latest_checkpoint_only: bool = option(False, "the same as --keep_last_n 1")
     resume_from_checkpoint: str | None = option(None, "a checkpoint, a run folder, or 'latest'")
-    resume_with_changes: bool = option(
-        False, "allow a resumed run to change flags that affect training; noted in run.json"
-    )
+    resume_with_changes: bool = option(False, "let a resumed run change flags that affect training; noted in run.json")
 
     @property
     def checkpoints_kept(self) -> int | None:
@@ -126,13 +143,9 @@ class TokenizerModelArgs:
     )
     model_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
     selected_params: bool = option(False, "freeze both codebooks")
-    decoders_only: bool = option(
-        False, "freeze encoders and codebooks: tokens do not change, and transformers trained on them stay valid"
-    )
+    decoders_only: bool = option(False, "freeze encoders and codebooks: transformers of their tokens stay valid")
     cross_attention_dropout: float = option(0.1, "dropout of attention to the context frames")
-    align_to_context: bool = option(
-        False, "OVERWRITE the future branch: copy the context branch, and encode differences to the context"
-    )
+    align_to_context: bool = option(False, "OVERWRITE the future branch by the context's; encode differences to it")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,28 +155,16 @@ class TokenizerLossArgs:
     vae_loss: str = option("l1", "reconstruction loss", choices=("l1", "l2"))
     recon_weight: float = option(1.0, "weight of the reconstruction loss", minimum=0)
     perc_weight: float = option(1.0, "weight of LPIPS; needs its weight files unless it is 0", minimum=0)
-    balanced_loss: bool = option(
-        False, "weight future frames by F/T and context frames by t/T in reconstruction and LPIPS"
-    )
-    motion_weight: float = option(
-        0.0, "extra reconstruction weight where a frame differs from the last context frame", minimum=0
-    )
+    balanced_loss: bool = option(False, "weight frames by F/T (future) and t/T (context) in reconstruction and LPIPS")
+    motion_weight: float = option(0.0, "extra weight where a frame differs from the last context frame", minimum=0)
     gradient_weight: float = option(0.0, "weight of the difference of image gradients (sharpness)", minimum=0)
-    still_weight: float = option(
-        0.0, "penalty on dynamics latents where nothing moves, so that tokens encode changes", minimum=0
-    )
+    still_weight: float = option(0.0, "penalty on latents where nothing moves, so that tokens tell changes", minimum=0)
     disc_start: int = option(0, "first step of the GAN loss")
     disc_weight: float = option(0.8, "weight of the GAN loss")
     disc_depth: int = option(4, "number of convolutions of the discriminator")
-    discriminator_config_name_or_path: str | None = option(
-        None, "file of initial discriminator weights, such as a run's unwrapped_model/discriminator"
-    )
-    codebook_decay: float = option(
-        0.0, "update code vectors by EMA of their latents with this decay, not by gradients (0: off)"
-    )
-    restart_dead_codes: int = option(
-        0, "every N steps, reset unused codes to encoder outputs; codebooks are initialised from data (0: off)"
-    )
+    discriminator_config_name_or_path: str | None = option(None, "initial weights, as in unwrapped_model/discriminator")
+    codebook_decay: float = option(0.0, "update code vectors by EMA of their latents with this decay (0: by gradients)")
+    restart_dead_codes: int = option(0, "every N steps, move unused codes to encoder outputs; start from data (0: off)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,50 +207,25 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
     weighted_gan: bool = option(False, "gone", inert=True)
 
     def validate(self) -> None:
-        _check_what_both_share(self)
-        _check_start(self, "start_global_step")
+        _check_what_both_share(self, "start_global_step")
         _check_shares(self, "codebook_decay", "cross_attention_dropout", "adam_beta1", "adam_beta2")
-        if self.rand_select and self.rand_shuffle:
-            raise UserError("--rand_select and --rand_shuffle exclude each other: give one")
         if (self.rand_select or self.rand_shuffle) and self.segment_horizon < self.segment_length:
-            raise UserError(
-                f"--segment_horizon {self.segment_horizon} has no room for --segment_length {self.segment_length}"
-            )
-        if self.align_to_context and self.pretrained_model_name_or_path is None:
-            raise UserError(
-                "--align_to_context copies the context branch, which has to be trained: train without it "
-                "first, then give that run as --pretrained_model_name_or_path"
-            )
-        if self.decoders_only:
-            self._check_decoders_only()
-        if self.still_weight and not self.codebook_decay:
-            raise UserError("--still_weight keeps a code vector at zero: it needs --codebook_decay, 0.99 for instance")
-        if (self.restart_dead_codes or self.codebook_decay) and self.selected_params:
-            raise UserError(
-                "--restart_dead_codes and --codebook_decay change codebooks, --selected_params freezes them: drop one"
-            )
-        if self.use_8bit_adam:
-            self._check_8bit_adam()
-        if self.disc_start < self.max_train_steps:
-            self._check_discriminator()
-
-    def _check_decoders_only(self) -> None:
-        if self.pretrained_model_name_or_path is None:
-            raise UserError("--decoders_only needs a trained tokenizer: give --pretrained_model_name_or_path")
+            horizon, length = self.segment_horizon, self.segment_length
+            raise UserError(f"--segment_horizon {horizon} has no room for --segment_length {length}")
         changing = ("restart_dead_codes", "codebook_decay", "align_to_context", "cross_attention_dropout")
-        if given := [f"--{name}" for name in changing if getattr(self, name)]:
+        if self.decoders_only and (given := [f"--{name}" for name in changing if getattr(self, name)]):
             raise UserError(
                 f"--decoders_only keeps tokens as they are, {', '.join(given)} would change them: set to 0 or drop"
             )
-
-    def _check_8bit_adam(self) -> None:
-        if not _is_installed("bitsandbytes"):
+        if self.use_8bit_adam and not _is_installed("bitsandbytes"):
             raise UserError("--use_8bit_adam needs bitsandbytes: pip install bitsandbytes, or leave the flag out")
-        if self.restart_dead_codes and not self.codebook_decay:
+        if self.use_8bit_adam and self.restart_dead_codes and not self.codebook_decay:
             raise UserError(
                 "--restart_dead_codes clears the moments of code vectors, which --use_8bit_adam packs: drop one, or "
                 "take the code vectors from the optimizer with --codebook_decay 0.99"
             )
+        if self.disc_start < self.max_train_steps:
+            self._check_discriminator()
 
     def _check_discriminator(self) -> None:
         size = self.resolution // 2**self.disc_depth
@@ -273,21 +249,16 @@ class GptModelArgs:
     pretrained_transformer_path: str | None = option(None, "folder of initial weights, model.safetensors")
     load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
     stale_tokens: float = option(
-        0.0,
-        "history corruption: replace up to this share of history tokens by older ones, so that actions matter (0: off)",
+        0.0, "history corruption: replace up to this share of history tokens by older ones, so that actions matter"
     )
     history: str = option(
-        "true",
-        "own: train on histories of the model's own tokens; true: on true ones, less --stale_tokens",
-        choices=HISTORIES,
+        "true", "own: train on histories of the model's own tokens; true: less --stale_tokens", choices=HISTORIES
     )
     history_passes: int = option(3, "--history own: passes that replace tokens by the model's choice", minimum=1)
     history_from_start: float = option(
         0.6, "--history own: share of clips replaced from the first future frame; others from a random one", minimum=0
     )
-    history_rule: str = option(
-        "likeliest", "--history own: how it chooses codes; expected_code: nearest to the mean vector", choices=RULES
-    )
+    history_rule: str = option("likeliest", "--history own: likeliest code, or next to the mean vector", choices=RULES)
     llama_attn_drop: float | None = option(None, "attention dropout (default: that of the config)")
     action_conditioned: bool = option(False, "condition each frame on an action")
     action_dim: int = option(4, "dimension of the actions", minimum=1)
@@ -313,9 +284,7 @@ class GenerationArgs:
     eval_only: bool = option(False, "validate --pretrained_transformer_path once; needs no training data")
     i3d_path: str = option(I3D_FILE, "I3D network for FVD")
     eval_generate_times: int = option(1, "sampled futures per clip; the best one is scored", minimum=1)
-    max_generate_batchsize: int | None = option(
-        None, "batch size of sampling, in futures (default: those of a batch)", minimum=1
-    )
+    max_generate_batchsize: int | None = option(None, "futures sampled at a time (default: all of a batch)", minimum=1)
     max_decode_batchsize: int | None = option(None, "batch size of LPIPS in frames, and of I3D in clips", minimum=1)
     log_gif_interval: int = option(10, "validation batches between GIFs of sampled futures", minimum=1)
 
@@ -340,9 +309,7 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
 
     # Optimisation
     per_device_train_batch_size: int = option(8, "clips per device and batch", minimum=1)
-    per_device_eval_batch_size: int | None = option(
-        None, "clips per device and validation batch (default: training's)", minimum=1
-    )
+    per_device_eval_batch_size: int | None = option(None, "the same in validation (default: training's)", minimum=1)
     weight_decay: float = option(0.0, "AdamW", minimum=0)
     embed_no_wd: bool = option(False, "no weight decay on biases, norms and the input embedding")
     lr_scheduler_type: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
@@ -358,30 +325,16 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
     trust_remote_code: bool = option(False, "no remote code is ever run", inert=True)
 
     def validate(self) -> None:
-        _check_what_both_share(self)
+        _check_what_both_share(self, "start_completed_steps")
         _check_shares(self, "llama_attn_drop", "stale_tokens", "lora_dropout")
         self._check_history()
-        self._check_token_store()
-        _check_start(self, "start_completed_steps")
-        if self.use_eval_dataset and self.goal_conditioned:
-            raise UserError("--use_eval_dataset: the benchmarks' clips do not start with their goal")
-        if self.action_conditioned and self.goal_conditioned:
-            raise UserError("--goal_conditioned clips have no actions: give it or --action_conditioned")
-        for flag in ("reward_prediction", "action_recon"):
-            if getattr(self, flag) and not self.action_conditioned:
-                raise UserError(f"--{flag} needs --action_conditioned")
-        if self.symlog and not self.reward_prediction:
-            raise UserError("--symlog transforms rewards: it needs --reward_prediction")
-        if self.load_internal_llm and not self.pretrained_transformer_path:
-            raise UserError("--load_internal_llm needs --pretrained_transformer_path")
-        if self.lora:
-            self._check_lora()
-        if self.eval_only and not self.pretrained_transformer_path:
-            raise UserError("--eval_only needs a trained transformer: give --pretrained_transformer_path")
-        if self.eval_only and self.resume_from_checkpoint:
-            raise UserError("--eval_only writes a run of its own: leave out --resume_from_checkpoint")
+        if self.lora and not _is_installed("peft"):
+            raise UserError("--lora needs peft: pip install -e '.[lora]'")
         if not self.config_path.exists():
             raise UserError(f"--config_name {self.config_name}: no such file")
+        given = [f"--{name}" for name in PIXEL_FLAGS if getattr(self, name) != getattr(GptArgs, name)]
+        if self.token_store and given:
+            warnings.warn(f"with --token_store, which holds whole clips, {', '.join(given)} does nothing", stacklevel=3)
 
     def _check_history(self) -> None:
         if self.history_from_start > 1:
@@ -394,33 +347,6 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
         given = [f"--{name}" for name in names if getattr(self, name) != getattr(type(self), name)]
         if given and self.history != "own":
             raise UserError(f"{', '.join(given)} does nothing without --history own")
-
-    def _check_lora(self) -> None:
-        if not _is_installed("peft"):
-            raise UserError("--lora needs peft: pip install -e '.[lora]'")
-        if self.pretrained_transformer_path is None:
-            raise UserError("--lora adapts a trained transformer: give --pretrained_transformer_path")
-
-    def _check_token_store(self) -> None:
-        if self.eval_token_store and not self.token_store:
-            raise UserError("--eval_token_store goes with --token_store; pixels are validated on the test split")
-        if not self.token_store:
-            return
-        for flag in ("use_eval_dataset", "use_frame_metrics", "use_fvd", "eval_only"):
-            if getattr(self, flag):
-                raise UserError(f"--{flag} needs frames, and a --token_store holds only tokens: give --dataset_path")
-        if self.dataset_path:
-            raise UserError("--token_store and --dataset_path are two sources of clips: give one")
-        if self.goal_conditioned:
-            raise UserError(
-                "--goal_conditioned needs pixels: the clips of a --token_store do not start with their goal"
-            )
-        defaults = {field.name: field.default for field in fields(self)}
-        given = [f"--{name}" for name in PIXEL_FLAGS if getattr(self, name) != defaults[name]]
-        if given:
-            warnings.warn(
-                f"with --token_store, which holds finished clips, {', '.join(given)} does nothing", stacklevel=4
-            )
 
     @property
     def trackers(self) -> list[str]:
@@ -440,26 +366,34 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
         return here_or_in_project(self.config_name)
 
 
-def _check_what_both_share(args: TokenizerArgs | GptArgs) -> None:
-    _check_clips(args.context_length, args.segment_length)
-    _check_trackers(args.report_to)
-    if find_format(args.dataset_path) and args.oxe_data_mixes_type != type(args).oxe_data_mixes_type:
-        warnings.warn(
-            f"--oxe_data_mixes_type {args.oxe_data_mixes_type} has no effect: "
-            f"the format of --dataset_path says what to train on",
-            stacklevel=4,
+def _check_what_both_share(args: TokenizerArgs | GptArgs, start: str) -> None:
+    for name, needed, reason in NEEDS:
+        if getattr(args, name, None) and not getattr(args, needed):
+            raise UserError(f"--{name} {reason} --{needed}")
+    for name, other, reason in CLASHES:
+        if getattr(args, name, None) and getattr(args, other):
+            raise UserError(f"--{name} and --{other} {reason}: give one")
+    if not 1 <= args.context_length < args.segment_length:
+        raise UserError(
+            f"--context_length {args.context_length} and --segment_length {args.segment_length}: a clip needs at least "
+            "one context frame and one future frame, so 1 <= context_length < segment_length"
         )
-    if args.strong_aug and args.no_aug:
-        raise UserError("--strong_aug and --no_aug contradict each other: give one")
+    if getattr(args, start) >= args.max_train_steps:
+        raise UserError(
+            f"--{start} {getattr(args, start)} leaves no step to do: --max_train_steps is {args.max_train_steps}, and "
+            "counts from 0"
+        )
     if args.seed is not None and args.seed >= MAX_SEED:
         raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
-
-
-def _check_start(args: TokenizerArgs | GptArgs, name: str) -> None:
-    if getattr(args, name) >= args.max_train_steps:
-        raise UserError(
-            f"--{name} {getattr(args, name)} leaves no step to do: --max_train_steps is {args.max_train_steps}, and "
-            "counts from 0"
+    for name in args.report_to.split(","):
+        if name not in (known := (*TRACKERS, "all", "none")):
+            raise UserError(f"--report_to {name}: expected {', '.join(known)}, or several with commas between them")
+        if name not in ("all", "none") and not _is_installed(name):
+            raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")
+    if find_format(args.dataset_path) and args.oxe_data_mixes_type != type(args).oxe_data_mixes_type:
+        warnings.warn(
+            f"--oxe_data_mixes_type {args.oxe_data_mixes_type} has no effect: --dataset_path says what to train on",
+            stacklevel=4,
         )
 
 
@@ -471,24 +405,8 @@ def _check_shares(args: TokenizerArgs | GptArgs, *names: str) -> None:
             raise UserError(f"--{name} is {value}: it must be at least 0 and less than 1")
 
 
-def _check_clips(context_length: int, segment_length: int) -> None:
-    if not 1 <= context_length < segment_length:
-        raise UserError(
-            f"--context_length {context_length} and --segment_length {segment_length}: a clip needs at least one "
-            "context frame and one future frame, so 1 <= context_length < segment_length"
-        )
-
-
 def _is_installed(package: str) -> bool:
     try:
         return importlib.util.find_spec(package) is not None
     except ValueError:  # the module is set to None in sys.modules
         return False
-
-
-def _check_trackers(report_to: str) -> None:
-    for name in report_to.split(","):
-        if name not in (known := (*TRACKERS, "all", "none")):
-            raise UserError(f"--report_to {name}: expected {', '.join(known)}, or several with commas between them")
-        if name not in ("all", "none") and not _is_installed(name):
-            raise UserError(f"--report_to {name}: the package is not installed; pip install {name}, or choose another")

@@ -20,6 +20,7 @@ from accelerate.utils import gather_object
 
 from ivideogpt.errors import UserError
 from ivideogpt.runs.checkpoints import (
+    CHECKSUMS,
     SHARED_STATE,
     UNFINISHED,
     begin_checkpoint,
@@ -30,7 +31,6 @@ from ivideogpt.runs.checkpoints import (
     read_state,
     remove_checkpoint,
 )
-from ivideogpt.runs.checksums import CHECKSUMS
 from ivideogpt.runs.state import Stateful
 from ivideogpt.state_dicts import save_state
 
@@ -57,8 +57,8 @@ class Checkpoints:
     run_directory: Path
     prefix: str
     write_weights: Callable[[Path], None]
-    shared: Mapping[str, Stateful]
-    local: Mapping[str, Stateful]
+    shared: Mapping[str, Stateful | None]  # None: no such part in this run
+    local: Mapping[str, Stateful | None]
     keep_last: int | None = None
 
     def save_or_report(self, step: int, must_succeed: bool) -> None:
@@ -73,8 +73,7 @@ class Checkpoints:
     def save(self, step: int) -> Path:
         """Write everything needed to go on after ``step``. All processes call it.
 
-        Raises:
-            SaveError: in all processes, if one of them could not write. Earlier checkpoints are as they were.
+        If one of them cannot write, all of them raise SaveError; earlier checkpoints are as they were.
         """
         processes = PartialState()
         folder = self.run_directory / f"{self.prefix}{step}"
@@ -94,7 +93,9 @@ class Checkpoints:
         with _noting(failures):
             if processes.is_main_process and not failures:
                 finish_checkpoint(folder, unfinished)
-                self._forget_old_ones()
+                if self.keep_last is not None:
+                    for old in complete_checkpoints(self.run_directory, self.prefix)[: -self.keep_last]:
+                        remove_checkpoint(old)
         failures = gather_object(failures)
         if failures:
             if processes.is_main_process:
@@ -111,14 +112,10 @@ class Checkpoints:
                 "resume on the same number of processes"
             )
         for path, parts in ((folder / SHARED_STATE, self.shared), (process_file, self.local)):
-            state = read_state(path, needed=parts)
-            for name, part in parts.items():
+            present = {name: part for name, part in parts.items() if part is not None}
+            state = read_state(path, needed=present)
+            for name, part in present.items():
                 part.load_state_dict(state[name])
-
-    def _forget_old_ones(self) -> None:
-        if self.keep_last is not None:
-            for folder in complete_checkpoints(self.run_directory, self.prefix)[: -self.keep_last]:
-                remove_checkpoint(folder)
 
 
 @contextmanager
@@ -134,10 +131,7 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
     """Find the checkpoint of ``--resume_from_checkpoint``: itself, or a run's undamaged one with the highest step.
 
     ``latest`` is the newest run ``<date>-<exp_name>`` in ``output_dir`` that has checkpoints, by its date; None, with a
-    warning, if there is none yet.
-
-    Raises:
-        UserError: a path holds no complete checkpoint, the one that was named is damaged, or all of a run are.
+    warning, if there is none yet. A path that holds none, or damaged ones alone, is a UserError.
     """
     if wanted is None:
         return None
@@ -150,7 +144,7 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
         logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
         return None
     path = Path(wanted)
-    if (path / SHARED_STATE).is_file() or (path / CHECKSUMS).is_file():
+    if (path / CHECKSUMS).is_file():
         if damage := damage_of(path):
             raise UserError(
                 f"--resume_from_checkpoint {wanted} is damaged: {damage}; name another one, or the run's folder for "
@@ -167,8 +161,8 @@ def run_directory_of(checkpoint: Path, prefix: str) -> Path:
     return checkpoint.resolve().parents[prefix.count("/")]
 
 
-def _state_of(parts: Mapping[str, Stateful]) -> dict[str, Any]:
-    return {name: part.state_dict() for name, part in parts.items()}
+def _state_of(parts: Mapping[str, Stateful | None]) -> dict[str, Any]:
+    return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
 
 def _process_file(rank: int) -> str:

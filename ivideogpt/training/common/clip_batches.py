@@ -1,21 +1,26 @@
-"""Loaders of training and validation clips for both training scripts. Knows flags and loaders; knows no model."""
+"""Loaders of training and validation clips, and the stream of training batches. Knows flags and loaders, no model."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from typing import Any, TypeAlias
 
+import torch
 from accelerate.utils import gather_object
 
 from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.loaders import ClipLoader, build_benchmark_loader, build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
+from ivideogpt.data.tokens.token_store import TokenLoader
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
 from ivideogpt.training.common.run import Run
+
+Loader: TypeAlias = ClipLoader | TokenLoader  # endless, with a position, and a fixed beginning for validation
 
 VALIDATION_SEED = 0
 CAUSES_LISTED = 20
@@ -69,3 +74,38 @@ def report_bad_episodes(loaders: Iterable[ClipLoader]) -> None:
     logger.info("skipped %d bad episodes", len(causes))
     for cause in islice(causes.values(), CAUSES_LISTED):
         logger.info("skipped: %s", cause)
+
+
+class BatchStream:
+    """Training batches on the device, one after another. Its state is its position.
+
+    On a GPU they are copied and finished on a stream of their own, beside the step that the GPU is still busy with:
+    Python asks for a batch well before that step ends. Nothing is fetched ahead, so the position needs no correction.
+    """
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self._loader = loader
+        self._device = device
+        self._beside = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._batches: Iterator[Any] | None = None
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            self._batches = iter(self._loader)
+        batch: Any = next(self._batches)
+        if self._beside is None:
+            return batch.to(self._device)
+        with torch.cuda.stream(self._beside):
+            finished = batch.to(self._device)
+        training = torch.cuda.current_stream(self._device)
+        training.wait_stream(self._beside)
+        for part in vars(finished).values():
+            if part is not None:
+                part.record_stream(training)  # the next batch must not reuse the memory before the step is done
+        return finished
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._loader.load_state_dict(state)

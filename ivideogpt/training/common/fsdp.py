@@ -5,12 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from torch.distributed.checkpoint import state_dict
+from torch.distributed.checkpoint.state_dict import StateDictOptions
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
@@ -28,7 +24,7 @@ def whole_state_dict(model: nn.Module, only_main: bool = False) -> dict[str, Ten
     """Gather all weights in every process, or in the main process's own memory alone; the others get nothing then."""
     _spread(model)
     options = StateDictOptions(full_state_dict=True, cpu_offload=only_main)
-    tensors: dict[str, Any] = get_model_state_dict(model, options=options)
+    tensors: dict[str, Any] = state_dict.get_model_state_dict(model, options=options)
     return tensors
 
 
@@ -45,12 +41,12 @@ class ShardedOptimizerState:
     def state_dict(self) -> dict[str, Any]:
         _spread(self._model)
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return get_optimizer_state_dict(self._model, self._optimizer, options=options)
+        return state_dict.get_optimizer_state_dict(self._model, self._optimizer, options=options)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         _spread(self._model)
         options = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self._model, self._optimizer, state, options=options)
+        state_dict.set_optimizer_state_dict(self._model, self._optimizer, state, options=options)
 
 
 def _spread(model: nn.Module) -> None:

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import torch
-
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
-from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.pretrained import Transformer, build_transformer
 from ivideogpt.transformer import LlamaConfig
 from ivideogpt.vq_model import CompressiveVQModel
@@ -18,14 +12,7 @@ from ivideogpt.vq_model import CompressiveVQModel
 def adapt_tokenizer(
     tokenizer: CompressiveVQModel, context_length: int, resolution: int, advice: str | None = None
 ) -> None:
-    """Shrink the tokenizer to ``context_length``.
-
-    Args:
-        advice: ends the message about the resolution.
-
-    Raises:
-        UserError: it was trained with less context, or for another resolution.
-    """
+    """Shrink the tokenizer to ``context_length``; UserError if it has less, or another resolution, with ``advice``."""
     tokenizer.set_context_length(context_length)
     made_for = tokenizer.config.resolution
     if made_for != resolution:
@@ -41,24 +28,8 @@ def freeze_codebooks(tokenizer: CompressiveVQModel) -> None:
 def freeze_tokens(tokenizer: CompressiveVQModel) -> None:
     """Leave nothing but the decoders to train."""
     tokenizer.requires_grad_(False)
-    parts = (tokenizer.post_quant_conv, tokenizer.decoder, tokenizer.post_quant_linear, tokenizer.cond_decoder)
-    for part in parts:
+    for part in (tokenizer.post_quant_conv, tokenizer.decoder, tokenizer.post_quant_linear, tokenizer.cond_decoder):
         part.requires_grad_(True)
-
-
-def build_tokenizer_loss(
-    config: TokenizerLossConfig, lpips_path: str | Path, device: torch.device, without_lpips: str
-) -> TokenizerLoss:
-    """Build the loss, with LPIPS if it has a weight.
-
-    Args:
-        without_lpips: how to train without it, for the message.
-
-    Raises:
-        UserError: the files of LPIPS are not there.
-    """
-    lpips = load_lpips(lpips_path, device, without_lpips) if config.perc_weight else None
-    return TokenizerLoss(config, lpips)
 
 
 def build_fitting_transformer(
@@ -72,9 +43,7 @@ def build_fitting_transformer(
 ) -> Transformer:
     """Build a transformer with random weights, after checking that clips of ``layout`` fit into its positions.
 
-    Args:
-        setting: the name of the clips' length for the message, such as ``--segment_length``.
-        attention_dropout: None: as ``config`` says.
+    ``setting`` names the clips' length in the message. Without an ``attention_dropout`` it is as ``config`` says.
     """
     if layout.sequence_length > config.max_position_embeddings:
         fits = layout.context_frames + layout.future_frames_that_fit(config.max_position_embeddings)

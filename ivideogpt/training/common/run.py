@@ -24,29 +24,47 @@ from accelerate import Accelerator, DistributedType
 from accelerate.utils import broadcast_object_list, set_seed
 from PIL import Image
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ivideogpt.data.clips.loaders import WorkerDied
-from ivideogpt.devices import check_launcher, has_bfloat16_units
+from ivideogpt.devices import check_launcher, has_bfloat16_units, versions
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, write_json
+from ivideogpt.files import atomic_file, read_json, write_json
 from ivideogpt.runs.checkpoints import set_aside_later, step_of
 from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
-from ivideogpt.runs.resume import RECORD, Changes
+from ivideogpt.runs.resume import RECORD, Changes, ResumeRules, refuse
 from ivideogpt.runs.signals import StopSignal
 from ivideogpt.runs.trackers import TensorBoard, Tracker, Trackio, WeightsAndBiases
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
-from ivideogpt.training.common.resume import RULES, allowed_changes, keeping_hyperparameters, recorded_run
-from ivideogpt.versions import versions
 
 logger = logging.getLogger(__name__)
 
 WAIT_OR = "start a new run, without --resume_from_checkpoint"
 RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "transformers", "numpy")
+RULES = ResumeRules(
+    may_change=frozenset(
+        {
+            "max_train_steps", "num_train_epochs", "gradient_checkpointing", "compile", "dataloader_num_workers",
+            "on_bad_episode",  # a run that stopped at a bad episode may go on without it
+            "cache_mb", "per_device_eval_batch_size", "eval_token_store", "use_eval_dataset", "use_frame_metrics",
+            "use_fvd", "i3d_path", "lpips_path", "eval_generate_times", "max_generate_batchsize",
+            "max_decode_batchsize", "log_gif_interval", "validation_steps", "max_eval_iters", "skip_first_val",
+            "log_steps", "log_grad_norm_steps", "log_image_steps", "checkpointing_steps", "keep_last_n",
+            "latest_checkpoint_only", "resume_from_checkpoint", "resume_with_changes", "dry_run", "output_dir",
+            "exp_name", "with_tracking", "report_to", "tracker_project_name", "logging_dir", "local_rank", "cache_dir",
+        }
+    ),
+    data=("dataset_path", "sthsth_root_path", "token_store"),
+    weights=(
+        "pretrained_model_name_or_path", "pretrained_transformer_path", "config_name", "model_config_name_or_path",
+        "discriminator_config_name_or_path",
+    ),
+    allow="--resume_with_changes",
+)  # fmt: skip
 
 
 @dataclass
@@ -71,14 +89,19 @@ class Run:
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             if self.is_main_process:
-                self._claim_folder()
+                while self.checkpoint is None:
+                    try:
+                        self.directory.mkdir(parents=True)
+                        break
+                    except FileExistsError:  # a run that began in the same second has taken the name
+                        self.directory = _new_folder_name(self.args)
                 stack.enter_context(locked(self.directory, WAIT_OR))
                 self._open_folder()
-            self._share_name()
+            self.directory = broadcast_object_list([self.directory])[0]
             stack.callback(self.accelerator.end_training)
             for name in self.args.trackers if self.is_main_process else ():
-                self.trackers.append(self._start_tracker(name))
-                stack.callback(self.trackers[-1].close)
+                stack.callback((tracker := self._start_tracker(name)).close)
+                self.trackers.append(tracker)
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
@@ -94,12 +117,6 @@ class Run:
     @property
     def is_main_process(self) -> bool:
         return self.accelerator.is_main_process
-
-    @property
-    def config_file(self) -> Path:
-        """File of the settings: run.json, or one beside it for a resumed part; config.json is the trained model's."""
-        name = RECORD if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
-        return self.directory / name
 
     @property
     def metrics_file(self) -> Path:
@@ -123,10 +140,9 @@ class Run:
         """Write an image to ``images/`` in the run folder and to the trackers."""
         if not self.is_main_process:
             return
-        folder = self.directory / "images"
         with going_on_without_room():
-            folder.mkdir(exist_ok=True)
-            with atomic_file(folder / f"{name}-{step:07d}.png") as file:
+            (self.directory / "images").mkdir(exist_ok=True)
+            with atomic_file(self.directory / "images" / f"{name}-{step:07d}.png") as file:
                 image.save(file, format="PNG")
             for tracker in self.trackers:
                 tracker.log_image(name, image, step)
@@ -142,10 +158,6 @@ class Run:
             return {}
         values = torch.tensor(list(metrics.values()), device=self.accelerator.device)
         return dict(zip(metrics, self.accelerator.reduce(values, "mean").tolist(), strict=True))
-
-    def say(self, text: str) -> None:
-        """Print an answer for whoever typed the command, once."""
-        self.accelerator.print(text)
 
     def progress_bar(self, finished_steps: int, total_steps: int, clips_per_step: float) -> tqdm[Any]:
         """Make a progress bar in clips for a terminal; elsewhere the log lines suffice."""
@@ -196,22 +208,6 @@ class Run:
 
     # ---- start and end
 
-    def _claim_folder(self) -> None:
-        """Make the folder. A run that began in the same second may have taken its name."""
-        if self.checkpoint is not None:
-            return
-        while True:
-            try:
-                self.directory.mkdir(parents=True)
-                return
-            except FileExistsError:
-                time.sleep(0.1)
-                self.directory = _new_folder_name(Path(self.args.output_dir), self.args.exp_name)
-
-    def _share_name(self) -> None:
-        """Tell all processes which folder the main process has opened."""
-        self.directory = broadcast_object_list([self.directory])[0]
-
     def _open_folder(self) -> None:
         if self.checkpoint is not None:
             cut_back(self.metrics_file, step_of(self.checkpoint))
@@ -221,16 +217,9 @@ class Run:
                 logger.warning("going on with changes: %s", ", ".join(given))
                 asked = dataclasses.asdict(self.args)
                 RULES.note(self.directory / RECORD, self.changes, step_of(self.checkpoint), asked, args="args")
-        record = self.configuration()
-        if self.checkpoint is None:
-            record["contents"] = RULES.digests(record["args"])
-        write_json(self.config_file, record)
-        logger.info("run folder %s", self.directory)
-
-    def configuration(self) -> dict[str, Any]:
-        """Return the resolved configuration: settings, machine and versions."""
-        return {
-            "args": dataclasses.asdict(self.args) | {"seed": self.seed},
+        settings = dataclasses.asdict(self.args) | {"seed": self.seed}
+        record = {
+            "args": settings,
             "command": sys.argv,
             "git_commit": _git_commit(),
             "versions": versions(RECORDED_PACKAGES),
@@ -238,10 +227,16 @@ class Run:
             "device": str(self.accelerator.device),
             "resumed_from": None if self.checkpoint is None else str(self.checkpoint),
             **self.facts,
+            **({"contents": RULES.digests(settings)} if self.checkpoint is None else {}),
         }
+        # config.json is the trained model's
+        name = RECORD if self.checkpoint is None else f"run-from-step-{step_of(self.checkpoint)}.json"
+        write_json(self.directory / name, record)
+        logger.info("run folder %s", self.directory)
 
     def _start_tracker(self, name: str) -> Tracker:
-        config = {name: _flat(value) for name, value in self.configuration()["args"].items()}
+        flags = dataclasses.asdict(self.args) | {"seed": self.seed}
+        config = {name: value if isinstance(value, int | float | str) else str(value) for name, value in flags.items()}
         project = self.args.tracker_project_name
         if name == "tensorboard":
             last_step = -1 if self.checkpoint is None else step_of(self.checkpoint)
@@ -266,7 +261,12 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     accelerator = Accelerator(mixed_precision=args.mixed_precision)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
-    check_distribution(args, accelerator.distributed_type)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise UserError("DeepSpeed is not supported: configs/accelerate/fsdp2.yaml and zero2.yaml shard without it")
+    if accelerator.distributed_type == DistributedType.FSDP and isinstance(args, TokenizerArgs):
+        raise UserError("FSDP is for transformers: train the tokenizer with configs/accelerate/multi_gpu.yaml")
+    if accelerator.distributed_type == DistributedType.FSDP and getattr(args, "lora", False):
+        raise UserError("--lora does not go with FSDP: adapters fit one GPU, use configs/accelerate/multi_gpu.yaml")
     args = dataclasses.replace(args, mixed_precision=accelerator.mixed_precision)
     level = logging.INFO if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
@@ -278,33 +278,27 @@ def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     return Run(args, accelerator, directory, seed, checkpoint, changes)
 
 
-def check_distribution(args: TokenizerArgs | GptArgs, kind: DistributedType) -> None:
-    """Raise UserError for ways of distributing a model that do not fit the other flags."""
-    if kind == DistributedType.DEEPSPEED:
-        raise UserError("DeepSpeed is not supported: configs/accelerate/fsdp2.yaml and zero2.yaml shard without it")
-    if kind == DistributedType.FSDP and isinstance(args, TokenizerArgs):
-        raise UserError("FSDP is for transformers: train the tokenizer with configs/accelerate/multi_gpu.yaml")
-    if kind == DistributedType.FSDP and isinstance(args, GptArgs) and args.lora:
-        raise UserError("--lora does not go with FSDP: adapters fit one GPU, use configs/accelerate/multi_gpu.yaml")
-
-
 def _place_of(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> tuple[Path | None, Path, int, Changes]:
     """Return the checkpoint to resume from, the run folder, the seed, and what the resumed run changes."""
-    output_dir = Path(args.output_dir)
-    checkpoint = find_checkpoint(args.resume_from_checkpoint, output_dir, args.exp_name, checkpoint_prefix)
+    checkpoint = find_checkpoint(args.resume_from_checkpoint, Path(args.output_dir), args.exp_name, checkpoint_prefix)
     if checkpoint is None:
         seed = secrets.randbelow(MAX_SEED) if args.seed is None else args.seed
-        return None, _new_folder_name(output_dir, args.exp_name), seed, {}
+        return None, _new_folder_name(args), seed, {}
     directory = run_directory_of(checkpoint, checkpoint_prefix)
     check_not_locked(directory, WAIT_OR)
     recorded, digests = recorded_run(directory)
     seed = recorded["seed"] if args.seed is None else args.seed
-    changes = allowed_changes(dataclasses.asdict(args) | {"seed": seed}, recorded, digests)
+    changes = RULES.changes(dataclasses.asdict(args) | {"seed": seed}, recorded, digests)
+    if not args.resume_with_changes:
+        refuse(
+            changes, RULES.allow, lambda name, before, now: f"--{name} {now} (was {before})",
+            "start a new run for that, without --resume_from_checkpoint or under another --exp_name",
+        )  # fmt: skip
     return checkpoint, directory, seed, changes
 
 
-def _new_folder_name(output_dir: Path, exp_name: str) -> Path:
-    while (folder := output_dir / f"{datetime.now():%Y-%m-%d-%H:%M:%S}-{exp_name}").exists():
+def _new_folder_name(args: TokenizerArgs | GptArgs) -> Path:
+    while (folder := Path(args.output_dir) / f"{datetime.now():%Y-%m-%d-%H:%M:%S}-{args.exp_name}").exists():
         time.sleep(0.1)
     return folder
 
@@ -317,6 +311,27 @@ def _git_commit() -> str | None:
         return None
 
 
-def _flat(value: Any) -> int | float | str | bool:
-    """Convert a value to one of the plain types that trackers take."""
-    return value if isinstance(value, int | float | str | bool) else str(value)
+def recorded_run(run_directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the flags that a run began with, and digests of what they name."""
+    file = run_directory / RECORD
+    try:
+        record = read_json(file, "start a new run from its weights")
+    except UserError as error:
+        raise UserError(f"{file}: no readable record of the run to resume ({error})") from error
+    recorded = record.get("args")
+    if not isinstance(recorded, dict) or "seed" not in recorded:
+        raise UserError(f"{file}: no readable record of the run to resume (no args with a seed in it)")
+    return recorded, record.get("contents", {})
+
+
+@contextmanager
+def keeping_hyperparameters(optimizer: Optimizer, scheduler: LRScheduler) -> Iterator[None]:
+    """Let a checkpoint bring moments and progress, and keep learning rate, schedule, decay and betas as asked now."""
+    asked = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    rates = list(scheduler.base_lrs)
+    yield
+    assert isinstance(scheduler, LambdaLR)
+    scheduler.base_lrs = rates
+    for group, settings, rate, factor in zip(optimizer.param_groups, asked, rates, scheduler.lr_lambdas, strict=True):
+        group.update(settings | {"lr": rate * factor(scheduler.last_epoch)})
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -58,10 +58,6 @@ class TrainProgress:
         vars(self).update(state)
 
 
-def every(step: int, interval: int) -> bool:
-    return step % interval == 0
-
-
 def validates_at(step: int, interval: int, skip_first: bool) -> bool:
     """Return whether a validation is due: at steps 1, 1 + n, 1 + 2n, ..."""
     return step % interval == 1 % interval and not (skip_first and step == 1)

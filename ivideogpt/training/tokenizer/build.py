@@ -16,18 +16,17 @@ from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
 from ivideogpt.files import read_json
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
 from ivideogpt.state_dicts import load_strict, read_any_tensors
 from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
-from ivideogpt.training.common.clip_batches import build_clip_loaders, clip_config
-from ivideogpt.training.common.ema import EmaWeights
-from ivideogpt.training.common.models import adapt_tokenizer, build_tokenizer_loss, freeze_codebooks, freeze_tokens
-from ivideogpt.training.common.optim import build_adamw, trainable_parameters
+from ivideogpt.training.common.clip_batches import BatchStream, build_clip_loaders, clip_config
+from ivideogpt.training.common.models import adapt_tokenizer, freeze_codebooks, freeze_tokens
+from ivideogpt.training.common.optim import EmaWeights, build_adamw, trainable_parameters
 from ivideogpt.training.common.run import build_run
 from ivideogpt.training.common.schedule import PhaseSchedule, TrainProgress, build_scheduler
-from ivideogpt.training.common.stream import BatchStream
 from ivideogpt.training.tokenizer.codebooks import Codebook, Codebooks
 from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.training.tokenizer.trainer import WEIGHTS_FOLDER, TokenizerTrainer
@@ -44,7 +43,10 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     run = build_run(args, TOKENIZER_CHECKPOINTS)
     accelerator = run.accelerator
     loss = build_loss(args, accelerator.device)
-    config = clip_config(args, segment_spec(args), args.train_batch_size)
+    kind = segment_kind(args.rand_select, args.rand_shuffle)
+    horizon = args.segment_horizon if kind in ("sparse_future", "shuffled") else None
+    segment = SegmentSpec(kind, args.segment_length, args.context_length, horizon)
+    config = clip_config(args, segment, args.train_batch_size)
     train_clips, validation_clips = build_clip_loaders(config, run, args.train_batch_size)
     tokenizer, fresh_codebooks = build_tokenizer(args, run.checkpoint)
     if args.allow_tf32:  # convolutions keep PyTorch's default
@@ -98,9 +100,10 @@ def build_gan_loss(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: Ac
 
 
 def build_optimizer(model: nn.Module, learning_rate: float, args: TokenizerArgs, accelerator: Accelerator) -> Optimizer:
+    scale = accelerator.num_processes * args.train_batch_size * args.gradient_accumulation_steps
     return build_adamw(
         trainable_parameters(model),
-        learning_rate * _learning_rate_scale(args, accelerator),
+        learning_rate * (scale if args.scale_lr else 1),
         betas=(args.adam_beta1, args.adam_beta2),
         weight_decay=args.adam_weight_decay,
         epsilon=args.adam_epsilon,
@@ -156,12 +159,6 @@ def read_config(path: str | None, resolution: int) -> dict[str, Any]:
         raise UserError(f"--model_config_name_or_path {file}: no readable JSON file ({error})") from error
 
 
-def segment_spec(args: TokenizerArgs) -> SegmentSpec:
-    kind = segment_kind(args.rand_select, args.rand_shuffle)
-    horizon = args.segment_horizon if kind in ("sparse_future", "shuffled") else None
-    return SegmentSpec(kind, args.segment_length, args.context_length, horizon)
-
-
 def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
     """Build the loss, with LPIPS if it has a weight; raises UserError if its files are missing."""
     config = TokenizerLossConfig(
@@ -173,10 +170,4 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         still_weight=args.still_weight,
         gradient_weight=args.gradient_weight,
     )
-    return build_tokenizer_loss(config, args.lpips_path, device, WITHOUT_LPIPS)
-
-
-def _learning_rate_scale(args: TokenizerArgs, accelerator: Accelerator) -> int:
-    if not args.scale_lr:
-        return 1
-    return accelerator.num_processes * args.train_batch_size * args.gradient_accumulation_steps
+    return TokenizerLoss(config, load_lpips(args.lpips_path, device, WITHOUT_LPIPS) if args.perc_weight else None)

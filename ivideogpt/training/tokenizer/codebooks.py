@@ -55,18 +55,10 @@ class Codebook:
     """
 
     def __init__(
-        self,
-        name: str,
-        vectors: Tensor,
-        accelerator: Accelerator,
-        decay: float | None = None,
-        keep_zero: bool = False,
+        self, name: str, vectors: Tensor, accelerator: Accelerator, decay: float | None = None, keep_zero: bool = False
     ) -> None:
-        self.name = name
-        self.keep_zero = keep_zero
-        self.vectors = vectors
-        self.accelerator = accelerator
-        self.decay = decay
+        self.name, self.vectors, self.accelerator = name, vectors, accelerator
+        self.decay, self.keep_zero = decay, keep_zero
         self._weights = torch.ones(len(vectors), device=vectors.device)
         self._sums = vectors.detach().clone()  # sums of latents, weighted like _weights
         self._counts_since_log = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
@@ -132,7 +124,9 @@ class Codebook:
         new = badly_represented(latents.flatten(0, -2).float(), vectors, num=len(rows))
         vectors[rows[: len(new)]] = new.to(vectors)
         self._set_vectors(broadcast(vectors))
-        _forget_moments(optimizer, self.vectors, rows)
+        for moment in ("exp_avg", "exp_avg_sq"):
+            if moment in optimizer.state.get(self.vectors, {}):
+                optimizer.state[self.vectors][moment][rows] = 0
         self._begin_means_anew(rows)
         return {f"{self.name}_dead_codes": float(len(rows))}
 
@@ -161,9 +155,8 @@ class Codebooks:
         assert output.dynamics_codes is not None
         assert output.dynamics_latents is not None
         self.context.observe(output.context_codes, output.context_latents)
-        self.dynamics.observe(
-            *(_chosen(values, moving) for values in (output.dynamics_codes, output.dynamics_latents.detach()))
-        )
+        chosen = slice(None) if moving is None else moving
+        self.dynamics.observe(output.dynamics_codes[chosen], output.dynamics_latents.detach()[chosen])
 
     def take_statistics(self) -> dict[str, float]:
         return self.context.take_statistics() | self.dynamics.take_statistics()
@@ -174,13 +167,13 @@ class Codebooks:
         assert output.context_latents is not None
         assert output.dynamics_latents is not None
         context = self.context.restart_dead_codes(output.context_latents, optimizer)
-        return context | self.dynamics.restart_dead_codes(_chosen(output.dynamics_latents, moving), optimizer)
+        dynamics_latents = output.dynamics_latents if moving is None else output.dynamics_latents[moving]
+        return context | self.dynamics.restart_dead_codes(dynamics_latents, optimizer)
 
     def initialise(self, batches: Iterable[tuple[Tensor, Tensor]], names: Collection[str]) -> None:
         """Initialise the named codebooks from pairs of context and dynamics latents, as many as needed."""
-        collected: dict[Codebook, list[Tensor]] = {
-            book: [] for book in (self.context, self.dynamics) if book.name in names
-        }
+        books = [book for book in (self.context, self.dynamics) if book.name in names]
+        collected: dict[Codebook, list[Tensor]] = {book: [] for book in books}
         for context, dynamics in islice(batches, MAX_BATCHES_TO_START):
             for book, parts in collected.items():
                 if not book.has_enough(parts):
@@ -189,10 +182,6 @@ class Codebooks:
                 break
         for book, parts in collected.items():
             book.initialise(torch.cat(parts))
-
-
-def _chosen(values: Tensor, mask: Tensor | None) -> Tensor:
-    return values if mask is None else values[mask]
 
 
 def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
@@ -204,16 +193,12 @@ def kmeans(vectors: Tensor, num_centres: int, iterations: int) -> Tensor:
         extra = centres[torch.randint(len(centres), (num_centres - len(centres),)).to(vectors.device)]
         centres = torch.cat([centres, extra + 0.01 * vectors.std() * torch.randn_like(extra)])
     for _ in range(iterations):
-        nearest = _nearest(vectors, centres)
+        parts = vectors.split(VECTORS_AT_A_TIME)
+        nearest = torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in parts])
         sums = torch.zeros_like(centres).index_add_(0, nearest, vectors)
         counts = torch.bincount(nearest, minlength=num_centres).unsqueeze(1)
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
     return centres
-
-
-def _nearest(vectors: Tensor, centres: Tensor) -> Tensor:
-    """Return the index of the centre nearest to each vector, in parts that fit into memory."""
-    return torch.cat([torch.cdist(part, centres).argmin(dim=1) for part in vectors.split(VECTORS_AT_A_TIME)])
 
 
 def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
@@ -227,9 +212,3 @@ def badly_represented(latents: Tensor, vectors: Tensor, num: int) -> Tensor:
     if num == 0:
         return latents[:0]
     return distinct[torch.multinomial(errors.cpu(), num).to(latents.device)]
-
-
-def _forget_moments(optimizer: Optimizer, parameter: Tensor, rows: Tensor) -> None:
-    for moment in ("exp_avg", "exp_avg_sq"):
-        if moment in optimizer.state.get(parameter, {}):
-            optimizer.state[parameter][moment][rows] = 0

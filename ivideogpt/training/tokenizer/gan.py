@@ -14,8 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from ivideogpt.losses import LossTerms, adaptive_weight, hinge_loss
-from ivideogpt.training.common.optim import accumulating, advance
-from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.common.optim import SoundUpdates, accumulating, advance
 
 
 @dataclass
@@ -45,10 +44,7 @@ class GanLoss:
         with without_gradients(discriminator), self.accelerator.autocast():
             gan = -discriminator(reconstructed).float().mean()
         scale = adaptive_weight(terms.parts.get("perc", terms.parts["recon"]), gan, last_layer)
-        return LossTerms(
-            terms.total + self.weight * scale * gan,
-            {**terms.parts, "gan": gan, "gan_scale": scale},
-        )
+        return LossTerms(terms.total + self.weight * scale * gan, {**terms.parts, "gan": gan, "gan_scale": scale})
 
     def backward(self, real: Tensor, reconstructed: Tensor, num_batches: int, is_last: bool) -> Mapping[str, Tensor]:
         """Accumulate the discriminator's gradients for one of ``num_batches`` batches of frames (N, 3, H, W)."""
@@ -57,11 +53,8 @@ class GanLoss:
             real_logits, fake_logits = logits.chunk(2)
             loss = hinge_loss(real_logits, fake_logits)
             self.accelerator.backward(loss / num_batches)
-        return {
-            "disc_loss": loss.detach(),
-            "disc_real": real_logits.detach().mean(),
-            "disc_fake": fake_logits.detach().mean(),
-        }
+        metrics = {"disc_loss": loss, "disc_real": real_logits.mean(), "disc_fake": fake_logits.mean()}
+        return {name: value.detach() for name, value in metrics.items()}
 
     def update(self, loss: Tensor) -> dict[str, Tensor | float]:
         """Clip gradients, step the optimizer, advance the schedule."""

@@ -33,19 +33,10 @@ from ivideogpt.runs.throughput import Throughput
 from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
-from ivideogpt.training.common.ema import EmaWeights
-from ivideogpt.training.common.optim import accumulating, advance, gradient_norms
+from ivideogpt.training.common.clip_batches import BatchStream
+from ivideogpt.training.common.optim import EmaWeights, SoundUpdates, accumulating, advance, gradient_norms
 from ivideogpt.training.common.run import Run
-from ivideogpt.training.common.schedule import (
-    Phase,
-    PhaseSchedule,
-    TrainProgress,
-    every,
-    validates_at,
-    within_phase_pair,
-)
-from ivideogpt.training.common.stream import BatchStream
-from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.common.schedule import Phase, PhaseSchedule, TrainProgress, validates_at, within_phase_pair
 from ivideogpt.training.tokenizer.codebooks import Codebooks
 from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.video_io import to_pixels
@@ -103,8 +94,8 @@ class TokenizerTrainer:
                 "context_means": self.codebooks.context.means,
                 "dynamics_means": self.codebooks.dynamics.means,
                 **(self.gan_loss.state() if self.gan_loss is not None else {}),
-                **({"average": self.average} if self.average is not None else {}),
-                **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
+                "average": self.average,
+                "scaler": self.accelerator.scaler,
             },
             local={
                 "context_counts": self.codebooks.context.counts,
@@ -178,13 +169,10 @@ class TokenizerTrainer:
     # ---- one step
 
     def run_phase(self) -> None:
-        match self.schedule.phase(self.progress.step):
-            case Phase.GENERATOR:
-                self.averager.add(self.generator_phase())
-            case Phase.DISCRIMINATOR:
-                self.averager.add(self.discriminator_phase())
-            case Phase.IDLE:
-                pass
+        phase = self.schedule.phase(self.progress.step)
+        if phase != Phase.IDLE:
+            run = self.generator_phase if phase == Phase.GENERATOR else self.discriminator_phase
+            self.averager.add(run())
 
     def generator_phase(self) -> dict[str, Tensor | float]:
         """Update the tokenizer once from ``gradient_accumulation_steps`` batches."""
@@ -195,13 +183,16 @@ class TokenizerTrainer:
                 frames = self.next_frames()
             moving = None
             if self.args.still_weight:
-                frames = with_still_frame(frames, self.args.context_length)
-                moving = moving_patches(frames, self.args.context_length)
+                # recorded robots seldom show a future frame in which nothing has moved
+                t = self.args.context_length
+                frames = torch.cat([frames, frames[:, t - 1 : t]], dim=1)
+                moving = moving_patches(frames, t)
             is_last = index == num_batches - 1
             with self.throughput.timing("gradients"), accumulating(self.accelerator, self.model, is_last):
                 terms, output = self.loss_of(frames)
                 if self.gan_loss is not None and self.progress.step >= self.args.disc_start:
-                    terms = self.gan_loss.added_to(terms, reconstructed_frames(output), self.last_layer)
+                    last_layer = self.accelerator.unwrap_model(self.model).cond_decoder.conv_out.weight
+                    terms = self.gan_loss.added_to(terms, reconstructed_frames(output), last_layer)
                 self.accelerator.backward(terms.total / num_batches)
             self.codebooks.observe(output, moving)
             averager.add(terms.detached())
@@ -230,10 +221,6 @@ class TokenizerTrainer:
         with self.throughput.timing("optimizer"):
             means = averager.means()
             return means | self.gan_loss.update(means["disc_loss"])
-
-    @property
-    def last_layer(self) -> Tensor:
-        return self.accelerator.unwrap_model(self.model).cond_decoder.conv_out.weight
 
     def loss_of(self, frames: Tensor) -> tuple[LossTerms, Any]:
         """Compute the loss of clips (B, T, 3, H, W); also return the tokenizer's output."""
@@ -280,20 +267,15 @@ class TokenizerTrainer:
     def after_step(self, step: int) -> None:
         args = self.args
         self.throughput.step()
-        if every(step, args.log_steps):
-            self.log_training(step)
-        if every(step, args.log_image_steps) and self.shown is not None:
+        if step % args.log_steps == 0 and (metrics := self.run.mean_over_processes(self.averager.take())):
+            metrics |= self.codebooks.take_statistics() | self.throughput.take(args.max_train_steps - step)
+            self.run.log(step, "train", metrics)
+        if step % args.log_image_steps == 0 and self.shown is not None:
             self.run.log_image(step, "train", self.picture(self.shown))
         if validates_at(step, args.validation_steps, args.skip_first_val):
             self.validate(step)
-        if every(step, args.checkpointing_steps) or step == args.max_train_steps:
+        if step % args.checkpointing_steps == 0 or step == args.max_train_steps:
             self.save_checkpoint()
-
-    def log_training(self, step: int) -> None:
-        metrics = self.run.mean_over_processes(self.averager.take())
-        if metrics:
-            metrics |= self.codebooks.take_statistics() | self.throughput.take(self.args.max_train_steps - step)
-            self.run.log(step, "train", metrics)
 
     def validate(self, step: int) -> None:
         """Log losses and PSNR over the first clips of the test split, and an image."""
@@ -302,7 +284,10 @@ class TokenizerTrainer:
             for batch in self.validation_clips.first(self.args.max_eval_iters):
                 frames = batch.to(self.accelerator.device).frames
                 terms, output = self.loss_of(frames)
-                averager.add(terms.detached() | reconstruction_psnr(frames, output, self.args.context_length))
+                context, future = (part.flatten(0, 1) for part in split(frames, self.args.context_length))
+                psnr_context = frame_psnr(context, output.ref_sample.clamp(0, 1)).mean()
+                psnr_future = frame_psnr(future, output.sample.clamp(0, 1)).mean()
+                averager.add(terms.detached() | {"psnr_context": psnr_context, "psnr_future": psnr_future})
             picture = self.picture(frames[:CLIPS_SHOWN])
         self.run.log(step, "validation", self.run.mean_over_processes(averager.take()))
         self.run.log_image(step, "validation", picture)
@@ -316,7 +301,12 @@ class TokenizerTrainer:
         with evaluating(self.model), torch.no_grad():
             output = reconstruct(self.model, frames, self.args.context_length)
         context, future = (part.unflatten(0, (len(frames), -1)) for part in (output.ref_sample, output.sample))
-        return reconstruction_sheet(frames, torch.cat([context, future], dim=1), self.args.context_length)
+        change = (frames - frames.roll(1, dims=1)).abs()
+        change[:, 0] = 0
+        clips = zip(*map(to_pixels, (frames, torch.cat([context, future], dim=1), change)), strict=True)
+        names = ("truth", "reconstruction", "frame difference", "error")
+        groups = [list(map(Row, names, (*videos, error_frames(videos[0], videos[1])))) for videos in clips]
+        return Image.fromarray(contact_sheet(groups, self.args.context_length))
 
     # ---- files
 
@@ -352,51 +342,14 @@ def split(frames: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
     return frames[:, :context_length], frames[:, context_length:]
 
 
-def with_still_frame(frames: Tensor, context_length: int) -> Tensor:
-    """Append to clips a future frame in which nothing has moved; recorded robots seldom show one."""
-    return torch.cat([frames, frames[:, context_length - 1 : context_length]], dim=1)
-
-
 def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
     """Run the tokenizer over clips (B, T, 3, H, W), with all outputs that losses need."""
     context, future = split(frames, context_length)
-    return model(
-        sample=context.flatten(0, 1),
-        dyn_sample=future.flatten(0, 1),
-        segment_len=future.shape[1],
-        return_loss=True,
-    )
+    flat = {"sample": context.flatten(0, 1), "dyn_sample": future.flatten(0, 1)}
+    return model(**flat, segment_len=future.shape[1], return_loss=True)
 
 
 def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
     """Return all frames of all clips, (B T, 3, H, W): the context's, then the future's."""
     assert output.ref_sample is not None
     return torch.cat([output.ref_sample, output.sample])
-
-
-def reconstruction_psnr(frames: Tensor, output: CompressiveVQOutput, context_length: int) -> dict[str, Tensor]:
-    """Return the mean PSNR in dB of a batch's context frames and of its future frames."""
-    assert output.ref_sample is not None
-    context, future = (part.flatten(0, 1) for part in split(frames, context_length))
-    return {
-        "psnr_context": frame_psnr(context, output.ref_sample.clamp(0, 1)).mean(),
-        "psnr_future": frame_psnr(future, output.sample.clamp(0, 1)).mean(),
-    }
-
-
-def reconstruction_sheet(truth: Tensor, reconstruction: Tensor, context_length: int) -> Image.Image:
-    """Render one group of rows per clip: truth, reconstruction, frame difference, error."""
-    change = (truth - truth.roll(1, dims=1)).abs()
-    change[:, 0] = 0
-    groups = [
-        [
-            Row("truth", clip),
-            Row("reconstruction", reconstructed),
-            Row("frame difference", difference),
-            Row("error", error_frames(clip, reconstructed)),
-        ]
-        for clip, reconstructed, difference in zip(
-            to_pixels(truth), to_pixels(reconstruction), to_pixels(change), strict=True
-        )
-    ]
-    return Image.fromarray(contact_sheet(groups, context_length))

@@ -30,23 +30,18 @@ from ivideogpt.pretrained import (
     read_llama_config,
 )
 from ivideogpt.state_dicts import load_strict, read_tensors
-from ivideogpt.training.additions.own_history import OwnHistory, find_still_code
+from ivideogpt.training.additions.history_corruption import OwnHistory, find_still_code
+from ivideogpt.training.common import clip_batches
 from ivideogpt.training.common.args import GptArgs
 from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS
-from ivideogpt.training.common.clip_batches import (
-    VALIDATION_SEED,
-    build_clip_loaders,
-    build_validation_loader,
-    clip_config,
-)
+from ivideogpt.training.common.clip_batches import VALIDATION_SEED, BatchStream, Loader
 from ivideogpt.training.common.fsdp import is_sharded
 from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.common.run import Run, build_run
 from ivideogpt.training.common.schedule import TrainProgress, build_scheduler
-from ivideogpt.training.common.stream import BatchStream, Loader
 from ivideogpt.training.transformer.lora import Adapters
-from ivideogpt.training.transformer.sampled_validation import ScoringNetworks
+from ivideogpt.training.transformer.sampled_validation import find_scorer
 from ivideogpt.training.transformer.token_sources import Conditioning, PixelSource, Source, TokenSource
 from ivideogpt.training.transformer.trainer import GptTrainer
 from ivideogpt.vq_model import CompressiveVQModel
@@ -64,7 +59,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     layout = tokenizer.layout(args.segment_length - args.context_length)
     train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
     transformer = build_model(args, layout, run.checkpoint)
-    adapters = build_adapters(args, transformer)
+    adapters = Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
     optimizer = build_adamw(weight_decay_groups(transformer, args.weight_decay, args.embed_no_wd), args.learning_rate)
     updates = args.max_train_steps - args.start_completed_steps
     scheduler = build_scheduler(args.lr_scheduler_type, optimizer, args.num_warmup_steps, updates)
@@ -89,7 +84,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         source=source,
         tokenizer=tokenizer,
         conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
-        scoring=ScoringNetworks.find(args, accelerator.device) if args.scores_samples else None,
+        scoring=find_scorer(args, accelerator.device) if args.scores_samples else None,
         own_history=build_own_history(args, tokenizer, model),
         evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
         progress=TrainProgress(step=args.start_completed_steps),
@@ -134,31 +129,22 @@ def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
     )
 
 
-def build_adapters(args: GptArgs, transformer: Transformer) -> Adapters | None:
-    """Build LoRA adapters, or None if all weights train."""
-    return Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
-
-
 def build_own_history(args: GptArgs, tokenizer: CompressiveVQModel, model: nn.Module) -> OwnHistory | None:
-    """Return the settings of own histories; None where there can be none.
-
-    Raises:
-        UserError: the run is to train on them all the same.
-    """
+    """Return the settings of own histories; None where there can be none, UserError if the run is to train on them."""
     codebook = tokenizer.dynamics_quantize.embedding.weight
     still_code = find_still_code(codebook)
+    if still_code is not None and not is_sharded(model):
+        chosen_from = codebook if args.history_rule == "expected_code" else None
+        return OwnHistory(still_code, args.history_passes, args.history_from_start, chosen_from)
     if args.history == "own" and still_code is None:
         raise UserError(
             "--history own begins from a future that stands still, and the tokenizer in "
             f"{args.pretrained_model_name_or_path} has no code for that: train it with --still_weight, or "
             "use --stale_tokens"
         )
-    if args.history == "own" and is_sharded(model):
+    if args.history == "own":
         raise UserError("--history own needs whole weights in every process: use DDP in place of FSDP")
-    if still_code is None or is_sharded(model):
-        return None
-    chooses_expected = args.history_rule == "expected_code"
-    return OwnHistory(still_code, args.history_passes, args.history_from_start, codebook if chooses_expected else None)
+    return None
 
 
 def build_batches(
@@ -167,10 +153,10 @@ def build_batches(
     """Build the training batches (if it trains), fixed validation batches, and the source of their clips."""
     eval_batch_size = args.eval_batch_size
     if args.token_store is None:
-        source, config = PixelSource(tokenizer), pixel_config(args)
+        validated = pixel_config(args), run, eval_batch_size, args.use_eval_dataset
         if args.eval_only:
-            return None, build_validation_loader(config, run, eval_batch_size, args.use_eval_dataset), source
-        return (*build_clip_loaders(config, run, eval_batch_size, args.use_eval_dataset), source)
+            return None, clip_batches.build_validation_loader(*validated), PixelSource(tokenizer)
+        return (*clip_batches.build_clip_loaders(*validated), PixelSource(tokenizer))
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     train_store = open_token_store(args.token_store, args, tokenizer, layout)
     train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, rank, world_size)
@@ -186,7 +172,7 @@ def pixel_config(args: GptArgs) -> DataConfig:
     kind = segment_kind(goal_conditioned=args.goal_conditioned)
     segment = SegmentSpec(kind, args.segment_length, args.context_length)
     return replace(
-        clip_config(args, segment, args.per_device_train_batch_size),
+        clip_batches.clip_config(args, segment, args.per_device_train_batch_size),
         load_action=args.action_conditioned,
         load_reward=args.reward_prediction,
         action_dim=args.action_dim if args.action_conditioned else None,
@@ -206,8 +192,7 @@ def build_evaluation(args: GptArgs) -> EvaluationClips:
 def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:
     """Open a token store after checking that it holds what this run needs.
 
-    Raises:
-        UserError: its clips are of another shape, or another tokenizer made them, or it lacks actions or rewards.
+    Clips of another shape or another tokenizer, and missing actions or rewards, are UserErrors.
     """
     store = TokenStore(path)
     if store.meta.layout != layout:

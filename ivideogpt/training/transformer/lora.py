@@ -57,11 +57,8 @@ class Adapters:
         save_tensors({PEFT_PREFIX + name: tensor for name, tensor in tensors.items()}, folder / ADAPTER_WEIGHTS)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {
-            name: parameter.detach()
-            for name, parameter in self._transformer.named_parameters()
-            if parameter.requires_grad
-        }
+        parameters = self._transformer.named_parameters()
+        return {name: parameter.detach() for name, parameter in parameters if parameter.requires_grad}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():

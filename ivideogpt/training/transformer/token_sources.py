@@ -6,24 +6,14 @@ Dimension keys: B clips, T frames, L tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.tokens.token_store import TokenBatch
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import symlog
-
-
-class Source(Protocol):
-    """Protocol of a stream of clips, either as pixels or as stored tokens."""
-
-    def tokens(self, batch: Any) -> TokenBatch: ...
-
-    def clips(self, batch: Any, num_clips: int | None = None) -> ClipBatch:
-        """Return the frames and actions of a batch's clips, or of the first of them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +33,7 @@ class PixelSource:
         return TokenBatch(tokens, batch.actions, batch.rewards)
 
     def clips(self, batch: ClipBatch, num_clips: int | None = None) -> ClipBatch:
-        return ClipBatch(batch.frames[:num_clips], _first(batch.actions, num_clips))
+        return ClipBatch(batch.frames[:num_clips], None if batch.actions is None else batch.actions[:num_clips])
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,10 @@ class TokenSource:
     @torch.no_grad()
     def clips(self, batch: TokenBatch, num_clips: int | None = None) -> ClipBatch:
         frames = self.tokenizer.detokenize(batch.tokens[:num_clips], self.tokenizer.context_length)
-        return ClipBatch(frames.clamp(0, 1), _first(batch.actions, num_clips))
+        return ClipBatch(frames.clamp(0, 1), None if batch.actions is None else batch.actions[:num_clips])
+
+
+Source: TypeAlias = PixelSource | TokenSource
 
 
 @dataclass(frozen=True)
@@ -74,7 +67,3 @@ class Conditioning:
         if rewards is not None and self.symlog:
             rewards = symlog(rewards)
         return replace(batch, actions=batch.actions if self.actions else None, rewards=rewards)
-
-
-def _first(rows: Tensor | None, number: int | None) -> Tensor | None:
-    return None if rows is None else rows[:number]

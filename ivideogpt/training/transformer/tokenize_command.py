@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse
-from ivideogpt.training.common.args import BAD_EPISODE_HELP, CACHE_HELP
+from ivideogpt.flags import REQUIRED, option, parse, redefine
+from ivideogpt.training.common.args import ClipArgs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +15,9 @@ class TokenizeArgs:
     """Store every clip of a dataset as tokens."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "tokenizer folder or hub id")
-    dataset_path: str | None = option(
-        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder>[@<camera>][,<folder>...]"
-    )
-    oxe_data_mixes_type: str = option(
-        "folder:*", "mix of datasets; its weights do not count: every clip is stored once a pass"
-    )
-    sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
+    dataset_path: str | None = redefine(ClipArgs, "dataset_path", None)
+    oxe_data_mixes_type: str = option("folder:*", "mix of datasets, whose weights do not count: every clip is stored")
+    sthsth_root_path: str | None = redefine(ClipArgs, "sthsth_root_path", None)
     segment_length: int = option(16, "frames of a clip", minimum=1)
     context_length: int | None = option(None, "context frames (default: the tokenizer's)", minimum=1)
     video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
@@ -34,10 +30,8 @@ class TokenizeArgs:
     clips_per_shard: int = option(1024, "an interruption loses the work on one shard", minimum=1)
     batch_size: int = option(16, "clips at a time", minimum=1)
     dataloader_num_workers: int = option(0, "data worker processes", minimum=0)
-    on_bad_episode: str = option(
-        "error", BAD_EPISODE_HELP.replace("draw another one", "leave it out"), choices=("error", "skip")
-    )
-    cache_mb: int = option(64, CACHE_HELP, minimum=0)
+    on_bad_episode: str = redefine(ClipArgs, "on_bad_episode", "error", help="a bad episode: stop, or leave it out")
+    cache_mb: int = redefine(ClipArgs, "cache_mb", 64)
     mixed_precision: str = option("no", "tokens are those of float32", choices=("no", "bf16"), inert=True)
     device: str | None = option(None, "device of the tokenizer (default: cuda if available, else cpu)")
 
@@ -47,12 +41,6 @@ class TokenizeArgs:
             raise UserError("--num_passes augments, which --split test never is: store it in one pass")
         if self.strong_aug and self.num_passes == 1:
             raise UserError("--strong_aug is for the passes after the first: it needs --num_passes of at least 2")
-
-    @property
-    def augmentation_name(self) -> str:
-        if self.num_passes == 1:
-            return "none"
-        return "strong" if self.strong_aug else "weak"
 
 
 def main(argv: Sequence[str]) -> None:

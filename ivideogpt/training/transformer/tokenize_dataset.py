@@ -7,7 +7,6 @@ not depend on its process, so an interrupted run continues with any number of pr
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -27,14 +26,7 @@ from ivideogpt.data.clips.loaders import watch_workers
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.data.formats.episodes import check_carries
-from ivideogpt.data.tokens.stored_clips import (
-    Portion,
-    Portions,
-    StoredClips,
-    first_good,
-    joined,
-    measure,
-)
+from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, first_good, joined, measure
 from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, state_checksum
 from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
 from ivideogpt.devices import check_launcher
@@ -61,22 +53,10 @@ class ClipTokenizer:
         tokens, _ = self.model.tokenize(frames, self.model.context_length)
         return tokens.cpu()
 
-    def batches(self, portion: Portion) -> Iterator[TokenBatch]:
-        """Tokenize the clips of a portion; yields nothing if none could be read."""
-        if portion.clips is not None:
-            frames = portion.clips.to(self.device).frames
-            yield TokenBatch(self(frames), portion.clips.actions, portion.clips.rewards)
-
-
-def later_augmentation(args: TokenizeArgs) -> Augmentation | None:
-    """Return the augmentation of the passes after the first."""
-    if args.num_passes == 1:
-        return None
-    return STRONG_AUGMENTATION if args.strong_aug else Augmentation()
-
 
 def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tuple[StoredClips, list[BadEpisode]]:
     """Find the clips by opening every episode once, distributed over the processes; also return bad episodes."""
+    augmentation = STRONG_AUGMENTATION if args.strong_aug else Augmentation()
     config = DataConfig(
         dataset_path=args.dataset_path,
         mix=args.oxe_data_mixes_type,
@@ -84,7 +64,7 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
         video_stepsize=args.video_stepsize,
         image_size=image_size,
         batch_size=args.batch_size,
-        augmentation=later_augmentation(args),
+        augmentation=None if args.num_passes == 1 else augmentation,
         sthsth_root_path=args.sthsth_root_path,
         on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
         cache_mb=args.cache_mb,
@@ -108,7 +88,7 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
         layout=layout,
         num_clips=len(clips),
         num_passes=args.num_passes,
-        augmentation=args.augmentation_name,
+        augmentation="none" if args.num_passes == 1 else "strong" if args.strong_aug else "weak",
         seed=args.seed,
         clips_per_shard=args.clips_per_shard,
         action_dim=clips.action_dim,
@@ -133,7 +113,9 @@ def write_tokens(
         for portion in watch_workers(DataLoader(portions, batch_size=None, num_workers=num_workers)):
             if isinstance(portion, UserError):
                 raise portion
-            batches += tokenizer.batches(portion)
+            if portion.clips is not None:  # None if no clip of it could be read
+                tokens = tokenizer(portion.clips.to(tokenizer.device).frames)
+                batches.append(TokenBatch(tokens, portion.clips.actions, portion.clips.rewards))
             skipped += portion.skipped
             if portion.is_last:
                 writer.write(portion.shard, batches, skipped)
@@ -145,11 +127,15 @@ def tokenize(args: TokenizeArgs) -> None:
     check_launcher()
     # Needed on machines without a GPU, where accelerate would not connect several processes.
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
-    device = choose_device(args.device, state)
+    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device if state.num_processes == 1 else state.device
     model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
     if args.context_length is not None:
         model.set_context_length(args.context_length)
-    layout = _layout(model, args.segment_length)
+    if args.segment_length <= model.context_length:
+        asked = f"--segment_length {args.segment_length}"
+        raise UserError(f"{asked} has no future after {model.context_length} context frames; raise it")
+    layout = model.layout(args.segment_length - model.context_length)
     clips, bad = find_clips(args, model.config.resolution, state)
     writer = TokenStoreWriter(Path(args.output), describe(args, clips, layout, state_checksum(model.state_dict())))
     if state.is_main_process:
@@ -164,29 +150,7 @@ def tokenize(args: TokenizeArgs) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         writer.finish()
-        print(
-            report(args.output, len(clips.lengths), {episode.name: episode.cause for episode in bad} | writer.skipped())
-        )
-
-
-def choose_device(name: str | None, state: PartialState) -> torch.device:
-    if state.num_processes > 1:
-        return torch.device(state.device)
-    return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def report(output: str, num_episodes: int, causes: Mapping[str, str]) -> str:
-    """Return a summary of the store, with the skipped episodes and their causes."""
-    lines = [f"{len(TokenStore(output))} clips of {num_episodes} episodes in {output}"]
-    if causes:
-        lines.append(f"skipped {len(causes)} bad episodes")
-        lines += [f"  {' '.join(cause.split())}" for cause in islice(causes.values(), CAUSES_LISTED)]
-    return "\n".join(lines)
-
-
-def _layout(model: CompressiveVQModel, segment_length: int) -> TokenLayout:
-    if segment_length <= model.context_length:
-        raise UserError(
-            f"--segment_length {segment_length} has no future after {model.context_length} context frames; raise it"
-        )
-    return model.layout(segment_length - model.context_length)
+        print(f"{len(TokenStore(args.output))} clips of {len(clips.lengths)} episodes in {args.output}")
+        if causes := {episode.name: episode.cause for episode in bad} | writer.skipped():
+            listed = (f"  {' '.join(cause.split())}" for cause in islice(causes.values(), CAUSES_LISTED))
+            print(f"skipped {len(causes)} bad episodes", *listed, sep="\n")

@@ -16,18 +16,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.data.tokens.token_store import TokenBatch
-from ivideogpt.evaluation.prediction_report import evaluate_predictions
-from ivideogpt.evaluation.processes import Processes
-from ivideogpt.evaluation.video_prediction import predict_future
-from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.evaluation.video_prediction import PredictionScorer
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
 from ivideogpt.metadata import ModelMetadata
@@ -35,35 +30,18 @@ from ivideogpt.pretrained import Transformer, language_model, save_transformer
 from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.runs.state import RandomState, Stateful
 from ivideogpt.runs.throughput import Throughput
-from ivideogpt.training.additions.history_corruption import with_stale_tokens
-from ivideogpt.training.additions.own_history import (
-    OwnHistory,
-    evaluate_own_history,
-    own_history,
-    read_context,
-    sample_first_frames,
-)
+from ivideogpt.training.additions import history_corruption as histories
 from ivideogpt.training.common.args import GptArgs
 from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS, Checkpoints
-from ivideogpt.training.common.clip_batches import VALIDATION_SEED
+from ivideogpt.training.common.clip_batches import BatchStream, Loader
 from ivideogpt.training.common.fsdp import ShardedOptimizerState, is_sharded, whole, whole_state_dict
-from ivideogpt.training.common.optim import accumulating, advance
+from ivideogpt.training.common.optim import SoundUpdates, accumulating, advance
 from ivideogpt.training.common.run import Run
-from ivideogpt.training.common.schedule import TrainProgress, every, validates_at
-from ivideogpt.training.common.stream import BatchStream, Loader
-from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.common.schedule import TrainProgress, validates_at
+from ivideogpt.training.transformer import sampled_validation
 from ivideogpt.training.transformer.lora import Adapters
-from ivideogpt.training.transformer.sampled_validation import (
-    SampledValidation,
-    ScoringNetworks,
-    evaluated_settings,
-    log_gif,
-    report_folder,
-    reported_metrics,
-)
 from ivideogpt.training.transformer.token_sources import Conditioning, Source
 from ivideogpt.transformer import KeysAndValues
-from ivideogpt.video_io import to_pixels
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, evaluating
 
@@ -91,8 +69,8 @@ class GptTrainer:
     source: Source
     tokenizer: CompressiveVQModel
     conditioning: Conditioning
-    scoring: ScoringNetworks | None  # None: validations sample no futures
-    own_history: OwnHistory | None = None  # None: the tokenizer has no code that stands still
+    scoring: Callable[[WorldModel], PredictionScorer] | None  # None: validations sample no futures
+    own_history: histories.OwnHistory | None = None  # None: the tokenizer has no code that stands still
     evaluation_clips: EvaluationClips | None = None  # for a run that only evaluates
     progress: TrainProgress = field(default_factory=TrainProgress)
     averager: MetricAverager = field(default_factory=MetricAverager)
@@ -107,22 +85,21 @@ class GptTrainer:
     @cached_property
     def checkpoints(self) -> Checkpoints:
         """Checkpoints of the run, made when its folder is certain."""
+        optimizer: Stateful = self.optimizer
+        if is_sharded(self.transformer):
+            optimizer = ShardedOptimizerState(self.transformer, getattr(self.optimizer, "optimizer", self.optimizer))
         return Checkpoints(
             self.run.directory,
             TRANSFORMER_CHECKPOINTS,
             write_weights=self.write_weights,
             shared={
-                "optimizer": self.optimizer_state(),
+                "optimizer": optimizer,
                 "scheduler": self.scheduler,
                 "progress": self.progress,
-                **({"adapters": self.adapters} if self.adapters is not None else {}),
-                **({"scaler": self.accelerator.scaler} if self.accelerator.scaler is not None else {}),
+                "adapters": self.adapters,
+                "scaler": self.accelerator.scaler,
             },
-            local={
-                "window": self.averager,
-                "random": RandomState(),
-                **({"batches": self.batches} if self.batches is not None else {}),
-            },
+            local={"window": self.averager, "random": RandomState(), "batches": self.batches},
             keep_last=self.args.checkpoints_kept,
         )
 
@@ -147,11 +124,6 @@ class GptTrainer:
         transformer.load_state_dict(whole_state_dict(self.transformer))
         return transformer
 
-    def optimizer_state(self) -> Stateful:
-        if not is_sharded(self.transformer):
-            return self.optimizer
-        return ShardedOptimizerState(self.transformer, getattr(self.optimizer, "optimizer", self.optimizer))
-
     def fit(self) -> None:
         """Train to ``max_train_steps``, or until the run is asked to stop."""
         if self.run.checkpoint is not None:
@@ -170,16 +142,9 @@ class GptTrainer:
         self.run.stop_signal.end_at_once()
         self.validate(self.progress.step)
         if self.scoring is not None and self.evaluation_clips is not None:
-            report = evaluate_predictions(
-                self.scoring.scorer(self.world_model(), self.args),
-                self.evaluation_clips,
-                report_folder(self.run),
-                evaluated_settings(self.args),
-                batch_size=self.args.eval_batch_size,
-                processes=Processes(),
-            )
-            if report is not None:
-                self.run.log(self.progress.step, "evaluation", reported_metrics(report))
+            scorer = self.scoring(self.world_model())
+            if metrics := sampled_validation.report_predictions(self.run, self.args, scorer, self.evaluation_clips):
+                self.run.log(self.progress.step, "evaluation", metrics)
         logger.info("finished: %s", self.run.directory)
 
     def finish(self) -> None:
@@ -227,13 +192,14 @@ class GptTrainer:
         tokens = batch.tokens
         if self.args.history != "own":
             stale_share = self.args.stale_tokens
-            return self.loss_of(batch, with_stale_tokens(tokens, self.layout, stale_share) if stale_share else tokens)
+            stale = histories.with_stale_tokens(tokens, self.layout, stale_share) if stale_share else tokens
+            return self.loss_of(batch, stale)
         assert self.own_history is not None
         transformer, layout, actions = self.transformer, self.layout, self.conditioning(batch).actions
-        first = sample_first_frames(len(tokens), layout, self.own_history, tokens.device)
+        first = histories.sample_first_frames(len(tokens), layout, self.own_history, tokens.device)
         with self.accelerator.autocast():
-            context = read_context(transformer, tokens, layout, actions)
-            history = own_history(transformer, context, tokens, layout, actions, first, self.own_history)
+            context = histories.read_context(transformer, tokens, layout, actions)
+            history = histories.own_history(transformer, context, tokens, layout, actions, first, self.own_history)
         return self.loss_of(batch, history, context)
 
     def loss_of(
@@ -241,15 +207,8 @@ class GptTrainer:
     ) -> LossTerms:
         """Compute a batch's loss, reading a ``history`` (B, L) if it differs, after a context that may be cached."""
         batch = self.conditioning(batch)
-        return transformer_loss(
-            self.model,
-            batch.tokens,
-            self.layout,
-            batch.actions,
-            batch.rewards,
-            inputs=history,
-            past_key_values=context,
-        )
+        given = batch.tokens, self.layout, batch.actions, batch.rewards
+        return transformer_loss(self.model, *given, inputs=history, past_key_values=context)
 
     def own_history_ce(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Return the cross-entropy under the model's own history, or nothing where no frame can stand still."""
@@ -257,7 +216,7 @@ class GptTrainer:
             return {}
         actions = self.conditioning(batch).actions
         with self.accelerator.autocast():
-            ce = evaluate_own_history(self.transformer, batch.tokens, self.layout, actions, self.own_history)
+            ce = histories.evaluate_own_history(self.transformer, batch.tokens, self.layout, actions, self.own_history)
         return {"own_history_ce": ce}
 
     # ---- between steps
@@ -265,12 +224,12 @@ class GptTrainer:
     def after_step(self, step: int) -> None:
         args, is_last = self.args, step == self.args.max_train_steps
         self.throughput.step()
-        if every(step, args.log_steps):
+        if step % args.log_steps == 0:
             throughput = self.throughput.take(args.max_train_steps - step)
             self.run.log(step, "train", self.run.mean_over_processes(self.averager.take()) | throughput)
         if validates_at(step, args.validation_steps, args.skip_first_val) or is_last:
             self.validate(step)
-        if every(step, args.checkpointing_steps) or is_last:
+        if step % args.checkpointing_steps == 0 or is_last:
             self.save_checkpoint()
 
     def validate(self, step: int) -> None:
@@ -279,10 +238,14 @@ class GptTrainer:
             return
         averager = MetricAverager()
         world_model = self.world_model()
-        sampled = self.sampled_validation(world_model)
+        sampled = None
+        if self.scoring is not None and self.evaluation_clips is None:  # a report scores futures otherwise
+            scorer = self.scoring(world_model)
+            sampled = sampled_validation.SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
         llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
-            for index, batch in enumerate(self.validation_batches.first(self.args.max_eval_iters)):
+            batches: Iterator[Any] = self.validation_batches.first(self.args.max_eval_iters)
+            for index, batch in enumerate(batches):
                 batch = batch.to(self.accelerator.device)
                 tokens = self.source.tokens(batch)
                 num_clips = len(tokens.tokens)
@@ -291,34 +254,20 @@ class GptTrainer:
                 averager.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
                 if sampled is not None:
                     sampled.add(self.source.clips(batch))
-                if every(index, self.args.log_gif_interval) and self.run.is_main_process:
+                if index % self.args.log_gif_interval == 0 and self.run.is_main_process:
                     number = index * self.accelerator.num_processes * self.args.eval_batch_size
-                    log_gif(self.run, step, world_model, self.source.clips(batch, 1), index, number)
+                    sampled_validation.log_gif(self.run, step, world_model, self.source.clips(batch, 1), index, number)
         metrics = self.run.mean_over_processes(averager.take())
         metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
         metrics |= sampled.metrics() if sampled is not None else {}
         self.run.log(step, "validation", metrics)
         if self.run.is_main_process:
-            self.run.log_image(step, "validation", self.picture(world_model, self.source.clips(batch, CLIPS_SHOWN)))
+            picture = sampled_validation.render_futures(world_model, self.source.clips(batch, CLIPS_SHOWN))
+            self.run.log_image(step, "validation", picture)
 
     def world_model(self) -> WorldModel:
         """Return the model with its present weights."""
         return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
-
-    def sampled_validation(self, world_model: WorldModel) -> SampledValidation | None:
-        """Build the scores of sampled futures; None where none are scored, or a report scores them."""
-        if self.scoring is None or self.evaluation_clips is not None:
-            return None
-        scorer = self.scoring.scorer(world_model, self.args)
-        return SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
-
-    def picture(self, world_model: WorldModel, clips: ClipBatch) -> Image.Image:
-        """Render one sampled future of some clips beside the true one."""
-        context = clips.frames[:, : self.layout.context_frames]
-        predicted = torch.cat([context, predict_future(world_model, clips, seed=VALIDATION_SEED)], dim=1)
-        pairs = zip(to_pixels(clips.frames), to_pixels(predicted), strict=True)
-        groups = [sample_rows(truth, prediction, "prediction") for truth, prediction in pairs]
-        return Image.fromarray(contact_sheet(groups, self.layout.context_frames))
 
     # ---- files
 

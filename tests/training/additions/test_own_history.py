@@ -10,7 +10,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.layout import FrameTokens, TokenLayout
 from ivideogpt.losses import transformer_loss
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS, build_transformer, language_model
-from ivideogpt.training.additions.own_history import (
+from ivideogpt.training.additions.history_corruption import (
     OwnHistory,
     evaluate_own_history,
     find_still_code,

@@ -13,8 +13,7 @@ from ivideogpt.devices import OF_TORCHRUN, check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
-from ivideogpt.training.common.resume import RULES, recorded_run
-from ivideogpt.training.common.run import build_run
+from ivideogpt.training.common.run import RULES, build_run, recorded_run
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ivideogpt.data import Augmentation, DataConfig, SegmentSpec, build_loader
-from ivideogpt.training.common.stream import BatchStream
+from ivideogpt.training.common.clip_batches import BatchStream
 from tests.data.synthetic import write_dataset
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]

@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from ivideogpt.errors import UserError
-from ivideogpt.training.common import updates
-from ivideogpt.training.common.optim import build_adamw
-from ivideogpt.training.common.updates import SoundUpdates
+from ivideogpt.training.common import optim
+from ivideogpt.training.common.optim import SoundUpdates, build_adamw
 from ivideogpt.training.tokenizer.codebooks import badly_represented
 from ivideogpt.training.tokenizer.trainer import TokenizerTrainer
 from ivideogpt.training.transformer.trainer import GptTrainer
@@ -74,7 +73,7 @@ def test_a_bad_update_of_the_transformer_is_skipped_and_counted(gpt_command, spo
 
 
 def test_bad_updates_in_a_row_end_the_run_with_what_was_good(gpt_command, spoil_losses, monkeypatch):
-    monkeypatch.setattr(updates, "MAX_SKIPPED", 3)
+    monkeypatch.setattr(optim, "MAX_SKIPPED", 3)
     spoil_losses(range(2, 100))
     argv = [*gpt_command, "--max_train_steps", "100", "--checkpointing_steps", "1", "--validation_steps", "100"]
     trainer = build_gpt([*argv, "--skip_first_val"])
@@ -176,7 +175,7 @@ def test_a_gradient_scaler_skips_by_itself():
 
 
 def test_good_updates_between_bad_ones_go_on_for_ever(monkeypatch):
-    monkeypatch.setattr(updates, "MAX_SKIPPED", 2)
+    monkeypatch.setattr(optim, "MAX_SKIPPED", 2)
     weight = parameter_with(1.0)
     sound = SoundUpdates("thing", build_adamw([weight], 0.1))
     skipped = [float(sound.step(torch.tensor(loss), weight.grad.norm())) for loss in (NAN, 1.0, NAN, 1.0, NAN)]

@@ -8,7 +8,7 @@ import torch
 from inference import predict, prediction
 from ivideogpt import Sampling, WorldModel
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import ModelSettings, with_settings
+from ivideogpt.evaluation.model_settings import with_settings
 from ivideogpt.transformer import LlamaForCausalLM, TorchBackend, check_backend, open_backend, register_backend
 from ivideogpt.transformer.backends import base
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
@@ -54,7 +54,7 @@ def test_changed_settings_and_flags_keep_the_backend(tiny_world_model, toy):
         predict.PredictArgs, f"--pretrained_model_name_or_path {tiny_world_model} --backend toy".split()
     )
     assert prediction.load_model(args).backend == "toy"
-    model = with_settings(WorldModel.from_pretrained(tiny_world_model, backend="toy"), ModelSettings(temperature=2.0))
+    model = with_settings(WorldModel.from_pretrained(tiny_world_model, backend="toy"), temperature=2.0)
     assert isinstance(model.decode_backend(), Toy)
 
 

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ivideogpt.devices import processor_flags
 from ivideogpt.files import write_text
+from ivideogpt.paths import user_cache
 from ivideogpt.precision import forced_bfloat16
 from ivideogpt.transformer.llama import LayerWeights, LlamaWeights
-from ivideogpt.user_cache import user_cache
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,7 @@ from diffusers import VQModel
 
 from ivideogpt.flags import parse
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
-from ivideogpt.training.common.debug import tiny_gpt_run, tiny_tokenizer_run
-from ivideogpt.training.common.dry_run import report
+from ivideogpt.training.common.trial_runs import report, tiny_gpt_run, tiny_tokenizer_run
 from ivideogpt.training.tokenizer.build import build_tokenizer_trainer
 from ivideogpt.training.transformer.build import build_gpt_trainer
 from tests.training.runs import fit, metrics_of, without
