@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ivideogpt.data.formats.episodes import EpisodeReader
-from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes, sample
+from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.episode_pictures import Excerpt, plot_sheet, render_video
 from ivideogpt.evaluation.output import check_folder_can_be_written

@@ -35,8 +35,7 @@ from ivideogpt.data.tokens.stored_clips import (
     joined,
     measure,
 )
-from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, state_checksum
-from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
+from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, state_checksum
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
