@@ -62,12 +62,11 @@ def rows_holding(path: str, name: str, value: int) -> tuple[int, int]:
     Raises:
         UserError: the rows are not contiguous, or as in :func:`numbers`.
     """
-    rows = np.flatnonzero(numbers(path, name)[:, 0] == value)
-    if not len(rows):
-        return 0, 0
-    if rows[-1] - rows[0] >= len(rows):
+    values, starts, counts = _file(path)[0].runs(name)
+    found = np.flatnonzero(values == value)
+    if len(found) > 1:
         raise UserError(f"{path}: the rows with {name} {value} do not lie together; record the folder again")
-    return int(rows[0]), len(rows)
+    return (int(starts[found[0]]), int(counts[found[0]])) if len(found) else (0, 0)
 
 
 class _ParquetFile:
@@ -87,6 +86,7 @@ class _ParquetFile:
         if min(counts, default=0) < 0 or sum(counts) > _MOST_ROWS:
             raise _damaged(path, f"it claims {sum(counts)} rows")
         self.starts = np.cumsum([0, *counts])  # first rows of the groups, and the end of the last
+        self._runs: dict[str, tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]] = {}
 
     @property
     def num_rows(self) -> int:
@@ -108,6 +108,17 @@ class _ParquetFile:
         with self._readable():
             column = self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
             return _as_rows(column, self.path, name, dimension)
+
+    def runs(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+        """Return value, first row and number of rows of each run of equal values in a column."""
+        if name not in self._runs:
+            self._check(name)
+            with self._readable():
+                column = self._file.read(columns=[name], use_threads=False).column(name)
+                values = _as_rows(column, self.path, name, 1)[:, 0]
+            starts = np.flatnonzero(np.append(True, values[1:] != values[:-1])) if len(values) else np.zeros(0, int)
+            self._runs[name] = values[starts], starts, np.diff(np.append(starts, len(values)))
+        return self._runs[name]
 
     def pictures(self, name: str, group: int, rows: Indices) -> list[bytes]:
         """Read pictures at these rows of a group, a few rows at a time: a group may hold gigabytes."""
