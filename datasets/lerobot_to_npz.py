@@ -113,8 +113,7 @@ def run(args: LeRobotArgs) -> Summary:
 
 def main() -> None:
     args = parse(LeRobotArgs)
-    print(run(args))
-    print(args.how_to_train)
+    print(run(args), args.how_to_train, sep="\n")
 
 
 if __name__ == "__main__":

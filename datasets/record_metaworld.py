@@ -98,11 +98,8 @@ class RecordArgs:
         names = ("seed", "episode_length", *SIMULATION)
         noted = {name: getattr(self, name) for name in names} | {"success_bonus": self.succ_bonus, "demo": self.demo}
         policies = self.policies
-        return noted | {
-            "noise": policies.noise_levels,
-            "random_fraction": policies.random_fraction,
-            "wander": policies.wander,
-        }
+        noted |= {"noise": policies.noise_levels, "random_fraction": policies.random_fraction}
+        return noted | {"wander": policies.wander}
 
     def env(self, task: str) -> EnvSettings:
         same = {name: getattr(self, name) for name in SIMULATION}

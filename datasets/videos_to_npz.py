@@ -238,8 +238,7 @@ def run(args: VideosArgs) -> Summary:
 
 def main() -> None:
     args = parse(VideosArgs)
-    print(run(args))
-    print(args.how_to_train)
+    print(run(args), args.how_to_train, sep="\n")
 
 
 if __name__ == "__main__":

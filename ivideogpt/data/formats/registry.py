@@ -145,11 +145,10 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
         return [NamedEpisodes(place.stem, npz([path], place.parent))]
     if not place.is_dir():
         raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or lerobot:<folder>")
+    folders = {str(folder.relative_to(place)): folder for folder in _folders_with_npz(place, set())}
     found = [
-        NamedEpisodes(
-            place.resolve().name if folder == place else str(folder.relative_to(place)), npz(npz_files(folder), folder)
-        )
-        for folder in _folders_with_npz(place, set())
+        NamedEpisodes(place.resolve().name if name == "." else name, npz(npz_files(folder), folder))
+        for name, folder in folders.items()
     ]
     if not found:
         raise UserError(f"{path}: no .npz files in it or below; expected <dataset>/*.npz, or lerobot:<folder>")

@@ -109,8 +109,8 @@ def measure(
         UserError: an episode is bad, unless bad ones are skipped.
     """
     measured: list[int | BadEpisode] = []
-    places = [(source, index) for source in sources for index in range(len(source.episodes))]
-    for source, index in places[rank::world_size]:
+    pick = PickInOrder(sources)
+    for source, index in map(pick, range(rank, pick.num_episodes, world_size)):
         try:
             episode = source.episodes.open(index)
             check(episode)
