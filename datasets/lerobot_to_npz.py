@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, StoredSize, Summary, keep_settings
-from ivideogpt.data.formats.lerobot import ACTION, ONE_NUMBER, SERIES, LeRobotEpisode, LeRobotEpisodes, LeRobotInfo
+from ivideogpt.data.formats.lerobot import ACTION, ONE_NUMBER, SERIES, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -86,18 +86,14 @@ def convert_episode(
     arrays = {}
     for name, camera in cameras.items():
         episode = open_folder(folder, camera).open(job.index)
-        arrays[name] = read_frames(episode, store)
+        every = np.arange(episode.num_frames)
+        parts = np.split(every, every[FRAMES_AT_ONCE::FRAMES_AT_ONCE])
+        arrays[name] = np.concatenate([store(episode.read(part)) for part in parts])
     for name, key in series.items():
         values = episode.series(key)
         if values is not None:
             arrays[name] = values[:, 0] if name in ONE_NUMBER else values
     return arrays
-
-
-def read_frames(episode: LeRobotEpisode, store: StoredSize) -> np.ndarray:
-    every = np.arange(episode.num_frames)
-    parts = [store(episode.read(some)) for some in np.split(every, every[FRAMES_AT_ONCE::FRAMES_AT_ONCE])]
-    return np.concatenate(parts)
 
 
 def run(args: LeRobotArgs) -> Summary:
@@ -107,8 +103,7 @@ def run(args: LeRobotArgs) -> Summary:
     cameras, series = name_cameras(info, args), name_series(info, args.action_key)
     episodes = LeRobotEpisodes.open_folder(Path(folder), cameras["image"], args.action_key)
     print(describe(info, cameras | series, args.action_key))
-    noted = ("action_key", "resize", "square_crop")
-    keep_settings(output, {"input_path": folder, "cameras": cameras} | {name: getattr(args, name) for name in noted})
+    keep_settings(output, args.noted("action_key") | {"cameras": cameras})
     jobs = [
         LeRobotJob(output / f"episode_{number:06d}.npz", episodes.name(index), index)
         for index, number in enumerate(episodes.table.number)
@@ -118,8 +113,7 @@ def run(args: LeRobotArgs) -> Summary:
 
 def main() -> None:
     args = parse(LeRobotArgs)
-    print(run(args))
-    print(args.how_to_train)
+    print(run(args), args.how_to_train, sep="\n")
 
 
 if __name__ == "__main__":

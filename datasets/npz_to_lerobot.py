@@ -14,7 +14,7 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,23 +32,22 @@ from ivideogpt.data.convert.conversion import (
     StoredSize,
     Summary,
     files_below,
+    first_readable,
     keep_settings,
+    separated,
     write_episode,
 )
 from ivideogpt.data.convert.lerobot_writer import EncodedEpisode, LeRobotWriter
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.data.formats.lerobot import SERIES
-from ivideogpt.data.formats.npz_arrays import NpzMember, npz_members
+from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, first_line, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 CAMERA = "observation.images."
 VIDEO, PIXELS, LENGTH = "video.", "pixels.", "length"  # arrays of a part; the first two: for each camera
 # Every second frame is a key frame, as in LeRobot: training reads short clips at random positions.
-ENCODERS = {
-    "h264": ("libx264", {"g": "2", "bf": "0"}),
-    "av1": ("libsvtav1", {"g": "2", "preset": "8"}),
-}
+ENCODERS = {"h264": ("libx264", {"g": "2", "bf": "0"}), "av1": ("libsvtav1", {"g": "2", "preset": "8"})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class ToLeRobotArgs(FrameArgs):
 
     @property
     def names(self) -> list[str]:
-        return [name.strip() for name in (self.action_names or "").split(",") if name.strip()]
+        return separated(self.action_names)
 
 
 @dataclass(frozen=True)
@@ -85,23 +84,19 @@ class Contents:
     @classmethod
     def of(cls, path: Path, store: StoredSize) -> Contents:
         members = npz_members(str(path))
-        frames = {name: member for name, member in members.readable().items() if _holds_frames(member)}
-        if not frames:
+        cameras = {}
+        for name, member in sorted(members.readable().items()):
+            if len(member.shape) == 4 and member.shape[3] == 3 and member.dtype.kind in "iu":
+                height, width = store(np.zeros((1, *member.shape[1:]), np.uint8)).shape[1:3]
+                cameras[name] = (height, width)
+        if not cameras:
             raise UserError(f"{path}: no array of frames; expected image (N, H, W, 3) uint8")
-        sizes = {name: store(np.zeros((1, *member.shape[1:]), np.uint8)).shape[1:3] for name, member in frames.items()}
-        series = {name: members[name] for name in SERIES if name in members}
-        return cls(
-            {name: (int(height), int(width)) for name, (height, width) in sorted(sizes.items())},
-            {name: member.shape[1] if len(member.shape) > 1 else 1 for name, member in series.items()},
-        )
+        shapes = {name: members[name].shape for name in SERIES if name in members}
+        return cls(cameras, {name: shape[1] if len(shape) > 1 else 1 for name, shape in shapes.items()})
 
     def __str__(self) -> str:
         sizes = [f"{name} {height}x{width}" for name, (height, width) in self.cameras.items()]
         return ", ".join(sizes + [f"{name} of {dimension}" for name, dimension in self.series.items()])
-
-
-def _holds_frames(member: NpzMember) -> bool:
-    return len(member.shape) == 4 and member.shape[3] == 3 and member.dtype.kind in "iu"
 
 
 @dataclass(frozen=True)
@@ -199,34 +194,6 @@ def pixel_statistics(frames: np.ndarray) -> np.ndarray:
     return np.stack([extremes[:, 0], extremes[:, 1], mean, std])
 
 
-def find_parts(root: Path, parts: Path) -> list[PartJob]:
-    files = files_below(root, {".npz"})
-    if not files:
-        raise UserError(f"--input_path {root}: no .npz files in it or below")
-    return [PartJob(parts / path.relative_to(root), str(path), path) for path in files]
-
-
-def first_contents(jobs: Iterable[PartJob], store: StoredSize) -> Contents:
-    """Return the contents of the first readable episode, which all others have to match."""
-    problem: UserError | None = None
-    for job in jobs:
-        try:
-            return Contents.of(job.file, store)
-        except UserError as error:
-            problem = problem or error
-    assert problem is not None
-    raise problem
-
-
-def check(contents: Contents, args: ToLeRobotArgs) -> None:
-    for name, (height, width) in contents.cameras.items():
-        if height % 2 or width % 2:
-            raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
-    dimension = contents.series.get("action", 0)
-    if args.names and len(args.names) != dimension:
-        raise UserError(f"--action_names gives {len(args.names)} names for actions of {dimension} dimensions")
-
-
 def assemble(jobs: Iterable[PartJob], args: ToLeRobotArgs, root: Path) -> None:
     """Write the dataset's files from the encoded parts."""
     names = {"action": args.names} if args.names else {}
@@ -234,19 +201,16 @@ def assemble(jobs: Iterable[PartJob], args: ToLeRobotArgs, root: Path) -> None:
     writer = LeRobotWriter(root, args.fps, args.robot_type, names, data_limit, video_limit)
     for job in tqdm([job for job in jobs if job.output.exists()], desc="files", unit="episode"):
         part = {name: member.all() for name, member in npz_members(str(job.output)).items()}
-        writer.add(encoded_episode(part, args.task or job.file.resolve().parent.name))
+        cameras = [name.removeprefix(VIDEO) for name in part if name.startswith(VIDEO)]
+        episode = EncodedEpisode(
+            args.task or job.file.resolve().parent.name,
+            int(part[LENGTH]),
+            {CAMERA + name: part[VIDEO + name].tobytes() for name in cameras},
+            {CAMERA + name: part[PIXELS + name] for name in cameras},
+            {SERIES[name]: values for name, values in part.items() if name in SERIES},
+        )
+        writer.add(episode)
     writer.finish()
-
-
-def encoded_episode(part: Mapping[str, np.ndarray], task: str) -> EncodedEpisode:
-    cameras = [name.removeprefix(VIDEO) for name in part if name.startswith(VIDEO)]
-    return EncodedEpisode(
-        task,
-        int(part[LENGTH]),
-        {CAMERA + name: part[VIDEO + name].tobytes() for name in cameras},
-        {CAMERA + name: part[PIXELS + name] for name in cameras},
-        {SERIES[name]: values for name, values in part.items() if name in SERIES},
-    )
 
 
 def run(args: ToLeRobotArgs) -> Summary:
@@ -254,12 +218,19 @@ def run(args: ToLeRobotArgs) -> Summary:
     output = Path(args.output_path)
     if output.exists():
         raise UserError(f"--output_path {output} exists already; delete it, or choose another")
-    work = output.with_name(f".{output.name}.partial")
-    jobs = find_parts(Path(args.input_path), work / "parts")[: args.max_num_episodes]
-    contents = first_contents(jobs, args.store)
-    check(contents, args)
-    settings = {name: getattr(args, name) for name in ("fps", "codec", "crf", "resize", "square_crop")}
-    keep_settings(work, settings | {"input_path": str(Path(args.input_path).resolve()), "contents": contents})
+    source, work = Path(args.input_path), output.with_name(f".{output.name}.partial")
+    files = files_below(source, {".npz"})[: args.max_num_episodes]
+    if not files:
+        raise UserError(f"--input_path {source}: no .npz files in it or below")
+    jobs = [PartJob(work / "parts" / path.relative_to(source), str(path), path) for path in files]
+    contents = first_readable(lambda path: Contents.of(path, args.store), files)
+    for name, (height, width) in contents.cameras.items():
+        if height % 2 or width % 2:
+            raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
+    dimension = contents.series.get("action", 0)
+    if args.names and len(args.names) != dimension:
+        raise UserError(f"--action_names gives {len(args.names)} names for actions of {dimension} dimensions")
+    keep_settings(work, args.noted("fps", "codec", "crf") | {"contents": contents})
     encoder = Encoder(args.codec, args.crf, args.fps)
     summary = args.run([jobs], partial(encode_episode, contents, args.store, encoder), "encode")
     shutil.rmtree(work / "dataset", ignore_errors=True)  # left by a run that was interrupted during assembly

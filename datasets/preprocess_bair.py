@@ -51,11 +51,11 @@ def find_jobs(folder: Path, output: Path, save_gif: bool) -> list[BairJob | Skip
     files = {int(match[1]): path for path in folder.glob("*") if (match := FILE.fullmatch(path.name))}
     jobs: list[BairJob | Skipped] = []
     for first, path in sorted(files.items()):
-        index = find_records(path)
-        for i, record in enumerate(index.records):
+        records, damage = find_records(path)
+        for i, record in enumerate(records):
             jobs.append(BairJob(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record, save_gif))
-        if index.damage:
-            jobs.append(Skipped(str(path), f"only {len(index.records)} trajectories found: {index.damage}"))
+        if damage:
+            jobs.append(Skipped(str(path), f"only {len(records)} trajectories found: {damage}"))
     return jobs
 
 
@@ -63,30 +63,25 @@ def read_trajectory(job: BairJob) -> dict[str, np.ndarray]:
     features = parse_example(job.record.read())
     length = sum(name.endswith("/image_main/encoded") for name in features)
     try:
+        actions = np.array([features[f"{i}/action"] for i in range(length)], np.float32)
         arrays = {
             "image": _frames(features, "image_main", length),
             "aux1_image": _frames(features, "image_aux1", length),
-            "action": np.array([features[f"{i}/action"] for i in range(length)], np.float32).reshape(
-                length, ACTION_DIM
-            ),
+            "action": actions.reshape(length, ACTION_DIM),
         }
     except (KeyError, ValueError, TypeError) as error:
         raise UserError(
             f"{job.source}: no trajectory with frames of {SIZE}x{SIZE} and {ACTION_DIM}-D actions ({error})"
         ) from error
     if job.save_gif:
-        _save_gif(job.output.with_suffix(".gif"), arrays["image"], arrays["aux1_image"])
+        job.output.parent.mkdir(parents=True, exist_ok=True)
+        write_gif(job.output.with_suffix(".gif"), side_by_side((arrays["image"], arrays["aux1_image"])))
     return arrays
 
 
 def _frames(features: Mapping[str, Sequence[Any]], camera: str, length: int) -> np.ndarray:
     pixels = b"".join(features[f"{i}/{camera}/encoded"][0] for i in range(length))
     return np.frombuffer(pixels, np.uint8).reshape(length, SIZE, SIZE, 3)
-
-
-def _save_gif(path: Path, *cameras: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_gif(path, side_by_side(cameras))
 
 
 def run(args: BairArgs) -> Summary:

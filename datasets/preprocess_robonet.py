@@ -42,15 +42,6 @@ class RoboNetArgs(ConversionArgs):
             raise UserError("--test_list names a test split and --no_test_split makes none; give one of them")
 
 
-@dataclass(frozen=True)
-class Gripper:
-    """Control mode of a robot's gripper, and the bounds of its state."""
-
-    automatic: bool  # it closes by itself and is not part of the actions
-    low: float
-    high: float
-
-
 def read_names(test_list: str | Path) -> set[str]:
     """Read the names of files, without their endings."""
     try:
@@ -85,71 +76,54 @@ def read_episode(job: Job) -> dict[str, np.ndarray]:
         frames = read_frames(file["env/cam0_video"], _text(file["env"].attrs["cam_encoding"]))
         states, actions = read_array(file, "env/state"), read_array(file, "policy/actions")
         length = min(len(states), len(frames), len(actions) + 1)
-        actions = to_5d(
-            actions[: length - 1], states, read_gripper(file) if actions.shape[1] == ACTION_DIM - 1 else None
-        )
+        actions = to_5d(actions[: length - 1], states, file)
     return {"image": frames[:length], "action": actions.astype(np.float32)}
 
 
 def read_frames(camera: Any, encoding: str) -> np.ndarray:
     """Read frames (N, H, W, 3) in RGB."""
-    if encoding == "mp4":
-        attributes = camera["frames"].attrs
-        frames = decode_mp4(read_array(camera, "frames").tobytes())
-    elif encoding == "jpg":
-        attributes = camera["frame0"].attrs
-        # no attribute stores the number of frames
-        frames = np.stack([decode_jpg(read_array(camera, f"frame{i}").tobytes()) for i in range(len(camera))])
-    else:
+    import av
+    from PIL import Image
+
+    if encoding not in ("mp4", "jpg"):
         raise UserError(f"{camera.file.filename}: cameras are encoded as {encoding!r}; expected mp4 or jpg")
-    image_format = _text(attributes["image_format"])
+    # no attribute stores the number of frames
+    names = ["frames"] if encoding == "mp4" else [f"frame{i}" for i in range(len(camera))]
+    contents = [io.BytesIO(read_array(camera, name).tobytes()) for name in names]
+    try:
+        if encoding == "mp4":
+            with av.open(contents[0]) as video:
+                video.streams.video[0].codec_context.thread_count = 1  # there is a worker for every core
+                frames = np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
+        else:
+            pictures = [Image.open(content, formats=("JPEG", "PNG")).convert("RGB") for content in contents]
+            frames = np.stack([np.asarray(picture) for picture in pictures])
+    # SyntaxError for some damaged PNG files
+    except (av.FFmpegError, ValueError, IndexError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"camera 0 is no readable {encoding} video: {error}") from error
+    image_format = _text(camera[names[0]].attrs["image_format"])
     if image_format not in ("RGB", "BGR"):
         raise UserError(f"{camera.file.filename}: image_format is {image_format!r}; expected RGB or BGR")
     return frames[..., ::-1] if image_format == "BGR" else frames
 
 
-def decode_mp4(content: bytes) -> np.ndarray:
-    import av
-
-    try:
-        with av.open(io.BytesIO(content)) as video:
-            video.streams.video[0].codec_context.thread_count = 1  # there is a worker for every core
-            return np.stack([frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)])
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        raise ValueError(f"camera 0 is no readable mp4 video: {error}") from error
-
-
-def decode_jpg(content: bytes) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        return np.asarray(Image.open(io.BytesIO(content), formats=("JPEG", "PNG")).convert("RGB"))
-    except (Image.DecompressionBombError, SyntaxError) as error:  # the latter for some damaged PNG files
-        raise ValueError(f"a frame is no readable picture: {error}") from error
-
-
-def read_gripper(file: Any) -> Gripper:
-    """Read the gripper from the attributes of the metadata, or else from the environment's first step."""
-    attributes = file["metadata"].attrs
-    primitives = _text(attributes["primitives"]) if "primitives" in attributes else ""
-    low, high = (
-        attributes[name] if name in attributes else read_array(file, f"env/{name}")[0]
-        for name in ("low_bound", "high_bound")
-    )
-    return Gripper(primitives == "autograsp", float(low[-1]), float(high[-1]))
-
-
-def to_5d(actions: np.ndarray, states: np.ndarray, gripper: Gripper | None) -> np.ndarray:
+def to_5d(actions: np.ndarray, states: np.ndarray, file: Any) -> np.ndarray:
     """Pad actions (n - 1, D) to (n - 1, 5): a missing gripper from its next state, other missing parts with zero."""
     dim = actions.shape[1]
     if dim >= ACTION_DIM:
         return actions[:, :ACTION_DIM]
     if dim < ACTION_DIM - 1:
         return np.pad(actions, [(0, 0), (0, ACTION_DIM - dim)])
-    if gripper is None or not gripper.automatic:
+    attributes = file["metadata"].attrs
+    if _text(attributes.get("primitives", "")) != "autograsp":  # the gripper closes by itself
         raise UserError("actions have 4 dimensions, which only robots with the primitive 'autograsp' should have")
-    closed = states[1 : len(actions) + 1, -1] > (gripper.low + gripper.high) / 2
-    return np.concatenate([actions, np.where(closed, gripper.high, gripper.low)[:, None]], axis=1)
+    # The bounds of its state are attributes of the metadata, or else arrays with a row a step.
+    low, high = (
+        float((attributes[name] if name in attributes else read_array(file, f"env/{name}")[0])[-1])
+        for name in ("low_bound", "high_bound")
+    )
+    closed = states[1 : len(actions) + 1, -1] > (low + high) / 2
+    return np.concatenate([actions, np.where(closed, high, low)[:, None]], axis=1)
 
 
 def _text(value: Any) -> str:

@@ -67,11 +67,6 @@ def find_jobs(path: Path, split: str, output: Path) -> list[Vp2Job | Skipped]:
     ]
 
 
-def split_folder(path: Path, split: str) -> str:
-    noise = [suffix for name, suffix in NOISES.items() if name in path.name and kind_of(path) == "robodesk"]
-    return split + "".join(noise)
-
-
 def read_demo(job: Vp2Job) -> dict[str, np.ndarray]:
     with open_hdf5(job.path) as file:
         demo = file[f"data/{job.demo}"]
@@ -87,12 +82,13 @@ def run(args: Vp2Args) -> Summary:
     files = sorted(source.rglob("*.hdf5"))
     if not files:
         raise UserError(f"--dir_path {source}: no .hdf5 files there")
-    folders = {path: Path(args.save_path) / path.parent.relative_to(source) for path in files}
-    splits = [
-        [job for path in files for job in find_jobs(path, split, folders[path] / split_folder(path, split))]
-        for split in MASKS
-    ]
-    return args.convert(splits, read_demo, "VP2")
+    splits: dict[str, list[Vp2Job | Skipped]] = {split: [] for split in MASKS}
+    for path in files:
+        noise = [suffix for name, suffix in NOISES.items() if name in path.name and kind_of(path) == "robodesk"]
+        folder = Path(args.save_path) / path.parent.relative_to(source)
+        for split, jobs in splits.items():
+            jobs += find_jobs(path, split, folder / "".join([split, *noise]))
+    return args.convert(list(splits.values()), read_demo, "VP2")
 
 
 if __name__ == "__main__":

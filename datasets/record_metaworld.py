@@ -9,14 +9,13 @@ its number. Run the same command again to continue an interrupted recording.
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.convert.conversion import keep_settings, write_episode
-from ivideogpt.data.convert.workers import start_worker, worker_pool
+from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
@@ -39,6 +38,7 @@ from mbrl.envs.seeds import episode_rng
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # limit for each requested demonstration
+SIMULATION = ("image_size", "action_repeat", "camera", "frame_stack", "paper_reward")  # flags that EnvSettings has too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,26 +95,15 @@ class RecordArgs:
     @property
     def noted(self) -> dict[str, Any]:
         """Return all settings that affect an episode, except its task and number."""
-        names = ("seed", "episode_length", "image_size", "action_repeat", "camera", "frame_stack", "paper_reward")
+        names = ("seed", "episode_length", *SIMULATION)
         noted = {name: getattr(self, name) for name in names} | {"success_bonus": self.succ_bonus, "demo": self.demo}
         policies = self.policies
-        return noted | {
-            "noise": policies.noise_levels,
-            "random_fraction": policies.random_fraction,
-            "wander": policies.wander,
-        }
+        noted |= {"noise": policies.noise_levels, "random_fraction": policies.random_fraction}
+        return noted | {"wander": policies.wander}
 
     def env(self, task: str) -> EnvSettings:
-        return EnvSettings(
-            task=task,
-            image_size=self.image_size,
-            action_repeat=self.action_repeat,
-            camera=self.camera,
-            frame_stack=self.frame_stack,
-            duration=self.episode_length,
-            success_bonus=self.succ_bonus,
-            paper_reward=self.paper_reward,
-        )
+        same = {name: getattr(self, name) for name in SIMULATION}
+        return EnvSettings(task, duration=self.episode_length, success_bonus=self.succ_bonus, **same)
 
 
 def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
@@ -123,17 +112,8 @@ def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical_task(task) for task in tasks))
 
 
-@dataclass(frozen=True)
-class Episode:
-    """One recorded episode of N = episode_length + 1 rows."""
-
-    image: np.ndarray  # (N, H, W, 3) uint8
-    action: np.ndarray  # (N, 4) float32 in [-1, 1]
-    reward: np.ndarray  # (N,) float32, without the success bonus
-    success: np.ndarray  # (N,) bool
-
-
-def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) -> Episode:
+def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) -> dict[str, np.ndarray]:
+    """Record one episode: arrays of ``length`` + 1 rows, with rewards without the success bonus."""
     images = [env.reset(seed=seed)[0]]
     action = np.zeros((length + 1, ACTION_DIM), np.float32)
     reward = np.zeros(length + 1, np.float32)
@@ -143,110 +123,61 @@ def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) ->
         frame, reward[i], _, _, info = env.step(action[i])
         images.append(frame)
         success[i] = info["success"]
-    return Episode(np.stack(images), action, reward, success)
+    return {"image": np.stack(images), "action": action, "reward": reward, "success": success}
 
 
-def record_demonstration(env: AgentEnv, settings: EnvSettings, policy: Policy, seed: int) -> Demonstration | None:
-    """Record one demonstration; return None if it failed.
+@lru_cache(maxsize=1)  # the last one stays open, as making it costs half an episode
+def open_environment(settings: EnvSettings) -> AgentEnv:
+    return settings.make()
+
+
+def record(args: RecordArgs, started: str, job: tuple[str, int]) -> bool:
+    """Write the file of an episode, a task and a number; return False for a demonstration that failed.
 
     Args:
-        settings: settings of the environment.
+        started: time that starts the file names of all demonstrations.
     """
-    env.reset(seed=seed)
+    task, number = job
+    folder = Path(args.output_path) / task
+    if any(folder.glob(f"*_{number}_*.npz" if args.demo else f"eps_{number:08d}.npz")):
+        return True
+    env = open_environment(args.env(task))
+    rng = episode_rng(args.seed, task, number)
+    env_seed = int(rng.integers(2**31))
+    policy = args.policies.policy(task, env.env.workspace, number, rng)
+    if not args.demo:
+        episode = record_episode(env.env, policy, env_seed, args.episode_length)
+        write_episode(folder / f"eps_{number:08d}.npz", episode, args.compress)
+        return True
+    env.reset(seed=env_seed)
     for _ in range(env.duration):
         env.step(np.clip(policy(env.env.state), -1, 1))
     if not env.success:
-        return None
-    return Demonstration(env.episode(), seed, {name: getattr(settings, name) for name in ORIGINS})
-
-
-class Recorder:
-    """Record numbered episodes in one process. Keeps one environment open: making it costs half an episode."""
-
-    def __init__(self, args: RecordArgs, started: str) -> None:
-        """Take the arguments, and the time that starts the file names of all demonstrations."""
-        self._args = args
-        self._started = started
-        self._env: AgentEnv | None = None
-
-    def record(self, task: str, number: int) -> bool:
-        """Write the file of this episode; return False for a demonstration that failed."""
-        args, folder = self._args, Path(self._args.output_path) / task
-        if any(folder.glob(f"*_{number}_*.npz" if args.demo else f"eps_{number:08d}.npz")):
-            return True
-        env = self._environment(task)
-        rng = episode_rng(args.seed, task, number)
-        env_seed = int(rng.integers(2**31))
-        policy = args.policies.policy(task, env.env.workspace, number, rng)
-        if not args.demo:
-            episode = record_episode(env.env, policy, env_seed, args.episode_length)
-            write_episode(folder / f"eps_{number:08d}.npz", vars(episode), args.compress)
-            return True
-        demonstration = record_demonstration(env, args.env(task), policy, env_seed)
-        if demonstration is None:
-            return False
-        name = f"{self._started}_{number}_{args.episode_length}.npz"
-        write_episode(folder / name, demonstration.arrays(), args.compress)
-        return True
-
-    def _environment(self, task: str) -> AgentEnv:
-        if self._env is None or self._env.env.task != task:
-            self.close()
-            self._env = self._args.env(task).make()
-        return self._env
-
-    def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
-            self._env = None
-
-
-_recorder: Recorder  # set in worker processes
-
-
-def _start_worker(args: RecordArgs, started: str) -> None:
-    global _recorder
-    start_worker()
-    _recorder = Recorder(args, started)
-
-
-def _record_in_worker(job: tuple[str, int]) -> bool:
-    return _recorder.record(*job)
-
-
-@contextmanager
-def workers(args: RecordArgs) -> Iterator[Callable[[list[tuple[str, int]]], Iterator[bool]]]:
-    """Yield a function that records jobs in one or several processes and yields whether each wrote a file."""
-    started = f"{datetime.now():%Y%m%dT%H%M%S}"
-    if args.num_workers == 1:
-        with closing(Recorder(args, started)) as recorder:
-            yield lambda jobs: itertools.starmap(recorder.record, jobs)
-        return
-    with worker_pool(args.num_workers, _start_worker, args, started) as run:
-        yield lambda jobs: run(_record_in_worker, jobs)
+        return False
+    demonstration = Demonstration(env.episode(), env_seed, {name: getattr(args.env(task), name) for name in ORIGINS})
+    write_episode(folder / f"{started}_{number}_{args.episode_length}.npz", demonstration.arrays(), args.compress)
+    return True
 
 
 def record_all(args: RecordArgs) -> None:
     """Try episodes 0, 1, 2, ... of every task until it has as many files as asked for."""
     tasks = find_tasks(args.tasks)
     missing, attempts = dict.fromkeys(tasks, args.num_episodes), dict.fromkeys(tasks, 0)
-    with workers(args) as record, tqdm(total=len(tasks) * args.num_episodes, unit="episode") as progress:
+    work = partial(record, args, f"{datetime.now():%Y%m%dT%H%M%S}")
+    total = len(tasks) * args.num_episodes
+    with worker_pool(args.num_workers) as run, tqdm(total=total, unit="episode") as progress:
         while jobs := [(task, attempts[task] + i) for task, wanted in missing.items() for i in range(wanted)]:
-            for (task, number), saved in zip(jobs, record(jobs), strict=True):
+            for (task, number), saved in zip(jobs, run(work, jobs), strict=True):
                 attempts[task] = number + 1
                 missing[task] -= saved
                 progress.set_postfix_str(task, refresh=False)
                 progress.update(saved)
-            give_up_on_failing_demos(args.num_episodes, missing, attempts)
-
-
-def give_up_on_failing_demos(num_episodes: int, missing: dict[str, int], attempts: dict[str, int]) -> None:
-    for task, wanted in missing.items():
-        if wanted and attempts[task] >= DEMO_ATTEMPTS * num_episodes:
-            raise UserError(
-                f"{task}: {num_episodes - wanted} of {num_episodes} demonstrations succeeded in "
-                f"{attempts[task]} attempts; try a longer --episode_length or less --noise"
-            )
+            for task, wanted in missing.items():
+                if wanted and attempts[task] >= DEMO_ATTEMPTS * args.num_episodes:
+                    raise UserError(
+                        f"{task}: {args.num_episodes - wanted} of {args.num_episodes} demonstrations succeeded in "
+                        f"{attempts[task]} attempts; try a longer --episode_length or less --noise"
+                    )
 
 
 def prepare_output(args: RecordArgs) -> None:

@@ -49,16 +49,6 @@ class RepackArgs(FrameArgs):
     verify: bool = option(False, "check existing outputs by their checksums, and write damaged ones again")
 
 
-def find_files(root: Path) -> list[str]:
-    """List the npz files below, relative to `root`, in order."""
-    if not root.is_dir():
-        raise UserError(f"--input_path {root}: no such folder; expected one with .npz files in it or below")
-    files = [str(path.relative_to(root)) for path in files_below(root, {".npz"})]
-    if not files:
-        raise UserError(f"--input_path {root}: no .npz files in it or below")
-    return files
-
-
 def check_apart(source: Path, output: Path, files: list[str]) -> None:
     """Raise UserError if an original could be overwritten, or an output taken for an original by the next run."""
     if output.resolve().is_relative_to(source.resolve()):
@@ -75,19 +65,16 @@ def remove_outdated(jobs: list[Job], verify: bool) -> int:
     num_damaged = 0
     existing = [job for job in jobs if job.output.exists()]
     for job in tqdm(existing, desc="verify", unit="file", disable=not verify):
-        is_damaged = verify and not fits_checksums(job.output)
-        num_damaged += is_damaged
-        if is_damaged or Path(job.source).stat().st_mtime_ns > job.output.stat().st_mtime_ns:
+        is_outdated = Path(job.source).stat().st_mtime_ns > job.output.stat().st_mtime_ns
+        try:
+            if verify:
+                check_sums(str(job.output))
+        except UserError:
+            num_damaged += 1
+            is_outdated = True
+        if is_outdated:
             job.output.unlink()
     return num_damaged
-
-
-def fits_checksums(path: Path) -> bool:
-    try:
-        check_sums(str(path))
-    except UserError:
-        return False
-    return True
 
 
 def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | None:
@@ -111,32 +98,32 @@ def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
 
 def compare(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Raise UserError unless the file holds these arrays, bit for bit."""
+
+    def is_same(member: NpzMember, array: np.ndarray) -> bool:
+        read = member.all() if member.data_offset is None else member.mapped()
+        if (read.dtype, read.shape) != (array.dtype, array.shape):
+            return False
+        own, others = (values.ravel(order="K").view(np.uint8) for values in (read, array))
+        return np.array_equal(own, others)  # bytes, as NaN never equals NaN
+
     members = npz_members(str(path))
     if members.keys() != arrays.keys() or not all(is_same(members[name], array) for name, array in arrays.items()):
         raise UserError(f"{path}: values read back differ from those written; check the disk and its free space")
 
 
-def is_same(member: NpzMember, array: np.ndarray) -> bool:
-    read = member.all() if member.data_offset is None else member.mapped()
-    if (read.dtype, read.shape) != (array.dtype, array.shape):
-        return False
-    return np.array_equal(as_raw(read), as_raw(array))  # bytes, as NaN never equals NaN
-
-
-def as_raw(array: np.ndarray) -> np.ndarray:
-    return array.ravel(order="K").view(np.uint8)
-
-
 def run(args: RepackArgs) -> Summary:
     source, output = Path(args.input_path), Path(args.output_path)
-    files = find_files(source)
+    if not source.is_dir():
+        raise UserError(f"--input_path {source}: no such folder; expected one with .npz files in it or below")
+    files = [str(path.relative_to(source)) for path in files_below(source, {".npz"})]
+    if not files:
+        raise UserError(f"--input_path {source}: no .npz files in it or below")
     check_apart(source, output, files)
     jobs = [Job(output / file, str(source / file)) for file in files[: args.max_num_episodes]]
     foreign = next((job.output for job in jobs if job.output.exists()), None)
     if foreign is not None and not (output / NOTE).exists():
         raise UserError(f"{foreign} was not written by this command; choose an empty --output_path")
-    settings = {name: getattr(args, name) for name in ("resize", "square_crop", "compress")}
-    keep_settings(output, settings | {"input_path": str(source.resolve())})
+    keep_settings(output, args.noted("compress"))
     num_damaged = remove_outdated(jobs, args.verify)
     if args.verify:
         print(f"{num_damaged} files differed from their checksums")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,10 +25,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ivideogpt.data.convert.action_files import (
     SUFFIXES,
-    ActionRows,
     Actions,
     ActionTable,
-    find_action_file,
+    find_action_files,
+    last_with_action,
     read_actions,
 )
 from ivideogpt.data.convert.conversion import (
@@ -38,14 +38,16 @@ from ivideogpt.data.convert.conversion import (
     StoredSize,
     Summary,
     files_below,
+    first_readable,
     keep_settings,
+    separated,
 )
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"}
-NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions", "resize", "square_crop")
+NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions")
 MAX_EPISODE_BYTES = 4 << 30  # limit for the frames, which are in memory until the episode is written
 
 
@@ -72,7 +74,7 @@ class VideosArgs(NpzDatasetArgs):
 
     @property
     def columns(self) -> list[str]:
-        return [name.strip() for name in (self.action_columns or "").split(",") if name.strip()]
+        return separated(self.action_columns)
 
 
 @dataclass(frozen=True)
@@ -85,64 +87,35 @@ class VideoJob(Job):
 def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
     """List one job per video, by name. Either all videos have actions or none has."""
     root = Path(args.input_path)
-    videos = find_videos(root)
-    tables = [find_table(video) for video in videos]
-    with_actions = any(tables)
-    if not with_actions:
-        refuse_stray_tables(root, videos[0])
-    action_dim = dimension((table for table in tables if isinstance(table, Path)), args.columns)
+    videos, stray = files_below(root, VIDEOS), files_below(root, SUFFIXES)
+    if not videos:
+        raise UserError(f"--input_path {root}: no videos there; expected files ending in {', '.join(sorted(VIDEOS))}")
+    tables = {video: find_action_files(video) for video in videos}
+    with_actions = any(tables.values())
+    if stray and not with_actions:  # misnamed tables would silently give episodes without actions
+        raise UserError(
+            f"{stray[0]}: no table has the name of a video; expected {videos[0].with_suffix('.csv').name} beside "
+            f"{videos[0]}; rename the tables, or move them away to convert without actions"
+        )
+    action_dim = None
+    if single := [found[0] for found in tables.values() if len(found) == 1]:
+        # all others have to match the first readable one
+        path, table = first_readable(lambda path: (path, read_actions(path, args.columns)), single)
+        print(how_read(path, table), file=sys.stderr)
+        action_dim = table.actions.shape[1]
     jobs: list[VideoJob | Skipped] = []
-    for video, table in zip(videos, tables, strict=True):
-        if isinstance(table, Skipped):
-            jobs.append(table)
-            continue
-        if with_actions and table is None:
+    for video, found in tables.items():
+        if len(found) > 1:
+            reason = f"{found[0]} and {found[1].name}: two files of actions for one video; remove one of them"
+            jobs.append(Skipped(str(video), reason))
+        elif with_actions and not found:
             expected = " or ".join(video.with_suffix(suffix).name for suffix in SUFFIXES)
             jobs.append(Skipped(str(video), f"no actions; expected {expected} beside it, as other videos have"))
-            continue
-        name = "_".join(video.relative_to(root).with_suffix("").parts)
-        output = Path(args.output_path) / args.dataset / f"{name}.npz"
-        jobs.append(VideoJob(output, str(video), video, table, action_dim))
+        else:
+            name = "_".join(video.relative_to(root).with_suffix("").parts)
+            output = Path(args.output_path) / args.dataset / f"{name}.npz"
+            jobs.append(VideoJob(output, str(video), video, next(iter(found), None), action_dim))
     return jobs
-
-
-def find_table(video: Path) -> Path | Skipped | None:
-    try:
-        return find_action_file(video)
-    except UserError as error:  # two of them
-        return Skipped(str(video), str(error))
-
-
-def find_videos(root: Path) -> list[Path]:
-    found = files_below(root, VIDEOS)
-    if not found:
-        raise UserError(f"--input_path {root}: no videos there; expected files ending in {', '.join(sorted(VIDEOS))}")
-    return found
-
-
-def refuse_stray_tables(root: Path, video: Path) -> None:
-    """Raise UserError for tables without a video: misnamed tables would silently give episodes without actions."""
-    stray = files_below(root, SUFFIXES)
-    if stray:
-        raise UserError(
-            f"{stray[0]}: no table has the name of a video; expected {video.with_suffix('.csv').name} beside "
-            f"{video}; rename the tables, or move them away to convert without actions"
-        )
-
-
-def dimension(tables: Iterable[Path], columns: Sequence[str]) -> int | None:
-    """Return the action dimension of the first readable table and print how it was read; all others have to match."""
-    problem: UserError | OSError | None = None
-    for table in tables:
-        try:
-            read = read_actions(table, columns)
-            print(how_read(table, read), file=sys.stderr)
-            return read.actions.shape[1]
-        except (UserError, OSError) as error:
-            problem = problem or error
-    if problem is not None:
-        raise problem
-    return None
 
 
 def how_read(path: Path, table: ActionTable) -> str:
@@ -161,10 +134,13 @@ def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
     clip = decode(VideoFile(job.video), FrameChoice(args.fps, args.step), first, args.store)
     if actions is None:
         return {"image": clip.frames}
-    action_rows = ActionRows.find(clip.num_recorded, len(actions), args.action_offset)
-    kept = clip.indices <= action_rows.last + 1
-    chosen = actions_at(clip.indices[kept], actions, action_rows, args.skipped_actions)
-    return {"image": clip.frames[kept], "action": chosen}
+    last = last_with_action(clip.num_recorded, len(actions), args.action_offset)
+    kept = clip.indices <= last + 1
+    rows = clip.indices[kept] + args.action_offset
+    return {"image": clip.frames[kept], "action": chosen_actions(actions, rows, last + args.action_offset, args)}
+
+
+NumberedFrame = tuple[int, float | None, Any]  # number, seconds, PyAV frame
 
 
 @dataclass(frozen=True)
@@ -177,10 +153,17 @@ class Clip:
 def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize) -> Clip:
     """Decode the chosen frames from ``first`` on. Each is resized at once, as a long video does not fit into memory."""
     choice.check(video)
-    recorded = Numbered(video.frames())
+    num_recorded = 0
+
+    def recorded() -> Iterator[NumberedFrame]:
+        nonlocal num_recorded
+        for seconds, frame in video.frames():
+            num_recorded += 1
+            yield num_recorded - 1, seconds, frame
+
     frames: list[np.ndarray] = []
     indices: list[int] = []
-    for i, frame in choice.choose(recorded, first):
+    for i, frame in choice.choose(recorded(), first):
         with readable_video(video.path):
             frames.append(store(rgb(frame)[None]))
         indices.append(i)
@@ -192,21 +175,8 @@ def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize)
                 "use --resize, --fps or --step, or cut it into shorter videos"
             )
     if not frames:
-        raise UserError(f"{video.path}: has {recorded.count} frames, none from frame {first} on")
-    return Clip(np.concatenate(frames), np.array(indices), recorded.count)
-
-
-class Numbered:
-    """Iterate over numbers, times and frames, and count the frames."""
-
-    def __init__(self, frames: Iterable[tuple[float | None, Any]]) -> None:
-        self._frames = frames
-        self.count = 0
-
-    def __iter__(self) -> Iterator[tuple[int, float | None, Any]]:
-        for seconds, frame in self._frames:
-            self.count += 1
-            yield self.count - 1, seconds, frame
+        raise UserError(f"{video.path}: has {num_recorded} frames, none from frame {first} on")
+    return Clip(np.concatenate(frames), np.array(indices), num_recorded)
 
 
 @dataclass(frozen=True)
@@ -222,48 +192,39 @@ class FrameChoice:
                 f"{video.path}: has {video.rate:g} frames per second, --fps asks for {self.fps:g}; lower it"
             )
 
-    def choose(self, frames: Numbered, first: int) -> Iterator[tuple[int, Any]]:
+    def choose(self, frames: Iterable[NumberedFrame], first: int) -> Iterator[tuple[int, Any]]:
         """Yield the numbers and frames to keep, from number ``first`` on."""
         if self.fps is not None:
-            return self._in_time(self._timed(frame for frame in frames if frame[0] >= first))
+            return _in_time((frame for frame in frames if frame[0] >= first), self.fps)
         return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
 
-    def _timed(self, frames: Iterable[tuple[int, float | None, Any]]) -> Iterator[tuple[int, float, Any]]:
-        """Yield the frames. Raises UserError unless their times increase."""
-        before = -math.inf
-        for i, seconds, frame in frames:
-            if seconds is None or seconds <= before:
-                shown = "at no time" if seconds is None else f"at {seconds:.3f} s, not after the one before"
-                raise UserError(f"frame {i} is shown {shown}, so --fps cannot choose; use --step instead")
-            yield i, seconds, frame
-            before = seconds
 
-    def _in_time(self, frames: Iterable[tuple[int, float, Any]]) -> Iterator[tuple[int, Any]]:
-        """Yield the frames closest to the times k / fps after the first."""
-        assert self.fps is not None
-        before: tuple[int, float, Any] | None = None
-        start, num_kept = 0.0, 0
-        for now in frames:
-            if before is None:
-                start, before = now[1], now
-            while (wanted := start + num_kept / self.fps) <= now[1]:
-                i, _, frame = now if now[1] - wanted < wanted - before[1] else before
-                yield i, frame
-                num_kept += 1
-            before = now
+def _in_time(frames: Iterable[NumberedFrame], fps: float) -> Iterator[tuple[int, Any]]:
+    """Yield the frames closest to the times k / fps after the first. Raises UserError unless their times increase."""
+    before: tuple[int, float, Any] = (-1, -math.inf, None)
+    start, num_kept = -math.inf, 0
+    for i, seconds, frame in frames:
+        if seconds is None or seconds <= before[1]:
+            shown = "at no time" if seconds is None else f"at {seconds:.3f} s, not after the one before"
+            raise UserError(f"frame {i} is shown {shown}, so --fps cannot choose; use --step instead")
+        start = max(start, seconds) if num_kept == 0 else start
+        while (wanted := start + num_kept / fps) <= seconds:
+            is_closer = seconds - wanted < wanted - before[1]
+            yield (i, frame) if is_closer else (before[0], before[2])
+            num_kept += 1
+        before = i, seconds, frame
 
 
-def actions_at(indices: np.ndarray, actions: Actions, action_rows: ActionRows, skipped: str) -> Actions:
-    """Return the actions (n, D) at these frames, or (n - 1, D) where the last frame has none.
+def chosen_actions(actions: Actions, rows: np.ndarray, last_row: int, args: VideosArgs) -> Actions:
+    """Return the actions (n, D) in the rows of the frames kept, or (n - 1, D) where the last frame has none.
 
     If actions of dropped frames are summed or averaged, the last frame has none: its successors are unknown.
     """
-    rows = indices + action_rows.offset
-    if skipped == "drop":
-        return actions[rows[indices <= action_rows.last]]
+    if args.skipped_actions == "drop":
+        return actions[rows[rows <= last_row]]
     combined = [actions[start:stop].sum(axis=0) for start, stop in itertools.pairwise(rows)]
     sums: Actions = np.reshape(combined, (-1, actions.shape[1])).astype(np.float32)
-    if skipped == "mean":
+    if args.skipped_actions == "mean":
         sums /= np.maximum(np.diff(rows), 1)[:, None]
     return sums
 
@@ -271,15 +232,13 @@ def actions_at(indices: np.ndarray, actions: Actions, action_rows: ActionRows, s
 def run(args: VideosArgs) -> Summary:
     require("av")
     jobs = find_jobs(args)
-    settings = {name: getattr(args, name) for name in NOTED} | {"input_path": str(Path(args.input_path).resolve())}
-    keep_settings(Path(args.output_path) / args.dataset, settings)
+    keep_settings(Path(args.output_path) / args.dataset, args.noted(*NOTED))
     return args.convert([jobs], partial(convert_video, args), args.dataset)
 
 
 def main() -> None:
     args = parse(VideosArgs)
-    print(run(args))
-    print(args.how_to_train)
+    print(run(args), args.how_to_train, sep="\n")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ivideogpt.data.convert.conversion import write_episode
-from ivideogpt.data.tokens.token_store_writer import save_array
+from ivideogpt.data.tokens.token_store import save_array
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, write_json
 from ivideogpt.flags import parse

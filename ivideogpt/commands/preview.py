@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from ivideogpt.data.formats.episodes import EpisodeReader
-from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes, sample
+from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, check_folder_can_be_written
 from ivideogpt.flags import option, parse

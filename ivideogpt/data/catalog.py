@@ -1,20 +1,28 @@
-"""Properties of each dataset, and the paths of its episodes. Knows names and folders; opens no episode."""
+"""Properties of each dataset, and the paths of its episodes. Knows names and folders; opens no episode.
+
+Listing hundreds of thousands of files takes a second on a local disk, but up to minutes over a network. So lists of
+large folders are kept in the user's cache folder, never beside the data, together with the folder's times, which change
+whenever a file is added, removed or renamed. (The content of files is not cached: replacing one needs no new list.)
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
-from collections.abc import Collection
+import time
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from ivideogpt.data.formats.folder_index import npz_files
 from ivideogpt.errors import UserError
+from ivideogpt.files import write_json
+from ivideogpt.paths import user_cache
 
 Split = Literal["train", "test", "all"]
 
@@ -25,6 +33,9 @@ DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # exists in a checkou
 REFERENCE_STEP = 3  # native frames per step of fractal20220817_data, the reference rate of all datasets
 TEST_EVERY = 100
 SOMETHING_SOMETHING = "sthsth"
+INDEXED_FROM = 5000  # files; smaller folders are listed as fast as an index is read
+# Times of file systems are as coarse as 2 s, which may hide a new file, and clocks of servers differ.
+SETTLED_AFTER = 60.0  # seconds without a change
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +82,12 @@ def stepsize_as_trained(names: Collection[str], trained_step: int | None) -> int
     """
     if trained_step is None:
         return 1
-    stepsize = 1 if any(name in _paced_datasets() for name in names) else trained_step * REFERENCE_STEP
+    stepsize = 1 if _paced_datasets().keys() & set(names) else trained_step * REFERENCE_STEP
     for name in names:
         step = dataset_info(name).step(stepsize)
         if step != trained_step:
-            logger.warning(
-                "dataset %s has its frames %d apart, but the model was trained on frames %d apart",
-                name,
-                step,
-                trained_step,
-            )
+            apart = "dataset %s has its frames %d apart, but the model was trained on frames %d apart"
+            logger.warning(apart, name, step, trained_step)
     return stepsize
 
 
@@ -127,19 +134,18 @@ class DatasetPaths:
         return cls(**{key: path.parent / Path(value).expanduser() for key, value in entries.items() if value})
 
 
-@dataclass(frozen=True)
-class OwnSplit:
-    """A dataset with one folder per split: keys of DATASET.yaml, and file patterns below these folders."""
+class OwnSplit(NamedTuple):
+    """A dataset with one folder per split: keys of DATASET.yaml, and folders below these that hold the npz files."""
 
     train: tuple[str, str]
     test: tuple[str, str]
 
 
 OWN_SPLITS = {
-    "bair_robot_pushing": OwnSplit(("bair_train_dataset", "*.npz"), ("bair_test_dataset", "*.npz")),
-    "tfds_robonet": OwnSplit(("robonet_train_dataset", "*.npz"), ("robonet_test_dataset", "*.npz")),
-    "vp2_robodesk": OwnSplit(("robodesk_dataset", "*/train*/*.npz"), ("robodesk_dataset", "*/validation*/*.npz")),
-    "vp2_robosuite": OwnSplit(("robosuite_dataset", "train/*.npz"), ("robosuite_dataset", "validation/*.npz")),
+    "bair_robot_pushing": OwnSplit(("bair_train_dataset", ""), ("bair_test_dataset", "")),
+    "tfds_robonet": OwnSplit(("robonet_train_dataset", ""), ("robonet_test_dataset", "")),
+    "vp2_robodesk": OwnSplit(("robodesk_dataset", "*/train*"), ("robodesk_dataset", "*/validation*")),
+    "vp2_robosuite": OwnSplit(("robosuite_dataset", "train"), ("robosuite_dataset", "validation")),
 }
 
 
@@ -147,7 +153,7 @@ OWN_SPLITS = {
 class EpisodeFinder:
     """Finds the episode files of a dataset's split."""
 
-    dataset_path: Path | None
+    dataset_path: str | os.PathLike[str] | None
     paths: DatasetPaths
 
     def __call__(self, name: str, split: Split) -> list[str]:
@@ -158,52 +164,47 @@ class EpisodeFinder:
         """
         if name in OWN_SPLITS:
             return self._own_split(name, split)
-        files = npz_files(self.folder(name))
-        chosen = [files[i] for i in in_split(len(files), split)]
-        if name == "robo_net":
-            chosen = self._without_robonet_test(chosen)
-        if not chosen:
-            raise UserError(f"{self.folder(name)}: {no_episodes(split, len(files))}")
-        return chosen
-
-    def folder(self, name: str) -> Path:
-        if self.dataset_path is None:
+        if not self.dataset_path:
             raise UserError(f"dataset {name!r} needs dataset_path, the folder that holds {name}/*.npz")
-        folder = self.dataset_path / name
+        folder = Path(self.dataset_path, name)
         if not folder.is_dir():
             raise UserError(
                 f"dataset {name!r}: no folder {folder}; put its episodes there or choose another mix or dataset_path"
             )
-        return folder
+        files = npz_files(folder)
+        chosen = [files[i] for i in in_split(len(files), split)]
+        if name == "robo_net":  # the copy in OXE contains the test episodes of the benchmark tfds_robonet
+            excluded = self._robonet_test()
+            chosen = [file for file in chosen if os.path.basename(file) not in excluded]
+        if not chosen:
+            raise UserError(f"{folder}: {no_episodes(split, len(files))}")
+        return chosen
 
     def _own_split(self, name: str, split: Split) -> list[str]:
         if split == "all":
             return self._own_split(name, "train") + self._own_split(name, "test")
-        key, pattern = getattr(OWN_SPLITS[name], split)
+        key, below = getattr(OWN_SPLITS[name], split)
         folder: Path | None = getattr(self.paths, key)
         if folder is None:
             raise UserError(
                 f"dataset {name!r}: DATASET.yaml has no {key}; set it to the folder of the converted episodes"
             )
-        below, _ = os.path.split(pattern)
-        folders = [found for found in folder.glob(below) if found.is_dir()] if below else [folder]
         if not folder.is_dir():
             raise UserError(f"dataset {name!r}: no folder {folder}; correct {key} in DATASET.yaml")
+        folders = [found for found in folder.glob(below) if found.is_dir()] if below else [folder]
         files = [file for found in sorted(folders, key=lambda found: f"{found}/") for file in npz_files(found)]
         if not files:
-            raise UserError(f"dataset {name!r}: no files {folder / pattern}; correct {key} in DATASET.yaml")
+            raise UserError(f"dataset {name!r}: no files {folder / below / '*.npz'}; correct {key} in DATASET.yaml")
         return files
 
-    def _without_robonet_test(self, files: list[str]) -> list[str]:
-        """Remove the test episodes of the benchmark ``tfds_robonet``, which the OXE copy of RoboNet contains."""
+    def _robonet_test(self) -> set[str]:
         path = self.paths.robonet_oxe_test_list or ROBONET_OXE_TEST_LIST
         try:
-            excluded = {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
+            return {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
         except (OSError, IndexError, UnicodeDecodeError) as error:
             raise UserError(
                 f"{path}: expected lines '<hdf5 name> <episode>.npz' in robonet_oxe_test_list ({error})"
             ) from error
-        return [file for file in files if os.path.basename(file) not in excluded]
 
 
 def in_split(num_episodes: int, split: Split) -> range | list[int]:
@@ -218,3 +219,74 @@ def no_episodes(split: Split, num_episodes: int) -> str:
         f"no {split} episodes among {num_episodes} episodes (the first of every {TEST_EVERY} is the test split); "
         "add episodes"
     )
+
+
+# ---- lists of files
+
+
+def npz_files(folder: Path) -> list[str]:
+    """List the npz files directly inside a folder, sorted, without hidden ones, which are still being written."""
+    cache, state = user_cache(), _state(folder)
+    name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=16).hexdigest()
+    index = cache and cache / "folders" / f"{name}.json"
+    names = _read(index, folder, state) if index else None
+    if names is not None:
+        logger.info("%s: %d episodes, listed in %s", folder, len(names), index)
+    else:
+        names = sorted(_scan(folder))
+        # A later change is sure to be visible. Remote stores without real times return 0 or now.
+        has_settled = state[0] > 0 and time.time_ns() - max(state[:2]) > SETTLED_AFTER * 1e9
+        if index and len(names) >= INDEXED_FROM and has_settled and state == _state(folder):
+            _write(index, folder, state, names)
+    prefix = os.path.join(folder, "")
+    return [prefix + name for name in names]
+
+
+def has_npz_files(folder: Path) -> bool:
+    return any(True for _ in _scan(folder))
+
+
+def _scan(folder: Path) -> Iterator[str]:
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".npz") and not entry.name.startswith("."):
+                    yield entry.name
+    except OSError as error:
+        raise _unlistable(folder, error) from error
+
+
+def _state(folder: Path) -> list[int]:
+    """Return times that change with the folder's entries. Copying tools can restore the first, not the second."""
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise _unlistable(folder, error) from error
+    return [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
+
+
+def _read(index: Path, folder: Path, state: list[int]) -> list[str] | None:
+    """Return the cached list if it matches the folder's current state."""
+    try:
+        content = json.loads(index.read_text())
+        if content["folder"] == os.path.realpath(folder) and content["state"] == state:
+            return [name for name in content["names"] if name.endswith(".npz") and "/" not in name]
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        logger.info("%s: not an index (%s); listing %s again", index, error, folder)
+    return None
+
+
+def _write(index: Path, folder: Path, state: list[int], names: list[str]) -> None:
+    content = {"folder": os.path.realpath(folder), "state": state, "names": names}
+    try:
+        index.parent.mkdir(parents=True, exist_ok=True)
+        write_json(index, content, indent=None)
+    except OSError as error:
+        logger.info("%s is listed at every start: %s cannot be written (%s)", folder, index, error.strerror)
+
+
+def _unlistable(folder: Path, error: OSError) -> UserError:
+    reason = (error.strerror or str(error)).lower()
+    return UserError(f"{folder}: cannot be listed ({reason}); expected a folder of .npz episodes")

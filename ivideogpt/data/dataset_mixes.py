@@ -6,8 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from ivideogpt.data.catalog import TABLES
-from ivideogpt.data.formats.folder_index import has_npz_files
+from ivideogpt.data.catalog import TABLES, has_npz_files
 from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
 

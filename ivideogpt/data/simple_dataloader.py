@@ -60,15 +60,11 @@ class SimpleRoboticDataLoaderv2:
             saturation=_around(1.0, saturation),
             hue=_around(0.0, hue),
         )
+        kind = segment_kind(random_selection, random_shuffle, goal_conditioned)
         config = DataConfig(
             dataset_path=parent_dir,
             mix=datasets if isinstance(datasets, str) else tuple((name, float(weight)) for name, weight in datasets),
-            segment=SegmentSpec(
-                kind=segment_kind(random_selection, random_shuffle, goal_conditioned),
-                length=segment_length,
-                context_length=context_length,
-                horizon=segment_horizon,
-            ),
+            segment=SegmentSpec(kind, segment_length, context_length, segment_horizon),
             video_stepsize=stepsize,
             image_size=image_size,
             batch_size=batch_size,

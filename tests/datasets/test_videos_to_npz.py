@@ -419,9 +419,7 @@ def test_trouble_with_one_episode_leaves_the_others(folder):
 )
 def test_frames_whose_times_do_not_rise_are_not_chosen_by_time(times, message):
     """Bug prevented: a frame without a time ended in a TypeError, one that runs back gave frames of other moments."""
-    frames = [(seconds, "picture") for seconds in times]
+    frames = [(i, seconds, "picture") for i, seconds in enumerate(times)]
     with pytest.raises(UserError, match=message):
-        list(converter.FrameChoice(5, 1).choose(converter.Numbered(frames), 0))
-    assert [i for i, _ in converter.FrameChoice(None, 1).choose(converter.Numbered(frames), 0)] == list(
-        range(len(times))
-    )
+        list(converter.FrameChoice(5, 1).choose(frames, 0))
+    assert [i for i, _ in converter.FrameChoice(None, 1).choose(frames, 0)] == list(range(len(times)))

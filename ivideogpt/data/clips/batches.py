@@ -6,8 +6,8 @@ Shapes: B batch, T frames, S frame size, D action dimension.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,11 +26,7 @@ class ClipBatch:
     rewards: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
-        return ClipBatch(
-            self.frames.to(device, non_blocking=non_blocking),
-            _moved(self.actions, device, non_blocking),
-            _moved(self.rewards, device, non_blocking),
-        )
+        return ClipBatch(*moved(device, non_blocking, self.frames, self.actions, self.rewards))
 
 
 @dataclass(frozen=True)
@@ -73,22 +69,13 @@ class PackedClips:
 
     def pin_memory(self) -> Self:
         """Copy the batch into pinned memory, for asynchronous copies to an accelerator. Data loaders call it."""
-        return type(self)(
-            self.pixels.pin_memory(),
-            self.colour,
-            None if self.actions is None else self.actions.pin_memory(),
-            None if self.rewards is None else self.rewards.pin_memory(),
-            self.skipped,
-        )
+        tensors: dict[str, Any] = {name: part for name, part in vars(self).items() if isinstance(part, Tensor)}
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
         """Return the finished batch on this device."""
-        pixels = self.pixels.to(device, non_blocking=non_blocking)
-        return ClipBatch(
-            unit_range(pixels) if self.colour is None else self.colour(pixels),
-            _moved(self.actions, device, non_blocking),
-            _moved(self.rewards, device, non_blocking),
-        )
+        pixels, actions, rewards = moved(device, non_blocking, self.pixels, self.actions, self.rewards)
+        return ClipBatch(unit_range(pixels) if self.colour is None else self.colour(pixels), actions, rewards)
 
 
 def _cat_present(parts: list[Tensor | None]) -> Tensor | None:
@@ -96,5 +83,6 @@ def _cat_present(parts: list[Tensor | None]) -> Tensor | None:
     return torch.cat(tensors) if tensors else None
 
 
-def _moved(values: Tensor | None, device: torch.device | str, non_blocking: bool) -> Tensor | None:
-    return None if values is None else values.to(device, non_blocking=non_blocking)
+def moved(device: torch.device | str, non_blocking: bool, *tensors: Any) -> list[Any]:
+    """Move tensors to the device; None for those that are None."""
+    return [None if tensor is None else tensor.to(device, non_blocking=non_blocking) for tensor in tensors]

@@ -45,10 +45,7 @@ class Colour:
 
     @classmethod
     def concatenate(cls, parts: Sequence[Colour]) -> Self:
-        return cls(
-            np.concatenate([part.factors for part in parts]),
-            np.concatenate([part.order for part in parts]),
-        )
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in ("factors", "order")))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Change frames (B, T, 3, H, W) in 0..255; return float32 in [0, 1]."""
@@ -73,10 +70,9 @@ class Colour:
             for number in set(step.tolist()) - {_NOTHING}:
                 chosen = np.flatnonzero(step == number)
                 operation = _BUILD[number](factors[chosen, number], device)
-                if len(chosen) == len(step):
-                    yield operation
-                else:
-                    yield partial(_change_some, operation, torch.from_numpy(chosen).to(device, non_blocking=True))
+                if len(chosen) < len(step):
+                    operation = partial(_change_some, operation, torch.from_numpy(chosen).to(device, non_blocking=True))
+                yield operation
 
 
 def _pieces(pixels: Tensor) -> Iterator[tuple[slice, list[slice]]]:
@@ -184,8 +180,7 @@ def _find_index(channels: tuple[Tensor, ...], low: Tensor, span: Tensor, index: 
     index.floor_().add_(spare).add_(_RED_INDEX)
 
 
-_RED_INDEX = 2 * 130
-_STEPS = 256
+_RED_INDEX, _STEPS = 2 * 130, 256
 
 
 def _turned_shares(turns: Amounts) -> NDArray[np.float32]:
@@ -208,17 +203,13 @@ def _shares() -> NDArray[np.float32]:
 @lru_cache(maxsize=1)
 def _hue_steps() -> NDArray[np.int64]:
     """Return Pillow's 8-bit hue of every index of :func:`_find_index`."""
+    # Between n - 1 and n float rounding decides, so Pillow computes these steps.
+    frame = np.rint(255 * _shares().T).astype(np.uint8)[None]
+    border_steps = np.asarray(Image.fromarray(frame).convert("HSV"))[0, :, 0].astype(np.int64)
     distance = (np.arange(2 * _RED_INDEX + 1) - _RED_INDEX) / 2  # plus or minus one, and half-way between whole numbers
     step = np.where(distance > 0, distance - 1, distance + _STEPS)
     whole = np.floor(step).astype(np.int64) % _STEPS
-    return np.where(step % 1 == 0, _border_steps()[whole], whole)
-
-
-@lru_cache(maxsize=1)
-def _border_steps() -> NDArray[np.int64]:
-    """Return Pillow's steps for colours between n - 1 and n: float rounding decides, so Pillow computes them."""
-    frame = np.rint(255 * _shares().T).astype(np.uint8)[None]
-    return np.asarray(Image.fromarray(frame).convert("HSV"))[0, :, 0].astype(np.int64)
+    return np.where(step % 1 == 0, border_steps[whole], whole)
 
 
 _BUILD = (build_brightness, build_contrast, build_saturation, build_hue)

@@ -52,13 +52,11 @@ class DataConfig:
     cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
 
     def __post_init__(self) -> None:
-        for name in ("video_stepsize", "image_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, least in dict(video_stepsize=1, image_size=1, batch_size=1, cache_mb=0).items():
+            if getattr(self, name) < least:
+                raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.on_bad_episode not in get_args(OnBadEpisode):
             raise UserError(f"on_bad_episode must be error or skip, got {self.on_bad_episode!r}")
-        if self.cache_mb < 0:
-            raise UserError(f"cache_mb must be at least 0, got {self.cache_mb}")
         if self.segment.kind == "goal_first" and self.load_action:
             raise UserError("goal-conditioned clips carry no actions; drop action_conditioned or goal_conditioned")
 
@@ -72,28 +70,14 @@ class Source:
     segments: SegmentStrategy
     preprocess: Preprocess
 
-    def open(self, index: int) -> EpisodeReader:
-        return self.episodes.open(index)
-
     def cut(
-        self,
-        episode: EpisodeReader,
-        indices: Indices,
-        rng: np.random.Generator,
-        with_actions: bool = False,
-        with_rewards: bool = False,
+        self, episode: EpisodeReader, indices: Indices, rng: np.random.Generator, actions: bool, rewards: bool
     ) -> PackedClips:
-        """Read and preprocess these frames; return a batch of one."""
-        pixels = self.preprocess(episode.read(indices), rng)
-        colour = self.preprocess.colour(rng)
-        actions = episode.actions(indices) if with_actions else None
-        rewards = episode.rewards(indices) if with_rewards else None
-        return PackedClips(
-            pixels[None],
-            colour,
-            None if actions is None else torch.from_numpy(actions)[None],
-            None if rewards is None else torch.from_numpy(rewards)[None],
-        )
+        """Read and preprocess these frames, with their actions and rewards if asked for; return a batch of one."""
+        pixels, colour = self.preprocess(episode.read(indices), rng), self.preprocess.colour(rng)
+        series = (episode.actions(indices) if actions else None, episode.rewards(indices) if rewards else None)
+        own_actions, own_rewards = (None if values is None else torch.from_numpy(values)[None] for values in series)
+        return PackedClips(pixels[None], colour, own_actions, own_rewards)
 
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
@@ -123,7 +107,7 @@ def _check_first(source: Source, config: DataConfig) -> None:
     errors = []
     for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
         try:
-            episode = source.open(index)
+            episode = source.episodes.open(index)
             _check(episode, config)
             episode.read(np.zeros(1, dtype=np.int64))
             return
@@ -167,26 +151,21 @@ class PickInOrder:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
-        self._ends = np.cumsum([len(source.episodes) for source in sources])
+        self.ends = np.cumsum([len(source.episodes) for source in sources])
+        self.num_episodes = int(self.ends[-1])
 
-    @property
-    def num_episodes(self) -> int:
-        return int(self._ends[-1])
-
-    def __call__(self, number: int, rng: np.random.Generator) -> tuple[Source, int]:
+    def __call__(self, number: int, rng: np.random.Generator | None = None) -> tuple[Source, int]:
         number %= self.num_episodes
-        chosen = int(np.searchsorted(self._ends, number, side="right"))
+        chosen = int(np.searchsorted(self.ends, number, side="right"))
         source = self.sources[chosen]
-        return source, number - int(self._ends[chosen]) + len(source.episodes)
+        return source, number - int(self.ends[chosen]) + len(source.episodes)
 
 
 class ClipDataset(Dataset[Any]):
     """Clips by their number in the stream. The worker that reads the frames also collates the batch."""
 
     def __init__(self, config: DataConfig, pick: Pick, seed: int) -> None:
-        self.config = config
-        self.pick = pick
-        self.seed = seed
+        self.config, self.pick, self.seed = config, pick, seed
 
     def __getitem__(self, number: int) -> PackedClips:
         """Return sample ``number`` as a batch of one."""
@@ -195,7 +174,11 @@ class ClipDataset(Dataset[Any]):
         bad: list[BadEpisode] = []
         while True:
             try:
-                return replace(self._cut(source, index, rng), skipped=tuple(bad))
+                episode = source.episodes.open(index)
+                _check(episode, self.config)
+                indices = source.segments(episode.num_frames, rng)
+                clip = source.cut(episode, indices, rng, self.config.load_action, self.config.load_reward)
+                return replace(clip, skipped=tuple(bad))
             except UserError as error:
                 if self.config.on_bad_episode == "error":
                     raise
@@ -206,12 +189,6 @@ class ClipDataset(Dataset[Any]):
             # weight in the mix.
             rng = np.random.default_rng((self.seed, number, len(bad)))
             index = int(rng.integers(len(source.episodes)))
-
-    def _cut(self, source: Source, index: int, rng: np.random.Generator) -> PackedClips:
-        episode = source.open(index)
-        _check(episode, self.config)
-        indices = source.segments(episode.num_frames, rng)
-        return source.cut(episode, indices, rng, self.config.load_action, self.config.load_reward)
 
     def __getitems__(self, numbers: list[int]) -> PackedClips | UserError:
         """Return the batch of these samples, or the error: raised in a worker it would arrive inside a traceback."""

@@ -35,8 +35,7 @@ class EvaluationClips:
     """Clips 0, 1, ... of a list. A clip depends only on its number, not on the batch it is read in."""
 
     def __init__(self, clips: ClipDataset, order: Sequence[int]) -> None:
-        self._clips = clips
-        self._order = order
+        self._clips, self._order = clips, order
 
     def __len__(self) -> int:
         return len(self._order)
@@ -69,8 +68,7 @@ class EvaluationClips:
         """Return a checksum of the settings and episode names, equal for equal lists of clips."""
         config = self._clips.config
         settings = f"{self._clips.seed} {config.segment} {config.video_stepsize} {config.image_size}"
-        origins = [self.origin(number) for number in range(len(self))]
-        listed = "\n".join(map(str, origins))
+        listed = "\n".join(str(self.origin(number)) for number in range(len(self)))
         return hashlib.blake2b(f"{settings}\n{listed}".encode(), digest_size=16).hexdigest()
 
 
@@ -82,8 +80,7 @@ def build_evaluation_clips(
     Shuffled, so that a few clips already come from different datasets.
     """
     pick = PickInOrder([source for source, _ in build_sources(config, split)])
-    if num_clips is None:
-        num_clips = pick.num_episodes if at_most is None else min(pick.num_episodes, at_most)
+    num_clips = min(pick.num_episodes, at_most or pick.num_episodes) if num_clips is None else num_clips
     order = torch.randperm(max(num_clips, pick.num_episodes), generator=torch.Generator().manual_seed(seed))
     return EvaluationClips(ClipDataset(config, pick, seed), order[:num_clips].tolist())
 

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -19,10 +19,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from ivideogpt.data.catalog import OWN_SPLITS, Split
-from ivideogpt.data.clips.batches import BadEpisode, PackedClips
+from ivideogpt.data.clips.batches import PackedClips
 from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
 from ivideogpt.data.clips.segments import SegmentSpec
-from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES, Mix
+from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
 from ivideogpt.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -44,10 +44,9 @@ class BatchNumbers:
         """Return the number of batches per rank. Several ranks get only whole batches, so that none has to wait."""
         if self.num_samples is None:
             return None
-        samples_per_step = self.batch_size * self.world_size
-        return (
-            -(-self.num_samples // samples_per_step) if self.world_size == 1 else self.num_samples // samples_per_step
-        )
+        if self.world_size == 1:
+            return -(-self.num_samples // self.batch_size)
+        return self.num_samples // (self.batch_size * self.world_size)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in count(self.start) if self.stop is None else range(self.start, self.stop):
@@ -83,9 +82,8 @@ class ClipLoader(StreamPosition):
 
     def __init__(self, clips: ClipDataset, numbers: BatchNumbers) -> None:
         super().__init__(numbers.batch_size, numbers.rank, numbers.world_size)
-        self.clips = clips
+        self.clips, self._numbers = clips, numbers
         self.bad_episodes: dict[str, str] = {}  # skipped in the batches used so far -> cause
-        self._numbers = numbers
         self._batches: DataLoader[Any] = DataLoader(
             clips,
             batch_sampler=numbers,
@@ -119,14 +117,11 @@ class ClipLoader(StreamPosition):
         for batch in watch_workers(self._batches):
             if isinstance(batch, UserError):
                 raise batch
-            self._note(batch.skipped)
+            for bad in batch.skipped:
+                if bad.name not in self.bad_episodes:
+                    logger.warning("skipping a bad episode: %s", bad.cause)
+                    self.bad_episodes[bad.name] = bad.cause
             yield batch
-
-    def _note(self, skipped: Sequence[BadEpisode]) -> None:
-        for bad in skipped:
-            if bad.name not in self.bad_episodes:
-                logger.warning("skipping a bad episode: %s", bad.cause)
-                self.bad_episodes[bad.name] = bad.cause
 
 
 class WorkerDied(UserError):
@@ -153,7 +148,9 @@ def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:
         except StopIteration:
             return
         except (RuntimeError, ConnectionError, EOFError, FileNotFoundError) as error:
-            if not _is_a_death(error):
+            # a dead worker, or a batch lost with its memory, and not an error inside a worker
+            told = str(error)
+            if not (told.startswith("DataLoader worker") if isinstance(error, RuntimeError) else told[:6] != "Caught"):
                 raise
             raise WorkerDied(
                 f"a data worker was killed, perhaps for its memory ({first_line(error)}): start again with fewer "
@@ -162,29 +159,22 @@ def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:
         yield batch
 
 
-def _is_a_death(error: Exception) -> bool:
-    """Tell whether torch reports a dead worker, or a batch lost with its memory, and not an error inside a worker."""
-    if isinstance(error, RuntimeError):
-        return str(error).startswith("DataLoader worker")
-    return not str(error).startswith("Caught")
-
-
 def _obey_the_trainer_only(worker: int) -> None:
     """Ignore signals to the whole process group: a stopping trainer still needs batches to finish its step.
 
     SIGTERM sent by the trainer still works: Python ends workers with it at exit, and waits for them.
     """
+
+    def await_dismissal() -> None:
+        trainer = os.getppid()
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
+            pass
+        os._exit(0)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # macOS does not say who sent a signal
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_await_dismissal, daemon=True).start()
-
-
-def _await_dismissal() -> None:
-    trainer = os.getppid()
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != trainer:
-        pass
-    os._exit(0)
+        threading.Thread(target=await_dismissal, daemon=True).start()
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -221,18 +211,12 @@ def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 
 
 def benchmark_clips(config: DataConfig) -> tuple[ClipDataset, int]:
     """Return a benchmark's evaluation clips in order, and their number (see :func:`build_benchmark_loader`)."""
-    name = _benchmark(config.mix)
-    segment = SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", config.segment.length)
-    config = replace(config, mix=((name, 1.0),), segment=segment, video_stepsize=1)
-    pick = PickInOrder([source for source, _ in build_sources(config, "test")])
-    return ClipDataset(config, pick, seed=0), pick.num_episodes
-
-
-def _benchmark(mix: str | Mix) -> str:
-    """Return the benchmark that the mix names, or the only dataset of a named mix."""
-    name = mix if isinstance(mix, str) else ",".join(name for name, _ in mix)
+    name = config.mix if isinstance(config.mix, str) else ",".join(name for name, _ in config.mix)
     if name in DATASET_NAMED_MIXES and len(DATASET_NAMED_MIXES[name]) == 1:
         name = str(DATASET_NAMED_MIXES[name][0][0])
     if name not in OWN_SPLITS:
         raise UserError(f"no evaluation episodes are defined for {name!r}; choose one of {', '.join(OWN_SPLITS)}")
-    return name
+    segment = SegmentSpec("contiguous" if name.startswith("vp2_") else "leading", config.segment.length)
+    config = replace(config, mix=((name, 1.0),), segment=segment, video_stepsize=1)
+    pick = PickInOrder([source for source, _ in build_sources(config, "test")])
+    return ClipDataset(config, pick, seed=0), pick.num_episodes

@@ -6,9 +6,10 @@ clips do so only if the episode has fewer frames than the clip.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.random import Generator
@@ -17,11 +18,8 @@ from numpy.typing import NDArray
 from ivideogpt.errors import UserError
 
 Indices = NDArray[np.int64]
+SegmentStrategy = Callable[[int, Generator], Indices]
 SegmentKind = Literal["contiguous", "sparse_future", "shuffled", "goal_first", "leading"]
-
-
-class SegmentStrategy(Protocol):
-    def __call__(self, num_frames: int, rng: Generator) -> Indices: ...
 
 
 def fitting_step(step: int, horizon: int, num_frames: int) -> int:
@@ -92,13 +90,9 @@ class SegmentSpec:
     @property
     def num_frames_spanned(self) -> int:
         """Return the minimum episode length for a clip at step 1 without repeated frames."""
-        match self.kind:
-            case "sparse_future" | "shuffled":
-                return self.horizon or self.length
-            case "goal_first":
-                return self.length - 1
-            case _:
-                return self.length
+        if self.kind in ("sparse_future", "shuffled"):
+            return self.horizon or self.length
+        return self.length - (self.kind == "goal_first")
 
     def strategy(self, step: int = 1) -> SegmentStrategy:
         """Return the function that chooses a clip's frames, which are ``step`` apart in an episode that is long enough.

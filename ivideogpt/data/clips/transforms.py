@@ -77,8 +77,7 @@ class Preprocess:
         height, width = frames.shape[1:3]
         if self.augmentation is None:
             return resize(central_square(height, width)(frames) if self.square_crop else frames, self.size)
-        crop = sample_crop(rng, height, width, self.augmentation)
-        return truncate(resize(crop(frames), self.size))
+        return truncate(resize(sample_crop(rng, height, width, self.augmentation)(frames), self.size))
 
     def colour(self, rng: Generator) -> Colour | None:
         """Sample the colour change of the clip. Call it after the crop, which comes first in the random stream."""

@@ -40,12 +40,9 @@ _SHOWN = 40  # characters of a cell quoted in a message
 Actions = NDArray[np.float32]
 
 
-def find_action_file(video: Path) -> Path | None:
-    """Return the action file beside a video, which has the video's name; None if there is none."""
-    found = [path for suffix in SUFFIXES if (path := video.with_suffix(suffix)).is_file()]
-    if len(found) > 1:
-        raise UserError(f"{found[0]} and {found[1].name}: two files of actions for one video; remove one of them")
-    return found[0] if found else None
+def find_action_files(video: Path) -> list[Path]:
+    """Return the action files beside a video, which have the video's name; there should be one, or none."""
+    return [path for suffix in SUFFIXES if (path := video.with_suffix(suffix)).is_file()]
 
 
 @dataclass(frozen=True)
@@ -69,7 +66,17 @@ def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
         UserError: the file is no table of numbers, has no such column, or no column was chosen and one looks like
             time or a counter.
     """
-    header, table = _read_npy(path) if path.suffix == ".npy" else _read_csv(path)
+    header: list[str] = []
+    if path.suffix == ".npy":
+        array = npy_array(str(path))
+        if len(array.shape) not in (1, 2) or array.dtype.kind not in "fiub":
+            raise UserError(
+                f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D), one row a frame"
+            )
+        table = array.all()
+        table = table.reshape(len(table), -1) if table.size else np.empty((0, 1))
+    else:
+        header, table = _read_csv(path)
     width = table.shape[1]
     if not table.size:
         raise UserError(f"{path}: holds no rows; expected one row of actions a frame")
@@ -81,16 +88,6 @@ def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
     check_plausible(values, str(path))
     left_out = tuple(name for column, name in enumerate(names) if column not in chosen)
     return ActionTable(values.astype(np.float32), left_out, ",".join(header))
-
-
-def _read_npy(path: Path) -> tuple[list[str], NDArray[Any]]:
-    array = npy_array(str(path))
-    if len(array.shape) not in (1, 2) or array.dtype.kind not in "fiub":
-        raise UserError(
-            f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D), one row a frame"
-        )
-    values = array.all()
-    return [], values.reshape(len(values), -1) if values.size else np.empty((0, 1))
 
 
 def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
@@ -160,14 +157,16 @@ def _is_number(cell: str) -> bool:
 
 def _refuse_logs(path: Path, names: list[str], values: NDArray[np.float64]) -> None:
     """Raise UserError if a column is time or a counter: a model trained on them as actions cannot be steered."""
-    steady = [_is_steady(numbers) for numbers in values.T]
+    # whether a column changes by the same from every row to the next, as counters and clocks do
+    changes = np.diff(values, axis=0).T if len(values) > _MIN_STEPS else np.zeros((values.shape[1], 1))
+    steady = [bool(own[0]) and np.allclose(own, own.mean(), rtol=_STEADY, atol=0) for own in changes]
     for column, numbers in enumerate(values.T):
         largest = np.abs(numbers).max()
         if names and is_log_name(names[column]):
             reason = "is named like time or a counter"
         elif np.isfinite(largest) and largest > _HUGE:
             reason = f"reaches {largest:.3g}"
-        elif steady[column] and not all(steady) and not (names and _is_action_name(names[column])):
+        elif steady[column] and not all(steady) and _ACTION_WORDS.isdisjoint(_words(names[column]) if names else ()):
             reason = f"changes by {numbers[1] - numbers[0]:.3g} from every row to the next"
         else:
             continue
@@ -189,18 +188,8 @@ def is_log_name(name: str) -> bool:
     return words[0] == "unnamed" or (counts and not any(map(str.isdecimal, name)))
 
 
-def _is_action_name(name: str) -> bool:
-    return not _ACTION_WORDS.isdisjoint(_words(name))
-
-
 def _words(name: str) -> list[str]:
     return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
-
-
-def _is_steady(numbers: NDArray[np.float64]) -> bool:
-    """Tell whether a column changes by the same from every row to the next, as counters and clocks do."""
-    steps = np.diff(numbers)
-    return len(steps) >= _MIN_STEPS and bool(steps[0]) and np.allclose(steps, steps.mean(), rtol=_STEADY, atol=0)
 
 
 def _column(path: Path, name: str, header: list[str], width: int) -> int:
@@ -212,28 +201,21 @@ def _column(path: Path, name: str, header: list[str], width: int) -> int:
     raise UserError(f"{path}: no column {name!r}; it has {width} columns, called {known} from 0 to {width - 1}")
 
 
-@dataclass(frozen=True)
-class ActionRows:
-    """Frames of a video that have actions: from ``first`` to ``last``, each with row ``frame + offset``.
+def last_with_action(num_frames: int, num_rows: int, offset: int) -> int:
+    """Return the last frame of a video that has an action; frame i has row ``i + offset``.
 
     One more frame may follow, the result of the last action.
+
+    Raises:
+        UserError: there are neither as many rows as frames nor one less, or no frame has an action.
     """
-
-    first: int
-    last: int
-    offset: int
-
-    @classmethod
-    def find(cls, num_frames: int, num_rows: int, offset: int) -> ActionRows:
-        """Match rows to frames. Raises UserError unless there are as many rows as frames, or one less."""
-        fitting = {num_frames, num_frames - 1, num_frames + offset, num_frames - 1 + offset}
-        if num_rows not in fitting:
-            raise UserError(
-                f"{num_rows} rows of actions for {num_frames} frames; expected {num_frames}, or {num_frames - 1} "
-                "without the last; row i is what was done at frame i: cut the video or the table so that they agree, "
-                "or give --action_offset 1 if row i is the command that led to frame i"
-            )
-        first, last = max(-offset, 0), min(num_frames, num_rows - offset) - 1
-        if last < first:
-            raise UserError(f"no frame has an action: {num_rows} rows, {num_frames} frames, --action_offset {offset}")
-        return cls(first, last, offset)
+    if num_rows not in {num_frames, num_frames - 1, num_frames + offset, num_frames - 1 + offset}:
+        raise UserError(
+            f"{num_rows} rows of actions for {num_frames} frames; expected {num_frames}, or {num_frames - 1} "
+            "without the last; row i is what was done at frame i: cut the video or the table so that they agree, "
+            "or give --action_offset 1 if row i is the command that led to frame i"
+        )
+    last = min(num_frames, num_rows - offset) - 1
+    if last < max(-offset, 0):
+        raise UserError(f"no frame has an action: {num_rows} rows, {num_frames} frames, --action_offset {offset}")
+    return last

@@ -33,6 +33,8 @@ _BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats 
 NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
 
 Arrays = Mapping[str, np.ndarray]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 AnyJob = TypeVar("AnyJob", bound="Job")
 AnyJob_co = TypeVar("AnyJob_co", bound="Job", covariant=True)
 
@@ -64,11 +66,13 @@ class Jobs(Protocol[AnyJob_co]):
     def __iter__(self) -> Iterator[AnyJob_co | Skipped]: ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Summary:
-    written: int
-    existing: int
-    skipped: tuple[Skipped, ...]
+    """Counts of the outcomes so far."""
+
+    written: int = 0
+    existing: int = 0
+    skipped: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.written} episodes written, {self.existing} were there before, {len(self.skipped)} skipped"]
@@ -110,15 +114,15 @@ class ConversionArgs:
         """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
         jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
-        with (
-            tqdm(total=total, desc=description, unit="episode") as progress,
-            terminable(),
-            worker_pool(self.num_workers) as run,
-        ):
-            tally = _Tally(progress, self.on_bad_episode)
-            for outcome in run(work, tally.missing(jobs)):
-                tally.add(outcome)
-        return tally.summary()
+        progress = tqdm(total=total, desc=description, unit="episode")
+        with progress, terminable(), worker_pool(self.num_workers) as run:
+            summary = _Progress(progress, self.on_bad_episode)
+            for outcome in run(work, summary.missing(jobs)):
+                summary.add(outcome)
+        if summary.skipped and not summary.written + summary.existing:
+            number, first = len(summary.skipped), summary.skipped[0]
+            raise UserError(f"none of {number} episodes could be converted; the first: {first}")
+        return summary
 
 
 @dataclass(frozen=True)
@@ -129,33 +133,26 @@ class StoredSize:
     square_crop: bool = False  # central, before resizing
 
     def __call__(self, frames: np.ndarray) -> np.ndarray:
-        height, width = frames.shape[1:3]
         if self.square_crop:
-            from ivideogpt.data.clips.transforms import (
-                central_square,
-            )  # here, as it imports torch: seconds in every worker process
+            # here, as it imports torch: seconds in every worker process
+            from ivideogpt.data.clips.transforms import central_square
 
-            frames = central_square(height, width)(frames)
+            frames = central_square(*frames.shape[1:3])(frames)
         if self.size is None or frames.shape[1:3] == (self.size, self.size):
             return frames
-        at_once = max(_BYTES_AT_ONCE // frames[0].nbytes, 1)
-        parts = [self._resized(frames[first : first + at_once]) for first in range(0, len(frames), at_once)]
-        return np.concatenate(parts)
-
-    def _resized(self, frames: np.ndarray) -> np.ndarray:
-        import torch
-
         from ivideogpt.data.clips.transforms import resize
 
-        assert self.size is not None
-        pixels = resize(frames, self.size).round().to(torch.uint8)
-        return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+        at_once = max(_BYTES_AT_ONCE // frames[0].nbytes, 1)
+        starts = range(0, len(frames), at_once)
+        parts = [resize(frames[start : start + at_once], self.size).round().byte().numpy() for start in starts]
+        return np.ascontiguousarray(np.concatenate(parts).transpose(0, 2, 3, 1))
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameArgs(ConversionArgs):
     """Flags of converters that can resize frames."""
 
+    input_path: str  # a flag that the subclass declares with its help
     resize: int | None = option(
         None, "store frames of this width and height, best the training resolution (default: their own)", minimum=1
     )
@@ -165,12 +162,16 @@ class FrameArgs(ConversionArgs):
     def store(self) -> StoredSize:
         return StoredSize(self.resize, self.square_crop)
 
+    def noted(self, *names: str) -> dict[str, Any]:
+        """Return these flags, those of the size, and the path of the input: the settings of a conversion."""
+        settings = {name: getattr(self, name) for name in (*names, "resize", "square_crop")}
+        return settings | {"input_path": str(Path(self.input_path).resolve())}
+
 
 @dataclass(frozen=True, kw_only=True)
 class NpzDatasetArgs(FrameArgs):
     """Flags of converters that make one dataset from one folder."""
 
-    input_path: str  # a flag that the subclass declares with its help
     output_path: str = option(REQUIRED, "parent of the output folder <dataset_name>")
     dataset_name: str | None = option(None, "name of the dataset (default: that of the input folder)")
 
@@ -208,62 +209,51 @@ def check_arrays(arrays: Arrays) -> None:
     lengths = {len(frames) for frames in cameras.values()}
     if len(lengths) != 1:
         raise UserError(f"expected cameras with equally many frames, found {sorted(lengths) or 'no camera'}")
-    if "action" in arrays:
-        _check_actions(arrays["action"], lengths.pop())
+    if (action := arrays.get("action")) is not None:
+        num_frames = lengths.pop()
+        if action.ndim != 2 or len(action) not in (num_frames, num_frames - 1):
+            raise UserError(
+                f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame, the last optional"
+            )
+        check_plausible(action, "array 'action'")
 
 
-def _check_actions(action: np.ndarray, num_frames: int) -> None:
-    if action.ndim != 2 or len(action) not in (num_frames, num_frames - 1):
-        raise UserError(
-            f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame, the last optional"
-        )
-    check_plausible(action, "array 'action'")
+class _Progress(Summary):
+    """The summary of a conversion that is running, on the terminal too."""
 
-
-class _Tally:
-    """Counts of the outcomes so far."""
-
-    def __init__(self, progress: Any, on_bad_episode: str) -> None:
-        self._progress = progress
-        self._on_bad_episode = on_bad_episode
-        self._outputs: set[str] = set()
-        self._folders: set[Path] = set()
-        self._written = self._existing = 0
-        self._skipped: list[Skipped] = []
+    def __init__(self, bar: Any, on_bad_episode: str) -> None:
+        super().__init__()
+        self._bar, self._on_bad_episode = bar, on_bad_episode
 
     def missing(self, jobs: Iterable[AnyJob | Skipped]) -> Iterator[AnyJob]:
         """Yield the jobs without output yet, and count the others."""
+        seen: set[Path] = set()  # outputs and their folders
         for job in jobs:
             if isinstance(job, Skipped):
                 self.add(job)
-            elif str(job.output) in self._outputs:
+                continue
+            if job.output in seen:
                 self.add(Skipped(job.source, f"another episode is already called {job.output}"))
+                continue
+            if job.output.parent not in seen:
+                remove_abandoned(job.output.parent)
+            seen |= {job.output, job.output.parent}
+            if job.output.exists():
+                self.existing += 1
+                self._bar.update()
             else:
-                self._outputs.add(str(job.output))
-                if job.output.parent not in self._folders:
-                    self._folders.add(job.output.parent)
-                    remove_abandoned(job.output.parent)
-                if not job.output.exists():
-                    yield job
-                    continue
-                self._existing += 1
-                self._progress.update()
+                yield job
 
     def add(self, outcome: Skipped | None) -> None:
         """Count an outcome; None stands for a written episode."""
-        self._progress.update()
+        self._bar.update()
         if outcome is None:
-            self._written += 1
-            return
-        if self._on_bad_episode == "error":
+            self.written += 1
+        elif self._on_bad_episode == "error":
             raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
-        self._skipped.append(outcome)
-        self._progress.write(f"skipped: {outcome}", file=sys.stderr)
-
-    def summary(self) -> Summary:
-        if self._skipped and not self._written + self._existing:
-            raise UserError(f"none of {len(self._skipped)} episodes could be converted; the first: {self._skipped[0]}")
-        return Summary(self._written, self._existing, tuple(self._skipped))
+        else:
+            self.skipped += (outcome,)
+            self._bar.write(f"skipped: {outcome}", file=sys.stderr)
 
 
 def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) -> Skipped | None:
@@ -275,6 +265,22 @@ def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) 
         return Skipped(job.source, str(error))
     write_episode(job.output, arrays, compress)
     return None
+
+
+def first_readable(read: Callable[[Item], Result], items: Iterable[Item]) -> Result:
+    """Return what ``read`` makes of the first item that it can read; if there is none, raise the first item's error."""
+    errors: list[UserError | OSError] = []
+    for item in items:
+        try:
+            return read(item)
+        except (UserError, OSError) as error:
+            errors.append(error)
+    raise errors[0]
+
+
+def separated(names: str | None) -> list[str]:
+    """Split a flag's names at commas."""
+    return [name.strip() for name in (names or "").split(",") if name.strip()]
 
 
 # ---- folders

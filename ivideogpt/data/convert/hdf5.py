@@ -28,7 +28,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     except UserError:
         raise
     except (OSError, LookupError, ValueError, TypeError, RuntimeError) as error:  # h5py raises each of them
-        raise UserError(f"{path}: truncated, or not the HDF5 file expected here ({_told(error)})") from error
+        told = error.args[0] if error.args else type(error).__name__
+        raise UserError(f"{path}: truncated, or not the HDF5 file expected here ({told})") from error
 
 
 def read_array(group: Any, name: str) -> np.ndarray:
@@ -62,7 +63,3 @@ def _check_heaps(path: Path) -> None:
 
 def _number(content: bytes) -> int:
     return int.from_bytes(content, "little")
-
-
-def _told(error: Exception) -> str:
-    return str(error.args[0]) if error.args else type(error).__name__

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,10 @@ class EncodedEpisode:
     series: Series  # (N, D) by feature
 
 
-@dataclass
-class Statistics:
+class Statistics(NamedTuple):
     """Statistics of one feature over the episodes so far."""
 
-    count: int
+    num_frames: int
     minimum: NDArray[Any]
     maximum: NDArray[Any]
     sum: NDArray[Any]
@@ -56,20 +55,15 @@ class Statistics:
         minimum, maximum, mean, std = pixels[..., None, None]  # (3, 1, 1) each, as in LeRobot
         return cls(num_frames, minimum, maximum, num_frames * mean, num_frames * (std**2 + mean**2))
 
-    def __add__(self, other: Statistics) -> Statistics:
-        return Statistics(
-            self.count + other.count,
-            np.minimum(self.minimum, other.minimum),
-            np.maximum(self.maximum, other.maximum),
-            self.sum + other.sum,
-            self.squares + other.squares,
-        )
+    def joined(self, other: Statistics) -> Statistics:
+        join: tuple[Any, ...] = (np.add, np.minimum, np.maximum, np.add, np.add)
+        return Statistics(*(function(own, others) for function, own, others in zip(join, self, other)))
 
     def lists(self) -> dict[str, list[Any]]:
-        mean = self.sum / self.count
-        std = np.sqrt(np.maximum(self.squares / self.count - mean**2, 0))
-        values = {"min": self.minimum, "max": self.maximum, "mean": mean, "std": std, "count": np.array([self.count])}
-        return {name: value.tolist() for name, value in values.items()}
+        mean = self.sum / self.num_frames
+        std = np.sqrt(np.maximum(self.squares / self.num_frames - mean**2, 0))
+        values = {"min": self.minimum, "max": self.maximum, "mean": mean, "std": std}
+        return {name: value.tolist() for name, value in values.items()} | {"count": [int(self.num_frames)]}
 
 
 @dataclass
@@ -91,8 +85,11 @@ class Place:
         self.size += size
         return is_first
 
-    def fill(self, template: str, **names: str) -> str:
-        return template.format(chunk_index=self.chunk, file_index=self.file, **names)
+    def path(self, root: Path, template: str, **names: str) -> Path:
+        """Return the path of the current file, in a folder that exists."""
+        path = root / template.format(chunk_index=self.chunk, file_index=self.file, **names)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
 
 
 class TableFiles:
@@ -108,9 +105,7 @@ class TableFiles:
 
         if self.place.begins_file(size):
             self.close()
-            path = self._root / self.place.fill(self._template)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = pyarrow.parquet.ParquetWriter(path, table.schema)
+            self._writer = pyarrow.parquet.ParquetWriter(self.place.path(self._root, self._template), table.schema)
         self._writer.write_table(table)
 
     def close(self) -> None:
@@ -145,45 +140,36 @@ class VideoFiles:
                 packet.stream = self._stream
                 self._container.mux(packet)
         start, self._num_frames = self._num_frames, self._num_frames + num_frames
-        return {
-            f"videos/{self._key}/chunk_index": self.place.chunk,
-            f"videos/{self._key}/file_index": self.place.file,
-            f"videos/{self._key}/from_timestamp": start / self._fps,
-            f"videos/{self._key}/to_timestamp": self._num_frames / self._fps,
-        }
+        places = {"chunk_index": self.place.chunk, "file_index": self.place.file}
+        times = {"from_timestamp": start / self._fps, "to_timestamp": self._num_frames / self._fps}
+        return {f"videos/{self._key}/{name}": value for name, value in (places | times).items()}
 
     def _begin(self, template: Any) -> None:
         import av
 
         self.close()
-        path = self._root / self.place.fill(VIDEO_PATH, video_key=self._key)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._container = av.open(str(path), "w")
+        self._container = av.open(str(self.place.path(self._root, VIDEO_PATH, video_key=self._key)), "w")
         self._stream = self._container.add_stream_from_template(template, opaque=True)
         self._num_frames = 0
-        self.feature = _camera_feature(template, self._fps)
+        self.feature = {
+            "dtype": "video",
+            "shape": [template.height, template.width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": template.height,
+                "video.width": template.width,
+                "video.codec": template.codec_context.codec.canonical_name,
+                "video.pix_fmt": template.pix_fmt,
+                "video.is_depth_map": False,
+                "video.fps": self._fps,
+                "video.channels": 3,
+                "has_audio": False,
+            },
+        }
 
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
-
-
-def _camera_feature(stream: Any, fps: int) -> dict[str, Any]:
-    return {
-        "dtype": "video",
-        "shape": [stream.height, stream.width, 3],
-        "names": ["height", "width", "channels"],
-        "info": {
-            "video.height": stream.height,
-            "video.width": stream.width,
-            "video.codec": stream.codec_context.codec.canonical_name,
-            "video.pix_fmt": stream.pix_fmt,
-            "video.is_depth_map": False,
-            "video.fps": fps,
-            "video.channels": 3,
-            "has_audio": False,
-        },
-    }
 
 
 @dataclass
@@ -213,9 +199,11 @@ class LeRobotWriter:
 
         num_frames = episode.num_frames
         series = {**episode.series, **self._counters(num_frames, episode.task)}
-        columns = {key: _column(values) for key, values in series.items()}
-        self._features = {key: _feature(values, self.names.get(key)) for key, values in series.items()}
-        table = pyarrow.table(columns)
+        self._features = {
+            key: {"dtype": str(values.dtype), "shape": [values.shape[1]], "names": self.names.get(key)}
+            for key, values in series.items()
+        }
+        table = pyarrow.table({key: _column(values) for key, values in series.items()})
         self._data.add(table, table.nbytes)
         statistics = {key: Statistics.of_rows(values) for key, values in series.items()}
         places: dict[str, Any] = {}
@@ -240,7 +228,7 @@ class LeRobotWriter:
     def _note(self, task: str, num_frames: int, places: dict[str, Any], statistics: Mapping[str, Statistics]) -> None:
         """Add the episode's row of meta/episodes."""
         for key, own in statistics.items():
-            self._statistics[key] = self._statistics[key] + own if key in self._statistics else own
+            self._statistics[key] = self._statistics[key].joined(own) if key in self._statistics else own
         chunk, file = divmod(self._num_episodes // EPISODES_PER_FILE, FILES_PER_CHUNK)
         row: dict[str, Any] = {
             EPISODE: self._num_episodes,
@@ -271,15 +259,12 @@ class LeRobotWriter:
         """Close all files and write the rest of meta/, info.json last."""
         if self._rows:
             self._write_rows()
-        self._data.close()
-        self._episodes.close()
-        for videos in self._videos.values():
-            videos.close()
+        everything: list[TableFiles | VideoFiles] = [self._data, self._episodes, *self._videos.values()]
+        for files in everything:
+            files.close()
         meta = self.root / "meta"
-        statistics = {key: own.lists() for key, own in self._statistics.items()}
-        write_json(meta / "stats.json", statistics, indent=4)
+        write_json(meta / "stats.json", {key: own.lists() for key, own in self._statistics.items()}, indent=4)
         _write_tasks(meta / "tasks.parquet", list(self._tasks))
-        features = self._features | {key: videos.feature for key, videos in self._videos.items()}
         info = {
             "codebase_version": VERSION,
             "robot_type": self.robot_type,
@@ -293,7 +278,7 @@ class LeRobotWriter:
             "splits": {"train": f"0:{self._num_episodes}"},
             "data_path": DATA_PATH,
             "video_path": VIDEO_PATH,
-            "features": features,
+            "features": self._features | {key: videos.feature for key, videos in self._videos.items()},
         }
         write_json(meta / "info.json", info, indent=4)
 
@@ -305,10 +290,6 @@ def _column(values: NDArray[Any]) -> Any:
     if values.shape[1] == 1:
         return pyarrow.array(values[:, 0])
     return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(values.reshape(-1)), values.shape[1])
-
-
-def _feature(values: NDArray[Any], names: Sequence[str] | None) -> dict[str, Any]:
-    return {"dtype": str(values.dtype), "shape": [values.shape[1]], "names": list(names) if names else None}
 
 
 def _write_tasks(path: Path, tasks: list[str]) -> None:

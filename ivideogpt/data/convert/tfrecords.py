@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,8 +46,7 @@ class Record:
         return data
 
 
-@dataclass(frozen=True)
-class RecordIndex:
+class RecordIndex(NamedTuple):
     """The records of a file, in order; ``damage`` says why some may be missing."""
 
     records: tuple[Record, ...]
@@ -57,29 +56,26 @@ class RecordIndex:
 def find_records(path: Path) -> RecordIndex:
     """List the records of a file without reading their data."""
     records: list[Record] = []
+    damage = None
     try:
-        damage = _find_records(path, records)
+        size = path.stat().st_size
+        with path.open("rb", buffering=0) as file:
+            while (start := file.tell()) < size:
+                header = file.read(_HEADER_SIZE)
+                length, checksum = header[: _LENGTH.size], header[_LENGTH.size :]
+                if checksum != _CHECKSUM.pack(masked_crc32c(length)):
+                    damage = f"no record at byte {start}: truncated, damaged or not a TFRecord file"
+                    break
+                record = Record(str(path), file.tell(), *_LENGTH.unpack(length))
+                end = record.offset + record.length + _CHECKSUM.size
+                if end > size:
+                    damage = f"truncated: the record at byte {start} should end at {end}, the file ends at {size}"
+                    break
+                records.append(record)
+                file.seek(end)
     except OSError as error:
         damage = f"cannot be read ({error.strerror})"
     return RecordIndex(tuple(records), damage)
-
-
-def _find_records(path: Path, records: list[Record]) -> str | None:
-    """Append the records found; return the fault after the last one."""
-    size = path.stat().st_size
-    with path.open("rb", buffering=0) as file:
-        while (start := file.tell()) < size:
-            header = file.read(_HEADER_SIZE)
-            length, checksum = header[: _LENGTH.size], header[_LENGTH.size :]
-            if checksum != _CHECKSUM.pack(masked_crc32c(length)):
-                return f"no record at byte {start}: truncated, damaged or not a TFRecord file"
-            record = Record(str(path), file.tell(), *_LENGTH.unpack(length))
-            end = record.offset + record.length + _CHECKSUM.size
-            if end > size:
-                return f"truncated: the record at byte {start} should end at {end}, the file ends at {size}"
-            records.append(record)
-            file.seek(end)
-    return None
 
 
 def parse_example(data: bytes) -> Mapping[str, Sequence[Any]]:

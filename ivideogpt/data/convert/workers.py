@@ -22,22 +22,24 @@ Outcomes = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
 
 @contextmanager
-def worker_pool(workers: int, start: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Outcomes]:
-    """Yield a ``map`` over several processes; a single worker without ``start`` is this process.
+def worker_pool(workers: int, begin: Callable[..., None] | None = None, *arguments: Any) -> Iterator[Outcomes]:
+    """Yield a ``map`` over several processes; a single worker is this process.
 
     Jobs are consumed lazily. Leaving the block waits for the jobs in progress.
 
     Args:
-        start: called first in each process, with the arguments; it calls :func:`start_worker`.
+        begin: called first in each process, with the arguments.
 
     Raises:
         UserError: a process died.
     """
-    if workers == 1 and start is None:
+    if workers == 1:
+        if begin is not None:
+            begin(*arguments)
         yield map
         return
     context = multiprocessing.get_context("spawn")  # video, HDF5 and OpenGL libraries do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, start or start_worker, arguments)
+    pool = ProcessPoolExecutor(workers, context, start_worker, (begin, *arguments))
 
     def run(work: Callable[[Any], Any], jobs: Iterable[Any]) -> Iterator[Any]:
         """Map without ever cancelling a job, unlike ``pool.map``: after a worker died, Python 3.11 would then hang."""
@@ -59,19 +61,20 @@ def worker_pool(workers: int, start: Callable[..., None] | None = None, *argumen
         pool.shutdown(cancel_futures=True)
 
 
-def start_worker() -> None:
-    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends with it."""
+def start_worker(begin: Callable[..., None] | None = None, *arguments: Any) -> None:
+    """Prepare a worker process: it leaves Ctrl-C to its parent, and ends with it, as jobs would never come again."""
+
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        os._exit(1)
+
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for torch, as there is one process per core
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent was killed, instead of waiting for jobs forever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    if begin is not None:
+        begin(*arguments)
 
 
 @contextmanager
@@ -80,12 +83,12 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _exit)
+
+    def leave(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _exit(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)

@@ -22,8 +22,6 @@ from ivideogpt.errors import UserError
 ACTION_KEY = "action"
 REWARD_KEY = "reward"
 OBSERVATION_KEY = "observation"
-
-
 _CHUNK_BYTES = 32 << 20
 
 
@@ -132,7 +130,7 @@ class Episodes(Protocol):
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of the episodes of a source. See :func:`subset`."""
+    """The episodes of a source with these numbers, in this order."""
 
     episodes: Episodes
     numbers: NDArray[np.int64]
@@ -147,16 +145,11 @@ class Subset:
         return self.episodes.name(int(self.numbers[index]))
 
 
-def subset(episodes: Episodes, numbers: Sequence[int] | NDArray[np.integer]) -> Episodes:
-    """Return the episodes with these numbers, in this order."""
-    return Subset(episodes, np.asarray(numbers, dtype=np.int64))
-
-
 def keep_some(episodes: Episodes, number: int | None) -> Episodes:
     """Sample ``number`` distinct episodes with a fixed seed, in order; all if there are not more."""
     if number is None or number >= len(episodes):
         return episodes
-    return subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
+    return Subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
 
 
 def pack_strings(strings: Iterable[str]) -> NDArray[np.bytes_]:
@@ -224,7 +217,12 @@ class NpzEpisode(Episode):
 
     def describe(self) -> tuple[StoredArray, ...]:
         readable = self.members.readable()
-        return tuple(_stored(name, readable.get(name)) for name in self.members)
+        return tuple(
+            StoredArray(name, array.shape[1:], str(array.dtype), "mapped" if array.data_offset else "compressed")
+            if (array := readable.get(name))
+            else StoredArray(name, None, "unknown", "unreadable")
+            for name in self.members
+        )
 
     def verify(self) -> None:
         _read_series(self)
@@ -304,11 +302,19 @@ def open_episode(
     members = npz_members(path)
     images = members.get(image_key)
     if images is None:
+        described = {name: f"{name} {member.shape} {member.dtype}" for name, member in members.readable().items()}
+        listed = [described.get(name, name) for name in members]
         raise UserError(
-            f"{path}: no image array {image_key!r}; the file holds {_listed(members)}; "
+            f"{path}: no image array {image_key!r}; the file holds {', '.join(listed) or 'no arrays'}; "
             "rename the array or choose the dataset whose image key it is"
         )
-    _check_images(images)
+    if len(images.shape) != 4 or images.shape[3] != 3 or min(images.shape) < 1:
+        raise UserError(
+            f"{path}: array {image_key!r} has shape {images.shape}; "
+            "expected frames (N, H, W, 3) with N at least 1; store channels last"
+        )
+    if not np.issubdtype(images.dtype, np.integer):
+        raise UserError(f"{path}: array {image_key!r} is {images.dtype}; expected uint8 frames in 0..255")
     return NpzEpisode(path, images, members, arrays or InflatedArrays())
 
 
@@ -330,23 +336,6 @@ def check_carries(
         )
 
 
-def _stored(name: str, member: NpzMember | None) -> StoredArray:
-    if member is None:
-        return StoredArray(name, None, "unknown", "unreadable")
-    storage = "compressed" if member.data_offset is None else "mapped"
-    return StoredArray(name, member.shape[1:], str(member.dtype), storage)
-
-
-def _check_images(member: NpzMember) -> None:
-    if len(member.shape) != 4 or member.shape[3] != 3 or min(member.shape) < 1:
-        raise UserError(
-            f"{member.path}: array {member.name!r} has shape {member.shape}; "
-            "expected frames (N, H, W, 3) with N at least 1; store channels last"
-        )
-    if not np.issubdtype(member.dtype, np.integer):
-        raise UserError(f"{member.path}: array {member.name!r} is {member.dtype}; expected uint8 frames in 0..255")
-
-
 def _check_series(member: NpzMember, num_frames: int) -> None:
     """Check the shape of actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
     is_action = member.name == ACTION_KEY
@@ -362,9 +351,3 @@ def _check_series(member: NpzMember, num_frames: int) -> None:
             f"{member.path}: array {member.name!r} has {member.shape[0]} rows for {num_frames} frames; expected "
             f"{num_frames}, or {num_frames - 1} without the last; row i belongs to what was done at frame i"
         )
-
-
-def _listed(members: NpzMembers) -> str:
-    readable = members.readable()
-    described = {name: f" {member.shape} {member.dtype}" for name, member in readable.items()}
-    return ", ".join(f"{name}{described.get(name, '')}" for name in members) or "no arrays"

@@ -18,8 +18,9 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,14 +74,27 @@ class LeRobotInfo:
                 "holds meta/ (in a lerobot: path '@' begins a camera, and ',' the next folder)"
             )
         content = read_json(path, _COPY)
-        _check_version(path, content.get("codebase_version"))
+        version = content.get("codebase_version")
+        if not isinstance(version, str) or not re.match(r"v\d+\.", version):
+            raise UserError(f"{path}: codebase_version is {_shortened(version)}; expected {VERSION}; {_COPY}")
+        if not version.startswith("v3."):
+            raise UserError(
+                f"{path}: LeRobot format {_shortened(version)} is not read, only {VERSION}; convert a copy of the "
+                "folder with the lerobot package: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
+            )
         fps, features = content.get("fps"), content.get("features")
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
             raise UserError(f"{path}: fps is {_shortened(fps)}; expected frames per second; {_COPY}")
         if not isinstance(features, dict):
             raise UserError(f"{path}: features is {_shortened(features)}; expected an object; {_COPY}")
         for key, feature in features.items():
-            _check_feature(path, key, feature)
+            match feature:
+                case {"dtype": str(), "shape": [*shape]} if len(shape) <= _MOST_AXES and all(map(_is_length, shape)):
+                    continue
+            raise UserError(
+                f"{path}: feature {_shortened(key)} is {_shortened(feature)}; expected a dtype and a shape of whole "
+                f"numbers; {_COPY}"
+            )
         info = cls(str(root), float(fps), features, content.get("data_path"), content.get("video_path"))
         info.file("data_path", 0, 0)
         return info
@@ -88,11 +102,8 @@ class LeRobotInfo:
     @property
     def cameras(self) -> list[str]:
         """Return the keys of the cameras, sorted, without depth maps."""
-        return sorted(
-            key
-            for key, feature in self.features.items()
-            if feature["dtype"] in ("video", "image") and len(feature["shape"]) == 3 and not _depth(feature)
-        )
+        pictures = {key: feature for key, feature in self.features.items() if feature["dtype"] in ("video", "image")}
+        return sorted(key for key, feature in pictures.items() if len(feature["shape"]) == 3 and not _depth(feature))
 
     def camera(self, key: str | None = None) -> Camera:
         """Return this camera, or the first one."""
@@ -100,7 +111,12 @@ class LeRobotInfo:
             raise UserError(f"{self.root}: no camera {key or ''}; it has {', '.join(self.cameras) or 'none'}")
         key = key or self.cameras[0]
         feature = self.features[key]
-        return Camera(key, feature["dtype"] == "video", _frame_size(feature))
+        # The channels are first or last, by the names of the axes or as the axis of size 3.
+        shape, names = feature["shape"], feature.get("names")
+        named = isinstance(names, list) and names
+        channels_first = str(named[0]).startswith("c") if named else shape[0] == 3 != shape[2]
+        height, width = shape[1:] if channels_first else shape[:2]
+        return Camera(key, feature["dtype"] == "video", (height, width))
 
     def dimension(self, key: str) -> int | None:
         """Return the flattened size of a numeric feature per frame; None if there is no such feature."""
@@ -151,25 +167,8 @@ def _shortened(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _check_version(path: Path, version: object) -> None:
-    if not isinstance(version, str) or not re.match(r"v\d+\.", version):
-        raise UserError(f"{path}: codebase_version is {_shortened(version)}; expected {VERSION}; {_COPY}")
-    if not version.startswith("v3."):
-        raise UserError(
-            f"{path}: LeRobot format {_shortened(version)} is not read, only {VERSION}; convert a copy of the folder "
-            "with the lerobot package: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
-        )
-
-
-def _check_feature(path: Path, key: str, feature: object) -> None:
-    match feature:
-        case {"dtype": str(), "shape": [*shape]} if len(shape) <= _MOST_AXES:
-            if all(type(length) is int and 0 <= length < _LARGEST for length in shape):
-                return
-    raise UserError(
-        f"{path}: feature {_shortened(key)} is {_shortened(feature)}; expected a dtype and a shape of whole numbers; "
-        f"{_COPY}"
-    )
+def _is_length(value: object) -> bool:
+    return type(value) is int and 0 <= value < _LARGEST
 
 
 def _depth(feature: dict[str, Any]) -> bool:
@@ -177,16 +176,7 @@ def _depth(feature: dict[str, Any]) -> bool:
     return isinstance(info, dict) and bool(info.get("video.is_depth_map") or info.get("is_depth_map"))
 
 
-def _frame_size(feature: dict[str, Any]) -> tuple[int, int]:
-    """Return height and width; the channels are first or last, by the names of the axes or as the axis of size 3."""
-    shape, names = feature["shape"], feature.get("names")
-    named = isinstance(names, list) and names
-    channels_first = str(named[0]).startswith("c") if named else shape[0] == 3 != shape[2]
-    return (shape[1], shape[2]) if channels_first else (shape[0], shape[1])
-
-
-@dataclass(frozen=True)
-class VideoPlace:
+class VideoPlace(NamedTuple):
     """Position of an episode in a video file, from meta/episodes. Times are in seconds."""
 
     chunk: int
@@ -195,6 +185,7 @@ class VideoPlace:
     first: int  # number of its first frame, if the file holds exactly the episodes of meta/episodes
     file_start: float  # start of the first episode in the file
     file_frames: int  # total over the episodes in the file
+    doubt: bool = False  # whether the times are too short for the frames, or two episodes overlap
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,7 +196,7 @@ class EpisodeTable:
     num_frames: NDArray[np.int64]
     data_chunk: NDArray[np.int64]
     data_file: NDArray[np.int64]
-    video: NDArray[np.void] | None  # items of _VIDEO_ENTRY; None if the pictures are in the data files
+    video: NDArray[np.void] | None  # VideoPlaces; None if the pictures are in the data files
 
     @classmethod
     def load(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
@@ -217,29 +208,17 @@ class EpisodeTable:
         number, length, chunk, file, *video_file = (_whole(info.root, name, columns[name]) for name in numbers)
         if (number < 0).any() or (length < 1).any():
             raise UserError(f"{info.root}: meta/episodes gives no number or length for some episodes; copy it again")
-        if not camera.is_video:
-            return cls(number, length, chunk, file, None)
-        spans = np.stack([columns[name].astype(np.float64) for name in times])
-        return cls(number, length, chunk, file, _video_table(info.fps, length, video_file[0], video_file[1], spans))
-
-
-# A VideoPlace of one camera, and whether it is doubtful: the times are too short for the frames, or two episodes
-# overlap.
-_VIDEO_ENTRY = np.dtype(
-    [
-        *(("chunk", np.int64), ("file", np.int64), ("start", np.float64), ("first", np.int64)),
-        *(("file_start", np.float64), ("file_frames", np.int64), ("doubt", np.bool_)),
-    ]
-)
+        spans = [columns[name].astype(np.float64) for name in times]
+        table = _video_table(info.fps, length, *video_file, *spans) if camera.is_video else None
+        return cls(number, length, chunk, file, table)
 
 
 def _video_table(
-    fps: float, length: NDArray[np.int64], chunk: NDArray[np.int64], file: NDArray[np.int64], times: NDArray[np.float64]
+    fps: float, length: NDArray[Any], chunk: NDArray[Any], file: NDArray[Any], start: NDArray[Any], stop: NDArray[Any]
 ) -> NDArray[np.void]:
-    """Build the video entries of all episodes from their first and last times (2, episodes)."""
-    start, stop = times
+    """Build the video entries of all episodes from their files and their first and last times."""
     known = (chunk >= 0) & (file >= 0) & np.isfinite(start) & np.isfinite(stop)
-    table = np.zeros(len(length), _VIDEO_ENTRY)
+    table = np.zeros(len(length), list(get_type_hints(VideoPlace).items()))
     table["chunk"], table["file"], table["start"] = np.where(known, chunk, -1), file, start
     table["file_start"], table["file_frames"] = start, length
     table["doubt"] = ~((stop - start) * fps > length - 0.5)
@@ -305,9 +284,8 @@ class LeRobotEpisodes:
         return len(self.table.number)
 
     def open(self, index: int) -> LeRobotEpisode:
-        return LeRobotEpisode(
-            self.name(index), self.info, self.camera, self.action_key, self._rows(index), self._video(index)
-        )
+        place = self._rows(index), self._video(index)
+        return LeRobotEpisode(self.name(index), self.info, self.camera, self.action_key, *place)
 
     def name(self, index: int) -> str:
         return f"{self.info.root}#{self.table.number[index]}"
@@ -331,13 +309,12 @@ class LeRobotEpisodes:
     def _video(self, index: int) -> VideoRows | None:
         if self.table.video is None:
             return None
-        *values, doubt = self.table.video[index].item()
-        place = VideoPlace(*values)
+        place = VideoPlace(*self.table.video[index].item())
         if place.chunk < 0:
             raise UserError(
                 f"{self.name(index)}: has no video of {self.camera.key}; choose another camera or leave it out"
             )
-        if doubt:
+        if place.doubt:
             raise UserError(
                 f"{self.name(index)}: its times in meta/episodes fit no {self.table.num_frames[index]} frames of "
                 f"{self.camera.key}, or another episode has some of them; {_COPY}"
@@ -363,10 +340,6 @@ class Rows:
     def numbers(self, name: str, dimension: int) -> NDArray[Any]:
         """Read a column as (N, dimension)."""
         return numbers(self.path, name, dimension, self.first, self.count)
-
-    def pictures(self, name: str, indices: Indices) -> list[bytes]:
-        """Read encoded pictures at these increasing indices."""
-        return pictures(self.path, name, self.first + indices)
 
 
 @dataclass(frozen=True)
@@ -458,10 +431,14 @@ class LeRobotEpisode(Episode):
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         distinct, place = np.unique(indices, return_inverse=True)
-        frames = self._stored_frames(distinct) if self.video is None else self._video_frames(self.video, distinct)
+        if self.video is None:
+            stored = pictures(self.rows.path, self.camera.key, self.rows.first + distinct)
+            frames = np.stack([self._decoded(picture) for picture in stored])
+        else:
+            frames = self.video.frames(self.rows.numbers(TIMESTAMP, 1)[:, 0].astype(np.float64), distinct)
         if frames.shape[1:3] != self.frame_size:
             raise self._other_size(frames.shape[1:3])
-        return frames if len(distinct) == len(indices) and (place == np.arange(len(place))).all() else frames[place]
+        return frames if np.array_equal(distinct, indices) else frames[place]
 
     def actions(self, indices: Indices) -> NDArray[np.float32] | None:
         values = self.series(self.action_key)
@@ -497,13 +474,6 @@ class LeRobotEpisode(Episode):
             )
         return values
 
-    def _video_frames(self, video: VideoRows, indices: Indices) -> NDArray[np.uint8]:
-        timestamps = self.rows.numbers(TIMESTAMP, 1)[:, 0].astype(np.float64)
-        return video.frames(timestamps, indices)
-
-    def _stored_frames(self, indices: Indices) -> NDArray[np.uint8]:
-        return np.stack([self._decoded(picture) for picture in self.rows.pictures(self.camera.key, indices)])
-
     def _decoded(self, picture: bytes) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(picture)) as image:
@@ -525,23 +495,19 @@ class LeRobotEpisode(Episode):
 # ---- paths
 
 
-@dataclass(frozen=True)
-class LeRobotPath:
-    """One dataset of a ``lerobot:`` path: ``<folder>[@<camera>][@action=<feature>]``."""
+def named_dataset(name: str) -> Dataset:
+    """Return one dataset of a ``lerobot:`` path, ``<folder>[@<camera>][@action=<feature>]``.
 
-    folder: Path
-    camera: str | None = None
-    action_key: str | None = None
-
-    @classmethod
-    def parse(cls, name: str) -> LeRobotPath:
-        """Parse a dataset's part of the path. Raises UserError for two cameras, or two features as the action."""
-        folder, choices = _split_at_folder(name)
-        actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
-        cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
-        if len(actions) > 1 or len(cameras) > 1:
-            raise UserError(f"{name}: expected <folder>[@<camera>][@action=<feature>]; '@' begins a choice there")
-        return cls(folder, next(iter(cameras), None), next(iter(actions), None))
+    Raises:
+        UserError: the name has two cameras, or two features as the action.
+    """
+    folder, choices = _split_at_folder(name)
+    actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
+    cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
+    if len(actions) > 1 or len(cameras) > 1:
+        raise UserError(f"{name}: expected <folder>[@<camera>][@action=<feature>]; '@' begins a choice there")
+    camera, action = next(iter(cameras), None), next(iter(actions), None)
+    return Dataset(name, partial(LeRobotEpisodes.open_folder, folder, camera, action), folder.resolve().name)
 
 
 def names_in(dataset_path: str) -> list[str]:
@@ -580,11 +546,4 @@ class LeRobotFormat:
             raise UserError(
                 f"dataset_path {path}: expected {PREFIX}<folder>[@<camera>][@action=<feature>][,<folder>...]"
             )
-        return [self._dataset(name) for name in names]
-
-    def _dataset(self, name: str) -> Dataset:
-        def episodes() -> LeRobotEpisodes:
-            return LeRobotEpisodes.open_folder(place.folder, place.camera, place.action_key)
-
-        place = LeRobotPath.parse(name)
-        return Dataset(name, episodes, place.folder.resolve().name)
+        return [named_dataset(name) for name in names]

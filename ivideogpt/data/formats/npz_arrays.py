@@ -14,16 +14,16 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ivideogpt.data.recent_arrays import RecentArrays
 from ivideogpt.errors import UserError
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the file name, length of the extra field
@@ -33,11 +33,15 @@ _MAX_EMPTY_ROW = 1 << 20  # limit for the row size of an array without rows, in 
 _CACHED_DIRECTORIES = 4096  # cached zip directories per process, about 2 KB each
 MAX_DEFLATE_RATIO = 1032  # maximum of deflate: a larger ratio means a forged size
 _BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # arrays this large with this ratio are no recorded video
-# Errors of zipfile and zlib for damaged files: NotImplementedError for versions, RuntimeError for encryption.
-_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError)
+# Errors of zipfile and zlib for damaged files: NotImplementedError for versions, RuntimeError for encryption; KeyError
+# and TypeError for a file that has been replaced by one without this array, or by a shorter one.
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError),
+    *(KeyError, TypeError),
+)
 _ENCRYPTED = 1  # bit of a member's flags
 NOT_NPZ, NOT_NPY = "truncated or not an npz file", "truncated or not an npy file"
-_CHECKED_AT_ONCE = 1 << 20
+_CHECKED_AT_ONCE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -66,17 +70,12 @@ class NpzMember:
         assert self.data_offset is not None
         if self.num_bytes == 0:
             return np.empty(self.shape, self.dtype)
-        # A plain mmap: numpy.memmap would double the time of reading a window.
-        try:
+        with _reading(self.path):
+            # A plain mmap: numpy.memmap would double the time of reading a window.
             with open(self.path, "rb") as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            return np.ndarray(
-                self.shape, self.dtype, content, self.data_offset, order="F" if self.fortran_order else "C"
-            )
-        except OSError as error:
-            raise unreadable(self.path, error) from error
-        except (TypeError, ValueError) as error:  # the file has become shorter
-            raise _damaged(self.path, error) from error
+            order: Literal["F", "C"] = "F" if self.fortran_order else "C"
+            return np.ndarray(self.shape, self.dtype, content, self.data_offset, order=order)
 
     def all(self) -> NDArray[Any]:
         """Read the whole array, read-only. In npz files its checksum is verified, which a memory map cannot do."""
@@ -107,21 +106,14 @@ class NpzMember:
     @contextmanager
     def _content(self) -> Iterator[IO[bytes]]:
         """Yield the inflated stream of the array, positioned at the first value."""
-        try:
-            with open(self.path, "rb") as file:
-                if not self.name:
-                    file.seek(self.header_length)
-                    yield file
-                    return
-                with zipfile.ZipFile(file) as archive, archive.open(f"{self.name}.npy") as stream:
-                    stream.read(self.header_length)  # a seek may skip the checksum
-                    yield stream
-        except UserError:
-            raise
-        except (*_DAMAGE, KeyError) as error:  # KeyError: the file has been replaced by one without this array
-            raise _damaged(self.path, error) from error
-        except OSError as error:
-            raise unreadable(self.path, error) from error
+        with _reading(self.path), open(self.path, "rb") as file:
+            if not self.name:
+                file.seek(self.header_length)
+                yield file
+                return
+            with zipfile.ZipFile(file) as archive, archive.open(f"{self.name}.npy") as stream:
+                stream.read(self.header_length)  # a seek may skip the checksum
+                yield stream
 
     def _next(self, stream: IO[bytes], num_bytes: int) -> bytes:
         values = stream.read(num_bytes)
@@ -130,14 +122,35 @@ class NpzMember:
         return values
 
 
+class RecentArrays:
+    """LRU cache of arrays by key. Its content is not pickled into workers."""
+
+    def __init__(self, max_bytes: int = 0) -> None:
+        self.max_bytes, self.num_bytes = max_bytes, 0
+        self._arrays: OrderedDict[Any, NDArray[Any]] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[RecentArrays], tuple[int]]:
+        return type(self), (self.max_bytes,)
+
+    def get(self, key: Any) -> NDArray[Any] | None:
+        if key in self._arrays:
+            self._arrays.move_to_end(key)
+        return self._arrays.get(key)
+
+    def put(self, key: Any, array: NDArray[Any]) -> None:
+        """Store an array under this key, and drop the least recently used ones."""
+        before = self._arrays.pop(key, None)
+        self._arrays[key] = array
+        self.num_bytes += array.nbytes - (0 if before is None else before.nbytes)
+        while self.num_bytes > self.max_bytes:
+            self.num_bytes -= self._arrays.popitem(last=False)[1].nbytes
+
+
 class InflatedArrays(RecentArrays):
     """Reader of rows with a cache of inflated arrays, limited in bytes.
 
     Consecutive windows often belong to one episode, and each would inflate it from the first frame again.
     """
-
-    def __init__(self, max_bytes: int = 0) -> None:
-        super().__init__(max_bytes)
 
     def rows(self, member: NpzMember, indices: NDArray[np.int64]) -> NDArray[Any]:
         """Read the rows at these indices along the first axis into a new array."""
@@ -145,20 +158,16 @@ class InflatedArrays(RecentArrays):
             return member.mapped()[indices]
         num_rows = int(indices.max(initial=-1)) + 1
         kept = self.get(member)
-        if kept is None or len(kept) < num_rows:
-            kept = self._inflate(member, num_rows, again=kept is not None)
-        return member.picked(indices) if kept is None else kept[indices]
-
-    def _inflate(self, member: NpzMember, num_rows: int, again: bool) -> NDArray[Any] | None:
-        """Inflate and cache at least ``num_rows`` rows; None if they do not fit into the cache."""
-        if member.num_bytes <= self.max_bytes and (again or member.fortran_order):
+        if kept is not None and len(kept) >= num_rows:
+            return kept[indices]
+        if member.num_bytes <= self.max_bytes and (kept is not None or member.fortran_order):
             rows = member.all()  # a second request for later rows is probably not the last
         elif num_rows * member.row_bytes <= self.max_bytes and not member.fortran_order:
             rows = member.beginning(num_rows)
         else:
-            return None
+            return member.picked(indices)
         self.put(member, rows)
-        return rows
+        return rows[indices]
 
 
 class NpzMembers(Mapping[str, NpzMember]):
@@ -224,16 +233,8 @@ def npy_array(path: str) -> NpzMember:
     status = _status(path)
     with _reading(path, NOT_NPY), open(path, "rb") as file:
         shape, fortran_order, dtype = _read_npy_header(file)
-        member = NpzMember(
-            path,
-            status.st_mtime_ns,
-            "",
-            shape,
-            dtype,
-            fortran_order,
-            header_length=file.tell(),
-            data_offset=file.tell(),
-        )
+        start = file.tell()
+        member = NpzMember(path, status.st_mtime_ns, "", shape, dtype, fortran_order, start, start)
         _check_size(member, status.st_size, status.st_size, status.st_size)
     return member
 
@@ -291,7 +292,11 @@ def _read_member(path: str, modified: int, size: int, file: IO[bytes], info: zip
         raise _damaged(path, f"array {name!r} is compressed by method {info.compress_type}; expected deflate or none")
     if info.flag_bits & _ENCRYPTED:
         raise _damaged(path, f"array {name!r} is encrypted")
-    offset = _offset_in_zip(file, info)
+    file.seek(info.header_offset)  # the local header, which may differ from the directory's
+    signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
+    if signature != _LOCAL_SIGNATURE:
+        raise _damaged(path, f"array {name!r} is not where the directory says")
+    offset = info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
     file.seek(offset)
     beginning = file.read(min(_MAX_HEADER, info.compress_size))
     stream = io.BytesIO(beginning if stored else zlib.decompressobj(-zlib.MAX_WBITS).decompress(beginning, _MAX_HEADER))
@@ -300,9 +305,8 @@ def _read_member(path: str, modified: int, size: int, file: IO[bytes], info: zip
     except ValueError as error:
         raise _damaged(path, f"array {name!r} has no readable header: {error}") from error
     header_length = stream.tell()
-    member = NpzMember(
-        path, modified, name, shape, dtype, fortran_order, header_length, offset + header_length if stored else None
-    )
+    start = offset + header_length if stored else None
+    member = NpzMember(path, modified, name, shape, dtype, fortran_order, header_length, start)
     _check_size(member, info.compress_size, info.file_size, size)
     return member
 
@@ -314,20 +318,21 @@ def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -
         stored: bytes of the array in the file, header included.
         inflated: the same, decompressed, as the zip's directory says.
     """
+    title, fault = (f"array {member.name!r}", NOT_NPZ) if member.name else ("the array", NOT_NPY)
     if member.dtype.hasobject:
         raise UserError(
-            f"{member.path}: {_titled(member)} holds pickled Python objects, which are never loaded; "
+            f"{member.path}: {title} holds pickled Python objects, which are never loaded; "
             "store it as a plain numeric array"
         )
     claimed = member.num_bytes
     room = MAX_DEFLATE_RATIO * (stored + 1) if member.data_offset is None else file_size - member.data_offset
     if min(member.shape, default=0) < 0 or member.header_length + claimed != inflated or claimed > room:
-        raise _damaged(member.path, f"{_titled(member)} claims {claimed} bytes that are not there", _fault(member))
+        raise _damaged(member.path, f"{title} claims {claimed} bytes that are not there", fault)
     if claimed > max(_BOMB_BYTES, _BOMB_RATIO * min(stored + 1, file_size)):
-        raise _damaged(member.path, f"{_titled(member)} would grow from {stored} to {claimed} bytes", _fault(member))
+        raise _damaged(member.path, f"{title} would grow from {stored} to {claimed} bytes", fault)
     row_bytes = math.prod(max(length, 1) for length in member.shape[1:]) * max(member.dtype.itemsize, 1)
     if claimed == 0 and (row_bytes > _MAX_EMPTY_ROW or max(member.shape) > _MAX_EMPTY_ROW):
-        raise _damaged(member.path, f"{_titled(member)} of shape {member.shape} holds nothing", _fault(member))
+        raise _damaged(member.path, f"{title} of shape {member.shape} holds nothing", fault)
 
 
 def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -344,23 +349,6 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype
         return readers[version](stream)
     except Exception as error:  # a header is a Python literal: damaged ones raise many types
         raise ValueError(str(error).partition("\n")[0] or type(error).__name__) from error
-
-
-def _offset_in_zip(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Return the offset of a member's content, from the local header, which may differ from the directory's."""
-    file.seek(info.header_offset)
-    signature, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
-    if signature != _LOCAL_SIGNATURE:
-        raise zipfile.BadZipFile(f"array {info.filename.removesuffix('.npy')!r} is not where the directory says")
-    return info.header_offset + _LOCAL_HEADER.size + name_length + extra_length
-
-
-def _titled(member: NpzMember) -> str:
-    return f"array {member.name!r}" if member.name else "the array"
-
-
-def _fault(member: NpzMember) -> str:
-    return NOT_NPZ if member.name else NOT_NPY
 
 
 def unreadable(path: str, error: OSError | ValueError) -> UserError:

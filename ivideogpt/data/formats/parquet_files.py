@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.clips.segments import Indices
-from ivideogpt.data.recent_arrays import RecentArrays
+from ivideogpt.data.formats.npz_arrays import RecentArrays
 from ivideogpt.errors import UserError, first_line
 
 _OPEN_FILES = 64  # limit per process; files are memory-mapped
@@ -106,12 +106,8 @@ class _ParquetFile:
         """Read a column of numbers, or of lists of ``dimension`` numbers, as (n, dimension)."""
         self._check(name)
         with self._readable():
-            return _as_rows(
-                self._file.read_row_group(group, columns=[name], use_threads=False).column(name),
-                self.path,
-                name,
-                dimension,
-            )
+            column = self._file.read_row_group(group, columns=[name], use_threads=False).column(name)
+            return _as_rows(column, self.path, name, dimension)
 
     def runs(self, name: str) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
         """Return value, first row and number of rows of each run of equal values in a column."""

@@ -1,16 +1,30 @@
-"""Choose the format that reads a path. A new format is one class and one call of `register`."""
+"""Choose the format that reads a path, and find the datasets there. A new format is one class and one `register`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ivideogpt.data.catalog import DatasetPaths, EpisodeFinder, Split, dataset_info, in_split, no_episodes
-from ivideogpt.data.formats.episodes import Episodes, NpzEpisodes, pack_strings, subset
+import numpy as np
+
+from ivideogpt.data.catalog import (
+    SOMETHING_SOMETHING,
+    DatasetPaths,
+    EpisodeFinder,
+    Split,
+    dataset_info,
+    has_npz_files,
+    in_split,
+    no_episodes,
+    npz_files,
+)
+from ivideogpt.data.formats.episodes import Episodes, NpzEpisodes, Recordings, Subset, pack_strings
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
 from ivideogpt.errors import UserError
+from ivideogpt.flags import REQUIRED, option
 
 
 @dataclass(frozen=True)
@@ -49,26 +63,6 @@ class Query:
     min_frames: int = 1  # minimum length of Something-Something videos
 
 
-class NamedFormat(Protocol):
-    """A format whose datasets are known by name, with their own splits."""
-
-    def episodes(self, query: Query) -> Episodes | None:
-        """Return the episodes; None for a name of another format.
-
-        Raises:
-            UserError: naming the folder or the key of DATASET.yaml without which there are none.
-        """
-
-
-class NpzFormat:
-    """Npz files in ``<dataset_path>/<name>``, or in the folders that DATASET.yaml names."""
-
-    def episodes(self, query: Query) -> NpzEpisodes:
-        find = EpisodeFinder(Path(query.dataset_path) if query.dataset_path else None, query.paths)
-        files = pack_strings(find(query.name, query.split))
-        return NpzEpisodes(files, dataset_info(query.name).image_key, query.arrays)
-
-
 _added: list[Format] = []
 
 
@@ -86,16 +80,95 @@ def find_format(path: object) -> Format | None:
 
 
 def open_episodes(query: Query) -> Episodes:
-    """Open the episodes of a query by the format of ``dataset_path``, else by the dataset's name."""
-    from ivideogpt.data.formats.something_something import SomethingSomethingFormat
+    """Open the episodes of a query by the format of ``dataset_path``, else by the dataset's name.
 
+    Npz files are in ``<dataset_path>/<name>``, or in the folders that DATASET.yaml names.
+    """
     known = find_format(query.dataset_path)
+    if known is None and query.name == SOMETHING_SOMETHING:
+        from ivideogpt.data.formats.something_something import find_videos
+
+        return find_videos(query)
     if known is None:
-        formats: tuple[NamedFormat, ...] = (SomethingSomethingFormat(), NpzFormat())  # the last one accepts every name
-        return next(found for each in formats if (found := each.episodes(query)) is not None)
+        files = EpisodeFinder(query.dataset_path, query.paths)(query.name, query.split)
+        return NpzEpisodes(pack_strings(files), dataset_info(query.name).image_key, query.arrays)
     datasets = known.datasets(str(query.dataset_path))
     episodes = next(dataset for dataset in datasets if dataset.name == query.name).open()
     numbers = in_split(len(episodes), query.split)
     if not numbers:
         raise UserError(f"{query.name}: {no_episodes(query.split, len(episodes))}")
-    return subset(episodes, numbers)
+    return Subset(episodes, np.asarray(numbers))
+
+
+# ---- the datasets at the path of a data command
+
+
+@dataclass(frozen=True)
+class NamedEpisodes:
+    name: str
+    episodes: Episodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodesArgs:
+    """Flags of all commands on recorded episodes; each adds its own in a subclass."""
+
+    path: str = option(
+        REQUIRED,
+        "an .npz episode or demonstration, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
+        positional=True,
+    )
+    image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
+
+    def validate(self) -> None:
+        """Check the flags of the subclass for contradictions."""
+
+    def find(self) -> list[NamedEpisodes]:
+        return find_episodes(self.path, self.image_key)
+
+
+def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes]:
+    """Find the datasets at an ``.npz`` file, a folder of them, a folder of such folders, or a path of another format.
+
+    Args:
+        image_key: array of npz files that holds the frames. Default: the one of the dataset with the name of
+            the folder, or ``image``.
+    """
+    if (known := find_format(path)) is not None:
+        return [NamedEpisodes(dataset.title, dataset.open()) for dataset in known.datasets(path)]
+
+    def npz(files: list[str], folder: Path) -> Recordings:
+        return Recordings(files, image_key or dataset_info(folder.resolve().name).image_key)
+
+    place = Path(path)
+    if place.is_file():
+        return [NamedEpisodes(place.stem, npz([path], place.parent))]
+    if not place.is_dir():
+        raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or lerobot:<folder>")
+    folders = {str(folder.relative_to(place)): folder for folder in _folders_with_npz(place, set())}
+    found = [
+        NamedEpisodes(place.resolve().name if name == "." else name, npz(npz_files(folder), folder))
+        for name, folder in folders.items()
+    ]
+    if not found:
+        raise UserError(f"{path}: no .npz files in it or below; expected <dataset>/*.npz, or lerobot:<folder>")
+    return found
+
+
+def sample(total: int, number: int, seed: int) -> list[int]:
+    """Sample ``number`` distinct indices below ``total``, sorted."""
+    chosen = np.random.default_rng(seed).choice(total, min(number, total), replace=False)
+    return sorted(chosen.tolist())
+
+
+def _folders_with_npz(folder: Path, seen: set[str]) -> Iterator[Path]:
+    """Yield the folder and all below that hold episodes, sorted; each real folder once, as links may form a cycle."""
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    seen.add(real)
+    if has_npz_files(folder):
+        yield folder
+    for entry in sorted(folder.iterdir()):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from _folders_with_npz(entry, seen)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ivideogpt.data.catalog import SOMETHING_SOMETHING, Split, something_something_labels
+from ivideogpt.data.catalog import Split, something_something_labels
 from ivideogpt.data.clips.segments import Indices
 from ivideogpt.data.formats.episodes import Episode, pack_strings
 from ivideogpt.data.formats.registry import Query
@@ -31,19 +31,13 @@ class FrameFolder(Episode):
 
     path: str
     num_frames: int
+    action_dim = None
+    has_rewards = False
 
     @cached_property
     def frame_size(self) -> tuple[int, int]:
         height, width, _ = self._frame(0).shape
         return height, width
-
-    @property
-    def action_dim(self) -> int | None:
-        return None
-
-    @property
-    def has_rewards(self) -> bool:
-        return False
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         wanted, places = np.unique(indices, return_inverse=True)
@@ -89,12 +83,8 @@ class SomethingEpisodes:
         """
         paths = [lists / f"{name}_video_folder.txt" for name in _LISTS[split]]
         labels = something_something_labels()
-        videos = [
-            (name, num_frames)
-            for path in paths
-            for name, num_frames, label in _listed(path)
-            if num_frames >= min_frames and label in labels
-        ]
+        listed = [video for path in paths for video in _listed(path)]
+        videos = [(name, length) for name, length, label in listed if length >= min_frames and label in labels]
         if not videos:
             raise UserError(
                 f"{', '.join(map(str, paths))}: no video of the {len(labels)} classes in use has {min_frames} frames; "
@@ -123,30 +113,24 @@ def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
             "{train,val}_video_folder.txt"
         ) from error
     for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
+        try:
+            if line.strip():
                 name, num_frames, label = line.split()
                 yield name, int(num_frames), int(label)
-            except ValueError as error:
-                raise UserError(
-                    f"{path}, line {number}: {line!r}; expected '<id> <number of frames> <label>'"
-                ) from error
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {line!r}; expected '<id> <number of frames> <label>'") from error
 
 
-class SomethingSomethingFormat:
-    """The dataset ``sthsth`` of a mix."""
-
-    def episodes(self, query: Query) -> SomethingEpisodes | None:
-        if query.name != SOMETHING_SOMETHING:
-            return None
-        root, lists = query.sthsth_root_path, query.paths.somethingv2_lists
-        if root is None:
-            raise UserError(f"dataset {query.name!r} needs sthsth_root_path, the folder of <id>/000001.jpg")
-        if not Path(root).is_dir():
-            raise UserError(f"dataset {query.name!r}: no folder {root}; set sthsth_root_path")
-        if lists is None:
-            raise UserError(
-                f"dataset {query.name!r}: DATASET.yaml has no somethingv2_lists; set it to the folder of "
-                "train_video_folder.txt and val_video_folder.txt"
-            )
-        return SomethingEpisodes.load(Path(root), lists, query.split, query.min_frames)
+def find_videos(query: Query) -> SomethingEpisodes:
+    """Find the videos of the dataset ``sthsth`` of a mix."""
+    root, lists = query.sthsth_root_path, query.paths.somethingv2_lists
+    if root is None:
+        raise UserError(f"dataset {query.name!r} needs sthsth_root_path, the folder of <id>/000001.jpg")
+    if not Path(root).is_dir():
+        raise UserError(f"dataset {query.name!r}: no folder {root}; set sthsth_root_path")
+    if lists is None:
+        raise UserError(
+            f"dataset {query.name!r}: DATASET.yaml has no somethingv2_lists; set it to the folder of "
+            "train_video_folder.txt and val_video_folder.txt"
+        )
+    return SomethingEpisodes.load(Path(root), lists, query.split, query.min_frames)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -126,23 +125,18 @@ def _open(path: str) -> tuple[Any, Any]:
     import av
 
     container = av.open(os.path.abspath(path))  # a colon in a relative path would be parsed as a protocol
-    try:
-        return container, _decodable(path, container)
-    except UserError:
-        container.close()
-        raise
-
-
-def _decodable(path: str, container: Any) -> Any:
-    if not container.streams.video:
-        raise UserError(f"{path}: holds no video; expected a stream of pictures")
-    stream: Any = container.streams.video[0]
-    if stream.codec_context is None:
-        raise UserError(f"{path}: its video is in a format that PyAV cannot decode; write it anew as H.264")
-    if stream.width * stream.height > _MAX_PIXELS:
-        raise UserError(f"{path}: claims frames of {stream.height}x{stream.width} pixels; copy or record it again")
-    stream.codec_context.thread_count = 1
-    return stream
+    stream: Any = next(iter(container.streams.video), None)
+    if stream is None:
+        fault = "holds no video; expected a stream of pictures"
+    elif stream.codec_context is None:
+        fault = "its video is in a format that PyAV cannot decode; write it anew as H.264"
+    elif stream.width * stream.height > _MAX_PIXELS:
+        fault = f"claims frames of {stream.height}x{stream.width} pixels; copy or record it again"
+    else:
+        stream.codec_context.thread_count = 1
+        return container, stream
+    container.close()
+    raise UserError(f"{path}: {fault}")
 
 
 @lru_cache(maxsize=_KNOWN_TIMES)
@@ -196,24 +190,7 @@ def rgb(frame: Any) -> NDArray[np.uint8]:
     return np.rot90(picture, quarter_turns) if quarter_turns else picture
 
 
-class _OpenVideos:
-    """LRU cache of the open videos of this process."""
-
-    def __init__(self) -> None:
-        self.process = os.getpid()
-        self._files: OrderedDict[tuple[str, int, int], VideoFile] = OrderedDict()
-
-    def get(self, path: str, modified: int, size: int) -> VideoFile:
-        key = (path, modified, size)
-        if key not in self._files:
-            self._files[key] = VideoFile(path)
-            if len(self._files) > _OPEN_VIDEOS:
-                self._files.popitem(last=False)
-        self._files.move_to_end(key)
-        return self._files[key]
-
-
-_generations = [_OpenVideos()]  # caches of this process, and of those that it was forked from
+_generations: dict[int, Callable[[str, int, int], VideoFile]] = {}  # caches of this process and of its forefathers
 
 
 def shared_video(path: str) -> VideoFile:
@@ -228,6 +205,6 @@ def shared_video(path: str) -> VideoFile:
         raise UserError(
             f"{path}: cannot be read ({str(error.strerror).lower()}); expected a video of the dataset"
         ) from error
-    if _generations[-1].process != os.getpid():
-        _generations.append(_OpenVideos())
-    return _generations[-1].get(path, status.st_mtime_ns, status.st_size)
+    if os.getpid() not in _generations:
+        _generations[os.getpid()] = lru_cache(maxsize=_OPEN_VIDEOS)(lambda path, modified, size: VideoFile(path))
+    return _generations[os.getpid()](path, status.st_mtime_ns, status.st_size)

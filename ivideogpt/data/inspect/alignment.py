@@ -77,19 +77,15 @@ def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> 
     """Estimate it from the motion (N - 1,) after each frame and the actions (N, D) of episodes; None without motion."""
     if not motions:
         return None
-    scale = _scale(np.concatenate(actions))
+    rows_of_all = np.concatenate(actions)
+    deviation = rows_of_all.std(axis=0)
+    switches = [len(np.unique(column)) <= _SWITCH_VALUES for column in rows_of_all.T]
+    scale = np.where(switches | (deviation == 0), np.inf, deviation)  # infinity removes switches and constants
     sizes = [np.linalg.norm(rows / scale, axis=1) for rows in actions]
     changes = [np.linalg.norm(np.diff(rows, axis=0, prepend=rows[:1]) / scale, axis=1) for rows in actions]
     candidates = [_compare(motions, sizes, "size"), _compare(motions, changes, "change")]
     found = [candidate for candidate in candidates if candidate is not None]
     return max(found, key=lambda alignment: max(alignment.correlations.values()), default=None)
-
-
-def _scale(actions: Series) -> Series:
-    """Return the standard deviation of each dimension; infinity removes switches and constants."""
-    deviation = actions.std(axis=0)
-    switches = [len(np.unique(column)) <= _SWITCH_VALUES for column in actions.T]
-    return np.where(switches | (deviation == 0), np.inf, deviation)
 
 
 def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) -> Alignment | None:
@@ -100,7 +96,8 @@ def _compare(motions: Sequence[Series], signals: Sequence[Series], name: str) ->
         return None
     means = np.concatenate(products, axis=1).mean(axis=1)
     best = int(means.argmax())
-    blocks = np.concatenate([_block_means(product) for product in products], axis=1)
+    whole = [product[:, : product.shape[1] // _BLOCK * _BLOCK] for product in products]
+    blocks = np.concatenate(whole, axis=1).reshape(len(SHIFTS), -1, _BLOCK).mean(axis=2)
     rivals = [i for i, shift in enumerate(SHIFTS) if (shift <= 0 if SHIFTS[best] > 0 else i != best)]
     confidence = min(_probability_positive(blocks[best] - blocks[rival]) for rival in rivals)
     correlations = {shift: float(mean) for shift, mean in zip(SHIFTS, means)}
@@ -125,11 +122,6 @@ def _products(motion: Series, signal: Series) -> NDArray[np.float64] | None:
 def _standardised(values: Series) -> NDArray[np.float64] | None:
     deviation = values.std()
     return (values - values.mean()) / deviation if deviation > 1e-6 * (abs(values.mean()) + 1e-6) else None
-
-
-def _block_means(products: NDArray[np.float64]) -> NDArray[np.float64]:
-    num_blocks = products.shape[1] // _BLOCK
-    return products[:, : num_blocks * _BLOCK].reshape(len(products), num_blocks, _BLOCK).mean(axis=2)
 
 
 def _probability_positive(differences: NDArray[np.float64]) -> float:

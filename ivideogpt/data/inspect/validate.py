@@ -6,15 +6,14 @@ import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tqdm import tqdm
 
-from ivideogpt.data.convert.workers import start_worker, worker_pool
+from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.formats.episodes import Episodes
-from ivideogpt.data.formats.find_episodes import EpisodesArgs, NamedEpisodes
+from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes
 from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
 
@@ -48,9 +47,17 @@ class Validation:
     bad: tuple[tuple[str, str], ...]
 
 
-def check_episode(episodes: Episodes, number: int) -> Checked:
+_episodes: Episodes  # the ones that this process checks
+
+
+def _begin(episodes: Episodes) -> None:
+    global _episodes
+    _episodes = episodes
+
+
+def check_episode(number: int) -> Checked:
     try:
-        episode = episodes.open(number)
+        episode = _episodes.open(number)
         episode.verify()
         return Checked(None, episode.num_frames, episode.action_dim)
     except UserError as error:
@@ -59,45 +66,19 @@ def check_episode(episodes: Episodes, number: int) -> Checked:
 
 def validate_dataset(dataset: NamedEpisodes, num_workers: int) -> Validation:
     episodes = dataset.episodes
-    with closing(_check_all(episodes, num_workers)) as outcomes:
+    with worker_pool(num_workers, _begin, episodes) as run:
+        outcomes = run(check_episode, range(len(episodes)))
         checked = list(tqdm(outcomes, total=len(episodes), desc=dataset.name, unit="episode"))
-    problems = [episode.problem or _unlike_the_others(episode, _usual_action_dim(checked)) for episode in checked]
+    dims = Counter(episode.action_dim for episode in checked if episode.problem is None)
+    usual = dims.most_common(1)[0][0] if dims else None
+    # mixed dimensions in a batch would end a training run
+    unlike = f"unlike most episodes of the dataset ({_actions(usual)}); leave it out"
+    problems = [
+        episode.problem or (f"{_actions(episode.action_dim)}, {unlike}" if episode.action_dim != usual else None)
+        for episode in checked
+    ]
     bad = tuple((episodes.name(i), problem) for i, problem in enumerate(problems) if problem)
     return Validation(dataset.name, len(episodes), sum(episode.num_frames for episode in checked), bad)
-
-
-def _check_all(episodes: Episodes, num_workers: int) -> Generator[Checked, None, None]:
-    if num_workers == 1:
-        yield from (check_episode(episodes, i) for i in range(len(episodes)))
-        return
-    with worker_pool(num_workers, _start_checking, episodes) as run:
-        yield from run(_check_in_worker, range(len(episodes)))
-
-
-_episodes: Episodes | None = None  # set in worker processes
-
-
-def _start_checking(episodes: Episodes) -> None:
-    global _episodes
-    start_worker()
-    _episodes = episodes
-
-
-def _check_in_worker(number: int) -> Checked:
-    assert _episodes is not None
-    return check_episode(_episodes, number)
-
-
-def _usual_action_dim(checked: Sequence[Checked]) -> int | None:
-    counts = Counter(episode.action_dim for episode in checked if episode.problem is None)
-    return counts.most_common(1)[0][0] if counts else None
-
-
-def _unlike_the_others(checked: Checked, usual: int | None) -> str | None:
-    """Return a message if the action dimension is unusual: mixed dimensions in a batch would end a training run."""
-    if checked.action_dim == usual:
-        return None
-    return f"{_actions(checked.action_dim)}, unlike most episodes of the dataset ({_actions(usual)}); leave it out"
 
 
 def _actions(dim: int | None) -> str:

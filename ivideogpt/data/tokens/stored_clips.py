@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
-from ivideogpt.data.clips.dataset import DataConfig, Source
+from ivideogpt.data.clips.dataset import DataConfig, PickInOrder, Source
 from ivideogpt.data.clips.segments import Windows
 from ivideogpt.data.formats.episodes import EpisodeReader
 from ivideogpt.data.tokens.token_store import StoredSource
@@ -45,8 +45,8 @@ class StoredClips:
     seed: int
 
     @cached_property
-    def _ends_of_sources(self) -> NDArray[np.int64]:
-        return np.cumsum([len(source.episodes) for source in self.sources])
+    def _pick(self) -> PickInOrder:
+        return PickInOrder(self.sources)
 
     @cached_property
     def _ends_of_episodes(self) -> NDArray[np.int64]:
@@ -66,21 +66,21 @@ class StoredClips:
         episode = int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
         windows = self._windows(episode)
         indices = windows[clip - int(self._ends_of_episodes[episode]) + len(windows)]
-        source, index = self._place(episode)
+        source, index = self._pick(episode)
         if turn > 0:
             source = replace(source, preprocess=replace(source.preprocess, augmentation=self.config.augmentation))
         rng = np.random.default_rng((self.seed, turn, clip))
-        return source.cut(source.open(index), indices, rng, self.action_dim is not None, self.has_rewards)
+        return source.cut(source.episodes.open(index), indices, rng, self.action_dim is not None, self.has_rewards)
 
     def name(self, number: int) -> str:
         """Return the name of the episode that a clip is cut from."""
         clip = number % self.clips_per_pass
-        source, index = self._place(int(np.searchsorted(self._ends_of_episodes, clip, side="right")))
+        source, index = self._pick(int(np.searchsorted(self._ends_of_episodes, clip, side="right")))
         return source.episodes.name(index)
 
     def stored_sources(self) -> tuple[StoredSource, ...]:
         """Return the datasets with their numbers of stored episodes and clips."""
-        ends = np.concatenate([[0], self._ends_of_episodes])[np.concatenate([[0], self._ends_of_sources])]
+        ends = np.append(0, self._ends_of_episodes)[np.append(0, self._pick.ends)]
         return tuple(
             StoredSource(source.info.name, len(source.episodes), int(last - first))
             for source, first, last in zip(self.sources, ends, ends[1:])
@@ -90,20 +90,14 @@ class StoredClips:
         """Return a checksum of the names and lengths of all episodes."""
         digest = hashlib.blake2b(digest_size=16)
         for i, frames in enumerate(self.lengths.tolist()):
-            source, index = self._place(i)
+            source, index = self._pick(i)
             digest.update(f"{source.info.name} {os.path.basename(source.episodes.name(index))} {frames}\n".encode())
         return digest.hexdigest()
 
     def _windows(self, episode: int) -> Windows:
-        source, _ = self._place(episode)
+        source, _ = self._pick(episode)
         step = source.info.step(self.config.video_stepsize)
         return Windows(int(self.lengths[episode]), self.config.segment.length, step, self.stride)
-
-    def _place(self, episode: int) -> tuple[Source, int]:
-        """Return the source of an episode, and its number in the source."""
-        which = int(np.searchsorted(self._ends_of_sources, episode, side="right"))
-        source = self.sources[which]
-        return source, episode - int(self._ends_of_sources[which]) + len(source.episodes)
 
 
 def measure(
@@ -115,10 +109,10 @@ def measure(
         UserError: an episode is bad, unless bad ones are skipped.
     """
     measured: list[int | BadEpisode] = []
-    places = [(source, index) for source in sources for index in range(len(source.episodes))]
-    for source, index in places[rank::world_size]:
+    pick = PickInOrder(sources)
+    for source, index in map(pick, range(rank, pick.num_episodes, world_size)):
         try:
-            episode = source.open(index)
+            episode = source.episodes.open(index)
             check(episode)
             measured.append(episode.num_frames)
         except UserError as error:
@@ -141,7 +135,7 @@ def first_good(source: Source) -> EpisodeReader:
     """Return the first readable episode; it exists, as sources are checked when they are built."""
     for index in range(len(source.episodes)):
         try:
-            return source.open(index)
+            return source.episodes.open(index)
         except UserError:
             continue
     raise AssertionError("a source without a readable episode")

@@ -16,9 +16,10 @@ Shapes: B batch, L tokens of a clip, T frames, D action dimension.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -29,15 +30,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ivideogpt.data.clips.batches import BadEpisode, moved
 from ivideogpt.data.clips.loaders import StreamPosition
 from ivideogpt.data.formats.npz_arrays import npy_array
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
-from ivideogpt.files import check_fields, read_json, write_json
+from ivideogpt.files import atomic_path, check_fields, read_json, remove_abandoned, write_json
 from ivideogpt.layout import TokenLayout
 
 TOKENIZE = "python -m ivideogpt.data tokenize"
-META = "meta.json"
+META, SKIPPED = "meta.json", "skipped.json"
 FORMAT = 2
 MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; larger values come from a damaged description
 _OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per process
@@ -52,11 +54,7 @@ class TokenBatch:
     rewards: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> TokenBatch:
-        actions, rewards = (
-            part if part is None else part.to(device, non_blocking=non_blocking)
-            for part in (self.actions, self.rewards)
-        )
-        return TokenBatch(self.tokens.to(device, non_blocking=non_blocking), actions, rewards)
+        return TokenBatch(*moved(device, non_blocking, self.tokens, self.actions, self.rewards))
 
 
 @dataclass(frozen=True)
@@ -106,15 +104,10 @@ class TokenStoreMeta:
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return row shape and type of each array in a shard, by name. T follows from the layout."""
-        num_frames = self.layout.context_frames + self.layout.future_frames
-        found: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-            "tokens": ((self.layout.sequence_length,), self.token_dtype)
-        }
-        if self.action_dim is not None:
-            found["actions"] = ((num_frames, self.action_dim), np.dtype(np.float32))
-        if self.has_rewards:
-            found["rewards"] = ((num_frames,), np.dtype(np.float32))
-        return found
+        num_frames, single = self.layout.context_frames + self.layout.future_frames, np.dtype(np.float32)
+        actions = {} if self.action_dim is None else {"actions": ((num_frames, self.action_dim), single)}
+        rewards = {"rewards": ((num_frames,), single)} if self.has_rewards else {}
+        return {"tokens": ((self.layout.sequence_length,), self.token_dtype), **actions, **rewards}
 
 
 @dataclass(frozen=True)
@@ -142,32 +135,29 @@ class StoreDescription:
             layout = TokenLayout(**values.pop("layout"))
             sources = tuple(StoredSource(**source) for source in values.pop("sources"))
             meta = TokenStoreMeta(layout=layout, sources=sources, **values)
-            _check_meta(meta)
-            return cls(meta, None if shards is None else _checked_shards(meta, shards))
+            _check_meta(meta, shards)
+            return cls(meta, None if shards is None else tuple(shards))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(
                 f"{file}: no description of a token store ({error}); make it again with {TOKENIZE}"
             ) from error
 
 
-def _check_meta(meta: TokenStoreMeta) -> None:
-    check_fields(meta)
-    for source in meta.sources:
-        check_fields(source)
+def _check_meta(meta: TokenStoreMeta, shards: Any) -> None:
+    for part in (meta, *meta.sources):
+        check_fields(part)
     check_fields(meta.layout, dict.fromkeys(("context_frames", "context_tokens", "dynamics_tokens"), 1), 2**24)
     if meta.layout.vocab_size > MAX_VOCABULARY or meta.layout.sequence_length > MAX_SEQUENCE:
         raise UserError(
             f"its clips have {meta.layout.sequence_length} tokens of {meta.layout.vocab_size} kinds, expected at most "
             f"{MAX_SEQUENCE} of {MAX_VOCABULARY}"
         )
-
-
-def _checked_shards(meta: TokenStoreMeta, shards: Any) -> tuple[int, ...]:
-    if not isinstance(shards, list | tuple) or not all(type(number) is int and number >= 0 for number in shards):
+    if shards is None:
+        return
+    if not isinstance(shards, list) or not all(type(number) is int and number >= 0 for number in shards):
         raise UserError("shards is no list of numbers of clips")
     if sum(shards) > meta.num_clips:
         raise UserError(f"its shards hold {sum(shards)} clips, more than num_clips {meta.num_clips}")
-    return tuple(shards)
 
 
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -185,30 +175,31 @@ class TokenStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        manifest = StoreDescription.read(self.folder)
-        self.meta = manifest.meta
-        if manifest.shards is None:
+        description = StoreDescription.read(self.folder)
+        self.meta, shards = description.meta, description.shards
+        if shards is None:
             raise UserError(f"{self.folder} is not finished; run {TOKENIZE} again to finish it")
-        self._ends = np.cumsum(manifest.shards)
-        self._starts = self._ends - manifest.shards
-        if len(self) == 0:
+        if not any(shards):
             raise UserError(f"{self.folder} holds no clips; run {TOKENIZE} on episodes that have some")
-        for shard, number in enumerate(manifest.shards):
+        self._ends = np.cumsum(shards)
+        self._starts = self._ends - shards
+        for shard, number in enumerate(shards):
             self._check_shard(shard, number)
-        self._open_shard = lru_cache(_OPEN_SHARDS)(self._map_shard)
+        self._open_shard = lru_cache(_OPEN_SHARDS)(
+            lambda shard: {name: mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
+        )
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._ends[-1])
 
     def read(self, rows: NDArray[np.int64]) -> TokenBatch:
         shards = np.searchsorted(self._ends, rows, side="right")
         places = [(self._open_shard(int(shard)), row) for shard, row in zip(shards, rows - self._starts[shards])]
-
         found = {name: np.stack([arrays[name][row] for arrays, row in places]) for name in self.meta.arrays()}
         tokens = found.pop("tokens").astype(np.int64)
         check_clips(self.meta, tokens, found, f"{self.folder}, one of the clips {reprlib.repr(rows.tolist())}")
-        tensors = {name: torch.from_numpy(values) for name, values in found.items()}
-        return TokenBatch(torch.from_numpy(tokens), tensors.get("actions"), tensors.get("rewards"))
+        series = {name: torch.from_numpy(values) for name, values in found.items()}
+        return TokenBatch(torch.from_numpy(tokens), **series)
 
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise UserError unless the tokens were made with these weights."""
@@ -217,9 +208,6 @@ class TokenStore:
                 f"the tokens in {self.folder} were made by another tokenizer; give the one that made them, "
                 f"or run {TOKENIZE} with this one"
             )
-
-    def _map_shard(self, shard: int) -> dict[str, NDArray[Any]]:
-        return {name: mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
 
     def _check_shard(self, shard: int, number: int) -> None:
         """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
@@ -291,3 +279,75 @@ def mapped(shard: Path, name: str) -> NDArray[Any]:
         return npy_array(str(shard / f"{name}.npy")).mapped()
     except UserError as error:
         raise UserError(f"{error}; make the store again with {TOKENIZE}") from error
+
+
+@dataclass(frozen=True)
+class TokenStoreWriter:
+    """A store that is being written. One process begins and finishes it; each shard is written by one process."""
+
+    folder: Path
+    meta: TokenStoreMeta
+
+    def begin(self) -> None:
+        """Make the folder, or check that it holds a part of the same store.
+
+        Raises:
+            UserError: the folder holds something else.
+        """
+        if (self.folder / META).exists():
+            present = asdict(StoreDescription.read(self.folder).meta)
+            different = [name for name, value in asdict(self.meta).items() if present[name] != value]
+            if different:
+                raise UserError(
+                    f"{self.folder} holds another token store (other {', '.join(different)}); "
+                    "choose another folder or delete it"
+                )
+            remove_abandoned(self.folder)
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise UserError(f"{self.folder} is not empty and no token store; choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        StoreDescription(self.meta).write(self.folder)
+
+    def missing(self) -> list[int]:
+        """Return the shards that are still to be written."""
+        return [shard for shard in range(self.meta.num_shards) if not shard_folder(self.folder, shard).exists()]
+
+    def write(self, shard: int, batches: Sequence[TokenBatch], skipped: Sequence[BadEpisode] = ()) -> None:
+        """Write all readable clips of a shard.
+
+        Raises:
+            UserError: a token is outside the vocabulary, or an action or reward is implausible.
+        """
+        arrays: dict[str, NDArray[Any]] = {}
+        forms = self.meta.arrays()
+        for name, (row_shape, _) in forms.items():
+            tensors = [getattr(batch, name) for batch in batches]
+            arrays[name] = torch.cat(tensors).numpy() if tensors else np.zeros((0, *row_shape))
+        others = {name: array for name, array in arrays.items() if name != "tokens"}
+        # before the cast, which wraps values that are too large
+        check_clips(self.meta, arrays["tokens"], others, f"shard {shard} of {self.folder}")
+        with atomic_path(shard_folder(self.folder, shard)) as partial:
+            partial.mkdir()
+            for name, array in arrays.items():
+                save_array(partial / f"{name}.npy", array.astype(forms[name][1]))
+            if skipped:
+                write_json(partial / SKIPPED, [asdict(bad) for bad in skipped])
+
+    def finish(self) -> None:
+        """Write the number of clips of each shard into ``meta.json``, once all shards exist."""
+        assert not self.missing()
+        folders = [shard_folder(self.folder, shard) for shard in range(self.meta.num_shards)]
+        StoreDescription(self.meta, tuple(len(mapped(folder, "tokens")) for folder in folders)).write(self.folder)
+
+    def skipped(self) -> dict[str, str]:
+        """Return the episodes with unreadable clips, and the cause."""
+        files = sorted(self.folder.glob(f"shard-*/{SKIPPED}"))
+        return {bad["name"]: bad["cause"] for file in files for bad in json.loads(file.read_text())}
+
+
+def save_array(path: Path, array: NDArray[np.generic]) -> None:
+    """Write an npy file; numpy itself hides the cause of errors such as a full disk."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes())

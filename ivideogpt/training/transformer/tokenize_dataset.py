@@ -27,8 +27,7 @@ from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.data.formats.episodes import check_carries
 from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, first_good, joined, measure
-from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, state_checksum
-from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
+from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, state_checksum
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout

@@ -148,7 +148,7 @@ def test_lerobot_folders_are_mixed_and_their_cameras_chosen(tmp_path):
     assert weight == 0.5
     assert first.episodes.name(1) == f"{tmp_path / 'a'}#1"
     one = np.zeros(1, int)
-    assert first.open(0).read(one).mean() - second.open(0).read(one).mean() == 7
+    assert first.episodes.open(0).read(one).mean() - second.episodes.open(0).read(one).mean() == 7
     with pytest.raises(UserError, match="absent: no LeRobot folder"):
         build_sources(DataConfig(f"lerobot:{tmp_path / 'absent'}"), "train")
     with pytest.raises(UserError, match="no camera top"):
@@ -161,7 +161,7 @@ def test_lerobot_paths_with_commas_and_at_signs(tmp_path):
         lerobot_folder.write_folder(tmp_path / name, "image")
     first = f"{tmp_path / 'me@lab, room'}@{lerobot_folder.WRIST}@action=observation.state"
     (one, _), (other, _) = build_sources(DataConfig(f"lerobot:{first},{tmp_path / 'b'}"), "all")
-    episode, plain = one.open(1), other.open(1)
+    episode, plain = one.episodes.open(1), other.episodes.open(1)
     assert episode.path == f"{tmp_path / 'me@lab, room'}#1"
     assert (episode.action_dim, plain.action_dim) == (2, 3)
     assert episode.camera.key == lerobot_folder.WRIST

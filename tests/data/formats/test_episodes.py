@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from ivideogpt.data.formats.episodes import NpzEpisodes, check_carries, keep_some, open_episode, pack_strings, subset
+from ivideogpt.data.formats.episodes import NpzEpisodes, Subset, check_carries, keep_some, open_episode, pack_strings
 from ivideogpt.errors import UserError
 from tests.data.synthetic import numbered_frames, write_episode
 
@@ -186,7 +186,7 @@ def test_the_directory_of_a_file_is_parsed_once(path, monkeypatch):
 
 def test_subsets_keep_numbers_and_names_together():
     episodes = NpzEpisodes([f"{i:03d}" for i in range(100)])
-    some = subset(subset(episodes, range(50, 100)), [3, 1])
+    some = Subset(Subset(episodes, range(50, 100)), [3, 1])
     assert [some.name(i) for i in range(len(some))] == ["053", "051"]
     with pytest.raises(UserError, match="053: cannot be read"):
         some.open(0)

@@ -16,7 +16,7 @@ from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import Preprocess
 from ivideogpt.data.formats import parquet_files, video_files
 from ivideogpt.data.formats.lerobot import LeRobotEpisodes, LeRobotInfo
-from ivideogpt.data.recent_arrays import RecentArrays
+from ivideogpt.data.formats.npz_arrays import RecentArrays
 from ivideogpt.errors import UserError
 from tests.data.formats.lerobot_folder import (
     FRONT,
@@ -113,6 +113,7 @@ def test_it_travels_to_workers(videos, method, monkeypatch):
     """Workers that share the parent's open video read each other's frames, or wait for its threads for ever when they
     close it; and an open video cannot be pickled."""
     monkeypatch.setattr(video_files, "_OPEN_VIDEOS", 1)
+    monkeypatch.setattr(video_files, "_generations", {})
     episodes = LeRobotEpisodes.open_folder(videos)
     episodes.open(1).read(np.array([2]))
     assert len(pickle.dumps(episodes)) < 5000

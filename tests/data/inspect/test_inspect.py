@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ivideogpt.data import __main__ as commands
-from ivideogpt.data.formats.find_episodes import find_episodes
+from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.data.inspect import command as inspect_episodes
 from ivideogpt.data.inspect.validate import validate_dataset
 from ivideogpt.errors import UserError

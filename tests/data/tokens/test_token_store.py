@@ -11,8 +11,8 @@ from ivideogpt.data.tokens.token_store import (
     TokenBatch,
     TokenLoader,
     TokenStore,
+    TokenStoreWriter,
 )
-from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
 from ivideogpt.errors import UserError
 from tests.data.tokens.token_stores import LAYOUT, META, WEIGHTS, clips, write
 

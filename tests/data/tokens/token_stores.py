@@ -2,8 +2,14 @@
 
 import torch
 
-from ivideogpt.data.tokens.token_store import StoredSource, TokenBatch, TokenStore, TokenStoreMeta, state_checksum
-from ivideogpt.data.tokens.token_store_writer import TokenStoreWriter
+from ivideogpt.data.tokens.token_store import (
+    StoredSource,
+    TokenBatch,
+    TokenStore,
+    TokenStoreMeta,
+    TokenStoreWriter,
+    state_checksum,
+)
 from ivideogpt.layout import TokenLayout
 
 LAYOUT = TokenLayout(1, 2, context_codes=100, dynamics_codes=60, context_tokens=4, dynamics_tokens=2)

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from ivideogpt.data.formats import folder_index
-from ivideogpt.data.formats.folder_index import npz_files
+from ivideogpt.data import catalog
+from ivideogpt.data.catalog import npz_files
 from ivideogpt.errors import UserError
 
 NUM_FILES = 30
@@ -17,8 +17,8 @@ NUM_FILES = 30
 def folder(tmp_path, monkeypatch):
     """A folder large enough for an index, in which nothing has happened for long enough."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(folder_index, "INDEXED_FROM", 20)
-    monkeypatch.setattr(folder_index, "SETTLED_AFTER", 0.0)
+    monkeypatch.setattr(catalog, "INDEXED_FROM", 20)
+    monkeypatch.setattr(catalog, "SETTLED_AFTER", 0.0)
     folder = tmp_path / "episodes"
     folder.mkdir()
     for number in range(NUM_FILES):
@@ -107,13 +107,13 @@ def test_a_changed_folder_is_listed_anew(folder, change):
 
 def test_a_folder_that_has_just_changed_is_not_indexed(folder, monkeypatch):
     """The next file may come within the same tick of the file system's clock, and leave no trace in the times."""
-    monkeypatch.setattr(folder_index, "SETTLED_AFTER", 60.0)
+    monkeypatch.setattr(catalog, "SETTLED_AFTER", 60.0)
     npz_files(folder)
     assert not indices(folder)
 
 
 def test_small_folders_are_not_indexed(folder, monkeypatch):
-    monkeypatch.setattr(folder_index, "INDEXED_FROM", NUM_FILES + 1)
+    monkeypatch.setattr(catalog, "INDEXED_FROM", NUM_FILES + 1)
     npz_files(folder)
     assert not indices(folder)
 
