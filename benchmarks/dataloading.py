@@ -78,11 +78,6 @@ def make_episodes(folder: Path, args: BenchmarkArgs) -> None:
         write_episode(folder / DATASET / f"{number:05d}.npz", {"image": frames, "action": actions}, compress=True)
 
 
-def repack(source: Path, target: Path, size: int) -> None:
-    flags = ["--input_path", str(source), "--output_path", str(target), "--resize", str(size)]
-    subprocess.run([sys.executable, str(REPACK), *flags], check=True, stderr=subprocess.DEVNULL)
-
-
 # ---- the baseline
 
 
@@ -125,21 +120,18 @@ class Baseline:
         return lambda image: jitter(resize(image), steps)
 
 
+ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+
+
 def jitter(image: Image.Image, steps: Sequence[tuple[str, float]]) -> Image.Image:
-    enhancers = {
-        "brightness": ImageEnhance.Brightness,
-        "contrast": ImageEnhance.Contrast,
-        "saturation": ImageEnhance.Color,
-    }
     for name, amount in steps:
-        image = turn_hue(image, amount) if name == "hue" else enhancers[name](image).enhance(amount)
+        if name == "hue":
+            hue, saturation, value = image.convert("HSV").split()
+            turned = (np.asarray(hue, np.int16) + int(amount * 255)).astype(np.uint8)
+            image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+        else:
+            image = ENHANCERS[name](image).enhance(amount)
     return image
-
-
-def turn_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    turned = (np.asarray(hue, np.int16) + int(turns * 255)).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
 
 # ---- measurements
@@ -194,22 +186,19 @@ def clips_a_second(batch: Callable[[], object], args: BenchmarkArgs) -> float:
 
 
 def table(rates: list[Comparison], args: BenchmarkArgs) -> str:
-    lines = [
-        "| files | augmented | baseline clips/s | ours clips/s | ours frames/s | ratio |",
-        "|---|---|---:|---:|---:|---:|",
-        *(
-            f"| {row.files} | {'yes' if row.augmented else 'no'} | {row.baseline:.1f} | {row.ours:.1f} | "
-            f"{row.ours * args.segment_length:.0f} | {row.ratio:.1f} |"
-            for row in rates
-        ),
-    ]
+    lines = ["| files | augmented | baseline clips/s | ours clips/s | ours frames/s | ratio |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    for row in rates:
+        cells = [row.files, "yes" if row.augmented else "no", f"{row.baseline:.1f}", f"{row.ours:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {row.ours * args.segment_length:.0f} | {row.ratio:.1f} |")
     return "\n".join(lines)
 
 
 def measure(args: BenchmarkArgs, root: Path) -> list[Comparison]:
     native, repacked = root / "native", root / "repacked"
     make_episodes(native, args)
-    repack(native, repacked, args.image_size)
+    flags = ["--input_path", str(native), "--output_path", str(repacked), "--resize", str(args.image_size)]
+    subprocess.run([sys.executable, str(REPACK), *flags], check=True, stderr=subprocess.DEVNULL)
     large, small = f"compressed {args.native_size} px", f"repacked {args.image_size} px"
     rates = []
     for name, baseline, ours in (

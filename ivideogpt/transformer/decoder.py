@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
-from ivideogpt.transformer.backends.base import FrameBuffers
 from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
 from ivideogpt.transformer.llama import KVCache
 from ivideogpt.transformer.sampling import RandomStreams
+
+if TYPE_CHECKING:
+    from ivideogpt.transformer.backends.cuda_graph import CudaGraphFrame
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class FrameDecoder:
         self.backend = model.backend
         self.device = model.backend.weights.device
         self.streams = streams.to(self.device)
-        self._buffers: FrameBuffers | None = None
+        self._buffers: CudaGraphFrame | None = None
         self._may_borrow = True
         self._give_back: weakref.finalize | None = None
         self.cache = self.backend.new_cache(0, 0)
@@ -152,7 +155,11 @@ class FrameDecoder:
         assert len(self.streams.keys) == self.cache.num_rows, "every row needs a stream"
         if self._may_borrow and self._buffers is None:
             self._enter_buffers()
-        return self._step(action_embedding) if self._buffers is None else self._replay(self._buffers, action_embedding)
+        if self._buffers is None:
+            return self._step(action_embedding)
+        self._num_draws += self.model.layout.dynamics_tokens
+        self.cache.advance(self.model.layout.step_length)
+        return self._buffers.draw(action_embedding, self.cache.num_rows)
 
     def rollout(self, num_frames: int, action_embeddings: Tensor | None = None) -> DecodedFrames:
         """Draw ``num_frames`` frames; ``action_embeddings`` is (B, F, D).
@@ -186,12 +193,6 @@ class FrameDecoder:
         frame = self.model.draw_frame(self._forward, entering, action_embedding, draws)
         # a copy: the frame is the caller's, who may write to it
         self._pending = frame.tokens[:, -1:].clone() if self.model.leaves_last_token else None
-        return frame
-
-    def _replay(self, buffers: FrameBuffers, action_embedding: Tensor | None) -> DecodedFrame:
-        frame = buffers.draw(action_embedding, self.cache.num_rows)
-        self._num_draws += self.model.layout.dynamics_tokens
-        self.cache.advance(self.model.layout.step_length)
         return frame
 
     def _enter_buffers(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ class Run:
         manifest = self.files.write()
         if steps > 1:
             aside = self.index.with_suffix(".aside")
-            aside.write_text(json.dumps(manifest.to_json()))
+            aside.write_text(json.dumps(asdict(manifest)))
             aside.replace(self.index)
         if steps > 2:
             self.files.remove_unreferenced(manifest)
