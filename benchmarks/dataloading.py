@@ -22,23 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import numpy as np
-import torch
-from PIL import Image, ImageEnhance
-from torch import Tensor
-
-from benchmarks.measuring import write_results
-from ivideogpt.data.clips.colour import OPERATIONS
-from ivideogpt.data.clips.dataset import DataConfig
-from ivideogpt.data.clips.loaders import build_loader
-from ivideogpt.data.clips.segments import SegmentSpec
-from ivideogpt.data.clips.transforms import Augmentation, central_square, sample_colour, sample_crop
-from ivideogpt.data.convert.conversion import write_episode
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
-
-REPACK = Path(__file__).resolve().parents[1] / "datasets" / "repack.py"
-DATASET = "synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +43,27 @@ class BenchmarkArgs:
     def validate(self) -> None:
         if self.episode_length < self.segment_length:
             raise UserError(f"--episode_length {self.episode_length} is below --segment_length {self.segment_length}")
+
+
+if __name__ == "__main__":
+    cli(lambda: parse(BenchmarkArgs))  # answers --help, and refuses flags, before torch is imported
+
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from benchmarks.measuring import write_results
+from ivideogpt.data.clips.colour import OPERATIONS
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation, central_square, sample_colour, sample_crop
+from ivideogpt.data.convert.conversion import write_episode
+
+REPACK = Path(__file__).resolve().parents[1] / "datasets" / "repack.py"
+DATASET = "synthetic"
 
 
 # ---- episodes

@@ -16,35 +16,20 @@ import gc
 import statistics
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from benchmarks import released
-from benchmarks.generation_floor import floor, num_weights
-from benchmarks.measuring import Timer, medians, write_results
-from benchmarks.models import ACTION_DIM, BUNDLED, MODELS, ROOT, checkpoint, precision
+from benchmarks.recipes import ACTION_DIM, BUNDLED, MODELS, ROOT
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
-from ivideogpt.metrics.frame_metrics import frame_psnr
-from ivideogpt.pretrained import language_model
-from ivideogpt.transformer import Sampling
-from ivideogpt.world_model import WorldModel
 
-SAMPLING, GREEDY = Sampling(top_k=100), Sampling(greedy=True)
-RELEASED = "released"  # name of the baseline
-SAMPLE_STARTS = (0, 20, 40, 60)  # frames of a bundled episode at which its clips begin
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 LARGE = 10**8  # weights; above, the released rollout takes minutes on a CPU
 CPU_BASELINE_FRAMES = 2  # measured frames of such a rollout
-PARTS = ("encode", "prefill", "passes", "frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +48,7 @@ class BenchmarkArgs:
         minimum=1,
     )
     repeats: int = option(3, "measured turns of each way, after a warm-up turn", minimum=1)
-    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of the rollouts")
+    device: str = option("auto", "device of the rollouts; auto: cuda if there is one")
     agreement: bool = option(False, "also compare greedy rollouts with those in float32")
     output: str | None = option(None, "JSON file of the results, rewritten after every case")
 
@@ -81,6 +66,29 @@ class BenchmarkArgs:
         """Return the cases as pairs: number of clips, number of samples."""
         batches = [(int(number), 1) for number in self.batches.split(",")]
         return list(dict.fromkeys(batches + [(1, int(number)) for number in self.samples.split(",")]))
+
+
+if __name__ == "__main__":
+    cli(lambda: parse(BenchmarkArgs))  # answers --help, and refuses flags, before torch is imported
+
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import released
+from benchmarks.generation_floor import floor, num_weights
+from benchmarks.measuring import Timer, medians, write_results
+from benchmarks.models import checkpoint, precision
+from ivideogpt.metrics.frame_metrics import frame_psnr
+from ivideogpt.pretrained import language_model
+from ivideogpt.transformer import Sampling
+from ivideogpt.world_model import WorldModel
+
+SAMPLING, GREEDY = Sampling(top_k=100), Sampling(greedy=True)
+RELEASED = "released"  # name of the baseline
+SAMPLE_STARTS = (0, 20, 40, 60)  # frames of a bundled episode at which its clips begin
+PARTS = ("encode", "prefill", "passes", "frames")
 
 
 # ---- what is measured
@@ -351,6 +359,8 @@ def _ms(seconds: float | None) -> str:
 
 def main() -> None:
     args = parse(BenchmarkArgs)
+    if args.device == "auto":
+        args = replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []

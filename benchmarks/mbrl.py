@@ -24,6 +24,29 @@ from typing import Any
 # So that it runs from any directory, and that "mbrl" is the package and not this file, whose folder comes first.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from benchmarks.recipes import BUNDLED_FOLDER, CONFIGS
+from ivideogpt.errors import cli
+from ivideogpt.flags import option, parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class MbrlBenchmarkArgs:
+    """Measure the parts of model-based RL with the bundled world model."""
+
+    settings: str = option("+preset=cpu_demo", "settings of train_metaworld_mbpo.py, separated by spaces")
+    episodes: int = option(20, "episodes in the replay buffer", minimum=2)
+    repeats: int = option(3, "measured turns of each part", minimum=1)
+    without_environment: bool = option(False, "skip agent steps, for machines without Meta-World or OpenGL")
+    output: str | None = option(None, "also write everything to this .json file")
+
+    def validate(self) -> None:
+        """Check nothing: no flags contradict each other."""
+
+
+if __name__ == "__main__":
+    cli(lambda: parse(MbrlBenchmarkArgs))  # answers --help, and refuses flags, before torch is imported
+
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,10 +56,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM
 
 from benchmarks.measuring import Timer, write_results
-from benchmarks.models import BUNDLED_FOLDER, CONFIGS
 from benchmarks.released import append_frame, huggingface_model
-from ivideogpt.errors import cli
-from ivideogpt.flags import option, parse
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.metrics.frame_metrics import find_lpips
 from ivideogpt.paths import LPIPS_FOLDER
@@ -56,20 +76,6 @@ from mbrl.video_predictor import VideoPredictor
 
 FRAMES = 200  # length of the composed loop
 SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
-
-
-@dataclass(frozen=True, kw_only=True)
-class MbrlBenchmarkArgs:
-    """Measure the parts of model-based RL with the bundled world model."""
-
-    settings: str = option("+preset=cpu_demo", "settings of train_metaworld_mbpo.py, separated by spaces")
-    episodes: int = option(20, "episodes in the replay buffer", minimum=2)
-    repeats: int = option(3, "measured turns of each part", minimum=1)
-    without_environment: bool = option(False, "skip agent steps, for machines without Meta-World or OpenGL")
-    output: str | None = option(None, "also write everything to this .json file")
-
-    def validate(self) -> None:
-        """Check nothing: no flags contradict each other."""
 
 
 @dataclass(frozen=True)

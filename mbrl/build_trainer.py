@@ -23,7 +23,7 @@ from mbrl.replay.replay_files import ReplayFiles
 from mbrl.replay.replay_memory import affordable_capacity, warn_if_too_much
 from mbrl.run_folder import RunFolder
 from mbrl.settings import MbpoSettings, Settings
-from mbrl.snapshots import RandomNumbers, Snapshots, saved_state
+from mbrl.snapshots import RandomNumbers, Snapshots, saved_state, valid_snapshot
 from mbrl.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -49,7 +49,11 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
     rng, metric_logger = RandomNumbers(settings.seed), MetricLogger(folder)
     episode_steps = {"real": settings.duration}
     if isinstance(settings, MbpoSettings):
-        world_model = world_model or _build_world_model(settings)
+        from mbrl.build_video_predictor import build_video_predictor  # takes seconds to import
+
+        world_model = world_model or build_video_predictor(
+            settings.world_model, settings.torch_device, settings.seed, settings.env.image_size, settings.lpips_path
+        )
         episode_steps["imagined"] = settings.gen_horizon
     with ExitStack() as stack:
         env = stack.enter_context(closing(settings.env.make()))
@@ -67,14 +71,6 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
         files = {name: ReplayFiles(folder.replay(name), buffer) for name, buffer in buffers.items()}
         stack.enter_context(folder.locked())
         return _run(trainer, Snapshots(folder, parts, files, env), folder, config, changes)
-
-
-def _build_world_model(settings: MbpoSettings) -> VideoPredictor:
-    from mbrl.build_video_predictor import build_video_predictor  # takes seconds to import
-
-    return build_video_predictor(
-        settings.world_model, settings.torch_device, settings.seed, settings.env.image_size, settings.lpips_path
-    )
 
 
 def num_processors() -> int:
@@ -101,14 +97,15 @@ def _build_buffers(
 
 
 def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any], changes: Changes) -> int:
-    settings, latest = trainer.settings, snapshots.latest
+    settings, latest, trackers = trainer.settings, valid_snapshot(folder), trainer.metric_logger.trackers
+    frame = int(latest.name) if latest else None
     demonstrations = []
-    if settings.demo and latest is None:
+    if settings.demo and frame is None:
         ensure_demonstrations(settings.demo_path_prefix, settings.env)
         demonstrations = load_demonstrations(settings.demo_path_prefix, settings.env)
-    folder.note_settings(config, changes, int(latest.name) if latest else 0)
+    folder.note_settings(config, changes, frame or 0)
     if settings.use_tb:
-        trainer.metric_logger.track_with(TensorBoard(folder.path / "tensorboard", int(latest.name) if latest else -1))
+        trackers.append(TensorBoard(folder.path / "tensorboard", -1 if frame is None else frame))
     if settings.use_wandb:
-        trainer.metric_logger.track_with(start_wandb(folder, settings.experiment, config, latest is not None))
+        trackers.append(start_wandb(folder, settings.experiment, config, is_resumed=frame is not None))
     return trainer.run(snapshots, demonstrations)

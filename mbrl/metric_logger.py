@@ -60,13 +60,10 @@ class MetricLogger:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._trackers: list[Tracker] = []
-
-    def track_with(self, tracker: Tracker) -> None:
-        self._trackers.append(tracker)
+        self.trackers: list[Tracker] = []
 
     def close(self) -> None:
-        for tracker in self._trackers:
+        for tracker in self.trackers:
             tracker.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
@@ -86,7 +83,7 @@ class MetricLogger:
                     table.writeheader()
                 table.writerow({"frame": frame, **finite})
         tracked = {f"{split}/{name}": value for name, value in finite.items() if value is not None}
-        for tracker in self._trackers:
+        for tracker in self.trackers:
             tracker.log(tracked, frame)
 
     def write_video(self, kind: str, name: str, video: Pixels) -> None:

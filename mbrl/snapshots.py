@@ -93,10 +93,6 @@ class Snapshots:
         self._parts, self._replay, self._env = parts, replay, env
         self._valid: tuple[Path, Mapping[str, Manifest]] | None = None
 
-    @property
-    def latest(self) -> Path | None:
-        return valid_snapshot(self._folder)
-
     def save(self, frame: int) -> None:
         """Write a checkpoint and keep the previous one. Does nothing if this frame's is there and valid.
 
@@ -106,8 +102,8 @@ class Snapshots:
         path, before = self._folder.snapshots / f"{frame:09d}", self._valid
         if before is not None and path == before[0]:
             return
-        manifests = {name: files.write() for name, files in self._replay.items()}
         try:
+            manifests = {name: files.write() for name, files in self._replay.items()}
             unfinished = begin_checkpoint(path)
             self._write(unfinished, manifests)
             finish_checkpoint(path, unfinished)
@@ -140,7 +136,7 @@ class Snapshots:
         Raises:
             UserError: all are damaged, or the snapshot is of another kind of run.
         """
-        path = self.latest
+        path = valid_snapshot(self._folder)
         if path is None:
             return False
         state = read_state(path / STATE, needed=("parts", "replay"))

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -146,8 +145,7 @@ class Trainer:
     def advance(self) -> None:
         """Do one agent step."""
         step = self.progress.step
-        stack = torch.from_numpy(self.env.stack)[None]
-        action = self._checked(self.agent.act(stack, step, mean=False, generator=self.rng.acting))[0]
+        action = self._act(self.env.stack[None], mean=False)[0]
         if self.mbpo is not None:
             self.mbpo.prepare(step, self.stop_signal.check)
         if self.settings.agent_learns(step):
@@ -227,13 +225,13 @@ class Trainer:
 
     def _mean_actions(self, stacks: Pixels) -> Floats:
         self.stop_signal.check()
-        tensor = torch.from_numpy(stacks)
-        return self._checked(self.agent.act(tensor, self.progress.step, mean=True, generator=self.rng.acting))
+        return self._act(stacks, mean=True)
 
-    def _checked(self, actions: Tensor) -> Floats:
-        on_cpu = actions.cpu().numpy()
-        self._finite({"the sum of actions": float(on_cpu.sum())})
-        return on_cpu
+    def _act(self, stacks: Pixels, mean: bool) -> Floats:
+        tensor, generator = torch.from_numpy(stacks), self.rng.acting
+        actions = self.agent.act(tensor, self.progress.step, mean=mean, generator=generator).cpu().numpy()
+        self._finite({"the sum of actions": float(actions.sum())})
+        return actions
 
     def _save(self, snapshots: Snapshots, must_succeed: bool) -> None:
         if not self.settings.save_snapshot:

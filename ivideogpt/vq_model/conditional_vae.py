@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.layout import CONTEXT_GRID
-from ivideogpt.vq_model.vae import DecoderBlocks, EncoderBlocks, _Blocks
+from ivideogpt.vq_model.vae import AutoencoderBlocks, DecoderBlocks, EncoderBlocks
 
 NUM_HEADS = 4
 DROPOUT = 0.1
@@ -170,7 +170,7 @@ def _split_heads(tokens: Tensor) -> Tensor:
     return tokens.unflatten(-1, (NUM_HEADS, tokens.shape[-1] // NUM_HEADS)).transpose(1, 2)
 
 
-class _AttendsToContext(_Blocks):
+class _AttendsToContext(AutoencoderBlocks):
     """Base of the conditional encoder and decoder: attention blocks at some levels of the context branch's features.
 
     ``attention_levels`` indexes the context branch's feature list (see :mod:`ivideogpt.vq_model.vae`).

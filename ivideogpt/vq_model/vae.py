@@ -143,7 +143,7 @@ class UNetMidBlock2D(nn.Module):
         return hidden
 
 
-class _Blocks(nn.Module):
+class AutoencoderBlocks(nn.Module):
     """Base of all encoders and decoders: their last layers, and the way through their blocks."""
 
     gradient_checkpointing = False
@@ -171,7 +171,7 @@ class _Blocks(nn.Module):
         return features
 
 
-class EncoderBlocks(_Blocks):
+class EncoderBlocks(AutoencoderBlocks):
     """The layers of an encoder, from ``in_channels`` at full resolution to ``out_channels`` on the latent grid."""
 
     def __init__(
@@ -198,7 +198,7 @@ class EncoderBlocks(_Blocks):
         self.add_last_layers(widths[-1], out_channels, norm_num_groups)
 
 
-class DecoderBlocks(_Blocks):
+class DecoderBlocks(AutoencoderBlocks):
     """The layers of a decoder, from ``in_channels`` on the latent grid to ``out_channels`` at full resolution."""
 
     def __init__(

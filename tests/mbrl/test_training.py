@@ -487,17 +487,18 @@ def test_an_agent_that_acts_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
         train_drq(tmp_path)
 
 
-def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
+@pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (np, "savez")])
+def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog, owner, name):
     """In between it is a line in the log; at the end it is the command's error, and what was saved is valid."""
-    save = torch.save
+    save = getattr(owner, name)
     full = False
 
-    def fail(*args):
+    def fail(*args, **arrays):
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(*args)
+        save(*args, **arrays)
 
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(owner, name, fail)
     train_drq(tmp_path, "num_train_frames=48")
     full = True
     with pytest.raises(UserError, match=r"No space left on device.*unharmed"):

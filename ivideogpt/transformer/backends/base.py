@@ -22,7 +22,7 @@ from ivideogpt.transformer.sampling import Sampling
 
 if TYPE_CHECKING:
     from ivideogpt.transformer.backends.cuda_graph import CudaGraphFrame
-    from ivideogpt.transformer.frame_model import FrameModel
+    from ivideogpt.transformer.decoder import FrameModel
 
 
 class DecodeBackend(Protocol):

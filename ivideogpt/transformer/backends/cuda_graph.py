@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ivideogpt.transformer.backends.torch import TorchBackend
-from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
+from ivideogpt.transformer.decoder import DecodedFrame, FrameModel
 from ivideogpt.transformer.llama import KVCache, LlamaWeights
 from ivideogpt.transformer.sampling import RandomStreams
 
