@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 METAWORLD = "mbrl.envs.metaworld_env:ivideogpt/MetaWorld-v0"  # as gymnasium.make imports and makes it
 ACTION_DIM = 4  # Meta-World's actions
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-PAPER_TASKS = (
-    "button-press-topdown-wall",
-    "coffee-push",
-    "door-lock",
-    "hammer",
-    "handle-pull-side",
-    "plate-slide",
-)
+PAPER_TASKS = ("button-press-topdown-wall", "coffee-push", "door-lock", "hammer", "handle-pull-side", "plate-slide")
 
 
 def task_names() -> tuple[str, ...]:

@@ -75,10 +75,7 @@ class Demonstration:
     def settings(self, others: EnvSettings) -> EnvSettings:
         """Return the settings of its environment as far as they are known, and those of ``others`` elsewhere."""
         return replace(
-            others,
-            image_size=self.episode.frames.shape[-1],
-            frame_stack=len(self.episode.earlier) + 1,
-            **self.origins,
+            others, image_size=self.episode.frames.shape[-1], frame_stack=len(self.episode.earlier) + 1, **self.origins
         )
 
 
