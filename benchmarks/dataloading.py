@@ -22,23 +22,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import numpy as np
-import torch
-from PIL import Image, ImageEnhance
-from torch import Tensor
-
-from benchmarks.measuring import write_results
-from ivideogpt.data.clips.colour import OPERATIONS
-from ivideogpt.data.clips.dataset import DataConfig
-from ivideogpt.data.clips.loaders import build_loader
-from ivideogpt.data.clips.segments import SegmentSpec
-from ivideogpt.data.clips.transforms import Augmentation, central_square, sample_colour, sample_crop
-from ivideogpt.data.convert.conversion import write_episode
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
-
-REPACK = Path(__file__).resolve().parents[1] / "datasets" / "repack.py"
-DATASET = "synthetic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +45,27 @@ class BenchmarkArgs:
             raise UserError(f"--episode_length {self.episode_length} is below --segment_length {self.segment_length}")
 
 
+if __name__ == "__main__":
+    cli(lambda: parse(BenchmarkArgs))  # answers --help, and refuses flags, before torch is imported
+
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance
+from torch import Tensor
+
+from benchmarks.measuring import write_results
+from ivideogpt.data.clips.colour import OPERATIONS
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation, central_square, sample_colour, sample_crop
+from ivideogpt.data.convert.conversion import write_episode
+
+REPACK = Path(__file__).resolve().parents[1] / "datasets" / "repack.py"
+DATASET = "synthetic"
+
+
 # ---- episodes
 
 
@@ -76,11 +82,6 @@ def make_episodes(folder: Path, args: BenchmarkArgs) -> None:
             frame[place : place + size // 6, place : place + size // 6] = 250, 50, 50
         actions = rng.normal(size=(args.episode_length, 7)).astype(np.float32)
         write_episode(folder / DATASET / f"{number:05d}.npz", {"image": frames, "action": actions}, compress=True)
-
-
-def repack(source: Path, target: Path, size: int) -> None:
-    flags = ["--input_path", str(source), "--output_path", str(target), "--resize", str(size)]
-    subprocess.run([sys.executable, str(REPACK), *flags], check=True, stderr=subprocess.DEVNULL)
 
 
 # ---- the baseline
@@ -125,21 +126,18 @@ class Baseline:
         return lambda image: jitter(resize(image), steps)
 
 
+ENHANCERS = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
+
+
 def jitter(image: Image.Image, steps: Sequence[tuple[str, float]]) -> Image.Image:
-    enhancers = {
-        "brightness": ImageEnhance.Brightness,
-        "contrast": ImageEnhance.Contrast,
-        "saturation": ImageEnhance.Color,
-    }
     for name, amount in steps:
-        image = turn_hue(image, amount) if name == "hue" else enhancers[name](image).enhance(amount)
+        if name == "hue":
+            hue, saturation, value = image.convert("HSV").split()
+            turned = (np.asarray(hue, np.int16) + int(amount * 255)).astype(np.uint8)
+            image = Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
+        else:
+            image = ENHANCERS[name](image).enhance(amount)
     return image
-
-
-def turn_hue(image: Image.Image, turns: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    turned = (np.asarray(hue, np.int16) + int(turns * 255)).astype(np.uint8)
-    return Image.merge("HSV", (Image.fromarray(turned), saturation, value)).convert("RGB")
 
 
 # ---- measurements
@@ -194,22 +192,19 @@ def clips_a_second(batch: Callable[[], object], args: BenchmarkArgs) -> float:
 
 
 def table(rates: list[Comparison], args: BenchmarkArgs) -> str:
-    lines = [
-        "| files | augmented | baseline clips/s | ours clips/s | ours frames/s | ratio |",
-        "|---|---|---:|---:|---:|---:|",
-        *(
-            f"| {row.files} | {'yes' if row.augmented else 'no'} | {row.baseline:.1f} | {row.ours:.1f} | "
-            f"{row.ours * args.segment_length:.0f} | {row.ratio:.1f} |"
-            for row in rates
-        ),
-    ]
+    lines = ["| files | augmented | baseline clips/s | ours clips/s | ours frames/s | ratio |"]
+    lines.append("|---|---|---:|---:|---:|---:|")
+    for row in rates:
+        cells = [row.files, "yes" if row.augmented else "no", f"{row.baseline:.1f}", f"{row.ours:.1f}"]
+        lines.append(f"| {' | '.join(cells)} | {row.ours * args.segment_length:.0f} | {row.ratio:.1f} |")
     return "\n".join(lines)
 
 
 def measure(args: BenchmarkArgs, root: Path) -> list[Comparison]:
     native, repacked = root / "native", root / "repacked"
     make_episodes(native, args)
-    repack(native, repacked, args.image_size)
+    flags = ["--input_path", str(native), "--output_path", str(repacked), "--resize", str(args.image_size)]
+    subprocess.run([sys.executable, str(REPACK), *flags], check=True, stderr=subprocess.DEVNULL)
     large, small = f"compressed {args.native_size} px", f"repacked {args.image_size} px"
     rates = []
     for name, baseline, ours in (

@@ -2,11 +2,12 @@
 
     python benchmarks/mbrl.py --output outputs/mbrl.json
 
-The obvious way (`benchmarks/plain_mbrl.py`) renders with MuJoCo's own renderer, replays with a
-DataLoader over episodes, updates DrQ-v2 as published, trains the world model with the modules as they come and imagines
-without a cache. The whole loop is the sum of the parts in 200 frames of the schedule of MBPO after its start,
-without evaluations and saving. Sizes and schedule are those of the settings; the world model is always the bundled one.
-Parts alternate; times are minima over all turns.
+The obvious way renders with MuJoCo's own renderer; replays with a DataLoader over stacked episodes; updates DrQ-v2 as
+published, with shifts by grid sampling of float pictures, an optimizer per network, and metrics fetched at every
+update; trains the world model in contiguous memory format with an unfused optimizer; imagines without a cache, so that
+every frame reads the whole past. The whole loop is the sum of the parts in 200 frames of the schedule of MBPO after its
+start, without evaluations and saving. Sizes and schedule are those of the settings; the world model is always the
+bundled one. Parts alternate; times are minima over all turns.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,27 +24,9 @@ from typing import Any
 # So that it runs from any directory, and that "mbrl" is the package and not this file, whose folder comes first.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
-import torch
-
-from benchmarks.measuring import Timer, write_results
-from benchmarks.models import BUNDLED_FOLDER, CONFIGS
-from benchmarks.plain_mbrl import PlainDrQ, batches_from_files, imagine, in_the_obvious_way
-from benchmarks.released import huggingface_model
+from benchmarks.recipes import BUNDLED_FOLDER, CONFIGS
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
-from mbrl.agent.drqv2 import build_agent
-from mbrl.envs.env_settings import EnvSettings
-from mbrl.envs.offscreen import select_backend
-from mbrl.heap import keep_freed_memory
-from mbrl.replay.episodes import ReplayEpisode
-from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
-from mbrl.settings import MbpoSettings
-from mbrl.train_metaworld_mbpo import parse as parse_settings
-from mbrl.world_model.build import build_video_predictor
-from mbrl.world_model.config import WorldModelConfig
-
-FRAMES = 200  # length of the composed loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +41,41 @@ class MbrlBenchmarkArgs:
 
     def validate(self) -> None:
         """Check nothing: no flags contradict each other."""
+
+
+if __name__ == "__main__":
+    cli(lambda: parse(MbrlBenchmarkArgs))  # answers --help, and refuses flags, before torch is imported
+
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import LlamaForCausalLM
+
+from benchmarks.measuring import Timer, write_results
+from benchmarks.released import append_frame, huggingface_model
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.metrics.frame_metrics import find_lpips
+from ivideogpt.paths import LPIPS_FOLDER
+from ivideogpt.transformer import HeadModelWithAction
+from ivideogpt.world_model import WorldModel
+from mbrl.agent.drqv2 import DrQConfig, build_agent
+from mbrl.agent.networks import Actor, Encoder, TwinCritic
+from mbrl.build_video_predictor import build_video_predictor
+from mbrl.command import keep_freed_memory
+from mbrl.envs.env_settings import EnvSettings
+from mbrl.envs.offscreen import select_backend
+from mbrl.replay.episodes import ReplayEpisode
+from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, Transitions
+from mbrl.settings import MbpoSettings
+from mbrl.train_metaworld_mbpo import parse as parse_settings
+from mbrl.video_predictor import VideoPredictor
+
+FRAMES = 200  # length of the composed loop
+SHIFT, STDDEV, CLIP, TAU, LR = 4, 0.5, 0.3, 0.01, 1e-4
 
 
 @dataclass(frozen=True)
@@ -89,15 +108,23 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     shape = EpisodeShape(settings.frame_stack, (settings.env.image_size,) * 2, 4)
     rng, device = np.random.default_rng(0), settings.torch_device
     episodes = [_random_episode(shape, settings.duration, rng) for _ in range(args.episodes)]
-    paths = _write_files(episodes, Path(stack.enter_context(tempfile.TemporaryDirectory())))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     buffer = ReplayBuffer(args.episodes * settings.duration, shape)
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
         buffer.add(episode)
+        np.savez(folder / f"{number}.npz", **episode.arrays())  # type: ignore[arg-type]
     agent = build_agent(shape, settings.agent, 0, device)
     plain_agent = PlainDrQ(shape, settings.agent, device)
     replay = settings.batch_size, settings.nstep, settings.discount
-    batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(paths, *replay)
-    predictor = build_video_predictor(_bundled(settings), device, seed=0)
+    batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(sorted(folder.iterdir()), *replay)
+    bundled = replace(
+        settings.world_model,
+        config_name=str(CONFIGS / "llama" / "config_tiny.json"),
+        pretrained_model_name_or_path=str(BUNDLED_FOLDER / "tokenizer"),
+        pretrained_transformer_path=str(BUNDLED_FOLDER / "transformer"),
+        load_internal_llm=False,
+    )
+    predictor = build_video_predictor(bundled, device, seed=0)
     plain_predictor, llm = in_the_obvious_way(predictor), huggingface_model(predictor.model)
     model = settings.world_model
     segments = buffer.sample_segments(model.batch_size, model.segment_length, rng)
@@ -188,21 +215,133 @@ def _random_episode(shape: EpisodeShape, num_steps: int, rng: np.random.Generato
     return ReplayEpisode(frames, np.stack([frames[0]] * (shape.frame_stack - 1)), action, numbers[0], numbers[1])
 
 
-def _write_files(episodes: list[ReplayEpisode], folder: Path) -> list[Path]:
-    paths = [folder / f"{number}.npz" for number in range(len(episodes))]
-    for path, episode in zip(paths, episodes, strict=True):
-        np.savez(path, observation=episode.stacks(), action=episode.action, reward=episode.reward)
-    return paths
+# ---- the obvious way
 
 
-def _bundled(settings: MbpoSettings) -> WorldModelConfig:
-    return replace(
-        settings.world_model,
-        config_name=str(CONFIGS / "llama" / "config_tiny.json"),
-        pretrained_model_name_or_path=str(BUNDLED_FOLDER / "tokenizer"),
-        pretrained_transformer_path=str(BUNDLED_FOLDER / "transformer"),
-        load_internal_llm=False,
+class PlainDrQ:
+    """Networks of the project's shapes, updated as the published code does."""
+
+    def __init__(self, shape: EpisodeShape, config: DrQConfig, device: torch.device) -> None:
+        self.device = device
+        self.encoder = Encoder(shape.frame_stack * 3, shape.image_size)
+        sizes = self.encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim
+        self.actor, self.critic, self.target = Actor(*sizes), TwinCritic(*sizes), TwinCritic(*sizes)
+        self.target.load_state_dict(self.critic.state_dict())
+        for network in (self.encoder, self.actor, self.critic, self.target):
+            network.to(device)
+        networks: tuple[nn.Module, ...] = (self.encoder, self.actor, self.critic)
+        self.optimizers = [torch.optim.Adam(network.parameters(), lr=LR, foreach=False) for network in networks]
+
+    def update(self, batch: Transitions) -> dict[str, float]:
+        batch = batch.to(self.device)
+        encoder_optimizer, actor_optimizer, critic_optimizer = self.optimizers
+        features = self._features(batch.obs)
+        with torch.no_grad():
+            following = self._features(batch.next_obs)
+            value = self.target(following, self._explore(following)).amin(0)
+            wanted = batch.reward + batch.discount * value
+        values = self.critic(features, batch.action)
+        critic_loss = F.mse_loss(values[0], wanted) + F.mse_loss(values[1], wanted)
+        encoder_optimizer.zero_grad()
+        critic_optimizer.zero_grad()
+        critic_loss.backward()
+        critic_optimizer.step()
+        encoder_optimizer.step()
+        features = features.detach()
+        actor_loss = -self.critic(features, self._explore(features)).amin(0).mean()
+        actor_optimizer.zero_grad()
+        actor_loss.backward()
+        actor_optimizer.step()
+        for slow, fast in zip(self.target.parameters(), self.critic.parameters(), strict=True):
+            slow.data.copy_(TAU * fast.data + (1 - TAU) * slow.data)
+        return {"critic_loss": critic_loss.item(), "actor_loss": actor_loss.item()}
+
+    def _features(self, stacks: Tensor) -> Tensor:
+        return self.encoder.convolutions(shifted(stacks) / 255 - 0.5).flatten(1)
+
+    def _explore(self, features: Tensor) -> Tensor:
+        mean = self.actor(features)
+        return (mean + (STDDEV * torch.randn_like(mean)).clamp(-CLIP, CLIP)).clamp(-1, 1)
+
+
+def shifted(stacks: Tensor) -> Tensor:
+    """Shift (B, C, H, H) randomly by up to four pixels, in float."""
+    batch, _, height, _ = stacks.shape
+    padded = F.pad(stacks.float(), (SHIFT,) * 4, mode="replicate")
+    size = height + 2 * SHIFT
+    axis = torch.linspace(-1 + 1 / size, 1 - 1 / size, size, device=stacks.device)[:height]
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1).expand(batch, -1, -1, -1)
+    by = torch.randint(0, 2 * SHIFT + 1, (batch, 1, 1, 2), device=stacks.device).float() * 2 / size
+    return F.grid_sample(padded, grid + by, padding_mode="zeros", align_corners=False)
+
+
+class EpisodeRows(IterableDataset):
+    """Transitions of episodes in npz files, which are read once and kept with whole stacks for every row."""
+
+    def __init__(self, paths: list[Path], nstep: int, discount: float) -> None:
+        self.episodes = [{name: array.copy() for name, array in np.load(path).items()} for path in paths]
+        self.nstep, self.discount = nstep, discount
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        while True:
+            episode = self.episodes[np.random.randint(len(self.episodes))]
+            observation, reward = episode["observation"], np.float32(0)
+            i = np.random.randint(1, len(observation) - self.nstep + 1)
+            for k in range(self.nstep):
+                reward += np.float32(self.discount**k) * episode["reward"][i + k, 0]
+            yield observation[i - 1], episode["action"][i], reward, observation[i + self.nstep - 1]
+
+
+def batches_from_files(paths: list[Path], batch_size: int, nstep: int, discount: float) -> Iterator[list[Tensor]]:
+    """Build a loader without workers, which would compete with training for a CPU."""
+    return iter(DataLoader(EpisodeRows(paths, nstep, discount), batch_size))
+
+
+@torch.no_grad()
+def imagine(
+    model: WorldModel,
+    llm: LlamaForCausalLM,
+    starts: Tensor,
+    act: Callable[[Tensor], Tensor],
+    horizon: int,
+    timer: Timer,
+) -> Tensor:
+    """Imagine frames (B, H, 3, h, w); every frame reads and decodes the whole past again, row by row."""
+    transformer, tokenizer = model.transformer, model.tokenizer
+    assert isinstance(transformer, HeadModelWithAction)
+    layout = tokenizer.layout(horizon)
+    frames_so_far = starts.to(model.device).unflatten(1, (-1, 3))
+    context = frames_so_far[:, -layout.context_frames :].float() / 255
+    dummies = context[:, -1:].expand(-1, horizon, -1, -1, -1)
+    tokens, _ = tokenizer.tokenize(torch.cat([context, dummies], dim=1), layout.context_frames)
+    tokens, actions, sampling = tokens[:, : layout.prompt_length], [], model.metadata.generation
+    for _ in range(horizon):
+        actions.append(act(frames_so_far[:, -3:].flatten(1, 2)))
+        past = torch.stack(actions, dim=1)
+        tokens = append_frame(transformer, llm, layout, tokens, past, sampling, timer)
+        frames = tokenizer.detokenize(tokens[:, :-1], layout.context_frames)
+        frames_so_far = torch.cat([frames_so_far, (frames[:, -1:].clamp(0, 1) * 255).round().byte()], dim=1)
+    return frames_so_far[:, -horizon:]
+
+
+def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
+    """Copy a predictor into contiguous memory format, with an unfused optimizer."""
+    tokenizer = deepcopy(predictor.tokenizer).to(memory_format=torch.contiguous_format)
+    transformer = deepcopy(predictor.transformer)
+    settings = predictor.config
+    lpips = None if settings.without_lpips else find_lpips(LPIPS_FOLDER, predictor.model.device)
+    trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
+    return VideoPredictor(
+        WorldModel(tokenizer, transformer, predictor.model.metadata),
+        TokenizerLoss(TokenizerLossConfig(), lpips),
+        AdamW(trained, lr=settings.tok_lr, weight_decay=settings.tok_wd, foreach=False),
+        AdamW(transformer.parameters(), lr=settings.model_lr, weight_decay=settings.model_wd, foreach=False),
+        settings,
+        torch.Generator().manual_seed(0),
     )
+
+
+# ---- results
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,20 +48,12 @@ def write_results(path: str | None, results: Mapping[str, Any], *packages: str) 
     """Write `results` as JSON, with the machine and the versions of torch and `packages`; nothing without a path."""
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        record = {"machine": machine(*packages), "threads": torch.get_num_threads(), **results}
+        cpuinfo = Path("/proc/cpuinfo")  # Linux only
+        names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
+        machine = {"processor": names[0] if names else platform.processor() or platform.machine()}
+        if torch.cuda.is_available():
+            machine["gpu"] = torch.cuda.get_device_name()
+        machine |= {"python": platform.python_version(), "torch": torch.__version__}
+        machine |= {package: version(package) for package in packages}
+        record = {"machine": machine, "threads": torch.get_num_threads(), **results}
         Path(path).write_text(json.dumps(record, indent=2) + "\n")
-
-
-def machine(*packages: str) -> dict[str, str]:
-    facts = {"processor": _processor_name(), "python": platform.python_version(), "torch": torch.__version__}
-    if torch.cuda.is_available():
-        facts["gpu"] = torch.cuda.get_device_name()
-    return facts | {package: version(package) for package in packages}
-
-
-def _processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())

@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
+from benchmarks.recipes import ACTION_DIM, BUNDLED, BUNDLED_FOLDER, CONFIGS, MODELS, Model
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer, read_llama_config
 from ivideogpt.training.tokenizer.build import read_config
@@ -19,33 +19,7 @@ from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel
 
-ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = ROOT / "configs"
-BUNDLED_FOLDER = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
-ACTION_DIM = 4
 ACTION_SCALE = 0.02  # scale of random action weights, that of embeddings; training starts them at zero
-
-
-@dataclass(frozen=True)
-class Model:
-    """The networks of a recipe and its training clips."""
-
-    tokenizer: str
-    transformer: str
-    resolution: int
-    clips: int  # per micro-batch
-    context_length: int = 2
-    segment_length: int = 16  # frames of the transformer's clips
-    tokenizer_segment_length: int = 8
-
-
-MODELS = {
-    "full-64": Model("ctx_vae64", "config.json", 64, clips=2),
-    "medium-64": Model("ctx_vae64", "config_medium.json", 64, clips=1),
-    "full-256": Model("ctx_vae", "config.json", 256, clips=1),
-    "tiny-64": Model("ctx_vae64_tiny", "config_tiny.json", 64, clips=4),
-}
-BUNDLED = "bundled"
 
 
 def build_tokenizer(model: Model, device: torch.device) -> CompressiveVQModel:

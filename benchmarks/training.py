@@ -19,22 +19,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import torch
-from torch import nn
-from torch.optim import AdamW, Optimizer
-
-from benchmarks.measuring import Timer, medians, write_results
-from benchmarks.models import CONFIGS, MODELS, Model, build_tokenizer
+from benchmarks.recipes import CONFIGS, MODELS, Model
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
-from ivideogpt.layout import TokenLayout
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
-from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
-from ivideogpt.training.common.optim import build_adamw, weight_decay_groups
-from ivideogpt.training.tokenizer.trainer import reconstruct
-from ivideogpt.training.transformer.build import compile_transformer, prepare_tokenizer
-
-LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +31,7 @@ class BenchmarkArgs:
     models: str = option("full-64,tiny-64", f"comma-separated: {', '.join(MODELS)}")
     clips: int | None = option(None, "clips per step (default: few enough for a CPU)", minimum=1)
     repeats: int = option(3, "measured steps of each way, after a warm-up step", minimum=1)
-    device: str = option("cuda" if torch.cuda.is_available() else "cpu", "device of the training")
+    device: str = option("auto", "device of the training; auto: cuda if there is one")
     precision: str = option("bf16", "autocast precision of trained networks", choices=("no", "bf16"))
     tokenizer_precision: str = option("bf16", "autocast precision of the frozen tokenizer", choices=("no", "bf16"))
     compile: bool = option(False, "compile our networks, as --compile of the training scripts does")
@@ -55,6 +42,26 @@ class BenchmarkArgs:
             if name not in MODELS:
                 raise UserError(f"--models {name}: choose from {', '.join(MODELS)}")
 
+
+if __name__ == "__main__":
+    cli(lambda: parse(BenchmarkArgs))  # answers --help, and refuses flags, before torch is imported
+
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from benchmarks.generation_floor import num_weights
+from benchmarks.measuring import Timer, medians, write_results
+from benchmarks.models import build_tokenizer
+from ivideogpt.layout import TokenLayout
+from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
+from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
+from ivideogpt.training.common.optim import build_adamw, weight_decay_groups
+from ivideogpt.training.tokenizer.trainer import reconstruct
+from ivideogpt.training.transformer.build import compile_transformer, prepare_tokenizer
+
+LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 1e-4, 0.01, 1.0
 
 Step = Callable[[Timer], None]
 
@@ -69,9 +76,7 @@ class TransformerSteps:
         self.layout: TokenLayout = self.tokenizer.layout(model.segment_length - model.context_length)
         config = read_llama_config(CONFIGS / "llama" / model.transformer)
         self.transformer = build_transformer(config, self.layout).train().to(self.device)
-        self.frames = torch.rand(model.clips, model.segment_length, 3, model.resolution, model.resolution).to(
-            self.device
-        )
+        self.frames = random_frames(model, model.segment_length, self.device)
         with torch.no_grad():
             self.stored, _ = self.tokenizer.tokenize(self.frames, self.tokenizer.context_length)
 
@@ -128,7 +133,7 @@ def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
     """Build a generator phase of `train_tokenizer.py` without LPIPS and discriminator."""
     device = torch.device(args.device)
     tokenizer = build_tokenizer(model, device).train()
-    frames = torch.rand(model.clips, model.tokenizer_segment_length, 3, model.resolution, model.resolution).to(device)
+    frames = random_frames(model, model.tokenizer_segment_length, device)
     loss, optimizer = TokenizerLoss(TokenizerLossConfig()), build_adamw(tokenizer.parameters(), LEARNING_RATE)
 
     def step(timer: Timer) -> None:
@@ -140,6 +145,10 @@ def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
             update(tokenizer, optimizer)
 
     return step
+
+
+def random_frames(model: Model, length: int, device: torch.device) -> Tensor:
+    return torch.rand(model.clips, length, 3, model.resolution, model.resolution).to(device)
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -172,7 +181,7 @@ def measure_model(name: str, args: BenchmarkArgs) -> dict[str, Any]:
         {"obvious": steps.obvious(), "from pixels": steps.ours(False), "from a token store": steps.ours(True)}, args
     )
     flops = steps.flops()
-    parameters = {"transformer": size(steps.transformer), "tokenizer": size(steps.tokenizer)}
+    parameters = {"transformer": num_weights(steps.transformer), "tokenizer": num_weights(steps.tokenizer)}
     del steps
     tokenizer_parts = measure({"tokenizer": tokenizer_step(model, args)}, args)
     seconds = {way: sum(parts.values()) for way, parts in (transformer_parts | tokenizer_parts).items()}
@@ -185,10 +194,6 @@ def measure_model(name: str, args: BenchmarkArgs) -> dict[str, Any]:
         "ratio": {way: seconds["obvious"] / seconds[way] for way in transformer_parts},
         "tflops": flops / seconds["from a token store"] / 1e12,
     }
-
-
-def size(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -206,6 +211,8 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse(BenchmarkArgs)
+    if args.device == "auto":
+        args = replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     results = [measure_model(name, args) for name in args.models.split(",")]
     print(table(results))

@@ -31,10 +31,17 @@ from ivideogpt.files import remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CollectionPolicies, Policy
-from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, PAPER_TASKS, EnvSettings, canonical_task, task_names
+from mbrl.envs.env_settings import (
+    ACTION_DIM,
+    CAMERAS,
+    PAPER_TASKS,
+    EnvSettings,
+    canonical_task,
+    episode_rng,
+    task_names,
+)
 from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
-from mbrl.envs.seeds import episode_rng
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # limit for each requested demonstration

@@ -63,20 +63,17 @@ class PredictArgs:
 
 def with_episode(args: PredictArgs) -> PredictArgs:
     """Return the arguments with an episode, by default the first bundled one. Checked before a model is loaded."""
-    args = args if args.input_path is not None else with_bundled_episode(args)
+    if args.input_path is None:
+        samples = sorted(BUNDLED_SAMPLES.glob("*.npz"))
+        if not samples:
+            raise UserError(f"there is no bundled episode in {BUNDLED_SAMPLES}: name one with --input_path")
+        print(f"episode: {samples[0]} (also there: {', '.join(path.name for path in samples[1:])})")
+        args = replace(args, input_path=str(samples[0]))
     assert args.input_path is not None
     if not Path(args.input_path).is_file():
         raise UserError(f"--input_path {args.input_path}: no such file")
     open_episode(args.input_path, dataset_info(args.dataset_name or "").image_key)
     return args
-
-
-def with_bundled_episode(args: PredictArgs) -> PredictArgs:
-    samples = sorted(BUNDLED_SAMPLES.glob("*.npz"))
-    if not samples:
-        raise UserError(f"there is no bundled episode in {BUNDLED_SAMPLES}: name one with --input_path")
-    print(f"episode: {samples[0]} (also there: {', '.join(path.name for path in samples[1:])})")
-    return replace(args, input_path=str(samples[0]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

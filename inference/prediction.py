@@ -65,15 +65,20 @@ def run(args: PredictArgs) -> None:
 
 def load_model(args: PredictArgs) -> WorldModel:
     dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
-    model = WorldModel.from_pretrained(
-        args.pretrained_model_name_or_path, choose_device(args.device), dtype, args.backend
-    )
-    return adapt(model, args)
+    device = choose_device(args.device)
+    return adapt(WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend), args)
 
 
 def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
     """Return the model with the settings that flags override in its checkpoint."""
-    demand_what_is_fixed(model.metadata, args)
+    if args.action_conditioned and model.metadata.action_dim is None:
+        raise UserError("--action_conditioned was given, but the checkpoint is action-free")
+    for flag in ("resolution", "action_dim"):
+        asked, fixed = getattr(args, flag), getattr(model.metadata, flag)
+        if asked is not None and asked != fixed:
+            raise UserError(
+                f"--{flag} {asked} was given, but {args.pretrained_model_name_or_path} has {fixed}: leave it out"
+            )
     context_length = args.context_length or model.metadata.context_length
     return with_settings(
         model,
@@ -86,40 +91,19 @@ def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
     )
 
 
-def demand_what_is_fixed(metadata: ModelMetadata, args: PredictArgs) -> None:
-    if args.action_conditioned and metadata.action_dim is None:
-        raise UserError("--action_conditioned was given, but the checkpoint is action-free")
-    for flag in ("resolution", "action_dim"):
-        asked, fixed = getattr(args, flag), getattr(metadata, flag)
-        if asked is not None and asked != fixed:
-            raise UserError(
-                f"--{flag} {asked} was given, but {args.pretrained_model_name_or_path} has {fixed}: leave it out"
-            )
-
-
-def frame_step(dataset_name: str | None, metadata: ModelMetadata) -> int:
-    """Return the distance of the segment's frames in the episode; it shrinks for short episodes."""
-    names = [] if dataset_name is None else [dataset_name]
-    info = dataset_info(dataset_name or "")
-    step = info.step(stepsize_as_trained(names, metadata.dataset_step))
-    if dataset_name is not None and not is_known(dataset_name):
-        logger.warning(
-            "--dataset_name %s is in no table: frames are %d apart, from array %r", dataset_name, step, info.image_key
-        )
-    return step
-
-
 def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
     """Read the context and the true future of one segment. A goal-conditioned model gets the last frame first."""
     assert args.input_path is not None
-    step = frame_step(args.dataset_name, metadata)
+    name = args.dataset_name
+    info = dataset_info(name or "")
+    step = info.step(stepsize_as_trained([] if name is None else [name], metadata.dataset_step))
+    if name is not None and not is_known(name):
+        logger.warning(
+            "--dataset_name %s is in no table: frames are %d apart, from array %r", name, step, info.image_key
+        )
     np.random.seed(args.seed)  # the parser samples the segment's start first
     segment = NPZParser(metadata.segment_length, metadata.resolution).parse_segment(
-        args.input_path,
-        args.dataset_name,
-        load_action=metadata.action_dim is not None,
-        action_dim=metadata.action_dim,
-        step=step,
+        args.input_path, name, metadata.action_dim is not None, action_dim=metadata.action_dim, step=step
     )
     if metadata.goal_conditioned:
         *others, goal = segment.indices
@@ -166,16 +150,11 @@ def summarise(scores: Scores) -> dict[str, dict[str, float]]:
     return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
 
 
-def precisions(model: WorldModel) -> str:
-    tokenizer, transformer = (
-        str(network.dtype).removeprefix("torch.") for network in (model.tokenizer, language_model(model.transformer))
-    )
-    return tokenizer if tokenizer == transformer else f"tokenizer {tokenizer}, transformer {transformer}"
-
-
 def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: Prediction) -> dict[str, Any]:
     """Return the content of ``metrics.json``. Scores are over predicted frames only."""
     scores = score(segment, prediction)
+    networks = model.tokenizer, language_model(model.transformer)
+    tokenizer, transformer = (str(network.dtype).removeprefix("torch.") for network in networks)
     per_frame = {
         name: {key: values.mean(dim=0).tolist() for key, values in metrics.items()} for name, metrics in scores.items()
     }
@@ -188,7 +167,7 @@ def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: P
         "num_samples": len(prediction.futures),
         "seed": args.seed,
         "device": str(model.device),
-        "dtype": precisions(model),
+        "dtype": tokenizer if tokenizer == transformer else f"tokenizer {tokenizer}, transformer {transformer}",
         "scores": summarise(scores),
         "scores_per_frame": per_frame,
         "scores_per_sample": {key: values.mean(dim=1).tolist() for key, values in scores["prediction"].items()},

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.clips.segments import Indices, fitting_step, last_start
+from ivideogpt.data.clips.segments import fitting_step, last_start
 from ivideogpt.data.clips.transforms import resize, unit_range
-from ivideogpt.data.formats.episodes import NpzEpisode, check_carries, open_episode
+from ivideogpt.data.formats.episodes import check_carries, open_episode
 from ivideogpt.errors import UserError
 
 
@@ -61,7 +61,15 @@ class NPZParser:
         info = dataset_info(dataset_name or "")
         episode = open_episode(path, info.image_key)
         check_carries(episode, load_action, load_reward, action_dim)
-        indices = self._draw(episode, step or info.step())
+        if episode.num_frames < self.segment_length:
+            raise UserError(
+                f"{episode.path}: {episode.num_frames} frames, fewer than the segment's {self.segment_length}; "
+                "choose a longer episode or a shorter segment_length"
+            )
+        step = fitting_step(step or info.step(), self.segment_length, episode.num_frames)
+        # The legacy generator, as documented: existing seeds must keep selecting the same segments.
+        start = np.random.randint(last_start(episode.num_frames, self.segment_length, step) + 1)
+        indices = start + step * np.arange(self.segment_length)
         actions = episode.actions(indices) if load_action else None
         rewards = episode.rewards(indices) if load_reward else None
         return Segment(
@@ -70,14 +78,3 @@ class NPZParser:
             rewards=None if rewards is None else torch.from_numpy(rewards),
             indices=tuple(indices.tolist()),
         )
-
-    def _draw(self, episode: NpzEpisode, step: int) -> Indices:
-        if episode.num_frames < self.segment_length:
-            raise UserError(
-                f"{episode.path}: {episode.num_frames} frames, fewer than the segment's {self.segment_length}; "
-                "choose a longer episode or a shorter segment_length"
-            )
-        step = fitting_step(step, self.segment_length, episode.num_frames)
-        # The legacy generator, as documented: existing seeds must keep selecting the same segments.
-        start = np.random.randint(last_start(episode.num_frames, self.segment_length, step) + 1)
-        return start + step * np.arange(self.segment_length)

@@ -107,7 +107,7 @@ def initialise_from_plain_tokenizer(tokenizer: CompressiveVQModel, path_or_hub_i
     file = tokenizer_folder(path_or_hub_id) / TOKENIZER_WEIGHTS
     may_lack = [name for name in tokenizer.state_dict() if name.partition(".")[0] not in PLAIN_PARTS]
     load_strict(tokenizer, read_tensors(file), str(file), may_lack)
-    fresh = tokenizer.copy_plain_halves()
+    fresh = tokenizer.init_modules()
     logger.info("taken from %s: %s; starting fresh: %s", file, ", ".join(sorted(PLAIN_PARTS)), ", ".join(fresh))
 
 

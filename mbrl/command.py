@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ivideogpt.errors import UserError, require
-from mbrl.heap import keep_freed_memory
 
 if TYPE_CHECKING:
     from mbrl.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-S = TypeVar("S", bound="Settings")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 FLAGS = """
 --multirun, -m       several values (seed=1,2,3) make several runs, one after another, each in its own folder
 --first-run N        of those, begin with the Nth
@@ -25,28 +24,10 @@ FLAGS = """
 """
 
 
-def read_settings(kind: type[S], config_name: str, argv: Sequence[str]) -> tuple[S, dict[str, Any]]:
-    """Return checked settings, and the values that they were read from.
-
-    Raises:
-        UserError: a setting does not exist, or its value is not what it takes.
-    """
-    from mbrl.config_files import compose_config  # needs hydra, which may be missing
-    from mbrl.settings import read
-
-    config = compose_config(config_name, argv)
-    settings = read(kind, config)
-    settings.validate()
-    return settings, config
-
-
 def run(
-    parse: Callable[[Sequence[str], str], tuple[S, dict[str, Any]]],
-    train: Callable[[S, dict[str, Any]], int],
-    description: str | None,
-    config_name: str,
+    parse: Callable[[Sequence[str], str], tuple[Settings, dict[str, Any]]], description: str | None, config_name: str
 ) -> None:
-    """End with the exit code that ``train`` returns; ``--help`` lists the settings instead.
+    """Train, and end with the exit code of that; ``--help`` lists the settings instead.
 
     Args:
         parse: the overrides of a run, and the name of their configuration.
@@ -64,27 +45,32 @@ def run(
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("OpenGL").setLevel(logging.WARNING)
     runs = [parse(overrides, line.config_name) for overrides in line.runs[line.first_run - 1 :]]
-    _check_folders([settings.run_dir for settings, _ in runs])
-    settings, config = runs[0]
+    folders = [settings.run_dir for settings, _ in runs]
+    if shared := [folder for folder in folders if folders.count(folder) > 1]:
+        raise UserError(
+            f"several of these runs would be in {shared[0]}: name the setting in their folder, such as "
+            "exp_name='drq-lr${lr}'"
+        )
     if len(line.runs) > 1:
-        logger.info("run %d of %d: %s", line.first_run, len(line.runs), settings.run_dir)
-    code = train(settings, config)
+        logger.info("run %d of %d: %s", line.first_run, len(line.runs), folders[0])
+    from mbrl import build_trainer
+
+    code = build_trainer.train(*runs[0])
     if code or len(runs) == 1:
         sys.exit(code)
-    _start_again([*given, "--first-run", str(line.first_run + 1)])
-
-
-def _check_folders(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise UserError(
-                f"several of these runs would be in {folder}: name the setting in their folder, such as "
-                "exp_name='drq-lr${lr}'"
-            )
-
-
-def _start_again(arguments: Sequence[str]) -> None:
-    """Replace this process by the command of the next run, with all memory and devices freed."""
+    # Replace this process by the command of the next run, with all memory and devices freed.
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, [sys.executable, sys.argv[0], *arguments])
+    os.execv(sys.executable, [sys.executable, sys.argv[0], *given, "--first-run", str(line.first_run + 1)])
+
+
+def keep_freed_memory() -> None:
+    """Use freed memory again instead of giving it back to the system: for commands to call before anything else.
+
+    The buffers of a CPU update, some tens of megabytes each, would otherwise be fetched anew and zeroed page by page
+    every time, which is a quarter of an update of DrQ-v2. Does nothing without GNU's C library.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)

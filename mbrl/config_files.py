@@ -111,7 +111,8 @@ def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(str(CFGS), version_base="1.3"):
             config = compose(name, [part for argument in argv for part in _as_hydra_wants(argument)])
-        _check_complete(config)
+        if OmegaConf.is_missing(config, "task_name"):
+            raise UserError("no task is given: add task_name=, or task= with the name of one")
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_reason(error, name)) from error
@@ -146,11 +147,6 @@ def _quoted(argument: str) -> str:
 
 def _underlined(task: str) -> str:
     return canonical_task(task).replace("-", "_") if is_metaworld(task) else task
-
-
-def _check_complete(config: Any) -> None:
-    if OmegaConf.is_missing(config, "task_name"):
-        raise UserError("no task is given: add task_name=, or task= with the name of one")
 
 
 def _reason(error: Exception, name: str) -> str:

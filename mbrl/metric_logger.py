@@ -6,18 +6,19 @@ import csv
 import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from ivideogpt.errors import UserError
+from ivideogpt.evaluation.visualize import INK, PAPER, font
 from ivideogpt.files import atomic_file, write_text
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, finite_or_none
 from ivideogpt.runs.trackers import Tracker, WeightsAndBiases
-from ivideogpt.video_io import write_gif
-from mbrl.replay.episodes import Floats, Pixels
+from ivideogpt.video_io import Pixels, write_gif
 from mbrl.run_folder import RunFolder, writing
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ TABLES = {
 }  # fmt: skip
 CURVE = "success_rate.png"
 VIDEO_FPS = 20.0
-BAR = 6  # pixels
+CAPTION_HEIGHT, CAPTION_SIZE = 18, 11  # pixels
 
 
 def start_wandb(folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> WeightsAndBiases:
@@ -59,13 +60,10 @@ class MetricLogger:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        self._trackers: list[Tracker] = []
-
-    def track_with(self, tracker: Tracker) -> None:
-        self._trackers.append(tracker)
+        self.trackers: list[Tracker] = []
 
     def close(self) -> None:
-        for tracker in self._trackers:
+        for tracker in self.trackers:
             tracker.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
@@ -78,18 +76,15 @@ class MetricLogger:
         with writing(self._folder.path / METRICS):
             append_metrics(self._folder.path / METRICS, {"split": split, "frame": frame}, metrics)
         if split in TABLES:
-            self._write_row(split, {"frame": frame, **finite})
+            path = self._folder.path / f"{split}.csv"
+            with writing(path), path.open("a", newline="") as file:
+                table = csv.DictWriter(file, TABLES[split], extrasaction="ignore")
+                if file.tell() == 0:
+                    table.writeheader()
+                table.writerow({"frame": frame, **finite})
         tracked = {f"{split}/{name}": value for name, value in finite.items() if value is not None}
-        for tracker in self._trackers:
+        for tracker in self.trackers:
             tracker.log(tracked, frame)
-
-    def _write_row(self, split: str, row: Mapping[str, Any]) -> None:
-        path = self._folder.path / f"{split}.csv"
-        with writing(path), path.open("a", newline="") as file:
-            table = csv.DictWriter(file, TABLES[split], extrasaction="ignore")
-            if file.tell() == 0:
-                table.writeheader()
-            table.writerow(row)
 
     def write_video(self, kind: str, name: str, video: Pixels) -> None:
         """Write a video (T, H, W, 3)."""
@@ -145,15 +140,18 @@ class MetricLogger:
         return [self._folder.path / name for name in (METRICS, *(f"{split}.csv" for split in TABLES))]
 
 
-def enlarged(frames: Pixels) -> Pixels:
-    """Convert frames (T, 3, H, W) to a video (T, H, W, 3) of twice the size: 64 pixels are few to look at."""
-    return np.ascontiguousarray(frames.transpose(0, 2, 3, 1).repeat(2, axis=1).repeat(2, axis=2))
+def enlarged(video: Pixels) -> Pixels:
+    """Double the size of a video (T, H, W, 3): 64 pixels are few to look at."""
+    return video.repeat(2, axis=1).repeat(2, axis=2)
 
 
-def with_rewards(video: Pixels, rewards: Floats) -> Pixels:
-    """Draw a bar for each reward (T,) below each frame: video (T, H, W, 3) to (T, H + BAR, W, 3)."""
-    num_frames, _, width, _ = video.shape
-    largest = max(float(rewards.max()), 1e-6)
-    lengths = np.clip(rewards / largest * width, 0, width)
-    bars = np.where(np.arange(width) < lengths[:, None], 220, 30).astype(np.uint8)  # (T, W)
-    return np.concatenate([video, np.broadcast_to(bars[:, None, :, None], (num_frames, BAR, width, 3))], axis=1)
+def captioned(video: Pixels, texts: Iterable[str]) -> Pixels:
+    """Enlarge a video (T, H, W, 3), and write a text below each frame."""
+    pages = []
+    for frame, text in zip(enlarged(video), texts, strict=True):
+        height, width = frame.shape[:2]
+        page = Image.new("RGB", (width, height + CAPTION_HEIGHT), PAPER)
+        page.paste(Image.fromarray(frame))
+        ImageDraw.Draw(page).text((4, height + 2), text, fill=INK, font=font(CAPTION_SIZE))
+        pages.append(np.asarray(page))
+    return np.stack(pages)

@@ -1,7 +1,7 @@
 """Folder of a run: its settings, and the paths of its parts.
 
-settings.json            as composed; the same command again goes on with it, others are refused
-run.json                 digests of the weights that it began with, and settings that were changed on purpose
+run.json                 settings as composed; the same command again goes on with them, others are refused;
+                         digests of the weights that it began with, and settings that were changed on purpose
 metrics.jsonl            all that was measured, with train.csv and eval.csv as its tables
 success_rate.png         of the evaluations
 videos/                  GIFs by kind and frame
@@ -13,7 +13,6 @@ lock                     held by the process that is writing here
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -48,12 +47,19 @@ class RunFolder:
     path: Path
 
     @property
-    def note(self) -> Path:
-        return self.path / "settings.json"
-
-    @property
     def record(self) -> Path:
         return self.path / RECORD
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as last noted.
+
+        Raises:
+            UserError: this is no folder of a run.
+        """
+        settings = read_json(self.record, "name the folder of a run").get("settings")
+        if not isinstance(settings, dict):
+            raise UserError(f"{self.record} holds no settings: name the folder of a run")
+        return settings
 
     @property
     def snapshots(self) -> Path:
@@ -78,16 +84,14 @@ class RunFolder:
         check_folder_can_be_written(self.path, "run_dir")
         with writing(self.path):
             check_not_locked(self.path, ADVICE)
-        if not self.note.exists():
+        record = read_json(self.record, ADVICE) if self.record.exists() else {}
+        if "settings" not in record:
             return {}
-        before = flat(read_json(self.note, "use another run_dir"))
-        now = flat(_as_read_back(settings))
-        names = before.keys() | now.keys()
-        record = read_json(self.record) if self.record.exists() else {}
+        before, now = flat(record["settings"]), flat(settings)
+        names = sorted(before.keys() | now.keys())
         changes = RULES.changes(
-            {name: now.get(name) for name in sorted(names)}, {name: before.get(name) for name in names},
-            record.get("contents"),
-        )  # fmt: skip
+            {name: now.get(name) for name in names}, {name: before.get(name) for name in names}, record.get("contents")
+        )
         if not now.get("resume_with_changes"):
             refuse(
                 changes, RULES.allow, lambda name, before, now: f"{name} is {now}, was {before}",
@@ -110,13 +114,12 @@ class RunFolder:
 
     def note_settings(self, settings: Mapping[str, Any], changes: Changes, frame: int) -> None:
         """Write the present settings, and once the digests of the weights that they name."""
-        with writing(self.note):
+        with writing(self.record):
             self.path.mkdir(parents=True, exist_ok=True)
-            if not self.record.exists():
-                write_json(self.record, {"contents": RULES.digests(flat(_as_read_back(settings)))})
+            record = read_json(self.record) if self.record.exists() else {"contents": RULES.digests(flat(settings))}
+            write_json(self.record, {**record, "settings": settings})
             if changes:
-                RULES.note(self.record, changes, frame, flat(_as_read_back(settings)))
-            write_json(self.note, _as_read_back(settings))
+                RULES.note(self.record, changes, frame, flat(settings))
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -125,10 +128,6 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         result |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return result
-
-
-def _as_read_back(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return json.loads(json.dumps(settings))
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Settings of a run, named as in `cfgs/`, which holds the defaults. They are checked before anything expensive starts.
 
+What is due in which step is asked of them, too: a resumed run needs to know no more than the number of steps.
 Frames are simulator steps; an agent step has ``action_repeat`` of them.
 """
 
@@ -11,7 +12,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,20 +23,27 @@ from ivideogpt.errors import UserError
 from ivideogpt.paths import LPIPS_FOLDER
 from mbrl.agent.drqv2 import DrQConfig
 from mbrl.envs.env_settings import ACTION_DIM, CAMERAS, EnvSettings, canonical_task, is_metaworld
-from mbrl.world_model.config import WorldModelConfig
 
 T = TypeVar("T")
+S = TypeVar("S", bound="Settings")
 NUM_WORKERS = 4  # default, which gives no warning
+RELEASED = "pretrained_models/ivideogpt-oxe-64-act-free"
+INERT_KEYS = ("fast_reward_predictor", "reward_lr", "reward_wd")
+BELOW_1 = ("tok_beta1", "tok_beta2", "llama_attn_drop")
 
 logger = logging.getLogger(__name__)
 
-# Minimum value of each setting.
+# Minimum value of each setting, and of those under ``world_model``.
 MINIMA = {
     "frame_stack": 1, "action_repeat": 1, "duration": 1, "num_train_frames": 0, "num_seed_frames": 0, "seed": 0,
     "eval_every_frames": 1, "num_eval_episodes": 1, "replay_buffer_size": 1, "nstep": 1, "batch_size": 1,
     "agent_update_times": 0, "start_mbpo": 0, "init_update_gen_steps": 0, "init_gen_times": 0,
     "update_gen_every_step": 1, "update_gen_times": 0, "update_tokenizer_every_step": 1, "gen_every_steps": 1,
     "gen_batch": 1, "gen_horizon": 1,
+}  # fmt: skip
+WORLD_MODEL_MINIMA = {
+    "batch_size": 1, "max_target_frames": 1, "action_dim": 1, "tok_lr": 0, "tok_wd": 0, "model_lr": 0, "model_wd": 0,
+    "reward_weight": 0, "tok_beta1": 0, "tok_beta2": 0, "llama_attn_drop": 0,
 }  # fmt: skip
 
 
@@ -58,6 +66,20 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     return kind(**{name: _typed(hints[name], value, prefix + name) for name, value in values.items()})
 
 
+def read_settings(kind: type[S], argv: Sequence[str], config_name: str) -> tuple[S, dict[str, Any]]:
+    """Return checked settings of a command line, and the values that they were read from.
+
+    Raises:
+        UserError: a setting does not exist, or its value is not what it takes.
+    """
+    from mbrl.config_files import compose_config  # needs hydra, which may be missing
+
+    config = compose_config(config_name, argv)
+    settings = read(kind, config)
+    settings.validate()
+    return settings, config
+
+
 def _typed(hint: Any, value: Any, name: str) -> Any:
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
@@ -78,6 +100,78 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return value
     words = {float: "a number", int: "a whole number", bool: "true or false"}
     raise UserError(f"{name} is {value!r}: it should be {words.get(hint, 'a text')}")
+
+
+def _check_minima(settings: Any, minima: Mapping[str, int], prefix: str = "") -> None:
+    for name, minimum in minima.items():
+        value = getattr(settings, name, None)
+        if value is not None and value < minimum:
+            raise UserError(f"{prefix}{name} is {value}: it must be at least {minimum}")
+
+
+@dataclass(frozen=True)
+class WorldModelConfig:
+    """Settings under ``world_model``; the defaults are the paper's.
+
+    Attributes:
+        load_pretrained_model: start the transformer from ``pretrained_transformer_path``; otherwise it is new.
+        pretrained_model_name_or_path: the tokenizer; None for a new one.
+        load_internal_llm: the transformer's file is of an action-free model, or only its language model is wanted.
+        llama_attn_drop: attention dropout in the transformer's updates; None: as ``config_name`` says.
+        symlog: rewards are learned in symlog space.
+        max_grad_norm: None: gradients are not clipped.
+        selected_params: the codebooks stay as they are.
+        max_target_frames: future frames of a segment that the tokenizer trains on.
+        reward_weight: of the reward's squared error beside the cross-entropy.
+        without_lpips: the tokenizer learns without the perceptual loss.
+        fast_reward_predictor, reward_lr, reward_wd: historical, without effect.
+    """
+
+    load_pretrained_model: bool = True
+    config_name: str = "configs/llama/config.json"
+    vqgan_type: str = "ctx_vqgan"
+    pretrained_model_name_or_path: str | None = f"{RELEASED}/tokenizer"
+    pretrained_transformer_path: str = f"{RELEASED}/transformer"
+    load_internal_llm: bool = True
+    llama_attn_drop: float | None = 0.1
+    symlog: bool = True
+    context_length: int = 2
+    segment_length: int = 12
+    action_dim: int = 4
+    batch_size: int = 16
+    selected_params: bool = True
+    tok_lr: float = 1e-4
+    tok_wd: float = 0.0
+    tok_beta1: float = 0.9
+    tok_beta2: float = 0.999
+    max_grad_norm: float | None = 1.0
+    max_target_frames: int = 5
+    model_lr: float = 1e-4
+    model_wd: float = 0.0
+    embed_no_wd: bool = True
+    reward_weight: float = 1.0
+    without_lpips: bool = False
+    fast_reward_predictor: bool = False
+    reward_lr: float = 1e-4
+    reward_wd: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.vqgan_type != "ctx_vqgan":
+            raise UserError(f"world_model.vqgan_type is {self.vqgan_type!r}, only 'ctx_vqgan' is supported")
+        if not 0 < self.context_length < self.segment_length:
+            raise UserError(
+                f"world_model.segment_length {self.segment_length} must be more than its context_length "
+                f"{self.context_length}, which must be positive"
+            )
+        _check_minima(self, WORLD_MODEL_MINIMA, "world_model.")
+        for name in BELOW_1:
+            if (getattr(self, name) or 0) >= 1:
+                raise UserError(f"world_model.{name} is {getattr(self, name)}: it must be less than 1")
+        if self.max_grad_norm is not None and self.max_grad_norm <= 0:
+            raise UserError(f"world_model.max_grad_norm is {self.max_grad_norm}: it must be more than 0")
+        for name in INERT_KEYS:
+            if getattr(self, name) != WorldModelConfig.__dataclass_fields__[name].default:
+                logger.warning("world_model.%s has no effect: the transformer's own head predicts rewards", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +235,24 @@ class Settings:
         )
 
     @property
-    def episode_frames(self) -> int:
-        return self.duration * self.action_repeat
+    def num_steps(self) -> int:
+        return self.steps(self.num_train_frames)
+
+    def frame(self, step: int) -> int:
+        return step * self.action_repeat
+
+    def steps(self, frames: int) -> int:
+        return frames // self.action_repeat
+
+    def is_due(self, step: int, every: int) -> bool:
+        """Return whether something due every so many frames, which need not be whole agent steps, is due now."""
+        return step % max(self.steps(every), 1) == 0
+
+    def evaluates(self, step: int) -> bool:
+        return self.is_due(step, self.eval_every_frames)
+
+    def agent_learns(self, step: int) -> bool:
+        return step >= self.steps(self.num_seed_frames) and step % self.agent.update_every_steps == 0
 
     def validate(self) -> None:
         """Check ranges and combinations.
@@ -150,11 +260,8 @@ class Settings:
         Raises:
             UserError: a value is out of its range, or contradicts another one.
         """
-        for name, minimum in MINIMA.items():
-            if getattr(self, name, minimum) < minimum:
-                raise UserError(f"{name} is {getattr(self, name)}: it must be at least {minimum}")
-        if self.agent.update_every_steps < 1:
-            raise UserError(f"agent.update_every_steps is {self.agent.update_every_steps}: it must be at least 1")
+        _check_minima(self, MINIMA)
+        _check_minima(self.agent, {"update_every_steps": 1}, "agent.")
         if not 0 <= self.discount <= 1:
             raise UserError(f"discount is {self.discount}: it must be in [0, 1]")
         if self.camera not in CAMERAS:
@@ -181,9 +288,10 @@ class Settings:
         _ = self.env  # checks itself
 
     def _check_there_is_data_by(self, start: str) -> None:
-        if getattr(self, start) < self.episode_frames and not self.demo:
+        frames = self.frame(self.duration)
+        if getattr(self, start) < frames and not self.demo:
             raise UserError(
-                f"{start} is {getattr(self, start)}, before the first episode ends ({self.episode_frames} frames): "
+                f"{start} is {getattr(self, start)}, before the first episode ends ({frames} frames): "
                 "raise it, or add demo=true"
             )
 
@@ -229,6 +337,20 @@ class MbpoSettings(Settings):
     lpips_path: Path
     world_model: WorldModelConfig
 
+    @property
+    def first_step(self) -> int:
+        """The step of the initial updates and rounds of imagination."""
+        return self.steps(self.start_mbpo)
+
+    def model_learns(self, step: int) -> bool:
+        return step > self.first_step and self.is_due(step, self.update_gen_every_step)
+
+    def tokenizer_learns(self, step: int) -> bool:
+        return self.is_due(step, self.update_tokenizer_every_step)
+
+    def imagines(self, step: int) -> bool:
+        return step >= self.first_step and self.is_due(step, self.gen_every_steps)
+
     def validate(self) -> None:
         super().validate()
         if not 0 <= self.real_ratio <= 1:
@@ -236,9 +358,7 @@ class MbpoSettings(Settings):
         if self.nstep > self.gen_horizon:
             raise UserError(f"nstep {self.nstep} is more than the {self.gen_horizon} imagined steps (gen_horizon)")
         tokenizer_every, model_every = self.update_tokenizer_every_step, self.update_gen_every_step
-        if (tokenizer_every // self.action_repeat) % max(
-            model_every // self.action_repeat, 1
-        ):  # in agent steps, the unit of the schedule
+        if self.steps(tokenizer_every) % max(self.steps(model_every), 1):
             raise UserError(
                 f"update_tokenizer_every_step is {tokenizer_every}: the tokenizer learns when the transformer does, "
                 f"so give a multiple of {model_every} (update_gen_every_step), and both in multiples of action_repeat "
@@ -247,9 +367,6 @@ class MbpoSettings(Settings):
         if self.lpips_path != Path(LPIPS_FOLDER) and not self.lpips_path.is_dir():
             raise UserError(f"lpips_path is {self.lpips_path}: no such folder")
         self._check_there_is_data_by("start_mbpo")
-        self._check_world_model()
-
-    def _check_world_model(self) -> None:
         context, length = self.world_model.context_length, self.world_model.segment_length
         if length != self.gen_horizon + context:
             raise UserError(

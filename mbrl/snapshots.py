@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +72,8 @@ def valid_snapshot(folder: RunFolder) -> Path | None:
     return path
 
 
-def saved_capacity(folder: RunFolder) -> int | None:
-    """Return the capacity of the replay buffers in the valid snapshot, if there is one."""
-    state = _saved(folder)
-    return None if state is None else next(iter(state["replay"].values()))["capacity"]
-
-
-def saved_part(folder: RunFolder, name: str) -> Any:
-    """Return the state of one part in the valid snapshot, if there is one."""
-    state = _saved(folder)
-    return None if state is None else state["parts"][name]
-
-
-def _saved(folder: RunFolder) -> dict[str, Any] | None:
-    """Read a state through a memory map: parts that are not used stay on the disk."""
+def saved_state(folder: RunFolder) -> dict[str, Any] | None:
+    """Read the valid snapshot, if there is one, through a memory map: parts that are not used stay on the disk."""
     path = valid_snapshot(folder)
     return None if path is None else read_state(path / STATE, needed=("parts", "replay"), mmap=True)
 
@@ -104,10 +93,6 @@ class Snapshots:
         self._parts, self._replay, self._env = parts, replay, env
         self._valid: tuple[Path, Mapping[str, Manifest]] | None = None
 
-    @property
-    def latest(self) -> Path | None:
-        return valid_snapshot(self._folder)
-
     def save(self, frame: int) -> None:
         """Write a checkpoint and keep the previous one. Does nothing if this frame's is there and valid.
 
@@ -117,8 +102,8 @@ class Snapshots:
         path, before = self._folder.snapshots / f"{frame:09d}", self._valid
         if before is not None and path == before[0]:
             return
-        manifests = {name: files.write() for name, files in self._replay.items()}
         try:
+            manifests = {name: files.write() for name, files in self._replay.items()}
             unfinished = begin_checkpoint(path)
             self._write(unfinished, manifests)
             finish_checkpoint(path, unfinished)
@@ -130,22 +115,20 @@ class Snapshots:
                 f"cannot save the run in {path} ({reason}); what was saved before is unharmed: make room"
             ) from error
         self._valid = path, manifests
-        self._forget_all_but([(path, manifests), *([before] if before else [])])
-
-    def _write(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
-        state = {
-            "parts": {name: dict(part.state_dict()) for name, part in self._parts.items()},
-            "replay": {name: manifest.to_json() for name, manifest in manifests.items()},
-        }
-        save_state(state, path / STATE)
-        with atomic_file(path / ENVIRONMENT) as file:
-            np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
-
-    def _forget_all_but(self, kept: Sequence[tuple[Path, Mapping[str, Manifest]]]) -> None:
+        kept = [self._valid, *([before] if before else [])]
         for other in set(self._folder.snapshots.iterdir()) - {path for path, _ in kept}:
             remove_checkpoint(other)
         for name, files in self._replay.items():
             files.remove_unreferenced(*(manifests[name] for _, manifests in kept))
+
+    def _write(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
+        state = {
+            "parts": {name: dict(part.state_dict()) for name, part in self._parts.items()},
+            "replay": {name: asdict(manifest) for name, manifest in manifests.items()},
+        }
+        save_state(state, path / STATE)
+        with atomic_file(path / ENVIRONMENT) as file:
+            np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
 
     def load(self) -> bool:
         """Restore the valid checkpoint. Returns whether there was one.
@@ -153,7 +136,7 @@ class Snapshots:
         Raises:
             UserError: all are damaged, or the snapshot is of another kind of run.
         """
-        path = self.latest
+        path = valid_snapshot(self._folder)
         if path is None:
             return False
         state = read_state(path / STATE, needed=("parts", "replay"))

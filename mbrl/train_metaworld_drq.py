@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
-from mbrl.command import read_settings, run
+from mbrl.command import run
 
 if TYPE_CHECKING:
     from mbrl.settings import Settings
@@ -23,16 +23,10 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str], config_name: str = "config") -> tuple[Settings, dict[str, Any]]:
     """Return the settings, and the values that they were read from."""
-    from mbrl.settings import Settings
+    from mbrl.settings import Settings, read_settings
 
-    return read_settings(Settings, config_name, argv)
-
-
-def train(settings: Settings, config: dict[str, Any]) -> int:
-    from mbrl.build_trainer import train_drq
-
-    return train_drq(settings, config)
+    return read_settings(Settings, argv, config_name)
 
 
 if __name__ == "__main__":
-    cli(lambda: run(parse, train, __doc__, "config"))
+    cli(lambda: run(parse, __doc__, "config"))

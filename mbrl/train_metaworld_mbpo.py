@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.errors import cli
-from mbrl.command import read_settings, run
+from mbrl.command import run
 
 if TYPE_CHECKING:
     from mbrl.settings import MbpoSettings
@@ -24,21 +23,10 @@ if TYPE_CHECKING:
 
 def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
     """Return the settings, and the values that they were read from."""
-    from mbrl.settings import MbpoSettings
+    from mbrl.settings import MbpoSettings, read_settings
 
-    return read_settings(MbpoSettings, config_name, argv)
-
-
-def train(settings: MbpoSettings, config: dict[str, Any]) -> int:
-    from mbrl.build_trainer import train_mbpo
-    from mbrl.world_model.build import build_video_predictor
-
-    build = partial(
-        build_video_predictor, settings.world_model, settings.torch_device, settings.seed, settings.env.image_size,
-        settings.lpips_path,
-    )  # fmt: skip
-    return train_mbpo(settings, config, build)
+    return read_settings(MbpoSettings, argv, config_name)
 
 
 if __name__ == "__main__":
-    cli(lambda: run(parse, train, __doc__, "mbpo_config"))
+    cli(lambda: run(parse, __doc__, "mbpo_config"))

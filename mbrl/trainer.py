@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -25,18 +24,19 @@ from ivideogpt.runs.signals import Interrupted, StopSignal
 from ivideogpt.runs.state import Stateful
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.seeds import episode_seed
+from mbrl.envs.env_settings import episode_seed
 from mbrl.envs.vector_env import LostEnvironment, VectorEnv, evaluate
 from mbrl.mbpo import Mbpo
 from mbrl.metric_logger import MetricLogger, enlarged
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 from mbrl.replay.replay_buffer import ReplayBuffer, Transitions
-from mbrl.schedule import SNAPSHOT_EVERY, VALIDATE_EVERY, Schedule
+from mbrl.settings import Settings
 from mbrl.snapshots import RandomNumbers, Snapshots
 
 logger = logging.getLogger(__name__)
 
-BatchSource = Callable[[], Transitions]  # returns a training batch of the agent
+SNAPSHOT_EVERY = 10  # episodes
+VALIDATE_EVERY = 5  # episodes
 
 
 @dataclass
@@ -59,8 +59,7 @@ class Progress:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.step, self.episode, self.seconds = state["step"], state["episode"], state["seconds"]
-        self.evaluated = state.get("evaluated", -1)  # runs that were saved before it was noted
+        vars(self).update(state)  # runs of earlier versions did not note when they were evaluated
 
 
 class Trainer:
@@ -68,18 +67,17 @@ class Trainer:
 
     def __init__(
         self,
-        schedule: Schedule,
+        settings: Settings,
         env: AgentEnv,
         eval_envs: VectorEnv,
         agent: DrQAgent,
         real: ReplayBuffer,
-        batches: BatchSource,
+        batches: Callable[[], Transitions],
         rng: RandomNumbers,
         metric_logger: MetricLogger,
         mbpo: Mbpo | None = None,
     ) -> None:
-        self.schedule, self.settings = schedule, schedule.settings
-        self.env, self.eval_envs = env, eval_envs
+        self.settings, self.env, self.eval_envs = settings, env, eval_envs
         self.agent, self.real, self.batches, self.mbpo = agent, real, batches, mbpo
         self.rng, self.metric_logger = rng, metric_logger
         self.progress = Progress()
@@ -89,17 +87,18 @@ class Trainer:
 
     @property
     def frame(self) -> int:
-        return self.schedule.frame(self.progress.step)
+        return self.settings.frame(self.progress.step)
 
     def parts(self) -> dict[str, Stateful]:
         """Return the stateful components to checkpoint, by name."""
-        return {
+        parts: dict[str, Stateful] = {
             "agent": self.agent,
             "random": self.rng,
             "records": self.metric_logger,
             "progress": self.progress,
             "window": self.averager,
         }
+        return parts if self.mbpo is None else parts | {"world_model": self.mbpo.world_model, "dreaming": self.mbpo}
 
     def run(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode] = ()) -> int:
         """
@@ -113,9 +112,16 @@ class Trainer:
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             stack.callback(self.metric_logger.close)
-            self._begin_or_resume(snapshots, demonstrations)
-            bar = stack.enter_context(self._progress_bar())
-            while self.progress.step < self.schedule.num_steps and not self.stop_signal.number:
+            if not snapshots.load():
+                self.metric_logger.set_aside_unsaved()
+                for episode in demonstrations:
+                    self.real.add(episode, demonstration=True)
+                self._reset()
+            self._started = time.perf_counter()
+            frames = self.settings.frame(self.settings.num_steps)
+            bar = tqdm(total=frames, initial=self.frame, unit="frame", disable=None, desc=self.settings.task_name)
+            stack.enter_context(bar)
+            while self.progress.step < self.settings.num_steps and not self.stop_signal.number:
                 self._evaluate_if_due(snapshots)
                 if self.stop_signal.number:
                     break
@@ -139,10 +145,10 @@ class Trainer:
     def advance(self) -> None:
         """Do one agent step."""
         step = self.progress.step
-        action = self._act(step)
+        action = self._act(self.env.stack[None], mean=False)[0]
         if self.mbpo is not None:
             self.mbpo.prepare(step, self.stop_signal.check)
-        if self.schedule.agent_learns(step):
+        if self.settings.agent_learns(step):
             for _ in range(self.settings.agent_update_times):
                 self.averager.add(self.agent.update(self.batches(), step))
         if self.mbpo is not None:
@@ -152,15 +158,17 @@ class Trainer:
             raise UserError(f"the simulator's reward is {reward} at frame {self.frame}: {self._advice()}")
         self.progress.step += 1
 
-    def _act(self, step: int) -> Floats:
-        stack = torch.from_numpy(self.env.stack)[None]
-        return self._checked(self.agent.act(stack, step, mean=False, generator=self.rng.acting))[0]
-
     def finish_episode(self) -> None:
         episode = self.env.episode()
         self.real.add(episode)
         self.progress.episode += 1
-        self._log_episode(episode)
+        metrics = self._finite(self.averager.take())
+        if self.mbpo is not None:
+            metrics |= self.mbpo.averager.take()
+        outcome = {"episode_reward": float(episode.reward.sum()), "success": float(self.env.success)}
+        self.metric_logger.write("train", self.frame, {**self._place(), **outcome, **metrics})
+        if self.settings.save_train_video:
+            self._write_video("train", episode.frames)
         if self.mbpo is not None and self.progress.episode % VALIDATE_EVERY == 0:
             self.mbpo.validate(self.progress.step)
         self._reset()
@@ -168,14 +176,8 @@ class Trainer:
     def _reset(self) -> None:
         self.env.reset(seed=episode_seed(self.settings.seed, "train", self.progress.episode))
 
-    def _log_episode(self, episode: ReplayEpisode) -> None:
-        metrics = self._finite(self.averager.take())
-        if self.mbpo is not None:
-            metrics |= self.mbpo.averager.take()
-        outcome = {"episode_reward": float(episode.reward.sum()), "success": float(self.env.success)}
-        self.metric_logger.write("train", self.frame, {**self._place(), **outcome, **metrics})
-        if self.settings.save_train_video:
-            self.metric_logger.write_video("train", f"{self.frame:09d}", enlarged(episode.frames))
+    def _write_video(self, kind: str, frames: Pixels) -> None:
+        self.metric_logger.write_video(kind, f"{self.frame:09d}", enlarged(frames.transpose(0, 2, 3, 1)))
 
     def _place(self) -> dict[str, float]:
         seconds = self._seconds()
@@ -191,7 +193,7 @@ class Trainer:
 
     def _evaluate_if_due(self, snapshots: Snapshots) -> None:
         """Evaluate once; an evaluation that is cut short leaves the run as it was before."""
-        if not self.schedule.evaluates(self.progress.step) or self.progress.evaluated == self.progress.step:
+        if not self.settings.evaluates(self.progress.step) or self.progress.evaluated == self.progress.step:
             return
         try:
             self.evaluate()
@@ -216,28 +218,20 @@ class Trainer:
         self.progress.evaluated = self.progress.step
         self.metric_logger.plot_success()
         if results[0].frames is not None:
-            self.metric_logger.write_video("eval", f"{self.frame:09d}", enlarged(results[0].frames))
+            self._write_video("eval", results[0].frames)
         logger.info(
             "frame %d: success rate %.2f, mean reward %.1f", self.frame, metrics["success_rate"], np.mean(rewards)
         )
 
     def _mean_actions(self, stacks: Pixels) -> Floats:
         self.stop_signal.check()
-        tensor = torch.from_numpy(stacks)
-        return self._checked(self.agent.act(tensor, self.progress.step, mean=True, generator=self.rng.acting))
+        return self._act(stacks, mean=True)
 
-    def _checked(self, actions: Tensor) -> Floats:
-        on_cpu = actions.cpu().numpy()
-        self._finite({"the sum of actions": float(on_cpu.sum())})
-        return on_cpu
-
-    def _begin_or_resume(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode]) -> None:
-        if not snapshots.load():
-            self.metric_logger.set_aside_unsaved()
-            for episode in demonstrations:
-                self.real.add(episode, demonstration=True)
-            self._reset()
-        self._started = time.perf_counter()
+    def _act(self, stacks: Pixels, mean: bool) -> Floats:
+        tensor, generator = torch.from_numpy(stacks), self.rng.acting
+        actions = self.agent.act(tensor, self.progress.step, mean=mean, generator=generator).cpu().numpy()
+        self._finite({"the sum of actions": float(actions.sum())})
+        return actions
 
     def _save(self, snapshots: Snapshots, must_succeed: bool) -> None:
         if not self.settings.save_snapshot:
@@ -263,12 +257,6 @@ class Trainer:
             f"The last snapshot, if there is one, in {self.settings.run_dir} is good: start the same command again, "
             "perhaps with a lower lr in another run_dir"
         )
-
-    def _progress_bar(self) -> tqdm:
-        return tqdm(
-            total=self.schedule.frame(self.schedule.num_steps), initial=self.frame, unit="frame", disable=None,
-            desc=self.settings.task_name,
-        )  # fmt: skip
 
     def _leave(self) -> int:
         if not self.stop_signal.number:

@@ -17,8 +17,7 @@ from torch.nn import functional as F
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer.backends import open_backend
-from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder
-from ivideogpt.transformer.frame_model import FrameModel
+from ivideogpt.transformer.decoder import DecodedFrames, FrameDecoder, FrameModel
 from ivideogpt.transformer.language_model import KeysAndValues, LanguageModelOutput, LlamaForCausalLM
 from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 

@@ -31,17 +31,14 @@ def attention(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None
     return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal, enable_gqa=grouped)
 
 
-def causal_attention(
-    queries: Tensor, keys: Tensor, values: Tensor, dropout: float, scaling: float | None = None
-) -> Tensor:
-    """Return ``softmax(scaling * queries keys^T)`` over positions that are not later, with dropout, times values.
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor, dropout: float) -> Tensor:
+    """Return ``softmax(queries keys^T / sqrt(d))`` over positions that are not later, with dropout, times values.
 
     All are (..., L, d) and float32; where autocast is on, they are made float32 and computed so. Dropout draws from
     torch's global generator; its probability is rounded to a multiple of 2^-16.
     """
-    scaling = queries.shape[-1] ** -0.5 if scaling is None else scaling
     flat = [tensor.flatten(0, -3).contiguous() for tensor in (queries, keys, values)]
-    attended: Tensor = _CausalAttention.apply(*flat, dropout, scaling)
+    attended: Tensor = _CausalAttention.apply(*flat, dropout, queries.shape[-1] ** -0.5)
     return attended.view(queries.shape)
 
 

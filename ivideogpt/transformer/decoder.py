@@ -5,22 +5,101 @@ Knows tokens, embeddings and the cache; knows no pixels and no actions (they arr
 Rungs, each usable alone: :func:`~ivideogpt.transformer.sampling.sample` -> ``DecodeBackend.forward`` (one pass) ->
 ``FrameModel.draw_frame`` -> ``FrameDecoder.step`` (one frame of every row) -> ``FrameDecoder.rollout`` (many frames).
 
-Shapes: B rows (samples of one prompt are adjacent rows), D width.
+Shapes: B rows (samples of one prompt are adjacent rows), n positions, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
-from ivideogpt.transformer.backends.base import FrameBuffers
-from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
+from ivideogpt.layout import TokenLayout
 from ivideogpt.transformer.llama import KVCache
-from ivideogpt.transformer.sampling import RandomStreams
+from ivideogpt.transformer.sampling import RandomStreams, Sampling, expected_codes
+
+if TYPE_CHECKING:
+    from ivideogpt.transformer.backends.base import DecodeBackend
+    from ivideogpt.transformer.backends.cuda_graph import CudaGraphFrame
+
+
+@dataclass(frozen=True)
+class DecodedFrame:
+    """``tokens`` (B, 17): the separator in front of a frame and the frame's ids, as drawn. ``reward`` (B,) or None."""
+
+    tokens: Tensor
+    reward: Tensor | None
+
+
+@dataclass(frozen=True)
+class FrameModel:
+    """The networks, the token layout and the sampling options that draw frames.
+
+    With forced separators a frame costs sixteen passes: its last token enters together with the next separator. With
+    a reward head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with
+    its frame. With sampled separators it enters alone, to draw the next one: seventeen, but for the first frame.
+
+    Attributes:
+        dynamics_vectors: (dynamics codes, d) the code vectors of the tokenizer, for ``rule="expected_code"``.
+    """
+
+    backend: DecodeBackend
+    layout: TokenLayout
+    sampling: Sampling
+    reward_head: nn.Linear | None = None
+    dynamics_vectors: Tensor | None = field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        assert self.sampling.rule == "sample" or self.dynamics_vectors is not None, "expected codes need code vectors"
+
+    @property
+    def leaves_last_token(self) -> bool:
+        """Whether a frame's last token enters the cache only with or after the next separator."""
+        return self.reward_head is None
+
+    @property
+    def joins_last_token(self) -> bool:
+        """Whether a frame's last token and the next separator enter in one pass."""
+        return self.leaves_last_token and self.sampling.separators == "forced"
+
+    def draw_frame(
+        self, forward: Callable[[Tensor], Tensor], entering: Tensor, action: Tensor | None, draws: Tensor
+    ) -> DecodedFrame:
+        """Draw one frame of every row.
+
+        Args:
+            forward: embeddings (B, n, D) of the next positions to hidden states.
+            entering: (B, n) ids that enter first; the last is the separator.
+            action: (B, D), added to the separator's embedding, or None.
+            draws: (16, B) what tells the draws apart, see :class:`RandomStreams`.
+        """
+        embeddings = self.backend.weights.embed(entering)
+        if action is not None:
+            embeddings = torch.cat([embeddings[:, :-1], embeddings[:, -1:] + action[:, None].to(embeddings)], dim=1)
+        tokens = [entering[:, -1]]
+        for draw in draws:
+            tokens.append(self._draw_dynamics(forward(embeddings)[:, -1], draw))
+            embeddings = self.backend.weights.embed(tokens[-1][:, None])
+        reward = None
+        if self.reward_head is not None:
+            hidden = forward(embeddings)[:, -1].to(self.reward_head.weight.dtype)
+            reward = self.reward_head(hidden).squeeze(-1).float()
+        return DecodedFrame(torch.stack(tokens, dim=1), reward)
+
+    def _draw_dynamics(self, hidden: Tensor, draw: Tensor) -> Tensor:
+        logits = self.backend.logits(hidden)
+        first, end = self.layout.context_codes, self.layout.frame_separator
+        if self.sampling.rule == "expected_code":
+            assert self.dynamics_vectors is not None
+            return first + expected_codes(logits[:, first:end] / self.sampling.temperature, self.dynamics_vectors)
+        if not self.sampling.dynamics_only:
+            return self.backend.sample(logits, self.sampling, draw)
+        return first + self.backend.sample(logits[:, first:end], self.sampling, draw)
 
 
 @dataclass(frozen=True)
@@ -45,7 +124,7 @@ class FrameDecoder:
         self.backend = model.backend
         self.device = model.backend.weights.device
         self.streams = streams.to(self.device)
-        self._buffers: FrameBuffers | None = None
+        self._buffers: CudaGraphFrame | None = None
         self._may_borrow = True
         self._give_back: weakref.finalize | None = None
         self.cache = self.backend.new_cache(0, 0)
@@ -152,7 +231,12 @@ class FrameDecoder:
         assert len(self.streams.keys) == self.cache.num_rows, "every row needs a stream"
         if self._may_borrow and self._buffers is None:
             self._enter_buffers()
-        return self._step(action_embedding) if self._buffers is None else self._replay(self._buffers, action_embedding)
+        if self._buffers is None:
+            return self._step(action_embedding)
+        frame = self._buffers.draw(action_embedding, self.cache.num_rows)
+        self._num_draws += self.model.layout.dynamics_tokens
+        self.cache.advance(self.model.layout.step_length)
+        return frame
 
     def rollout(self, num_frames: int, action_embeddings: Tensor | None = None) -> DecodedFrames:
         """Draw ``num_frames`` frames; ``action_embeddings`` is (B, F, D).
@@ -186,12 +270,6 @@ class FrameDecoder:
         frame = self.model.draw_frame(self._forward, entering, action_embedding, draws)
         # a copy: the frame is the caller's, who may write to it
         self._pending = frame.tokens[:, -1:].clone() if self.model.leaves_last_token else None
-        return frame
-
-    def _replay(self, buffers: FrameBuffers, action_embedding: Tensor | None) -> DecodedFrame:
-        frame = buffers.draw(action_embedding, self.cache.num_rows)
-        self._num_draws += self.model.layout.dynamics_tokens
-        self.cache.advance(self.model.layout.step_length)
         return frame
 
     def _enter_buffers(self) -> None:
@@ -235,4 +313,4 @@ class FrameDecoder:
             return torch.full((self.cache.num_rows,), separator, device=self.device)
         hidden = self._forward(self.backend.weights.embed(self._pending))[:, -1]
         self._pending = None
-        return self.model.draw_separator(hidden, self._draws(1)[0])
+        return self.backend.sample(self.backend.logits(hidden), self.model.sampling, self._draws(1)[0])

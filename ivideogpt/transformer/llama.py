@@ -35,16 +35,6 @@ class LayerWeights:
         """All of them, in the order of the fields."""
         return [getattr(self, field.name) for field in fields(self)]
 
-    def float(self) -> LayerWeights:
-        """Return a copy in float32."""
-        return LayerWeights(*(tensor.to(torch.float32, copy=True) for tensor in self.tensors))
-
-    def copy_(self, other: LayerWeights) -> LayerWeights:
-        """Overwrite all tensors by those of another layer."""
-        for mine, theirs in zip(self.tensors, other.tensors, strict=True):
-            mine.copy_(theirs)
-        return self
-
 
 @dataclass
 class KVCache:
@@ -80,13 +70,16 @@ class KVCache:
 
     def expand(self, n: int) -> KVCache:
         """Return every row n times, in a cache of its own."""
-        keys, values = (self._repeated(part, n, max(self.lengths)) for part in (self.keys, self.values))
-        return replace(self, keys=keys, values=values, lengths=[length for length in self.lengths for _ in range(n)])
+        return self.select(torch.arange(self.num_rows, device="cpu").repeat_interleave(n))
 
     def select(self, rows: Tensor) -> KVCache:
         """Return some rows, in a cache of their own. Rows that were expanded from one must stay together."""
-        keys, values = (self._selected(part, rows, max(self.lengths)) for part in (self.keys, self.values))
-        return replace(self, keys=keys, values=values, lengths=[self.lengths[row] for row in rows.tolist()])
+        filled, parts = max(self.lengths), []
+        for part in (self.keys, self.values):
+            kept = self._empty_like(part, len(rows))
+            kept[:, :, :, :filled] = part[:, rows, :, :filled]
+            parts.append(kept)
+        return replace(self, keys=parts[0], values=parts[1], lengths=[self.lengths[row] for row in rows.tolist()])
 
     def overwrite(self, rows: Tensor, prompts: KVCache) -> None:
         """Begin rows again with the rows of another cache, which have one length, an equal number with each.
@@ -98,16 +91,6 @@ class KVCache:
             mine[:, rows, :, :length] = theirs[:, :, :, :length].repeat_interleave(n, dim=1)
         for row in rows.tolist():
             self.lengths[row] = length
-
-    def _repeated(self, part: Tensor, n: int, filled: int) -> Tensor:
-        expanded = self._empty_like(part, self.num_rows * n)
-        expanded[:, :, :, :filled] = part[:, :, :, :filled].repeat_interleave(n, dim=1)
-        return expanded
-
-    def _selected(self, part: Tensor, rows: Tensor, filled: int) -> Tensor:
-        kept = self._empty_like(part, len(rows))
-        kept[:, :, :, :filled] = part[:, rows, :, :filled]
-        return kept
 
     def _empty_like(self, part: Tensor, num_rows: int) -> Tensor:
         with torch.inference_mode(False):  # see LlamaWeights

@@ -125,19 +125,10 @@ class CompressiveVQModel(StrictModel):
             raise UserError(f"norm_type is {norm_type!r}, only 'group' exists")
         code_dim = vq_embed_dim or latent_channels
         patch_dim = latent_channels * patch_size**2
-        shared: dict[str, Any] = dict(
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            norm_num_groups=norm_num_groups,
-            act_fn=act_fn,
-        )
+        shared: dict[str, Any] = dict(block_out_channels=block_out_channels, layers_per_block=layers_per_block)
+        shared |= dict(norm_num_groups=norm_num_groups, act_fn=act_fn)
         encoder = dict(shared, in_channels=in_channels, out_channels=latent_channels, down_block_types=down_block_types)
-        decoder = dict(
-            shared,
-            in_channels=latent_channels,
-            out_channels=out_channels,
-            up_block_types=up_block_types,
-        )
+        decoder = dict(shared, in_channels=latent_channels, out_channels=out_channels, up_block_types=up_block_types)
         attention: dict[str, Any] = dict(max_att_resolution=max_att_resolution, context_length=context_length)
 
         self.encoder = Encoder(mid_block_add_attention=mid_block_add_attention, **encoder)
@@ -198,7 +189,7 @@ class CompressiveVQModel(StrictModel):
         _, features = self._decode_plainly(self.quantize.embedding(self.quantize.nearest_codes(latents)))
         self.cond_decoder.align(self.decoder, features)
 
-    def copy_plain_halves(self) -> list[str]:
+    def init_modules(self) -> list[str]:
         """Copy the context branch's weights into the future branch. Returns the parts without a counterpart."""
         return [
             *(f"cond_encoder.{name}" for name in copy_shared(self.encoder, self.cond_encoder)),
@@ -264,10 +255,6 @@ class CompressiveVQModel(StrictModel):
         return self._decode_dynamics(vectors, context).unflatten(0, (batch, length))
 
     # ---- historical interface
-
-    def init_modules(self) -> None:
-        """Copy the context branch's weights into the future branch."""
-        self.copy_plain_halves()
 
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
         """Encode context frames (N, 3, H, W) to latents, as diffusers' ``VQModel.encode`` does."""

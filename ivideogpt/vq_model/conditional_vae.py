@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ivideogpt.layout import CONTEXT_GRID
-from ivideogpt.vq_model.vae import DecoderBlocks, EncoderBlocks, run_block
+from ivideogpt.vq_model.vae import AutoencoderBlocks, DecoderBlocks, EncoderBlocks
 
 NUM_HEADS = 4
 DROPOUT = 0.1
@@ -33,12 +33,6 @@ class KeysValues(NamedTuple):
     keys: Tensor
     values: Tensor
 
-    def select(self, rows: Tensor) -> KeysValues:
-        return KeysValues(self.keys[rows], self.values[rows])
-
-    def replace(self, rows: Tensor, other: KeysValues) -> KeysValues:
-        return KeysValues(self.keys.index_copy(0, rows, other.keys), self.values.index_copy(0, rows, other.values))
-
 
 @dataclass(frozen=True)
 class ContextFeatures:
@@ -52,12 +46,12 @@ class ContextFeatures:
 
     def select(self, rows: Tensor) -> ContextFeatures:
         """Return the features of some clips: ``rows`` are indices (repeats allowed) or a mask over the batch."""
-        return ContextFeatures([block.select(rows) for block in self.blocks])
+        return ContextFeatures([KeysValues(*(part[rows] for part in block)) for block in self.blocks])
 
     def replace(self, rows: Tensor, other: ContextFeatures) -> ContextFeatures:
         """Return the features with the clips of ``other`` at ``rows``, (other.num_clips,) indices."""
-        blocks = [mine.replace(rows, new) for mine, new in zip(self.blocks, other.blocks, strict=True)]
-        return ContextFeatures(blocks)
+        pairs = (zip(mine, new, strict=True) for mine, new in zip(self.blocks, other.blocks, strict=True))
+        return ContextFeatures([KeysValues(*(part.index_copy(0, rows, new) for part, new in pair)) for pair in pairs])
 
 
 class CrossAttention(nn.Module):
@@ -156,18 +150,6 @@ class CrossAttention(nn.Module):
         self.att.out_proj.weight.copy_(-scale.diag())
         self.att.out_proj.bias.copy_(-offset)
 
-    @torch.no_grad()
-    def silence(self) -> None:
-        """Initialise the output with zeros, so that attention adds nothing."""
-        self.att.out_proj.weight.zero_()
-        self.att.out_proj.bias.zero_()
-
-    def keep_last_frames(self, context_length: int) -> None:
-        """Drop the position embeddings of all but the last ``context_length`` context frames."""
-        self.context_length = context_length
-        kept = self.kv_pos_emb[-context_length * self.resolution**2 :]
-        self.kv_pos_emb = nn.Parameter(kept.detach().clone())
-
 
 def _place_code(resolution: int, width: int) -> Tensor:
     """Return codes (R^2, width) of unit variance: sines and cosines of row and column.
@@ -188,7 +170,7 @@ def _split_heads(tokens: Tensor) -> Tensor:
     return tokens.unflatten(-1, (NUM_HEADS, tokens.shape[-1] // NUM_HEADS)).transpose(1, 2)
 
 
-class _AttendsToContext(nn.Module):
+class _AttendsToContext(AutoencoderBlocks):
     """Base of the conditional encoder and decoder: attention blocks at some levels of the context branch's features.
 
     ``attention_levels`` indexes the context branch's feature list (see :mod:`ivideogpt.vq_model.vae`).
@@ -209,15 +191,18 @@ class _AttendsToContext(nn.Module):
         """Run the blocks, whose outputs are levels 1, 2, ... of the feature list; attend at some levels."""
         at_level = dict(zip(self.attention_levels, zip(self._attentions(), context.blocks, strict=True), strict=True))
         for level, block in enumerate(blocks, start=1):
-            hidden = run_block(self, block, hidden)
+            hidden = self.run_block(block, hidden)
             if level in at_level:
                 attention, keys_values = at_level[level]
                 hidden = attention(hidden, keys_values)
         return hidden
 
     def set_context_length(self, context_length: int) -> None:
+        """Drop the position embeddings of all but the last ``context_length`` context frames."""
         for block in self._attentions():
-            block.keep_last_frames(context_length)
+            block.context_length = context_length
+            kept = block.kv_pos_emb[-context_length * block.resolution**2 :]
+            block.kv_pos_emb = nn.Parameter(kept.detach().clone())
 
     def set_dropout(self, probability: float) -> None:
         for block in self._attentions():
@@ -255,7 +240,8 @@ class ConditionalEncoder(_AttendsToContext, EncoderBlocks):
         first.align_to_difference(features[self.attention_levels[0]])
         for block, level in zip(others, self.attention_levels[1:], strict=True):
             block.align(features[level])
-            block.silence()
+            nn.init.zeros_(block.att.out_proj.weight)
+            nn.init.zeros_(block.att.out_proj.bias)
 
 
 class ConditionalDecoder(_AttendsToContext, DecoderBlocks):

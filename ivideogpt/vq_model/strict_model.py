@@ -15,14 +15,7 @@ from torch import nn
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.files import read_json, write_text
 from ivideogpt.model_configs import described_by
-from ivideogpt.state_dicts import (
-    check_state_dict,
-    read_tensors,
-    save_tensors,
-    shapes_of,
-    weights_file,
-    without_values,
-)
+from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file, without_values
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"

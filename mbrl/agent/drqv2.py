@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,11 +24,42 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ivideogpt.errors import UserError, first_line
 from ivideogpt.runs.state import load_moments
 from mbrl.agent.networks import Actor, Encoder, TwinCritic, initialise, noisy, random_shifts, shifted
-from mbrl.agent.noise_schedule import parse_noise_schedule
 from mbrl.replay.episodes import FRAME_CHANNELS
 from mbrl.replay.replay_buffer import EpisodeShape, Transitions
 
 logger = logging.getLogger(__name__)
+
+NUM_NUMBERS = {"": 1, "linear": 3, "step_linear": 5}  # kind of noise schedule -> count
+
+
+def parse_noise_schedule(text: str) -> Callable[[int], float]:
+    """Return the standard deviation of the noise on actions as a function of the agent step.
+
+    ``text`` is ``linear(first, last, duration)``, ``step_linear(first, middle, duration, last, duration)`` or one
+    number. Durations are agent steps; noise is linear in each and stays at its last value.
+    """
+    match = re.fullmatch(r"\s*(?:(linear|step_linear)\((.*)\)|(.*))\s*", text)
+    kind, inside, alone = match.groups() if match else (None, None, text)
+    try:
+        numbers = [float(number) for number in (inside or alone or "").split(",")]
+    except ValueError:
+        numbers = []
+    first, levels, durations = numbers[:1], numbers[1::2], numbers[2::2]
+    valid = len(numbers) == NUM_NUMBERS[kind or ""] and all(map(math.isfinite, numbers))
+    if not (valid and min(first + levels) >= 0 and min(durations, default=1) > 0):
+        raise UserError(
+            f"stddev_schedule {text!r} should be a number, or like linear(1.0,0.1,100000) or "
+            "step_linear(1.0,0.1,100000,0.05,50000), none negative"
+        )
+
+    def stddev(step: int) -> float:
+        (level,), start = first, 0.0
+        for next_level, duration in zip(levels, durations, strict=True):
+            done = min(max((step - start) / duration, 0.0), 1.0)
+            level, start = (1 - done) * level + done * next_level, start + duration
+        return level
+
+    return stddev
 
 
 @dataclass(frozen=True)
@@ -86,7 +119,7 @@ class DrQAgent:
         self._critic_optimizer = torch.optim.Adam([*encoder.parameters(), *critic.parameters()], **settings)
         self._actor_optimizer = torch.optim.Adam(actor.parameters(), **settings)
         losses: tuple[Callable[..., Any], ...] = (self._critic_loss, self._actor_loss)
-        if self._is_compiled():
+        if config.compile or (config.compile is None and self.device.type == "cuda" and _compiles(self.device)):
             losses = tuple(torch.compile(loss, fullgraph=True, dynamic=False) for loss in losses)
         self._compute_critic_loss, self._compute_actor_loss = losses
 
@@ -197,11 +230,6 @@ class DrQAgent:
     def _explore(self, features: Tensor, noise: Tensor) -> Tensor:
         return noisy(self.actor(features), noise, self.config.stddev_clip)
 
-    def _is_compiled(self) -> bool:
-        if self.config.compile is not None:
-            return self.config.compile
-        return self.device.type == "cuda" and _compiles(self.device)
-
     def state_dict(self) -> dict[str, Any]:
         """Return everything that later updates depend on. Not a copy: save it before the next update."""
         return {
@@ -237,15 +265,11 @@ def _compiles(device: torch.device) -> bool:
     """Return whether torch.compile works here: Triton, a C compiler, Python's headers and a new enough GPU."""
     probe = torch.ones(8, device=device, requires_grad=True)
     try:
-        torch.compile(_sum_of_squares)(probe).backward()
+        torch.compile(lambda numbers: (numbers * numbers).sum())(probe).backward()
     except Exception as error:  # several packages raise many types
         logger.warning("the agent's updates are not compiled, since torch.compile fails here: %s", first_line(error))
         return False
     return True
-
-
-def _sum_of_squares(numbers: Tensor) -> Tensor:
-    return (numbers * numbers).sum()
 
 
 def _descend(optimizer: Optimizer, loss: Tensor) -> None:

@@ -11,9 +11,9 @@ import gymnasium
 import numpy as np
 
 from ivideogpt.errors import UserError
-from mbrl.envs.simulator_state import State
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 
+State = dict[str, np.ndarray]  # flat, no objects: np.savez writes it, np.load reads it without pickle
 SIMULATOR = "simulator."  # before the keys of the simulator's state
 
 

@@ -1,4 +1,4 @@
-"""Settings of an environment and names of tasks. Imports neither gymnasium nor a simulator.
+"""Settings of an environment, names of tasks, and seeds of episodes. Imports neither gymnasium nor a simulator.
 
 Any registered ``gymnasium.Env`` of frames is a task, named ``module:id``; docs/architecture.md has an example.
 """
@@ -6,8 +6,11 @@ Any registered ``gymnasium.Env`` of frames is a task, named ``module:id``; docs/
 from __future__ import annotations
 
 import difflib
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ivideogpt.errors import UserError
 
@@ -17,14 +20,7 @@ if TYPE_CHECKING:
 METAWORLD = "mbrl.envs.metaworld_env:ivideogpt/MetaWorld-v0"  # as gymnasium.make imports and makes it
 ACTION_DIM = 4  # Meta-World's actions
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
-PAPER_TASKS = (
-    "button-press-topdown-wall",
-    "coffee-push",
-    "door-lock",
-    "hammer",
-    "handle-pull-side",
-    "plate-slide",
-)
+PAPER_TASKS = ("button-press-topdown-wall", "coffee-push", "door-lock", "hammer", "handle-pull-side", "plate-slide")
 
 
 def task_names() -> tuple[str, ...]:
@@ -53,6 +49,19 @@ def canonical_task(name: str) -> str:
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
         raise UserError(f"no Meta-World task named {name!r}; {hint}")
     return task
+
+
+def episode_rng(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """Make an episode's generator, a function of the run's seed, the episode's purpose, and its number alone.
+
+    A resumed run draws the same goals, and so does an evaluation, whatever else has drawn numbers in between.
+    """
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode()), number])
+
+
+def episode_seed(seed: int, purpose: str, number: int) -> int:
+    """Return the seed of an environment's reset; ``purpose`` is a word such as "train" or "eval"."""
+    return int(episode_rng(seed, purpose, number).integers(2**31))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ the success bonus: those belong to the replay format.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,8 +17,11 @@ import numpy as np
 from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import ACTION_DIM, METAWORLD, canonical_task
 from mbrl.envs.offscreen import OffscreenRenderer, select_backend
-from mbrl.envs.simulator_state import State, set_simulator_state, simulator_state
 
+MOVED_BY_TASKS = ("body_pos", "site_pos")  # fields of the model
+GENERATOR = "_np_random"
+ATTRIBUTE = "attribute."  # before the names of Python attributes
+PLAIN = (bool, int, float, np.generic)
 METADATA = {"render_modes": ["rgb_array"], "render_fps": 20}
 
 
@@ -82,11 +86,11 @@ class MetaWorldEnv(gymnasium.Env):
         # of the published demonstrations.
         return self._renderer.render(self._env.data)
 
-    def snapshot(self) -> State:
+    def snapshot(self) -> dict[str, np.ndarray]:
         """Return everything that the future depends on, about 5 KB; possible from the first reset on."""
         return {"task": np.array(self.task), "observation": self.state.copy(), **simulator_state(self._env)}
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a snapshot, bit for bit.
 
         Raises:
@@ -130,3 +134,58 @@ def paper_button_reward(compute_reward: Callable[..., tuple[float, ...]]) -> Cal
         return reward, to_object, obs[3], *rest
 
     return compute_paper_reward
+
+
+# ---- the whole state, so that a fresh environment goes on with it bit for bit
+#
+# Four places hold it: MuJoCo's integration state, the positions of bodies and sites in the model (tasks move them), the
+# Python attributes of the task, and its generator. `get_env_state` of Meta-World has the first in part only.
+
+
+def simulator_state(env: Any) -> dict[str, np.ndarray]:
+    """Return copies of everything that the future of a Meta-World task depends on, after its first reset."""
+    import mujoco
+
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    physics = np.empty(mujoco.mj_stateSize(env.model, kind))
+    mujoco.mj_getState(env.model, env.data, physics, kind)
+    generator = json.dumps(getattr(env, GENERATOR).bit_generator.state)
+    return {
+        "physics": physics,
+        "generator": np.array(generator),
+        **{f"model.{field}": getattr(env.model, field).copy() for field in MOVED_BY_TASKS},
+        **{ATTRIBUTE + name: np.array(value) for name, value in vars(env).items() if _is_state(value)},
+    }
+
+
+def set_simulator_state(env: Any, state: dict[str, np.ndarray]) -> None:
+    """Continue from a state of the same task, whatever this one has done before."""
+    import mujoco
+
+    # A reset makes all attributes, among them those that are views of MuJoCo's memory, and gives numbers their types.
+    env.seed(0)
+    env.reset()
+    for key, saved in state.items():
+        if key.startswith(ATTRIBUTE):
+            name = key.removeprefix(ATTRIBUTE)
+            present = getattr(env, name)
+            if saved.ndim:
+                setattr(env, name, saved.copy())
+            else:  # numbers keep their type, as only Python's floats fail on division by zero; bin-picking's are None
+                setattr(env, name, saved[()] if present is None else type(present)(saved[()]))
+    getattr(env, GENERATOR).bit_generator.state = json.loads(str(state["generator"]))
+    for field in MOVED_BY_TASKS:
+        getattr(env.model, field)[:] = state[f"model.{field}"]
+    kind = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(env.model, env.data, state["physics"], kind)
+    mujoco.mj_forward(env.model, env.data)  # computes what depends on the state: positions of bodies, contacts, forces
+    mujoco.mj_setState(env.model, env.data, state["physics"], kind)  # forward has moved the solver's warm start
+
+
+def _is_state(value: Any) -> bool:
+    """Tell numbers and arrays of the task itself from views of MuJoCo's memory, which come with the physics."""
+    while isinstance(value, np.ndarray):
+        if value.base is None:
+            return True
+        value = value.base
+    return isinstance(value, PLAIN)

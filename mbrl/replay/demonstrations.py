@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,10 +75,7 @@ class Demonstration:
     def settings(self, others: EnvSettings) -> EnvSettings:
         """Return the settings of its environment as far as they are known, and those of ``others`` elsewhere."""
         return replace(
-            others,
-            image_size=self.episode.frames.shape[-1],
-            frame_stack=len(self.episode.earlier) + 1,
-            **self.origins,
+            others, image_size=self.episode.frames.shape[-1], frame_stack=len(self.episode.earlier) + 1, **self.origins
         )
 
 
@@ -109,7 +105,14 @@ def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpiso
             raise UserError(f"no demonstrations (*.npz) of {settings.task} in {folder}: put some there")
         command = shlex.join(["python", *recording_command(prefix, settings)])
         raise UserError(f"no demonstrations (*.npz) of {settings.task} in {folder}; record some: {command}")
-    return _clipped([_fitting(path, settings) for path in paths], folder)
+    episodes = [_fitting(path, settings) for path in paths]
+    actions = np.concatenate([episode.action for episode in episodes])
+    if num_beyond := np.count_nonzero(np.abs(actions) > 1):
+        largest = np.abs(actions).max()
+        logger.info(
+            f"{folder}: {num_beyond} of {actions.size} values of actions clipped to [-1, 1], up to {largest:.3g}"
+        )
+    return [replace(episode, action=np.clip(episode.action, -1, 1)) for episode in episodes]
 
 
 def _fitting(path: Path, settings: EnvSettings) -> ReplayEpisode:
@@ -128,36 +131,19 @@ def _fitting(path: Path, settings: EnvSettings) -> ReplayEpisode:
     return demonstration.episode
 
 
-def _clipped(episodes: list[ReplayEpisode], folder: Path) -> list[ReplayEpisode]:
-    actions = np.concatenate([episode.action for episode in episodes])
-    num_beyond = np.count_nonzero(np.abs(actions) > 1)
-    if num_beyond:
-        largest = np.abs(actions).max()
-        logger.info(
-            f"{folder}: {num_beyond} of {actions.size} values of actions clipped to [-1, 1], up to {largest:.3g}"
-        )
-    return [replace(episode, action=np.clip(episode.action, -1, 1)) for episode in episodes]
-
-
 def recording_command(prefix: Path, settings: EnvSettings, num: int = 5) -> list[str]:
     """Return python's arguments that record demonstrations for these settings."""
-    usual = EnvSettings(settings.task)
-    flags = [
-        part
-        for name, flag in RECORDER_FLAGS.items()
-        if getattr(settings, name) != getattr(usual, name)
-        for part in _flag(flag, getattr(settings, name))
-    ]
+    flags: list[str] = []
+    for name, flag in RECORDER_FLAGS.items():
+        value = getattr(settings, name)
+        if isinstance(value, bool) and value != getattr(EnvSettings, name):
+            flags.append(flag if value else flag.replace("--", "--no-"))
+        elif value != getattr(EnvSettings, name):
+            flags += [flag, str(value)]
     return [
         *(str(RECORDER), "--tasks", canonical_task(settings.task), "--output_path", str(prefix)),
         *("--num_episodes", str(num), "--demo", "--compress", *flags),
     ]
-
-
-def _flag(flag: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, bool):
-        return (flag if value else flag.replace("--", "--no-"),)
-    return (flag, str(value))
 
 
 def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> None:
@@ -176,7 +162,12 @@ def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> 
     try:
         prefix.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".recording-", dir=prefix) as unfinished:
-            _record(recording_command(Path(unfinished), settings, num))
+            script, *arguments = recording_command(Path(unfinished), settings, num)
+            command = [sys.executable, str(Path(__file__).resolve().parents[2] / script), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True)
+            if done.returncode:
+                reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+                raise UserError(f"recording demonstrations failed: {reason.removeprefix('error: ')}")
             (Path(unfinished) / task).rename(folder)
     except UserError as error:
         by_hand = shlex.join(["python", *recording_command(prefix, settings, num)])
@@ -184,39 +175,3 @@ def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> 
     except OSError as error:
         if not any(folder.glob("*.npz")):  # nobody else was quicker
             raise UserError(f"cannot put demonstrations into {folder}: {error.strerror}") from error
-
-
-def _record(command: list[str]) -> None:
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, root / command[0], *command[1:]], capture_output=True, text=True)
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        raise UserError(f"recording demonstrations failed: {reason.removeprefix('error: ')}")
-
-
-@dataclass(frozen=True)
-class Replay:
-    """Differences between a replayed demonstration and the recorded one.
-
-    Attributes:
-        reward_error: the largest difference.
-        num_frames: that differ in any pixel; another OpenGL library is reason enough.
-    """
-
-    reward_error: float
-    num_frames: int
-
-
-def replay(demonstration: Demonstration, settings: EnvSettings) -> Replay:
-    """Replay the actions from the demonstration's seed, under its own settings and else these."""
-    assert demonstration.seed is not None
-    episode = demonstration.episode
-    with closing(replace(demonstration.settings(settings), duration=episode.num_steps).make()) as env:
-        env.reset(seed=demonstration.seed)
-        for action in episode.action[1:]:
-            env.step(np.clip(action, -1, 1))
-        again = env.episode()
-    return Replay(
-        reward_error=float(np.abs(again.reward - episode.reward).max()),
-        num_frames=int((again.frames != episode.frames).any(axis=(1, 2, 3)).sum()),
-    )

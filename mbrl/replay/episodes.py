@@ -54,7 +54,7 @@ class ReplayEpisode:
         return np.concatenate([film[age : age + len(self.frames)] for age in range(num_stacked)], axis=1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of the episode as files hold them and `from_arrays` takes them."""
+        """Arrays of the episode as files hold them."""
         return {
             "observation": self.stacks(),
             "action": self.action,
@@ -73,29 +73,19 @@ class ReplayEpisode:
         missing = [key for key in KEYS if key not in members]
         if missing:
             raise UserError(f"{path} is no replay episode: it has no {missing[0]} and should hold {', '.join(KEYS)}")
-        return cls.from_arrays(source=str(path), **{key: members[key].all() for key in KEYS})
-
-    @classmethod
-    def from_arrays(
-        cls,
-        observation: Pixels,
-        action: NDArray[np.floating],
-        reward: NDArray[np.floating],
-        discount: NDArray[np.floating],
-        source: str = "the episode",
-    ) -> ReplayEpisode:
+        observation, action, reward, discount = (members[key].all() for key in KEYS)
         rows = len(observation) if observation.ndim else 0
         shapes = {"action": action.shape, "reward": reward.shape, "discount": discount.shape}
         if observation.ndim != 4 or observation.shape[1] % FRAME_CHANNELS or rows < 2 or not observation.size:
-            raise UserError(f"{source}: observations have shape {observation.shape}, expected (rows, 3 K, H, W)")
+            raise UserError(f"{path}: observations have shape {observation.shape}, expected (rows, 3 K, H, W)")
         if observation.dtype != np.uint8:
-            raise UserError(f"{source}: observations are {observation.dtype}, expected uint8 in 0..255")
+            raise UserError(f"{path}: observations are {observation.dtype}, expected uint8 in 0..255")
         if any(len(shape) != 2 or shape[0] != rows or shape[1] < 1 for shape in shapes.values()):
-            raise UserError(f"{source}: {shapes} do not go with {rows} observations: expected ({rows}, n) each")
+            raise UserError(f"{path}: {shapes} do not go with {rows} observations: expected ({rows}, n) each")
         for name, values in (("action", action), ("reward", reward), ("discount", discount)):
             if values.dtype.kind not in "fiub":
-                raise UserError(f"{source}: {name} is {values.dtype}, expected numbers")
-            check_plausible(values, f"{source}: {name}", "remove it")
+                raise UserError(f"{path}: {name} is {values.dtype}, expected numbers")
+            check_plausible(values, f"{path}: {name}", "remove it")
         film = observation.reshape(rows, -1, FRAME_CHANNELS, *observation.shape[2:])
         return cls(
             frames=film[:, -1],

@@ -65,6 +65,23 @@ class Segments:
 
 
 @dataclass(frozen=True)
+class Imagined:
+    """Imagined episodes of L + 1 rows; row 0 is the start, with a zero action and no reward.
+
+    Attributes:
+        frames: (B, L + 1, 3, H, W) uint8.
+        earlier: (B, K - 1, 3, H, W) uint8, the older frames of the start.
+        action: (B, L + 1, D).
+        reward: (B, L + 1) in the environment's units.
+    """
+
+    frames: Tensor
+    earlier: Tensor
+    action: Tensor
+    reward: Tensor
+
+
+@dataclass(frozen=True)
 class EpisodeShape:
     """Shapes and types that all episodes of a buffer share."""
 
@@ -147,12 +164,11 @@ class ReplayBuffer:
         self.insert(episode, held_out)
         self.num_collected += not demonstration
 
-    def add_many(self, frames: Tensor, earlier: Tensor, action: Tensor, reward: Tensor, discount: Tensor) -> None:
-        """Add imagined episodes: ``frames`` (B, L + 1, 3, H, W) and ``earlier`` (B, K - 1, 3, H, W) in uint8,
-        ``action`` (B, L + 1, D), ``reward`` and ``discount`` (B, L + 1), on any device.
-        """
-        for arrays in zip(*(part.cpu().numpy() for part in (frames, earlier, action, reward, discount))):
-            self.insert(ReplayEpisode(*arrays), held_out=False)
+    def add_imagined(self, episodes: Imagined) -> None:
+        """Add imagined episodes, on any device. They end by being cut off, so nothing is discounted."""
+        parts = episodes.frames, episodes.earlier, episodes.action, episodes.reward
+        for frames, earlier, action, reward in zip(*(part.cpu().numpy() for part in parts)):
+            self.insert(ReplayEpisode(frames, earlier, action, reward, np.ones_like(reward)), held_out=False)
 
     def insert(self, episode: ReplayEpisode, held_out: bool) -> None:
         self._check(episode)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +39,6 @@ class Manifest:
     num_collected: int
     pieces: tuple[tuple[int, int], ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Manifest:
         return cls(**{**saved, "pieces": tuple((first, end) for first, end in saved["pieces"])})
@@ -59,22 +56,16 @@ class ReplayFiles:
         """Write the episodes added since the last time. Pieces of earlier manifests stay as they are.
 
         Raises:
-            UserError: the disk is full or cannot be written to. What was saved before is as it was.
+            OSError: the disk is full or cannot be written to. What was saved before is as it was.
         """
         buffer = self._buffer
         oldest = buffer.num_added - buffer.num_episodes
         self._pieces = [piece for piece in self._pieces if piece[1] > oldest]
         unsaved = max(oldest, self._pieces[-1][1] if self._pieces else 0)
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            for first, end in _divide(buffer, unsaved):
-                self._write_piece(first, end)
-                self._pieces.append((first, end))
-        except OSError as error:
-            raise UserError(
-                f"cannot save the replay buffer in {self._folder} ({error.strerror or error}); what was saved before "
-                "is unharmed: make room and start the same command again"
-            ) from error
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for first, end in _divide(buffer, unsaved):
+            self._write_piece(first, end)
+            self._pieces.append((first, end))
         return Manifest(buffer.capacity, oldest, buffer.num_added, buffer.num_collected, tuple(self._pieces))
 
     def _write_piece(self, first: int, end: int) -> None:

@@ -89,25 +89,23 @@ def available_memory(
 
 
 def _left_in_groups(cgroup: Path, own: Path) -> Iterator[int]:
-    for folder, file, in_use in _groups(cgroup, own):
-        limit = folder / file
-        if limit.is_file() and (most := limit.read_text().strip()) != "max":
-            yield int(most) - _entries(folder / "memory.stat")[in_use]
-
-
-def _groups(cgroup: Path, own: Path) -> Iterator[tuple[Path, str, str]]:
-    """Yield control groups from the innermost: folder, file with the limit, and its counter in memory.stat.
+    """Yield what is left in each control group that has a limit.
 
     In a container a path may be the host's, of which only the root is there.
     """
     for line in own.read_text().splitlines() if own.is_file() else ():
         _, controllers, path = line.split(":", 2)
-        inside = Path(path).relative_to("/")
+        if not controllers:  # version 2
+            root, limit, in_use = cgroup, "memory.max", "anon"
+        elif "memory" in controllers.split(","):
+            root, limit, in_use = cgroup / "memory", "memory.limit_in_bytes", "total_rss"
+        else:
+            continue
+        inside = root / Path(path).relative_to("/")
         for folder in (inside, *inside.parents):
-            if not controllers:  # version 2
-                yield cgroup / folder, "memory.max", "anon"
-            elif "memory" in controllers.split(","):
-                yield cgroup / "memory" / folder, "memory.limit_in_bytes", "total_rss"
+            most = (folder / limit).read_text().strip() if (folder / limit).is_file() else "max"
+            if folder.is_relative_to(root) and most != "max":
+                yield int(most) - _entries(folder / "memory.stat")[in_use]
 
 
 def _entries(path: Path) -> dict[str, int]:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import check_folder_can_be_written
-from mbrl.run_folder import RULES, flat
+from mbrl.run_folder import RULES, RunFolder, flat
 
 CONFIDENCE = 0.95
 FREE_SETTINGS = RULES.may_change | {"seed", "task_name", "demo_path_prefix"}
@@ -59,16 +59,13 @@ class Run:
         Raises:
             UserError: it is no folder of a run, or the run has evaluated nothing yet.
         """
-        missing = [name for name in ("settings.json", "eval.csv") if not (path / name).is_file()]
-        if missing:
-            raise UserError(f"{path} is no run with evaluations: it has no {' and no '.join(missing)}")
-        with (path / "eval.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
+        settings, table = RunFolder(path).settings(), path / "eval.csv"
+        rows = list(csv.DictReader(table.read_text().splitlines())) if table.is_file() else []
         if not rows:
             raise UserError(f"{path} holds no evaluation yet")
         return cls(
             path,
-            json.loads((path / "settings.json").read_text()),
+            settings,
             success={int(row["frame"]): float(row["success_rate"]) for row in rows},
             reward={int(row["frame"]): float(row["episode_reward"]) for row in rows},
             hours=float(rows[-1]["hours"]),
@@ -110,7 +107,7 @@ def grouped(runs: Iterable[Run]) -> Groups:
     Raises:
         UserError: runs of a method differ in what decides training, or two have one seed.
     """
-    groups = defaultdict(list)
+    groups: dict[tuple[str, str], list[Run]] = defaultdict(list)
     for run in runs:
         groups[run.group].append(run)
     first_run: dict[str, Run] = {}
@@ -119,19 +116,16 @@ def grouped(runs: Iterable[Run]) -> Groups:
         if len(set(seeds)) < len(seeds):
             raise UserError(f"two runs of {method} on {task} have one seed ({sorted(seeds)}): name one of them only")
         for run in members:
-            _check_alike(first_run.setdefault(method, run), run)
+            first = first_run.setdefault(method, run)
+            one, two = flat(first.settings), flat(run.settings)
+            names = (one.keys() | two.keys()) - FREE_SETTINGS
+            if differing := sorted(name for name in names if one.get(name) != two.get(name)):
+                raise UserError(
+                    f"{first.path} and {run.path} are runs of {method} that differ in {', '.join(differing)}: all "
+                    "runs of a method share them; give each variant an exp_name of its own, or compare them one "
+                    "variant at a time"
+                )
     return {group: sorted(groups[group], key=lambda run: run.settings["seed"]) for group in sorted(groups)}
-
-
-def _check_alike(first: Run, other: Run) -> None:
-    one, two = flat(first.settings), flat(other.settings)
-    differing = sorted(key for key in (one.keys() | two.keys()) - FREE_SETTINGS if one.get(key) != two.get(key))
-    if differing:
-        raise UserError(
-            f"{first.path} and {other.path} are runs of {first.settings['exp_name']} that differ in "
-            f"{', '.join(differing)}: all runs of a method share them; give each variant an exp_name of its own, or "
-            "compare them one variant at a time"
-        )
 
 
 def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
@@ -149,8 +143,7 @@ def compared_frames(groups: Groups, task: str) -> list[int]:
     Raises:
         UserError: there are none.
     """
-    task_runs = [run for (name, _), runs in groups.items() if name == task for run in runs]
-    frames = common_frames(task_runs)
+    frames = common_frames([run for (name, _), runs in groups.items() if name == task for run in runs])
     if not frames:
         raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
     return frames
@@ -168,22 +161,19 @@ def draw(path: Path, groups: Groups) -> None:
     panels: NDArray[Any] = figure.subplots(1, len(tasks), squeeze=False)[0]
     for panel, task in zip(panels, tasks, strict=True):
         for (name, method), runs in groups.items():
-            if name == task:
-                _draw_method(panel, method, runs)
+            if name != task:
+                continue
+            points = curve(runs)
+            seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
+            (line,) = panel.plot(points.keys(), [point.mean for point in points.values()], label=f"{method}, {seeds}")
+            color, bounds = line.get_color(), [(point.low, point.high) for point in points.values()]
+            panel.fill_between(points.keys(), *np.clip(bounds, 0, 1).T, color=color, alpha=0.15, linewidth=0)
+            for run in runs:
+                panel.plot(run.success.keys(), run.success.values(), color=color, alpha=0.4, linewidth=0.7)
         panel.set(title=task, xlabel="frames", ylabel="success rate", ylim=(-0.03, 1.03))
         panel.grid(alpha=0.3)
         panel.legend(fontsize="small", loc="upper left")
     figure.savefig(path, dpi=110)
-
-
-def _draw_method(panel: Any, method: str, runs: Sequence[Run]) -> None:
-    points = curve(runs)
-    seeds = f"{len(runs)} seed{'s' * (len(runs) > 1)}"
-    (line,) = panel.plot(points.keys(), [point.mean for point in points.values()], label=f"{method}, {seeds}")
-    bounds = [[getattr(point, bound) for point in points.values()] for bound in ("low", "high")]
-    panel.fill_between(points.keys(), *np.clip(bounds, 0, 1), color=line.get_color(), alpha=0.15, linewidth=0)
-    for run in runs:
-        panel.plot(run.success.keys(), run.success.values(), color=line.get_color(), alpha=0.4, linewidth=0.7)
 
 
 EXPLANATION = f"""Means over seeds, and in brackets {CONFIDENCE:.0%} intervals by Student's t over the seeds: wide for
@@ -201,17 +191,13 @@ def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
         frames = compared_frames(groups, task)
         later = [frame for frame in frames if frame >= frames[-1] / 2]
         columns = (
-            [_mean(run.success, later) for run in runs],
+            [float(np.mean([run.success[frame] for frame in later])) for run in runs],
             [run.success[frames[-1]] for run in runs],
-            [_mean(run.reward, later) for run in runs],
+            [float(np.mean([run.reward[frame] for frame in later])) for run in runs],
             [run.hours for run in runs],
         )
         made[task][method] = {name: Estimate.of(values) for name, values in zip(COLUMNS, columns, strict=True)}
     return made
-
-
-def _mean(values: Mapping[int, float], frames: Sequence[int]) -> float:
-    return float(np.mean([values[frame] for frame in frames]))
 
 
 def report(groups: Groups, picture: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from any directory
 
 from ivideogpt.errors import UserError, cli
-from ivideogpt.files import check_folder_can_be_written, read_json
+from ivideogpt.files import check_folder_can_be_written
 from ivideogpt.training.export import DTYPES
 from mbrl.run_folder import RunFolder
 
@@ -29,24 +29,21 @@ def world_model_of(run_dir: Path) -> WorldModel:
     Raises:
         UserError: it is no run of MBPO that was saved, or the checkpoint that it began with is not there.
     """
-    from mbrl.settings import read
-    from mbrl.snapshots import saved_part
-    from mbrl.world_model.build import build_world_model
-    from mbrl.world_model.config import WorldModelConfig
+    from mbrl.build_video_predictor import build_world_model
+    from mbrl.settings import WorldModelConfig, read
+    from mbrl.snapshots import saved_state
 
     folder = RunFolder(run_dir)
-    if not folder.note.is_file():
-        raise UserError(f"{run_dir} is no folder of a run: it has no {folder.note.name}")
-    settings = read_json(folder.note, "name another run")
+    settings = folder.settings()
     if "world_model" not in settings:
         raise UserError(f"{run_dir} is a run of DrQ-v2, which has no world model")
-    state = saved_part(folder, "world_model")
-    if state is None:
+    saved = saved_state(folder)
+    if saved is None:
         raise UserError(f"{run_dir} was never saved: nothing to export yet")
     config = read(WorldModelConfig, settings["world_model"], "world_model.")
     model = build_world_model(config, seed=0)
-    model.tokenizer.load_state_dict(state["tokenizer"])
-    model.transformer.load_state_dict(state["transformer"])
+    for name, network in (("tokenizer", model.tokenizer), ("transformer", model.transformer)):
+        network.load_state_dict(saved["parts"]["world_model"][name])
     return model
 
 

@@ -6,7 +6,7 @@ from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl import build_trainer, trainer
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.metric_logger import MetricLogger
-from mbrl.world_model.config import WorldModelConfig
+from mbrl.settings import WorldModelConfig
 from tests.mbrl.runs import SEGMENT_LENGTH, make_env
 from tests.parity.networks import tokenizer, transformer
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings
-from mbrl.replay.replay_buffer import Segments
-from mbrl.world_model.imagination import ImaginationError, Imagined, Validation
+from mbrl.replay.replay_buffer import Imagined, Segments
 
 SIZE = 64
 SEGMENT_LENGTH = 5
@@ -87,7 +86,7 @@ class WorldModel:
     def imagine(self, starts: Tensor, act: Callable[[Tensor], Tensor], horizon: int, seed: int) -> Imagined:
         self.num_rounds += 1
         if self.num_rounds == self.fails_at_round:
-            raise ImaginationError("NaN in a frame")
+            raise FloatingPointError("NaN in a frame")
         generator = torch.Generator().manual_seed(seed)
         stack, frames, actions, rewards = starts, [starts[:, -3:]], [torch.zeros(len(starts), 4)], []
         for _ in range(horizon):
@@ -101,11 +100,10 @@ class WorldModel:
             earlier=starts[:, :-3].unflatten(1, (-1, 3)),
             action=torch.stack(actions, 1),
             reward=torch.stack([torch.zeros(len(starts)), *rewards], 1),
-            discount=torch.ones(len(starts), horizon + 1),
         )
 
-    def validate(self, segments: Segments, seed: int) -> Validation:
-        return Validation({"frame_mse": float(self.weight + segments.rewards.sum() + seed % 7)}, [])
+    def validate(self, segments: Segments, seed: int) -> tuple[dict[str, float], list]:
+        return {"frame_mse": float(self.weight + segments.rewards.sum() + seed % 7)}, []
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight, "generator": self.generator.get_state(), "num_rounds": self.num_rounds}
@@ -121,12 +119,12 @@ def make_env(settings: EnvSettings) -> AgentEnv:
 
 
 def train_drq(run_dir: Path, *overrides: str) -> int:
-    return build_trainer.train_drq(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
+    return build_trainer.train(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
 
 
 def train_mbpo(run_dir: Path, *overrides: str, world_model: WorldModel | None = None) -> int:
     settings, config = train_metaworld_mbpo.parse([*TINY, *TINY_DREAMS, f"run_dir={run_dir}", *overrides])
-    return build_trainer.train_mbpo(settings, config, lambda: world_model or WorldModel())
+    return build_trainer.train(settings, config, world_model or WorldModel())
 
 
 def lines(run_dir: Path, split: str | None = None) -> list[dict[str, Any]]:

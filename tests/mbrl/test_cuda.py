@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from mbrl.agent.drqv2 import DrQConfig, build_agent
+from mbrl.build_video_predictor import build_video_predictor
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer
-from mbrl.world_model.build import build_video_predictor
 from tests.mbrl.runs import SEGMENT_LENGTH
-from tests.mbrl.world_model.test_video_predictor import segments, starts
+from tests.mbrl.test_video_predictor import segments, starts
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -64,7 +64,7 @@ def test_a_world_model_learns_and_imagines(config):
     imagined = predictor.imagine(starts(), lambda stacks: torch.zeros(len(stacks), 4), SEGMENT_LENGTH, seed=0)
     assert imagined.frames.dtype == torch.uint8
     assert imagined.reward.shape == (2, SEGMENT_LENGTH + 1)
-    assert predictor.validate(segments(), seed=0).metrics["frame_mse"] < 1
+    assert predictor.validate(segments(), seed=0)[0]["frame_mse"] < 1
     on_cpu = build_video_predictor(config, CPU, seed=1)
     on_cpu.load_state_dict(saved_and_loaded(predictor.state_dict(), "cpu"))
     predictor.load_state_dict(saved_and_loaded(on_cpu.state_dict(), "cpu"))

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from mbrl import heap
+from mbrl import command
 
 CODE = """
 import resource
 import numpy as np
-from mbrl.heap import keep_freed_memory
+from mbrl.command import keep_freed_memory
 keep_freed_memory()
 np.ones(40_000_000, np.uint8)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -30,6 +30,6 @@ def test_large_buffers_are_not_fetched_anew():
 
 
 def test_other_systems_are_left_alone(monkeypatch):
-    monkeypatch.setattr(heap.sys, "platform", "darwin")
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: pytest.fail("not to be opened"))
-    heap.keep_freed_memory()
+    monkeypatch.setattr(command.sys, "platform", "darwin")
+    monkeypatch.setattr(command.ctypes, "CDLL", lambda name: pytest.fail("not to be opened"))
+    command.keep_freed_memory()

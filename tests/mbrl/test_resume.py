@@ -15,12 +15,12 @@ import torch
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import save_tokenizer, save_transformer
 from mbrl.agent.drqv2 import DrQAgent
+from mbrl.build_video_predictor import build_video_predictor
 from mbrl.envs import vector_env
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.metric_logger import MetricLogger
 from mbrl.replay import replay_memory
-from mbrl.world_model.build import build_video_predictor
-from mbrl.world_model.config import WorldModelConfig
+from mbrl.settings import WorldModelConfig
 from tests.mbrl.runs import WorldModel, lines, train_drq, train_mbpo
 from tests.parity.networks import tokenizer, transformer
 

@@ -28,13 +28,12 @@ from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings
-from mbrl.metric_logger import MetricLogger, with_rewards
+from mbrl.metric_logger import MetricLogger, captioned
 from mbrl.replay.replay_buffer import ReplayBuffer
 from mbrl.run_folder import RunFolder, flat
-from mbrl.schedule import MbpoSchedule
-from mbrl.snapshots import Snapshots, saved_part
+from mbrl.settings import WorldModelConfig
+from mbrl.snapshots import Snapshots, saved_state
 from mbrl.tools import export_world_model
-from mbrl.world_model.config import WorldModelConfig
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 PLOT = MetricLogger.plot_success  # half a second each: runs in tests do without
@@ -141,22 +140,21 @@ def test_what_happens_when(tmp_path, events):
 def test_counts_of_the_defaults():
     """The published schedule, in frames."""
     settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
-    schedule = MbpoSchedule(settings)
-    assert [schedule.frame(step) for step in range(130_000) if schedule.begins(step)] == [4000]
+    assert settings.frame(settings.first_step) == 4000
     frames = range(3990, 4402)
     of = {
-        name: [frame for frame in frames if frame % 2 == 0 and getattr(schedule, name)(frame // 2)]
+        name: [frame for frame in frames if frame % 2 == 0 and getattr(settings, name)(frame // 2)]
         for name in ("agent_learns", "model_learns", "imagines", "evaluates")
     }
     assert of["agent_learns"] == list(range(4000, 4402, 2))
     assert of["model_learns"] == list(range(4010, 4402, 10))
-    assert [frame for frame in of["model_learns"] if schedule.tokenizer_learns(frame // 2)] == list(
+    assert [frame for frame in of["model_learns"] if settings.tokenizer_learns(frame // 2)] == list(
         range(4040, 4402, 40)
     )
     assert of["imagines"] == [4000, 4200, 4400]
     assert of["evaluates"] == [4000]
-    assert schedule.num_steps == 130_001
-    assert schedule.evaluates(130_000)
+    assert settings.num_steps == 130_001
+    assert settings.evaluates(130_000)
 
 
 def test_numbers_of_the_defaults():
@@ -195,10 +193,12 @@ def test_several_runs_of_one_command(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(command_line.os, "execv", lambda program, arguments: started.append(arguments))
     monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
 
+    monkeypatch.setattr(build_trainer, "train", lambda settings, config: trained.append(settings) or 0)
+
     def run(*arguments: str) -> int | None:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         try:
-            command_line.run(train_metaworld_drq.parse, lambda settings, _: trained.append(settings) or 0, "", "config")
+            command_line.run(train_metaworld_drq.parse, "", "config")
         except SystemExit as end:
             return end.code
         return None
@@ -237,8 +237,9 @@ def test_a_run_that_fails_is_the_last(monkeypatch):
     """Its exit code is the command's."""
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1,2", "device=cpu"])
     monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(build_trainer, "train", lambda settings, config: 143)
     with pytest.raises(SystemExit) as end:
-        command_line.run(train_metaworld_drq.parse, lambda settings, config: 143, "", "config")
+        command_line.run(train_metaworld_drq.parse, "", "config")
     assert end.value.code == 143
 
 
@@ -352,7 +353,7 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
     assert train_mbpo(tmp_path, "save_video=true", "save_train_video=true", "use_tb=true") == 0
     present = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert {
-        "settings.json", "metrics.jsonl", "train.csv", "eval.csv", "latest.json",
+        "metrics.jsonl", "train.csv", "eval.csv", "latest.json",
         "snapshots/000000120/state.pt", "snapshots/000000120/environment.npz", "videos/eval/000000048.gif",
         "videos/train/000000012.gif", "videos/imagined/000000024-random.gif", "videos/imagined/000000048.gif",
     } <= present  # fmt: skip
@@ -367,11 +368,11 @@ def test_what_a_run_leaves(tmp_path, cheap_runs):
     assert {"critic_loss", "tokenizer_loss", "transformer_loss", "imagined_reward"} <= train[-1].keys()
 
 
-def test_bars_say_how_much_was_earned():
-    video = with_rewards(np.zeros((3, 4, 8, 3), np.uint8), np.float32([0, 5, 10]))
-    assert video.shape == (3, 10, 8, 3)
-    assert [(frame[-1, :, 0] > 100).sum() for frame in video] == [0, 4, 8]
-    assert not video[:, :4].any()
+def test_captions_say_how_much_was_earned():
+    video = captioned(np.full((2, 16, 64, 3), 7, np.uint8), ["reward 0.00", "reward 9.00"])
+    assert video.shape == (2, 32 + 18, 128, 3)
+    assert (video[:, :32] == 7).all(), "the picture is left alone"
+    assert (video[0, 32:] != video[1, 32:]).any()
 
 
 def test_weights_and_biases(tmp_path, cheap_runs, monkeypatch):
@@ -486,17 +487,18 @@ def test_an_agent_that_acts_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
         train_drq(tmp_path)
 
 
-def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog):
+@pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (np, "savez")])
+def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog, owner, name):
     """In between it is a line in the log; at the end it is the command's error, and what was saved is valid."""
-    save = torch.save
+    save = getattr(owner, name)
     full = False
 
-    def fail(*args):
+    def fail(*args, **arrays):
         if full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(*args)
+        save(*args, **arrays)
 
-    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(owner, name, fail)
     train_drq(tmp_path, "num_train_frames=48")
     full = True
     with pytest.raises(UserError, match=r"No space left on device.*unharmed"):
@@ -691,10 +693,11 @@ def test_a_folder_is_for_one_process_at_a_time(tmp_path, cheap_runs):
     assert train_drq(tmp_path, "num_train_frames=24") == 0
 
 
-def test_two_processes_that_begin_at_once(tmp_path, cheap_runs):
+def test_two_processes_that_begin_at_once(tmp_path, cheap_runs, monkeypatch):
     """The second one has found nothing to be locked yet."""
+    monkeypatch.setattr(RunFolder, "check", lambda folder, config: {})
     with pytest.raises(UserError, match="another process is running"), RunFolder(tmp_path).locked():
-        build_trainer._run(None, None, RunFolder(tmp_path), {}, {})
+        train_drq(tmp_path)
 
 
 def test_any_task_and_spelling():
@@ -747,7 +750,7 @@ def test_the_command_killed_and_started_again(tmp_path):
     done = subprocess.run(command("run_dir=killed"), **options)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
-    whole = build_trainer.train_drq(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
+    whole = build_trainer.train(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
@@ -761,7 +764,7 @@ def test_the_command_for_several_seeds(tmp_path):
     begun = [line for line in done.stderr.splitlines() if line.startswith("run ")]
     assert begun == ["run 1 of 2: run-1", "run 2 of 2: run-2"]
     assert {path.name for path in tmp_path.iterdir()} == {"run-1", "run-2"}
-    assert [json.loads((tmp_path / f"run-{n}" / "settings.json").read_text())["seed"] for n in (1, 2)] == [1, 2]
+    assert [json.loads((tmp_path / f"run-{n}" / "run.json").read_text())["settings"]["seed"] for n in (1, 2)] == [1, 2]
 
 
 def test_the_command_of_mbpo(tmp_path):
@@ -777,7 +780,7 @@ def test_the_command_of_mbpo(tmp_path):
     assert len(list((tmp_path / "demos" / "plate-slide").glob("*.npz"))) == 5
 
     export_world_model.main([str(tmp_path / "run"), "--output", str(tmp_path / "model")])
-    state = saved_part(RunFolder(tmp_path / "run"), "world_model")
+    state = saved_state(RunFolder(tmp_path / "run"))["parts"]["world_model"]
     model = ivideogpt.world_model.WorldModel.from_pretrained(tmp_path / "model")
     assert_equal_tensors(model.transformer.state_dict(), state["transformer"])
     assert_equal_tensors(model.tokenizer.state_dict(), state["tokenizer"])
@@ -790,7 +793,7 @@ def assert_equal_tensors(actual, expected):
 
 
 def test_what_cannot_be_exported(tmp_path, cheap_runs):
-    with pytest.raises(UserError, match=r"is no folder of a run: it has no settings\.json"):
+    with pytest.raises(UserError, match=r"run\.json is missing; name the folder of a run"):
         export_world_model.main([str(tmp_path), "--output", str(tmp_path / "model")])
     train_drq(tmp_path / "drq", "num_train_frames=24")
     with pytest.raises(UserError, match="is a run of DrQ-v2, which has no world model"):

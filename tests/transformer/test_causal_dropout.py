@@ -81,9 +81,9 @@ def test_draws_are_even_and_from_the_global_generator():
 def calls(monkeypatch) -> list[float]:
     seen: list[float] = []
 
-    def spy(queries, keys, values, dropout, scaling=None):
+    def spy(queries, keys, values, dropout):
         seen.append(dropout)
-        return causal_attention(queries, keys, values, dropout, scaling)
+        return causal_attention(queries, keys, values, dropout)
 
     monkeypatch.setattr(causal_dropout, "causal_attention", spy)
     return seen

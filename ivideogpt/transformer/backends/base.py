@@ -18,23 +18,11 @@ from torch import Tensor
 from ivideogpt.errors import UserError
 from ivideogpt.transformer.language_model import LlamaForCausalLM
 from ivideogpt.transformer.llama import KVCache, LlamaWeights
-from ivideogpt.transformer.sampling import RandomStreams, Sampling
+from ivideogpt.transformer.sampling import Sampling
 
 if TYPE_CHECKING:
-    from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
-
-
-class FrameBuffers(Protocol):
-    """Draws whole frames of all rows of a decoder, in memory of its own."""
-
-    def load(self, cache: KVCache, streams: RandomStreams, num_draws: int) -> KVCache:
-        """Take over a decoder's rows. Returns their part of the buffers' cache."""
-
-    def place(self, cache: KVCache, waiting: Tensor | None) -> Tensor | None:
-        """Store the rows' positions and the ids (B, 1) that wait to enter; returns the buffer of these ids."""
-
-    def draw(self, action: Tensor | None, num_rows: int) -> DecodedFrame:
-        """Draw one frame of the first ``num_rows`` rows, under embedded actions (B, D)."""
+    from ivideogpt.transformer.backends.cuda_graph import CudaGraphFrame
+    from ivideogpt.transformer.decoder import FrameModel
 
 
 class DecodeBackend(Protocol):
@@ -68,11 +56,11 @@ class DecodeBackend(Protocol):
     def sample(self, logits: Tensor, sampling: Sampling, draw: Tensor | None) -> Tensor:
         """Sample one id a row, as :func:`ivideogpt.transformer.sampling.sample` does."""
 
-    def borrow_buffers(self, model: FrameModel, num_rows: int, capacity: int) -> FrameBuffers | None:
+    def borrow_buffers(self, model: FrameModel, num_rows: int, capacity: int) -> CudaGraphFrame | None:
         """Return buffers that draw whole frames, for one decoder at a time; None: frames are drawn pass by pass."""
         return None
 
-    def give_back(self, buffers: FrameBuffers) -> None:
+    def give_back(self, buffers: CudaGraphFrame) -> None:
         """Take back buffers that a decoder no longer uses."""
         return
 

@@ -11,9 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ivideogpt.transformer.backends.base import FrameBuffers
 from ivideogpt.transformer.backends.torch import TorchBackend
-from ivideogpt.transformer.frame_model import DecodedFrame, FrameModel
+from ivideogpt.transformer.decoder import DecodedFrame, FrameModel
 from ivideogpt.transformer.llama import KVCache, LlamaWeights
 from ivideogpt.transformer.sampling import RandomStreams
 
@@ -71,7 +70,7 @@ class CudaGraphFrame:
         return self.entering[:rows, :-1]
 
     def draw(self, action: Tensor | None, num_rows: int) -> DecodedFrame:
-        """Draw one frame of the first ``num_rows`` rows."""
+        """Draw one frame of the first ``num_rows`` rows, under embedded actions (B, D)."""
         if action is not None:
             self.action[:num_rows] = action
         if self.graph is None:
@@ -157,8 +156,7 @@ class CudaGraphBackend(TorchBackend):
             return None
         return frame
 
-    def give_back(self, buffers: FrameBuffers) -> None:
-        assert isinstance(buffers, CudaGraphFrame)
+    def give_back(self, buffers: CudaGraphFrame) -> None:
         self._idle = [buffers, *self._idle][:MAX_IDLE]
 
 

@@ -59,7 +59,8 @@ class TorchBackend(DecodeBackend):
         for index, layer in enumerate(self.weights.layers if layers is None else layers):
             qkv = F.linear(self._norm(hidden, layer.input_norm), layer.qkv)
             hidden = hidden + F.linear(attention(index, qkv), layer.output)
-            hidden = hidden + _mlp(self._norm(hidden, layer.mlp_norm), layer)
+            gate, up = F.linear(self._norm(hidden, layer.mlp_norm), layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + F.linear(F.silu(gate) * up, layer.down)
         return self._norm(hidden, self.weights.final_norm)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
@@ -134,8 +135,3 @@ def _until(positions: Tensor, end: int) -> Tensor:
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
-def _mlp(x: Tensor, layer: LayerWeights) -> Tensor:
-    gate, up = F.linear(x, layer.gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, layer.down)

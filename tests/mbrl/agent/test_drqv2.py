@@ -15,9 +15,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from ivideogpt.errors import UserError
 from mbrl.agent import drqv2
-from mbrl.agent.drqv2 import DrQAgent, DrQConfig, build_agent
+from mbrl.agent.drqv2 import DrQAgent, DrQConfig, build_agent, parse_noise_schedule
 from mbrl.agent.networks import PAD, Actor, Encoder, TwinCritic, noisy, random_shifts, shifted
-from mbrl.agent.noise_schedule import parse_noise_schedule
 from mbrl.replay.replay_buffer import EpisodeShape, Transitions
 
 SHAPE = EpisodeShape(frame_stack=3, image_size=(24, 24), action_dim=2)

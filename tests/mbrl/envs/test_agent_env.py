@@ -10,9 +10,8 @@ from gymnasium.utils.env_checker import check_env
 
 from ivideogpt.errors import UserError
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.env_settings import EnvSettings
+from mbrl.envs.env_settings import EnvSettings, episode_seed
 from mbrl.envs.offscreen import select_backend
-from mbrl.envs.seeds import episode_seed
 
 DURATION = 6
 ACTIONS = np.random.default_rng(0).uniform(-1, 1, (DURATION, 4)).astype(np.float32)

@@ -10,7 +10,7 @@ import torch
 
 from ivideogpt.errors import UserError
 from mbrl.replay.episodes import ReplayEpisode
-from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
+from mbrl.replay.replay_buffer import EpisodeShape, Imagined, ReplayBuffer, sample_mixed
 from mbrl.replay.replay_memory import USABLE, affordable_capacity, available_memory, buffer_bytes, warn_if_too_much
 from tests.mbrl.replay.replays import SHAPE, SIZE, buffer_of, counting_episode
 
@@ -150,9 +150,10 @@ def test_a_batch_equals_the_episodes_themselves():
 
 def test_imagined_episodes_are_added_at_once():
     episodes = [counting_episode(5, first) for first in (0, 100)]
-    parts = {name: torch.from_numpy(np.stack([vars(e)[name] for e in episodes])) for name in vars(episodes[0])}
+    names = ("frames", "earlier", "action", "reward")
+    parts = {name: torch.from_numpy(np.stack([vars(e)[name] for e in episodes])) for name in names}
     together = ReplayBuffer(100, SHAPE)
-    together.add_many(**parts)
+    together.add_imagined(Imagined(**parts))
     assert (together.num_episodes, together.num_rows, together.num_collected) == (2, 10, 0)
     one_by_one = ReplayBuffer(100, SHAPE)
     for episode in episodes:

@@ -24,7 +24,7 @@ def write_run(folder: Path, success: dict[int, float], method="drq", task="hamme
         "agent_update_times": 1,
     }
     named = {"task_name": task, "exp_name": method, "seed": seed, "run_dir": str(path)}
-    (path / "settings.json").write_text(json.dumps(shown | named | settings))
+    (path / "run.json").write_text(json.dumps({"settings": shown | named | settings}))
     with (path / "eval.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, ["frame", "episode_reward", "success_rate", "hours"])
         table.writeheader()
@@ -124,7 +124,7 @@ def test_a_run_of_one_evaluation_counts(tmp_path):
 
 
 def test_what_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"has no settings\.json and no eval\.csv"):
+    with pytest.raises(UserError, match=r"run\.json is missing; name the folder of a run"):
         main([str(tmp_path)])
     empty = write_run(tmp_path, {})
     with pytest.raises(UserError, match="no evaluation yet"):

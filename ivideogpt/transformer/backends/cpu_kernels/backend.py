@@ -124,7 +124,8 @@ class CpuKernelsBackend(TorchBackend):
 
 def _widened(layers: list[LayerWeights]) -> Iterator[LayerWeights]:
     """Yield the layers in float32, one after the other in the same memory: allocating takes longer than copying."""
-    room = layers[0].float()
-    yield room
-    for layer in layers[1:]:
-        yield room.copy_(layer)
+    room = LayerWeights(*(torch.empty_like(tensor, dtype=torch.float32) for tensor in layers[0].tensors))
+    for layer in layers:
+        for wide, tensor in zip(room.tensors, layer.tensors, strict=True):
+            wide.copy_(tensor)
+        yield room

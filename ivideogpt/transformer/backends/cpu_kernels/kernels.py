@@ -110,12 +110,8 @@ class NativePass:
         normed = torch.empty_like(hidden)
         lane_size = 2 * (num_heads + num_key_value_heads) * head_dim + 3 * self._mlp_width + self._width
         scratch, scores = _room(count * lane_size), self._room_for_scores(lanes)
-        self._library.llama_pass(
-            *self._arguments(lanes),
-            self._layers,
-            _pointer(self._final_norm),
-            *map(_pointer, (hidden, normed, scratch, scores)),
-        )
+        addresses = map(_pointer, (self._final_norm, hidden, normed, scratch, scores))
+        self._library.llama_pass(*self._arguments(lanes), self._layers, *addresses)
         return normed.view(embeddings.shape)
 
     def attend(self, layer: int, qkv: Tensor, lanes: Lanes) -> Tensor:
@@ -130,41 +126,16 @@ class NativePass:
         """Compute ``F.linear`` of few rows: x (..., K), weight (O, K) of the pass's precision, to (..., O) float32."""
         rows = x.reshape(-1, x.shape[-1]).float().contiguous()
         out = _room(len(rows), len(weight))
-        self._library.llama_linear(
-            _pointer(rows),
-            _pointer(weight),
-            int(self._is_bfloat16),
-            _pointer(out),
-            len(rows),
-            weight.shape[1],
-            len(weight),
-            torch.get_num_threads(),
-        )
+        addresses = _pointer(rows), _pointer(weight), int(self._is_bfloat16), _pointer(out)
+        self._library.llama_linear(*addresses, len(rows), weight.shape[1], len(weight), torch.get_num_threads())
         return out.view(*x.shape[:-1], len(weight))
 
     def _arguments(self, lanes: Lanes) -> tuple[Any, ...]:
         """Return the arguments that passes and attention alone share."""
-        shape = _Shape(
-            len(self._layers),
-            self._width,
-            *self._heads,
-            self._mlp_width,
-            torch.get_num_threads(),
-            lanes.keys.shape[1],
-            lanes.keys.shape[3],
-            lanes.count,
-            lanes.shared_length,
-            self._epsilon,
-        )
-        tensors = (
-            lanes.keys,
-            lanes.values,
-            self._cos,
-            self._sin,
-            lanes.rows,
-            lanes.owners,
-            lanes.positions,
-        )
+        model = len(self._layers), self._width, *self._heads, self._mlp_width, torch.get_num_threads()
+        batch, capacity = lanes.keys.shape[1], lanes.keys.shape[3]
+        shape = _Shape(*model, batch, capacity, lanes.count, lanes.shared_length, self._epsilon)
+        tensors = lanes.keys, lanes.values, self._cos, self._sin, lanes.rows, lanes.owners, lanes.positions
         cache = _Cache(*(tensor.data_ptr() for tensor in tensors))
         return ctypes.byref(shape), ctypes.byref(cache), int(self._is_bfloat16)
 
@@ -178,16 +149,8 @@ def sample(library: ctypes.CDLL, logits: Tensor, draws: Tensor, temperature: flo
     assert len(draws) == len(logits), f"{len(draws)} draws for {len(logits)} rows"
     logits, draws = logits.float().contiguous(), draws.contiguous()
     room, chosen = torch.empty_like(logits), torch.empty_like(draws)
-    library.llama_sample(
-        _pointer(logits),
-        _pointer(draws),
-        ctypes.c_float(temperature),
-        top_k or 0,
-        *logits.shape,
-        torch.get_num_threads(),
-        _pointer(room),
-        _pointer(chosen),
-    )
+    options = ctypes.c_float(temperature), top_k or 0, *logits.shape, torch.get_num_threads()
+    library.llama_sample(_pointer(logits), _pointer(draws), *options, _pointer(room), _pointer(chosen))
     return chosen
 
 
@@ -294,7 +257,11 @@ def _build(file: Path) -> ctypes.CDLL:
         loaded = _load(linked)
         write_text(_checksum_file(file), hashlib.sha256(linked.read_bytes()).hexdigest() + "\n")
         os.replace(linked, file)
-    _remove_old(file)
+    # Keep a few libraries, as machines that share a home have different processors.
+    built = sorted(file.parent.glob("native_pass-*.so"), key=lambda library: library.lstat().st_mtime)
+    for library in built[:-LIBRARIES_KEPT]:
+        library.unlink(missing_ok=True)
+        _checksum_file(library).unlink(missing_ok=True)
     return loaded
 
 
@@ -306,14 +273,6 @@ def _compiler() -> list[str]:
     if shutil.which(compiler[0]) is None:
         raise OSError(f"there is no {compiler[0]}: install g++, or name another compiler in CXX")
     return compiler
-
-
-def _remove_old(newest: Path) -> None:
-    """Keep a few libraries, as machines that share a home have different processors."""
-    built = sorted(newest.parent.glob("native_pass-*.so"), key=lambda file: file.lstat().st_mtime)
-    for file in built[:-LIBRARIES_KEPT]:
-        file.unlink(missing_ok=True)
-        _checksum_file(file).unlink(missing_ok=True)
 
 
 def multiplies_bfloat16() -> bool:

@@ -9,30 +9,26 @@ dimension, h w pixels. Frames are uint8 outside and in [0, 1] inside.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.visualize import INK, PAPER, error_frames, font
+from ivideogpt.evaluation.visualize import error_frames
 from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
 from ivideogpt.runs.state import load_moments
 from ivideogpt.training.common.optim import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels
 from ivideogpt.world_model import WorldModel, evaluating, symlog
+from mbrl.metric_logger import captioned
 from mbrl.replay.episodes import FRAME_CHANNELS
-from mbrl.replay.replay_buffer import Segments
-from mbrl.world_model.config import WorldModelConfig
-from mbrl.world_model.imagination import ImaginationError, Imagined, Policy, Validation
-
-VIDEO_SCALE, CAPTION_HEIGHT, CAPTION_SIZE = 2, 18, 11
+from mbrl.replay.replay_buffer import Imagined, Segments
+from mbrl.settings import WorldModelConfig
 
 
 class VideoPredictor:
@@ -107,11 +103,11 @@ class VideoPredictor:
     # ---- imagining
 
     @torch.no_grad()
-    def imagine(self, starts: Tensor, act: Policy, horizon: int, seed: int) -> Imagined:
+    def imagine(self, starts: Tensor, act: Callable[[Tensor], Tensor], horizon: int, seed: int) -> Imagined:
         """Roll out ``starts`` (B, 3 K, h, w) uint8 under the policy ``act``, which sees stacked frames as in reality.
 
         Raises:
-            ImaginationError: the model gives NaN or infinity.
+            FloatingPointError: the model gives NaN or infinity.
         """
         frames = starts.to(self.model.device).unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
         num_stacked, context_length = frames.shape[1], self.config.context_length
@@ -123,27 +119,29 @@ class VideoPredictor:
             action = act(frames[:, -num_stacked:].flatten(1, 2)).to(frames.device)
             step = session.step(action)
             assert step.reward is not None
-            frames = torch.cat([frames, _as_pixels(step.frames)], dim=1)
+            frames = torch.cat([frames, (step.frames * 255).round().to(torch.uint8)], dim=1)  # as replay holds them
             actions.append(action)
             rewards.append(step.reward[:, 0])
             sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
         if not sound:  # asked once, since the host waits for the answer
             if not torch.stack(actions).isfinite().all():
                 raise UserError("the policy's actions are not finite: the agent is lost, not the world model")
-            raise ImaginationError("the world model predicts frames or rewards that are not finite")
-        start = torch.zeros_like(actions[0])
-        reward = torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1)
+            raise FloatingPointError("the world model predicts frames or rewards that are not finite")
         return Imagined(
             frames=frames[:, num_stacked - 1 :],
             earlier=frames[:, : num_stacked - 1],
-            action=torch.stack([start, *actions], dim=1),
-            reward=reward,
-            discount=torch.ones_like(reward),
+            action=torch.stack([torch.zeros_like(actions[0]), *actions], dim=1),
+            reward=torch.stack([torch.zeros_like(rewards[0]), *rewards], dim=1),
         )
 
     @torch.no_grad()
-    def validate(self, segments: Segments, seed: int) -> Validation:
-        """Roll segments out under their recorded actions and compare with what happened."""
+    def validate(self, segments: Segments, seed: int) -> tuple[dict[str, float], list[Pixels]]:
+        """Roll segments out under their recorded actions and compare with what happened.
+
+        Returns:
+            Mean squared errors of frames in [0, 1] and of rewards in the environment's units, and a video
+            (F, H, W, 3) a segment: truth, prediction, error; both rewards below.
+        """
         t, frames = self.config.context_length, self._frames(segments.frames)
         actions, rewards = self._actions_and_rewards(segments)
         future = frames[:, t:]
@@ -161,7 +159,7 @@ class VideoPredictor:
                 future, predicted, rewards.cpu(), predicted_rewards.cpu(), strict=True
             )
         ]
-        return Validation(metrics, videos)
+        return metrics, videos
 
     # ---- state
 
@@ -213,25 +211,10 @@ def _training(network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _as_pixels(frames: Tensor) -> Tensor:
-    """Convert one new frame (B, 1, 3, h, w) in [0, 1] to uint8, as replay holds it."""
-    return (frames * 255).round().to(torch.uint8)
-
-
 def comparison_video(
     truth: Pixels, prediction: Pixels, true_rewards: list[float], predicted_rewards: list[float]
 ) -> Pixels:
-    """Place videos (F, h, w, 3) side by side with their difference, enlarged; rewards are bars below each frame."""
-    pictures = side_by_side([truth, prediction, error_frames(truth, prediction)])
-    enlarged = pictures.repeat(VIDEO_SCALE, axis=1).repeat(VIDEO_SCALE, axis=2)
+    """Place videos (F, h, w, 3) side by side with their difference, rewards below."""
     rewards = zip(true_rewards, predicted_rewards, strict=True)
-    captions = [f"reward {true:.2f}, predicted {predicted:.2f}" for true, predicted in rewards]
-    return np.stack([_captioned(picture, text) for picture, text in zip(enlarged, captions, strict=True)])
-
-
-def _captioned(picture: Pixels, text: str) -> Pixels:
-    height, width = picture.shape[:2]
-    page = Image.new("RGB", (width, height + CAPTION_HEIGHT), PAPER)
-    page.paste(Image.fromarray(picture))
-    ImageDraw.Draw(page).text((4, height + 2), text, fill=INK, font=font(CAPTION_SIZE))
-    return np.asarray(page)
+    texts = [f"reward {true:.2f}, predicted {predicted:.2f}" for true, predicted in rewards]
+    return captioned(side_by_side([truth, prediction, error_frames(truth, prediction)]), texts)

@@ -19,8 +19,8 @@ from ivideogpt.training.common.optim import build_adamw, trainable_parameters, w
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel
-from mbrl.world_model.config import RELEASED, WorldModelConfig
-from mbrl.world_model.video_predictor import VideoPredictor
+from mbrl.settings import RELEASED, WorldModelConfig
+from mbrl.video_predictor import VideoPredictor
 
 PUBLISHED = "thuml/ivideogpt-oxe-64-act-free"
 NEW_TOKENIZER = "configs/ctx_vae64/config.json"
@@ -76,18 +76,15 @@ def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64)
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        tokenizer = _tokenizer(config)
+        if config.pretrained_model_name_or_path is None:
+            new = CompressiveVQModel.load_config(here_or_in_project(NEW_TOKENIZER))
+            tokenizer = CompressiveVQModel.from_config({**new, "context_length": config.context_length})
+        else:
+            tokenizer = load_tokenizer(_given_or_bundled(config.pretrained_model_name_or_path))
         advice = "the environment's frames need another world_model.pretrained_model_name_or_path"
         adapt_tokenizer(tokenizer, config.context_length, image_size, advice)
         transformer = _transformer(config, tokenizer)
     return WorldModel(tokenizer, transformer, _metadata(config, tokenizer))
-
-
-def _tokenizer(config: WorldModelConfig) -> CompressiveVQModel:
-    if config.pretrained_model_name_or_path is not None:
-        return load_tokenizer(_given_or_bundled(config.pretrained_model_name_or_path))
-    settings = CompressiveVQModel.load_config(here_or_in_project(NEW_TOKENIZER))
-    return CompressiveVQModel.from_config({**settings, "context_length": config.context_length})
 
 
 def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
@@ -108,10 +105,19 @@ def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> Hea
 
 def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
     """Make metadata from the config; sampling options and action normalization are the starting point's."""
-    stated = _stated_metadata(config)
+    starts = [config.pretrained_transformer_path] if config.load_pretrained_model else []
+    if config.pretrained_model_name_or_path is not None:
+        starts.append(config.pretrained_model_name_or_path)
+    found = (ModelMetadata.read(model_folder(_given_or_bundled(start))) for start in starts)
+    stated = next((metadata for metadata in found if metadata is not None), None)
     known: dict[str, Any] = {}
     if stated is not None:
-        _check_rewards(config, stated)
+        takes_reward_head = config.load_pretrained_model and not config.load_internal_llm and stated.reward_prediction
+        if takes_reward_head and stated.symlog != config.symlog:
+            raise UserError(
+                f"world_model.symlog is {str(config.symlog).lower()}, but {config.pretrained_transformer_path} learned "
+                f"rewards with{'' if stated.symlog else 'out'} it: set it to {str(stated.symlog).lower()}"
+            )
         known["generation"] = stated.generation
         if stated.action_dim == config.action_dim:
             known["action_normalization"] = stated.action_normalization
@@ -124,24 +130,6 @@ def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelM
         symlog=config.symlog,
         **known,
     )
-
-
-def _check_rewards(config: WorldModelConfig, stated: ModelMetadata) -> None:
-    takes_reward_head = config.load_pretrained_model and not config.load_internal_llm and stated.reward_prediction
-    if takes_reward_head and stated.symlog != config.symlog:
-        raise UserError(
-            f"world_model.symlog is {str(config.symlog).lower()}, but {config.pretrained_transformer_path} learned "
-            f"rewards with{'' if stated.symlog else 'out'} it: set it to {str(stated.symlog).lower()}"
-        )
-
-
-def _stated_metadata(config: WorldModelConfig) -> ModelMetadata | None:
-    """Return the metadata of the transformer, or of the folder of the tokenizer."""
-    starts = [config.pretrained_transformer_path] if config.load_pretrained_model else []
-    if config.pretrained_model_name_or_path is not None:
-        starts.append(config.pretrained_model_name_or_path)
-    found = (ModelMetadata.read(model_folder(_given_or_bundled(start))) for start in starts)
-    return next((metadata for metadata in found if metadata is not None), None)
 
 
 def _given_or_bundled(path: str) -> str | Path:
