@@ -41,6 +41,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
     Raises:
         UserError: something that was given does not fit, or the disk is full.
     """
+    device = settings.torch_device
     folder = RunFolder(settings.run_dir)
     changes = folder.check(config)
     torch.manual_seed(settings.seed)
@@ -49,7 +50,7 @@ def train_drq(settings: Settings, config: Mapping[str, Any]) -> int:
         env, eval_envs = _open_environments(settings, stack)
         (real,) = _build_buffers(settings, folder, env, [settings.duration])
         batches = partial(real.sample, settings.batch_size, settings.nstep, settings.discount, rng.replay)
-        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
+        agent = build_agent(real.shape, settings.agent, settings.seed, device)
         metric_logger = MetricLogger(folder)
         trainer = Trainer(Schedule(settings), env, eval_envs, agent, real, batches, rng, metric_logger)
         snapshots = Snapshots(folder, trainer.parts(), _files(folder, real=real), env)
@@ -60,6 +61,7 @@ def train_mbpo(
     settings: MbpoSettings, config: Mapping[str, Any], build_world_model: Callable[[], WorldModelInTheLoop]
 ) -> int:
     """Train as :func:`train_drq` does, with a world model in the loop."""
+    device = settings.torch_device
     folder = RunFolder(settings.run_dir)
     changes = folder.check(config)
     torch.manual_seed(settings.seed)
@@ -72,7 +74,7 @@ def train_mbpo(
             sample_mixed, real, imagined, settings.real_ratio,
             settings.batch_size, settings.nstep, settings.discount, rng.replay,
         )  # fmt: skip
-        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
+        agent = build_agent(real.shape, settings.agent, settings.seed, device)
         metric_logger = MetricLogger(folder)
         mbpo = Mbpo(schedule, world_model, agent, real, imagined, rng.replay, metric_logger)
         trainer = Trainer(schedule, env, eval_envs, agent, real, batches, rng, metric_logger, mbpo)

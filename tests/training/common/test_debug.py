@@ -9,6 +9,7 @@ import pytest
 from diffusers import VQModel
 
 from ivideogpt.flags import parse
+from ivideogpt.training.common import debug
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
 from ivideogpt.training.common.debug import tiny_gpt_run, tiny_tokenizer_run
 from ivideogpt.training.common.dry_run import report
@@ -79,6 +80,8 @@ def trained(script: str, argv: list[str]) -> Path:
 def test_recipe(recipe, tmp_path, monkeypatch, fresh_accelerator):
     """Both commands of every published recipe train, on stand-ins for data and weights that nobody here has."""
     monkeypatch.chdir(ROOT)
+    for name, less in (("STEPS", 2), ("CLIPS", 1)):
+        monkeypatch.setattr(debug, name, less)
     commands = commands_of(recipe, tmp_path, "--debug")
     assert [script for script, _ in commands] == list(COMMANDS)
     for script, argv in commands:
