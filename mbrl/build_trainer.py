@@ -43,6 +43,7 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
     Raises:
         UserError: something that was given does not fit, or the disk is full.
     """
+    device = settings.torch_device
     folder = RunFolder(settings.run_dir)
     changes = folder.check(config)
     torch.manual_seed(settings.seed)
@@ -52,7 +53,7 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
         from mbrl.build_video_predictor import build_video_predictor  # takes seconds to import
 
         world_model = world_model or build_video_predictor(
-            settings.world_model, settings.torch_device, settings.seed, settings.env.image_size, settings.lpips_path
+            settings.world_model, device, settings.seed, settings.env.image_size, settings.lpips_path
         )
         episode_steps["imagined"] = settings.gen_horizon
     with ExitStack() as stack:
@@ -61,7 +62,7 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
         eval_envs = stack.enter_context(closing(make_vector_env(settings.env, num_envs, in_processes=num_envs > 1)))
         buffers = _build_buffers(settings, folder, env, episode_steps)
         real, replay = buffers["real"], (settings.batch_size, settings.nstep, settings.discount, rng.replay)
-        agent = build_agent(real.shape, settings.agent, settings.seed, settings.torch_device)
+        agent = build_agent(real.shape, settings.agent, settings.seed, device)
         mbpo, batches = None, partial(real.sample, *replay)
         if isinstance(settings, MbpoSettings) and world_model is not None:
             batches = partial(sample_mixed, real, buffers["imagined"], settings.real_ratio, *replay)

@@ -56,10 +56,17 @@ class RunFolder:
         Raises:
             UserError: this is no folder of a run.
         """
-        settings = read_json(self.record, "name the folder of a run").get("settings")
+        settings = self._noted("name the folder of a run").get("settings")
         if not isinstance(settings, dict):
             raise UserError(f"{self.record} holds no settings: name the folder of a run")
         return settings
+
+    def _noted(self, advice: str) -> dict[str, Any]:
+        """Return the content of run.json; earlier versions wrote the settings to a file beside it."""
+        record, earlier = (
+            read_json(path, advice) if path.exists() else {} for path in (self.record, self.path / "settings.json")
+        )
+        return {"settings": earlier, **record} if earlier else record
 
     @property
     def snapshots(self) -> Path:
@@ -84,7 +91,7 @@ class RunFolder:
         check_folder_can_be_written(self.path, "run_dir")
         with writing(self.path):
             check_not_locked(self.path, ADVICE)
-        record = read_json(self.record, ADVICE) if self.record.exists() else {}
+        record = self._noted(ADVICE)
         if "settings" not in record:
             return {}
         before, now = flat(record["settings"]), flat(settings)
@@ -116,7 +123,7 @@ class RunFolder:
         """Write the present settings, and once the digests of the weights that they name."""
         with writing(self.record):
             self.path.mkdir(parents=True, exist_ok=True)
-            record = read_json(self.record) if self.record.exists() else {"contents": RULES.digests(flat(settings))}
+            record = self._noted(ADVICE) or {"contents": RULES.digests(flat(settings))}
             write_json(self.record, {**record, "settings": settings})
             if changes:
                 RULES.note(self.record, changes, frame, flat(settings))

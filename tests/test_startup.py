@@ -46,6 +46,13 @@ def test_a_world_model_is_loaded_without_a_model_library():
     assert not MODEL_LIBRARIES & set(done.stdout.split())
 
 
+@pytest.mark.parametrize("half", ["tokenizer", "transformer"])
+def test_training_starts_without_a_slow_import(half):
+    """Learning-rate schedules of transformers alone took twice as long to import as all else."""
+    done = python(f"import sys; from ivideogpt.training.{half} import build; print(*sys.modules)")
+    assert not (MODEL_LIBRARIES - {"accelerate", "huggingface_hub"}) & set(done.stdout.split())
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_is_answered_before_a_slow_library_is_imported(command):
     """Help took as long as importing torch and the models; so did the answer to a mistyped flag."""

@@ -35,16 +35,24 @@ FILES = {"report.json", "report.md", "clips.jsonl", "curves.png"}
 PICTURES = {f"clip-{rank}.{kind}" for rank in ("best", "median", "worst") for kind in ("png", "gif")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def bare_flags(tiny_world_model, episodes) -> list[str]:
     required = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(episodes)]
     return [*required, *["--split", "all", "--num_clips", "5", "--batch_size", "2", "--num_samples", "3"]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def flags(bare_flags, metric_weights) -> list[str]:
     """With LPIPS and FVD: fewer futures, as LPIPS takes most of the time."""
-    return [*bare_flags, *metric_weights, "--num_clips", "3", "--num_samples", "2"]
+    return [*bare_flags, *metric_weights, "--num_clips", "3", "--num_samples", "2", "--batch_size", "1"]
+
+
+@pytest.fixture(scope="module")
+def whole(flags, tmp_path_factory) -> Path:
+    """The report of an evaluation that was not interrupted."""
+    folder = tmp_path_factory.mktemp("evaluation") / "whole"
+    evaluate.main([*flags, "--output_path", str(folder)])
+    return folder
 
 
 def report_of(folder: Path) -> dict:
@@ -70,17 +78,19 @@ def numbers_in(report: dict) -> dict[str, float]:
     return found
 
 
-def test_the_same_command_gives_the_same_report_to_the_last_byte(flags, tmp_path):
-    for name in ("a", "b"):
-        evaluate.main([*flags, "--output_path", str(tmp_path / name)])
-    assert {path.name for path in (tmp_path / "a").iterdir()} == FILES | PICTURES
-    for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+def test_the_same_command_gives_the_same_report_to_the_last_byte(flags, whole, tmp_path):
+    evaluate.main([*flags, "--output_path", str(tmp_path / "again")])
+    assert_equal_files(tmp_path / "again", whole)
 
 
-def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, tmp_path, monkeypatch):
+def assert_equal_files(again: Path, whole: Path) -> None:
+    assert {path.name for path in again.iterdir()} == FILES | PICTURES
+    for file in whole.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, whole, tmp_path, monkeypatch):
     """Hours of sampling are not lost, and nothing counts twice."""
-    evaluate.main([*flags, "--batch_size", "1", "--output_path", str(tmp_path / "whole")])
     predict, calls = WorldModel.predict, []
 
     def stop_at_the_third_clip(self, *arguments, **kwargs):
@@ -90,7 +100,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, tmp_path, m
         return predict(self, *arguments, **kwargs)
 
     monkeypatch.setattr(WorldModel, "predict", stop_at_the_third_clip)
-    again = [*flags, "--batch_size", "1", "--output_path", str(tmp_path / "again")]
+    again = [*flags, "--output_path", str(tmp_path / "again")]
     with pytest.raises(KeyboardInterrupt):
         evaluate.main(again)
     assert not (tmp_path / "again" / "report.json").exists()
@@ -99,9 +109,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, tmp_path, m
     evaluate.main(again)
     pictures = [[clip["clip"]] for clip in report_of(tmp_path / "again")["shown"]]
     assert [list(numbers) for numbers in calls[5:]] == [[2], [2], *pictures]
-    for file in (tmp_path / "whole").iterdir():
-        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes(), file.name
-    assert {path.name for path in (tmp_path / "again").iterdir()} == FILES | PICTURES
+    assert_equal_files(tmp_path / "again", whole)
 
 
 def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, caplog):
@@ -113,11 +121,10 @@ def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, capl
     assert len((tmp_path / "clips.jsonl").read_text().splitlines()) == 2
 
 
-def test_two_processes_and_other_batches_give_the_same_numbers(flags, tmp_path):
+def test_two_processes_and_other_batches_give_the_same_numbers(flags, whole, tmp_path):
     """Nothing counts twice, nothing is left out, and no clip or sample draws other numbers."""
-    evaluate.main([*flags, "--output_path", str(tmp_path / "one")])
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    others = ["--batch_size", "1", "--max_generate_batchsize", "2", "--max_decode_batchsize", "3"]
+    others = ["--batch_size", "2", "--max_generate_batchsize", "2", "--max_decode_batchsize", "3"]
     done = subprocess.run(
         [*launch, "-m", "ivideogpt.evaluation", *flags, *others, "--output_path", str(tmp_path / "two")],
         cwd=ROOT,
@@ -127,7 +134,7 @@ def test_two_processes_and_other_batches_give_the_same_numbers(flags, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("# Video prediction") == 1
-    one, two = (numbers_in(report_of(tmp_path / name)) for name in ("one", "two"))
+    one, two = (numbers_in(report_of(folder)) for folder in (whole, tmp_path / "two"))
     assert len(one) > 300
     assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
 

@@ -833,6 +833,14 @@ def test_a_damaged_snapshot_gives_a_line_and_the_one_before(tmp_path, cheap_runs
         train_drq(tmp_path / "run")
 
 
+def test_settings_of_earlier_versions_are_compared(tmp_path):
+    """They had a file of their own: a run went on with any others."""
+    (tmp_path / "settings.json").write_text('{"seed": 1}')
+    assert RunFolder(tmp_path).settings() == {"seed": 1}
+    with pytest.raises(UserError, match="seed is 2, was 1"):
+        RunFolder(tmp_path).check({"seed": 2})
+
+
 def test_snapshots_of_earlier_versions_go_on(tmp_path, cheap_runs):
     """Those have no list of their files."""
     train_mbpo(tmp_path / "whole", "num_train_frames=72")

@@ -79,19 +79,12 @@ def assert_resumed(folder: Path, steps: int, weights: str) -> dict[str, torch.Te
     return expected
 
 
-def test_sharded_weights_are_saved_whole_and_resumed(gpt_command, tmp_path):
+def test_sharded_weights_train_as_those_of_one_process_are_saved_whole_and_resumed(gpt_command, tmp_path):
     """A checkpoint of one process's part would load nowhere, and moments of one part would continue another run."""
-    argv = [*gpt_command, *WITH_HEADS, "--max_train_steps", "3", "--checkpointing_steps", "1", "--max_grad_norm", "1"]
-    argv += ["--use_frame_metrics"]
-    in_two_processes("resume-sharded", tmp_path, [("train_gpt.py", argv)])
-    assert_resumed(tmp_path / "train_gpt.py", 2, "model.safetensors")
-
-
-def test_sharded_training_is_that_of_one_process(gpt_command, tmp_path):
-    argv = [*gpt_command, *WITH_HEADS, "--max_train_steps", "2", "--max_grad_norm", "1", "--llama_attn_drop", "0"]
-    in_two_processes("resume-sharded", tmp_path, [("train_gpt.py", argv)])
-    (run,) = (tmp_path / "train_gpt.py" / "whole").iterdir()
-    sharded = load_file(run / "model.safetensors")
+    argv = [*gpt_command, *WITH_HEADS, "--max_train_steps", "3", "--max_grad_norm", "1", "--llama_attn_drop", "0"]
+    sharded = [*argv, "--checkpointing_steps", "1", "--use_frame_metrics"]
+    in_two_processes("resume-sharded", tmp_path, [("train_gpt.py", sharded)])
+    weights = assert_resumed(tmp_path / "train_gpt.py", 2, "model.safetensors")
     one = fit(build_gpt([*argv, "--per_device_train_batch_size", "2"]))
     for name, tensor in load_file(one / "model.safetensors").items():
-        torch.testing.assert_close(sharded[name], tensor, atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(weights[name], tensor, atol=2e-4, rtol=1e-3)

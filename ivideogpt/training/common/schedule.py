@@ -6,13 +6,15 @@ step, as in the published recipes: before the discriminator starts, its turn is 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
+
+_POLYNOMIAL_END = 1e-7  # learning rate
 
 
 class Phase(Enum):
@@ -68,6 +70,26 @@ def within_phase_pair(step: int, interval: int) -> bool:
     return step % interval in (0, interval - 1)
 
 
-def build_scheduler(name: str, optimizer: Optimizer, warmup_updates: int, updates: int) -> LRScheduler:
-    """Build a learning-rate schedule in updates of its own optimizer, whatever the number of processes."""
-    return get_scheduler(name, optimizer, num_warmup_steps=warmup_updates, num_training_steps=updates)
+def build_scheduler(name: str, optimizer: Optimizer, warmup_updates: int, updates: int) -> LambdaLR:
+    """Build a learning-rate schedule in updates of its own optimizer, whatever the number of processes.
+
+    The schedules are those of transformers, whose import takes twice as long as all else that training needs.
+    """
+    end = _POLYNOMIAL_END / optimizer.param_groups[0]["lr"] if name == "polynomial" else 0.0
+
+    def share(update: int) -> float:
+        """Return the share of the full learning rate after so many updates."""
+        if name == "constant":
+            return 1.0
+        if update < warmup_updates:
+            return update / warmup_updates
+        decaying = max(1, updates - warmup_updates)
+        match name:
+            case "constant_with_warmup":
+                return 1.0
+            case "linear" | "polynomial":
+                return end + (1 - end) * max(0.0, (updates - update) / decaying)
+            case _:  # cosine, and with restarts the same, as there is one cycle
+                return 0.5 * (1 + math.cos(math.pi * min((update - warmup_updates) / decaying, 1.0)))
+
+    return LambdaLR(optimizer, share)

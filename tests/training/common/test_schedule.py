@@ -1,8 +1,12 @@
 """Counting: whose turn it is, when things are due, how long a schedule is."""
 
+from functools import partial
+
 import pytest
 import torch
+from transformers import get_scheduler
 
+from ivideogpt.training.common.args import SCHEDULES
 from ivideogpt.training.common.schedule import Phase, PhaseSchedule, build_scheduler, validates_at, within_phase_pair
 
 G, D, IDLE = Phase.GENERATOR, Phase.DISCRIMINATOR, Phase.IDLE
@@ -49,3 +53,20 @@ def test_warm_up_and_decay_count_updates():
         scheduler.step()
     assert rates[:3] == [0, 0.5, 1]
     assert scheduler.get_last_lr()[0] == pytest.approx(0)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_schedules_are_those_of_transformers(name, warmup):
+    """Published recipes name them."""
+    rates = []
+    for build in (partial(build_scheduler, warmup_updates=warmup, updates=9),
+                  partial(get_scheduler, num_warmup_steps=warmup, num_training_steps=9)):  # fmt: skip
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-4)
+        scheduler = build(name, optimizer)
+        rates.append([])
+        for _ in range(9):
+            optimizer.step()
+            scheduler.step()
+            rates[-1] += scheduler.get_last_lr()
+    assert rates[0] == pytest.approx(rates[1], rel=1e-12, abs=1e-18)
