@@ -98,8 +98,10 @@ def write_checksums(folder: Path) -> None:
 def damage_of(checkpoint: Path, contents: bool = True) -> str | None:
     """Return what is wrong with a checkpoint's files, e.g. "a.pt has other contents than were written".
 
-    Without ``contents`` only their sizes are compared.
+    Without ``contents`` only their sizes are compared. Checkpoints of earlier versions have no list of their files.
     """
+    if not (checkpoint / CHECKSUMS).exists():
+        return None if (checkpoint / SHARED_STATE).is_file() else f"{CHECKSUMS} is missing"
     try:
         for name, entry in read_json(checkpoint / CHECKSUMS)["files"].items():
             if damage := _damage_of_file(checkpoint / name, entry, contents):

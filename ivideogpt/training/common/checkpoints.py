@@ -144,7 +144,7 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
         logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
         return None
     path = Path(wanted)
-    if (path / CHECKSUMS).is_file():
+    if (path / SHARED_STATE).is_file() or (path / CHECKSUMS).is_file():
         if damage := damage_of(path):
             raise UserError(
                 f"--resume_from_checkpoint {wanted} is damaged: {damage}; name another one, or the run's folder for "

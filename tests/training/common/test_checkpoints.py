@@ -197,10 +197,15 @@ def test_latest_is_the_highest_step_and_not_the_newest_time(tmp_path):
     assert find_checkpoint("latest", tmp_path, "toy", TOKENIZER_CHECKPOINTS) == last
 
 
-def test_checkpoints_without_checksums_are_incomplete(tmp_path):
-    """Files that nothing lists may be cut short."""
+def test_checkpoints_without_checksums_load(tmp_path):
+    """Those of earlier versions; without their state they are no checkpoints."""
     *_, before, last = three(tmp_path)
-    (last / "checksums.json").unlink()
+    for folder in (before, last):
+        (folder / "checksums.json").unlink()
+    for named in (tmp_path, last):
+        assert find_checkpoint(str(named), tmp_path, "toy", TOKENIZER_CHECKPOINTS) == last
+    checkpoints_of(tmp_path, TrainProgress()).load(last)
+    (last / "state.pt").unlink()
     assert find_checkpoint(str(tmp_path), tmp_path, "toy", TOKENIZER_CHECKPOINTS) == before
     with pytest.raises(UserError, match="no complete checkpoint there"):
         find_checkpoint(str(last), tmp_path, "toy", TOKENIZER_CHECKPOINTS)
