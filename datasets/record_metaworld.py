@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,9 +133,16 @@ def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) ->
     return {"image": np.stack(images), "action": action, "reward": reward, "success": success}
 
 
-@lru_cache(maxsize=1)  # the last one stays open, as making it costs half an episode
+_open: dict[EnvSettings, AgentEnv] = {}  # at most one, of 130 MB; making it costs half an episode
+
+
 def open_environment(settings: EnvSettings) -> AgentEnv:
-    return settings.make()
+    """Return the open environment, if it has these settings; else close it and open one."""
+    if settings not in _open:
+        while _open:
+            _open.popitem()[1].close()
+        _open[settings] = settings.make()
+    return _open[settings]
 
 
 def record(args: RecordArgs, started: str, job: tuple[str, int]) -> bool:

@@ -254,3 +254,17 @@ def test_a_killed_worker_ends_the_command_with_one_line(recording, tmp_path):
     assert process.returncode == 2
     assert said.splitlines()[-1].startswith("error: a worker process was killed, perhaps for its memory; run again")
     assert "Traceback" not in said
+
+
+def test_one_simulator_is_open_at_a_time(recording, tmp_path, monkeypatch):
+    """Each takes 130 MB: fifty tasks would fill the memory."""
+    close, closed = MetaWorldEnv.close, []
+
+    def closing(env):
+        closed.append(env.task)
+        close(env)
+
+    monkeypatch.setattr(MetaWorldEnv, "close", closing)
+    record(tmp_path, "--tasks", "plate-slide", "button-press", "--num_episodes", "1")
+    assert len(list(tmp_path.rglob("*.npz"))) == 2
+    assert "plate-slide" in closed
