@@ -160,6 +160,7 @@ def transformer_loss(
     reward_weight: float = 1.0,
     inputs: Tensor | None = None,
     past_key_values: Any = None,
+    successes: Tensor | None = None,
 ) -> LossTerms:
     """Next-token cross-entropy of future frames, plus the terms of the heads that the model has.
 
@@ -170,6 +171,7 @@ def transformer_loss(
         rewards: (B, T) of the whole clip, ``rewards[:, j]`` earned by ``actions[:, j]``, in the head's space.
         inputs: (B, L) what the model reads, if that differs from the ``tokens`` that it is to predict.
         past_key_values: a cache that holds all before the first future separator, if that has been read.
+        successes: (B, T) of the whole clip, 0 or 1, as the rewards are.
     """
     # from the first future separator on: the prompt has no labels and needs no logits
     labels = layout.labels(tokens)[:, layout.prompt_length - 1 :]
@@ -190,4 +192,8 @@ def transformer_loss(
     if rewards is not None and predicted is not None:
         parts["reward"] = (predicted.squeeze(-1).float() - layout.to_future(rewards)).square().mean()
         total = total + reward_weight * parts["reward"]
+    if successes is not None and outputs.success_logits is not None:
+        logits = outputs.success_logits.squeeze(-1).float()
+        parts["success"] = F.binary_cross_entropy_with_logits(logits, layout.to_future(successes))
+        total = total + parts["success"]
     return LossTerms(total, parts)

@@ -42,6 +42,7 @@ class ModelMetadata:
         action_dim: length of an action; None if action-free.
         action_normalization: applied to actions before the model sees them.
         reward_prediction: it predicts rewards.
+        success_prediction: it predicts successes.
         symlog: its rewards were trained in symlog space.
         goal_conditioned: the first context frame is the goal, the final frame of the clip.
         generation: default sampling.
@@ -54,6 +55,7 @@ class ModelMetadata:
     action_dim: int | None = None
     action_normalization: ActionNormalization | None = None
     reward_prediction: bool = False
+    success_prediction: bool = False
     symlog: bool = False
     goal_conditioned: bool = False
     generation: Sampling = field(default_factory=Sampling)
@@ -87,6 +89,7 @@ class ModelMetadata:
             segment_length=conditioned.segment_length if conditioned else RELEASED_SEGMENT_LENGTH,
             action_dim=conditioned.action_dim if conditioned else None,
             reward_prediction=conditioned is not None and conditioned.has_reward_head,
+            success_prediction=conditioned is not None and conditioned.success_linear is not None,
         )
 
     @classmethod

@@ -40,7 +40,7 @@ TOKENIZER_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TRANSFORMER_WEIGHTS = "model.safetensors"
 LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
-OPTIONAL_HEADS = ("reward_linear", "action_recon_linear")
+OPTIONAL_HEADS = ("reward_linear", "action_recon_linear", "success_linear")
 
 
 # ---- folders and the hub
@@ -148,13 +148,17 @@ def build_transformer(
     action_dim: int | None = None,
     reward_prediction: bool = False,
     action_recon: float | None = None,
+    success_prediction: bool = False,
 ) -> Transformer:
     """Build a new transformer with random weights for clips of ``layout``, whose vocabulary replaces the config's.
 
-    An ``action_dim`` makes it action-conditioned; the two heads exist for such models only. ``config`` is not changed.
+    An ``action_dim`` makes it action-conditioned; heads exist for such models only. ``config`` is not changed.
     """
-    if action_dim is None and (reward_prediction or action_recon is not None):
-        raise UserError("reward_prediction and action_recon need an action-conditioned model: set action_conditioned")
+    if action_dim is None and (reward_prediction or success_prediction or action_recon is not None):
+        raise UserError(
+            "reward_prediction, success_prediction and action_recon need an action-conditioned model: set "
+            "action_conditioned"
+        )
     config = deepcopy(config)
     config.vocab_size = layout.vocab_size
     llm = LlamaForCausalLM(config)
@@ -169,6 +173,7 @@ def build_transformer(
         segment_length=layout.num_frames,
         reward_prediction=reward_prediction,
         action_recon=action_recon,
+        success_prediction=success_prediction,
     )
 
 
@@ -258,6 +263,7 @@ def _heads_in(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Any]:
     return dict(
         action_dim=tensors["action_linear.weight"].shape[-1],
         reward_prediction="reward_linear.weight" in tensors,
+        success_prediction="success_linear.weight" in tensors,
         action_recon=1.0 if "action_recon_linear.weight" in tensors else None,  # the weight in the loss is in no file
     )
 

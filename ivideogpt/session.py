@@ -57,6 +57,9 @@ class SessionModel(Protocol):
     def reward_head(self) -> nn.Linear | None: ...
 
     @property
+    def success_head(self) -> nn.Linear | None: ...
+
+    @property
     def layout(self) -> TokenLayout: ...
 
     def decode_backend(self) -> DecodeBackend: ...
@@ -69,12 +72,14 @@ class Step:
     Attributes:
         frames: (B, N, C, H, W) in [0, 1].
         reward: (B, N) of arriving there, in environment units; None without a reward head.
+        success: (B, N) probability that this step succeeds; None without a success head.
         tokens: (B, N, 17) the separator in front of the frame and its ids, as drawn.
     """
 
     frames: Tensor
     reward: Tensor | None
     tokens: Tensor
+    success: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ class Session:
         self._layout = model.layout
         self._options = options
         codebook = model.tokenizer.dynamics_quantize.embedding.weight.detach()
-        frame_model = FrameModel(model.decode_backend(), self._layout, sampling, model.reward_head, codebook)
+        heads = {"reward_head": model.reward_head, "success_head": model.success_head}
+        frame_model = FrameModel(model.decode_backend(), self._layout, sampling, dynamics_vectors=codebook, **heads)
         seed = options.seed_number(sampling)
         streams = RandomStreams.of_clips(seed, numbers, options.num_samples, options.first_sample)
         self._decoder = FrameDecoder(frame_model, streams)
@@ -202,7 +208,8 @@ class Session:
         reward = decoded.reward
         if reward is not None:
             reward = self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
-        return Step(frames=frames, reward=reward, tokens=self._by_sample(decoded.tokens))
+        success = None if decoded.success is None else self._by_sample(decoded.success.sigmoid())
+        return Step(frames=frames, reward=reward, tokens=self._by_sample(decoded.tokens), success=success)
 
     def check_room(self, num_frames: int) -> None:
         """Make sure that so many more frames can be drawn; UserError if it would have to slide and may not."""

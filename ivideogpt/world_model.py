@@ -53,6 +53,7 @@ class Rollout:
         context: (B, t, C, H, W) reconstructed, in [0, 1].
         frames: (B, N, F, C, H, W) in [0, 1].
         rewards: (B, N, F) in environment units; None without a reward head.
+        successes: (B, N, F) probabilities; None without a success head.
         tokens: (B, N, L) context and future as one sequence (see :mod:`ivideogpt.layout`). If the session slid, the
             later ones belong to a later context that is not among them.
     """
@@ -61,6 +62,7 @@ class Rollout:
     frames: Tensor
     rewards: Tensor | None
     tokens: Tensor
+    successes: Tensor | None = None
 
 
 class WorldModel:
@@ -149,6 +151,10 @@ class WorldModel:
         return self.transformer.reward_linear if isinstance(self.transformer, HeadModelWithAction) else None
 
     @property
+    def success_head(self) -> nn.Linear | None:
+        return self.transformer.success_linear if isinstance(self.transformer, HeadModelWithAction) else None
+
+    @property
     def layout(self) -> TokenLayout:
         """Token layout of clips of the model's segment length."""
         return self.tokenizer.layout(self.metadata.segment_length - self.tokenizer.context_length)
@@ -210,12 +216,14 @@ class WorldModel:
         step_actions = [None] * horizon if actions is None else actions.unbind(-2)
         steps = [session.step(action) for action in step_actions]
         rewards = [step.reward for step in steps if step.reward is not None]
+        successes = [step.success for step in steps if step.success is not None]
         prompt = session.prompt[:, None, :-1].expand(-1, num_samples, -1)
         return Rollout(
             context=session.context,
             frames=torch.stack([step.frames for step in steps], dim=2),
             rewards=torch.stack(rewards, dim=2) if rewards else None,
             tokens=torch.cat([prompt, *(step.tokens for step in steps)], dim=2),
+            successes=torch.stack(successes, dim=2) if successes else None,
         )
 
     def decode_backend(self) -> DecodeBackend:

@@ -126,6 +126,27 @@ def test_future_frame_k_is_rewarded_for_the_action_that_led_to_it():
     assert late.total.item() == pytest.approx(0.5)
 
 
+class SuccessesByFrame(nn.Module):
+    """Is sure that the second future frame alone is a success."""
+
+    def forward(self, input_ids, labels, action):
+        zero = torch.zeros(())
+        logits = torch.full((len(input_ids), FUTURE, 1), -30.0)
+        logits[:, 1] = 30
+        return SimpleNamespace(loss=zero, cross_entropy=zero, action_recon_loss=None, success_logits=logits)
+
+
+def test_future_frame_k_succeeds_by_the_action_that_led_to_it():
+    layout = TokenLayout(CONTEXT, FUTURE, context_codes=8, dynamics_codes=8)
+    tokens, taken = torch.zeros(3, layout.sequence_length, dtype=torch.int64), torch.zeros(3, 6, 4)
+    successes = torch.zeros(3, CONTEXT + FUTURE)
+    successes[:, CONTEXT] = 1  # by the action that is taken at the first future frame
+    terms = transformer_loss(SuccessesByFrame(), tokens, layout, taken, successes=successes)
+    assert terms.total.item() == terms.parts["success"].item() == pytest.approx(0, abs=1e-6)
+    late = transformer_loss(SuccessesByFrame(), tokens, layout, taken, successes=successes.roll(1, 1))
+    assert late.total.item() == pytest.approx(2 * 30 / FUTURE)
+
+
 def test_parts_are_unweighted_and_the_cross_entropy_is_pure():
     """Action reconstruction inside the logged cross-entropy would make runs with and without it incomparable."""
     record = golden()["transformer"]["ctx2"]["act_cond"]

@@ -329,6 +329,29 @@ def test_shapes_and_range():
     assert step.tokens.shape == (2, 2, 17)
 
 
+@pytest.mark.parametrize("reward_prediction", [False, True])
+def test_successes_are_the_head_s_probabilities(reward_prediction, tmp_path):
+    """Of the frame that has arrived, as its reward is; the head changes no token, and is saved and loaded."""
+    plain = world_model(action_dim=4, reward_prediction=reward_prediction)
+    model = world_model(action_dim=4, reward_prediction=reward_prediction, success_prediction=True)
+    model.save_pretrained(tmp_path)
+    model = WorldModel.from_pretrained(tmp_path)
+    assert model.metadata.success_prediction
+    context, taken = context_of(2), actions(2, 3, 4)
+    rollout, without = (each.predict(context, taken, sampling=GREEDY) for each in (model, plain))
+    assert torch.equal(rollout.tokens, without.tokens)
+    assert (rollout.rewards is not None) == reward_prediction
+    assert without.successes is None
+    whole = torch.cat([torch.zeros(2, 1, 4), taken], dim=1)
+    with torch.no_grad():
+        outputs = model.transformer(rollout.tokens[:, 0], action=whole)
+    logits = (outputs[0] if reward_prediction else outputs).success_logits
+    torch.testing.assert_close(rollout.successes[:, 0], logits[..., 0].sigmoid(), atol=1e-4, rtol=1e-4)
+    assert rollout.successes.std() > 0
+    step = model.start(context, num_samples=2).step(taken[:, 0])
+    assert step.success.shape == (2, 2)
+
+
 def test_horizon_defaults():
     free, conditioned = world_model(), world_model(action_dim=4)
     assert free.predict(context_of(2), sampling=GREEDY).frames.shape[2] == SEGMENT_LENGTH - 2

@@ -23,9 +23,13 @@ from ivideogpt.transformer.sampling import RandomStreams, Sampling, drawn_seed
 
 
 class ActionModelOutput(LanguageModelOutput):
-    """``loss`` is the weighted sum; ``cross_entropy`` and ``action_recon_loss`` are its terms before weighting."""
+    """``loss`` is the weighted sum; ``cross_entropy`` and ``action_recon_loss`` are its terms before weighting.
+
+    ``success_logits`` (B, F, 1) are those of the success head.
+    """
 
     cross_entropy: Tensor | None
+    success_logits: Tensor | None
     action_recon_loss: Tensor | None
 
 
@@ -44,6 +48,7 @@ class HeadModelWithAction(nn.Module):
         model_type: only "llama" exists.
         reward_prediction: add a reward head.
         action_recon: add a head that reconstructs actions, with this weight in the loss; None, False and 0: none.
+        success_prediction: add a head for the probability that a step succeeds. An addition: the paper has none.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class HeadModelWithAction(nn.Module):
         model_type: str = "llama",
         reward_prediction: bool = False,
         action_recon: float | None = None,
+        success_prediction: bool = False,
         **ignored: Any,
     ) -> None:
         super().__init__()
@@ -81,6 +87,7 @@ class HeadModelWithAction(nn.Module):
         self.action_recon = action_recon or None
         self.reward_linear = nn.Linear(width, 1) if reward_prediction else None
         self.action_recon_linear = nn.Linear(width, action_dim) if action_recon else None
+        self.success_linear = nn.Linear(width, 1) if success_prediction else None
         self.action_recon_loss: Tensor | None = None  # from the last forward, for logging
 
     @property
@@ -141,7 +148,7 @@ class HeadModelWithAction(nn.Module):
         """
         if action is None:
             raise UserError("this model is action-conditioned: forward needs action, (batch, frames, action_dim)")
-        has_heads = self.reward_linear is not None or self.action_recon_linear is not None
+        has_heads = any((self.reward_linear, self.action_recon_linear, self.success_linear))
         num_read = 0 if past_key_values is None else past_key_values.get_seq_length()
         outputs = self.llm(
             inputs_embeds=self.embed(input_ids, action)[:, num_read:],
@@ -162,9 +169,10 @@ class HeadModelWithAction(nn.Module):
             self.action_recon_loss = result.action_recon_loss.detach()
             if outputs.loss is not None:
                 result.loss = outputs.loss + self.action_recon * result.action_recon_loss
-        if self.reward_linear is None:
-            return result
-        return result, self.reward_linear(hidden[:, self._layout_of(input_ids).reward_positions - num_read])
+        ends = hidden[:, self._layout_of(input_ids).reward_positions - num_read]
+        if self.success_linear is not None:
+            result.success_logits = self.success_linear(ends)
+        return result if self.reward_linear is None else (result, self.reward_linear(ends))
 
     def generate(
         self,

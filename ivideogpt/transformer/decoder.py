@@ -30,10 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DecodedFrame:
-    """``tokens`` (B, 17): the separator in front of a frame and the frame's ids, as drawn. ``reward`` (B,) or None."""
+    """``tokens`` (B, 17): the separator in front of a frame and the frame's ids, as drawn.
+
+    ``reward`` and ``success``, a logit, are (B,), or None without their head.
+    """
 
     tokens: Tensor
     reward: Tensor | None
+    success: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ class FrameModel:
     """The networks, the token layout and the sampling options that draw frames.
 
     With forced separators a frame costs sixteen passes: its last token enters together with the next separator. With
-    a reward head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with
-    its frame. With sampled separators it enters alone, to draw the next one: seventeen, but for the first frame.
+    a head that token enters at the end of its own frame, the seventeenth pass, so that the reward comes with its frame.
+    With sampled separators it enters alone, to draw the next one: seventeen, but for the first frame.
 
     Attributes:
         dynamics_vectors: (dynamics codes, d) the code vectors of the tokenizer, for ``rule="expected_code"``.
@@ -53,6 +57,7 @@ class FrameModel:
     sampling: Sampling
     reward_head: nn.Linear | None = None
     dynamics_vectors: Tensor | None = field(default=None, compare=False)
+    success_head: nn.Linear | None = None
 
     def __post_init__(self) -> None:
         assert self.sampling.rule == "sample" or self.dynamics_vectors is not None, "expected codes need code vectors"
@@ -60,7 +65,7 @@ class FrameModel:
     @property
     def leaves_last_token(self) -> bool:
         """Whether a frame's last token enters the cache only with or after the next separator."""
-        return self.reward_head is None
+        return self.reward_head is None and self.success_head is None
 
     @property
     def joins_last_token(self) -> bool:
@@ -85,11 +90,9 @@ class FrameModel:
         for draw in draws:
             tokens.append(self._draw_dynamics(forward(embeddings)[:, -1], draw))
             embeddings = self.backend.weights.embed(tokens[-1][:, None])
-        reward = None
-        if self.reward_head is not None:
-            hidden = forward(embeddings)[:, -1].to(self.reward_head.weight.dtype)
-            reward = self.reward_head(hidden).squeeze(-1).float()
-        return DecodedFrame(torch.stack(tokens, dim=1), reward)
+        hidden = None if self.leaves_last_token else forward(embeddings)[:, -1]
+        reward, success = (_read_head(head, hidden) for head in (self.reward_head, self.success_head))
+        return DecodedFrame(torch.stack(tokens, dim=1), reward, success)
 
     def _draw_dynamics(self, hidden: Tensor, draw: Tensor) -> Tensor:
         logits = self.backend.logits(hidden)
@@ -100,6 +103,11 @@ class FrameModel:
         if not self.sampling.dynamics_only:
             return self.backend.sample(logits, self.sampling, draw)
         return first + self.backend.sample(logits[:, first:end], self.sampling, draw)
+
+
+def _read_head(head: nn.Linear | None, hidden: Tensor | None) -> Tensor | None:
+    """Apply a head to hidden states (B, D), in the head's precision: (B,) float32."""
+    return None if head is None or hidden is None else head(hidden.to(head.weight.dtype)).squeeze(-1).float()
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def world_model(
     action_dim: int | None = None,
     frames_that_fit: int | None = None,
     reward_prediction: bool = False,
+    success_prediction: bool = False,
     **metadata: Any,
 ) -> WorldModel:
     """``frames_that_fit`` limits the transformer's positions to that many future frames."""
@@ -51,7 +52,8 @@ def world_model(
     config = llama_config()
     if frames_that_fit is not None:
         config.max_position_embeddings = tok.layout(frames_that_fit).sequence_length
-    model = WorldModel(tok, transformer(tok, action_dim, config, reward_prediction=reward_prediction))
+    heads = {"reward_prediction": reward_prediction, "success_prediction": success_prediction}
+    model = WorldModel(tok, transformer(tok, action_dim, config, **heads))
     inferred = ModelMetadata.infer(model.tokenizer, model.transformer)
     model.metadata = replace(inferred, segment_length=SEGMENT_LENGTH, **metadata)
     return model

@@ -101,16 +101,18 @@ def test_expected_codes_equal_those_of_the_naive_loop(kernels):
 
 
 @pytest.mark.parametrize(
-    ("sampling", "has_reward_head", "expected"),
+    ("sampling", "heads", "expected"),
     [
-        (Sampling(), False, [16, 16, 16]),
-        (Sampling(), True, [17, 17, 17]),
-        (Sampling(separators="sampled"), False, [16, 17, 17]),
+        (Sampling(), [], [16, 16, 16]),
+        (Sampling(), ["reward_head"], [17, 17, 17]),
+        (Sampling(), ["success_head"], [17, 17, 17]),
+        (Sampling(), ["reward_head", "success_head"], [17, 17, 17]),
+        (Sampling(separators="sampled"), [], [16, 17, 17]),
     ],
 )
-def test_passes_per_frame(sampling, has_reward_head, expected):
+def test_passes_per_frame(sampling, heads, expected):
     """One pass more a frame would be 6 % of the time."""
-    reward_head = fill(torch.nn.Linear(64, 1)) if has_reward_head else None
+    own_heads = {name: fill(torch.nn.Linear(64, 1)) for name in heads}
     num_passes = 0
 
     class Counting(TorchBackend):
@@ -119,7 +121,7 @@ def test_passes_per_frame(sampling, has_reward_head, expected):
             num_passes += 1
             return super().forward(*args)
 
-    decoder = decoder_of(llm(), sampling, backend=Counting(LlamaWeights(llm())), reward_head=reward_head)
+    decoder = decoder_of(llm(), sampling, backend=Counting(LlamaWeights(llm())), **own_heads)
     num_passes = 0  # without the prompt's
     totals = [0]
     for _ in expected:

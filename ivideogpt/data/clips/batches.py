@@ -19,14 +19,15 @@ from ivideogpt.errors import UserError
 
 @dataclass(frozen=True)
 class ClipBatch:
-    """Frames (B, T, 3, S, S) float32 in [0, 1]; optional actions (B, T, D) and rewards (B, T), float32."""
+    """Frames (B, T, 3, S, S) float32 in [0, 1]; optional actions (B, T, D), rewards and successes (B, T), float32."""
 
     frames: Tensor
     actions: Tensor | None = None
     rewards: Tensor | None = None
+    successes: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
-        return ClipBatch(*moved(device, non_blocking, self.frames, self.actions, self.rewards))
+        return ClipBatch(*moved(device, non_blocking, self.frames, self.actions, self.rewards, self.successes))
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class PackedClips:
     colour: Colour | None = None
     actions: Tensor | None = None
     rewards: Tensor | None = None
+    successes: Tensor | None = None
     skipped: tuple[BadEpisode, ...] = ()
 
     @classmethod
@@ -64,6 +66,7 @@ class PackedClips:
             Colour.concatenate(colours) if any(clip.colour for clip in clips) else None,
             _cat_present([clip.actions for clip in clips]),
             _cat_present([clip.rewards for clip in clips]),
+            _cat_present([clip.successes for clip in clips]),
             tuple(bad for clip in clips for bad in clip.skipped),
         )
 
@@ -74,8 +77,8 @@ class PackedClips:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> ClipBatch:
         """Return the finished batch on this device."""
-        pixels, actions, rewards = moved(device, non_blocking, self.pixels, self.actions, self.rewards)
-        return ClipBatch(unit_range(pixels) if self.colour is None else self.colour(pixels), actions, rewards)
+        pixels, *series = moved(device, non_blocking, self.pixels, self.actions, self.rewards, self.successes)
+        return ClipBatch(unit_range(pixels) if self.colour is None else self.colour(pixels), *series)
 
 
 def _cat_present(parts: list[Tensor | None]) -> Tensor | None:

@@ -44,6 +44,7 @@ class DataConfig:
     dataset_size: int | None = None  # number of training episodes to keep per dataset
     load_action: bool = False
     load_reward: bool = False
+    load_success: bool = False
     action_dim: int | None = None  # expected dimension; others are refused
     dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
     sthsth_root_path: str | None = None
@@ -71,13 +72,20 @@ class Source:
     preprocess: Preprocess
 
     def cut(
-        self, episode: EpisodeReader, indices: Indices, rng: np.random.Generator, actions: bool, rewards: bool
+        self,
+        episode: EpisodeReader,
+        indices: Indices,
+        rng: np.random.Generator,
+        actions: bool = False,
+        rewards: bool = False,
+        successes: bool = False,
     ) -> PackedClips:
-        """Read and preprocess these frames, with their actions and rewards if asked for; return a batch of one."""
+        """Read and preprocess these frames, with the series that are asked for; return a batch of one."""
         pixels, colour = self.preprocess(episode.read(indices), rng), self.preprocess.colour(rng)
-        series = (episode.actions(indices) if actions else None, episode.rewards(indices) if rewards else None)
-        own_actions, own_rewards = (None if values is None else torch.from_numpy(values)[None] for values in series)
-        return PackedClips(pixels[None], colour, own_actions, own_rewards)
+        wanted = ((episode.actions, actions), (episode.rewards, rewards), (episode.successes, successes))
+        series = [read(indices) if is_wanted else None for read, is_wanted in wanted]
+        own = [None if values is None else torch.from_numpy(values)[None] for values in series]
+        return PackedClips(pixels[None], colour, own[0], own[1], own[2])
 
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
@@ -121,7 +129,7 @@ def _all_bad(number: int, cause: UserError) -> UserError:
 
 
 def _check(episode: EpisodeReader, config: DataConfig) -> None:
-    check_carries(episode, config.load_action, config.load_reward, config.action_dim)
+    check_carries(episode, config.load_action, config.load_reward, config.action_dim, config.load_success)
     if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
         raise UserError(
             f"{episode.path} has {episode.num_frames} frames, fewer than the {config.segment.num_frames_spanned} of a "
@@ -177,7 +185,9 @@ class ClipDataset(Dataset[Any]):
                 episode = source.episodes.open(index)
                 _check(episode, self.config)
                 indices = source.segments(episode.num_frames, rng)
-                clip = source.cut(episode, indices, rng, self.config.load_action, self.config.load_reward)
+                config = self.config
+                wanted = config.load_action, config.load_reward, config.load_success
+                clip = source.cut(episode, indices, rng, *wanted)
                 return replace(clip, skipped=tuple(bad))
             except UserError as error:
                 if self.config.on_bad_episode == "error":

@@ -21,6 +21,7 @@ from ivideogpt.errors import UserError
 
 ACTION_KEY = "action"
 REWARD_KEY = "reward"
+SUCCESS_KEY = "success"
 OBSERVATION_KEY = "observation"
 _CHUNK_BYTES = 32 << 20
 
@@ -61,6 +62,9 @@ class EpisodeReader(Protocol):
     @property
     def has_rewards(self) -> bool: ...
 
+    @property
+    def has_successes(self) -> bool: ...
+
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         """Read these frames (n, H, W, 3)."""
 
@@ -69,6 +73,12 @@ class EpisodeReader(Protocol):
 
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the rewards (n,) of the actions taken at these frames; None if the episode has none."""
+
+    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
+        """Read whether the actions taken at these frames succeeded, (n,) of 0 and 1; None if the episode has none.
+
+        A positive number is a success.
+        """
 
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""
@@ -81,7 +91,14 @@ class EpisodeReader(Protocol):
 
 
 class Episode:
-    """Base of readers: ``describe`` and ``verify`` in terms of the other methods of :class:`EpisodeReader`."""
+    """Base of readers: ``describe`` and ``verify`` in terms of the methods of :class:`EpisodeReader`; no successes."""
+
+    @property
+    def has_successes(self) -> bool:
+        return False
+
+    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
+        return None
 
     def describe(self: EpisodeReader) -> tuple[StoredArray, ...]:
         arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
@@ -89,6 +106,8 @@ class Episode:
             arrays.append(StoredArray("action", (self.action_dim,), "float32", "decoded"))
         if self.has_rewards:
             arrays.append(StoredArray("reward", (), "float32", "decoded"))
+        if self.has_successes:
+            arrays.append(StoredArray("success", (), "float32", "decoded"))
         return tuple(arrays)
 
     def remarks(self) -> tuple[str, ...]:
@@ -106,6 +125,8 @@ def _read_series(episode: EpisodeReader) -> None:
         episode.actions(everything)
     if episode.has_rewards:
         episode.rewards(everything)
+    if episode.has_successes:
+        episode.successes(everything)
 
 
 def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64]]:
@@ -204,6 +225,12 @@ class NpzEpisode(Episode):
     def has_rewards(self) -> bool:
         return self._member(REWARD_KEY) is not None
 
+    @property
+    def has_successes(self) -> bool:
+        member = self.members.get(SUCCESS_KEY)  # other recorders store one number an episode under this name
+        lengths = (self.num_frames, self.num_frames - 1)
+        return member is not None and member.shape in [(n, *rest) for n in lengths for rest in ((), (1,))]
+
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         return as_bytes(self.arrays.rows(self.images, indices), self.images)
 
@@ -214,6 +241,10 @@ class NpzEpisode(Episode):
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         values = self._series(REWARD_KEY)
         return None if values is None else values.reshape(-1)[indices]
+
+    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
+        values = self._series(SUCCESS_KEY) if self.has_successes else None
+        return None if values is None else (values.reshape(-1)[indices] > 0).astype(np.float32)
 
     def describe(self) -> tuple[StoredArray, ...]:
         readable = self.members.readable()
@@ -319,11 +350,16 @@ def open_episode(
 
 
 def check_carries(
-    episode: EpisodeReader, actions: bool = False, rewards: bool = False, action_dim: int | None = None
+    episode: EpisodeReader,
+    actions: bool = False,
+    rewards: bool = False,
+    action_dim: int | None = None,
+    successes: bool = False,
 ) -> None:
     """Raise UserError unless the episode has the required arrays, and actions of this dimension."""
     missing = [ACTION_KEY] if actions and episode.action_dim is None else []
     missing += [REWARD_KEY] if rewards and not episode.has_rewards else []
+    missing += [SUCCESS_KEY] if successes and not episode.has_successes else []
     if missing:
         choice = ", or name the feature of a LeRobot folder with @action=<feature>" * (missing[0] == ACTION_KEY)
         raise UserError(

@@ -36,12 +36,12 @@ from ivideogpt.files import read_json
 
 VERSION = "v3.0"
 ACTION = "action"
-REWARD = "next.reward"
+REWARD, SUCCESS = "next.reward", "next.success"
 TIMESTAMP = "timestamp"
 EPISODE = "episode_index"
 COUNTERS = (TIMESTAMP, "frame_index", EPISODE, "index", "task_index")
 # Array of our npz episodes -> feature with the same content.
-SERIES = {"action": ACTION, "reward": REWARD, "success": "next.success", "state": "observation.state"}
+SERIES = {"action": ACTION, "reward": REWARD, "success": SUCCESS, "state": "observation.state"}
 ONE_NUMBER = ("reward", "success")  # arrays with one number per frame
 
 PREFIX = "lerobot:"
@@ -429,6 +429,10 @@ class LeRobotEpisode(Episode):
     def has_rewards(self) -> bool:
         return self.info.dimension(REWARD) == 1
 
+    @property
+    def has_successes(self) -> bool:
+        return self.info.dimension(SUCCESS) == 1
+
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         distinct, place = np.unique(indices, return_inverse=True)
         if self.video is None:
@@ -448,8 +452,12 @@ class LeRobotEpisode(Episode):
         values = self.series(REWARD) if self.has_rewards else None
         return None if values is None else values[indices, 0]
 
+    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
+        values = self.series(SUCCESS) if self.has_successes else None
+        return None if values is None else (values[indices, 0] > 0).astype(np.float32)
+
     def describe(self) -> tuple[StoredArray, ...]:
-        roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward"}
+        roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward", SUCCESS: "success"}
         return tuple(
             StoredArray(key, tuple(feature["shape"]), feature["dtype"], f"read as {roles.get(key, 'nothing')}")
             for key, feature in self.info.features.items()

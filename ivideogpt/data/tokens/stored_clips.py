@@ -39,6 +39,7 @@ class StoredClips:
     sources: tuple[Source, ...]
     action_dim: int | None
     has_rewards: bool
+    has_successes: bool
     lengths: NDArray[np.int64]
     stride: int
     num_passes: int
@@ -70,7 +71,8 @@ class StoredClips:
         if turn > 0:
             source = replace(source, preprocess=replace(source.preprocess, augmentation=self.config.augmentation))
         rng = np.random.default_rng((self.seed, turn, clip))
-        return source.cut(source.episodes.open(index), indices, rng, self.action_dim is not None, self.has_rewards)
+        wanted = self.action_dim is not None, self.has_rewards, self.has_successes
+        return source.cut(source.episodes.open(index), indices, rng, *wanted)
 
     def name(self, number: int) -> str:
         """Return the name of the episode that a clip is cut from."""

@@ -6,6 +6,7 @@
     <store>/shard-00000/tokens.npy   (n, L) uint16, or uint32 for large vocabularies
                        /actions.npy  (n, T, D) float32, if the episodes have actions
                        /rewards.npy  (n, T) float32, if they have rewards
+                       /successes.npy  (n, T) float32, 0 or 1, if they have successes
                        /skipped.json clips that could not be read, if there are any
 
 Clips are numbered pass after pass, and shard s holds those from ``s * clips_per_shard`` on, so that processes can share
@@ -47,14 +48,15 @@ _OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per pr
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Tokens (B, L) int64 with the clips' actions (B, T, D) and rewards (B, T), if stored."""
+    """Tokens (B, L) int64 with the clips' actions (B, T, D), rewards and successes (B, T), if stored."""
 
     tokens: Tensor
     actions: Tensor | None = None
     rewards: Tensor | None = None
+    successes: Tensor | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> TokenBatch:
-        return TokenBatch(*moved(device, non_blocking, self.tokens, self.actions, self.rewards))
+        return TokenBatch(*moved(device, non_blocking, self.tokens, self.actions, self.rewards, self.successes))
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class TokenStoreMeta:
     episodes: str  # checksum of the names and lengths of the episodes
     tokenizer: str  # state_checksum of the tokenizer's weights
     precision: str  # autocast precision of the tokenizer
+    has_successes: bool = False
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
@@ -106,8 +109,9 @@ class TokenStoreMeta:
         """Return row shape and type of each array in a shard, by name. T follows from the layout."""
         num_frames, single = self.layout.context_frames + self.layout.future_frames, np.dtype(np.float32)
         actions = {} if self.action_dim is None else {"actions": ((num_frames, self.action_dim), single)}
-        rewards = {"rewards": ((num_frames,), single)} if self.has_rewards else {}
-        return {"tokens": ((self.layout.sequence_length,), self.token_dtype), **actions, **rewards}
+        numbers = {"rewards": self.has_rewards, "successes": self.has_successes}
+        single_numbers = {name: ((num_frames,), single) for name, is_stored in numbers.items() if is_stored}
+        return {"tokens": ((self.layout.sequence_length,), self.token_dtype), **actions, **single_numbers}
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ NEEDS = (
     ("still_weight", "codebook_decay", "keeps a code vector at zero: it needs"),
     ("reward_prediction", "action_conditioned", "needs"),
     ("action_recon", "action_conditioned", "needs"),
+    ("success_prediction", "action_conditioned", "needs"),
     ("symlog", "reward_prediction", "transforms rewards: it needs"),
     ("load_internal_llm", "pretrained_transformer_path", "needs"),
     ("lora", "pretrained_transformer_path", "adapts a trained transformer: give"),
@@ -264,6 +265,7 @@ class GptModelArgs:
     action_dim: int = option(4, "dimension of the actions", minimum=1)
     action_recon: float | None = option(None, "weight of the reconstruction of actions", minimum=0)
     reward_prediction: bool = option(False, "predict rewards")
+    success_prediction: bool = option(False, "predict the probability that a step succeeds (array success)")
     symlog: bool = option(False, "predict the symmetric logarithm of rewards")
     goal_conditioned: bool = option(False, "the first frame is the goal")
     lora: bool = option(False, "train only low-rank adapters of --pretrained_transformer_path, and the heads")

@@ -40,6 +40,7 @@ def build_fitting_transformer(
     action_dim: int | None = None,
     reward_prediction: bool = False,
     action_recon: float | None = None,
+    success_prediction: bool = False,
 ) -> Transformer:
     """Build a transformer with random weights, after checking that clips of ``layout`` fit into its positions.
 
@@ -53,4 +54,4 @@ def build_fitting_transformer(
         )
     if attention_dropout is not None:
         config.attention_dropout = attention_dropout
-    return build_transformer(config, layout, action_dim, reward_prediction, action_recon)
+    return build_transformer(config, layout, action_dim, reward_prediction, action_recon, success_prediction)

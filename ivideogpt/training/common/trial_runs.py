@@ -220,7 +220,7 @@ def _write_episode(path: Path, seed: int, num_frames: int, resolution: int, acti
         place = np.clip(place + action[:2] * size / 2, 0, resolution - size)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        np.savez(file, image=frames, action=actions, reward=actions[:, 0])
+        np.savez(file, image=frames, action=actions, reward=actions[:, 0], success=actions[:, 0] > 0)
 
 
 def report(trainer: TokenizerTrainer | GptTrainer) -> str:

@@ -83,7 +83,9 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         validation_batches=validation_batches,
         source=source,
         tokenizer=tokenizer,
-        conditioning=Conditioning(args.action_conditioned, args.reward_prediction, args.symlog),
+        conditioning=Conditioning(
+            args.action_conditioned, args.reward_prediction, args.symlog, args.success_prediction
+        ),
         scoring=find_scorer(args, accelerator.device) if args.scores_samples else None,
         own_history=build_own_history(args, tokenizer, model),
         evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
@@ -126,6 +128,7 @@ def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
         action_dim=args.action_dim if args.action_conditioned else None,
         reward_prediction=args.reward_prediction,
         action_recon=args.action_recon,
+        success_prediction=args.success_prediction,
     )
 
 
@@ -175,6 +178,7 @@ def pixel_config(args: GptArgs) -> DataConfig:
         clip_batches.clip_config(args, segment, args.per_device_train_batch_size),
         load_action=args.action_conditioned,
         load_reward=args.reward_prediction,
+        load_success=args.success_prediction,
         action_dim=args.action_dim if args.action_conditioned else None,
     )
 
@@ -206,6 +210,8 @@ def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, la
         raise UserError(f"{path} has actions of dimension {store.meta.action_dim}, not --action_dim {args.action_dim}")
     if args.reward_prediction and not store.meta.has_rewards:
         raise UserError(f"--reward_prediction needs rewards, and {path} has none")
+    if args.success_prediction and not store.meta.has_successes:
+        raise UserError(f"--success_prediction needs successes, and {path} has none")
     return store
 
 
@@ -223,6 +229,7 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
         dataset_step=dataset_step(args),
         action_dim=args.action_dim if args.action_conditioned else None,
         reward_prediction=args.reward_prediction,
+        success_prediction=args.success_prediction,
         symlog=args.symlog,
         goal_conditioned=args.goal_conditioned,
         **known,

@@ -30,7 +30,7 @@ class PixelSource:
     def tokens(self, batch: ClipBatch) -> TokenBatch:
         with torch.autocast(batch.frames.device.type, enabled=False):
             tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
-        return TokenBatch(tokens, batch.actions, batch.rewards)
+        return TokenBatch(tokens, batch.actions, batch.rewards, batch.successes)
 
     def clips(self, batch: ClipBatch, num_clips: int | None = None) -> ClipBatch:
         return ClipBatch(batch.frames[:num_clips], None if batch.actions is None else batch.actions[:num_clips])
@@ -61,9 +61,15 @@ class Conditioning:
     actions: bool
     rewards: bool
     symlog: bool
+    successes: bool = False
 
     def __call__(self, batch: TokenBatch) -> TokenBatch:
         rewards = batch.rewards if self.rewards else None
         if rewards is not None and self.symlog:
             rewards = symlog(rewards)
-        return replace(batch, actions=batch.actions if self.actions else None, rewards=rewards)
+        return replace(
+            batch,
+            actions=batch.actions if self.actions else None,
+            rewards=rewards,
+            successes=batch.successes if self.successes else None,
+        )

@@ -72,13 +72,22 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
     sources = tuple(source for source, _ in build_sources(replace(config, augmentation=None), split))
     firsts = [first_good(source) for source in sources]
     dims, has_rewards = {episode.action_dim for episode in firsts}, all(episode.has_rewards for episode in firsts)
+    has_successes = all(episode.has_successes for episode in firsts)
     action_dim = dims.pop() if len(dims) == 1 else None
     if dims and any(dims):
         logger.warning("the datasets differ in action dimension: no actions are stored")
-    check = partial(check_carries, actions=action_dim is not None, rewards=has_rewards, action_dim=action_dim)
+    check = partial(
+        check_carries,
+        actions=action_dim is not None,
+        rewards=has_rewards,
+        action_dim=action_dim,
+        successes=has_successes,
+    )
     part = measure(sources, check, args.on_bad_episode == "skip", state.process_index, state.num_processes)
     lengths, bad = joined(gather_object([part]))
-    clips = StoredClips(config, sources, action_dim, has_rewards, lengths, args.stride, args.num_passes, args.seed)
+    clips = StoredClips(
+        config, sources, action_dim, has_rewards, has_successes, lengths, args.stride, args.num_passes, args.seed
+    )
     return clips, bad
 
 
@@ -92,6 +101,7 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
         clips_per_shard=args.clips_per_shard,
         action_dim=clips.action_dim,
         has_rewards=clips.has_rewards,
+        has_successes=clips.has_successes,
         sources=clips.stored_sources(),
         split=args.split,
         video_stepsize=args.video_stepsize,
@@ -113,8 +123,8 @@ def write_tokens(
             if isinstance(portion, UserError):
                 raise portion
             if portion.clips is not None:  # None if no clip of it could be read
-                tokens = tokenizer(portion.clips.to(tokenizer.device).frames)
-                batches.append(TokenBatch(tokens, portion.clips.actions, portion.clips.rewards))
+                series, tokens = portion.clips, tokenizer(portion.clips.to(tokenizer.device).frames)
+                batches.append(TokenBatch(tokens, series.actions, series.rewards, series.successes))
             skipped += portion.skipped
             if portion.is_last:
                 writer.write(portion.shard, batches, skipped)

@@ -208,7 +208,7 @@ class GptTrainer:
         """Compute a batch's loss, reading a ``history`` (B, L) if it differs, after a context that may be cached."""
         batch = self.conditioning(batch)
         given = batch.tokens, self.layout, batch.actions, batch.rewards
-        return transformer_loss(self.model, *given, inputs=history, past_key_values=context)
+        return transformer_loss(self.model, *given, inputs=history, past_key_values=context, successes=batch.successes)
 
     def own_history_ce(self, batch: TokenBatch) -> dict[str, Tensor]:
         """Return the cross-entropy under the model's own history, or nothing where no frame can stand still."""

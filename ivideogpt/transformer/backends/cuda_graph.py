@@ -45,7 +45,7 @@ class CudaGraphFrame:
         self.stream_keys = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.num_draws = torch.zeros((), dtype=torch.int64, device=device)
         self.tokens = torch.zeros(num_rows, layout.step_length, dtype=torch.int64, device=device)
-        self.reward = torch.zeros(num_rows, device=device)
+        self.reward, self.success = torch.zeros(2, num_rows, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def load(self, cache: KVCache, streams: RandomStreams, num_draws: int) -> KVCache:
@@ -78,7 +78,8 @@ class CudaGraphFrame:
         else:
             self.graph.replay()
         reward = None if self.model.reward_head is None else self.reward[:num_rows].clone()
-        return DecodedFrame(self.tokens[:num_rows].clone(), reward)
+        success = None if self.model.success_head is None else self.success[:num_rows].clone()
+        return DecodedFrame(self.tokens[:num_rows].clone(), reward, success)
 
     def run(self) -> None:
         """Draw a frame from the buffers into the buffers, without synchronising with the host."""
@@ -98,8 +99,9 @@ class CudaGraphFrame:
         draws = RandomStreams(self.stream_keys).draws(self.num_draws, model.layout.dynamics_tokens)
         frame = model.draw_frame(forward, self.entering, self.action, draws)
         self.tokens.copy_(frame.tokens)
-        if frame.reward is not None:
-            self.reward.copy_(frame.reward)
+        for buffer, values in ((self.reward, frame.reward), (self.success, frame.success)):
+            if values is not None:
+                buffer.copy_(values)
         self.entering[:, :-1] = frame.tokens[:, -1:]
         self.positions += num_passed
         self.num_draws += len(draws)
@@ -164,7 +166,8 @@ def addresses_of(model: FrameModel) -> tuple[int, ...]:
     """Return the addresses of all weights: a captured graph goes on reading them there after they have moved."""
     weights = model.backend.weights
     tensors = [*weights.tensors, weights.cos, weights.sin]
-    tensors += [] if model.reward_head is None else list(model.reward_head.parameters())
+    for head in (model.reward_head, model.success_head):
+        tensors += [] if head is None else list(head.parameters())
     tensors += [] if model.dynamics_vectors is None else [model.dynamics_vectors]
     return tuple(tensor.data_ptr() for tensor in tensors)
 

@@ -73,6 +73,20 @@ def test_rewards_may_be_a_column(path):
     np.testing.assert_array_equal(open_episode(path).rewards(PICKED), PICKED)
 
 
+def test_successes_are_positive_numbers_a_frame(path):
+    """One number an episode under this name stopped nothing before, and stops nothing now."""
+    success = np.arange(20) > 17
+    for stored in (success, success[:, None], success[:-1], np.where(success, 3.0, -1.0)):
+        episode = open_episode(write_episode(path, success=stored))
+        assert episode.has_successes
+        assert episode.successes(np.array([17, 18])).tolist() == [0, 1]
+    for stored in (np.array(True), np.ones(7), None):
+        episode = open_episode(write_episode(path, success=stored))
+        assert not episode.has_successes
+        assert episode.successes(np.array([0])) is None
+        episode.verify()
+
+
 def test_absent_actions_and_rewards_are_none(path):
     write_episode(path, action=None, reward=None)
     episode = open_episode(path)

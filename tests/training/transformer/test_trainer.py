@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from ivideogpt.data import catalog
+from ivideogpt.data.tokens.token_store import TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metrics.frame_metrics import frame_psnr
@@ -80,6 +81,33 @@ def test_run_resume_and_use(finished_run, seedless_command, tiny_world_model, tm
     rollout = model.predict(torch.rand(1, 2, 3, 64, 64), torch.rand(1, 2, 4))
     assert rollout.frames.shape == (1, 1, 2, 3, 64, 64)
     assert rollout.rewards.shape == (1, 1, 2)
+
+
+def test_a_success_head_learns_from_pixels_and_stores_alike(gpt_command, clips, tiny_world_model, tmp_path):
+    """It is trained like the reward head, and every success belongs to the frame of its action."""
+    for path in (clips / "squares").iterdir():
+        with np.load(path) as episode:
+            write_episode(tmp_path / "data" / "squares" / path.name, **episode, success=episode["action"][:, 0] > 0)
+    argv = [*without(gpt_command, "--dataset_path"), "--action_conditioned", "--success_prediction"]
+    argv += ["--max_train_steps", "2"]
+    pixels = ["--dataset_path", str(tmp_path / "data")]
+    run = fit(build_gpt([*argv, *pixels]))
+    last = metrics_of(run)[-1]
+    assert last["loss"] == pytest.approx(last["ce"] + last["success"], rel=1e-4)
+    assert {"success_linear.weight", "success_linear.bias"} <= load_file(run / "model.safetensors").keys()
+    with pytest.raises(UserError, match="no array 'success'"):
+        build_gpt([*argv, "--dataset_path", str(clips)])
+
+    model = ["--pretrained_model_name_or_path", str(tiny_world_model)]
+    for split in ("train", "test"):
+        output = ["--split", split, "--output", str(tmp_path / split), "--device", "cpu"]
+        tokenize_command.main([*model, *pixels, "--segment_length", "4", "--stride", "3", *output])
+    store = TokenStore(tmp_path / "train")
+    batch = store.read(np.arange(len(store)))
+    assert torch.equal(batch.successes, (batch.actions[..., 0] > 0).float())
+    stores = ["--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
+    argv = without(argv, "--oxe_data_mixes_type", "--dataloader_num_workers")
+    assert metrics_of(fit(build_gpt([*argv, *stores])))[-1]["success"] > 0
 
 
 def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tmp_path):
