@@ -56,7 +56,8 @@ class RunFolder:
         Raises:
             UserError: this is no folder of a run.
         """
-        settings = self._noted("name the folder of a run").get("settings")
+        advice = "name the folder of a run"
+        settings = (self._noted(advice) or read_json(self.record, advice)).get("settings")
         if not isinstance(settings, dict):
             raise UserError(f"{self.record} holds no settings: name the folder of a run")
         return settings

@@ -613,9 +613,7 @@ def test_without_the_optional_packages_it_is_one_line(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        done.stderr == "error: the package hydra is not installed: pip install -e '.[mbrl]' in the project's folder\n"
-    )
+    assert done.stderr == "error: the package hydra is not installed: pip install -e '.[mbrl]' in the project folder\n"
 
 
 @pytest.mark.parametrize(("gpu", "expected"), [(True, "cuda"), (False, "cpu")])
