@@ -62,6 +62,7 @@ class HeadModelWithAction(nn.Module):
         model_type: str = "llama",
         reward_prediction: bool = False,
         action_recon: float | None = None,
+        *,
         success_prediction: bool = False,
         **ignored: Any,
     ) -> None:

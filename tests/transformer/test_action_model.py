@@ -26,8 +26,11 @@ def test_signatures_that_other_code_relies_on():
     constructor = list(inspect.signature(HeadModelWithAction).parameters)
     assert constructor == [
         *["llm", "action_dim", "prelude_tokens_num", "tokens_num_per_dyna", "context", "segment_length"],
-        *["model_type", "reward_prediction", "action_recon", "ignored"],
+        *["model_type", "reward_prediction", "action_recon", "success_prediction", "ignored"],
     ]
+    assert (
+        inspect.signature(HeadModelWithAction).parameters["success_prediction"].kind is inspect.Parameter.KEYWORD_ONLY
+    )
     forward = list(inspect.signature(HeadModelWithAction.forward).parameters)[1:]
     assert forward == ["input_ids", "attention_mask", "labels", "position_ids", "action", "past_key_values"]
     assert model().token_for_sdf == 113
