@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
-        _check_heaps(path)
+        status = path.stat()
+        _check_heaps(path, status.st_mtime_ns, status.st_size)
         with h5py.File(path, "r") as file:
             yield file
     except UserError:
@@ -42,7 +44,8 @@ def read_array(group: Any, name: str) -> np.ndarray:
     return dataset[()]
 
 
-def _check_heaps(path: Path) -> None:
+@lru_cache(maxsize=64)  # a file of thousands of demonstrations is opened for each of them, and looked through once
+def _check_heaps(path: Path, modified: int, size: int) -> None:
     """Refuse a file whose heaps of strings do not end: libhdf5 2.0 reads such a heap for ever, and nothing stops it.
 
     A heap is a signature, its size in bytes and objects (HDF5 file format specification 3.0, III.E). The size of
@@ -53,11 +56,11 @@ def _check_heaps(path: Path) -> None:
         while start >= 0:
             place, end = start + 16, start + _number(content[start + 8 : start + 16])
             while place + 16 <= min(end, len(content)):
-                index, size = _number(content[place : place + 2]), _number(content[place + 8 : place + 16])
-                size = 16 + (size + 7) // 8 * 8 if index else size
-                if not 0 < size <= end - place:
+                index, length = _number(content[place : place + 2]), _number(content[place + 8 : place + 16])
+                length = 16 + (length + 7) // 8 * 8 if index else length
+                if not 0 < length <= end - place:
                     raise ValueError("a heap of strings is damaged")
-                place += size
+                place += length
             start = content.find(_HEAP, start + 1)
 
 
