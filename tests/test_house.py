@@ -37,7 +37,7 @@ LAYERS = [
     {"pretrained"},
     {"session", "released_api"},
     {"world_model"},
-    {"evaluation"},
+    {"evaluation", "envs"},
     {"training"},
     {"commands", "utils"},
 ]
@@ -51,6 +51,7 @@ KEPT_IN = {
     "diffusers": set(),
     "transformers": {"transformer", "training"},
     "hydra": set(),
+    "gymnasium": {"envs"},
 }
 IMPORTED_WHERE_USED = {
     "av", "h5py", "kornia", "matplotlib", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets",
@@ -235,7 +236,7 @@ def test_requirements_pin_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = project["dependencies"] + [
         requirement
-        for extra in ("mbrl", "data", "lora", "dev")
+        for extra in ("mbrl", "envs", "data", "lora", "dev")
         for requirement in project["optional-dependencies"][extra]
     ]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
