@@ -7,6 +7,7 @@ from pathlib import Path
 
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
+from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.preview import PreviewArgs
 from ivideogpt.data.inspect.command import InspectArgs
 from ivideogpt.data.inspect.validate import ValidateArgs
@@ -24,6 +25,7 @@ MODULES = {
     ("ivideogpt.data", "preview"): PreviewArgs,
     ("ivideogpt.data", "validate"): ValidateArgs,
     ("ivideogpt.data", "tokenize"): TokenizeArgs,
+    ("ivideogpt.envs", "export"): ExportEnvArgs,
     ("ivideogpt.evaluation", "tokenizer"): TokenizerEvaluationArgs,
     ("ivideogpt.evaluation",): EvaluationArgs,
     ("ivideogpt.training.export",): ExportArgs,

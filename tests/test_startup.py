@@ -17,7 +17,9 @@ HYDRA = {"mbrl/train_metaworld_drq.py", "mbrl/train_metaworld_mbpo.py"}  # it pu
 FOLDERS = ("datasets", "mbrl/tools")
 SCRIPTS = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
 BENCHMARKS = {f"benchmarks/{name}.py" for name in ("dataloading", "generation", "mbrl", "training")}
-COMMANDS = sorted({*startup.COMMANDS, "-m ivideogpt.data validate", *SCRIPTS, *BENCHMARKS, *HYDRA})
+COMMANDS = sorted(
+    {*startup.COMMANDS, "-m ivideogpt.data validate", "-m ivideogpt.envs export", *SCRIPTS, *BENCHMARKS, *HYDRA}
+)
 ASK_FOR_HELP = """
 import runpy, sys
 sys.argv = [*sys.argv[1:], "--help"]

@@ -31,10 +31,15 @@ def make_vector_env(
     return WorldModelVectorEnv(*_load(pretrained_model_name_or_path, contexts, settings), num_envs, **settings)
 
 
-def _load(model: str, contexts: Any, settings: dict[str, Any]) -> tuple[WorldModel, Any]:
-    """Take the settings of the model out of ``settings`` and load it."""
-    device, dtype = choose_device(settings.pop("device", "auto")), settings.pop("dtype", "auto")
-    folder = here_or_in_project(model)
-    precision = dtype if dtype == "auto" else getattr(torch, dtype)
-    loaded = WorldModel.from_pretrained(folder if folder.exists() else model, device, precision)
-    return loaded, here_or_in_project(contexts) if isinstance(contexts, str) else contexts
+def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> WorldModel:
+    """Load a model by its path, which may begin at the project's root, or hub id."""
+    folder = here_or_in_project(path_or_hub_id)
+    precision: Any = dtype if dtype == "auto" else getattr(torch, dtype)
+    return WorldModel.from_pretrained(folder if folder.exists() else path_or_hub_id, choose_device(device), precision)
+
+
+def _load(path_or_hub_id: str, contexts: Any, settings: dict[str, Any]) -> tuple[WorldModel, Any]:
+    """Load the model, with its own settings, which are taken out of ``settings``; and find the contexts."""
+    own = {name: settings.pop(name) for name in ("device", "dtype") if name in settings}
+    found = here_or_in_project(contexts) if isinstance(contexts, str) else contexts
+    return load_model(path_or_hub_id, **own), found
