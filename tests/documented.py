@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from examples.train_in_dream import DreamArgs
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
 from ivideogpt.commands.export_env import ExportEnvArgs
@@ -30,7 +31,12 @@ MODULES = {
     ("ivideogpt.evaluation",): EvaluationArgs,
     ("ivideogpt.training.export",): ExportArgs,
 }
-SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
+SCRIPTS = {
+    "train_tokenizer.py": TokenizerArgs,
+    "train_gpt.py": GptArgs,
+    "inference/predict.py": PredictArgs,
+    "examples/train_in_dream.py": DreamArgs,
+}
 MBRL = {
     "mbrl/tools/compare_runs.py": compare_runs.parse_arguments,
     "mbrl/tools/export_world_model.py": export_world_model.parse_arguments,

@@ -42,8 +42,8 @@ def make_env(n_envs=1, use_async_envs=False):
 REQUIREMENTS = "# and ivideogpt itself: pip install -e '.[envs]' in a checkout of it\ngymnasium>=1.1.1\n"
 README = """# {task}
 
-Episodes in an iVideoGPT world model: {resolution} x {resolution} pixels, actions of {action_dim} numbers, {horizon} steps.
-After `pip install -r requirements.txt`:
+Episodes in an iVideoGPT world model: {resolution} x {resolution} pixels, actions of {action_dim} numbers, {horizon}
+steps. After `pip install -r requirements.txt`:
 
 ```python
 from env import make_env
