@@ -19,6 +19,7 @@ from ivideogpt.files import check_folder_can_be_written, write_json
 from ivideogpt.flags import REQUIRED, option, parse
 
 if TYPE_CHECKING:
+    from gymnasium.vector import VectorEnv
     from stable_baselines3 import SAC
 
     from ivideogpt.envs.stable_baselines import StableBaselinesEnv
@@ -56,12 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(DreamArgs, argv)
     require("stable_baselines3", extra="rl")
     require("gymnasium", "metaworld", "mujoco", extra="mbrl")
-    agent, folder = build_agent(args), Path(args.output_path)
-    results = {"before": evaluate(args, agent)}
-    agent.learn(args.total_steps, log_interval=4)
-    results["after"] = evaluate(args, agent)
+    agent, simulator = build_agent(args), build_simulator(args)
+    try:
+        before = evaluate(args, agent, simulator)
+        agent.learn(args.total_steps, log_interval=4)
+        results = {"before": before, "after": evaluate(args, agent, simulator)}
+    finally:
+        simulator.close()
     for when, result in results.items():
         print(f"{when}: success rate {result['success_rate']:.2f}, reward {result['reward']:.1f} an episode")
+    folder = Path(args.output_path)
     folder.mkdir(parents=True, exist_ok=True)
     agent.save(folder / "agent.zip")
     write_json(folder / "results.json", results)
@@ -105,19 +110,22 @@ def build_dream(args: DreamArgs) -> StableBaselinesEnv:
     )
 
 
-def evaluate(args: DreamArgs, agent: SAC) -> dict[str, float]:
-    """Play episodes in the simulator, the same ones each time: success rate and mean of the rewards' sums."""
-    from mbrl.envs import vector_env
-    from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_seed
+def build_simulator(args: DreamArgs) -> VectorEnv:
+    from mbrl.envs.env_settings import EnvSettings, canonical_task
+    from mbrl.envs.vector_env import make_vector_env
 
     task = canonical_task(args.task)
     settings = EnvSettings(task, frame_stack=args.frame_stack, duration=args.eval_steps, success_bonus=0)
-    envs = vector_env.make_vector_env(settings, 1, in_processes=False)
+    return make_vector_env(settings, 1, in_processes=False)
+
+
+def evaluate(args: DreamArgs, agent: SAC, simulator: VectorEnv) -> dict[str, float]:
+    """Play episodes in the simulator, the same ones each time: success rate and mean of the rewards' sums."""
+    from mbrl.envs import vector_env
+    from mbrl.envs.env_settings import episode_seed
+
     seeds = [episode_seed(args.seed, "eval", number) for number in range(args.eval_episodes)]
-    try:
-        results = vector_env.evaluate(envs, lambda stacks: agent.predict(stacks, deterministic=True)[0], seeds)
-    finally:
-        envs.close()
+    results = vector_env.evaluate(simulator, lambda stacks: agent.predict(stacks, deterministic=True)[0], seeds)
     return {
         "success_rate": sum(result.success for result in results) / len(results),
         "reward": sum(result.total_reward for result in results) / len(results),

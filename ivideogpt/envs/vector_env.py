@@ -102,7 +102,7 @@ class WorldModelVectorEnv(VectorEnv):
         seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} rows")
-        for row, generator_seed in enumerate(seeds or ()):
+        for row, generator_seed in enumerate(() if seeds is None else seeds):
             if rows[row] and generator_seed is not None:
                 self._generators[row] = np.random.default_rng(generator_seed)
         starts = self._starts(rows, options.get("contexts"))
@@ -122,9 +122,9 @@ class WorldModelVectorEnv(VectorEnv):
         active = self._active_rows()
         rewards, ends = np.zeros(self.num_envs), np.zeros((3, self.num_envs), bool)
         if active.any():
-            is_active = torch.from_numpy(active)
-            taken = torch.where(is_active[:, None], self._check_actions(actions, ()), 0.0)
-            reward, *flags = self._take(taken, is_active.to(self.model.device))
+            checked, is_active = self._check_actions(actions, ()), torch.from_numpy(active)
+            ignored = ~is_active[:, None].to(checked.device)
+            reward, *flags = self._take(checked.masked_fill(ignored, 0), is_active.to(self.model.device))
             self._check_sound()
             rewards, ends = reward.cpu().double().numpy(), torch.stack(flags).cpu().numpy()
         if not active.all():
@@ -238,7 +238,8 @@ class WorldModelVectorEnv(VectorEnv):
     def _check_actions(self, actions: NDArray[np.floating] | Tensor, chunk: tuple[int, ...]) -> Tensor:
         actions = torch.as_tensor(actions, dtype=torch.float32)
         expected = (self.num_envs, *chunk, self.model.action_dim)
-        if actions.ndim != len(expected) or any(e not in (-1, n) for n, e in zip(actions.shape, expected)):
+        fits = (found == size or (size == -1 and found) for found, size in zip(actions.shape, expected))
+        if actions.ndim != len(expected) or not all(fits):
             shape = ", ".join("steps" if size == -1 else str(size) for size in expected)
             raise UserError(f"actions have shape {tuple(actions.shape)}, expected ({shape})")
         return actions

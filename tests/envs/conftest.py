@@ -12,7 +12,7 @@ from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel
 from tests.parity.networks import world_model
 
-HORIZON = 4
+HORIZON = 3
 DEFAULTS = dict(horizon=HORIZON, success_threshold=2)  # no step succeeds, unless a test wants it
 
 
@@ -51,5 +51,5 @@ def single(rewarding_model, frames) -> Callable[..., WorldModelEnv]:
 
 
 def actions(env: Any, seed: int = 0) -> np.ndarray:
-    """Eight actions of every row, (8, N, 4)."""
-    return np.random.default_rng(seed).uniform(-1, 1, (8, env.num_envs, 4)).astype(np.float32)
+    """Six actions of every row, (6, N, 4)."""
+    return np.random.default_rng(seed).uniform(-1, 1, (6, env.num_envs, 4)).astype(np.float32)

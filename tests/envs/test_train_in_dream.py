@@ -23,7 +23,7 @@ def test_its_interface_is_ours(envs):
     np.testing.assert_array_equal(theirs.reset(), ours.reset(seed=5)[0])
     kinds = set()
     for step_actions in actions(ours)[:4]:
-        observations, rewards, terminations, truncations, infos = ours.step(step_actions)
+        observations, rewards, terminations, _, infos = ours.step(step_actions)
         seen, given, ended, rows = theirs.step(step_actions)
         np.testing.assert_array_equal(seen, observations)
         np.testing.assert_allclose(given, rewards, rtol=1e-6)
