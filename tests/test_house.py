@@ -224,6 +224,7 @@ def test_importing_the_package_is_cheap_and_silent():
         ("ivideogpt.transformer.action_model", ["HeadModelWithAction"]),
         ("ivideogpt.world_model", ["WorldModel", "Session", "Step", "Rollout", "evaluating", "symlog", "symexp"]),
         ("ivideogpt.session", ["Session", "SessionOptions", "Step"]),
+        ("ivideogpt.envs", ["Contexts", "Imagination", "RecordedContexts", "WorldModelEnv", "WorldModelVectorEnv"]),
         ("ivideogpt.layout", ["TokenLayout", "FrameTokens"]),
         ("inference.utils", ["NPZParser"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -46,7 +47,7 @@ def test_another_process_makes_the_environment(flags, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", USE, str(folder), str(tmp_path / "seen.npy")],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
