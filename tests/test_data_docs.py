@@ -4,12 +4,12 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import av
 import numpy as np
 
+from tests.commands import as_programs
 from tests.documented import ROOT, blocks, commands
 
 TEXT = (ROOT / "docs" / "data.md").read_text()
@@ -67,10 +67,9 @@ def test_the_walk_through(tiny_world_model, tmp_path):
     shutil.copytree(tiny_world_model, tmp_path / "pretrained_models" / "ivideogpt-metaworld-64-tiny")
     (tmp_path / "configs" / "llama").mkdir(parents=True)
     shutil.copy(tiny_world_model / "transformer" / "config.json", tmp_path / "configs" / "llama" / "config_tiny.json")
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", small(WALK_THROUGH)],
-        cwd=tmp_path, env=os.environ | {"PATH": path, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True,
+        cwd=tmp_path, env=os.environ | as_programs(tmp_path / "bin"), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "my_robot: 3 episodes, 45 frames read, 0 bad" in done.stdout

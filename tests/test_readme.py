@@ -1,21 +1,21 @@
 """The README's Python is run, and its map names what is there."""
 
 import re
-import subprocess
-import sys
 
 import pytest
 
+from tests.commands import run_python
 from tests.documented import ROOT, blocks
 
 README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/rollouts.md", "docs/evaluation.md"])
-def test_python(page):
+def test_python(page, tmp_path):
     """Examples are what people copy."""
     (code,) = blocks((ROOT / page).read_text(), "python")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    (tmp_path / "example.py").write_text(f"import sys\nsys.path[0] = {str(ROOT)!r}\n{code}")
+    done = run_python(tmp_path / "example.py")
     assert done.returncode == 0, done.stderr
 
 

@@ -72,9 +72,10 @@ def context_of(length: int, batch: int = 2) -> Tensor:
 # ---- equality
 
 
-@pytest.mark.parametrize("context_length", [1, 2, 3])
-@pytest.mark.parametrize("action_dim", [None, 4], ids=["action-free", "action-conditioned"])
-@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    ("context_length", "action_dim", "sampling"),
+    [(1, None, SAMPLED), (1, 4, GREEDY), (2, None, GREEDY), (2, 4, SAMPLED), (3, 4, GREEDY)],
+)
 def test_prediction_equals_the_naive_loop(context_length, action_dim, sampling):
     model = world_model(context_length, action_dim)
     context, horizon, num_samples = context_of(context_length), 2, 1 if sampling.greedy else 2
@@ -162,14 +163,14 @@ def test_stepping_equals_predicting(tiny_world_model, every_mode):
     """In the precision of any machine: passes of several frames and of one must round alike."""
     model = WorldModel.from_pretrained(tiny_world_model, dtype="auto")
     assert {model.tokenizer.dtype, language_model(model.transformer).dtype} == {every_mode}
-    action = actions(2, 3, 4)
-    rollout = model.predict(context_of(2), action, num_samples=3, seed=5)
-    session = model.start(context_of(2), num_samples=3, seed=5)
-    steps = [session.step(action[:, k]) for k in range(3)]
+    action = actions(1, 2, 4)
+    rollout = model.predict(context_of(2, batch=1), action, num_samples=2, seed=5)
+    session = model.start(context_of(2, batch=1), num_samples=2, seed=5)
+    steps = [session.step(action[:, k]) for k in range(2)]
     assert torch.equal(torch.stack([step.frames for step in steps], dim=2), rollout.frames)
     assert torch.equal(session.context, rollout.context)
     assert torch.equal(
-        torch.cat([session.prompt[:, None, :-1].expand(-1, 3, -1), *(step.tokens for step in steps)], dim=2),
+        torch.cat([session.prompt[:, None, :-1].expand(-1, 2, -1), *(step.tokens for step in steps)], dim=2),
         rollout.tokens,
     )
 

@@ -1,16 +1,41 @@
 #!/usr/bin/env bash
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
-# Run it again to go on after an interruption. Paths and sizes come from the environment:
+# Run it again to go on after an interruption. --minutes N ends it after N minutes, with a checkpoint to go on from.
+# Paths and sizes come from the environment:
 #   DATA=... RUNS=... MODEL=... EPISODES=60 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
+MINUTES=
+if [ "${1:-}" = --minutes ] && [[ "${2:-}" =~ ^[1-9][0-9]*$ ]]; then
+    MINUTES=$2
+    shift 2
+fi
 MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
 # A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
 # OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
 LAUNCH=${LAUNCH:-python}
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 if [ -n "$COMMON_ARGS" ]; then
-    echo "error: $0 takes no arguments; see its first lines for what the environment may say" >&2
+    echo "error: $0 takes --minutes N alone; see its first lines for what the environment may say" >&2
     exit 2
 fi
+
+# Runs a command, in the time that is left. Every command here saves its work at SIGTERM and goes on with it later.
+timed() {
+    local left=$((MINUTES * 60 - SECONDS)) status=0
+    if [ -z "$MINUTES" ]; then
+        "$@"
+        return
+    fi
+    if ((left > 0)); then
+        timeout --signal=TERM --kill-after=120 "$left" "$@" &
+        trap "kill -TERM $!" INT # timeout keeps Ctrl-C from the command
+        wait $! || status=$?
+    fi
+    if ((left <= 0 || status == 124 || status == 137)); then
+        echo "stopped after $MINUTES minutes: run it again to go on" >&2
+        exit 124
+    fi
+    return $status
+}
 
 DATA=${DATA:-data/metaworld}
 HELD_OUT=${HELD_OUT:-data/metaworld-heldout}
@@ -30,13 +55,13 @@ TOKENIZER_NAME=metaworld-64-tiny-tokenizer
 TRANSFORMER_NAME=metaworld-64-tiny-transformer
 
 read -ra tasks <<<"$TASKS"
-python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
-python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes "$HELD_OUT_EPISODES" --seed 1000
+timed python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
+timed python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes "$HELD_OUT_EPISODES" --seed 1000
 
 train_tokenizer() { # name, phases, how to start
     local name=$1 steps=$2
     shift 2
-    $LAUNCH train_tokenizer.py --exp_name "$name" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+    timed $LAUNCH train_tokenizer.py --exp_name "$name" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
         --resolution 64 --context_length 2 --dataset_path "$DATA" --oxe_data_mixes_type "folder:*" --no_aug \
         --segment_length 6 --segment_horizon 16 --rand_select --train_batch_size "$TOKENIZER_BATCH" \
         --learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --max_train_steps "$steps" \
@@ -52,14 +77,14 @@ train_tokenizer "$TOKENIZER_NAME" "$ALIGNED_STEPS" --align_to_context --still_we
     --pretrained_model_name_or_path "$(newest_run "$RUNS" "$TOKENIZER_NAME-plain" unwrapped_model)/unwrapped_model"
 
 # The bundled weights are 16-bit. Tokens are made with those, so that the transformer sees what its users will see.
-python -m ivideogpt.training.export --tokenizer "$(newest_run "$RUNS" "$TOKENIZER_NAME" unwrapped_model)" --output "$RUNS/exported" --dtype float16
+timed python -m ivideogpt.training.export --tokenizer "$(newest_run "$RUNS" "$TOKENIZER_NAME" unwrapped_model)" --output "$RUNS/exported" --dtype float16
 
 for split in train test; do
-    python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --dataset_path "$DATA" \
+    timed python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --dataset_path "$DATA" \
         --segment_length 16 --stride "$STRIDE" --split "$split" --output "$RUNS/tokens/$split"
 done
 
-$LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+timed $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
     --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --config_name configs/llama/config_tiny.json \
     --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
     --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
@@ -68,8 +93,8 @@ $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 
     --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest \
     $TRANSFORMER_ARGS
 
-python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
+timed python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
     --output "$MODEL" --dtype float16 --top_k 1
-python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
+timed python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
     --output_path "$RUNS/evaluation"
 echo "finished: $MODEL"

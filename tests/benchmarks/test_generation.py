@@ -1,8 +1,6 @@
 """The benchmark's command, on as little as it takes, and what its numbers rest on: an honest baseline, true counts."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from benchmarks import released
 from benchmarks.generation_floor import floor, measure_rates
 from benchmarks.measuring import Timer
 from ivideogpt import Sampling
+from tests.commands import run_python
 from tests.parity.formulas import actions
 from tests.parity.networks import world_model
 from tests.test_world_model import context_of
@@ -28,7 +27,8 @@ def test_the_benchmark_measures_both_ways(tmp_path):
         --models tiny-64 --batches 1 --samples 2 --dtypes float32 --frames 2 --baseline_frames 1 --repeats 1
         --device cpu --agreement --output {output}
     """.split()
-    run = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = run_python(SCRIPT, *flags, cwd=tmp_path)
+    run.check_returncode()
     record = json.loads(output.read_text())
 
     assert [(result["clips"], result["samples"]) for result in record["results"]] == [(1, 1), (1, 2)]

@@ -1,9 +1,9 @@
 """The benchmark's command, on as little as it takes."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from tests.commands import run_python
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "training.py"
 
@@ -13,7 +13,8 @@ def test_the_benchmark_measures_every_way(tmp_path):
     output = str(tmp_path / "out" / "results.json")
     flags = ["--models", "tiny-64", "--clips", "1", "--repeats", "1", "--output", output]
     flags += ["--precision", "no", "--tokenizer_precision", "no"]  # bfloat16 takes minutes without units for it
-    run = subprocess.run([sys.executable, SCRIPT, *flags], cwd=tmp_path, capture_output=True, text=True, check=True)
+    run = run_python(SCRIPT, *flags, cwd=tmp_path)
+    run.check_returncode()
     (result,) = json.loads((tmp_path / "out" / "results.json").read_text())["results"]
     ways = {"obvious", "from pixels", "from a token store", "tokenizer"}
     assert result["parts_s"].keys() == ways

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from tests.commands import run_python
+
 DATASETS = Path(__file__).resolve().parents[2] / "datasets"
 
 
@@ -18,6 +20,5 @@ def load_script(name: str) -> ModuleType:
 
 
 def command(cwd: Path, name: str, *flags: object) -> subprocess.CompletedProcess:
-    """From another directory and without PYTHONPATH."""
-    line = [sys.executable, DATASETS / f"{name}.py", *map(str, flags)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True)
+    """From another directory."""
+    return run_python(DATASETS / f"{name}.py", *flags, cwd=cwd)

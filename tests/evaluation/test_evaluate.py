@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pretrained import TOKENIZER_WEIGHTS
 from ivideogpt.utils.video_metric import Evaluator, FeatureStats
 from ivideogpt.world_model import WorldModel
+from tests.commands import run_in_two_processes
 from tests.data.synthetic import write_dataset, write_episode
 from tests.parity.networks import world_model
 
@@ -78,11 +78,6 @@ def numbers_in(report: dict) -> dict[str, float]:
     return found
 
 
-def test_the_same_command_gives_the_same_report_to_the_last_byte(flags, whole, tmp_path):
-    evaluate.main([*flags, "--output_path", str(tmp_path / "again")])
-    assert_equal_files(tmp_path / "again", whole)
-
-
 def assert_equal_files(again: Path, whole: Path) -> None:
     assert {path.name for path in again.iterdir()} == FILES | PICTURES
     for file in whole.iterdir():
@@ -90,7 +85,7 @@ def assert_equal_files(again: Path, whole: Path) -> None:
 
 
 def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, whole, tmp_path, monkeypatch):
-    """Hours of sampling are not lost, and nothing counts twice."""
+    """Hours of sampling are not lost, nothing counts twice, and the same command writes the same bytes."""
     predict, calls = WorldModel.predict, []
 
     def stop_at_the_third_clip(self, *arguments, **kwargs):
@@ -115,7 +110,9 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_report(flags, whole, tmp_
 def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, caplog):
     """Scores of two models in one table would be read as those of one."""
     for seed in ("0", "1"):
-        evaluate.main([*bare_flags, "--num_clips", "2", "--seed", seed, "--output_path", str(tmp_path)])
+        few = ["--num_clips", "2", "--protocol", "paper", "--seed", seed]
+        evaluate.main([*bare_flags, *few, "--output_path", str(tmp_path)])
+        assert set(report_of(tmp_path)["scores"]) == {"paper"}
         (tmp_path / "report.json").unlink()  # as if interrupted before it
     assert "is of another evaluation: beginning again" in caplog.text
     assert len((tmp_path / "clips.jsonl").read_text().splitlines()) == 2
@@ -123,15 +120,8 @@ def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, capl
 
 def test_two_processes_and_other_batches_give_the_same_numbers(flags, whole, tmp_path):
     """Nothing counts twice, nothing is left out, and no clip or sample draws other numbers."""
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     others = ["--batch_size", "2", "--max_generate_batchsize", "2", "--max_decode_batchsize", "3"]
-    done = subprocess.run(
-        [*launch, "-m", "ivideogpt.evaluation", *flags, *others, "--output_path", str(tmp_path / "two")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = run_in_two_processes("-m", "ivideogpt.evaluation", *flags, *others, "--output_path", tmp_path / "two")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("# Video prediction") == 1
     one, two = (numbers_in(report_of(folder)) for folder in (whole, tmp_path / "two"))
@@ -139,9 +129,8 @@ def test_two_processes_and_other_batches_give_the_same_numbers(flags, whole, tmp
     assert two == pytest.approx(one, abs=1e-5, rel=1e-5)
 
 
-def test_published_protocol_equals_the_evaluator(flags, tiny_world_model, tmp_path):
+def test_published_protocol_equals_the_evaluator(flags, whole, tiny_world_model):
     """The report's numbers are those that other people's code gets from the same futures."""
-    evaluate.main([*flags, "--protocol", "paper", "--output_path", str(tmp_path)])
     args = parse(EvaluationArgs, flags)
     model = WorldModel.from_pretrained(tiny_world_model)
     clips = load_clips(args, model.metadata)
@@ -151,8 +140,7 @@ def test_published_protocol_equals_the_evaluator(flags, tiny_world_model, tmp_pa
     futures = torch.cat([context, rollout.frames], dim=2).transpose(0, 1).flatten(0, 1)
     evaluator = Evaluator(args.i3d_path, lpips_path=args.lpips_path)
     expected = dict(zip(("mse", "psnr", "ssim", "lpips"), evaluator(batch.frames, futures), strict=True))
-    report = report_of(tmp_path)
-    assert set(report["scores"]) == {"paper"}
+    report = report_of(whole)
     for metric, value in expected.items():
         assert report["scores"]["paper"]["prediction"][metric]["mean"] == pytest.approx(float(value), rel=1e-5)
     real, generated = (FeatureStats(capture_mean_cov=True) for _ in range(2))

@@ -1,8 +1,6 @@
 """``python -m ivideogpt.evaluation tokenizer``: which frames and which codes are counted."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +14,7 @@ from ivideogpt.flags import parse
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.pretrained import load_tokenizer
+from tests.commands import run_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -61,16 +60,7 @@ def test_report(flags, tmp_path):
 def test_command(flags, tmp_path):
     """The same command gives the same report."""
     for name in ("a", "b"):
-        command = [
-            sys.executable,
-            "-m",
-            "ivideogpt.evaluation",
-            "tokenizer",
-            *flags,
-            "--output_path",
-            str(tmp_path / name),
-        ]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = run_python("-m", "ivideogpt.evaluation", "tokenizer", *flags, "--output_path", tmp_path / name)
         assert done.returncode == 0, done.stderr
     assert "## Codebooks" in done.stdout
     assert (tmp_path / "a" / "report.json").read_bytes() == (tmp_path / "b" / "report.json").read_bytes()

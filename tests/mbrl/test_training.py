@@ -34,6 +34,7 @@ from mbrl.run_folder import RunFolder, flat
 from mbrl.settings import WorldModelConfig
 from mbrl.snapshots import Snapshots, saved_state
 from mbrl.tools import export_world_model
+from tests.commands import run_python
 from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
 
 PLOT = MetricLogger.plot_success  # half a second each: runs in tests do without
@@ -731,21 +732,21 @@ SHORT_DREAMS = words(
 
 
 def command(*overrides: str) -> list[str]:
-    return [sys.executable, str(ROOT / "mbrl" / "train_metaworld_drq.py"), *SHORT, *overrides]
+    return [str(ROOT / "mbrl" / "train_metaworld_drq.py"), *SHORT, *overrides]
 
 
 def test_the_command_killed_and_started_again(tmp_path):
     """The real simulator, from another directory without PYTHONPATH; SIGKILL after the first snapshot."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     options = dict(cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen(command("run_dir=killed"), **options) as process:
+    with subprocess.Popen([sys.executable, *command("run_dir=killed")], **options) as process:
         metrics = tmp_path / "killed" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and '"frame": 110' in metrics.read_text()):
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "killed" / "latest.json").exists()
-    done = subprocess.run(command("run_dir=killed"), **options)
+    done = run_python(*command("run_dir=killed"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
     whole = build_trainer.train(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
@@ -757,7 +758,7 @@ def test_the_command_killed_and_started_again(tmp_path):
 def test_the_command_for_several_seeds(tmp_path):
     """In processes of their own: bug prevented, a second run in what memory the first one has left."""
     overrides = ["-m", "num_train_frames=2", "seed=1,2", "run_dir=run-${seed}", "save_video=false", "use_tb=false"]
-    done = subprocess.run(command(*overrides), cwd=tmp_path, capture_output=True, text=True)
+    done = run_python(*command(*overrides), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     begun = [line for line in done.stderr.splitlines() if line.startswith("run ")]
     assert begun == ["run 1 of 2: run-1", "run 2 of 2: run-2"]
@@ -769,7 +770,7 @@ def test_the_command_of_mbpo(tmp_path):
     """The real simulator, the bundled world model, demonstrations made by the recorder: all that a run consists of."""
     script = str(ROOT / "mbrl" / "train_metaworld_mbpo.py")
     overrides = [*SHORT_DREAMS, *SHORT, "demo=true", "demo_path_prefix=demos", "duration=50", "run_dir=run"]
-    done = subprocess.run([sys.executable, script, *overrides], cwd=tmp_path, capture_output=True, text=True)
+    done = run_python(script, *overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert [line["frame"] for line in lines(tmp_path / "run", "world_model")] == [92]
     (episode,) = lines(tmp_path / "run", "train")
@@ -803,7 +804,7 @@ def test_what_cannot_be_exported(tmp_path, cheap_runs):
 
 
 def test_errors_of_the_command_are_one_line_and_leave_nothing(tmp_path):
-    done = subprocess.run(command("batch_sise=3"), cwd=tmp_path, capture_output=True, text=True)
+    done = run_python(*command("batch_sise=3"), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: no setting named 'batch_sise'; did you mean batch_size?\n"
     assert not list(tmp_path.iterdir())

@@ -9,20 +9,18 @@ from pathlib import Path
 
 from ivideogpt.runs.checkpoints import complete_checkpoints
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS
+from tests.commands import run_python
 from tests.training.runs import without
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
 def test_train_tokenizer(tokenizer_command, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", "--mixed_precision", "bf16"]
     flags = ["--max_train_steps", "2", "--report_to", "tensorboard", "--dataloader_num_workers", "1"]
-    done = run(*launch, "train_tokenizer.py", *without(tokenizer_command, "--mixed_precision"), *flags)
+    command = [*launch, "train_tokenizer.py", *without(tokenizer_command, "--mixed_precision"), *flags]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "unwrapped_model" / "config.json").is_file()
@@ -51,7 +49,7 @@ def test_a_signal_to_all_processes_saves_and_says_so(tokenizer_command, tmp_path
 
 
 def test_train_gpt(gpt_command, tmp_path):
-    done = run(sys.executable, "train_gpt.py", *gpt_command, "--max_train_steps", "2", "--mixed_precision", "bf16")
+    done = run_python("train_gpt.py", *gpt_command, "--max_train_steps", "2", "--mixed_precision", "bf16")
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
     assert {"config.json", "model.safetensors", "ivideogpt.json", "run.json"} <= {
@@ -60,7 +58,7 @@ def test_train_gpt(gpt_command, tmp_path):
 
 
 def test_wrong_flags():
-    done = run(sys.executable, "train_gpt.py", "--pretrained_model_name_or_path", "tokenizer", "--symlog")
+    done = run_python("train_gpt.py", "--pretrained_model_name_or_path", "tokenizer", "--symlog")
     assert (done.returncode, done.stderr) == (
         2, "error: --symlog transforms rewards: it needs --reward_prediction\n",
     )  # fmt: skip

@@ -1,19 +1,16 @@
 """Two real processes: the same training as one with twice the batch, and resumed to the bit."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.commands import run_in_two_processes
 from tests.training.gradients import gradients_of
 from tests.training.runs import build_gpt, build_tokenizer, fit, metrics_of
 
-ROOT = Path(__file__).parents[2]
 WITH_HEADS = ["--action_conditioned", "--reward_prediction", "--action_recon", "0.1"]
 
 
@@ -21,16 +18,9 @@ def in_two_processes(what: str, folder: Path, commands: list[tuple[str, list[str
     for script, _ in commands:
         (folder / script).mkdir(parents=True)
     (folder / "commands.json").write_text(json.dumps(commands))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [
-        *launch,
-        str(Path(__file__).with_name("two_processes.py")),
-        what,
-        str(folder),
-        str(folder / "commands.json"),
-    ]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    script = Path(__file__).with_name("two_processes.py")
+    cpu = {"ACCELERATE_USE_CPU": "true"}
+    done = run_in_two_processes(script, what, folder, folder / "commands.json", env=cpu)
     assert done.returncode == 0, done.stderr
 
 

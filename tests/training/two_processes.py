@@ -1,4 +1,4 @@
-"""What tests run in two real processes, through torchrun: ``two_processes.py <what> <folder> <argv.json>``.
+"""What tests run in two real processes, ``two_processes.py <what> <folder> <argv.json>``.
 
 ``argv.json`` holds the commands ``[[script, flags], ...]``.
 """

@@ -138,7 +138,7 @@ def tokenize(args: TokenizeArgs) -> None:
     state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     device = device if state.num_processes == 1 else state.device
-    model = load_tokenizer(args.pretrained_model_name_or_path).to(device)
+    model = load_tokenizer(args.pretrained_model_name_or_path).to(device, memory_format=torch.channels_last)
     if args.context_length is not None:
         model.set_context_length(args.context_length)
     if args.segment_length <= model.context_length:

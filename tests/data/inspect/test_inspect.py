@@ -13,6 +13,7 @@ from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.data.inspect import command as inspect_episodes
 from ivideogpt.data.inspect.validate import validate_dataset
 from ivideogpt.errors import UserError
+from tests.commands import run_python
 from tests.data.formats.lerobot_folder import FRONT, LENGTHS, WRIST, write_folder
 from tests.data.synthetic import write_episode
 from tests.real_data import real_data
@@ -204,9 +205,8 @@ def test_the_command(tmp_path):
     quiet = dict(cwd=ROOT, capture_output=True, text=True)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], **quiet)
     assert done.stdout.endswith("False\n"), done.stderr
-    command = [sys.executable, "-m", "ivideogpt.data", "inspect"]
-    assert "1 episodes, 1 looked at" in subprocess.run([*command, str(tmp_path)], **quiet).stdout
-    done = subprocess.run([*command, "nowhere"], **quiet)
+    assert "1 episodes, 1 looked at" in run_python("-m", "ivideogpt.data", "inspect", tmp_path).stdout
+    done = run_python("-m", "ivideogpt.data", "inspect", "nowhere")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
 
 

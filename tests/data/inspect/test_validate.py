@@ -1,12 +1,11 @@
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ivideogpt.data.inspect import validate as validate_episodes
+from tests.commands import run_python
 from tests.data.formats.lerobot_folder import FRONT, LENGTHS, write_folder
 from tests.data.synthetic import write_dataset, write_episode
 
@@ -86,8 +85,7 @@ def test_the_command(tmp_path):
     """The exit code is what a script asks."""
     write_episode(tmp_path / "good.npz")
     write_episode(tmp_path / "bad.npz", action=np.full((20, 2), np.nan))
-    command = [sys.executable, "-m", "ivideogpt.data", "validate", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_python("-m", "ivideogpt.data", "validate", tmp_path)
     assert done.returncode == 1
     assert done.stdout.splitlines()[0] == f"{tmp_path.name}: 2 episodes, 20 frames read, 1 bad"
     assert done.stdout.splitlines()[1].startswith(f"  {tmp_path}/bad.npz: array 'action' holds NaN")

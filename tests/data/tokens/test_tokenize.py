@@ -1,5 +1,4 @@
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import load_tokenizer
 from ivideogpt.training.transformer import tokenize_command, tokenize_dataset
+from tests.commands import run_in_two_processes
 from tests.data.synthetic import write_episode
 
 ROOT = Path(__file__).parents[3]
@@ -137,11 +137,8 @@ def test_processes_share_the_work_and_the_store_is_the_same(arguments, tmp_path)
     flags = [*arguments, "--num_passes", "2", "--clips_per_shard", "3"]
     tokenize_command.main(flags)
     shared = ["--output", str(tmp_path / "shared")]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     del flags[flags.index("--device") : flags.index("--device") + 2]
-    done = subprocess.run(
-        [*launch, "-m", "ivideogpt.data", "tokenize", *flags, *shared], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_in_two_processes("-m", "ivideogpt.data", "tokenize", *flags, *shared)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("12 clips of 3 episodes") == 1
     assert contents(tmp_path / "shared") == contents(tmp_path / "store")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from mbrl.replay.demonstrations import (
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.tools import check_demonstrations
 from mbrl.tools.check_demonstrations import replay
+from tests.commands import run_python
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = EnvSettings("handle_press", image_size=16, duration=30)  # a task that is done in few steps
@@ -188,8 +188,8 @@ def test_replaying_earns_the_same_rewards(recorded):
 
 
 def test_the_check_as_a_command(recorded, tmp_path):
-    command = [sys.executable, ROOT / "mbrl" / "tools" / "check_demonstrations.py", recorded, "--tasks", "handle_press"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    script = ROOT / "mbrl" / "tools" / "check_demonstrations.py"
+    done = run_python(script, recorded, "--tasks", "handle_press", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.count("rewards differ by 0 at most, 0 frames differ\n") == 2
 

@@ -82,9 +82,10 @@ def test_recipe(recipe, tmp_path, monkeypatch, fresh_accelerator):
     for name, less in (("STEPS", 2), ("CLIPS", 1)):
         monkeypatch.setattr(trial_runs, name, less)
     commands = commands_of(recipe, tmp_path, "--debug")
+    smaller = ["--resolution", "128"] if "256" in recipe else []  # a quarter of the time, and the same code
     assert [script for script, _ in commands] == list(COMMANDS)
     for script, argv in commands:
-        run = trained(script, argv)
+        run = trained(script, [*argv, *smaller])
         assert any(line["split"] == "validation" for line in metrics_of(run))
 
 
@@ -210,3 +211,24 @@ def test_dry_run_shows_the_precision_that_will_be_used(tokenizer_command, monkey
     command = without(tokenizer_command, "--mixed_precision")
     args = parse(TokenizerArgs, [*command, *flags, "--max_train_steps", "1"])
     assert f", precision {expected}\n" in report(build_tokenizer_trainer(args))
+
+
+SLOW_PYTHON = """#!/bin/bash
+echo "$2 $3" >>"$LOG"
+trap 'echo saved >>"$LOG"; exit 143' TERM
+sleep 30 &
+wait
+"""
+
+
+def test_the_bundled_model_s_recipe_ends_in_time_and_lets_its_command_save(tmp_path):
+    """On a machine that is lent for minutes, what is not saved by then is lost."""
+    (tmp_path / "python").write_text(SLOW_PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "LOG": str(tmp_path / "log"), "SECONDS": "59"}
+    script = ["bash", str(ROOT / "scripts" / "pretrain" / "metaworld-64-tiny.sh"), "--minutes", "1"]
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (124, "stopped after 1 minutes: run it again to go on\n")
+    assert (tmp_path / "log").read_text() == "--tasks button-press-topdown-wall\nsaved\n"
+    refused = subprocess.run([*script[:-1], "soon"], env=environment, capture_output=True, text=True)
+    assert refused.returncode == 2
