@@ -193,6 +193,10 @@ class WorldModelVectorEnv(VectorEnv):
         return self.settings.ignore_terminations
 
     @property
+    def task(self) -> str:
+        return self.settings.task
+
+    @property
     def task_description(self) -> str:
         return self.settings.task
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 from ivideogpt.commands.export_env import main
 from ivideogpt.envs import hub
 from ivideogpt.errors import UserError
-from tests.documented import ROOT
+from tests.commands import ROOT, run_python
 
 FUNCTIONS = "def reward(frames):\n    return frames.mean(dim=(1, 2, 3))\n"
 USE = """
@@ -44,13 +40,8 @@ def test_another_process_makes_the_environment(flags, tmp_path):
     """A path of this machine, a forgotten file or an import from the checkout would show only at the user's."""
     main([*flags, "--functions", str(tmp_path / "brightness.py")])
     folder = (tmp_path / "exported").rename(tmp_path / "elsewhere")
-    done = subprocess.run(
-        [sys.executable, "-c", USE, str(folder), str(tmp_path / "seen.npy")],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    (tmp_path / "use.py").write_text(USE)
+    done = run_python(tmp_path / "use.py", folder, tmp_path / "seen.npy", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     seen, kept = np.load(tmp_path / "seen.npy"), np.load(folder / hub.CONTEXTS)["frames"]
     assert kept.shape == (3, 2, 64, 64, 3)
