@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import error_frames
 from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
@@ -109,24 +110,24 @@ class VideoPredictor:
         Raises:
             FloatingPointError: the model gives NaN or infinity.
         """
-        frames = starts.to(self.model.device).unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
-        num_stacked, context_length = frames.shape[1], self.config.context_length
-        if num_stacked < context_length:
-            raise UserError(f"stacks of {num_stacked} frames hold no context of {context_length}: raise frame_stack")
-        session = self.model.start(self._frames(frames[:, -context_length:]), seed=seed, max_frames=horizon)
-        actions, rewards, sound = [], [], torch.ones((), dtype=torch.bool, device=frames.device)
+        frames = starts.unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
+        num_stacked = frames.shape[1]
+        imagination = Imagination(self.model, frames, num_stacked, seed=seed, max_frames=horizon)
+        recorded, actions, rewards = [imagination.stacks], [], []
+        sound = torch.ones((), dtype=torch.bool, device=self.model.device)
         for _ in range(horizon):
-            action = act(frames[:, -num_stacked:].flatten(1, 2)).to(frames.device)
-            step = session.step(action)
+            action = act(imagination.stacks.flatten(1, 2)).to(self.model.device)
+            step = imagination.step(action)
             assert step.reward is not None
-            frames = torch.cat([frames, (step.frames * 255).round().to(torch.uint8)], dim=1)  # as replay holds them
+            recorded.append(imagination.stacks[:, -1:])
             actions.append(action)
-            rewards.append(step.reward[:, 0])
+            rewards.append(step.reward)
             sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
         if not sound:  # asked once, since the host waits for the answer
             if not torch.stack(actions).isfinite().all():
                 raise UserError("the policy's actions are not finite: the agent is lost, not the world model")
             raise FloatingPointError("the world model predicts frames or rewards that are not finite")
+        frames = torch.cat(recorded, dim=1)
         return Imagined(
             frames=frames[:, num_stacked - 1 :],
             earlier=frames[:, : num_stacked - 1],

@@ -5,8 +5,10 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from examples.train_in_dream import DreamArgs
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
+from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.preview import PreviewArgs
 from ivideogpt.data.inspect.command import InspectArgs
 from ivideogpt.data.inspect.validate import ValidateArgs
@@ -24,11 +26,17 @@ MODULES = {
     ("ivideogpt.data", "preview"): PreviewArgs,
     ("ivideogpt.data", "validate"): ValidateArgs,
     ("ivideogpt.data", "tokenize"): TokenizeArgs,
+    ("ivideogpt.envs", "export"): ExportEnvArgs,
     ("ivideogpt.evaluation", "tokenizer"): TokenizerEvaluationArgs,
     ("ivideogpt.evaluation",): EvaluationArgs,
     ("ivideogpt.training.export",): ExportArgs,
 }
-SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
+SCRIPTS = {
+    "train_tokenizer.py": TokenizerArgs,
+    "train_gpt.py": GptArgs,
+    "inference/predict.py": PredictArgs,
+    "examples/train_in_dream.py": DreamArgs,
+}
 MBRL = {
     "mbrl/tools/compare_runs.py": compare_runs.parse_arguments,
     "mbrl/tools/export_world_model.py": export_world_model.parse_arguments,

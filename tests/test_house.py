@@ -37,7 +37,7 @@ LAYERS = [
     {"pretrained"},
     {"session", "released_api"},
     {"world_model"},
-    {"evaluation"},
+    {"evaluation", "envs"},
     {"training"},
     {"commands", "utils"},
 ]
@@ -51,6 +51,8 @@ KEPT_IN = {
     "diffusers": set(),
     "transformers": {"transformer", "training"},
     "hydra": set(),
+    "gymnasium": {"envs"},
+    "stable_baselines3": {"envs"},
 }
 IMPORTED_WHERE_USED = {
     "av", "h5py", "kornia", "matplotlib", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets",
@@ -59,7 +61,9 @@ IMPORTED_WHERE_USED = {
 
 
 # The language is checked in these files and folders.
-PLAIN_ENGLISH = ["benchmarks", "datasets", "inference", "ivideogpt", "mbrl", "train_gpt.py", "train_tokenizer.py"]
+PLAIN_ENGLISH = [
+    "benchmarks", "datasets", "examples", "inference", "ivideogpt", "mbrl", "train_gpt.py", "train_tokenizer.py",
+]  # fmt: skip
 CRYPTIC_NAMES = re.compile(r"_?(of(_\w+)?|its|those|aside|anew)")
 CRYPTIC_OPENING = re.compile(
     r"(As|By|For|From|How|If|In|Of|One that|That|Those|To|What|When|Where|Which|Who|Whose|With)\b|[^.:]*\?"
@@ -127,7 +131,7 @@ def test_imports_point_down(path):
     known = {parts[1] for parts in names if parts[0] == "ivideogpt" and len(parts) > 1} - {room}
     upward = {other for other in known if RANK[other] >= RANK[room]}
     assert not upward, f"{room} must not import {sorted(upward)}"
-    assert not {parts[0] for parts in names} & {"inference", "mbrl", "benchmarks", "tests"}
+    assert not {parts[0] for parts in names} & {"examples", "inference", "mbrl", "benchmarks", "tests"}
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
@@ -220,6 +224,7 @@ def test_importing_the_package_is_cheap_and_silent():
         ("ivideogpt.transformer.action_model", ["HeadModelWithAction"]),
         ("ivideogpt.world_model", ["WorldModel", "Session", "Step", "Rollout", "evaluating", "symlog", "symexp"]),
         ("ivideogpt.session", ["Session", "SessionOptions", "Step"]),
+        ("ivideogpt.envs", ["Contexts", "Imagination", "RecordedContexts", "WorldModelEnv", "WorldModelVectorEnv"]),
         ("ivideogpt.layout", ["TokenLayout", "FrameTokens"]),
         ("inference.utils", ["NPZParser"]),
     ],
@@ -235,7 +240,7 @@ def test_requirements_pin_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = project["dependencies"] + [
         requirement
-        for extra in ("mbrl", "data", "lora", "dev")
+        for extra in ("mbrl", "envs", "rl", "data", "lora", "dev")
         for requirement in project["optional-dependencies"][extra]
     ]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]

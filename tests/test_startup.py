@@ -14,10 +14,12 @@ MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate", "huggingface_hub",
 SLOW = {"torch", "tensorflow", "metaworld", "mujoco", "h5py", "av", "pyarrow", "hydra", *MODEL_LIBRARIES}
 HYDRA = {"mbrl/train_metaworld_drq.py", "mbrl/train_metaworld_mbpo.py"}  # it puts together the settings to be shown
 
-FOLDERS = ("datasets", "mbrl/tools")
+FOLDERS = ("datasets", "examples", "mbrl/tools")
 SCRIPTS = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
 BENCHMARKS = {f"benchmarks/{name}.py" for name in ("dataloading", "generation", "mbrl", "training")}
-COMMANDS = sorted({*startup.COMMANDS, "-m ivideogpt.data validate", *SCRIPTS, *BENCHMARKS, *HYDRA})
+COMMANDS = sorted(
+    {*startup.COMMANDS, "-m ivideogpt.data validate", "-m ivideogpt.envs export", *SCRIPTS, *BENCHMARKS, *HYDRA}
+)
 ASK_FOR_HELP = """
 import runpy, sys
 sys.argv = [*sys.argv[1:], "--help"]

@@ -1,0 +1,108 @@
+"""Frames that episodes in a world model begin with: sampled from recorded episodes, or given.
+
+Shapes: E starts, M frames of a start, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ivideogpt.data.catalog import Split, has_npz_files, stepsize_as_trained
+from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, build_sources
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import resize
+from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.data.formats.registry import find_format
+from ivideogpt.errors import UserError
+from ivideogpt.metadata import ModelMetadata
+
+SampleStart = Callable[[np.random.Generator], Tensor]  # -> (M, 3, H, W) uint8
+
+
+class Contexts(Protocol):
+    """A source of starts."""
+
+    def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:
+        """Return a function that samples ``num_frames`` frames of the model's size.
+
+        Raises:
+            UserError: there are none for this model.
+        """
+
+
+@dataclass(frozen=True)
+class RecordedContexts:
+    """Any place in recorded episodes, of any format that training reads; frames as far apart as the model knows them.
+
+    Attributes:
+        dataset_path: folder of npz episodes, folder of such folders, or ``lerobot:<folder>[@<camera>]``.
+        mix: datasets in it, as ``--oxe_data_mixes_type``.
+    """
+
+    dataset_path: str
+    mix: str = "folder:*"
+    split: Split = "all"
+
+    def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:
+        path, mix = self._path_and_mix()
+        names = resolve_mix(mix, path)
+        config = DataConfig(
+            dataset_path=path,
+            mix=names,
+            segment=SegmentSpec(length=num_frames),
+            video_stepsize=stepsize_as_trained([name for name, _ in names], metadata.dataset_step),
+            image_size=metadata.resolution,
+        )
+        clips = ClipDataset(config, PickByWeight(build_sources(config, self.split)), seed=0)
+        return lambda rng: clips[int(rng.integers(2**62))].pixels[0].float().round().byte()
+
+    def _path_and_mix(self) -> tuple[str, str]:
+        """Return the folder of folders that datasets are looked for in, where the path holds episodes itself."""
+        folder = Path(self.dataset_path).resolve()
+        if find_format(self.dataset_path) is None and folder.is_dir() and has_npz_files(folder):
+            return str(folder.parent), f"folder:{folder.name}"
+        return self.dataset_path, self.mix
+
+
+@dataclass(frozen=True)
+class GivenContexts:
+    """Frames (E, M, H, W, 3) uint8; of a longer start the last ones are taken. Other sizes are resized."""
+
+    frames: NDArray[np.uint8]
+
+    def __post_init__(self) -> None:
+        if self.frames.ndim != 5 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8 or not len(self.frames):
+            raise UserError(
+                f"contexts are {self.frames.dtype} of shape {self.frames.shape}, expected uint8 of shape (starts, "
+                "frames, height, width, 3)"
+            )
+
+    def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:
+        starts = self.all(metadata, num_frames)
+        return lambda rng: starts[int(rng.integers(len(starts)))]
+
+    def all(self, metadata: ModelMetadata, num_frames: int) -> Tensor:
+        """Return all of them, (E, num_frames, 3, S, S) uint8.
+
+        Raises:
+            UserError: they are too short.
+        """
+        if self.frames.shape[1] < num_frames:
+            raise UserError(f"contexts of {self.frames.shape[1]} frames were given, at least {num_frames} are needed")
+        starts = [resize(start[-num_frames:], metadata.resolution) for start in self.frames]
+        return torch.stack(starts).float().round().byte()
+
+
+def as_contexts(contexts: Contexts | str | Path | NDArray[np.uint8]) -> Contexts:
+    """Return a source of starts for a path of recorded episodes, for given frames, or itself."""
+    if isinstance(contexts, str | Path):
+        return RecordedContexts(str(contexts))
+    return GivenContexts(contexts) if isinstance(contexts, np.ndarray) else contexts

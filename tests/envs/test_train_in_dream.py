@@ -1,0 +1,53 @@
+"""An agent of stable-baselines3 in a world model: the interface, and the example that trains one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from examples.train_in_dream import main
+from ivideogpt.envs.stable_baselines import StableBaselinesEnv
+from ivideogpt.errors import UserError
+from tests.documented import ROOT
+from tests.envs.conftest import BRIGHT, actions
+
+
+def test_its_interface_is_ours(envs):
+    """A horizon taken for an end would teach that nothing comes after it; a lost last frame, what comes after it."""
+    settings = dict(BRIGHT, horizon=1, autoreset_mode=AutoresetMode.SAME_STEP)
+    ours, theirs = envs(2, **settings), StableBaselinesEnv(envs(2, **settings))
+    theirs.seed(5)
+    np.testing.assert_array_equal(theirs.reset(), ours.reset(seed=5)[0])
+    kinds = set()
+    for step_actions in actions(ours)[:4]:
+        observations, rewards, terminations, _, infos = ours.step(step_actions)
+        seen, given, ended, rows = theirs.step(step_actions)
+        np.testing.assert_array_equal(seen, observations)
+        np.testing.assert_allclose(given, rewards, rtol=1e-6)
+        assert ended.all()
+        for row in range(2):
+            np.testing.assert_array_equal(rows[row]["terminal_observation"], infos["final_obs"][row])
+            assert rows[row]["TimeLimit.truncated"] == (not terminations[row])
+            assert rows[row]["is_success"] == terminations[row]
+            kinds.add(bool(terminations[row]))
+    assert kinds == {True, False}
+    with pytest.raises(UserError, match="needs SAME_STEP"):
+        StableBaselinesEnv(envs(1))
+
+
+def test_the_example_trains_and_evaluates(rewarding_model, tmp_path, capsys):
+    """Real simulator before and after: frames in another order than the agent learned would go unnoticed."""
+    rewarding_model.save_pretrained(tmp_path / "model")
+    main(
+        f"--pretrained_model_name_or_path {tmp_path / 'model'} --dataset_path {ROOT / 'inference' / 'samples'} "
+        f"--task plate_slide --output_path {tmp_path / 'out'} --total_steps 8 --num_envs 2 --random_steps 4 "
+        "--gradient_steps 1 --batch_size 2 --eval_episodes 1 --eval_steps 2".split()
+    )
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert results["before"].keys() == results["after"].keys() == {"success_rate", "reward"}
+    assert results["before"] != results["after"]  # it has learned something, if nothing useful
+    assert (tmp_path / "out" / "agent.zip").is_file()
+    assert "after: success rate" in capsys.readouterr().out
