@@ -7,8 +7,8 @@ from pathlib import Path
 
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
-from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.evaluate_policies import PolicyArgs
+from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.preview import PreviewArgs
 from ivideogpt.data.inspect.command import InspectArgs
 from ivideogpt.data.inspect.validate import ValidateArgs

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 from ivideogpt.devices import DEVICES
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, require
 from ivideogpt.files import check_folder_can_be_written
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -43,11 +44,11 @@ class PolicyArgs:
 
 def main(argv: Sequence[str]) -> None:
     args = parse(PolicyArgs, argv)
-    try:
-        from ivideogpt.commands.run_policies import run
+    require("gymnasium", "metaworld", "mujoco", extra="mbrl")
+    try:  # by name: the package knows no simulator, which is found where the project's folder is
+        evaluation = import_module("mbrl.policy_evaluation")
     except ModuleNotFoundError as error:
-        if error.name is None or not error.name.startswith("mbrl"):
+        if error.name != "mbrl":
             raise
-        raise UserError("the simulator is in the folder mbrl/: run this from the project's root") from error
-
-    run(args)
+        raise UserError("the simulator is in the project's folder mbrl/: run this from the project's root") from error
+    evaluation.run(args)

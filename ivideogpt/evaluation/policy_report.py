@@ -1,4 +1,4 @@
-"""How well a world model tells good policies from bad ones: their episodes, imagined and real, from the same starts.
+"""Compare episodes of policies in a world model with those in reality, from the same starts.
 
 Knows numbers by name; knows no policies and no environments.
 """

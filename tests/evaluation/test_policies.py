@@ -7,11 +7,12 @@ import pytest
 import scipy.stats
 import torch
 
-from ivideogpt.commands import evaluate, run_policies
+from ivideogpt.commands import evaluate
 from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, correlate, matrix, pearson, spearman
 from ivideogpt.flags import parse
+from mbrl import policy_evaluation
 from mbrl.envs.offscreen import select_backend
 from tests.parity.networks import world_model
 
@@ -75,7 +76,9 @@ def test_the_command_plays_all_and_goes_on_with_what_is_missing(flags, tmp_path,
     assert {"report.md", "policies.png", "scripted.gif", "scripted-1.gif"} <= {path.name for path in tmp_path.iterdir()}
 
     played = []
-    monkeypatch.setattr(run_policies, "play_policy", lambda args, model, env, policy, rows: played.append(policy.name))
+    monkeypatch.setattr(
+        policy_evaluation, "play_policy", lambda args, model, env, policy, rows: played.append(policy.name)
+    )
     evaluate.main(["policies", *flags, "random", "--output_path", str(tmp_path)])
     assert played == ["random"]
     with pytest.raises(UserError, match="an evaluation with other seed"):
@@ -85,11 +88,13 @@ def test_the_command_plays_all_and_goes_on_with_what_is_missing(flags, tmp_path,
 def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
     """Off by one step, every correlation would still look plausible: a policy that sees frames gives the same."""
     args = parse(PolicyArgs, flags)
-    world = run_policies.load_model(args)
-    seen = [run_policies.find_policy(name, "plate-slide", args, world) for name in ("scripted", f"{__name__}:still")]
+    world = policy_evaluation.load_model(args)
+    seen = [
+        policy_evaluation.find_policy(name, "plate-slide", args, world) for name in ("scripted", f"{__name__}:still")
+    ]
     start = RNG.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
-    real = run_policies.RealEpisode(start, np.empty(0), np.zeros((3, 4), np.float32), 0.0, False)
-    repeated, own = (run_policies.imagine(args, world, policy, [real], 0) for policy in seen)
+    real = policy_evaluation.RealEpisode(start, np.empty(0), np.zeros((3, 4), np.float32), 0.0, False)
+    repeated, own = (policy_evaluation.imagine(args, world, policy, [real], 0) for policy in seen)
     assert np.array_equal(repeated.frames, own.frames)
     assert repeated.total_rewards == own.total_rewards
     context = torch.from_numpy(start[None, -2:]) / 255
