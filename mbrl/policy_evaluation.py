@@ -150,10 +150,8 @@ def trained_agent(run_dir: Path, args: PolicyArgs, size: int, device: torch.devi
     settings, saved = folder.settings(), saved_state(folder)
     if saved is None:
         raise UserError(f"{run_dir} was never saved: it has no agent yet")
-    seen, given = (
-        (settings["frame_stack"], settings.get("image_size", EnvSettings.image_size)),
-        (args.frame_stack, size),
-    )
+    seen = settings["frame_stack"], settings.get("image_size", EnvSettings.image_size)
+    given = args.frame_stack, size
     if seen != given:
         raise UserError(f"{run_dir}: its agent sees stacks and sizes of {seen}, not {given}: give --frame_stack")
     config = {name: value for name, value in settings["agent"].items() if name in DrQConfig.__dataclass_fields__}

@@ -13,7 +13,12 @@ from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, correlate, matrix, pearson, spearman
 from ivideogpt.flags import parse
 from mbrl import policy_evaluation
+from mbrl.agent.drqv2 import DrQConfig, build_agent
 from mbrl.envs.offscreen import select_backend
+from mbrl.replay.replay_buffer import EpisodeShape
+from mbrl.run_folder import RunFolder
+from mbrl.snapshots import saved_state
+from tests.mbrl.runs import train_drq
 from tests.parity.networks import world_model
 
 RNG = np.random.default_rng(0)
@@ -100,6 +105,20 @@ def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
     context = torch.from_numpy(start[None, -2:]) / 255
     rollout = world.predict(context, torch.zeros(1, 3, 4), seed=args.seed)
     assert rollout.rewards.sum().item() == pytest.approx(repeated.total_rewards[0], rel=1e-5)
+
+
+def test_the_agent_of_a_run_acts_as_it_was_saved(flags, tmp_path, cheap_runs):
+    """A freshly made agent would act, too. One that sees other stacks is refused."""
+    train_drq(tmp_path / "run", "num_train_frames=48")
+    args, device = parse(PolicyArgs, flags), torch.device("cpu")
+    act = policy_evaluation.trained_agent(tmp_path / "run", args, 64, device)
+    stacks = torch.from_numpy(RNG.integers(0, 256, (2, 9, 64, 64), dtype=np.uint8))
+    weights = saved_state(RunFolder(tmp_path / "run"))["parts"]["agent"]
+    agent = build_agent(EpisodeShape(3, (64, 64), 4), DrQConfig(hidden_dim=8, feature_dim=4), 7, device)
+    agent.load_state_dict(weights)
+    assert torch.equal(act(stacks), agent.act(stacks, 0, mean=True, generator=torch.Generator()))
+    with pytest.raises(UserError, match="its agent sees stacks and sizes of"):
+        policy_evaluation.trained_agent(tmp_path / "run", args, 32, device)
 
 
 @pytest.mark.parametrize(
