@@ -25,6 +25,7 @@ COMMANDS = (
     "-m ivideogpt.evaluation",
     "-m ivideogpt.evaluation tokenizer",
     "-m ivideogpt.evaluation compare",
+    "-m ivideogpt.evaluation policies",
     "-m ivideogpt.training.export",
     "datasets/videos_to_npz.py",
     "datasets/record_metaworld.py",

@@ -8,6 +8,7 @@ from pathlib import Path
 from examples.train_in_dream import DreamArgs
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
+from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.preview import PreviewArgs
 from ivideogpt.data.inspect.command import InspectArgs
@@ -28,6 +29,7 @@ MODULES = {
     ("ivideogpt.data", "tokenize"): TokenizeArgs,
     ("ivideogpt.envs", "export"): ExportEnvArgs,
     ("ivideogpt.evaluation", "tokenizer"): TokenizerEvaluationArgs,
+    ("ivideogpt.evaluation", "policies"): PolicyArgs,
     ("ivideogpt.evaluation",): EvaluationArgs,
     ("ivideogpt.training.export",): ExportArgs,
 }

@@ -1,4 +1,4 @@
-"""``python -m ivideogpt.evaluation``: its flags, and those of ``tokenizer`` and ``compare``. Cheap to import."""
+"""``python -m ivideogpt.evaluation``: its flags, and those of its other commands. Cheap to import."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ivideogpt.commands import evaluate_policies
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.protocols import PROTOCOLS
@@ -61,7 +62,7 @@ class ClipFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationArgs(ClipFlags):
-    """Score a world model and baselines on recorded episodes; see also `tokenizer --help` and `compare --help`."""
+    """Score a world model and baselines on recorded episodes; see also `tokenizer`, `compare` and `policies --help`."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a world model")
     use_eval_dataset: bool = option(False, "evaluation clips of the benchmark --oxe_data_mixes_type (see DATASET.yaml)")
@@ -114,6 +115,8 @@ def main(argv: Sequence[str]) -> None:
         from ivideogpt.commands.run_evaluation import evaluate_tokenizer
 
         return evaluate_tokenizer(flags)
+    if argv[:1] == ["policies"]:
+        return evaluate_policies.main(argv[1:])
     args = parse(EvaluationArgs, argv)
     from ivideogpt.commands.run_evaluation import evaluate_world_model
 

@@ -1,0 +1,218 @@
+"""Compare episodes of policies in a world model with those in reality, from the same starts.
+
+Knows numbers by name; knows no policies and no environments.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.bootstrap import CONFIDENCE, NUM_REPLICATES, BootstrapMeans
+from ivideogpt.evaluation.report import DPI, MARKDOWN_FILE, markdown_table
+from ivideogpt.files import atomic_file, write_json, write_text
+
+ROWS_FILE, FIGURE_FILE, SETTINGS_FILE = "episodes.jsonl", "policies.png", "settings.json"
+QUANTITIES = {"return": 1, "success": 2}  # name -> decimals
+
+
+@dataclass(frozen=True)
+class EpisodeRow:
+    """One start, played by one policy in the simulator and in the world model.
+
+    Attributes:
+        sees_frames: the policy chose its own actions in the world model, too. Else it saw the simulator's state, and
+            its actions there were repeated.
+        real_return, imagined_return: sums of rewards, without discount or bonus.
+        real_success, imagined_success: whether any step succeeded.
+    """
+
+    policy: str
+    episode: int
+    sees_frames: bool
+    real_return: float
+    imagined_return: float
+    real_success: bool
+    imagined_success: bool
+
+
+class PolicyRows:
+    """``episodes.jsonl`` of a folder: the state of the evaluation. Policies that are there are not played again."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        """UserError: the folder holds another evaluation."""
+        self.folder, self.settings = folder, settings
+        folder.mkdir(parents=True, exist_ok=True)
+        noted, self._path = folder / SETTINGS_FILE, folder / ROWS_FILE
+        self.rows: list[EpisodeRow] = []
+        if noted.exists():
+            before, now = json.loads(noted.read_text()), json.loads(json.dumps(settings))
+            if changed := [name for name in now if now[name] != before.get(name)]:
+                raise UserError(f"{folder} holds an evaluation with other {', '.join(changed)}: name another folder")
+            lines = self._path.read_text().splitlines() if self._path.exists() else []
+            self.rows = [EpisodeRow(**json.loads(line)) for line in lines]
+        write_json(noted, settings)
+
+    def __contains__(self, policy: str) -> bool:
+        return any(row.policy == policy for row in self.rows)
+
+    def add(self, rows: Sequence[EpisodeRow]) -> None:
+        """Add all episodes of a policy."""
+        self.rows += rows
+        write_text(self._path, "".join(f"{json.dumps(asdict(row))}\n" for row in self.rows))
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation coefficient and the interval that holds 95 % of its bootstrap replicates; NaN if undefined."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return "-" if np.isnan(self.value) else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return the correlation of two series, NaN where one of them does not vary."""
+    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def spearman(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """Return the correlation of ranks; equal values share the mean of theirs."""
+    return pearson(_ranks(x), _ranks(y))
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def correlate(
+    real: NDArray[np.float64],
+    imagined: NDArray[np.float64],
+    coefficient: Callable[[NDArray[np.float64], NDArray[np.float64]], float],
+) -> Correlation:
+    """Correlate the policies' means of (policies, episodes); the bootstrap resamples episodes, which policies share."""
+    rng, num_episodes = np.random.default_rng(0), real.shape[1]
+    choices = rng.integers(num_episodes, size=(NUM_REPLICATES, num_episodes))
+    replicates = np.array([coefficient(real[:, some].mean(1), imagined[:, some].mean(1)) for some in choices])
+    known, tail = replicates[~np.isnan(replicates)], (1 - CONFIDENCE) / 2
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
+    return Correlation(coefficient(real.mean(1), imagined.mean(1)), float(low), float(high))
+
+
+def matrix(rows: Sequence[EpisodeRow], name: str) -> NDArray[np.float64]:
+    """Return a quantity of all rows as (policies, episodes), in their order."""
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    return np.array([[float(getattr(row, name)) for row in rows if row.policy == policy] for policy in policies])
+
+
+EXPLANATION = """Every policy plays the same starts in the simulator and in the world model. A policy that sees frames
+chooses its actions in both. One that needs the simulator's state cannot act in the world model: its real actions are
+repeated there (marked *repeated*). Returns are sums of rewards without discount, a success is an episode with at least
+one successful step, numbers in brackets hold 95 % of bootstrap replicates over episodes."""
+
+
+WORST = """## Where the world model was most wrong
+
+Real left, imagined right: the episode of each policy whose return differs most."""
+
+
+def write_report(rows: PolicyRows, videos: Sequence[str]) -> str:
+    """Write report.md and policies.png, and return the text."""
+    text = "\n\n".join(
+        [
+            "# Policies, imagined and real",
+            EXPLANATION,
+            _policy_table(rows.rows),
+            f"![imagined over real]({FIGURE_FILE})",
+            _correlation_table(rows.rows),
+            _agreement(rows.rows),
+            WORST,
+            *(f"{name}\n\n![{name}]({name}.gif)" for name in videos),
+            "## Made with",
+            "\n".join(f"- {name}: `{value}`" for name, value in rows.settings.items()),
+        ]
+    )
+    draw(rows.folder / FIGURE_FILE, rows.rows)
+    write_text(rows.folder / MARKDOWN_FILE, text + "\n")
+    return text
+
+
+def _policy_table(rows: Sequence[EpisodeRow]) -> str:
+    lines = []
+    for policy in dict.fromkeys(row.policy for row in rows):
+        played = [row for row in rows if row.policy == policy]
+        means = BootstrapMeans(
+            [{name: float(getattr(row, name)) for name in _columns()} for row in played],
+            [str(row.episode) for row in played],
+        )
+        cells = [_cell(means, name, QUANTITIES[name.split("_")[1]]) for name in _columns()]
+        lines.append([policy, "own" if played[0].sees_frames else "repeated", str(len(played)), *cells])
+    header = ["policy", "actions", "episodes", *(name.replace("_", " ") for name in _columns())]
+    return markdown_table(header, lines)
+
+
+def _columns() -> list[str]:
+    return [f"{where}_{name}" for name in ("success", "return") for where in ("real", "imagined")]
+
+
+def _cell(means: BootstrapMeans[str], name: str, decimals: int) -> str:
+    interval = means.interval(name)
+    return f"{interval.mean:.{decimals}f} [{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
+
+
+def _correlation_table(rows: Sequence[EpisodeRow]) -> str:
+    lines = []
+    for name in QUANTITIES:
+        real, imagined = matrix(rows, f"real_{name}"), matrix(rows, f"imagined_{name}")
+        across = [str(correlate(real, imagined, coefficient)) for coefficient in (pearson, spearman)]
+        single = pearson(real.flatten(), imagined.flatten())
+        lines.append([name, *across, "-" if np.isnan(single) else f"{single:.2f}"])
+    header = ["", "policies: Pearson", "policies: Spearman (ranks)", "single episodes: Pearson"]
+    return "## Correlation of imagined with real\n\n" + markdown_table(header, lines)
+
+
+def _agreement(rows: Sequence[EpisodeRow]) -> str:
+    counted = {
+        (real, imagined): sum((row.real_success, row.imagined_success) == (real, imagined) for row in rows)
+        for real in (True, False)
+        for imagined in (True, False)
+    }
+    lines = [
+        [f"{'succeeded' if real else 'failed'} in reality", str(counted[real, True]), str(counted[real, False])]
+        for real in (True, False)
+    ]
+    return "## Single episodes\n\n" + markdown_table(["", "imagined as a success", "as a failure"], lines)
+
+
+def draw(path: Path, rows: Sequence[EpisodeRow]) -> None:
+    """Plot imagined over real means of each policy, one panel for returns and one for success."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.2, 4.2), layout="constrained")
+    policies = list(dict.fromkeys(row.policy for row in rows))
+    for panel, name in zip(figure.subplots(1, 2), ("success", "return"), strict=True):
+        real, imagined = matrix(rows, f"real_{name}"), matrix(rows, f"imagined_{name}")
+        for policy, x, y in zip(policies, real, imagined, strict=True):
+            errors = (1.96 * values.std() / np.sqrt(len(values)) for values in (x, y))
+            error_x, error_y = errors
+            panel.errorbar(x.mean(), y.mean(), error_y, error_x, marker="o", capsize=2, label=policy)
+        limits = [min(real.mean(1).min(), imagined.mean(1).min()), max(real.mean(1).max(), imagined.mean(1).max())]
+        panel.plot(limits, limits, color="0.8", zorder=0)
+        panel.set(xlabel=f"real {name}", ylabel=f"imagined {name}")
+        panel.grid(alpha=0.3)
+    figure.axes[1].legend(fontsize="small")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png", dpi=DPI)

@@ -1,0 +1,241 @@
+"""Play policies in a simulator and in a world model.
+
+Shapes: E episodes, M frames of a start, K frames in a stack, T steps, D action dimension, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ivideogpt.commands.evaluate_policies import PolicyArgs
+from ivideogpt.devices import choose_device
+from ivideogpt.envs.imagination import Imagination
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, write_report
+from ivideogpt.evaluation.prediction_report import model_facts
+from ivideogpt.video_io import Pixels, side_by_side, write_gif
+from ivideogpt.world_model import WorldModel
+from mbrl.envs.agent_env import AgentEnv
+from mbrl.envs.collection_policies import CorrelatedNoise, NoisyPolicy, RandomReacher, scripted_policy
+from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
+
+ActOnFrames = Callable[[Tensor], Tensor]  # stacks (n, 3 K, H, W) uint8 -> actions (n, D)
+ActOnState = Callable[[np.ndarray], np.ndarray]  # the simulator's observation -> action (D,)
+NOT_REPORTED = ("policies", "output_path", "device", "batch_size", "pretrained_model_name_or_path")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Acts on frames, or on the simulator's state by a function that is made anew for each episode."""
+
+    name: str
+    on_frames: ActOnFrames | None = None
+    on_state: Callable[[AgentEnv, np.random.Generator], ActOnState] | None = None
+
+
+@dataclass(frozen=True)
+class RealEpisode:
+    """An episode in the simulator: start (M, 3, H, W) uint8, frames (T, H, W, 3) uint8, actions (T, D)."""
+
+    start: Pixels
+    frames: Pixels
+    actions: np.ndarray
+    total_reward: float
+    success: bool
+
+
+@dataclass(frozen=True)
+class ImaginedEpisodes:
+    """Episodes in the world model: frames (E, T, H, W, 3) uint8, total rewards and successes (E,)."""
+
+    frames: Pixels
+    total_rewards: np.ndarray
+    successes: np.ndarray
+
+
+def run(args: PolicyArgs) -> None:
+    model, task = load_model(args), canonical_task(args.task)
+    policies = [find_policy(name, task, args, model) for name in args.policies]
+    asked = {name: value for name, value in asdict(args).items() if name not in NOT_REPORTED}
+    facts = {name: value for name, value in model_facts(model).items() if name.endswith("_checksum")}
+    name = Path(args.pretrained_model_name_or_path).name
+    rows = PolicyRows(Path(args.output_path), {"model": name, **asked, "task": task, **facts})
+    needed = max(args.frame_stack, model.tokenizer.context_length)
+    settings = EnvSettings(
+        task, model.metadata.resolution, args.action_repeat, args.camera, frame_stack=needed,
+        duration=args.episode_length + 1, success_bonus=0.0,
+    )  # fmt: skip
+    with closing(settings.make()) as env:
+        for policy in policies:
+            if policy.name not in rows:
+                play_policy(args, model, env, policy, rows)
+    videos = [file_name(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
+    print(write_report(rows, videos).split("## Where")[0])
+    print(f"report: {rows.folder / 'report.md'}")
+
+
+def load_model(args: PolicyArgs) -> WorldModel:
+    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
+    missing = [name for name, head in (("reward", model.reward_head), ("success", model.success_head)) if head is None]
+    if model.action_dim is None or missing:
+        lack = "takes no actions" if model.action_dim is None else f"has no {' and no '.join(missing)} head"
+        raise UserError(
+            f"{args.pretrained_model_name_or_path} {lack}: train one with --action_conditioned --reward_prediction "
+            "--success_prediction"
+        )
+    return model
+
+
+def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Policy:
+    """Return the policy that a word of the command line names; UserError if there is none."""
+    kind, _, rest = name.partition(":")
+    if kind in ("scripted", "random") and not is_metaworld(task):
+        raise UserError(f"{name} is a policy for Meta-World's tasks: name functions for {task}")
+    if kind == "scripted":
+        level = _noise_level(name, rest)
+        return Policy(
+            name, on_state=lambda _, rng: NoisyPolicy(scripted_policy(task), CorrelatedNoise(level, False, rng))
+        )
+    if name == "random":
+        return Policy(name, on_state=lambda env, rng: RandomReacher(env.env.workspace, rng))
+    if rest:
+        return Policy(name, on_frames=_imported(kind, rest))
+    if Path(name).is_dir():
+        agent = trained_agent(Path(name), args, model.metadata.resolution, model.device)
+        return Policy(Path(name).name, on_frames=agent)
+    raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
+
+
+def _noise_level(name: str, text: str) -> float:
+    try:
+        level = float(text or 0)
+    except ValueError:
+        level = -1.0
+    if not 0 <= level < float("inf"):
+        raise UserError(f"policy {name}: what follows the colon is a standard deviation, 0 or more")
+    return level
+
+
+def _imported(module: str, function: str) -> ActOnFrames:
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"policy {module}:{function}: {error}") from error
+
+
+def trained_agent(run_dir: Path, args: PolicyArgs, size: int, device: torch.device) -> ActOnFrames:
+    """Return the mean actions of the agent that a run of mbrl/ saved last.
+
+    Raises:
+        UserError: there is none, or it sees other frames than these.
+    """
+    from mbrl.agent.drqv2 import DrQConfig, build_agent
+    from mbrl.replay.replay_buffer import EpisodeShape
+    from mbrl.run_folder import RunFolder
+    from mbrl.settings import read
+    from mbrl.snapshots import saved_state
+
+    folder = RunFolder(run_dir)
+    settings, saved = folder.settings(), saved_state(folder)
+    if saved is None:
+        raise UserError(f"{run_dir} was never saved: it has no agent yet")
+    seen = settings["frame_stack"], settings.get("image_size", EnvSettings.image_size)
+    given = args.frame_stack, size
+    if seen != given:
+        raise UserError(f"{run_dir}: its agent sees stacks and sizes of {seen}, not {given}: give --frame_stack")
+    config = {name: value for name, value in settings["agent"].items() if name in DrQConfig.__dataclass_fields__}
+    agent = build_agent(EpisodeShape(seen[0], (seen[1],) * 2, 4), read(DrQConfig, config, "agent."), 0, device)
+    agent.load_state_dict(saved["parts"]["agent"])
+    unused = torch.Generator()
+    return lambda stacks: agent.act(stacks, 0, mean=True, generator=unused)
+
+
+# ---- episodes
+
+
+def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Policy, rows: PolicyRows) -> None:
+    """Play all episodes of a policy, add their rows, and write the video of the one that differs most."""
+    numbers = range(args.episodes)
+    real = [play_real(args, env, policy, number) for number in tqdm(numbers, f"{policy.name}, real", unit="episode")]
+    imagined = [
+        imagine(args, model, policy, real[first : first + args.batch_size], first)
+        for first in tqdm(numbers[:: args.batch_size], f"{policy.name}, imagined", unit="batch")
+    ]
+    returns, successes = (np.concatenate([getattr(part, name) for part in imagined]) for name in (
+        "total_rewards", "successes",
+    ))  # fmt: skip
+    rows.add(
+        [
+            EpisodeRow(
+                policy.name, number, policy.on_frames is not None, real[number].total_reward,
+                float(returns[number]), bool(real[number].success), bool(successes[number]),
+            )
+            for number in numbers
+        ]
+    )  # fmt: skip
+    worst = int(np.abs(returns - [episode.total_reward for episode in real]).argmax())
+    frames = np.concatenate([part.frames for part in imagined])[worst]
+    write_gif(rows.folder / f"{file_name(policy.name)}.gif", side_by_side([real[worst].frames, frames]), fps=10)
+
+
+def file_name(policy: str) -> str:
+    return policy.replace(":", "-").replace("/", "-")
+
+
+def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:
+    """Play an episode in the simulator. A first step without movement gives the world model a second frame."""
+    rng = episode_rng(args.seed, f"policy {policy.name}", number)
+    env.reset(seed=episode_seed(args.seed, "policies", number))
+    env.step(np.zeros(env.action_space.shape, np.float32))
+    on_state = policy.on_state(env, rng) if policy.on_state is not None else None
+    start, frames, actions, total_reward = env.stack, [], [], 0.0
+    succeeded = False
+    for _ in range(args.episode_length):
+        if on_state is not None:
+            action = on_state(env.env.state)
+        else:
+            assert policy.on_frames is not None
+            stacks = torch.from_numpy(env.stack[None, -3 * args.frame_stack :])
+            action = policy.on_frames(stacks)[0].detach().cpu().numpy()
+        action = np.clip(action, -1, 1).astype(np.float32)
+        stack, reward, _, _, info = env.step(action)
+        frames.append(stack[-3:].transpose(1, 2, 0))
+        actions.append(action)
+        total_reward += reward
+        succeeded = succeeded or info["success"]
+    frame_shape = (-1, 3, *start.shape[1:])
+    return RealEpisode(start.reshape(frame_shape), np.stack(frames), np.stack(actions), total_reward, succeeded)
+
+
+@torch.no_grad()
+def imagine(
+    args: PolicyArgs, model: WorldModel, policy: Policy, real: Sequence[RealEpisode], first: int
+) -> ImaginedEpisodes:
+    """Play the same starts in the world model: by the policy if it acts on frames, else with the real actions."""
+    starts = torch.from_numpy(np.stack([episode.start for episode in real]))
+    numbers = range(first, first + len(real))
+    imagination = Imagination(model, starts, args.frame_stack, seed=args.seed, row_numbers=numbers)
+    recorded = torch.from_numpy(np.stack([episode.actions for episode in real]))
+    frames, rewards = [], torch.zeros(len(real), device=model.device)
+    succeeded = torch.zeros(len(real), dtype=torch.bool, device=model.device)
+    for step_actions in recorded.unbind(1):
+        if policy.on_frames is not None:
+            step_actions = policy.on_frames(imagination.stacks.flatten(1, 2)).clamp(-1, 1)
+        step = imagination.step(step_actions)
+        assert step.reward is not None
+        assert step.success is not None
+        frames.append(imagination.stacks[:, -1].permute(0, 2, 3, 1).cpu().numpy())
+        rewards += step.reward
+        succeeded |= step.success > args.success_threshold
+    return ImaginedEpisodes(np.stack(frames, axis=1), rewards.cpu().numpy(), succeeded.cpu().numpy())

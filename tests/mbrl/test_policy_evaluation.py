@@ -1,0 +1,150 @@
+"""Policies, imagined and real: the numbers of the report, and the command with the real simulator."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from ivideogpt.commands import evaluate
+from ivideogpt.commands.evaluate_policies import PolicyArgs
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, correlate, matrix, pearson, spearman
+from ivideogpt.flags import parse
+from mbrl import policy_evaluation
+from mbrl.agent.drqv2 import DrQConfig, build_agent
+from mbrl.envs.offscreen import select_backend
+from mbrl.replay.replay_buffer import EpisodeShape
+from mbrl.run_folder import RunFolder
+from mbrl.snapshots import saved_state
+from tests.mbrl.runs import train_drq
+from tests.parity.networks import world_model
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(pearson, scipy.stats.pearsonr), (spearman, scipy.stats.spearmanr)])
+def test_coefficients_are_those_of_scipy(ours, theirs):
+    """With ties, as success rates have them."""
+    x, y = RNG.integers(0, 4, (2, 30)).astype(float)
+    assert ours(x, y) == pytest.approx(theirs(x, y).statistic)
+    assert np.isnan(ours(np.ones(3), np.arange(3.0)))
+
+
+def test_intervals_resample_episodes_that_policies_share():
+    """An episode that is hard for all policies must not look like a difference between them."""
+    quality, difficulty = np.array([0.0, 1.0, 2.0, 4.0])[:, None], 10 * RNG.normal(size=(1, 12))
+    exact = correlate(quality + difficulty, 3 * quality + 1 + difficulty, pearson)
+    assert (exact.value, exact.low, exact.high) == pytest.approx((1, 1, 1))
+    noise = RNG.normal(size=(2, 4, 12))
+    rough = correlate(quality + noise[0], quality + noise[1], spearman)
+    assert rough.low <= rough.value <= rough.high
+    assert rough.low < rough.high
+
+
+def still(stacks: torch.Tensor) -> torch.Tensor:
+    """A policy of frames: it checks what it sees, and stays where it is."""
+    assert stacks.dtype == torch.uint8
+    assert stacks.shape[1:] == (9, 64, 64)
+    return torch.zeros(len(stacks), 4)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    world_model(action_dim=4, reward_prediction=True, success_prediction=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def flags(model):
+    try:
+        select_backend()
+    except UserError as error:
+        pytest.skip(str(error))
+    return [
+        "--pretrained_model_name_or_path", str(model), "--episodes", "2", "--episode_length", "3", "--device", "cpu",
+        "--policies", "scripted", "scripted:1", f"{__name__}:still",
+    ]  # fmt: skip
+
+
+def test_the_command_plays_all_and_goes_on_with_what_is_missing(flags, tmp_path, capsys, monkeypatch):
+    """The same starts for all policies; an interruption loses one policy's episodes."""
+    evaluate.main(["policies", *flags, "--output_path", str(tmp_path)])
+    rows = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text().splitlines()]
+    assert [(row["policy"].partition(".")[0], row["episode"], row["sees_frames"]) for row in rows] == [
+        ("scripted", 0, False), ("scripted", 1, False), ("scripted:1", 0, False), ("scripted:1", 1, False),
+        ("tests", 0, True), ("tests", 1, True),
+    ]  # fmt: skip
+    assert "| scripted:1 | repeated | 2 |" in capsys.readouterr().out
+    assert {"report.md", "policies.png", "scripted.gif", "scripted-1.gif"} <= {path.name for path in tmp_path.iterdir()}
+
+    played = []
+    monkeypatch.setattr(
+        policy_evaluation, "play_policy", lambda args, model, env, policy, rows: played.append(policy.name)
+    )
+    evaluate.main(["policies", *flags, "random", "--output_path", str(tmp_path)])
+    assert played == ["random"]
+    with pytest.raises(UserError, match="an evaluation with other seed"):
+        evaluate.main(["policies", *flags, "--seed", "1", "--output_path", str(tmp_path)])
+
+
+def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
+    """Off by one step, every correlation would still look plausible: a policy that sees frames gives the same."""
+    args = parse(PolicyArgs, flags)
+    world = policy_evaluation.load_model(args)
+    seen = [
+        policy_evaluation.find_policy(name, "plate-slide", args, world) for name in ("scripted", f"{__name__}:still")
+    ]
+    start = RNG.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
+    real = policy_evaluation.RealEpisode(start, np.empty(0), np.zeros((3, 4), np.float32), 0.0, False)
+    repeated, own = (policy_evaluation.imagine(args, world, policy, [real], 0) for policy in seen)
+    assert np.array_equal(repeated.frames, own.frames)
+    assert repeated.total_rewards == own.total_rewards
+    context = torch.from_numpy(start[None, -2:]) / 255
+    rollout = world.predict(context, torch.zeros(1, 3, 4), seed=args.seed)
+    assert rollout.rewards.sum().item() == pytest.approx(repeated.total_rewards[0], rel=1e-5)
+
+
+def test_the_agent_of_a_run_acts_as_it_was_saved(flags, tmp_path, cheap_runs):
+    """A freshly made agent would act, too. One that sees other stacks is refused."""
+    train_drq(tmp_path / "run", "num_train_frames=48")
+    args, device = parse(PolicyArgs, flags), torch.device("cpu")
+    act = policy_evaluation.trained_agent(tmp_path / "run", args, 64, device)
+    stacks = torch.from_numpy(RNG.integers(0, 256, (2, 9, 64, 64), dtype=np.uint8))
+    weights = saved_state(RunFolder(tmp_path / "run"))["parts"]["agent"]
+    agent = build_agent(EpisodeShape(3, (64, 64), 4), DrQConfig(hidden_dim=8, feature_dim=4), 7, device)
+    agent.load_state_dict(weights)
+    assert torch.equal(act(stacks), agent.act(stacks, 0, mean=True, generator=torch.Generator()))
+    with pytest.raises(UserError, match="its agent sees stacks and sizes of"):
+        policy_evaluation.trained_agent(tmp_path / "run", args, 32, device)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("scripted:-1", "what follows the colon is a standard deviation"),
+        ("nobody", "expected scripted"),
+        ("nowhere:act", "No module named 'nowhere'"),
+    ],
+)
+def test_policies_that_are_not_there(flags, policy, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        evaluate.main(["policies", *flags, policy, "--output_path", str(tmp_path)])
+
+
+def test_a_model_without_heads_is_refused(tiny_world_model, tmp_path):
+    flags = ["--pretrained_model_name_or_path", str(tiny_world_model), "--output_path", str(tmp_path)]
+    with pytest.raises(UserError, match="has no reward and no success head: train one"):
+        evaluate.main(["policies", *flags])
+
+
+def test_rows_keep_their_order(tmp_path):
+    rows = PolicyRows(tmp_path / "new", {"seed": 0})
+    rows.add([EpisodeRow("a", number, False, number, 2 * number, True, False) for number in range(3)])
+    rows.add([EpisodeRow("b", number, False, 5, 6, True, False) for number in range(3)])
+    again = PolicyRows(tmp_path / "new", {"seed": 0})
+    assert again.rows == rows.rows
+    assert "b" in again
+    assert matrix(again.rows, "imagined_return").tolist() == [[0, 2, 4], [6, 6, 6]]
