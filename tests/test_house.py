@@ -37,7 +37,7 @@ LAYERS = [
     {"pretrained"},
     {"session", "released_api"},
     {"world_model"},
-    {"evaluation"},
+    {"evaluation", "planning"},
     {"training"},
     {"commands", "utils"},
 ]
