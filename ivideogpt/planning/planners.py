@@ -137,6 +137,7 @@ class ICEM(Planner):
     """iCEM (Pinneri et al. 2020): coloured noise, a population that shrinks, and elites that stay from step to step.
 
     Attributes:
+        num_elites: at most half of ``num_candidates`` are.
         noise_exponent: noise has a power of 1 / f^exponent along the horizon: 0 is white, 2 smooth.
         decay: each iteration has so many times fewer candidates, down to twice the elites.
         momentum: part of the mean and standard deviation that stays in an iteration.
@@ -154,25 +155,29 @@ class ICEM(Planner):
         low, high = self._bounds()
         std = self._std()
         for iteration in range(self.num_iterations):
-            number = max(round(self.num_candidates / self.decay**iteration), 2 * self.num_elites)
+            number = max(round(self.num_candidates / self.decay**iteration), 2 * self._num_elites)
             noise = coloured_noise(number, self.horizon, len(low), self.noise_exponent, generator)
             candidates = torch.cat([(mean + std * noise).clamp(low, high), kept])
             if iteration == self.num_iterations - 1:
                 candidates = torch.cat([candidates, mean[None]])
             if not search.has_room(len(candidates)):
                 break
-            elites = search.select(candidates, self.num_elites)
+            elites = search.select(candidates, self._num_elites)
             kept = elites[: self._num_kept]
             mean = self.momentum * mean + (1 - self.momentum) * elites.mean(0)
             std = self.momentum * std + (1 - self.momentum) * elites.std(0, correction=0)
         return search.best_actions
 
     @property
+    def _num_elites(self) -> int:
+        return max(1, min(self.num_elites, self.num_candidates // 2))
+
+    @property
     def _num_kept(self) -> int:
-        return math.ceil(self.kept_fraction * self.num_elites)
+        return math.ceil(self.kept_fraction * self._num_elites)
 
     def _kept_elites(self, previous: Plan | None, executed: int, generator: torch.Generator) -> Tensor:
-        """Return some elites of the last plan, (n, H, D), shifted; the actions that they lack at their end are random."""
+        """Return some elites of the last plan, (n, H, D), shifted; what they lack at their end is random."""
         if previous is None or previous.elites is None:
             return super()._kept_elites(previous, executed, generator)
         low, high = self._bounds()
