@@ -152,11 +152,13 @@ def play_missing(args: PlanArgs, model: WorldModel, env: MetaWorldEnv, number: i
 
 
 def as_row(episode: Episode, goal: Pixels, seconds_per_decision: float | None) -> dict[str, Any]:
+    distances = [distance(frame, goal) for frame in episode.frames]
     return {
         "success": bool(episode.success),
         "return": episode.total_reward,
-        "goal_distance": distance(episode.frames[-1], goal),
-        "start_distance": distance(episode.frames[0], goal),
+        "start_distance": distances[0],
+        "least_distance": min(distances),
+        "goal_distance": distances[-1],
         "seconds_per_decision": seconds_per_decision,
     }
 
@@ -196,7 +198,7 @@ class PlanningController:
         self._objective = build_objective(args, model, goal)
         self._generator = torch.Generator().manual_seed(seed)
         self._plan: Plan | None = None
-        self.seconds: list[float] = []  # of each decision
+        self.seconds: list[float] = []  # one a decision
         self.imagined: list[Pixels] = []  # (h, w, 3), one a step
 
     def __call__(self, frames: list[Pixels]) -> np.ndarray:
@@ -260,8 +262,9 @@ def distance(frame: Pixels, goal: Pixels) -> float:
 COLUMNS = {  # heading -> key of a row, decimals
     "success rate": ("success", 2),
     "return": ("return", 0),
-    "distance to the goal at the end": ("goal_distance", 3),
-    "at the start": ("start_distance", 3),
+    "distance to the goal at the start": ("start_distance", 3),
+    "least": ("least_distance", 3),
+    "at the end": ("goal_distance", 3),
     "seconds a decision": ("seconds_per_decision", 1),
 }
 EXPLANATION = """All policies begin in the same states. The scripted policy knows the simulator's state; the image

@@ -17,7 +17,7 @@ from ivideogpt.planning.dynamics import Futures
 from ivideogpt.session import evaluating
 from ivideogpt.vq_model import CompressiveVQModel
 
-FRAMES_AT_ONCE = 64  # of those that go through a network
+FRAMES_AT_ONCE = 64  # limit for a network
 
 
 class Objective(ABC):
