@@ -266,7 +266,8 @@ class _Search:
                 raise UserError(f"max_evaluations is {limit}, but the first iteration has {total} candidates")
             return True
         seconds = (time.monotonic() - self._started) * total / self.num_evaluations
-        return (limit is None or total <= limit) and seconds <= (self._planner.max_seconds or math.inf)
+        most = math.inf if self._planner.max_seconds is None else self._planner.max_seconds
+        return (limit is None or total <= limit) and seconds <= most
 
     def score(self, candidates: Tensor) -> Tensor:
         """Score candidates (N, H, D): (N,) on the CPU, -inf where the objective gives NaN."""

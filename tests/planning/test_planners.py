@@ -180,6 +180,8 @@ def test_budget_of_seconds(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: next(clock))
     plan = replace(SMALL["mppi"], max_seconds=5.0).plan(Point(), Reward(), generator())
     assert plan.num_evaluations == 5 * 200  # an iteration takes one of these seconds
+    plan = replace(SMALL["mppi"], max_seconds=0.0).plan(Point(), Reward(), generator())
+    assert plan.num_evaluations == 200
 
 
 class NotANumber(Objective):
