@@ -23,10 +23,12 @@ from mbrl.envs.env_settings import CAMERAS, canonical_task
 
 @dataclass(frozen=True)
 class PlanArgs:
-    """Control Meta-World's simulator by planning in a world model, and compare with random and scripted actions."""
+    """Control a simulator by planning in a world model, and compare with random and scripted actions."""
 
     pretrained_model_name_or_path: str = option(str(BUNDLED_MODEL), "folder or hub id of an action-conditioned model")
-    task: tuple[str, ...] = option(("plate-slide",), "tasks of Meta-World, such as door-lock or door_lock")
+    task: tuple[str, ...] = option(
+        ("plate-slide",), "tasks of Meta-World (door-lock, door_lock), or environments as module:id (docs/planning.md)"
+    )
     planner: str = option("icem", "planner (see docs/planning.md)", choices=("cem", "icem", "mppi"))
     objective: str = option(
         "goal",
@@ -37,6 +39,9 @@ class PlanArgs:
     horizon: int = option(10, "planned steps", minimum=1)
     num_candidates: int = option(64, "candidates of an iteration", minimum=1)
     num_iterations: int | None = option(None, "iterations of a decision (default: the planner's)", minimum=1)
+    init_std: tuple[float, ...] = option(
+        (0.5,), "standard deviation of the first iteration's noise, for all dimensions of an action or for each"
+    )
     budget_seconds: float | None = option(None, "begin no iteration that would end a decision later", minimum=0)
     replan_every: int = option(5, "steps of a plan that are executed before the next one", minimum=1)
     episodes: int = option(3, "episodes of each task", minimum=1)

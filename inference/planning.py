@@ -1,4 +1,4 @@
-"""Play episodes of Meta-World by planned, random and scripted actions; write rows, GIFs and a report.
+"""Play episodes of a simulator by planned, random and scripted actions; write rows, GIFs and a report.
 
 Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 """
@@ -6,6 +6,7 @@ Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import gymnasium
 import numpy as np
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ from ivideogpt.planning import (
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.collection_policies import scripted_policy
-from mbrl.envs.env_settings import ACTION_DIM, canonical_task, episode_seed
+from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_seed
 from mbrl.envs.metaworld_env import MetaWorldEnv
 
 if TYPE_CHECKING:
@@ -68,33 +70,40 @@ class Episode:
 
 def run(args: PlanArgs) -> None:
     model = load_model(args)
-    rows = EpisodeRows(Path(args.output_path), settings(args, model))
+    rows = EpisodeRows(Path(args.output_path), shared_settings(args, model))
     for task in map(canonical_task, args.task):
-        env = MetaWorldEnv(task, model.metadata.resolution, args.action_repeat, args.camera)
-        with closing(env):
+        settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
+        with closing(settings.make()) as agent_env:
+            env = agent_env.env
+            check_actions(args, model, env)
             for number in range(args.episodes):
-                play_missing(args, model, env, number, rows)
+                play_missing(args, model, env, task, number, rows)
     write_text(rows.folder / MARKDOWN_FILE, report(rows))
     print(f"{MARKDOWN_FILE}, {ROWS_FILE} and GIFs are in {rows.folder}")
 
 
 def load_model(args: PlanArgs) -> WorldModel:
-    """Load the model; UserError if it cannot plan in Meta-World with this objective."""
+    """Load the model; UserError if it has no head for this objective."""
     dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
     device = choose_device(args.device)
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend)
-    if model.action_dim != ACTION_DIM:
-        found = "is action-free" if model.action_dim is None else f"takes actions of {model.action_dim} numbers"
-        raise UserError(
-            f"{args.pretrained_model_name_or_path} {found}, Meta-World wants {ACTION_DIM}: choose a model of its data"
-        )
     heads = {"reward": model.reward_head, "success": model.success_head}
     if args.objective in heads and heads[args.objective] is None:
         raise UserError(f"--objective {args.objective}: the model has no such head; plan for a goal image instead")
     return model
 
 
-def settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
+def check_actions(args: PlanArgs, model: WorldModel, env: gymnasium.Env) -> None:
+    """Raise UserError if the model's actions are not the environment's."""
+    wanted, found = env.action_space.shape[0], model.action_dim
+    if wanted != found:
+        takes = "is action-free" if found is None else f"takes actions of {found} numbers"
+        raise UserError(
+            f"{args.pretrained_model_name_or_path} {takes}, the environment wants {wanted}: choose a model of its data"
+        )
+
+
+def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
     """Return what all rows of a file share, in the form that JSON returns it."""
     asked = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
     name = Path(args.pretrained_model_name_or_path).name
@@ -130,9 +139,12 @@ class EpisodeRows:
         self.rows = saved["rows"]
 
 
-def play_missing(args: PlanArgs, model: WorldModel, env: MetaWorldEnv, number: int, rows: EpisodeRows) -> None:
+def play_missing(
+    args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: EpisodeRows
+) -> None:
     """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
-    missing = rows.missing(env.task, number, (*BASELINES, args.planner))
+    task = re.split("[:/]", task)[-1]  # the last part of my_envs:Push-v0
+    missing = rows.missing(task, number, (*BASELINES, args.planner))
     if not missing:
         return
     seed = episode_seed(args.seed, "plan", number)
@@ -143,9 +155,9 @@ def play_missing(args: PlanArgs, model: WorldModel, env: MetaWorldEnv, number: i
         seconds = None
         if isinstance(controller, PlanningController):
             seconds = float(np.mean(controller.seconds))
-            write_gif(rows.folder / f"{env.task}-{policy}-{number}.gif", controller.beside(episode, goal))
+            write_gif(rows.folder / f"{task}-{policy}-{number}.gif", controller.beside(episode, goal))
         row = as_row(episode, goal, seconds)
-        rows.add({"task": env.task, "episode": number, "policy": policy, **row})
+        rows.add({"task": task, "episode": number, "policy": policy, **row})
         print(
             f"{env.task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True
         )
@@ -164,22 +176,28 @@ def as_row(episode: Episode, goal: Pixels, seconds_per_decision: float | None) -
 
 
 def build_controller(
-    policy: str, args: PlanArgs, model: WorldModel, env: MetaWorldEnv, goal: Pixels, seed: int
+    policy: str, args: PlanArgs, model: WorldModel, env: gymnasium.Env, goal: Pixels, seed: int
 ) -> Controller:
     if policy == "scripted":
         return scripted(env)
     if policy == "random":
         rng = np.random.default_rng(seed)
-        return lambda frames: rng.uniform(-1, 1, ACTION_DIM)
+        return lambda frames: rng.uniform(-1, 1, env.action_space.shape)
     return PlanningController(args, model, goal, seed)
 
 
-def scripted(env: MetaWorldEnv) -> Controller:
-    policy = scripted_policy(env.task)
-    return lambda frames: np.clip(policy(env.state), -1, 1)
+def scripted(env: gymnasium.Env) -> Controller:
+    """Return the scripted policy of the episode that begins; UserError if the environment has none."""
+    if isinstance(env, MetaWorldEnv):
+        by_state = scripted_policy(env.task)
+        return lambda frames: np.clip(by_state(env.state), -1, 1)
+    if not hasattr(env, "scripted_policy"):
+        raise UserError(f"{type(env).__name__} has no method scripted_policy, whose episode ends with the goal image")
+    policy = env.scripted_policy()
+    return lambda frames: policy()
 
 
-def play(env: MetaWorldEnv, act: Controller, seed: int, length: int) -> Episode:
+def play(env: gymnasium.Env, act: Controller, seed: int, length: int) -> Episode:
     frames, total_reward, success = [env.reset(seed=seed)[0]], 0.0, False
     for _ in range(length):
         frame, reward, _, _, info = env.step(act(frames).astype(np.float32))
@@ -194,7 +212,8 @@ class PlanningController:
 
     def __init__(self, args: PlanArgs, model: WorldModel, goal: Pixels, seed: int) -> None:
         self._model, self._every, self._seed = model, args.replan_every, seed
-        self._planner = build_planner(args)
+        assert model.action_dim is not None
+        self._planner = build_planner(args, model.action_dim)
         self._objective = build_objective(args, model, goal)
         self._generator = torch.Generator().manual_seed(seed)
         self._plan: Plan | None = None
@@ -224,11 +243,12 @@ class PlanningController:
         return side_by_side([episode.frames, imagined, np.broadcast_to(goal, episode.frames.shape)])
 
 
-def build_planner(args: PlanArgs) -> Planner:
-    given = {} if args.num_iterations is None else {"num_iterations": args.num_iterations}
+def build_planner(args: PlanArgs, action_dim: int) -> Planner:
+    given: dict[str, Any] = {} if args.num_iterations is None else {"num_iterations": args.num_iterations}
     return PLANNERS[args.planner](
-        low=(-1.0,) * ACTION_DIM,
-        high=(1.0,) * ACTION_DIM,
+        low=(-1.0,) * action_dim,
+        high=(1.0,) * action_dim,
+        init_std=args.init_std[0] if len(args.init_std) == 1 else args.init_std,
         horizon=args.horizon,
         num_candidates=args.num_candidates,
         max_seconds=args.budget_seconds,
