@@ -18,6 +18,7 @@ COMMANDS = (
     "train_tokenizer.py",
     "train_gpt.py",
     "inference/predict.py",
+    "inference/plan.py",
     "-m ivideogpt.data",
     "-m ivideogpt.data inspect",
     "-m ivideogpt.data preview",

@@ -93,6 +93,7 @@ class SessionOptions:
     max_frames: int | None = None
     clip_numbers: Sequence[int] | None = None
     first_sample: int = 0
+    common_noise: bool = False
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -109,6 +110,11 @@ class SessionOptions:
         if len(self.clip_numbers) != num_clips:
             raise UserError(f"{len(self.clip_numbers)} clip_numbers were given for {num_clips} clips")
         return torch.tensor(self.clip_numbers)
+
+    def streams(self, num_clips: int, sampling: Sampling) -> RandomStreams:
+        """Return the random numbers of all samples of ``num_clips`` clips."""
+        seed, clips = self.seed_number(sampling), self.numbers(num_clips)
+        return RandomStreams.of_clips(seed, clips, self.num_samples, self.first_sample, self.common_noise)
 
     def seed_number(self, sampling: Sampling) -> int:
         """Return the seed, sampled from the given generator or torch's global one if it is not a number."""
@@ -165,7 +171,7 @@ class Session:
         if sampling.separators == "sampled" and model.action_dim is not None:
             raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
         _check_context(context, model.tokenizer)
-        numbers = options.numbers(len(context))
+        streams = options.streams(len(context), sampling)
         self.num_samples = options.num_samples
         self._model = model
         self._layout = model.layout
@@ -173,8 +179,6 @@ class Session:
         codebook = model.tokenizer.dynamics_quantize.embedding.weight.detach()
         heads = {"reward_head": model.reward_head, "success_head": model.success_head}
         frame_model = FrameModel(model.decode_backend(), self._layout, sampling, dynamics_vectors=codebook, **heads)
-        seed = options.seed_number(sampling)
-        streams = RandomStreams.of_clips(seed, numbers, options.num_samples, options.first_sample)
         self._decoder = FrameDecoder(frame_model, streams)
         context = context.to(model.device, torch.float32)
         self.prompt, features = self._read(context)

@@ -170,6 +170,7 @@ class WorldModel:
         max_frames: int | None = None,
         clip_numbers: Sequence[int] | None = None,
         first_sample: int = 0,
+        common_noise: bool = False,
     ) -> Session:
         """Begin a session on context frames (B, t, C, H, W) in [0, 1]. A goal-conditioned model wants the goal first.
 
@@ -183,8 +184,11 @@ class WorldModel:
             clip_numbers: what is drawn depends on the seed, the clip's number and the sample's number, and not on what
                 else is in the batch; by default clips are numbered 0, 1, ...
             first_sample: number of the first sample. Those of several sessions are all those of one.
+            common_noise: all samples of a clip draw the same random numbers: only their actions tell them apart.
         """
-        options = SessionOptions(num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample)
+        options = SessionOptions(
+            num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample, common_noise
+        )
         return Session(self, context, options)
 
     def predict(
@@ -199,6 +203,7 @@ class WorldModel:
         on_full: OnFull = "slide",
         clip_numbers: Sequence[int] | None = None,
         first_sample: int = 0,
+        common_noise: bool = False,
     ) -> Rollout:
         """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
 
@@ -209,7 +214,9 @@ class WorldModel:
             horizon = self.layout.future_frames if actions is None or actions.ndim < 2 else actions.shape[-2]
         if horizon < 1:
             raise UserError(f"horizon is {horizon}, must be at least 1")
-        options = SessionOptions(num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample)
+        options = SessionOptions(
+            num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample, common_noise
+        )
         session = Session(self, context, options)
         check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 from examples.train_in_dream import DreamArgs
+from inference.plan import PlanArgs
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
 from ivideogpt.commands.evaluate_policies import PolicyArgs
@@ -36,8 +37,9 @@ MODULES = {
 SCRIPTS = {
     "train_tokenizer.py": TokenizerArgs,
     "train_gpt.py": GptArgs,
-    "inference/predict.py": PredictArgs,
     "examples/train_in_dream.py": DreamArgs,
+    "inference/plan.py": PlanArgs,
+    "inference/predict.py": PredictArgs,
 }
 MBRL = {
     "mbrl/tools/compare_runs.py": compare_runs.parse_arguments,

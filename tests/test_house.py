@@ -37,7 +37,7 @@ LAYERS = [
     {"pretrained"},
     {"session", "released_api"},
     {"world_model"},
-    {"evaluation", "envs"},
+    {"evaluation", "envs", "planning"},
     {"training"},
     {"commands", "utils"},
 ]

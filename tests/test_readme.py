@@ -10,7 +10,7 @@ from tests.documented import ROOT, blocks
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/rollouts.md", "docs/evaluation.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/rollouts.md", "docs/evaluation.md", "docs/planning.md"])
 def test_python(page, tmp_path):
     """Examples are what people copy."""
     (code,) = blocks((ROOT / page).read_text(), "python")

@@ -71,15 +71,18 @@ class RandomStreams:
     keys: Tensor
 
     @classmethod
-    def of_clips(cls, seed: int, clips: Tensor, num_samples: int = 1, first_sample: int = 0) -> RandomStreams:
+    def of_clips(
+        cls, seed: int, clips: Tensor, num_samples: int = 1, first_sample: int = 0, common: bool = False
+    ) -> RandomStreams:
         """Make the streams of every sample of clips with these numbers, (B,) int64; rows are ordered clip by clip.
 
-        The samples are numbers ``first_sample``, ``first_sample + 1``, ...
+        The samples are numbers ``first_sample``, ``first_sample + 1``, ...; with ``common`` all have the stream of the
+        first one.
         """
         wrapped = (seed + 2**63) % 2**64 - 2**63
         seed_hash = _mixed(torch.tensor(wrapped, dtype=torch.int64, device=clips.device))
         clip_hashes = _mixed(seed_hash + clips)[:, None]
-        samples = first_sample + torch.arange(num_samples, device=clips.device)
+        samples = first_sample + torch.arange(num_samples, device=clips.device) * (not common)
         return cls(_mixed(clip_hashes + samples).flatten())
 
     def to(self, device: torch.device) -> RandomStreams:

@@ -1,0 +1,315 @@
+"""Play episodes of a simulator by planned, random and scripted actions; write rows, GIFs and a report.
+
+Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from ivideogpt.data.clips.transforms import unit_range
+from ivideogpt.devices import choose_device
+from ivideogpt.errors import UserError
+from ivideogpt.evaluation.prediction_report import model_facts
+from ivideogpt.evaluation.report import MARKDOWN_FILE, markdown_table
+from ivideogpt.files import read_json, write_json, write_text
+from ivideogpt.planning import (
+    PLANNERS,
+    LatentError,
+    Objective,
+    Plan,
+    Planner,
+    Reward,
+    SessionDynamics,
+    SquaredError,
+    Success,
+)
+from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
+from ivideogpt.world_model import WorldModel
+from mbrl.envs.collection_policies import scripted_policy
+from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_seed
+from mbrl.envs.metaworld_env import MetaWorldEnv
+
+if TYPE_CHECKING:
+    from inference.plan import PlanArgs
+
+Controller = Callable[[list[Pixels]], np.ndarray]  # frames (h, w, 3) so far -> action (D,) in [-1, 1]
+
+ROWS_FILE = "plan.json"
+BASELINES = ("scripted", "random")
+# Flags that may differ between the rows of one file.
+FREE_FLAGS = ("pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device")
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One played episode.
+
+    Attributes:
+        frames: (T + 1, h, w, 3) uint8, the first before any action.
+        total_reward: as the simulator has it, without any bonus.
+        success: whether any step succeeded.
+    """
+
+    frames: Pixels
+    total_reward: float
+    success: bool
+
+
+def run(args: PlanArgs) -> None:
+    model = load_model(args)
+    rows = EpisodeRows(Path(args.output_path), shared_settings(args, model))
+    for task in map(canonical_task, args.task):
+        settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
+        with closing(settings.make()) as agent_env:
+            env = agent_env.env
+            check_actions(args, model, env)
+            for number in range(args.episodes):
+                play_missing(args, model, env, task, number, rows)
+    write_text(rows.folder / MARKDOWN_FILE, report(rows))
+    print(f"{MARKDOWN_FILE}, {ROWS_FILE} and GIFs are in {rows.folder}")
+
+
+def load_model(args: PlanArgs) -> WorldModel:
+    """Load the model; UserError if it has no head for this objective."""
+    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    device = choose_device(args.device)
+    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend)
+    heads = {"reward": model.reward_head, "success": model.success_head}
+    if args.objective in heads and heads[args.objective] is None:
+        raise UserError(f"--objective {args.objective}: the model has no such head; plan for a goal image instead")
+    return model
+
+
+def check_actions(args: PlanArgs, model: WorldModel, env: gymnasium.Env) -> None:
+    """Raise UserError if the model's actions are not the environment's."""
+    wanted, found = env.action_space.shape[0], model.action_dim
+    if wanted != found:
+        takes = "is action-free" if found is None else f"takes actions of {found} numbers"
+        raise UserError(
+            f"{args.pretrained_model_name_or_path} {takes}, the environment wants {wanted}: choose a model of its data"
+        )
+
+
+def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
+    """Return what all rows of a file share, in the form that JSON returns it."""
+    asked = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
+    name = Path(args.pretrained_model_name_or_path).name
+    return json.loads(json.dumps({"model": name, **asked, **model_facts(model)}))
+
+
+class EpisodeRows:
+    """Rows of plan.json, one an episode: the state of the command."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+        self.folder, self.settings = folder, settings
+        self.rows: list[dict[str, Any]] = []
+        self._path = folder / ROWS_FILE
+        if self._path.exists():
+            self._read()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def missing(self, task: str, episode: int, policies: Sequence[str]) -> list[str]:
+        """Return the policies that have no row yet."""
+        done = {(row["task"], row["episode"], row["policy"]) for row in self.rows}
+        return [policy for policy in policies if (task, episode, policy) not in done]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        write_json(self._path, {"settings": self.settings, "rows": self.rows})
+
+    def _read(self) -> None:
+        advice = "remove it to begin anew, or name another --output_path"
+        saved = read_json(self._path, advice)
+        before, now = saved.get("settings", {}), self.settings
+        if differing := [name for name in now if before.get(name) != now[name]]:
+            raise UserError(f"{self._path} holds episodes with other settings ({', '.join(differing)}): {advice}")
+        self.rows = saved["rows"]
+
+
+def play_missing(
+    args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: EpisodeRows
+) -> None:
+    """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
+    task = re.split("[:/]", task)[-1]  # the last part of my_envs:Push-v0
+    missing = rows.missing(task, number, (*BASELINES, args.planner))
+    if not missing:
+        return
+    seed = episode_seed(args.seed, "plan", number)
+    goal = play(env, scripted(env), seed, args.episode_length).frames[-1]
+    for policy in missing:
+        controller = build_controller(policy, args, model, env, goal, seed)
+        episode = play(env, controller, seed, args.episode_length)
+        seconds = None
+        if isinstance(controller, PlanningController):
+            seconds = float(np.mean(controller.seconds))
+            write_gif(rows.folder / f"{task}-{policy}-{number}.gif", controller.beside(episode, goal))
+        row = as_row(episode, goal, seconds)
+        rows.add({"task": task, "episode": number, "policy": policy, **row})
+        print(
+            f"{env.task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True
+        )
+
+
+def as_row(episode: Episode, goal: Pixels, seconds_per_decision: float | None) -> dict[str, Any]:
+    distances = [distance(frame, goal) for frame in episode.frames]
+    return {
+        "success": bool(episode.success),
+        "return": episode.total_reward,
+        "start_distance": distances[0],
+        "least_distance": min(distances),
+        "goal_distance": distances[-1],
+        "seconds_per_decision": seconds_per_decision,
+    }
+
+
+def build_controller(
+    policy: str, args: PlanArgs, model: WorldModel, env: gymnasium.Env, goal: Pixels, seed: int
+) -> Controller:
+    if policy == "scripted":
+        return scripted(env)
+    if policy == "random":
+        rng = np.random.default_rng(seed)
+        return lambda frames: rng.uniform(-1, 1, env.action_space.shape)
+    return PlanningController(args, model, goal, seed)
+
+
+def scripted(env: gymnasium.Env) -> Controller:
+    """Return the scripted policy of the episode that begins; UserError if the environment has none."""
+    if isinstance(env, MetaWorldEnv):
+        by_state = scripted_policy(env.task)
+        return lambda frames: np.clip(by_state(env.state), -1, 1)
+    if not hasattr(env, "scripted_policy"):
+        raise UserError(f"{type(env).__name__} has no method scripted_policy, whose episode ends with the goal image")
+    policy = env.scripted_policy()
+    return lambda frames: policy()
+
+
+def play(env: gymnasium.Env, act: Controller, seed: int, length: int) -> Episode:
+    frames, total_reward, success = [env.reset(seed=seed)[0]], 0.0, False
+    for _ in range(length):
+        frame, reward, _, _, info = env.step(act(frames).astype(np.float32))
+        frames.append(frame)
+        total_reward += reward
+        success = success or info["success"]
+    return Episode(np.stack(frames), total_reward, success)
+
+
+class PlanningController:
+    """Plans every few steps from the latest frames; remembers what it imagined and how long decisions took."""
+
+    def __init__(self, args: PlanArgs, model: WorldModel, goal: Pixels, seed: int) -> None:
+        self._model, self._every, self._seed = model, args.replan_every, seed
+        assert model.action_dim is not None
+        self._planner = build_planner(args, model.action_dim)
+        self._objective = build_objective(args, model, goal)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._plan: Plan | None = None
+        self.seconds: list[float] = []  # one a decision
+        self.imagined: list[Pixels] = []  # (h, w, 3), one a step
+
+    def __call__(self, frames: list[Pixels]) -> np.ndarray:
+        step = (len(frames) - 1) % self._every
+        if step == 0:
+            self._decide(frames)
+        assert self._plan is not None
+        return self._plan.actions[step].numpy()
+
+    def _decide(self, frames: list[Pixels]) -> None:
+        started = time.perf_counter()
+        context = to_frames(np.stack(frames[-self._model.metadata.context_length :]))
+        dynamics = SessionDynamics(self._model, context, seed=self._seed)
+        self._plan = self._planner.plan(dynamics, self._objective, self._generator, self._plan, self._every)
+        self.seconds.append(time.perf_counter() - started)
+        predicted = dynamics(self._plan.actions[None, : self._every]).frames
+        assert predicted is not None
+        self.imagined += list(to_pixels(predicted[0]))
+
+    def beside(self, episode: Episode, goal: Pixels) -> Pixels:
+        """Return what happened, what was imagined of it, and the goal, side by side: (T + 1, h, 3 w, 3)."""
+        imagined = np.stack([episode.frames[0], *self.imagined])[: len(episode.frames)]
+        return side_by_side([episode.frames, imagined, np.broadcast_to(goal, episode.frames.shape)])
+
+
+def build_planner(args: PlanArgs, action_dim: int) -> Planner:
+    given: dict[str, Any] = {} if args.num_iterations is None else {"num_iterations": args.num_iterations}
+    return PLANNERS[args.planner](
+        low=(-1.0,) * action_dim,
+        high=(1.0,) * action_dim,
+        init_std=args.init_std[0] if len(args.init_std) == 1 else args.init_std,
+        horizon=args.horizon,
+        num_candidates=args.num_candidates,
+        max_seconds=args.budget_seconds,
+        **given,
+    )
+
+
+def build_objective(args: PlanArgs, model: WorldModel, goal: Pixels) -> Objective:
+    image = to_frames(goal[None])[0]
+    objectives = {
+        "goal": SquaredError(image),
+        "latent": LatentError(model.tokenizer, image),
+        "reward": Reward(),
+        "success": Success(),
+    }
+    return objectives[args.objective]
+
+
+def to_frames(pixels: Pixels) -> Tensor:
+    """Convert pixels (T, h, w, 3) uint8 to frames (T, 3, h, w) in [0, 1]."""
+    return unit_range(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+
+
+def distance(frame: Pixels, goal: Pixels) -> float:
+    """Return the root of the mean squared difference of pixels in [0, 1]."""
+    return float(np.sqrt(np.mean((frame.astype(np.float64) - goal) ** 2)) / 255)
+
+
+# ---- report
+
+COLUMNS = {  # heading -> key of a row, decimals
+    "success rate": ("success", 2),
+    "return": ("return", 0),
+    "distance to the goal at the start": ("start_distance", 3),
+    "least": ("least_distance", 3),
+    "at the end": ("goal_distance", 3),
+    "seconds a decision": ("seconds_per_decision", 1),
+}
+EXPLANATION = """All policies begin in the same states. The scripted policy knows the simulator's state; the image
+that it ends with is the goal of the others. A success is an episode with at least one successful step. The distance to
+the goal is the root of the mean squared difference of pixels in [0, 1]. Decisions were timed on the machine that made
+this report. GIFs show what happened, what had been imagined of it, and the goal."""
+
+
+def report(rows: EpisodeRows) -> str:
+    """Return the report in Markdown."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in sorted(rows.rows, key=lambda row: (row["task"], row["policy"], row["episode"])):
+        groups.setdefault((row["task"], row["policy"]), []).append(row)
+    table = [
+        [*group, str(len(played)), *(cell(played, *column) for column in COLUMNS.values())]
+        for group, played in groups.items()
+    ]
+    planned = [row for row in rows.rows if row["policy"] not in BASELINES]
+    videos = [f"![{name}]({name}.gif)" for name in sorted(f"{r['task']}-{r['policy']}-{r['episode']}" for r in planned)]
+    facts = [f"- {name}: `{value}`" for name, value in rows.settings.items() if name != "metadata"]
+    header = ("task", "policy", "episodes", *COLUMNS)
+    parts = ["# Planning in the simulator", EXPLANATION, markdown_table(header, table), "## Episodes", *videos]
+    return "\n\n".join([*parts, "## Made with", "\n".join(facts)]) + "\n"
+
+
+def cell(rows: Sequence[dict[str, Any]], key: str, decimals: int) -> str:
+    values = [row[key] for row in rows if row[key] is not None]
+    return f"{np.mean(values):.{decimals}f}" if values else "-"

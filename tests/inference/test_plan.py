@@ -1,0 +1,124 @@
+"""The planning command in the real simulator, on a tiny model: what it writes, how it goes on, how it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from inference import plan, planning
+from ivideogpt.errors import cli
+from tests.parity.networks import world_model
+
+STEPS = 3
+FLAGS = f"--task plate_slide --episode_length {STEPS} --replan_every 2 --horizon 2 --num_candidates 2 --device cpu"
+
+
+def run(model: Path, output: Path, *flags: str) -> int:
+    argv = ["--pretrained_model_name_or_path", model, "--output_path", output, "--dtype", "float32", *FLAGS.split()]
+    try:
+        cli(lambda: plan.main([*map(str, argv), *flags]))
+    except SystemExit as stop:
+        return int(stop.code)
+    return 0
+
+
+def rows(output: Path) -> list[dict]:
+    return json.loads((output / "plan.json").read_text())["rows"]
+
+
+@pytest.fixture(scope="module")
+def planned(tiny_world_model, tmp_path_factory) -> Path:
+    """The output folder of one planned episode. Not to be written to."""
+    output = tmp_path_factory.mktemp("planned")
+    assert run(tiny_world_model, output, "--episodes", "1", "--planner", "cem") == 0
+    return output
+
+
+def test_writes_rows_a_gif_and_a_report(planned):
+    """Everything that docs/planning.md promises."""
+    played = {row["policy"]: row for row in rows(planned)}
+    assert list(played) == ["scripted", "random", "cem"]
+    assert {(row["task"], row["episode"]) for row in played.values()} == {("plate-slide", 0)}
+    assert played["scripted"]["goal_distance"] == 0 < played["random"]["goal_distance"]
+    assert len({row["start_distance"] for row in played.values()}) == 1
+    assert played["cem"]["seconds_per_decision"] > 0
+    assert played["random"]["seconds_per_decision"] is None
+    report = (planned / "report.md").read_text()
+    assert "| plate-slide | cem | 1 | 0.00 |" in report
+    assert "![plate-slide-cem-0](plate-slide-cem-0.gif)" in report
+    assert str(planned) not in report
+
+
+def test_gif_has_what_happened_what_was_imagined_and_the_goal(planned):
+    """Left and right are the simulator's; the middle is the model's, and one frame for each step."""
+    with Image.open(planned / "plate-slide-cem-0.gif") as gif:
+        assert (gif.size, gif.n_frames) == ((3 * 64, 64), STEPS + 1)
+        columns = []
+        for i in (0, STEPS):
+            gif.seek(i)
+            columns += np.split(np.asarray(gif.convert("RGB")).astype(int), 3, axis=1)
+    real, imagined, goal, _, later, goal_again = columns
+    assert np.abs(real - imagined).mean() < 2  # the start
+    assert np.abs(real - later).mean() > 10  # a model without training
+    assert np.abs(goal - goal_again).mean() < 2
+
+
+def test_goes_on_with_what_is_missing(planned, tiny_world_model, tmp_path, monkeypatch):
+    """An episode that is played again costs minutes; one that is left out spoils the comparison."""
+    output = Path(shutil.copytree(planned, tmp_path / "out"))
+    before = rows(output)
+    played = []
+    play = planning.play
+    monkeypatch.setattr(planning, "play", lambda env, act, *rest: played.append(act) or play(env, act, *rest))
+    assert run(tiny_world_model, output, "--episodes", "1", "--planner", "cem") == 0
+    assert (rows(output), played) == (before, [])
+    assert run(tiny_world_model, output, "--episodes", "1", "--planner", "mppi") == 0
+    assert rows(output)[:3] == before
+    assert [row["policy"] for row in rows(output)[3:]] == ["mppi"]
+    assert isinstance(played[-1], planning.PlanningController)
+    assert "| plate-slide | mppi | 1 |" in (output / "report.md").read_text()
+
+
+def test_same_seed_same_episode(planned, tiny_world_model, tmp_path):
+    assert run(tiny_world_model, tmp_path, "--episodes", "1", "--planner", "cem") == 0
+    free = "seconds_per_decision"
+    one, other = ([{**row, free: None} for row in rows(folder)] for folder in (planned, tmp_path))
+    assert one == other
+
+
+def test_other_settings_are_refused(planned, tiny_world_model, tmp_path, capsys):
+    """Rows of two horizons, or of two models, in one table."""
+    output = Path(shutil.copytree(planned, tmp_path / "out"))
+    assert run(tiny_world_model, output, "--planner", "cem", "--seed", "1") == 2
+    assert "holds episodes with other settings (seed)" in capsys.readouterr().err
+    other = tmp_path / tiny_world_model.name
+    world_model(action_dim=4, success_prediction=True).save_pretrained(other)
+    assert run(other, output, "--planner", "cem") == 2
+    assert "other settings (transformer_checksum, metadata)" in capsys.readouterr().err
+
+
+BAD_FLAGS = {
+    ("--replan_every", "3"): "--replan_every is 3, but plans have --horizon 2 steps",
+    ("--task", "plate-slid"): "did you mean plate-slide",
+    ("--objective", "reward"): "--objective reward: the model has no such head",
+    ("--episodes", "0"): "--episodes is 0",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS, ids=" ".join)
+def test_bad_flags(flags, tiny_world_model, tmp_path, capsys):
+    assert run(tiny_world_model, tmp_path / "out", *flags) == 2
+    assert BAD_FLAGS[flags] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_that_cannot_plan_here(tmp_path, capsys):
+    """The first decision would fail, after the scripted episode."""
+    world_model(action_dim=3).save_pretrained(tmp_path / "model")
+    assert run(tmp_path / "model", tmp_path / "out") == 2
+    assert "takes actions of 3 numbers, the environment wants 4" in capsys.readouterr().err
