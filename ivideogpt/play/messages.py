@@ -65,14 +65,7 @@ class Save:
     fps: float
 
 
-MESSAGES: dict[str, Any] = {
-    "reset": Reset,
-    "step": Step,
-    "seek": Seek,
-    "change": Change,
-    "select": Select,
-    "save": Save,
-}
+MESSAGES: dict[str, Any] = dict(reset=Reset, step=Step, seek=Seek, change=Change, select=Select, save=Save)
 Message = Reset | Step | Seek | Change | Select | Save
 
 

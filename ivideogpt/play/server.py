@@ -192,7 +192,8 @@ def save(game: Game, message: Save) -> tuple[str, bytes]:
         raise UserError("what really happened is not known here: save the dream")
     frames = real if real is not None and message.view == "real" else dream
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{re.sub(r'[^\w.-]+', '-', game.title)}-played.{message.format}")
+        stem = re.sub(r"[^\w.-]+", "-", game.title)
+        path = Path(folder, f"{stem}-played.{message.format}")
         if message.format == "npz":
             write_episode(path, {"image": frames, "action": game.actions(game.position)}, compress=True)
         else:
