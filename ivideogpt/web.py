@@ -153,14 +153,12 @@ def check_web_packages() -> None:
     require("starlette", "uvicorn", "websockets", extra="play")
 
 
-def serve(app: Any, args: WebArgs, bound: socket.socket, name: str) -> None:
-    """Serve until Ctrl-C, then end in a few seconds. Prints one line with the address once it is ready."""
+def make_server(app: Any, args: WebArgs, bound: socket.socket, name: str) -> Any:
+    """Make the uvicorn server of an application. It prints one line with the address once it is ready."""
     import uvicorn
 
     token = args.token or (None if is_loopback(args.host) else secrets.token_hex(16))
-    port = bound.getsockname()[1]
-    shown = args.host if args.host not in ("0.0.0.0", "::", "") else socket.gethostname()
-    address = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/" + (f"?token={token}" if token else "")
+    address = address_of(args.host, bound.getsockname()[1], token)
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -171,7 +169,18 @@ def serve(app: Any, args: WebArgs, bound: socket.socket, name: str) -> None:
         Guard(app, token), log_level="warning", access_log=False, server_header=False, ws="websockets-sansio",
         ws_max_size=MAX_FRAME, ws_per_message_deflate=False, timeout_graceful_shutdown=PATIENCE,
     )  # fmt: skip
+    return Server(config)
+
+
+def address_of(host: str, port: int, token: str | None) -> str:
+    """Return the address of the page; for a server on all addresses, by the name of this machine."""
+    shown = socket.gethostname() if host in ("0.0.0.0", "::", "") else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}/" + (f"?token={token}" if token else "")
+
+
+def serve(app: Any, args: WebArgs, bound: socket.socket, name: str) -> None:
+    """Serve until Ctrl-C, then end in a few seconds."""
     try:
-        Server(config).run(sockets=[bound])
+        make_server(app, args, bound, name).run(sockets=[bound])
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

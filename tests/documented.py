@@ -5,6 +5,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+from inference.play import PlayArgs
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
 from ivideogpt.commands.preview import PreviewArgs
@@ -28,7 +29,12 @@ MODULES = {
     ("ivideogpt.evaluation",): EvaluationArgs,
     ("ivideogpt.training.export",): ExportArgs,
 }
-SCRIPTS = {"train_tokenizer.py": TokenizerArgs, "train_gpt.py": GptArgs, "inference/predict.py": PredictArgs}
+SCRIPTS = {
+    "train_tokenizer.py": TokenizerArgs,
+    "train_gpt.py": GptArgs,
+    "inference/play.py": PlayArgs,
+    "inference/predict.py": PredictArgs,
+}
 MBRL = {
     "mbrl/tools/compare_runs.py": compare_runs.parse_arguments,
     "mbrl/tools/export_world_model.py": export_world_model.parse_arguments,

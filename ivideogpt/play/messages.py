@@ -20,7 +20,7 @@ from ivideogpt.play.autopilots import AUTOPILOTS
 from ivideogpt.play.game import Game, Numbers
 from ivideogpt.play.starts import Floats, StartChoice
 
-LARGEST = 1e3  # of an action's numbers
+LARGEST = 1e3  # absolute value of a number of an action
 View = Literal["dream", "real", "split", "difference"]
 
 
@@ -80,7 +80,7 @@ def read_message(fields: dict[str, Any]) -> Message:
     except TypeError as error:
         known = ", ".join(field.name for field in dataclasses.fields(MESSAGES[kind]))
         raise UserError(f"a message {kind!r} has other fields than {known}") from error
-    check_fields(message, highest=2**31 - 1)
+    check_fields(message, {"fps": 1}, highest=2**31 - 1)
     return message
 
 
