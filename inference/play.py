@@ -41,8 +41,6 @@ class PlayArgs(WebArgs):
         super().validate()
         if self.task and not has_simulator():
             require("metaworld", "mujoco", extra="mbrl")
-        if self.dataset_path and ":" not in self.dataset_path and not Path(self.dataset_path).exists():
-            raise UserError(f"--dataset_path {self.dataset_path}: no such file or folder")
 
 
 def has_simulator() -> bool:
@@ -52,6 +50,8 @@ def has_simulator() -> bool:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse(PlayArgs, argv)
     check_web_packages()
+    if args.dataset_path and ":" not in args.dataset_path and not Path(args.dataset_path).exists():
+        raise UserError(f"--dataset_path {args.dataset_path}: no such file or folder")
     bound = open_socket(args)  # before a model is loaded
     from inference.playing import run
 

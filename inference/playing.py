@@ -11,9 +11,8 @@ import torch
 from inference.predict import BUNDLED_SAMPLES
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
-from ivideogpt.metadata import ModelMetadata
 from ivideogpt.play.server import PlayServer
-from ivideogpt.play.starts import Start, StartChoice, find_starts
+from ivideogpt.play.starts import find_starts
 from ivideogpt.web import serve
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.env_settings import ACTION_DIM, PAPER_TASKS, canonical_task
@@ -33,22 +32,18 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     fits = model.metadata.action_dim == ACTION_DIM and not model.metadata.goal_conditioned
     if asked and not fits:
         raise UserError(f"--task was given, but {path} has not the {ACTION_DIM} actions of Meta-World: leave it out")
-    tasks = (asked or PAPER_TASKS) if fits and has_simulator else ()
-    simulated = [task_choice(task, model.metadata) for task in tasks]
+    simulated, close = [], None
+    if fits and has_simulator:
+        from inference.simulator import Simulators
+
+        simulators = Simulators(model.metadata)
+        simulated = [simulators.choice(task) for task in asked or PAPER_TASKS]
+        close = simulators.close
     if args.dataset_path is None:
         choices = [*simulated, *find_starts(str(BUNDLED_SAMPLES), model.metadata, "Recorded episodes")]
     else:
         episodes = find_starts(args.dataset_path, model.metadata)
         choices = [*simulated, *episodes] if asked else [*episodes, *simulated]
-    note = "" if tasks else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
-    server = PlayServer(model, Path(path).name, choices, args.max_sessions, note)
+    note = "" if simulated else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
+    server = PlayServer(model, Path(path).name, choices, args.max_sessions, note, close)
     serve(server.app, args, bound, "play")
-
-
-def task_choice(task: str, metadata: ModelMetadata) -> StartChoice:
-    def start(seed: int) -> Start:
-        from inference.simulator import start_task
-
-        return start_task(task, metadata, seed)
-
-    return StartChoice(f"task:{task}", task, "Real Meta-World tasks", start)

@@ -7,8 +7,9 @@ import logging
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
@@ -81,12 +82,22 @@ class Inbox:
 class PlayServer:
     """ASGI application with the page at ``/`` and games at ``/play``.
 
+    Args:
+        note: said on the page, such as why there is no real view.
+        at_end: called in the thread of the games, after the last of them.
+
     Attributes:
         games: those being played.
     """
 
     def __init__(
-        self, model: WorldModel, model_name: str, choices: Sequence[StartChoice], max_sessions: int, note: str = ""
+        self,
+        model: WorldModel,
+        model_name: str,
+        choices: Sequence[StartChoice],
+        max_sessions: int,
+        note: str = "",
+        at_end: Callable[[], None] | None = None,
     ) -> None:
         from starlette.applications import Starlette
         from starlette.responses import HTMLResponse
@@ -103,7 +114,13 @@ class PlayServer:
         async def page(request: Any) -> HTMLResponse:
             return HTMLResponse(html, headers=PAGE_HEADERS)
 
-        self.app = Starlette(routes=[Route("/", page), WebSocketRoute("/play", self.play)])
+        @asynccontextmanager
+        async def lifespan(app: Any) -> AsyncIterator[None]:
+            yield
+            if at_end is not None:  # where games were stepped: OpenGL contexts are closed by their own thread
+                await self._in_worker(at_end)
+
+        self.app = Starlette(routes=[Route("/", page), WebSocketRoute("/play", self.play)], lifespan=lifespan)
 
     async def play(self, websocket: Any) -> None:
         """Play one game for as long as its page is open."""

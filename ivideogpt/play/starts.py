@@ -1,4 +1,4 @@
-"""Where a game begins: the context frames, and the real world beside the imagined one.
+"""Starts of a game: the context frames, and the real world beside the imagined one.
 
 Shapes: t context frames, H W pixels, D action dimension.
 """
