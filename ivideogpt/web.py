@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit
 
 from ivideogpt.errors import UserError, require
 from ivideogpt.flags import option
@@ -75,10 +75,10 @@ class Guard:
         """Return why a request is refused; None if it is not."""
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = headers.get("host", "")
-        if self.token is None and not is_loopback(_hostname(host)):
+        if self.token is None and not is_loopback(_address(f"//{host}").hostname or ""):
             return f"the Host {host!r} is not this machine: open the address that was printed"
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _address(origin).netloc != host:
             return f"the Origin {origin!r} is another page"
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if self.token is not None and not hmac.compare_digest(given.encode(), self.token.encode()):
@@ -86,11 +86,11 @@ class Guard:
         return None
 
 
-def _hostname(host: str) -> str:
+def _address(text: str) -> SplitResult:
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return urlsplit(text)
     except ValueError:
-        return ""
+        return urlsplit("")
 
 
 class Slots:

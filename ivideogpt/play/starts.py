@@ -28,7 +28,7 @@ MAX_RECORDED = 1000  # frames that are read of one episode
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an action led to: frame (H, W, 3), reward and success, each None where it is not known."""
+    """Result of an action: frame (H, W, 3), reward and success, each None where it is not known."""
 
     frame: Pixels | None
     reward: float | None = None
@@ -107,7 +107,7 @@ def find_starts(path: str, metadata: ModelMetadata, group: str | None = None) ->
             name = dataset.episodes.name(number)
             title = name.rpartition("/")[2].removesuffix(".npz")
             opened = partial(open_start, dataset.episodes, number, metadata, step)
-            choices.append(StartChoice(f"episode:{name}", title, group or dataset.name, opened))
+            choices.append(StartChoice(f"episode:{dataset.name}#{number}", title, group or dataset.name, opened))
     return choices
 
 

@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from inference import play
+from inference import play, playing
 from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import parse
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game
 from ivideogpt.web import WebArgs, open_socket
+from mbrl.envs.env_settings import PAPER_TASKS
 from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
 from tests.play.worlds import model
@@ -74,6 +77,29 @@ def test_the_command_says_its_address_and_ends_with_ctrl_c(tiny_world_model):
         rest, errors = server.communicate(timeout=60)
     assert line.startswith("play: http://127.0.0.1:"), errors
     assert (rest, errors, server.returncode) == ("", "stopped\n", 0)
+
+
+def test_what_the_page_offers(tiny_world_model, monkeypatch):
+    """Without a simulator, or for another robot, there is the dream alone, and the page says why."""
+    served = []
+    monkeypatch.setattr(playing, "PlayServer", lambda *args: served.append(args) or SimpleNamespace(app=None))
+    monkeypatch.setattr(playing, "serve", lambda *args: None)
+
+    def offered(*flags: str, has_simulator: bool = True) -> tuple[list[str], str]:
+        args = parse(play.PlayArgs, ["--pretrained_model_name_or_path", str(tiny_world_model), *flags])
+        playing.run(args, None, has_simulator)
+        _, _, choices, _, note, _ = served[-1]
+        return [choice.title for choice in choices], note
+
+    bundled = ["drawer-open", "hammer", "plate-slide", "push"]
+    assert offered() == ([*PAPER_TASKS, *bundled], "")
+    assert offered(has_simulator=False) == (bundled, playing.NO_SIMULATOR)
+    assert offered("--task", "push_back", "--dataset_path", "inference/samples/push.npz") == (["push-back", "push"], "")
+    assert offered("--dataset_path", "inference/samples/push.npz")[0] == ["push", *PAPER_TASKS]
+    monkeypatch.setattr(playing, "ACTION_DIM", 7)
+    assert offered() == (bundled, playing.OTHER_ROBOT)
+    with pytest.raises(UserError, match="leave it out"):
+        offered("--task", "hammer")
 
 
 @pytest.mark.parametrize(
