@@ -69,9 +69,7 @@ def test_the_command_says_its_address_and_ends_with_ctrl_c(tiny_world_model):
     """A server that leaves a traceback, or a thread that goes on, at the usual way to end it."""
     flags = ["--pretrained_model_name_or_path", tiny_world_model, "--port", "0"]
     command = [sys.executable, str(SCRIPT), *map(str, flags)]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
-    ) as server:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         line = server.stdout.readline()
         server.send_signal(signal.SIGINT)
         rest, errors = server.communicate(timeout=60)

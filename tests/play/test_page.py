@@ -68,12 +68,10 @@ def hold(page, key: str, until: int) -> None:
 
 
 def still(page) -> int:
-    """Return the number of the frame once nothing moves."""
-    page.wait_for_timeout(300)
-    before = at(page)
-    page.wait_for_timeout(300)
-    assert at(page) == before
-    return before
+    """Return the number of the frame once nothing is waited for."""
+    page.wait_for_timeout(100)
+    wait_until(lambda: page.locator("#stage").get_attribute("aria-busy") == "false")
+    return at(page)
 
 
 def test_driving_going_back_and_branching(page):
