@@ -20,8 +20,8 @@ from mbrl.envs.env_settings import ACTION_DIM, PAPER_TASKS, canonical_task
 if TYPE_CHECKING:
     from inference.play import PlayArgs
 
-NO_SIMULATOR = "Meta-World is not installed, so there is no real view: pip install -e '.[mbrl]' adds it."
-OTHER_ROBOT = "This model is not of Meta-World's robot, so there is no real view."
+NO_SIMULATOR = "Meta-World is not installed, so no simulator moves beside the dream: pip install -e '.[mbrl]' adds it."
+OTHER_ROBOT = "This model is not of Meta-World's robot, so no simulator moves beside the dream."
 
 
 def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:

@@ -212,7 +212,8 @@ def save(game: Game, message: Save) -> tuple[str, bytes]:
         stem = re.sub(r"[^\w.-]+", "-", game.title)
         path = Path(folder, f"{stem}-played.{message.format}")
         if message.format == "npz":
-            write_episode(path, {"image": frames, "action": game.actions(game.position)}, compress=True)
+            actions = {"action": game.actions(game.position)} if game.action_dim else {}
+            write_episode(path, {"image": frames, **actions}, compress=True)
         else:
             is_double = message.view in ("split", "difference") and real is not None
             write_gif(path, side_by_side([dream, real]) if is_double and real is not None else frames, message.fps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +13,10 @@ from ivideogpt.errors import UserError
 from ivideogpt.play import autopilots
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game, Settings
-from ivideogpt.play.starts import find_starts
+from ivideogpt.play.messages import Save
+from ivideogpt.play.server import save
+from ivideogpt.play.starts import RecordedWorld, Start, StartChoice, find_starts
+from tests.parity.networks import world_model
 from tests.play.worlds import ACTION_DIM, ACTIONS, FRAMES, FRAMES_THAT_FIT, model, new_game
 
 SEVERAL = Settings(num_samples=3, temperature=1.0, top_k=50, rule="sample")
@@ -120,6 +124,23 @@ def test_memory_of_a_game_is_bounded(game, monkeypatch):
     go(game, 0, 1)
     with pytest.raises(UserError, match="this game is full \\(2 steps\\)"):
         go(game, 2)
+
+
+def test_models_without_actions_dream_by_themselves():
+    """Their files have no actions: an array of width 0 is none that training knows."""
+    world = RecordedWorld(FRAMES[1:], np.zeros((len(FRAMES) - 1, 0), np.float32))
+    start = Start(FRAMES[:2], np.zeros((1, 0), np.float32), world)
+    game = Game(
+        world_model(), {"episode:noise": StartChoice("episode:noise", "a/b: noise", "Tests", lambda seed: start)}
+    )
+    game.reset("episode:noise", 0)
+    game.step(np.zeros(0, np.float32))
+    assert np.array_equal(game.now.real.frame, FRAMES[2])
+    assert not [name for name, pilot in autopilots.AUTOPILOTS.items() if pilot.is_offered(game)]
+    name, content = save(game, Save("npz", "dream", 10))
+    assert name == "a-b-noise-played.npz"
+    with np.load(io.BytesIO(content)) as saved:
+        assert {key: array.shape for key, array in saved.items()} == {"image": (3, 64, 64, 3)}
 
 
 def test_bundled_episodes_are_starts_for_models_of_any_kind():
