@@ -122,8 +122,9 @@ def moment_message(game: Game, milliseconds: float) -> bytes:
     return pack(header, moment.dream.tobytes() + (b"" if real.frame is None else real.frame.tobytes()))
 
 
-def _numbers(values: Numbers | None) -> list[float] | None:
-    return None if values is None else [round(float(value), 3) for value in values if math.isfinite(value)]
+def _numbers(values: Numbers | None) -> list[float | None] | None:
+    """Return numbers as JSON has them, which knows no NaN."""
+    return None if values is None else [round(float(each), 3) if math.isfinite(each) else None for each in values]
 
 
 def welcome(game: Game, model_name: str, first: str, note: str) -> dict[str, Any]:

@@ -107,6 +107,12 @@ def test_driving_going_back_and_branching(page):
     wait_until(lambda: at(page) >= 1)
     assert page.locator("#axes output").all_text_contents()[:2] == ["1.00", "-1.00"]
     page.mouse.up()
+    last = still(page)
+    page.evaluate(
+        "navigator.getGamepads = () => [null, {connected: true, axes: [0.1, 0.5, 0, 0], buttons: []}]; undefined"
+    )
+    wait_until(lambda: at(page) > last)
+    assert page.locator("#axes output").all_text_contents() == ["-0.50", "0.00", "0.00", "0.00"]
 
 
 def test_views_autopilot_futures_and_files(page, tmp_path):
@@ -117,7 +123,8 @@ def test_views_autopilot_futures_and_files(page, tmp_path):
     assert "the recording has ended" in page.locator("#toast").text_content()
     assert still(page) == 5
     assert page.locator("#tiles figure").count() == 2
-    assert "dream off by" in page.locator("#numbers").text_content()
+    for label in ("dream off by", "reward, dreamt", "success, dreamt"):
+        assert label in page.locator("#numbers").text_content()
     for button, suffix in (("#gif", "gif"), ("#npz", "npz")):
         with page.expect_download() as download:
             page.locator(button).click()

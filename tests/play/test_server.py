@@ -42,7 +42,9 @@ def test_a_game_over_the_wire(server, tmp_path):
         assert player.ask(**STEP)[1] == pixels
         changed, _ = player.ask(type="change", num_samples=2, temperature=1.0, top_k=50, rule="sample")
         assert changed["position"] == 1
-        assert player.ask(**STEP)[0]["num_samples"] == 2
+        two, _ = player.ask(**STEP)
+        assert (two["num_samples"], len(two["reward"])) == (2, 2)
+        assert all(0 <= probability <= 1 for probability in two["success"])
         player.ask(type="select", sample=1)
         header, content = player.ask(type="save", format="npz", view="split", fps=10)
         (tmp_path / header["name"]).write_bytes(content)

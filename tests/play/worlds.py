@@ -19,7 +19,8 @@ ACTIONS = RNG.uniform(-1, 1, (NUM_FRAMES, ACTION_DIM)).astype(np.float32)
 
 @cache
 def model() -> WorldModel:
-    return world_model(action_dim=ACTION_DIM, frames_that_fit=FRAMES_THAT_FIT)
+    heads = {"reward_prediction": True, "success_prediction": True}
+    return world_model(action_dim=ACTION_DIM, frames_that_fit=FRAMES_THAT_FIT, **heads)
 
 
 def start(seed: int) -> Start:
