@@ -17,6 +17,7 @@ TORCH, PREDICT = "import torch", "inference/predict.py, without its rollout"
 COMMANDS = (
     "train_tokenizer.py",
     "train_gpt.py",
+    "inference/play.py",
     "inference/predict.py",
     "inference/plan.py",
     "-m ivideogpt.data",

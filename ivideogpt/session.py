@@ -24,6 +24,7 @@ from ivideogpt.pixel_range import check_range
 from ivideogpt.pretrained import Transformer
 from ivideogpt.transformer import (
     DecodeBackend,
+    DecoderMark,
     FrameDecoder,
     FrameModel,
     HeadModelWithAction,
@@ -80,6 +81,14 @@ class Step:
     reward: Tensor | None
     tokens: Tensor
     success: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class SessionMark:
+    """A point of a session, for :meth:`Session.rewind`. Keeps the last t frames of every sample."""
+
+    decoder: DecoderMark
+    recent: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -214,6 +223,25 @@ class Session:
             reward = self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
         success = None if decoded.success is None else self._by_sample(decoded.success.sigmoid())
         return Step(frames=frames, reward=reward, tokens=self._by_sample(decoded.tokens), success=success)
+
+    def mark(self) -> SessionMark:
+        """Mark this point, to come back to it with :meth:`rewind`."""
+        return SessionMark(self._decoder.mark(), tuple(self._recent))
+
+    def can_rewind(self, mark: SessionMark) -> bool:
+        """Whether a mark can still be reached: no context was read since, by sliding or by rows that began anew."""
+        return self._decoder.can_rewind(mark.decoder)
+
+    def rewind(self, mark: SessionMark) -> None:
+        """Go back to a mark: the same actions give the same frames again. Marks made later mean nothing from now on.
+
+        Raises:
+            UserError: the session has read a context since, see :meth:`can_rewind`.
+        """
+        if not self.can_rewind(mark):
+            raise UserError("a context was read since this mark: start a session on the frames in front of it")
+        self._decoder.rewind(mark.decoder)
+        self._recent = list(mark.recent)
 
     def check_room(self, num_frames: int) -> None:
         """Make sure that so many more frames can be drawn; UserError if it would have to slide and may not."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from examples.train_in_dream import DreamArgs
 from inference.plan import PlanArgs
+from inference.play import PlayArgs
 from inference.predict import PredictArgs
 from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs, parse_compared
 from ivideogpt.commands.evaluate_policies import PolicyArgs
@@ -39,6 +40,7 @@ SCRIPTS = {
     "train_gpt.py": GptArgs,
     "examples/train_in_dream.py": DreamArgs,
     "inference/plan.py": PlanArgs,
+    "inference/play.py": PlayArgs,
     "inference/predict.py": PredictArgs,
 }
 MBRL = {

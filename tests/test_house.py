@@ -29,7 +29,7 @@ LAYERS = [
         "devices",
         "pixel_range",
     },
-    {"state_dicts"},
+    {"state_dicts", "web"},
     {"layout", "video_io"},
     {"vq_model", "transformer", "data", "metrics", "runs"},
     {"losses"},
@@ -39,7 +39,7 @@ LAYERS = [
     {"world_model"},
     {"evaluation", "envs", "planning"},
     {"training"},
-    {"commands", "utils"},
+    {"commands", "play", "utils"},
 ]
 # Names of the released code whose contents live elsewhere now: they import across the layers, and nothing else.
 REEXPORTS = {"vq_model/lpips.py"}
@@ -56,7 +56,7 @@ KEPT_IN = {
 }
 IMPORTED_WHERE_USED = {
     "av", "h5py", "kornia", "matplotlib", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets",
-    "trackio", "wandb",
+    "starlette", "trackio", "uvicorn", "wandb",
 }  # fmt: skip
 
 
@@ -240,7 +240,7 @@ def test_requirements_pin_what_pyproject_asks_for():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = project["dependencies"] + [
         requirement
-        for extra in ("mbrl", "envs", "rl", "data", "lora", "dev")
+        for extra in ("mbrl", "envs", "rl", "data", "lora", "play", "dev")
         for requirement in project["optional-dependencies"][extra]
     ]
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]

@@ -175,6 +175,30 @@ def test_stepping_equals_predicting(tiny_world_model, every_mode):
     )
 
 
+@pytest.mark.parametrize("reward_prediction", [False, True], ids=["plain", "reward head"])
+def test_a_rewound_session_draws_the_same_again(reward_prediction):
+    """A cache, a number of draws or a last frame that stayed behind would change what follows, also after sliding."""
+    model = world_model(action_dim=4, frames_that_fit=3, reward_prediction=reward_prediction)
+    action, options = actions(2, 5, 4), {"num_samples": 2, "sampling": SAMPLED, "seed": 1}
+    expected = model.predict(context_of(2), action, **options).frames
+    session = model.start(context_of(2), **options)
+    marks = [session.mark()]
+    for k in (0, 1):
+        session.step(action[:, k])
+        marks.append(session.mark())
+    for mark, first in ((marks[1], 1), (marks[0], 0)):
+        session.rewind(mark)
+        session.step(-action[:, first])
+        session.rewind(mark)
+        again = [session.step(action[:, k]).frames for k in range(first, 3)]
+        assert torch.equal(torch.stack(again, dim=2), expected[:, :, first:3])
+    rest = [session.step(action[:, k]).frames for k in (3, 4)]
+    assert torch.equal(torch.stack(rest, dim=2), expected[:, :, 3:])
+    assert not session.can_rewind(marks[1])
+    with pytest.raises(UserError, match="a context was read since this mark"):
+        session.rewind(marks[1])
+
+
 @pytest.mark.parametrize("value", ["yes", "2"])
 def test_a_mistyped_precision_switch_is_an_error(value, tiny_world_model, monkeypatch):
     """Read as "no" it would change results in silence."""

@@ -2,7 +2,7 @@
 
 from ivideogpt.transformer.action_model import HeadModelWithAction
 from ivideogpt.transformer.backends import DecodeBackend, TorchBackend, check_backend, open_backend, register_backend
-from ivideogpt.transformer.decoder import FrameDecoder, FrameModel
+from ivideogpt.transformer.decoder import DecoderMark, FrameDecoder, FrameModel
 from ivideogpt.transformer.language_model import KeysAndValues, LlamaConfig, LlamaForCausalLM, rotary_embedding
 from ivideogpt.transformer.llama import KVCache, LlamaWeights
 from ivideogpt.transformer.sampling import SAMPLING_RULES, RandomStreams, Sampling, drawn_seed, expected_codes, sample
@@ -10,6 +10,7 @@ from ivideogpt.transformer.sampling import SAMPLING_RULES, RandomStreams, Sampli
 __all__ = [
     "SAMPLING_RULES",
     "DecodeBackend",
+    "DecoderMark",
     "FrameDecoder",
     "FrameModel",
     "HeadModelWithAction",

@@ -111,6 +111,16 @@ def _read_head(head: nn.Linear | None, hidden: Tensor | None) -> Tensor | None:
 
 
 @dataclass(frozen=True)
+class DecoderMark:
+    """A point in a rollout, for :meth:`FrameDecoder.rewind`: what is in the cache up to there stays there."""
+
+    reading: object
+    lengths: tuple[int, ...]
+    num_draws: int
+    pending: Tensor | None
+
+
+@dataclass(frozen=True)
 class DecodedFrames:
     """``tokens`` (B, 17 F): the ids after the prompt, the first separator included. ``rewards`` (B, F) or None."""
 
@@ -138,6 +148,7 @@ class FrameDecoder:
         self.cache = self.backend.new_cache(0, 0)
         self._num_draws = 0
         self._pending: Tensor | None = None  # (B, 1) the ids that have not entered the cache yet
+        self._reading = object()  # another one whenever the cache's past changes, which ends the use of marks
 
     @property
     def capacity(self) -> int:
@@ -179,6 +190,7 @@ class FrameDecoder:
         if max_frames is not None:
             capacity = min(capacity, layout.with_future_frames(max_frames).sequence_length)
         self._leave_buffers()
+        self._reading = object()
         self.cache = self.backend.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
 
@@ -190,6 +202,7 @@ class FrameDecoder:
         if streams is not None:
             self.streams = streams.to(self.device)
         self.cache = self.cache.expand(n)
+        self._reading = object()
         self._leave_buffers()
         if self._pending is not None:
             self._pending = self._pending.repeat_interleave(n, dim=0)
@@ -206,6 +219,7 @@ class FrameDecoder:
         """
         self.check_reset()
         num_samples = len(rows) // len(prompts)
+        self._reading = object()
         cache = self.backend.new_cache(len(prompts), self.model.layout.prompt_length)
         pending = self._read(prompts, cache)
         self.cache.overwrite(rows, cache)
@@ -214,7 +228,7 @@ class FrameDecoder:
             pending = pending.repeat_interleave(num_samples, dim=0)
             self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
         if self._buffers is not None:
-            self._pending = self._buffers.place(self.cache, self._pending)
+            self._pending = self._buffers.place(self.cache, self._pending, self._num_draws)
 
     def check_reset(self) -> None:
         """Make sure that single rows may begin again.
@@ -228,10 +242,29 @@ class FrameDecoder:
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""
         self.cache = self.cache.select(rows)
+        self._reading = object()
         self._leave_buffers()
         self.streams = RandomStreams(self.streams.keys[rows])
         if self._pending is not None:
             self._pending = self._pending[rows]
+
+    def mark(self) -> DecoderMark:
+        """Mark this point of the rollout, to come back to it with :meth:`rewind`."""
+        pending = None if self._pending is None else self._pending.clone()
+        return DecoderMark(self._reading, tuple(self.cache.lengths), self._num_draws, pending)
+
+    def can_rewind(self, mark: DecoderMark) -> bool:
+        """Whether the cache still holds the past of a mark: no prompt was read and no row dropped since."""
+        return mark.reading is self._reading
+
+    @torch.no_grad()
+    def rewind(self, mark: DecoderMark) -> None:
+        """Go back to a mark: the same actions give the same tokens again. Marks made later mean nothing from now on."""
+        assert self.can_rewind(mark)
+        self.cache.lengths, self._num_draws = list(mark.lengths), mark.num_draws
+        self._pending = None if mark.pending is None else mark.pending.clone()
+        if self._buffers is not None:
+            self._pending = self._buffers.place(self.cache, self._pending, self._num_draws)
 
     @torch.no_grad()
     def step(self, action_embedding: Tensor | None = None) -> DecodedFrame:
@@ -286,8 +319,8 @@ class FrameDecoder:
         if buffers is None:
             self._may_borrow = False
             return
-        self.cache = buffers.load(self.cache, self.streams, self._num_draws)
-        self._pending = buffers.place(self.cache, self._pending)
+        self.cache = buffers.load(self.cache, self.streams)
+        self._pending = buffers.place(self.cache, self._pending, self._num_draws)
         self._buffers, self._give_back = buffers, weakref.finalize(self, self.backend.give_back, buffers)
 
     def _leave_buffers(self) -> None:

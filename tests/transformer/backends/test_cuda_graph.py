@@ -44,7 +44,11 @@ def test_rows_may_begin_anew_part_or_leave():
     for kind in (TorchBackend, CudaGraphBackend):
         decoder = decoder_of(llm(), Sampling(top_k=20), num_samples=2, backend=kind(LlamaWeights(llm())))
         decoder.expand(2)
+        mark = decoder.mark()
         frames = [decoder.step(), decoder.step()]
+        decoder.rewind(mark)
+        frames += [decoder.step(), decoder.step()]
+        assert torch.equal(frames[1].tokens, frames[3].tokens)
         decoder.reset_rows(torch.tensor([0, 1]), PROMPT[1:].repeat(2, 1))
         frames.append(decoder.step())
         decoder.keep_rows(torch.tensor([0, 1]))

@@ -1,0 +1,49 @@
+"""Put together what ``inference/play.py`` serves: the model, and where games may begin."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from inference.predict import BUNDLED_SAMPLES
+from ivideogpt.devices import choose_device
+from ivideogpt.errors import UserError
+from ivideogpt.play.server import PlayServer
+from ivideogpt.play.starts import find_starts
+from ivideogpt.web import serve
+from ivideogpt.world_model import WorldModel
+from mbrl.envs.env_settings import ACTION_DIM, PAPER_TASKS, canonical_task
+
+if TYPE_CHECKING:
+    from inference.play import PlayArgs
+
+NO_SIMULATOR = "Meta-World is not installed, so no simulator moves beside the dream: pip install -e '.[mbrl]' adds it."
+OTHER_ROBOT = "This model is not of Meta-World's robot, so no simulator moves beside the dream."
+
+
+def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
+    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    path = args.pretrained_model_name_or_path
+    asked = [canonical_task(task) for task in args.task or ()]
+    model = WorldModel.from_pretrained(path, choose_device(args.device), dtype, args.backend)
+    fits = model.metadata.action_dim == ACTION_DIM and not model.metadata.goal_conditioned
+    if asked and not fits:
+        raise UserError(f"--task was given, but {path} has not the {ACTION_DIM} actions of Meta-World: leave it out")
+    simulated, close = [], None
+    if fits and has_simulator:
+        from inference.simulator import Simulators
+
+        simulators = Simulators(model.metadata)
+        simulated = [simulators.choice(task) for task in asked or PAPER_TASKS]
+        close = simulators.close
+    if args.dataset_path is None:
+        choices = [*simulated, *find_starts(str(BUNDLED_SAMPLES), model.metadata, "Recorded episodes")]
+    else:
+        episodes = find_starts(args.dataset_path, model.metadata)
+        choices = [*simulated, *episodes] if asked else [*episodes, *simulated]
+    note = "" if simulated else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
+    server = PlayServer(model, Path(path).name, choices, args.max_sessions, note, close)
+    serve(server.app, args, bound, "play")

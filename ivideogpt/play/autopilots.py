@@ -1,0 +1,58 @@
+"""Autopilots by name. To add one, add a line to the table: its label, and a function from the game to an action.
+
+An autopilot returns None where it has nothing to say; the page then does not offer it, or stops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ivideogpt.errors import UserError
+from ivideogpt.play.game import Game
+from ivideogpt.play.starts import Floats
+
+STRETCH = 6  # steps in one direction
+
+
+@dataclass(frozen=True)
+class Autopilot:
+    """``act`` returns an action (D,), or None where there is none at the shown moment."""
+
+    label: str
+    act: Callable[[Game], Floats | None]
+    is_offered: Callable[[Game], bool] = lambda game: game.action_dim > 0
+
+
+def policy_of_real_world(name: str, label: str) -> Autopilot:
+    return Autopilot(label, lambda game: game.policy_action(name), lambda game: name in game.policies)
+
+
+def random_action(game: Game) -> Floats:
+    """Return an action in [-1, 1] that changes every few steps, and is the same whenever the moment is visited."""
+    rng = np.random.default_rng([game.seed % 2**32, game.position // STRETCH])
+    return rng.uniform(-1, 1, game.action_dim).astype(np.float32)
+
+
+AUTOPILOTS = {
+    "recorded": policy_of_real_world("recorded", "Recorded actions"),
+    "scripted": policy_of_real_world("scripted", "Scripted expert"),
+    "random": Autopilot("Random", random_action),
+}
+
+
+def autopilot_action(game: Game, name: str) -> Floats:
+    """Return the action of an autopilot.
+
+    Raises:
+        UserError: there is no such autopilot here, or it has come to its end.
+    """
+    pilot = AUTOPILOTS.get(name)
+    if pilot is None or not pilot.is_offered(game):
+        raise UserError(f"there is no autopilot {name!r} here")
+    action = pilot.act(game)
+    if action is None:
+        raise UserError(f"{pilot.label}: nothing more, the recording has ended")
+    return action

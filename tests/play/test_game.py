@@ -1,0 +1,157 @@
+"""The timeline of a game: what is the same after going back, what is replaced, what is known of the real world."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ivideogpt.data.convert.conversion import check_arrays
+from ivideogpt.errors import UserError
+from ivideogpt.play import autopilots
+from ivideogpt.play.autopilots import autopilot_action
+from ivideogpt.play.game import Game, Settings
+from ivideogpt.play.messages import Save
+from ivideogpt.play.server import save
+from ivideogpt.play.starts import RecordedWorld, Start, StartChoice, find_starts
+from tests.parity.networks import world_model
+from tests.play.worlds import ACTION_DIM, ACTIONS, FRAMES, FRAMES_THAT_FIT, model, new_game
+
+SEVERAL = Settings(num_samples=3, temperature=1.0, top_k=50, rule="sample")
+
+
+@pytest.fixture
+def game() -> Game:
+    return new_game()
+
+
+def go(game: Game, *numbers: int) -> list[np.ndarray]:
+    """Step under these of the recorded actions, counted from the first future frame."""
+    frames = []
+    for number in numbers:
+        game.step(ACTIONS[1 + number % 6])
+        frames.append(game.now.dream)
+    return frames
+
+
+def test_going_back_is_exact_and_branches_replace_what_came_after(game):
+    """A cache or a random number left over from the abandoned future would show in the next one."""
+    game.change(SEVERAL)
+    before = go(game, 0, 1, 2)
+    game.seek(1)
+    assert np.array_equal(game.now.dream, before[0])
+    branch = go(game, 4)
+    assert len(game.moments) == 3
+    assert not np.array_equal(branch[0], before[1])
+    game.seek(1)
+    assert all(map(np.array_equal, go(game, 1, 2), before[1:]))
+    game.seek(0)
+    assert all(map(np.array_equal, go(game, 0, 1, 2), before))
+
+
+def test_older_frames_than_the_context_are_read_again(game):
+    """The model's positions were used up in between; its caches of then are gone, and so are the marks."""
+    game.change(SEVERAL)
+    go(game, *range(FRAMES_THAT_FIT + 2))
+    assert [moment.mark is None for moment in game.moments] == [True] * (FRAMES_THAT_FIT + 1) + [False, False]
+    game.seek(1)
+    once = go(game, 1)
+    game.seek(1)
+    assert np.array_equal(go(game, 1)[0], once[0])
+    assert once[0].shape == (3, 64, 64, 3)
+    assert len({frame.tobytes() for frame in once[0]}) > 1
+
+
+def test_settings_change_in_the_middle(game):
+    """More futures begin at the selected one; fewer are those that were there."""
+    go(game, 0)
+    game.change(SEVERAL)
+    game.selected = 2
+    assert [len(frames) for frames in go(game, 1, 2)] == [3, 3]
+    game.change(replace(SEVERAL, num_samples=1))
+    selected = game.frames(2, 2)
+    assert go(game, 3)[0].shape[0] == 1
+    assert np.array_equal(game.frames(2, 2), selected)
+    assert len(game.frames(4, 2)) == 2 + 4
+
+
+def test_the_real_world_is_known_as_long_as_the_recorded_actions_are_repeated(game):
+    """A recorded frame beside another action's dream would be a lie."""
+    for k in (2, 3):
+        game.step(autopilot_action(game, "recorded"))
+        assert np.array_equal(game.now.real.frame, FRAMES[k])
+    game.step(np.zeros(ACTION_DIM, np.float32))
+    assert game.now.real.frame is None
+    assert game.real_frames(3) is None
+    assert np.array_equal(game.real_frames(2), FRAMES[:4])
+    game.seek(2)
+    for _ in range(3):
+        game.step(autopilot_action(game, "recorded"))
+    assert np.array_equal(game.real_frames(5), FRAMES)
+    with pytest.raises(UserError, match="the recording has ended"):
+        autopilot_action(game, "recorded")
+
+
+def test_what_is_saved_is_an_episode_with_each_action_at_the_frame_it_was_taken_at(game):
+    """An action that is off by one frame trains a model of another world."""
+    go(game, 0, 1)
+    frames, actions = game.frames(2, 0), game.actions(2)
+    check_arrays({"image": frames, "action": actions})
+    assert np.array_equal(frames[:2], FRAMES[:2])
+    assert np.array_equal(frames[3], game.now.dream[0])
+    assert np.array_equal(actions, [*ACTIONS[:3], np.zeros(ACTION_DIM)])
+
+
+def test_random_actions_are_the_same_after_going_back(game):
+    """A person who goes back to look again would see another ride."""
+    first = autopilot_action(game, "random")
+    game.step(first)
+    game.seek(0)
+    assert np.array_equal(autopilot_action(game, "random"), first)
+
+
+def test_another_autopilot_is_a_line_of_the_table(game, monkeypatch):
+    pilot = autopilots.Autopilot("Backwards", lambda game: -np.ones(game.action_dim, np.float32))
+    monkeypatch.setitem(autopilots.AUTOPILOTS, "backwards", pilot)
+    assert autopilot_action(game, "backwards").tolist() == [-1] * ACTION_DIM
+
+
+def test_memory_of_a_game_is_bounded(game, monkeypatch):
+    """A page that is left running would fill the memory of the machine."""
+    monkeypatch.setattr("ivideogpt.play.game.MAX_BYTES", 4 * FRAMES[0].nbytes)
+    go(game, 0, 1)
+    with pytest.raises(UserError, match="this game is full \\(2 steps\\)"):
+        go(game, 2)
+
+
+def test_models_without_actions_dream_by_themselves():
+    """Their files have no actions: an array of width 0 is none that training knows."""
+    world = RecordedWorld(FRAMES[1:], np.zeros((len(FRAMES) - 1, 0), np.float32))
+    start = Start(FRAMES[:2], np.zeros((1, 0), np.float32), world)
+    game = Game(
+        world_model(), {"episode:noise": StartChoice("episode:noise", "a/b: noise", "Tests", lambda seed: start)}
+    )
+    game.reset("episode:noise", 0)
+    game.step(np.zeros(0, np.float32))
+    assert np.array_equal(game.now.real.frame, FRAMES[2])
+    assert not [name for name, pilot in autopilots.AUTOPILOTS.items() if pilot.is_offered(game)]
+    name, content = save(game, Save("npz", "dream", 10))
+    assert name == "a-b-noise-played.npz"
+    with np.load(io.BytesIO(content)) as saved:
+        assert {key: array.shape for key, array in saved.items()} == {"image": (3, 64, 64, 3)}
+
+
+def test_bundled_episodes_are_starts_for_models_of_any_kind():
+    """A goal-conditioned model gets the last frame first; an action-free one no actions."""
+    plain = model().metadata
+    choice = find_starts("inference/samples", plain, "samples")[0]
+    assert (choice.title, choice.group) == ("drawer-open", "samples")
+    start = choice.open(0)
+    assert (start.context.shape, start.actions.shape) == ((2, 64, 64, 3), (1, ACTION_DIM))
+    free = replace(plain, action_dim=None, goal_conditioned=True)
+    goal = find_starts("inference/samples", free)[0].open(0)
+    assert np.array_equal(goal.context[1], start.context[0])
+    assert not np.array_equal(goal.context[0], start.context[1])
+    assert goal.actions.shape == (0, 0)
