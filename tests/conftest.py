@@ -15,8 +15,7 @@ from accelerate.state import AcceleratorState
 
 from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
-from tests.parity.formulas import golden
-from tests.parity.networks import world_model
+from tests.parity import networks
 
 
 def pytest_addoption(parser):
@@ -54,7 +53,7 @@ def every_mode(request, monkeypatch):
 def tiny_world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved world model with 4-D actions: 64 px, context 2, segment 5. Not to be written to."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    world_model(action_dim=4).save_pretrained(folder)
+    networks.world_model(action_dim=4).save_pretrained(folder)
     return folder
 
 
@@ -67,14 +66,8 @@ def fresh_accelerator():
 
 @pytest.fixture(scope="session")
 def tokenizer_config(tmp_path_factory) -> Path:
-    """As small as 32 groups in the cross-attention's norms allow."""
-    config = golden()["tokenizer"]["ctx2_64"]["config"] | {
-        "block_out_channels": [8, 32, 32],
-        "norm_num_groups": 4,
-        "latent_channels": 8,
-    }
     file = tmp_path_factory.mktemp("configs") / "tokenizer.json"
-    file.write_text(json.dumps(config))
+    file.write_text(json.dumps(networks.tokenizer_config() | {"context_length": 2}))
     return file
 
 
