@@ -246,7 +246,7 @@ class GptModelArgs:
 
     pretrained_model_name_or_path: str = option(REQUIRED, "trained tokenizer: folder or hub id")
     vqgan_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
-    config_name: str = option("configs/llama/config.json", "architecture of the transformer")
+    config_name: str = option("configs/llama/config.json", "architecture of the transformer; initial weights bring their own")
     pretrained_transformer_path: str | None = option(None, "folder of initial weights, model.safetensors")
     load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
     stale_tokens: float = option(
@@ -365,6 +365,10 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
 
     @property
     def config_path(self) -> Path:
+        """Path of the architecture; without ``--config_name`` that of the initial weights, if they come with one."""
+        if self.config_name == GptArgs.config_name and self.pretrained_transformer_path is not None:
+            beside = Path(self.pretrained_transformer_path) / "config.json"
+            return beside if beside.is_file() else here_or_in_project(self.config_name)
         return here_or_in_project(self.config_name)
 
 

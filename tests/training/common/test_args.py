@@ -200,3 +200,14 @@ def test_default_config_is_found_from_anywhere(tmp_path, monkeypatch):
     """A default must not depend on the folder that the command is run from."""
     monkeypatch.chdir(tmp_path)
     assert parse(GptArgs, GPT).config_path.is_file()
+
+
+def test_initial_weights_bring_their_architecture(tmp_path):
+    """Fine-tuning a model of another size failed with a list of tensors that did not fit."""
+    (tmp_path / "config.json").write_text("{}")
+    weights = ["--pretrained_transformer_path", str(tmp_path)]
+    assert parse(GptArgs, [*GPT, *weights]).config_path == tmp_path / "config.json"
+    named = parse(GptArgs, [*GPT, *weights, "--config_name", "configs/llama/config_tiny.json"])
+    assert named.config_path.name == "config_tiny.json"
+    (tmp_path / "config.json").unlink()
+    assert parse(GptArgs, [*GPT, *weights]).config_path.name == "config.json"
