@@ -62,8 +62,8 @@ class WorldModelVectorEnv(VectorEnv):
             raise UserError(NO_REWARD)
         self.model, self.num_envs, self.render_mode = model, num_envs, self.settings.render_mode
         self.horizon = self.settings.horizon or model.layout.future_frames
-        self._num_start_frames = max(model.tokenizer.context_length, self.settings.frame_stack)
-        self._sample_start = as_contexts(contexts).sampler(model.metadata, self._num_start_frames)
+        self.num_start_frames = max(model.tokenizer.context_length, self.settings.frame_stack)
+        self._sample_start = as_contexts(contexts).sampler(model.metadata, self.num_start_frames)
         self._set_spaces(model.action_dim)
         mode = self.settings.autoreset_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": RENDER_FPS, "autoreset_mode": mode}
@@ -267,9 +267,10 @@ class WorldModelVectorEnv(VectorEnv):
             self._episodes[row] = int(self._generators[row].integers(2**62))
         if given is None:
             return torch.stack([self._sample_start(np.random.default_rng(self._episodes[row])) for row in numbers])
+        contexts = GivenContexts(given)
         if len(given) != rows.sum():
             raise UserError(f"{len(given)} contexts were given for {rows.sum()} rows")
-        return GivenContexts(given).all(self.model.metadata, self._num_start_frames)
+        return contexts.all(self.model.metadata, self.num_start_frames)
 
     def _begin(self, starts: Tensor) -> None:
         self._imagination = Imagination(
