@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -60,7 +61,12 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
         raise ValueError(f"an array of type {dtype}")
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(content) - start:
         raise ValueError(f"an array claims shape {shape}, and has {len(content) - start} bytes")
-    values = np.frombuffer(content, dtype, offset=start).reshape(shape, order="F" if fortran_order else "C")
-    if dtype.kind == "U":
-        values.tolist()  # raises for numbers that are no characters
-    return values.astype(dtype.newbyteorder("="))
+    flat = np.frombuffer(content, dtype, offset=start).astype(dtype.newbyteorder("="))
+    if dtype.kind == "U" and not _are_characters(flat.view(np.uint32)):
+        raise ValueError("a text with numbers that are no characters")
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+def _are_characters(codes: NDArray[np.uint32]) -> bool:
+    """Whether numbers are Unicode's, without halves of surrogate pairs: numpy makes strings of any."""
+    return bool(((codes <= sys.maxunicode) & (codes >> 11 != 0xD800 >> 11)).all())

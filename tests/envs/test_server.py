@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import re
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ from gymnasium.vector import AutoresetMode
 
 from ivideogpt.commands import serve_env
 from ivideogpt.envs import RemoteEnv, WorldModelVectorEnv
-from ivideogpt.envs.messages import MAX_ARRAYS, pack, unpack
+from ivideogpt.envs.messages import MAX_ARRAYS, unpack
 from ivideogpt.envs.rlinf import RLinfEnv
 from ivideogpt.envs.server import MAX_SIDE, MAX_TEXT, EnvServer
 from ivideogpt.errors import UserError, cli
@@ -104,7 +105,7 @@ def test_a_remote_environment_is_the_one_in_this_process(make_env, frames, mode)
         both = [remote, local]
         expect_same(*(env.reset(seed=5) for env in both))
         expect_same(remote.chunk_step(CHUNK), local.chunk_step(torch.from_numpy(CHUNK)))
-        assert not (remote.is_start or local.is_start)
+        assert (remote.is_start, local.is_start) == (False, False)
         expect_same(remote.elapsed_steps, local.elapsed_steps)
         given = dict(seed=[3, 4], contexts=frames[3:, :, :48], task_descriptions=["reach", "grasp é"])
         observations = [env.reset(**given)[0] for env in both]
@@ -133,7 +134,7 @@ def zipped(compression: int = zipfile.ZIP_STORED, **members: bytes) -> bytes:
 
 
 def npy(array: Any, *replaced: bytes) -> bytes:
-    """An npy file in whose header the first of two texts, equally long, is replaced by the other."""
+    """Write an npy file in which the first of two texts, equally long, is replaced by the other."""
     file = io.BytesIO()
     np.save(file, array)
     return file.getvalue().replace(*replaced) if replaced else file.getvalue()
@@ -167,14 +168,12 @@ WRONG_STEPS = {
     "too large for 32 bits": (npz(actions=STILL.astype(np.float64) + 1e300), "not finite"),
 }  # fmt: skip
 START = np.zeros((NUM_ENVS, 2, 8, 8, 3), np.uint8)
-MASK = np.array([True, False])
+MASK, TEXTS = np.array([True, False]), np.array(["ab", "b"])
 WRONG_RESETS = {
-    "no character": (
-        zipped(task_descriptions=npy(np.array(["ab"] * 2)).replace(b"a\0\0\0", b"\xff" * 4)),
-        "not an npz",
-    ),
+    "no character": (zipped(task_descriptions=npy(TEXTS, b"a\0\0\0", b"\xff" * 4)), "no characters"),
+    "half a character": (zipped(task_descriptions=npy(TEXTS, b"a\0\0\0", b"\0\xd8\0\0")), "no characters"),
     "texts for others": (npz(task_descriptions=np.array(["a"])), "1 task_descriptions were given for 2 rows"),
-    "masked texts": (npz(task_descriptions=np.array(["a"] * 2), reset_mask=MASK), "2 .* were given for 1 rows"),
+    "masked texts": (npz(task_descriptions=TEXTS, reset_mask=MASK), "2 .* were given for 1 rows"),
     "a long text": (npz(task_descriptions=np.array(["a" * (MAX_TEXT + 1)] * 2)), "at most 1000 characters"),
     "no text": (npz(task_descriptions=np.zeros(2)), "task_descriptions is float64"),
     "seeds": (npz(seed=np.arange(3)), "3 seeds were given for 2 rows"),
@@ -201,11 +200,9 @@ def test_wrong_requests_are_one_line_and_change_nothing(server, make_env):
         env.reset(seed=5, task_descriptions=["a", "b"])
     for path, wrong in (("/chunk_step", WRONG_STEPS), ("/reset", WRONG_RESETS)):
         for name, (body, message) in wrong.items():
-            with pytest.raises(UserError, match=message):
-                status, text = ask(server, path, body)
-                assert (status, text.count("\n")) == (400, 1), name
-                raise UserError(text)
-    assert ask(server, "/chunk_step", npz(actions=STILL[:, 0]))[1].startswith("actions are float32")
+            status, text = ask(server, path, body)
+            assert (status, text.count("\n")) == (400, 1), name
+            assert re.search(message, text), (name, text)
     expect_same(remote.chunk_step(CHUNK), local.chunk_step(torch.from_numpy(CHUNK)))
 
 
@@ -293,8 +290,8 @@ def test_a_full_server_says_so(make_env):
         with socket.create_connection(("127.0.0.1", small.port), PATIENCE) as slow:
             slow.sendall(b"POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n")
             wait_until(lambda: small.app._slots.taken)
-            assert ask(small, "/reset", npz()) == (503, "all 1 places are taken: wait, close another page, or start "
-                                                   "with --max_sessions\n")  # fmt: skip
+            status, text = ask(small, "/reset", npz())
+            assert (status, text.startswith("all 1 places are taken")) == (503, True)
         wait_until(lambda: not small.app._slots.taken)  # its end makes room
         assert RemoteEnv(small.address).reset()
 
@@ -308,7 +305,7 @@ def test_a_failure_does_not_end_the_server(make_env):
         with pytest.raises(UserError, match="no episode has begun"):
             remote.chunk_step(STILL)
         remote.reset(seed=0)
-        with pytest.raises(RuntimeError, match="the server failed, .* reset all rows"):
+        with pytest.raises(RuntimeError, match=r"the server failed, .* reset all rows"):
             remote.chunk_step(STILL)
         failing = False
         remote.reset(seed=0)
