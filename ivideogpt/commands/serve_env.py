@@ -31,18 +31,15 @@ def main(argv: Sequence[str]) -> None:
     check_web_packages()
     require("gymnasium", extra="envs")
     bound = open_socket(args)  # before a model is loaded
-    from gymnasium.vector import AutoresetMode
-
-    from ivideogpt.envs.rlinf import IMAGES, RLinfEnv
+    from ivideogpt.envs.rlinf import RLinfEnv, rlinf_settings
     from ivideogpt.envs.server import EnvServer
 
     env = args.make_env(
         args.num_envs,
         args.device,
         args.dtype,
-        observation_key=IMAGES,
-        autoreset_mode=AutoresetMode.NEXT_STEP if args.auto_reset else AutoresetMode.DISABLED,
         ignore_terminations=args.ignore_terminations,
         success_threshold=args.success_threshold,
+        **rlinf_settings(args.auto_reset),
     )
     serve(EnvServer(RLinfEnv(env), args.max_sessions).app, args, bound, "environment")

@@ -68,5 +68,5 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
 
 
 def _are_characters(codes: NDArray[np.uint32]) -> bool:
-    """Whether numbers are Unicode's, without halves of surrogate pairs: numpy makes strings of any."""
+    """Whether all are code points but surrogates: numpy makes strings of any numbers, which fail when encoded."""
     return bool(((codes <= sys.maxunicode) & (codes >> 11 != 0xD800 >> 11)).all())

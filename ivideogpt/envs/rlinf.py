@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +19,12 @@ from ivideogpt.errors import UserError
 
 IMAGES, TASKS = "main_images", "task_descriptions"
 Observation = dict[str, Any]  # main_images (N, H, W, 3) uint8; task_descriptions, a text for each row
+
+
+def rlinf_settings(auto_reset: bool = True) -> dict[str, Any]:
+    """Return the settings of a :class:`WorldModelVectorEnv` that an :class:`RLinfEnv` needs."""
+    mode = AutoresetMode.NEXT_STEP if auto_reset else AutoresetMode.DISABLED
+    return {"observation_key": IMAGES, "autoreset_mode": mode}
 
 
 class RLinfEnv:

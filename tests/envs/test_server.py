@@ -9,64 +9,30 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
 
 from ivideogpt.commands import serve_env
-from ivideogpt.envs import RemoteEnv, WorldModelVectorEnv
+from ivideogpt.envs import RemoteEnv
 from ivideogpt.envs.messages import MAX_ARRAYS, unpack
-from ivideogpt.envs.rlinf import RLinfEnv
-from ivideogpt.envs.server import MAX_SIDE, MAX_TEXT, EnvServer
+from ivideogpt.envs.server import MAX_SIDE, MAX_TEXT
 from ivideogpt.errors import UserError, cli
-from ivideogpt.web import WebArgs, make_server, open_socket
+from ivideogpt.web import WebArgs, open_socket
 from tests.commands import ROOT
-from tests.envs.conftest import BRIGHT, DEFAULTS, HORIZON
+from tests.envs.conftest import BRIGHT, HORIZON, NUM_SERVED, running
 from tests.play.serving import PATIENCE, wait_until
 
-NUM_ENVS, ACTION_DIM = 2, 4
+NUM_ENVS, ACTION_DIM = NUM_SERVED, 4
 CHUNK = np.random.default_rng(1).uniform(-1, 1, (NUM_ENVS, HORIZON, ACTION_DIM)).astype(np.float32)
 STILL = np.zeros((NUM_ENVS, 1, ACTION_DIM), np.float32)
-
-
-@pytest.fixture(scope="module")
-def make_env(rewarding_model, frames) -> Callable[..., RLinfEnv]:
-    def make(**settings: Any) -> RLinfEnv:
-        chosen = DEFAULTS | {"observation_key": "main_images", "task": "push the puck"} | settings
-        return RLinfEnv(WorldModelVectorEnv(rewarding_model, frames, NUM_ENVS, **chosen))
-
-    return make
-
-
-@contextmanager
-def running(env: RLinfEnv, max_requests: int = 4, **flags: Any) -> Iterator[SimpleNamespace]:
-    args = WebArgs(**{"port": 0, **flags})
-    app = EnvServer(env, max_requests)
-    with open_socket(args) as bound:
-        server, port = make_server(app.app, args, bound, "environment"), bound.getsockname()[1]
-        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
-        thread.start()
-        wait_until(lambda: server.started)
-        yield SimpleNamespace(address=f"http://127.0.0.1:{port}", port=port, app=app)
-        server.should_exit = True
-        thread.join(PATIENCE)
-        assert not thread.is_alive()
-
-
-@pytest.fixture(scope="module")
-def server(make_env) -> Iterator[SimpleNamespace]:
-    with running(make_env(**BRIGHT)) as served:
-        yield served
 
 
 def ask(server: SimpleNamespace, path: str, body: bytes, **headers: str) -> tuple[int, str]:
@@ -93,11 +59,11 @@ def expect_same(ours: Any, theirs: Any) -> None:
         assert ours == theirs
 
 
-@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.DISABLED])
-def test_a_remote_environment_is_the_one_in_this_process(make_env, frames, mode):
+@pytest.mark.parametrize("auto_reset", [True, False])
+def test_a_remote_environment_is_the_one_in_this_process(make_env, frames, auto_reset):
     """An array that is transposed, rounded or of another episode on its way trains another policy."""
-    local = make_env(**BRIGHT, autoreset_mode=mode)
-    with running(make_env(**BRIGHT, autoreset_mode=mode)) as served:
+    local = make_env(**BRIGHT, auto_reset=auto_reset)
+    with running(make_env(**BRIGHT, auto_reset=auto_reset)) as served:
         remote = RemoteEnv(served.address)
         for name in ("num_envs", "auto_reset", "ignore_terminations", "is_start"):
             assert getattr(remote, name) == getattr(local, name)
