@@ -25,7 +25,7 @@ from ivideogpt.web import Slots
 logger = logging.getLogger(__name__)
 
 MAX_SIDE = 1024  # pixels of a given frame's side: resizing takes memory for its square
-FRAME_BYTES = 3 * 512**2  # for each given frame, on average
+FRAME_BYTES = 1 << 20  # room for each given frame: enough for 480 x 640 pixels
 MAX_TEXT = 1000  # characters of a task description
 PATIENCE = 60  # seconds for a request to arrive
 
@@ -91,6 +91,8 @@ class EnvServer:
             return PlainTextResponse(f"{first_line(error)}\n", status)
         except (TimeoutError, ClientDisconnect):
             return PlainTextResponse(f"the request did not arrive within {PATIENCE} seconds\n", 408)
+        except asyncio.CancelledError:  # by uvicorn, which does not wait long at the end
+            return PlainTextResponse("the server ends\n", 503)
         except Exception:
             logger.exception("a request failed")
             return PlainTextResponse("the server failed, its log says why: reset all rows\n", 500)

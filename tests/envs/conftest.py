@@ -83,10 +83,8 @@ def running(env: RLinfEnv, max_requests: int = 4, **flags: Any) -> Iterator[Simp
 @pytest.fixture(scope="session")
 def make_env(rewarding_model, frames) -> Callable[..., RLinfEnv]:
     def make(auto_reset: bool = True, **settings: Any) -> RLinfEnv:
-        chosen = DEFAULTS | {"task": "push the puck"} | settings
-        return RLinfEnv(
-            WorldModelVectorEnv(rewarding_model, frames, NUM_SERVED, **chosen, **rlinf_settings(auto_reset))
-        )
+        chosen = DEFAULTS | {"task": "push the puck"} | rlinf_settings(auto_reset) | settings
+        return RLinfEnv(WorldModelVectorEnv(rewarding_model, frames, NUM_SERVED, **chosen))
 
     return make
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt import web
 from ivideogpt.commands import serve_env
 from ivideogpt.envs import RemoteEnv
 from ivideogpt.envs.messages import MAX_ARRAYS, unpack
@@ -278,6 +280,28 @@ def test_a_failure_does_not_end_the_server(make_env):
         assert remote.chunk_step(STILL)[1].all()
     with pytest.raises(UserError, match=r"does not answer .* is it running\?"):
         remote.reset()
+
+
+def test_the_end_is_said_to_clients(make_env, monkeypatch, capfd):
+    """A traceback at Ctrl-C, and a client that waits for an answer for ever."""
+    monkeypatch.setattr(web, "PATIENCE", 0.1)
+    is_stepping, may_go_on = threading.Event(), threading.Event()
+
+    def reward(frames: torch.Tensor) -> torch.Tensor:
+        is_stepping.set()
+        may_go_on.wait(PATIENCE)
+        return frames.mean((1, 2, 3))
+
+    with ThreadPoolExecutor(1) as client:
+        with running(make_env(reward=reward)) as served:
+            remote = RemoteEnv(served.address)
+            remote.reset()
+            answer = client.submit(remote.chunk_step, STILL)
+            assert is_stepping.wait(PATIENCE)
+        with pytest.raises(UserError, match="the server ends"):
+            answer.result(PATIENCE)
+        may_go_on.set()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_addresses_of_clients():
