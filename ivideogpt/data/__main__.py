@@ -12,5 +12,10 @@ COMMANDS = {
     "tokenize": ("ivideogpt.training.transformer.tokenize_command", "store the tokens of clips for training"),
 }
 
+
+def main() -> None:
+    run_command("python -m ivideogpt.data", COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    cli(lambda: run_command("python -m ivideogpt.data", COMMANDS, sys.argv[1:]))
+    cli(main)

@@ -10,5 +10,10 @@ COMMANDS = {
     "serve": ("ivideogpt.commands.serve_env", "serve an environment to a trainer in another process"),
 }
 
+
+def main() -> None:
+    run_command("python -m ivideogpt.envs", COMMANDS, sys.argv[1:])
+
+
 if __name__ == "__main__":
-    cli(lambda: run_command("python -m ivideogpt.envs", COMMANDS, sys.argv[1:]))
+    cli(main)
