@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib
 import types
 import typing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ivideogpt.errors import UserError
@@ -72,6 +73,24 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
         if field.metadata["inert"] and getattr(args, field.name) != field.default:
             warnings.warn(f"--{field.name} has no effect ({field.metadata['help']})", stacklevel=2)
     return args
+
+
+def run_command(program: str, commands: Mapping[str, tuple[str, str]], argv: Sequence[str]) -> None:
+    """Run ``main`` of the module of the command that the first word names. It is imported only then.
+
+    Args:
+        commands: module and purpose of each command, by name.
+    """
+    name = argv[0] if argv else ""
+    if name in ("-h", "--help"):
+        lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in commands.items()]
+        hint = f"{program} COMMAND --help lists a command's flags"
+        print("\n".join([f"usage: {program} COMMAND ...", "", *lines, "", hint]))
+        return
+    if name not in commands:
+        raise UserError(f"unknown command {name!r}; expected {program} {{{','.join(commands)}}} ...")
+    module, _ = commands[name]
+    importlib.import_module(module).main(argv[1:])
 
 
 class Parser(argparse.ArgumentParser):

@@ -103,7 +103,9 @@ class Slots:
     def take(self) -> Iterator[None]:
         """Hold a place; UserError if there is none."""
         if self.taken >= self.number:
-            raise UserError(f"all {self.number} places are taken: close another page, or start with --max_sessions")
+            raise UserError(
+                f"all {self.number} places are taken: wait, close another page, or start with --max_sessions"
+            )
         self.taken += 1
         try:
             yield

@@ -13,6 +13,7 @@ from ivideogpt.commands.evaluate import EvaluationArgs, TokenizerEvaluationArgs,
 from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.preview import PreviewArgs
+from ivideogpt.commands.serve_env import ServeEnvArgs
 from ivideogpt.data.inspect.command import InspectArgs
 from ivideogpt.data.inspect.validate import ValidateArgs
 from ivideogpt.flags import parse
@@ -30,6 +31,7 @@ MODULES = {
     ("ivideogpt.data", "validate"): ValidateArgs,
     ("ivideogpt.data", "tokenize"): TokenizeArgs,
     ("ivideogpt.envs", "export"): ExportEnvArgs,
+    ("ivideogpt.envs", "serve"): ServeEnvArgs,
     ("ivideogpt.evaluation", "tokenizer"): TokenizerEvaluationArgs,
     ("ivideogpt.evaluation", "policies"): PolicyArgs,
     ("ivideogpt.evaluation",): EvaluationArgs,

@@ -18,7 +18,15 @@ FOLDERS = ("datasets", "examples", "mbrl/tools")
 SCRIPTS = {str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.py")}
 BENCHMARKS = {f"benchmarks/{name}.py" for name in ("dataloading", "generation", "mbrl", "training")}
 COMMANDS = sorted(
-    {*startup.COMMANDS, "-m ivideogpt.data validate", "-m ivideogpt.envs export", *SCRIPTS, *BENCHMARKS, *HYDRA}
+    {
+        *startup.COMMANDS,
+        "-m ivideogpt.data validate",
+        "-m ivideogpt.envs export",
+        "-m ivideogpt.envs serve",
+        *SCRIPTS,
+        *BENCHMARKS,
+        *HYDRA,
+    }
 )
 ASK_FOR_HELP = """
 import runpy, sys

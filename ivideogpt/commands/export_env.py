@@ -5,30 +5,52 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ivideogpt.errors import UserError, require
 from ivideogpt.flags import REQUIRED, option, parse
 
-USAGE = "python -m ivideogpt.envs export"
+if TYPE_CHECKING:
+    from ivideogpt.envs import RecordedContexts, WorldModelVectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportEnvArgs:
-    """Write an environment as a folder: model, contexts, env.py with make_env, README.md, requirements.txt."""
+class EnvFlags:
+    """Flags of all commands that make an environment."""
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a world model that takes actions")
     dataset_path: str = option(
         REQUIRED, "episodes that contexts are cut from: a folder of .npz files or of such folders, or lerobot:<folder>"
     )
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
-    output: str = option(REQUIRED, "folder to write, a new one or an empty one")
     functions: str | None = option(
-        None, "Python file with reward(frames) or success(frames) or both, in place of the model's heads; it is copied"
+        None, "Python file with reward(frames) or success(frames) or both, in place of the model's heads"
     )
-    num_contexts: int = option(64, "starts of episodes to keep", minimum=1)
     horizon: int | None = option(None, "steps of an episode (default: the frames the model was trained on)", minimum=1)
-    task: str = option("", "description of the task, for language policies and the README")
+    task: str = option("", "description of the task, for language policies")
+
+    def contexts(self) -> RecordedContexts:
+        from ivideogpt.envs import RecordedContexts
+
+        return RecordedContexts(self.dataset_path, self.oxe_data_mixes_type)
+
+    def make_env(self, num_envs: int, device: str, dtype: str, **settings: Any) -> WorldModelVectorEnv:
+        """Load the model and make the environment; ``settings`` are further ones of it."""
+        require("gymnasium", extra="envs")
+        from ivideogpt.envs.hub import read_functions
+        from ivideogpt.envs.registration import make_vector_env
+
+        given: dict[str, Any] = {} if self.functions is None else dict(read_functions(Path(self.functions)))
+        settings |= {"horizon": self.horizon, "task": self.task, "device": device, "dtype": dtype, **given}
+        return make_vector_env(self.pretrained_model_name_or_path, self.contexts(), num_envs, **settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportEnvArgs(EnvFlags):
+    """Write an environment as a folder: model, contexts, functions, env.py with make_env, README.md, requirements."""
+
+    output: str = option(REQUIRED, "folder to write, a new one or an empty one")
+    num_contexts: int = option(64, "starts of episodes to keep", minimum=1)
     seed: int = option(0, "random seed of the choice of contexts", minimum=0)
 
     def validate(self) -> None:
@@ -38,22 +60,10 @@ class ExportEnvArgs:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Write the folder; the first word is the command's name, of which there is one."""
-    if argv[:1] != ["export"]:
-        if argv[:1] in (["-h"], ["--help"]):
-            print(f"usage: {USAGE} ...\n\n{USAGE} --help lists its flags")
-            return
-        raise UserError(f"unknown command {' '.join(argv[:1])!r}; expected {USAGE} ...")
-    args = parse(ExportEnvArgs, argv[1:])
-    require("gymnasium", extra="envs")
-    from ivideogpt.envs import RecordedContexts, WorldModelVectorEnv
-    from ivideogpt.envs.hub import read_functions, write_folder
-    from ivideogpt.envs.registration import load_model
+    args = parse(ExportEnvArgs, argv)
+    env = args.make_env(1, "cpu", "float32")
+    from ivideogpt.envs.hub import write_folder
 
     functions = None if args.functions is None else Path(args.functions)
-    given: dict[str, Any] = {} if functions is None else dict(read_functions(functions))
-    contexts = RecordedContexts(args.dataset_path, args.oxe_data_mixes_type)
-    model = load_model(args.pretrained_model_name_or_path, "cpu", "float32")
-    env = WorldModelVectorEnv(model, contexts, horizon=args.horizon, task=args.task, **given)
-    write_folder(Path(args.output), env, contexts, args.num_contexts, args.seed, functions)
+    write_folder(Path(args.output), env, args.contexts(), args.num_contexts, args.seed, functions)
     print(f"environment: {args.output}")

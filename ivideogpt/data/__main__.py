@@ -1,13 +1,10 @@
-"""Commands on data. Each is imported only when it runs, as some need the models of higher layers."""
+"""Commands on data. Some need the models of higher layers."""
 
-from __future__ import annotations
-
-import importlib
 import sys
 
-from ivideogpt.errors import UserError, cli
+from ivideogpt.errors import cli
+from ivideogpt.flags import run_command
 
-USAGE = "python -m ivideogpt.data"
 COMMANDS = {
     "inspect": ("ivideogpt.data.inspect.command", "describe recorded episodes and their probable faults"),
     "preview": ("ivideogpt.commands.preview", "render recorded episodes with their actions"),
@@ -17,19 +14,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else ""
-    if name in ("-h", "--help"):
-        print(help_text())
-        return
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}; expected {USAGE} {{{','.join(COMMANDS)}}} ...")
-    module, _ = COMMANDS[name]
-    importlib.import_module(module).main(sys.argv[2:])
-
-
-def help_text() -> str:
-    lines = [f"  {name:<10}{purpose}" for name, (_, purpose) in COMMANDS.items()]
-    return "\n".join([f"usage: {USAGE} COMMAND ...", "", *lines, "", f"{USAGE} COMMAND --help lists a command's flags"])
+    run_command("python -m ivideogpt.data", COMMANDS, sys.argv[1:])
 
 
 if __name__ == "__main__":

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 from ivideogpt.errors import require
 
 if TYPE_CHECKING:
+    from ivideogpt.envs.client import RemoteEnv
     from ivideogpt.envs.contexts import Contexts, GivenContexts, RecordedContexts
     from ivideogpt.envs.imagination import Imagination
     from ivideogpt.envs.single_env import WorldModelEnv
     from ivideogpt.envs.vector_env import WorldModelVectorEnv
 
 __all__ = [
-    "Contexts", "GivenContexts", "Imagination", "RecordedContexts", "WorldModelEnv", "WorldModelVectorEnv",
+    "Contexts", "GivenContexts", "Imagination", "RecordedContexts", "RemoteEnv", "WorldModelEnv",
+    "WorldModelVectorEnv",
 ]  # fmt: skip
 
 _HOME = {
@@ -23,6 +25,7 @@ _HOME = {
     "GivenContexts": "contexts",
     "Imagination": "imagination",
     "RecordedContexts": "contexts",
+    "RemoteEnv": "client",
     "WorldModelEnv": "single_env",
     "WorldModelVectorEnv": "vector_env",
 }

@@ -79,10 +79,11 @@ class GivenContexts:
     frames: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        if self.frames.ndim != 5 or self.frames.shape[-1] != 3 or self.frames.dtype != np.uint8 or not len(self.frames):
+        shape = self.frames.shape
+        if len(shape) != 5 or shape[-1] != 3 or self.frames.dtype != np.uint8 or not self.frames.size:
             raise UserError(
-                f"contexts are {self.frames.dtype} of shape {self.frames.shape}, expected uint8 of shape (starts, "
-                "frames, height, width, 3)"
+                f"contexts are {self.frames.dtype} of shape {shape}, expected uint8 of shape (starts, frames, height, "
+                "width, 3)"
             )
 
     def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:

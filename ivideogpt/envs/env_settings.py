@@ -25,7 +25,7 @@ class EnvSettings:
         success_threshold: probability from which on a step is a success.
         ignore_terminations: let episodes go on to the horizon after a success.
         observation_key: None: an observation is the image. Else it is a dict with the image under this key:
-            "pixels" for LeRobot's policies, "main_images" for RLinf's.
+            "pixels" for LeRobot's policies, "main_images" for RLinf's trainers (see `rlinf.py`).
         autoreset_mode: of gymnasium.
         action_bounds: lowest and highest number of an action; what lies beyond is passed on as it is.
         task: description of the task, for policies that read one.

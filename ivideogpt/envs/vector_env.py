@@ -62,8 +62,8 @@ class WorldModelVectorEnv(VectorEnv):
             raise UserError(NO_REWARD)
         self.model, self.num_envs, self.render_mode = model, num_envs, self.settings.render_mode
         self.horizon = self.settings.horizon or model.layout.future_frames
-        self._num_start_frames = max(model.tokenizer.context_length, self.settings.frame_stack)
-        self._sample_start = as_contexts(contexts).sampler(model.metadata, self._num_start_frames)
+        self.num_start_frames = max(model.tokenizer.context_length, self.settings.frame_stack)
+        self._sample_start = as_contexts(contexts).sampler(model.metadata, self.num_start_frames)
         self._set_spaces(model.action_dim)
         mode = self.settings.autoreset_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": RENDER_FPS, "autoreset_mode": mode}
@@ -99,13 +99,14 @@ class WorldModelVectorEnv(VectorEnv):
         """
         options = options or {}
         rows = self._reset_mask(options)
+        given = self._given_starts(rows, options.get("contexts"))
         seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} rows")
         for row, generator_seed in enumerate(() if seeds is None else seeds):
             if rows[row] and generator_seed is not None:
                 self._generators[row] = np.random.default_rng(generator_seed)
-        starts = self._starts(rows, options.get("contexts"))
+        starts = self._starts(rows, given)
         if "reset_mask" in options:
             self._restart(rows, starts)
         else:
@@ -260,16 +261,23 @@ class WorldModelVectorEnv(VectorEnv):
             raise UserError(f"reset_mask is {mask!r}, expected an array of {self.num_envs} bool, one of them True")
         return mask
 
-    def _starts(self, rows: NDArray[np.bool_], given: NDArray[np.uint8] | None = None) -> Tensor:
+    def _given_starts(self, rows: NDArray[np.bool_], contexts: NDArray[np.uint8] | None) -> Tensor | None:
+        """Check contexts before a generator is used: a refused reset must not change later episodes."""
+        if contexts is None:
+            return None
+        given = GivenContexts(contexts)
+        if len(contexts) != rows.sum():
+            raise UserError(f"{len(contexts)} contexts were given for {rows.sum()} rows")
+        return given.all(self.model.metadata, self.num_start_frames)
+
+    def _starts(self, rows: NDArray[np.bool_], given: Tensor | None = None) -> Tensor:
         """Return (number of rows, M, 3, H, W) uint8: the given ones, or some that each row's generator samples."""
         numbers = rows.nonzero()[0].tolist()
         for row in numbers:
             self._episodes[row] = int(self._generators[row].integers(2**62))
-        if given is None:
-            return torch.stack([self._sample_start(np.random.default_rng(self._episodes[row])) for row in numbers])
-        if len(given) != rows.sum():
-            raise UserError(f"{len(given)} contexts were given for {rows.sum()} rows")
-        return GivenContexts(given).all(self.model.metadata, self._num_start_frames)
+        if given is not None:
+            return given
+        return torch.stack([self._sample_start(np.random.default_rng(self._episodes[row])) for row in numbers])
 
     def _begin(self, starts: Tensor) -> None:
         self._imagination = Imagination(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,11 +11,15 @@ import pytest
 from torch import Tensor
 
 from ivideogpt.envs import WorldModelEnv, WorldModelVectorEnv
+from ivideogpt.envs.rlinf import RLinfEnv, rlinf_settings
+from ivideogpt.envs.server import EnvServer
 from ivideogpt.transformer import Sampling
+from ivideogpt.web import WebArgs, make_server, open_socket
 from ivideogpt.world_model import WorldModel
 from tests.parity.networks import world_model
+from tests.play.serving import PATIENCE, wait_until
 
-HORIZON = 3
+HORIZON, NUM_SERVED = 3, 2
 DEFAULTS = dict(horizon=HORIZON, success_threshold=2)  # no step succeeds, unless a test wants it
 
 
@@ -53,3 +60,36 @@ def single(rewarding_model, frames) -> Callable[..., WorldModelEnv]:
 def actions(env: Any, seed: int = 0) -> np.ndarray:
     """Six actions of every row, (6, N, 4)."""
     return np.random.default_rng(seed).uniform(-1, 1, (6, env.num_envs, 4)).astype(np.float32)
+
+
+# ---- served
+
+
+@contextmanager
+def running(env: RLinfEnv, max_requests: int = 4, **flags: Any) -> Iterator[SimpleNamespace]:
+    """Serve an environment in a thread, on a free port of this machine."""
+    args, app = WebArgs(port=0, **flags), EnvServer(env, max_requests)
+    with open_socket(args) as bound:
+        server, port = make_server(app.app, args, bound, "environment"), bound.getsockname()[1]
+        thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
+        thread.start()
+        wait_until(lambda: server.started)
+        yield SimpleNamespace(address=f"http://127.0.0.1:{port}", port=port, app=app)
+        server.should_exit = True
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def make_env(rewarding_model, frames) -> Callable[..., RLinfEnv]:
+    def make(auto_reset: bool = True, **settings: Any) -> RLinfEnv:
+        chosen = DEFAULTS | {"task": "push the puck"} | rlinf_settings(auto_reset) | settings
+        return RLinfEnv(WorldModelVectorEnv(rewarding_model, frames, NUM_SERVED, **chosen))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def server(make_env) -> Iterator[SimpleNamespace]:
+    with running(make_env(**BRIGHT)) as served:
+        yield served

@@ -31,7 +31,7 @@ assert infos["final_info"]["is_success"].shape == (2,)
 def flags(tiny_world_model, tmp_path):
     (tmp_path / "brightness.py").write_text(FUNCTIONS)
     return (
-        f"export --pretrained_model_name_or_path {tiny_world_model} --dataset_path {ROOT / 'inference' / 'samples'} "
+        f"--pretrained_model_name_or_path {tiny_world_model} --dataset_path {ROOT / 'inference' / 'samples'} "
         f"--output {tmp_path / 'exported'} --num_contexts 3 --horizon 1"
     ).split()
 
@@ -60,5 +60,3 @@ def test_what_cannot_be_exported(flags, tmp_path):
     (tmp_path / "exported" / "mine.txt").touch()
     with pytest.raises(UserError, match=r"--output .* exists"):
         main(flags)
-    with pytest.raises(UserError, match="unknown command 'import'"):
-        main(["import"])

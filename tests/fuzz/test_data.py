@@ -8,6 +8,7 @@ from ivideogpt.data.convert.hdf5 import open_hdf5, read_array
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.data.formats.npz_arrays import check_sums, npy_array
 from ivideogpt.data.tokens.token_store import TokenStore
+from ivideogpt.envs.messages import unpack
 from ivideogpt.errors import UserError
 from mbrl.replay.demonstrations import Demonstration
 from tests.data.synthetic import write_episode
@@ -44,6 +45,12 @@ def test_npz_episodes(check, tmp_path, save):
 def test_npy(check, tmp_path):
     np.save(tmp_path / "one.npy", np.arange(60.0).reshape(20, 3))
     check(lambda folder: (npy_array(str(folder / "one.npy")).all(), npy_array(str(folder / "one.npy")).mapped().sum()))
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_requests_of_served_environments(check, tmp_path, save):
+    save(tmp_path / "one.npz", actions=np.arange(24.0).reshape(2, 3, 4), task_descriptions=np.array(["push", "é"]))
+    check(lambda folder: unpack((folder / "one.npz").read_bytes(), 10_000))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -35,7 +35,7 @@ MAX_DEFLATE_RATIO = 1032  # maximum of deflate: a larger ratio means a forged si
 _BOMB_RATIO, _BOMB_BYTES = 200, 1 << 30  # arrays this large with this ratio are no recorded video
 # Errors of zipfile and zlib for damaged files: NotImplementedError for versions, RuntimeError for encryption; KeyError
 # and TypeError for a file that has been replaced by one without this array, or by a shorter one.
-_DAMAGE = (
+DAMAGE = (
     *(zipfile.BadZipFile, zlib.error, EOFError, struct.error, RuntimeError, ValueError, OverflowError),
     *(KeyError, TypeError),
 )
@@ -232,7 +232,7 @@ def npy_array(path: str) -> NpzMember:
     """
     status = _status(path)
     with _reading(path, NOT_NPY), open(path, "rb") as file:
-        shape, fortran_order, dtype = _read_npy_header(file)
+        shape, fortran_order, dtype = read_npy_header(file)
         start = file.tell()
         member = NpzMember(path, status.st_mtime_ns, "", shape, dtype, fortran_order, start, start)
         _check_size(member, status.st_size, status.st_size, status.st_size)
@@ -263,7 +263,7 @@ def _reading(path: str, fault: str = NOT_NPZ) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise _damaged(path, error, fault) from error
     except OSError as error:
         raise unreadable(path, error) from error
@@ -301,7 +301,7 @@ def _read_member(path: str, modified: int, size: int, file: IO[bytes], info: zip
     beginning = file.read(min(_MAX_HEADER, info.compress_size))
     stream = io.BytesIO(beginning if stored else zlib.decompressobj(-zlib.MAX_WBITS).decompress(beginning, _MAX_HEADER))
     try:
-        shape, fortran_order, dtype = _read_npy_header(stream)
+        shape, fortran_order, dtype = read_npy_header(stream)
     except ValueError as error:
         raise _damaged(path, f"array {name!r} has no readable header: {error}") from error
     header_length = stream.tell()
@@ -335,7 +335,7 @@ def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -
         raise _damaged(member.path, f"{title} of shape {member.shape} holds nothing", fault)
 
 
-def _read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+def read_npy_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Read shape, order and type of an array; the stream is then at the first value.
 
     Raises:
