@@ -21,8 +21,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ivideogpt.envs.contexts import Contexts, GivenContexts
-from ivideogpt.envs.env_settings import FrameFunction
 from ivideogpt.envs.registration import load_model
+from ivideogpt.envs.settings import FrameFunction
 from ivideogpt.envs.vector_env import WorldModelVectorEnv
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_path, read_json, write_json, write_text

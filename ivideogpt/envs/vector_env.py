@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.envs.contexts import Contexts, GivenContexts, as_contexts
-from ivideogpt.envs.env_settings import EnvSettings, FrameFunction
 from ivideogpt.envs.imagination import Imagination
+from ivideogpt.envs.settings import FrameFunction, WorldModelEnvSettings
 from ivideogpt.errors import UserError
 from ivideogpt.world_model import WorldModel
 
@@ -48,12 +48,12 @@ class WorldModelVectorEnv(VectorEnv):
         Args:
             contexts: source of the frames that episodes begin with: a path of recorded episodes, frames
                 (E, M, H, W, 3) uint8, or a :class:`~ivideogpt.envs.contexts.Contexts`.
-            settings: attributes of :class:`~ivideogpt.envs.env_settings.EnvSettings`.
+            settings: attributes of :class:`~ivideogpt.envs.settings.WorldModelEnvSettings`.
 
         Raises:
             UserError: the model takes no actions or knows no reward, or there are no contexts for it.
         """
-        self.settings = EnvSettings(**settings)
+        self.settings = WorldModelEnvSettings(**settings)
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}, must be at least 1")
         if model.action_dim is None:
