@@ -229,17 +229,21 @@ class Session:
         return SessionMark(self._decoder.mark(), tuple(self._recent))
 
     def can_rewind(self, mark: SessionMark) -> bool:
-        """Whether a mark can still be reached: no context was read since, by sliding or by rows that began anew."""
+        """Whether a mark can still be reached: since then no context was read, by sliding or by rows that began anew,
+        no row was dropped, and the session did not go back to before it."""
         return self._decoder.can_rewind(mark.decoder)
 
     def rewind(self, mark: SessionMark) -> None:
-        """Go back to a mark: the same actions give the same frames again. Marks made later mean nothing from now on.
+        """Go back to a mark: the same actions give the same frames again. Marks made later end.
 
         Raises:
-            UserError: the session has read a context since, see :meth:`can_rewind`.
+            UserError: the mark has ended, see :meth:`can_rewind`.
         """
         if not self.can_rewind(mark):
-            raise UserError("a context was read since this mark: start a session on the frames in front of it")
+            raise UserError(
+                "a context was read since this mark, or the session went another way: start one on the frames in front "
+                "of the mark"
+            )
         self._decoder.rewind(mark.decoder)
         self._recent = list(mark.recent)
 
