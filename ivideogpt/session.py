@@ -197,7 +197,8 @@ class Session:
         if options.num_samples > 1:
             self._decoder.expand(options.num_samples)
         # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
-        self._recent = [frame[:, None].expand(-1, options.num_samples, -1, -1, -1) for frame in context.unbind(1)]
+        own = context.clone()  # the caller's may be a buffer that is filled again
+        self._recent = [frame[:, None].expand(-1, options.num_samples, -1, -1, -1) for frame in own.unbind(1)]
 
     @property
     def context(self) -> Tensor:
@@ -216,7 +217,7 @@ class Session:
             self._slide()
         decoded = self._decoder.step(action_embedding)
         frames = self._decode(decoded.tokens)
-        self._recent.append(frames)
+        self._recent.append(frames.clone())  # frames are the caller's, who may write to them
         del self._recent[1 if self._model.metadata.goal_conditioned else 0]
         reward = decoded.reward
         if reward is not None:
