@@ -120,10 +120,11 @@ class SessionOptions:
             raise UserError(f"{len(self.clip_numbers)} clip_numbers were given for {num_clips} clips")
         return torch.tensor(self.clip_numbers)
 
-    def streams(self, num_clips: int, sampling: Sampling) -> RandomStreams:
-        """Return the random numbers of all samples of ``num_clips`` clips."""
-        seed, clips = self.seed_number(sampling), self.numbers(num_clips)
-        return RandomStreams.of_clips(seed, clips, self.num_samples, self.first_sample, self.common_noise)
+    def streams(self, num_clips: int) -> RandomStreams:
+        """Return the random numbers of all samples of ``num_clips`` clips. The seed must be a number."""
+        assert isinstance(self.seed, int)
+        clips = self.numbers(num_clips)
+        return RandomStreams.of_clips(self.seed, clips, self.num_samples, self.first_sample, self.common_noise)
 
     def seed_number(self, sampling: Sampling) -> int:
         """Return the seed, sampled from the given generator or torch's global one if it is not a number."""
@@ -180,7 +181,8 @@ class Session:
         if sampling.separators == "sampled" and model.action_dim is not None:
             raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
         _check_context(context, model.tokenizer)
-        streams = options.streams(len(context), sampling)
+        options = replace(options, seed=options.seed_number(sampling), sampling=sampling)
+        streams = options.streams(len(context))
         self.num_samples = options.num_samples
         self._model = model
         self._layout = model.layout
@@ -258,12 +260,13 @@ class Session:
             )
 
     @torch.no_grad()
-    def reset_rows(self, mask: Tensor, context: Tensor) -> None:
+    def reset_rows(self, mask: Tensor, context: Tensor, clip_numbers: Sequence[int] | None = None) -> None:
         """Begin some clips again, with all their samples; the others go on as if nothing had happened.
 
         Args:
             mask: (B,) bool, which clips.
             context: (number of them, t, C, H, W) in [0, 1].
+            clip_numbers: these clips draw what a new session of these numbers would; by default their noise goes on.
 
         Raises:
             UserError: mask and context do not fit, or separators are sampled.
@@ -275,9 +278,11 @@ class Session:
         _check_context(context, self._model.tokenizer, batch=int(mask.sum()))
         clips = mask.nonzero().flatten().to(self.prompt.device)
         context = context.to(self._model.device, torch.float32)
+        renumbered = replace(self._options, clip_numbers=clip_numbers)
+        streams = None if clip_numbers is None else renumbered.streams(len(context))
         prompts, features = self._read(context)
         self.prompt, self._context = self.prompt.index_copy(0, clips, prompts), None
-        self._decoder.reset_rows(self._contexts.rows(clips), prompts)
+        self._decoder.reset_rows(self._contexts.rows(clips), prompts, streams)
         self._contexts = self._contexts.replace_clips(clips, features)
         for k, frame in enumerate(context.unbind(1)):
             new = frame[:, None].expand(-1, self.num_samples, -1, -1, -1)

@@ -37,8 +37,7 @@ class WorldModelVectorEnv(VectorEnv):
     """Episodes in a world model, in the N rows of one session.
 
     With ``reset(seed=s)`` row i has seed s + i. An episode depends on its row's seed, on its number since that seed and
-    on its actions, and not on other rows; where tokens are sampled, also on the number of steps made since all rows
-    began.
+    on its actions, and on nothing else.
     """
 
     def __init__(
@@ -284,7 +283,7 @@ class WorldModelVectorEnv(VectorEnv):
         self._clear(np.ones(self.num_envs, bool))
 
     def _restart(self, rows: NDArray[np.bool_], starts: Tensor) -> None:
-        self._running().restart(torch.from_numpy(rows), starts)
+        self._running().restart(torch.from_numpy(rows), starts, [self._episodes[row] for row in rows.nonzero()[0]])
         self._clear(rows)
 
     def _clear(self, rows: NDArray[np.bool_]) -> None:

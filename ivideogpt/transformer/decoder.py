@@ -208,11 +208,12 @@ class FrameDecoder:
             self._pending = self._pending.repeat_interleave(n, dim=0)
 
     @torch.no_grad()
-    def reset_rows(self, rows: Tensor, prompts: Tensor) -> None:
+    def reset_rows(self, rows: Tensor, prompts: Tensor, streams: RandomStreams | None = None) -> None:
         """Begin some rows again. All samples of a prompt must be among them.
 
         Args:
             prompts: (len(rows) / n, 257 t); n adjacent rows begin with the same one.
+            streams: what these rows draw from now on, from its beginning; by default they go on with their own.
 
         Raises:
             UserError: see :meth:`check_reset`.
@@ -227,8 +228,10 @@ class FrameDecoder:
             assert self._pending is not None
             pending = pending.repeat_interleave(num_samples, dim=0)
             self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
-        if self._buffers is not None:
-            self._pending = self._buffers.place(self.cache, self._pending, self._num_draws)
+        if streams is not None:
+            restarting = streams.to(self.device)
+            self.streams = self.streams.restarted(rows.to(self.device), restarting, self._num_draws)
+        self._place_in_buffers()
 
     def check_reset(self) -> None:
         """Make sure that single rows may begin again.
@@ -265,8 +268,7 @@ class FrameDecoder:
         self._past = list(mark.past)
         self.cache.lengths, self._num_draws = list(mark.lengths), mark.num_draws
         self._pending = None if mark.pending is None else mark.pending.clone()
-        if self._buffers is not None:
-            self._pending = self._buffers.place(self.cache, self._pending, self._num_draws)
+        self._place_in_buffers()
 
     @torch.no_grad()
     def step(self, action_embedding: Tensor | None = None) -> DecodedFrame:
@@ -322,9 +324,13 @@ class FrameDecoder:
         if buffers is None:
             self._may_borrow = False
             return
-        self.cache = buffers.load(self.cache, self.streams)
-        self._pending = buffers.place(self.cache, self._pending, self._num_draws)
+        self.cache = buffers.load(self.cache)
         self._buffers, self._give_back = buffers, weakref.finalize(self, self.backend.give_back, buffers)
+        self._place_in_buffers()
+
+    def _place_in_buffers(self) -> None:
+        if self._buffers is not None:
+            self._pending = self._buffers.place(self.cache, self.streams, self._pending, self._num_draws)
 
     def _leave_buffers(self) -> None:
         """Give the buffers back: they may serve another session from now on."""

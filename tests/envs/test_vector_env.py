@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from ivideogpt.envs import WorldModelVectorEnv
+from ivideogpt.envs import WorldModelEnv, WorldModelVectorEnv
 from ivideogpt.errors import UserError
 from tests.envs.conftest import BRIGHT, HORIZON, actions, brightness
 from tests.parity.networks import world_model
@@ -38,6 +38,22 @@ def test_it_does_what_gymnasium_does_with_single_environments(envs, single, mode
         if mode is AutoresetMode.DISABLED and ended.any():
             expect_same(*(env.reset(options={"reset_mask": ended.copy()}) for env in (ours, theirs)))
     assert len({tuple(ended) for ended in ends}) > 2  # rows did not end together
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_episodes_of_a_model_that_samples(sampling_model, frames, mode):
+    """They depended on the steps of all rows, and in DISABLED on seeds of earlier episodes: no seed gave one again."""
+    settings = dict(BRIGHT, reward=brightness, horizon=HORIZON)
+    env = WorldModelVectorEnv(sampling_model, frames, NUM_ENVS, autoreset_mode=mode, **settings)
+    theirs = SyncVectorEnv([lambda: WorldModelEnv(sampling_model, frames, **settings)] * NUM_ENVS, autoreset_mode=mode)
+    expect_same(env.reset(seed=5), theirs.reset(seed=5))
+    for number, step_actions in enumerate(actions(env)):
+        answer = env.step(step_actions)
+        expect_same(answer, theirs.step(step_actions))
+        ended = answer[2] | answer[3]
+        if mode is AutoresetMode.DISABLED and ended.any():
+            options = {"seed": number, "options": {"reset_mask": ended.copy()}}
+            expect_same(*(each.reset(**options) for each in (env, theirs)))
 
 
 def expect_same(ours: Any, theirs: Any) -> None:
