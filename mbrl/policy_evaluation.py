@@ -28,6 +28,7 @@ from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CorrelatedNoise, NoisyPolicy, RandomReacher, scripted_policy
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
+from mbrl.envs.played_episode import check_actions, play_episode
 
 ActOnFrames = Callable[[Tensor], Tensor]  # stacks (n, 3 K, H, W) uint8 -> actions (n, D)
 ActOnState = Callable[[np.ndarray], np.ndarray]  # the simulator's observation -> action (D,)
@@ -76,6 +77,7 @@ def run(args: PolicyArgs) -> None:
         duration=args.episode_length + 1, success_bonus=0.0,
     )  # fmt: skip
     with closing(settings.make()) as env:
+        check_actions(args.pretrained_model_name_or_path, model.action_dim, env)
         for policy in policies:
             if policy.name not in rows:
                 play_policy(args, model, env, policy, rows)
@@ -179,7 +181,7 @@ def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Poli
         [
             EpisodeRow(
                 policy.name, number, policy.on_frames is not None, real[number].total_reward,
-                float(returns[number]), bool(real[number].success), bool(successes[number]),
+                float(returns[number]), real[number].success, bool(successes[number]),
             )
             for number in numbers
         ]
@@ -196,26 +198,22 @@ def file_name(policy: str) -> str:
 def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:
     """Play an episode in the simulator. A first step without movement gives the world model a second frame."""
     rng = episode_rng(args.seed, f"policy {policy.name}", number)
-    env.reset(seed=episode_seed(args.seed, "policies", number))
-    env.step(np.zeros(env.action_space.shape, np.float32))
     on_state = policy.on_state(env, rng) if policy.on_state is not None else None
-    start, frames, actions, total_reward = env.stack, [], [], 0.0
-    succeeded = False
-    for _ in range(args.episode_length):
+
+    def act(stacks: list[Pixels]) -> np.ndarray:
+        if len(stacks) == 1:
+            return np.zeros(env.action_space.shape)
         if on_state is not None:
-            action = on_state(env.env.state)
-        else:
-            assert policy.on_frames is not None
-            stacks = torch.from_numpy(env.stack[None, -3 * args.frame_stack :])
-            action = policy.on_frames(stacks)[0].detach().cpu().numpy()
-        action = np.clip(action, -1, 1).astype(np.float32)
-        stack, reward, _, _, info = env.step(action)
-        frames.append(stack[-3:].transpose(1, 2, 0))
-        actions.append(action)
-        total_reward += reward
-        succeeded = succeeded or info["success"]
-    frame_shape = (-1, 3, *start.shape[1:])
-    return RealEpisode(start.reshape(frame_shape), np.stack(frames), np.stack(actions), total_reward, succeeded)
+            return on_state(env.env.state)
+        assert policy.on_frames is not None
+        return policy.on_frames(torch.from_numpy(stacks[-1][None, -3 * args.frame_stack :]))[0].detach().cpu().numpy()
+
+    episode = play_episode(env, act, episode_seed(args.seed, "policies", number), args.episode_length + 1)
+    start, frames = episode.observations[1], episode.observations[2:, -3:]
+    return RealEpisode(
+        start.reshape(-1, 3, *start.shape[1:]), frames.transpose(0, 2, 3, 1), episode.actions[1:],
+        float(sum(episode.rewards[1:])), bool(episode.successes[1:].any()),
+    )  # fmt: skip
 
 
 @torch.no_grad()

@@ -73,8 +73,8 @@ def test_goes_on_with_what_is_missing(planned, tiny_world_model, tmp_path, monke
     output = Path(shutil.copytree(planned, tmp_path / "out"))
     before = rows(output)
     played = []
-    play = planning.play
-    monkeypatch.setattr(planning, "play", lambda env, act, *rest: played.append(act) or play(env, act, *rest))
+    play = planning.play_episode
+    monkeypatch.setattr(planning, "play_episode", lambda env, act, *rest: played.append(act) or play(env, act, *rest))
     assert run(tiny_world_model, output, "--episodes", "1", "--planner", "cem") == 0
     assert (rows(output), played) == (before, [])
     assert run(tiny_world_model, output, "--episodes", "1", "--planner", "mppi") == 0

@@ -140,6 +140,15 @@ def test_a_model_without_heads_is_refused(tiny_world_model, tmp_path):
         evaluate.main(["policies", *flags])
 
 
+def test_a_model_of_another_robot_is_refused(flags, tmp_path):
+    """All real episodes were played before the first imagined one failed."""
+    model = world_model(action_dim=3, reward_prediction=True, success_prediction=True)
+    model.save_pretrained(tmp_path / "model")
+    output = ["--output_path", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="takes actions of 3 numbers, the environment wants 4"):
+        evaluate.main(["policies", *flags, "--pretrained_model_name_or_path", str(tmp_path / "model"), *output])
+
+
 def test_rows_keep_their_order(tmp_path):
     rows = PolicyRows(tmp_path / "new", {"seed": 0})
     rows.add([EpisodeRow("a", number, False, number, 2 * number, True, False) for number in range(3)])
