@@ -6,7 +6,6 @@ Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,7 +23,7 @@ from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.evaluation.report import MARKDOWN_FILE, markdown_table
-from ivideogpt.files import read_json, write_json, write_text
+from ivideogpt.files import file_stem, read_json, write_json, write_text
 from ivideogpt.planning import (
     PLANNERS,
     LatentError,
@@ -110,14 +109,17 @@ class EpisodeRows:
         before, now = saved.get("settings", {}), self.settings
         if differing := [name for name in now if before.get(name) != now[name]]:
             raise UserError(f"{self._path} holds episodes with other settings ({', '.join(differing)}): {advice}")
-        self.rows = saved["rows"]
+        keys = {"task", "episode", "policy", *(key for key, _ in COLUMNS.values())}
+        rows = saved.get("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= keys for row in rows):
+            raise UserError(f"{self._path} holds no rows of episodes, or damaged ones; {advice}")
+        self.rows = rows
 
 
 def play_missing(
     args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: EpisodeRows
 ) -> None:
     """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
-    task = re.split("[:/]", task)[-1]  # the last part of my_envs:Push-v0
     missing = rows.missing(task, number, (*BASELINES, args.planner))
     if not missing:
         return
@@ -129,12 +131,16 @@ def play_missing(
         seconds = None
         if isinstance(controller, PlanningController):
             seconds = float(np.mean(controller.seconds))
-            write_gif(rows.folder / f"{task}-{policy}-{number}.gif", controller.beside(episode.observations, goal))
+            write_gif(
+                rows.folder / f"{video_name(task, policy, number)}.gif", controller.beside(episode.observations, goal)
+            )
         row = as_row(episode, goal, seconds)
         rows.add({"task": task, "episode": number, "policy": policy, **row})
-        print(
-            f"{env.task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True
-        )
+        print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+
+
+def video_name(task: str, policy: str, number: int) -> str:
+    return file_stem(f"{task}-{policy}-{number}")
 
 
 def as_row(episode: PlayedEpisode, goal: Pixels, seconds_per_decision: float | None) -> dict[str, Any]:
@@ -267,7 +273,8 @@ def report(rows: EpisodeRows) -> str:
         for group, played in groups.items()
     ]
     planned = [row for row in rows.rows if row["policy"] not in BASELINES]
-    videos = [f"![{name}]({name}.gif)" for name in sorted(f"{r['task']}-{r['policy']}-{r['episode']}" for r in planned)]
+    names = sorted(video_name(row["task"], row["policy"], row["episode"]) for row in planned)
+    videos = [f"![{name}]({name}.gif)" for name in names]
     facts = [f"- {name}: `{value}`" for name, value in rows.settings.items() if name != "metadata"]
     header = ("task", "policy", "episodes", *COLUMNS)
     parts = ["# Planning in the simulator", EXPLANATION, markdown_table(header, table), "## Episodes", *videos]

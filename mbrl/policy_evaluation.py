@@ -5,10 +5,11 @@ Shapes: E episodes, M frames of a start, K frames in a stack, T steps, D action 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
+from ivideogpt.files import file_stem
 from ivideogpt.video_io import Pixels, side_by_side, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
@@ -71,6 +73,7 @@ def run(args: PolicyArgs) -> None:
     facts = {name: value for name, value in model_facts(model).items() if name.endswith("_checksum")}
     name = Path(args.pretrained_model_name_or_path).name
     rows = PolicyRows(Path(args.output_path), {"model": name, **asked, "task": task, **facts})
+    check_names({row.policy for row in rows.rows} | {policy.name for policy in policies})
     needed = max(args.frame_stack, model.tokenizer.context_length)
     settings = EnvSettings(
         task, model.metadata.resolution, args.action_repeat, args.camera, frame_stack=needed,
@@ -81,7 +84,7 @@ def run(args: PolicyArgs) -> None:
         for policy in policies:
             if policy.name not in rows:
                 play_policy(args, model, env, policy, rows)
-    videos = [file_name(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
+    videos = [file_stem(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
     print(write_report(rows, videos).split("## Where")[0])
     print(f"report: {rows.folder / 'report.md'}")
 
@@ -97,6 +100,13 @@ def load_model(args: PolicyArgs) -> WorldModel:
             "--success_prediction"
         )
     return model
+
+
+def check_names(policies: Iterable[str]) -> None:
+    """Raise UserError if the videos of two policies would have the same name."""
+    for one, other in combinations(sorted(policies), 2):
+        if file_stem(one) == file_stem(other):
+            raise UserError(f"policies {one} and {other} have the same file name, {file_stem(one)}: rename one")
 
 
 def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Policy:
@@ -115,7 +125,7 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
         return Policy(name, on_frames=_imported(kind, rest))
     if Path(name).is_dir():
         agent = trained_agent(Path(name), args, model.metadata.resolution, model.device)
-        return Policy(Path(name).name, on_frames=agent)
+        return Policy(str(Path(name)), on_frames=agent)
     raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
 
 
@@ -130,6 +140,8 @@ def _noise_level(name: str, text: str) -> float:
 
 
 def _imported(module: str, function: str) -> ActOnFrames:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"policy {module}:{function}: {module!r} is not the name of a module, such as my_policies")
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -188,11 +200,7 @@ def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Poli
     )  # fmt: skip
     worst = int(np.abs(returns - [episode.total_reward for episode in real]).argmax())
     frames = np.concatenate([part.frames for part in imagined])[worst]
-    write_gif(rows.folder / f"{file_name(policy.name)}.gif", side_by_side([real[worst].frames, frames]), fps=10)
-
-
-def file_name(policy: str) -> str:
-    return policy.replace(":", "-").replace("/", "-")
+    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([real[worst].frames, frames]), fps=10)
 
 
 def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:
@@ -225,6 +233,7 @@ def imagine(
     numbers = range(first, first + len(real))
     imagination = Imagination(model, starts, args.frame_stack, seed=args.seed, row_numbers=numbers)
     recorded = torch.from_numpy(np.stack([episode.actions for episode in real]))
+    is_sound = torch.ones((), dtype=torch.bool, device=model.device)
     frames, rewards = [], torch.zeros(len(real), device=model.device)
     succeeded = torch.zeros(len(real), dtype=torch.bool, device=model.device)
     for step_actions in recorded.unbind(1):
@@ -234,6 +243,9 @@ def imagine(
         assert step.reward is not None
         assert step.success is not None
         frames.append(imagination.stacks[:, -1].permute(0, 2, 3, 1).cpu().numpy())
+        is_sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
         rewards += step.reward
         succeeded |= step.success > args.success_threshold
+    if not is_sound:
+        raise FloatingPointError("the world model predicts frames or rewards that are not finite")
     return ImaginedEpisodes(np.stack(frames, axis=1), rewards.cpu().numpy(), succeeded.cpu().numpy())
