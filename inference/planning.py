@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -35,6 +35,7 @@ from ivideogpt.planning import (
     SquaredError,
     Success,
 )
+from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.collection_policies import scripted_policy
@@ -67,7 +68,7 @@ def run(args: PlanArgs) -> None:
 
 def load_model(args: PlanArgs) -> WorldModel:
     """Load the model; UserError if it has no head for this objective."""
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = precision(args.dtype)
     device = choose_device(args.device)
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend)
     heads = {"reward": model.reward_head, "success": model.success_head}
@@ -131,9 +132,8 @@ def play_missing(
         seconds = None
         if isinstance(controller, PlanningController):
             seconds = float(np.mean(controller.seconds))
-            write_gif(
-                rows.folder / f"{video_name(task, policy, number)}.gif", controller.beside(episode.observations, goal)
-            )
+            video = controller.beside(episode.observations, goal)
+            write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
         row = as_row(episode, goal, seconds)
         rows.add({"task": task, "episode": number, "policy": policy, **row})
         print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.files import file_stem
+from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
@@ -90,7 +90,7 @@ def run(args: PolicyArgs) -> None:
 
 
 def load_model(args: PolicyArgs) -> WorldModel:
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = precision(args.dtype)
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
     missing = [name for name, head in (("reward", model.reward_head), ("success", model.success_head)) if head is None]
     if model.action_dim is None or missing:
