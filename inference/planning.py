@@ -59,7 +59,7 @@ def run(args: PlanArgs) -> None:
         settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
         with closing(settings.make()) as agent_env:
             env = agent_env.env
-            check_actions(args.pretrained_model_name_or_path, model.action_dim, env)
+            check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
             for number in range(args.episodes):
                 play_missing(args, model, env, task, number, rows)
     write_text(rows.folder / MARKDOWN_FILE, report(rows))

@@ -80,7 +80,7 @@ def run(args: PolicyArgs) -> None:
         duration=args.episode_length + 1, success_bonus=0.0,
     )  # fmt: skip
     with closing(settings.make()) as env:
-        check_actions(args.pretrained_model_name_or_path, model.action_dim, env)
+        check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
         for policy in policies:
             if policy.name not in rows:
                 play_policy(args, model, env, policy, rows)

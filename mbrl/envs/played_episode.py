@@ -55,9 +55,9 @@ def play_episode(env: gymnasium.Env, act: Act, seed: int, num_steps: int) -> Pla
     return PlayedEpisode(np.stack(observations), np.stack(actions), np.array(rewards, np.float64), np.array(successes))
 
 
-def check_actions(model: str, action_dim: int | None, env: gymnasium.Env) -> None:
-    """Raise UserError if the actions of a model, which is named, are not the environment's."""
-    wanted = env.action_space.shape[0]
+def check_actions(model: str, action_dim: int | None, action_space: gymnasium.Space) -> None:
+    """Raise UserError if the actions of a model, which is named, are not those of an environment."""
+    wanted = action_space.shape[0]
     if wanted != action_dim:
         takes = "is action-free" if action_dim is None else f"takes actions of {action_dim} numbers"
         raise UserError(f"{model} {takes}, the environment wants {wanted}: choose a model of its data")
