@@ -102,6 +102,8 @@ class WorldModelVectorEnv(VectorEnv):
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} rows")
         for row, generator_seed in enumerate(() if seeds is None else seeds):
+            if generator_seed is not None and generator_seed < 0:
+                raise UserError(f"the seed of row {row} is {generator_seed}, must be at least 0")
             if rows[row] and generator_seed is not None:
                 self._generators[row] = np.random.default_rng(generator_seed)
         starts = self._starts(rows, options.get("contexts"))

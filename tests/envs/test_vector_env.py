@@ -157,8 +157,13 @@ def test_what_cannot_be_an_environment(envs, frames):
         WorldModelVectorEnv(world_model(2), frames, reward=brightness)
     with pytest.raises(UserError, match="contexts of 1 frames were given, at least 2"):
         WorldModelVectorEnv(world_model(2, 4), frames[:, :1], reward=brightness)
-    with pytest.raises(UserError, match=r"contexts are float64 .* expected uint8"):
+    with pytest.raises(UserError, match=r"contexts are float64 .* expected an array of uint8"):
         WorldModelVectorEnv(world_model(2, 4), frames / 255, reward=brightness)
+    for listed in (list(frames), torch.from_numpy(frames)):
+        with pytest.raises(UserError, match=r"contexts are (list|torch.uint8) of shape .*, expected an array"):
+            WorldModelVectorEnv(world_model(2, 4), listed, reward=brightness)
+    with pytest.raises(UserError, match="the seed of row 0 is -1, must be at least 0"):
+        envs(2).reset(seed=-1)
     with pytest.raises(UserError, match="horizon is 0"):
         envs(2, horizon=0)
     env = envs(2, autoreset_mode=AutoresetMode.DISABLED, horizon=1)
