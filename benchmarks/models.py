@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -36,11 +35,6 @@ def build_world_model(model: Model) -> WorldModel:
     assert isinstance(transformer, HeadModelWithAction)
     nn.init.normal_(transformer.action_linear.weight, std=ACTION_SCALE)
     return WorldModel(tokenizer.eval(), transformer.eval())
-
-
-def precision(name: str) -> torch.dtype | Literal["auto"]:
-    """Return the precision as `WorldModel.from_pretrained` takes it."""
-    return "auto" if name == "auto" else getattr(torch, name)
 
 
 @contextmanager

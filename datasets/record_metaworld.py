@@ -32,7 +32,6 @@ from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CollectionPolicies, Policy
 from mbrl.envs.env_settings import (
-    ACTION_DIM,
     CAMERAS,
     PAPER_TASKS,
     EnvSettings,
@@ -42,6 +41,7 @@ from mbrl.envs.env_settings import (
 )
 from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
+from mbrl.envs.played_episode import play_episode
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # limit for each requested demonstration
@@ -121,16 +121,10 @@ def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
 
 def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) -> dict[str, np.ndarray]:
     """Record one episode: arrays of ``length`` + 1 rows, with rewards without the success bonus."""
-    images = [env.reset(seed=seed)[0]]
-    action = np.zeros((length + 1, ACTION_DIM), np.float32)
-    reward = np.zeros(length + 1, np.float32)
-    success = np.zeros(length + 1, bool)
-    for i in range(length):
-        action[i] = np.clip(policy(env.state), -1, 1)
-        frame, reward[i], _, _, info = env.step(action[i])
-        images.append(frame)
-        success[i] = info["success"]
-    return {"image": np.stack(images), "action": action, "reward": reward, "success": success}
+    episode = play_episode(env, lambda frames: policy(env.state), seed, length)
+    results = {"action": episode.actions, "reward": episode.rewards.astype(np.float32), "success": episode.successes}
+    after_last = {name: np.concatenate([rows, np.zeros_like(rows[:1])]) for name, rows in results.items()}
+    return {"image": episode.observations, **after_last}
 
 
 _open: dict[EnvSettings, AgentEnv] = {}  # at most one, of 130 MB; making it costs half an episode

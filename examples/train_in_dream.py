@@ -57,8 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse(DreamArgs, argv)
     require("stable_baselines3", extra="rl")
     require("gymnasium", "metaworld", "mujoco", extra="mbrl")
-    agent, simulator = build_agent(args), build_simulator(args)
+    from mbrl.envs.env_settings import canonical_task
+    from mbrl.envs.played_episode import check_actions
+
+    task, agent = canonical_task(args.task), build_agent(args)
+    simulator = build_simulator(args, task, agent.observation_space.shape[-1])
     try:
+        check_actions(args.pretrained_model_name_or_path, agent.action_space.shape[0], simulator.single_action_space)
         before = evaluate(args, agent, simulator)
         agent.learn(args.total_steps, log_interval=4)
         results = {"before": before, "after": evaluate(args, agent, simulator)}
@@ -110,12 +115,11 @@ def build_dream(args: DreamArgs) -> StableBaselinesEnv:
     )
 
 
-def build_simulator(args: DreamArgs) -> VectorEnv:
-    from mbrl.envs.env_settings import EnvSettings, canonical_task
+def build_simulator(args: DreamArgs, task: str, image_size: int) -> VectorEnv:
+    from mbrl.envs.env_settings import EnvSettings
     from mbrl.envs.vector_env import make_vector_env
 
-    task = canonical_task(args.task)
-    settings = EnvSettings(task, frame_stack=args.frame_stack, duration=args.eval_steps, success_bonus=0)
+    settings = EnvSettings(task, image_size, frame_stack=args.frame_stack, duration=args.eval_steps, success_bonus=0)
     return make_vector_env(settings, 1, in_processes=False)
 
 

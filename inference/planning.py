@@ -6,13 +6,12 @@ Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -24,7 +23,7 @@ from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.evaluation.report import MARKDOWN_FILE, markdown_table
-from ivideogpt.files import read_json, write_json, write_text
+from ivideogpt.files import file_stem, read_json, write_json, write_text
 from ivideogpt.planning import (
     PLANNERS,
     LatentError,
@@ -36,36 +35,21 @@ from ivideogpt.planning import (
     SquaredError,
     Success,
 )
+from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.collection_policies import scripted_policy
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_seed
 from mbrl.envs.metaworld_env import MetaWorldEnv
+from mbrl.envs.played_episode import Act, PlayedEpisode, check_actions, play_episode
 
 if TYPE_CHECKING:
     from inference.plan import PlanArgs
-
-Controller = Callable[[list[Pixels]], np.ndarray]  # frames (h, w, 3) so far -> action (D,) in [-1, 1]
 
 ROWS_FILE = "plan.json"
 BASELINES = ("scripted", "random")
 # Flags that may differ between the rows of one file.
 FREE_FLAGS = ("pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device")
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One played episode.
-
-    Attributes:
-        frames: (T + 1, h, w, 3) uint8, the first before any action.
-        total_reward: as the simulator has it, without any bonus.
-        success: whether any step succeeded.
-    """
-
-    frames: Pixels
-    total_reward: float
-    success: bool
 
 
 def run(args: PlanArgs) -> None:
@@ -75,7 +59,7 @@ def run(args: PlanArgs) -> None:
         settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
         with closing(settings.make()) as agent_env:
             env = agent_env.env
-            check_actions(args, model, env)
+            check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
             for number in range(args.episodes):
                 play_missing(args, model, env, task, number, rows)
     write_text(rows.folder / MARKDOWN_FILE, report(rows))
@@ -84,23 +68,13 @@ def run(args: PlanArgs) -> None:
 
 def load_model(args: PlanArgs) -> WorldModel:
     """Load the model; UserError if it has no head for this objective."""
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = precision(args.dtype)
     device = choose_device(args.device)
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend)
     heads = {"reward": model.reward_head, "success": model.success_head}
     if args.objective in heads and heads[args.objective] is None:
         raise UserError(f"--objective {args.objective}: the model has no such head; plan for a goal image instead")
     return model
-
-
-def check_actions(args: PlanArgs, model: WorldModel, env: gymnasium.Env) -> None:
-    """Raise UserError if the model's actions are not the environment's."""
-    wanted, found = env.action_space.shape[0], model.action_dim
-    if wanted != found:
-        takes = "is action-free" if found is None else f"takes actions of {found} numbers"
-        raise UserError(
-            f"{args.pretrained_model_name_or_path} {takes}, the environment wants {wanted}: choose a model of its data"
-        )
 
 
 def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
@@ -136,38 +110,44 @@ class EpisodeRows:
         before, now = saved.get("settings", {}), self.settings
         if differing := [name for name in now if before.get(name) != now[name]]:
             raise UserError(f"{self._path} holds episodes with other settings ({', '.join(differing)}): {advice}")
-        self.rows = saved["rows"]
+        keys = {"task", "episode", "policy", *(key for key, _ in COLUMNS.values())}
+        rows = saved.get("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= keys for row in rows):
+            raise UserError(f"{self._path} holds no rows of episodes, or damaged ones; {advice}")
+        self.rows = rows
 
 
 def play_missing(
     args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: EpisodeRows
 ) -> None:
     """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
-    task = re.split("[:/]", task)[-1]  # the last part of my_envs:Push-v0
     missing = rows.missing(task, number, (*BASELINES, args.planner))
     if not missing:
         return
     seed = episode_seed(args.seed, "plan", number)
-    goal = play(env, scripted(env), seed, args.episode_length).frames[-1]
+    goal = play_episode(env, scripted(env), seed, args.episode_length).observations[-1]
     for policy in missing:
         controller = build_controller(policy, args, model, env, goal, seed)
-        episode = play(env, controller, seed, args.episode_length)
+        episode = play_episode(env, controller, seed, args.episode_length)
         seconds = None
         if isinstance(controller, PlanningController):
             seconds = float(np.mean(controller.seconds))
-            write_gif(rows.folder / f"{task}-{policy}-{number}.gif", controller.beside(episode, goal))
+            video = controller.beside(episode.observations, goal)
+            write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
         row = as_row(episode, goal, seconds)
         rows.add({"task": task, "episode": number, "policy": policy, **row})
-        print(
-            f"{env.task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True
-        )
+        print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
-def as_row(episode: Episode, goal: Pixels, seconds_per_decision: float | None) -> dict[str, Any]:
-    distances = [distance(frame, goal) for frame in episode.frames]
+def video_name(task: str, policy: str, number: int) -> str:
+    return file_stem(f"{task}-{policy}-{number}")
+
+
+def as_row(episode: PlayedEpisode, goal: Pixels, seconds_per_decision: float | None) -> dict[str, Any]:
+    distances = [distance(frame, goal) for frame in episode.observations]
     return {
-        "success": bool(episode.success),
-        "return": episode.total_reward,
+        "success": bool(episode.successes.any()),
+        "return": float(sum(episode.rewards)),
         "start_distance": distances[0],
         "least_distance": min(distances),
         "goal_distance": distances[-1],
@@ -177,7 +157,7 @@ def as_row(episode: Episode, goal: Pixels, seconds_per_decision: float | None) -
 
 def build_controller(
     policy: str, args: PlanArgs, model: WorldModel, env: gymnasium.Env, goal: Pixels, seed: int
-) -> Controller:
+) -> Act:
     if policy == "scripted":
         return scripted(env)
     if policy == "random":
@@ -186,25 +166,15 @@ def build_controller(
     return PlanningController(args, model, goal, seed)
 
 
-def scripted(env: gymnasium.Env) -> Controller:
+def scripted(env: gymnasium.Env) -> Act:
     """Return the scripted policy of the episode that begins; UserError if the environment has none."""
     if isinstance(env, MetaWorldEnv):
         by_state = scripted_policy(env.task)
-        return lambda frames: np.clip(by_state(env.state), -1, 1)
+        return lambda frames: by_state(env.state)
     if not hasattr(env, "scripted_policy"):
         raise UserError(f"{type(env).__name__} has no method scripted_policy, whose episode ends with the goal image")
     policy = env.scripted_policy()
     return lambda frames: policy()
-
-
-def play(env: gymnasium.Env, act: Controller, seed: int, length: int) -> Episode:
-    frames, total_reward, success = [env.reset(seed=seed)[0]], 0.0, False
-    for _ in range(length):
-        frame, reward, _, _, info = env.step(act(frames).astype(np.float32))
-        frames.append(frame)
-        total_reward += reward
-        success = success or info["success"]
-    return Episode(np.stack(frames), total_reward, success)
 
 
 class PlanningController:
@@ -237,10 +207,10 @@ class PlanningController:
         assert predicted is not None
         self.imagined += list(to_pixels(predicted[0]))
 
-    def beside(self, episode: Episode, goal: Pixels) -> Pixels:
+    def beside(self, frames: Pixels, goal: Pixels) -> Pixels:
         """Return what happened, what was imagined of it, and the goal, side by side: (T + 1, h, 3 w, 3)."""
-        imagined = np.stack([episode.frames[0], *self.imagined])[: len(episode.frames)]
-        return side_by_side([episode.frames, imagined, np.broadcast_to(goal, episode.frames.shape)])
+        imagined = np.stack([frames[0], *self.imagined])[: len(frames)]
+        return side_by_side([frames, imagined, np.broadcast_to(goal, frames.shape)])
 
 
 def build_planner(args: PlanArgs, action_dim: int) -> Planner:
@@ -303,7 +273,8 @@ def report(rows: EpisodeRows) -> str:
         for group, played in groups.items()
     ]
     planned = [row for row in rows.rows if row["policy"] not in BASELINES]
-    videos = [f"![{name}]({name}.gif)" for name in sorted(f"{r['task']}-{r['policy']}-{r['episode']}" for r in planned)]
+    names = sorted(video_name(row["task"], row["policy"], row["episode"]) for row in planned)
+    videos = [f"![{name}]({name}.gif)" for name in names]
     facts = [f"- {name}: `{value}`" for name, value in rows.settings.items() if name != "metadata"]
     header = ("task", "policy", "episodes", *COLUMNS)
     parts = ["# Planning in the simulator", EXPLANATION, markdown_table(header, table), "## Episodes", *videos]

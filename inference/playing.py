@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
-
-import torch
+from typing import TYPE_CHECKING
 
 from inference.predict import BUNDLED_SAMPLES
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.play.server import PlayServer
 from ivideogpt.play.starts import find_starts
+from ivideogpt.precision import precision
 from ivideogpt.web import serve
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.env_settings import ACTION_DIM, PAPER_TASKS, canonical_task
@@ -25,7 +24,7 @@ OTHER_ROBOT = "This model is not of Meta-World's robot, so no simulator moves be
 
 
 def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = precision(args.dtype)
     path = args.pretrained_model_name_or_path
     asked = [canonical_task(task) for task in args.task or ()]
     model = WorldModel.from_pretrained(path, choose_device(args.device), dtype, args.backend)

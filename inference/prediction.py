@@ -6,7 +6,7 @@ import logging
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.table import METRICS
+from ivideogpt.precision import precision
 from ivideogpt.pretrained import language_model
 from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
@@ -64,7 +65,7 @@ def run(args: PredictArgs) -> None:
 
 
 def load_model(args: PredictArgs) -> WorldModel:
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = precision(args.dtype)
     device = choose_device(args.device)
     return adapt(WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend), args)
 

@@ -29,6 +29,11 @@ def partial_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL_SUFFIX}")
 
 
+def file_stem(text: str) -> str:
+    """Return a text as part of a file name: what is not a letter, a digit, ".", "-" or "_" becomes "-"."""
+    return re.sub(r"[^\w.-]+", "-", text).lstrip(".-")
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a name for a file or folder that takes the place of `path` once the block has ended without an error.

@@ -66,7 +66,7 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     args = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given})
     for field in known:
         value, minimum = getattr(args, field.name), field.metadata["minimum"]
-        if minimum is not None and value is not None and value < minimum:
+        if minimum is not None and value is not None and not value >= minimum:  # NaN is not
             raise UserError(f"--{field.name} is {value}: it must be at least {minimum}")
     args.validate()
     for field in known:

@@ -5,12 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
 from ivideogpt.errors import UserError
 
 BFLOAT16_SWITCH = "IVIDEOGPT_BFLOAT16"  # 1: "auto" is bfloat16 on every machine; 0: float32
+
+
+def precision(name: str) -> torch.dtype | Literal["auto"]:
+    """Return the precision of a name such as "float32"; "auto" stays what it is. UserError for other names."""
+    dtype = getattr(torch, name, None)
+    if name != "auto" and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise UserError(f"dtype is {name!r}, expected 'float32', 'bfloat16', 'float16' or 'auto'")
+    return "auto" if dtype is None else dtype
 
 
 def forced_bfloat16() -> bool | None:

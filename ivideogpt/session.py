@@ -120,10 +120,11 @@ class SessionOptions:
             raise UserError(f"{len(self.clip_numbers)} clip_numbers were given for {num_clips} clips")
         return torch.tensor(self.clip_numbers)
 
-    def streams(self, num_clips: int, sampling: Sampling) -> RandomStreams:
-        """Return the random numbers of all samples of ``num_clips`` clips."""
-        seed, clips = self.seed_number(sampling), self.numbers(num_clips)
-        return RandomStreams.of_clips(seed, clips, self.num_samples, self.first_sample, self.common_noise)
+    def streams(self, num_clips: int) -> RandomStreams:
+        """Return the random numbers of all samples of ``num_clips`` clips. The seed must be a number."""
+        assert isinstance(self.seed, int)
+        clips = self.numbers(num_clips)
+        return RandomStreams.of_clips(self.seed, clips, self.num_samples, self.first_sample, self.common_noise)
 
     def seed_number(self, sampling: Sampling) -> int:
         """Return the seed, sampled from the given generator or torch's global one if it is not a number."""
@@ -180,7 +181,8 @@ class Session:
         if sampling.separators == "sampled" and model.action_dim is not None:
             raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
         _check_context(context, model.tokenizer)
-        streams = options.streams(len(context), sampling)
+        options = replace(options, seed=options.seed_number(sampling), sampling=sampling)
+        streams = options.streams(len(context))
         self.num_samples = options.num_samples
         self._model = model
         self._layout = model.layout
@@ -197,7 +199,8 @@ class Session:
         if options.num_samples > 1:
             self._decoder.expand(options.num_samples)
         # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
-        self._recent = [frame[:, None].expand(-1, options.num_samples, -1, -1, -1) for frame in context.unbind(1)]
+        own = context.clone()  # the caller's may be a buffer that is filled again
+        self._recent = [frame[:, None].expand(-1, options.num_samples, -1, -1, -1) for frame in own.unbind(1)]
 
     @property
     def context(self) -> Tensor:
@@ -216,7 +219,7 @@ class Session:
             self._slide()
         decoded = self._decoder.step(action_embedding)
         frames = self._decode(decoded.tokens)
-        self._recent.append(frames)
+        self._recent.append(frames.clone())  # frames are the caller's, who may write to them
         del self._recent[1 if self._model.metadata.goal_conditioned else 0]
         reward = decoded.reward
         if reward is not None:
@@ -229,17 +232,21 @@ class Session:
         return SessionMark(self._decoder.mark(), tuple(self._recent))
 
     def can_rewind(self, mark: SessionMark) -> bool:
-        """Whether a mark can still be reached: no context was read since, by sliding or by rows that began anew."""
+        """Whether a mark can still be reached: since then no context was read, by sliding or by rows that began anew,
+        no row was dropped, and the session did not go back to before it."""
         return self._decoder.can_rewind(mark.decoder)
 
     def rewind(self, mark: SessionMark) -> None:
-        """Go back to a mark: the same actions give the same frames again. Marks made later mean nothing from now on.
+        """Go back to a mark: the same actions give the same frames again. Marks made later end.
 
         Raises:
-            UserError: the session has read a context since, see :meth:`can_rewind`.
+            UserError: the mark has ended, see :meth:`can_rewind`.
         """
         if not self.can_rewind(mark):
-            raise UserError("a context was read since this mark: start a session on the frames in front of it")
+            raise UserError(
+                "a context was read since this mark, or the session went another way: start one on the frames in front "
+                "of the mark"
+            )
         self._decoder.rewind(mark.decoder)
         self._recent = list(mark.recent)
 
@@ -253,12 +260,13 @@ class Session:
             )
 
     @torch.no_grad()
-    def reset_rows(self, mask: Tensor, context: Tensor) -> None:
+    def reset_rows(self, mask: Tensor, context: Tensor, clip_numbers: Sequence[int] | None = None) -> None:
         """Begin some clips again, with all their samples; the others go on as if nothing had happened.
 
         Args:
             mask: (B,) bool, which clips.
             context: (number of them, t, C, H, W) in [0, 1].
+            clip_numbers: these clips draw what a new session of these numbers would; by default their noise goes on.
 
         Raises:
             UserError: mask and context do not fit, or separators are sampled.
@@ -270,9 +278,11 @@ class Session:
         _check_context(context, self._model.tokenizer, batch=int(mask.sum()))
         clips = mask.nonzero().flatten().to(self.prompt.device)
         context = context.to(self._model.device, torch.float32)
+        renumbered = replace(self._options, clip_numbers=clip_numbers)
+        streams = None if clip_numbers is None else renumbered.streams(len(context))
         prompts, features = self._read(context)
         self.prompt, self._context = self.prompt.index_copy(0, clips, prompts), None
-        self._decoder.reset_rows(self._contexts.rows(clips), prompts)
+        self._decoder.reset_rows(self._contexts.rows(clips), prompts, streams)
         self._contexts = self._contexts.replace_clips(clips, features)
         for k, frame in enumerate(context.unbind(1)):
             new = frame[:, None].expand(-1, self.num_samples, -1, -1, -1)

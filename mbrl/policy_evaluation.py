@@ -5,12 +5,12 @@ Shapes: E episodes, M frames of a start, K frames in a stack, T steps, D action 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from itertools import combinations
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,14 @@ from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
+from ivideogpt.files import file_stem
+from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CorrelatedNoise, NoisyPolicy, RandomReacher, scripted_policy
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
+from mbrl.envs.played_episode import check_actions, play_episode
 
 ActOnFrames = Callable[[Tensor], Tensor]  # stacks (n, 3 K, H, W) uint8 -> actions (n, D)
 ActOnState = Callable[[np.ndarray], np.ndarray]  # the simulator's observation -> action (D,)
@@ -70,22 +73,24 @@ def run(args: PolicyArgs) -> None:
     facts = {name: value for name, value in model_facts(model).items() if name.endswith("_checksum")}
     name = Path(args.pretrained_model_name_or_path).name
     rows = PolicyRows(Path(args.output_path), {"model": name, **asked, "task": task, **facts})
+    check_names({row.policy for row in rows.rows} | {policy.name for policy in policies})
     needed = max(args.frame_stack, model.tokenizer.context_length)
     settings = EnvSettings(
         task, model.metadata.resolution, args.action_repeat, args.camera, frame_stack=needed,
         duration=args.episode_length + 1, success_bonus=0.0,
     )  # fmt: skip
     with closing(settings.make()) as env:
+        check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
         for policy in policies:
             if policy.name not in rows:
                 play_policy(args, model, env, policy, rows)
-    videos = [file_name(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
+    videos = [file_stem(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
     print(write_report(rows, videos).split("## Where")[0])
     print(f"report: {rows.folder / 'report.md'}")
 
 
 def load_model(args: PolicyArgs) -> WorldModel:
-    dtype: torch.dtype | Literal["auto"] = "auto" if args.dtype == "auto" else getattr(torch, args.dtype)
+    dtype = precision(args.dtype)
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
     missing = [name for name, head in (("reward", model.reward_head), ("success", model.success_head)) if head is None]
     if model.action_dim is None or missing:
@@ -95,6 +100,13 @@ def load_model(args: PolicyArgs) -> WorldModel:
             "--success_prediction"
         )
     return model
+
+
+def check_names(policies: Iterable[str]) -> None:
+    """Raise UserError if the videos of two policies would have the same name."""
+    for one, other in combinations(sorted(policies), 2):
+        if file_stem(one) == file_stem(other):
+            raise UserError(f"policies {one} and {other} have the same file name, {file_stem(one)}: rename one")
 
 
 def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Policy:
@@ -113,7 +125,7 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
         return Policy(name, on_frames=_imported(kind, rest))
     if Path(name).is_dir():
         agent = trained_agent(Path(name), args, model.metadata.resolution, model.device)
-        return Policy(Path(name).name, on_frames=agent)
+        return Policy(str(Path(name)), on_frames=agent)
     raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
 
 
@@ -128,6 +140,8 @@ def _noise_level(name: str, text: str) -> float:
 
 
 def _imported(module: str, function: str) -> ActOnFrames:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"policy {module}:{function}: {module!r} is not the name of a module, such as my_policies")
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
@@ -179,43 +193,35 @@ def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Poli
         [
             EpisodeRow(
                 policy.name, number, policy.on_frames is not None, real[number].total_reward,
-                float(returns[number]), bool(real[number].success), bool(successes[number]),
+                float(returns[number]), real[number].success, bool(successes[number]),
             )
             for number in numbers
         ]
     )  # fmt: skip
     worst = int(np.abs(returns - [episode.total_reward for episode in real]).argmax())
     frames = np.concatenate([part.frames for part in imagined])[worst]
-    write_gif(rows.folder / f"{file_name(policy.name)}.gif", side_by_side([real[worst].frames, frames]), fps=10)
-
-
-def file_name(policy: str) -> str:
-    return policy.replace(":", "-").replace("/", "-")
+    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([real[worst].frames, frames]), fps=10)
 
 
 def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:
     """Play an episode in the simulator. A first step without movement gives the world model a second frame."""
     rng = episode_rng(args.seed, f"policy {policy.name}", number)
-    env.reset(seed=episode_seed(args.seed, "policies", number))
-    env.step(np.zeros(env.action_space.shape, np.float32))
     on_state = policy.on_state(env, rng) if policy.on_state is not None else None
-    start, frames, actions, total_reward = env.stack, [], [], 0.0
-    succeeded = False
-    for _ in range(args.episode_length):
+
+    def act(stacks: list[Pixels]) -> np.ndarray:
+        if len(stacks) == 1:
+            return np.zeros(env.action_space.shape)
         if on_state is not None:
-            action = on_state(env.env.state)
-        else:
-            assert policy.on_frames is not None
-            stacks = torch.from_numpy(env.stack[None, -3 * args.frame_stack :])
-            action = policy.on_frames(stacks)[0].detach().cpu().numpy()
-        action = np.clip(action, -1, 1).astype(np.float32)
-        stack, reward, _, _, info = env.step(action)
-        frames.append(stack[-3:].transpose(1, 2, 0))
-        actions.append(action)
-        total_reward += reward
-        succeeded = succeeded or info["success"]
-    frame_shape = (-1, 3, *start.shape[1:])
-    return RealEpisode(start.reshape(frame_shape), np.stack(frames), np.stack(actions), total_reward, succeeded)
+            return on_state(env.env.state)
+        assert policy.on_frames is not None
+        return policy.on_frames(torch.from_numpy(stacks[-1][None, -3 * args.frame_stack :]))[0].detach().cpu().numpy()
+
+    episode = play_episode(env, act, episode_seed(args.seed, "policies", number), args.episode_length + 1)
+    start, frames = episode.observations[1], episode.observations[2:, -3:]
+    return RealEpisode(
+        start.reshape(-1, 3, *start.shape[1:]), frames.transpose(0, 2, 3, 1), episode.actions[1:],
+        float(sum(episode.rewards[1:])), bool(episode.successes[1:].any()),
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -227,6 +233,7 @@ def imagine(
     numbers = range(first, first + len(real))
     imagination = Imagination(model, starts, args.frame_stack, seed=args.seed, row_numbers=numbers)
     recorded = torch.from_numpy(np.stack([episode.actions for episode in real]))
+    is_sound = torch.ones((), dtype=torch.bool, device=model.device)
     frames, rewards = [], torch.zeros(len(real), device=model.device)
     succeeded = torch.zeros(len(real), dtype=torch.bool, device=model.device)
     for step_actions in recorded.unbind(1):
@@ -236,6 +243,9 @@ def imagine(
         assert step.reward is not None
         assert step.success is not None
         frames.append(imagination.stacks[:, -1].permute(0, 2, 3, 1).cpu().numpy())
+        is_sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
         rewards += step.reward
-        succeeded |= step.success > args.success_threshold
+        succeeded |= step.success >= args.success_threshold
+    if not is_sound:
+        raise FloatingPointError("the world model predicts frames or rewards that are not finite")
     return ImaginedEpisodes(np.stack(frames, axis=1), rewards.cpu().numpy(), succeeded.cpu().numpy())

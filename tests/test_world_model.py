@@ -200,6 +200,35 @@ def test_a_rewound_session_draws_the_same_again(reward_prediction):
         session.rewind(marks[1])
 
 
+def test_marks_end_where_the_session_went_another_way():
+    """Searches go back and forth: behind a mark of the branch that was left, the cache holds another branch's past."""
+    model, action = world_model(action_dim=4), actions(1, 2, 4)
+    session = model.start(context_of(2, batch=1), seed=1)
+    root = session.mark()
+    session.step(action[:, 0])
+    left = session.mark()
+    session.rewind(left)
+    session.rewind(root)
+    assert not session.can_rewind(left)
+    session.step(action[:, 1])
+    with pytest.raises(UserError, match="went another way"):
+        session.rewind(left)
+    session.rewind(root)
+
+
+def test_frames_belong_to_whoever_gets_them():
+    """A reward function that scales in place, or a buffer that is filled again, would change what the model sees."""
+    model, action = world_model(action_dim=4, frames_that_fit=1), actions(1, 3, 4)
+    expected = model.predict(context_of(2, batch=1), action, seed=1).frames
+    context = context_of(2, batch=1)
+    session = model.start(context, seed=1)
+    context.zero_()
+    for k in range(3):
+        frames = session.step(action[:, k]).frames
+        assert torch.equal(frames, expected[:, :, k])
+        frames.zero_()
+
+
 @pytest.mark.parametrize("value", ["yes", "2"])
 def test_a_mistyped_precision_switch_is_an_error(value, tiny_world_model, monkeypatch):
     """Read as "no" it would change results in silence."""

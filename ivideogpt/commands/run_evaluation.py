@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import distributed
@@ -30,6 +29,7 @@ from ivideogpt.evaluation.tokenizer_report import ReconstructionScorer, evaluate
 from ivideogpt.evaluation.video_prediction import CANDIDATES, FVD_SPANS, PredictionScorer
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
+from ivideogpt.precision import precision
 from ivideogpt.pretrained import load_tokenizer, model_folder
 from ivideogpt.vq_model import CompressiveVQModel
 from ivideogpt.world_model import WorldModel, fastest_precisions
@@ -60,7 +60,7 @@ def joined_processes(flags: ClipFlags) -> Iterator[tuple[torch.device, Processes
         distributed.init_process_group("gloo")
     processes = Processes()
     logging.basicConfig(level=logging.WARNING if processes.is_main else logging.ERROR, format="%(message)s")
-    if precision(flags) == torch.float32:
+    if precision(flags.dtype) == torch.float32:
         torch.backends.cudnn.allow_tf32 = False
     try:
         yield device, processes
@@ -69,12 +69,8 @@ def joined_processes(flags: ClipFlags) -> Iterator[tuple[torch.device, Processes
             distributed.destroy_process_group()
 
 
-def precision(flags: ClipFlags) -> torch.dtype | Literal["auto"]:
-    return "auto" if flags.dtype == "auto" else getattr(torch, flags.dtype)
-
-
 def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, precision(args), args.backend)
+    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, precision(args.dtype), args.backend)
     sampling = dict(temperature=args.temperature, top_k=args.top_k, separators=args.separators, rule=args.sampling_rule)
     return with_settings(model, args.context_length, args.segment_length, args.goal_conditioned, **sampling)
 
@@ -131,7 +127,7 @@ def clips_of_split(flags: ClipFlags, config: DataConfig) -> EvaluationClips:
 
 def evaluate_tokenizer(args: TokenizerEvaluationArgs) -> None:
     with joined_processes(args) as (device, processes):
-        dtype = precision(args)
+        dtype = precision(args.dtype)
         dtype = fastest_precisions(device)[0] if dtype == "auto" else dtype
         tokenizer = load_tokenizer(args.pretrained_model_name_or_path, dtype).to(device)
         metadata = tokenizer_metadata(args, tokenizer)

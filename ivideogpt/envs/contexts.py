@@ -79,12 +79,11 @@ class GivenContexts:
     frames: NDArray[np.uint8]
 
     def __post_init__(self) -> None:
-        shape = self.frames.shape
-        if len(shape) != 5 or shape[-1] != 3 or self.frames.dtype != np.uint8 or not self.frames.size:
-            raise UserError(
-                f"contexts are {self.frames.dtype} of shape {shape}, expected uint8 of shape (starts, frames, height, "
-                "width, 3)"
-            )
+        kind = getattr(self.frames, "dtype", type(self.frames).__name__)
+        shape = getattr(self.frames, "shape", ())
+        if not isinstance(self.frames, np.ndarray) or kind != np.uint8 or shape[4:] != (3,) or 0 in shape:
+            expected = "an array of uint8 of shape (starts, frames, height, width, 3)"
+            raise UserError(f"contexts are {kind} of shape {tuple(shape)}, expected {expected}")
 
     def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:
         starts = self.all(metadata, num_frames)
@@ -106,4 +105,4 @@ def as_contexts(contexts: Contexts | str | Path | NDArray[np.uint8]) -> Contexts
     """Return a source of starts for a path of recorded episodes, for given frames, or itself."""
     if isinstance(contexts, str | Path):
         return RecordedContexts(str(contexts))
-    return GivenContexts(contexts) if isinstance(contexts, np.ndarray) else contexts
+    return contexts if hasattr(contexts, "sampler") else GivenContexts(contexts)

@@ -21,8 +21,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 
 from ivideogpt.envs.contexts import Contexts, GivenContexts
-from ivideogpt.envs.env_settings import FrameFunction
 from ivideogpt.envs.registration import load_model
+from ivideogpt.envs.settings import FrameFunction
 from ivideogpt.envs.vector_env import WorldModelVectorEnv
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_path, read_json, write_json, write_text
@@ -102,8 +102,8 @@ def read_functions(path: Path) -> dict[str, FrameFunction]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a Python file with a function reward(frames)")
     spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise UserError(f"{path}: expected a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     found: dict[str, Any] = {name: getattr(module, name) for name in ("reward", "success") if hasattr(module, name)}

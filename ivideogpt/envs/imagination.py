@@ -74,10 +74,13 @@ class Imagination:
         return ImaginedStep(step.frames[:, 0], reward, success)
 
     @torch.no_grad()
-    def restart(self, rows: Tensor, starts: Tensor) -> None:
-        """Begin some rows, (N,) bool, again with starts (their number, M, 3, H, W) uint8; the others go on."""
+    def restart(self, rows: Tensor, starts: Tensor, row_numbers: Sequence[int] | None = None) -> None:
+        """Begin some rows, (N,) bool, again with starts (their number, M, 3, H, W) uint8; the others go on.
+
+        ``row_numbers`` are ``clip_numbers`` of ``Session.reset_rows``.
+        """
         starts = self._check(starts)
-        self._session.reset_rows(rows, self._context(starts))
+        self._session.reset_rows(rows, self._context(starts), row_numbers)
         numbers = rows.nonzero().flatten().to(starts.device)
         self.stacks = self.stacks.index_copy(0, numbers, starts[:, -self._num_stacked :])
 

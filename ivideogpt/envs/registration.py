@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from ivideogpt.devices import choose_device
 from ivideogpt.envs.single_env import WorldModelEnv
 from ivideogpt.envs.vector_env import WorldModelVectorEnv
 from ivideogpt.paths import here_or_in_project
+from ivideogpt.precision import precision
 from ivideogpt.world_model import WorldModel
 
 
@@ -34,8 +33,9 @@ def make_vector_env(
 def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> WorldModel:
     """Load a model by its path, which may begin at the project's root, or hub id."""
     folder = here_or_in_project(path_or_hub_id)
-    precision: Any = dtype if dtype == "auto" else getattr(torch, dtype)
-    return WorldModel.from_pretrained(folder if folder.exists() else path_or_hub_id, choose_device(device), precision)
+    return WorldModel.from_pretrained(
+        folder if folder.exists() else path_or_hub_id, choose_device(device), precision(dtype)
+    )
 
 
 def _load(path_or_hub_id: str, contexts: Any, settings: dict[str, Any]) -> tuple[WorldModel, Any]:

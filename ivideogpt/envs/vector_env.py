@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.envs.contexts import Contexts, GivenContexts, as_contexts
-from ivideogpt.envs.env_settings import EnvSettings, FrameFunction
 from ivideogpt.envs.imagination import Imagination
+from ivideogpt.envs.settings import FrameFunction, WorldModelEnvSettings
 from ivideogpt.errors import UserError
 from ivideogpt.world_model import WorldModel
 
@@ -37,8 +37,7 @@ class WorldModelVectorEnv(VectorEnv):
     """Episodes in a world model, in the N rows of one session.
 
     With ``reset(seed=s)`` row i has seed s + i. An episode depends on its row's seed, on its number since that seed and
-    on its actions, and not on other rows; where tokens are sampled, also on the number of steps made since all rows
-    began.
+    on its actions, and on nothing else.
     """
 
     def __init__(
@@ -48,12 +47,12 @@ class WorldModelVectorEnv(VectorEnv):
         Args:
             contexts: source of the frames that episodes begin with: a path of recorded episodes, frames
                 (E, M, H, W, 3) uint8, or a :class:`~ivideogpt.envs.contexts.Contexts`.
-            settings: attributes of :class:`~ivideogpt.envs.env_settings.EnvSettings`.
+            settings: attributes of :class:`~ivideogpt.envs.settings.WorldModelEnvSettings`.
 
         Raises:
             UserError: the model takes no actions or knows no reward, or there are no contexts for it.
         """
-        self.settings = EnvSettings(**settings)
+        self.settings = WorldModelEnvSettings(**settings)
         if num_envs < 1:
             raise UserError(f"num_envs is {num_envs}, must be at least 1")
         if model.action_dim is None:
@@ -103,6 +102,9 @@ class WorldModelVectorEnv(VectorEnv):
         seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} rows")
+        known = [number for number in (() if seeds is None else seeds) if number is not None]
+        if min(known, default=0) < 0:
+            raise UserError(f"a seed is {min(known)}, must be at least 0")
         for row, generator_seed in enumerate(() if seeds is None else seeds):
             if rows[row] and generator_seed is not None:
                 self._generators[row] = np.random.default_rng(generator_seed)
@@ -223,7 +225,7 @@ class WorldModelVectorEnv(VectorEnv):
         assert reward is not None
         reward = reward.masked_fill(~active, 0)
         probability = _scores("success", settings.success, step.frames, step.success)
-        success = active & (probability > settings.success_threshold) if probability is not None else active & ~active
+        success = active & (probability >= settings.success_threshold) if probability is not None else active & ~active
         self._is_sound &= step.frames.isfinite().all() & reward.isfinite().all()
         self.elapsed_steps = self.elapsed_steps + active
         self._returns = self._returns + reward
@@ -292,7 +294,7 @@ class WorldModelVectorEnv(VectorEnv):
         self._clear(np.ones(self.num_envs, bool))
 
     def _restart(self, rows: NDArray[np.bool_], starts: Tensor) -> None:
-        self._running().restart(torch.from_numpy(rows), starts)
+        self._running().restart(torch.from_numpy(rows), starts, [self._episodes[row] for row in rows.nonzero()[0]])
         self._clear(rows)
 
     def _clear(self, rows: NDArray[np.bool_]) -> None:

@@ -6,6 +6,7 @@ Knows numbers by name; knows no policies and no environments.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.bootstrap import CONFIDENCE, NUM_REPLICATES, BootstrapMeans
 from ivideogpt.evaluation.report import DPI, MARKDOWN_FILE, markdown_table
-from ivideogpt.files import atomic_file, write_json, write_text
+from ivideogpt.files import atomic_file, check_fields, read_json, write_json, write_text
 
 ROWS_FILE, FIGURE_FILE, SETTINGS_FILE = "episodes.jsonl", "policies.png", "settings.json"
+ADVICE = "remove it to begin anew, or name another folder"
 QUANTITIES = {"return": 1, "success": 2}  # name -> decimals
 
 
@@ -53,12 +55,25 @@ class PolicyRows:
         noted, self._path = folder / SETTINGS_FILE, folder / ROWS_FILE
         self.rows: list[EpisodeRow] = []
         if noted.exists():
-            before, now = json.loads(noted.read_text()), json.loads(json.dumps(settings))
+            before, now = read_json(noted, ADVICE), json.loads(json.dumps(settings))
             if changed := [name for name in now if now[name] != before.get(name)]:
                 raise UserError(f"{folder} holds an evaluation with other {', '.join(changed)}: name another folder")
-            lines = self._path.read_text().splitlines() if self._path.exists() else []
-            self.rows = [EpisodeRow(**json.loads(line)) for line in lines]
+            self.rows = self._read() if self._path.exists() else []
         write_json(noted, settings)
+
+    def _read(self) -> list[EpisodeRow]:
+        rows, numbers = [], dict[str, list[int]]()
+        for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
+            try:
+                rows.append(EpisodeRow(**json.loads(line)))
+                check_fields(rows[-1], dict.fromkeys(("real_return", "imagined_return"), -math.inf))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{self._path}: line {number} is damaged; {ADVICE}") from error
+            numbers.setdefault(rows[-1].policy, []).append(rows[-1].episode)
+        num_episodes = self.settings.get("episodes") or len(rows) // max(len(numbers), 1)
+        if any(found != [*range(num_episodes)] for found in numbers.values()):
+            raise UserError(f"{self._path}: lines are missing; {ADVICE}")
+        return rows
 
     def __contains__(self, policy: str) -> bool:
         return any(row.policy == policy for row in self.rows)

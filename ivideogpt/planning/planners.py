@@ -59,8 +59,11 @@ class Planner(ABC):
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if len(self.low) != len(self.high) or not all(low < high for low, high in zip(self.low, self.high)):
-            raise UserError(f"actions are bounded by {self.low} and {self.high}: expected low < high in each dimension")
+        bounds = zip(self.low, self.high)
+        if len(self.low) != len(self.high) or not all(-math.inf < low < high < math.inf for low, high in bounds):
+            raise UserError(
+                f"actions are bounded by {self.low} and {self.high}: expected finite low < high in each dimension"
+            )
         if isinstance(self.init_std, tuple) and len(self.init_std) != len(self.low):
             raise UserError(f"init_std has {len(self.init_std)} numbers for actions of {len(self.low)}")
         for name in ("horizon", "num_candidates", "num_iterations"):
@@ -270,10 +273,10 @@ class _Search:
         return (limit is None or total <= limit) and seconds <= most
 
     def score(self, candidates: Tensor) -> Tensor:
-        """Score candidates (N, H, D): (N,) on the CPU, -inf where the objective gives NaN."""
+        """Score candidates (N, H, D): (N,) on the CPU, -inf where the objective gives NaN or infinity."""
         scores = self._objective(self._dynamics(candidates)).detach().float().cpu()
         assert scores.shape == candidates.shape[:1], f"{len(candidates)} candidates have scores {tuple(scores.shape)}"
-        scores = scores.nan_to_num(nan=-math.inf)
+        scores = scores.where(scores.isfinite(), -math.inf)
         self.num_evaluations += len(candidates)
         highest, best = scores.max(0)
         if not highest.isfinite():
@@ -283,7 +286,7 @@ class _Search:
         return scores
 
     def select(self, candidates: Tensor, number: int) -> Tensor:
-        """Score candidates and return the best ones, best first."""
+        """Score candidates and return the best ones that have a score, best first."""
         scores = self.score(candidates)
-        self.elites = candidates[scores.topk(min(number, len(scores))).indices]
+        self.elites = candidates[scores.topk(min(number, int(scores.isfinite().sum()))).indices]
         return self.elites

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.planning.dynamics import SessionDynamics
+from ivideogpt.precision import precision
 from ivideogpt.world_model import WorldModel
 
 logger = logging.getLogger(__name__)
@@ -61,9 +62,8 @@ class VP2Model:
             raise UserError(f"planning_modalities is {list(planning_modalities)}: this model predicts rgb alone")
         if unused := sorted(ignored) + ["epoch"] * (epoch is not None):
             logger.warning("these keywords have no effect on this model: %s", ", ".join(unused))
-        precision: torch.dtype | Literal["auto"] = "auto" if dtype == "auto" else getattr(torch, dtype)
         self.num_context = n_past
-        self._model = WorldModel.from_pretrained(checkpoint_dir, choose_device(device), precision)
+        self._model = WorldModel.from_pretrained(checkpoint_dir, choose_device(device), precision(dtype))
         side = self._model.metadata.resolution
         self._dynamics = SessionDynamics(self._model, torch.zeros(1, 3, side, side), seed, common_noise, max_batch)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from ivideogpt.data.convert.conversion import write_episode
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.files import file_stem
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game, Settings
 from ivideogpt.play.messages import (
@@ -209,8 +209,7 @@ def save(game: Game, message: Save) -> tuple[str, bytes]:
         raise UserError("what really happened is not known here: save the dream")
     frames = real if real is not None and message.view == "real" else dream
     with tempfile.TemporaryDirectory() as folder:
-        stem = re.sub(r"[^\w.-]+", "-", game.title)
-        path = Path(folder, f"{stem}-played.{message.format}")
+        path = Path(folder, f"{file_stem(game.title)}-played.{message.format}")
         if message.format == "npz":
             actions = {"action": game.actions(game.position)} if game.action_dim else {}
             write_episode(path, {"image": frames, **actions}, compress=True)

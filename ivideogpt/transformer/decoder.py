@@ -114,7 +114,7 @@ def _read_head(head: nn.Linear | None, hidden: Tensor | None) -> Tensor | None:
 class DecoderMark:
     """A point in a rollout, for :meth:`FrameDecoder.rewind`: what is in the cache up to there stays there."""
 
-    reading: object
+    past: tuple[object, ...]
     lengths: tuple[int, ...]
     num_draws: int
     pending: Tensor | None
@@ -148,7 +148,7 @@ class FrameDecoder:
         self.cache = self.backend.new_cache(0, 0)
         self._num_draws = 0
         self._pending: Tensor | None = None  # (B, 1) the ids that have not entered the cache yet
-        self._reading = object()  # another one whenever the cache's past changes, which ends the use of marks
+        self._past = [object()]  # for what was read, and for each frame since: marks with another past are of no use
 
     @property
     def capacity(self) -> int:
@@ -190,7 +190,7 @@ class FrameDecoder:
         if max_frames is not None:
             capacity = min(capacity, layout.with_future_frames(max_frames).sequence_length)
         self._leave_buffers()
-        self._reading = object()
+        self._past = [object()]
         self.cache = self.backend.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
 
@@ -202,24 +202,25 @@ class FrameDecoder:
         if streams is not None:
             self.streams = streams.to(self.device)
         self.cache = self.cache.expand(n)
-        self._reading = object()
+        self._past = [object()]
         self._leave_buffers()
         if self._pending is not None:
             self._pending = self._pending.repeat_interleave(n, dim=0)
 
     @torch.no_grad()
-    def reset_rows(self, rows: Tensor, prompts: Tensor) -> None:
+    def reset_rows(self, rows: Tensor, prompts: Tensor, streams: RandomStreams | None = None) -> None:
         """Begin some rows again. All samples of a prompt must be among them.
 
         Args:
             prompts: (len(rows) / n, 257 t); n adjacent rows begin with the same one.
+            streams: what these rows draw from now on, from its beginning; by default they go on with their own.
 
         Raises:
             UserError: see :meth:`check_reset`.
         """
         self.check_reset()
         num_samples = len(rows) // len(prompts)
-        self._reading = object()
+        self._past = [object()]
         cache = self.backend.new_cache(len(prompts), self.model.layout.prompt_length)
         pending = self._read(prompts, cache)
         self.cache.overwrite(rows, cache)
@@ -227,8 +228,10 @@ class FrameDecoder:
             assert self._pending is not None
             pending = pending.repeat_interleave(num_samples, dim=0)
             self._pending = self._pending.index_copy(0, rows.to(pending.device), pending)
-        if self._buffers is not None:
-            self._pending = self._buffers.place(self.cache, self._pending, self._num_draws)
+        if streams is not None:
+            restarting = streams.to(self.device)
+            self.streams = self.streams.restarted(rows.to(self.device), restarting, self._num_draws)
+        self._place_in_buffers()
 
     def check_reset(self) -> None:
         """Make sure that single rows may begin again.
@@ -242,7 +245,7 @@ class FrameDecoder:
     def keep_rows(self, rows: Tensor) -> None:
         """Drop all other rows. Samples of one prompt must stay or go together."""
         self.cache = self.cache.select(rows)
-        self._reading = object()
+        self._past = [object()]
         self._leave_buffers()
         self.streams = RandomStreams(self.streams.keys[rows])
         if self._pending is not None:
@@ -251,25 +254,27 @@ class FrameDecoder:
     def mark(self) -> DecoderMark:
         """Mark this point of the rollout, to come back to it with :meth:`rewind`."""
         pending = None if self._pending is None else self._pending.clone()
-        return DecoderMark(self._reading, tuple(self.cache.lengths), self._num_draws, pending)
+        return DecoderMark(tuple(self._past), tuple(self.cache.lengths), self._num_draws, pending)
 
     def can_rewind(self, mark: DecoderMark) -> bool:
-        """Whether the cache still holds the past of a mark: no prompt was read and no row dropped since."""
-        return mark.reading is self._reading
+        """Whether the cache holds the past of a mark: since then no prompt was read, no row dropped, no mark before it
+        gone back to."""
+        return tuple(self._past[: len(mark.past)]) == mark.past
 
     @torch.no_grad()
     def rewind(self, mark: DecoderMark) -> None:
-        """Go back to a mark: the same actions give the same tokens again. Marks made later mean nothing from now on."""
+        """Go back to a mark: the same actions give the same tokens again. Marks made later end."""
         assert self.can_rewind(mark)
+        self._past = list(mark.past)
         self.cache.lengths, self._num_draws = list(mark.lengths), mark.num_draws
         self._pending = None if mark.pending is None else mark.pending.clone()
-        if self._buffers is not None:
-            self._pending = self._buffers.place(self.cache, self._pending, self._num_draws)
+        self._place_in_buffers()
 
     @torch.no_grad()
     def step(self, action_embedding: Tensor | None = None) -> DecodedFrame:
         """Draw one frame. ``action_embedding`` (B, D) is added to the embedding of the separator in front of it."""
         assert len(self.streams.keys) == self.cache.num_rows, "every row needs a stream"
+        self._past.append(object())
         if self._may_borrow and self._buffers is None:
             self._enter_buffers()
         if self._buffers is None:
@@ -319,9 +324,13 @@ class FrameDecoder:
         if buffers is None:
             self._may_borrow = False
             return
-        self.cache = buffers.load(self.cache, self.streams)
-        self._pending = buffers.place(self.cache, self._pending, self._num_draws)
+        self.cache = buffers.load(self.cache)
         self._buffers, self._give_back = buffers, weakref.finalize(self, self.backend.give_back, buffers)
+        self._place_in_buffers()
+
+    def _place_in_buffers(self) -> None:
+        if self._buffers is not None:
+            self._pending = self._buffers.place(self.cache, self.streams, self._pending, self._num_draws)
 
     def _leave_buffers(self) -> None:
         """Give the buffers back: they may serve another session from now on."""

@@ -88,6 +88,10 @@ class RandomStreams:
     def to(self, device: torch.device) -> RandomStreams:
         return RandomStreams(self.keys.to(device))
 
+    def restarted(self, rows: Tensor, streams: RandomStreams, num_draws: int) -> RandomStreams:
+        """Give some rows other streams, whose first draw is draw number ``num_draws`` of these rows."""
+        return RandomStreams(self.keys.index_copy(0, rows, streams.keys - num_draws))
+
     def draws(self, first: int | Tensor, count: int) -> Tensor:
         """Return a hash for each of ``count`` draws from number ``first`` on, (count, B) int64, for :func:`sample`."""
         numbers = torch.arange(count, device=self.keys.device)[:, None] + first

@@ -31,6 +31,12 @@ def rewarding_model() -> WorldModel:
 
 
 @pytest.fixture(scope="session")
+def sampling_model() -> WorldModel:
+    """The same with success alone, which samples its tokens."""
+    return world_model(2, 4, success_prediction=True, generation=Sampling(top_k=None, temperature=3.0))
+
+
+@pytest.fixture(scope="session")
 def frames() -> np.ndarray:
     """Five starts of three frames, (5, 3, 64, 64, 3): squares of random colours."""
     squares = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8, 3), dtype=np.uint8)

@@ -53,6 +53,9 @@ def test_what_cannot_be_exported(flags, tmp_path):
     with pytest.raises(UserError, match="no reward head"):
         main(flags)
     (tmp_path / "empty.py").touch()
+    (tmp_path / "functions.txt").write_text(FUNCTIONS)
+    with pytest.raises(UserError, match=r"ends in \.py"):
+        main([*flags, "--functions", str(tmp_path / "functions.txt")])
     with pytest.raises(UserError, match=r"neither a function reward\(frames\)"):
         main([*flags, "--functions", str(tmp_path / "empty.py")])
     assert not (tmp_path / "exported").exists()

@@ -27,9 +27,9 @@ def test_gymnasium_accepts_it(tiny_world_model, settings):
         check_env(env.unwrapped)
 
 
-def test_the_bundled_model_and_its_episodes():
+def test_the_bundled_model_and_its_episodes(monkeypatch):
     """The first line that a newcomer tries; its kwargs are paths, which must hold from any working directory."""
-    pytest.MonkeyPatch().chdir("/")
+    monkeypatch.chdir("/")
     env = gymnasium.make_vec(BUNDLED, num_envs=2, vectorization_mode="vector_entry_point", reward=brightness)
     observations, _ = env.reset(seed=0)
     assert observations.shape == (2, 64, 64, 3)
@@ -40,3 +40,5 @@ def test_the_bundled_model_and_its_episodes():
     if env.unwrapped.model.reward_head is None:
         with pytest.raises(UserError, match="give reward="):
             gymnasium.make(BUNDLED)
+    with pytest.raises(UserError, match="dtype is 'fp16', expected"):
+        gymnasium.make(BUNDLED, dtype="fp16")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 
-from examples.train_in_dream import main
+from examples.train_in_dream import DreamArgs, build_simulator, main
 from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 from ivideogpt.errors import UserError
+from ivideogpt.flags import parse
 from tests.documented import ROOT
 from tests.envs.conftest import BRIGHT, actions
 
@@ -36,6 +37,16 @@ def test_its_interface_is_ours(envs):
     assert kinds == {True, False}
     with pytest.raises(UserError, match="needs SAME_STEP"):
         StableBaselinesEnv(envs(1))
+
+
+def test_the_simulator_is_like_the_dream(tmp_path):
+    """Its pictures were 64 pixels wide beside models of any size, and a wrong task was found after loading."""
+    flags = ["--dataset_path", str(ROOT / "inference" / "samples"), "--output_path", str(tmp_path / "out")]
+    simulator = build_simulator(parse(DreamArgs, [*flags, "--task", "plate-slide"]), "plate-slide", 32)
+    assert simulator.single_observation_space.shape == (9, 32, 32)
+    simulator.close()
+    with pytest.raises(UserError, match="did you mean plate-slide"):
+        main([*flags, "--task", "plate-slid", "--pretrained_model_name_or_path", "nowhere"])
 
 
 def test_the_example_trains_and_evaluates(rewarding_model, tmp_path, capsys):

@@ -10,7 +10,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
-from ivideogpt.envs import WorldModelVectorEnv
+from ivideogpt.envs import WorldModelEnv, WorldModelVectorEnv
 from ivideogpt.errors import UserError
 from tests.envs.conftest import BRIGHT, HORIZON, actions, brightness
 from tests.parity.networks import world_model
@@ -38,6 +38,22 @@ def test_it_does_what_gymnasium_does_with_single_environments(envs, single, mode
         if mode is AutoresetMode.DISABLED and ended.any():
             expect_same(*(env.reset(options={"reset_mask": ended.copy()}) for env in (ours, theirs)))
     assert len({tuple(ended) for ended in ends}) > 2  # rows did not end together
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_episodes_of_a_model_that_samples(sampling_model, frames, mode):
+    """They depended on the steps of all rows, and in DISABLED on seeds of earlier episodes: no seed gave one again."""
+    settings = dict(BRIGHT, reward=brightness, horizon=HORIZON)
+    env = WorldModelVectorEnv(sampling_model, frames, NUM_ENVS, autoreset_mode=mode, **settings)
+    theirs = SyncVectorEnv([lambda: WorldModelEnv(sampling_model, frames, **settings)] * NUM_ENVS, autoreset_mode=mode)
+    expect_same(env.reset(seed=5), theirs.reset(seed=5))
+    for number, step_actions in enumerate(actions(env)):
+        answer = env.step(step_actions)
+        expect_same(answer, theirs.step(step_actions))
+        ended = answer[2] | answer[3]
+        if mode is AutoresetMode.DISABLED and ended.any():
+            options = {"seed": number, "options": {"reset_mask": ended.copy()}}
+            expect_same(*(each.reset(**options) for each in (env, theirs)))
 
 
 def expect_same(ours: Any, theirs: Any) -> None:
@@ -141,8 +157,13 @@ def test_what_cannot_be_an_environment(envs, frames):
         WorldModelVectorEnv(world_model(2), frames, reward=brightness)
     with pytest.raises(UserError, match="contexts of 1 frames were given, at least 2"):
         WorldModelVectorEnv(world_model(2, 4), frames[:, :1], reward=brightness)
-    with pytest.raises(UserError, match=r"contexts are float64 .* expected uint8"):
+    with pytest.raises(UserError, match=r"contexts are float64 .* expected an array of uint8"):
         WorldModelVectorEnv(world_model(2, 4), frames / 255, reward=brightness)
+    for listed in (list(frames), torch.from_numpy(frames)):
+        with pytest.raises(UserError, match=r"contexts are (list|torch.uint8) of shape .*, expected an array"):
+            WorldModelVectorEnv(world_model(2, 4), listed, reward=brightness)
+    with pytest.raises(UserError, match="the seed of row 0 is -1, must be at least 0"):
+        envs(2).reset(seed=-1)
     with pytest.raises(UserError, match="horizon is 0"):
         envs(2, horizon=0)
     env = envs(2, autoreset_mode=AutoresetMode.DISABLED, horizon=1)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from inference import plan, planning
-from ivideogpt.errors import cli
+from ivideogpt.errors import UserError, cli
+from tests.mbrl.toy_env import Toy
 from tests.parity.networks import world_model
 
 STEPS = 3
@@ -73,8 +74,8 @@ def test_goes_on_with_what_is_missing(planned, tiny_world_model, tmp_path, monke
     output = Path(shutil.copytree(planned, tmp_path / "out"))
     before = rows(output)
     played = []
-    play = planning.play
-    monkeypatch.setattr(planning, "play", lambda env, act, *rest: played.append(act) or play(env, act, *rest))
+    play = planning.play_episode
+    monkeypatch.setattr(planning, "play_episode", lambda env, act, *rest: played.append(act) or play(env, act, *rest))
     assert run(tiny_world_model, output, "--episodes", "1", "--planner", "cem") == 0
     assert (rows(output), played) == (before, [])
     assert run(tiny_world_model, output, "--episodes", "1", "--planner", "mppi") == 0
@@ -100,6 +101,26 @@ def test_other_settings_are_refused(planned, tiny_world_model, tmp_path, capsys)
     world_model(action_dim=4, success_prediction=True).save_pretrained(other)
     assert run(other, output, "--planner", "cem") == 2
     assert "other settings (transformer_checksum, metadata)" in capsys.readouterr().err
+
+
+def test_tasks_that_end_alike_are_two(monkeypatch, tiny_world_model, tmp_path, capsys):
+    """Of my_envs:a/Push-v0 and my_envs:b/Push-v0 only the first was played. Environments need no attribute `task`."""
+    args = plan.PlanArgs(planner="cem", episode_length=1)
+    rows = planning.EpisodeRows(tmp_path, {})
+    monkeypatch.setattr(planning, "scripted", lambda env: lambda frames: np.zeros(2))
+    monkeypatch.setattr(planning, "build_controller", lambda *_: lambda frames: np.zeros(2))
+    for task in ("my_envs:a/Push-v0", "my_envs:b/Push-v0"):
+        planning.play_missing(args, None, Toy(64, 2), task, 0, rows)
+    assert len(rows.rows) == 6
+    assert "my_envs:b/Push-v0 0 cem: success" in capsys.readouterr().out
+    assert planning.video_name("my_envs:a/Push-v0", "cem", 0) == "my_envs-a-Push-v0-cem-0"
+
+
+@pytest.mark.parametrize("content", ["[]", '{"settings": {}}', '{"settings": {}, "rows": [{"task": "hammer"}]}'])
+def test_damaged_rows(content, tmp_path):
+    (tmp_path / "plan.json").write_text(content)
+    with pytest.raises(UserError, match="remove it to begin anew"):
+        planning.EpisodeRows(tmp_path, {})
 
 
 BAD_FLAGS = {

@@ -127,6 +127,8 @@ def test_the_agent_of_a_run_acts_as_it_was_saved(flags, tmp_path, cheap_runs):
         ("scripted:-1", "what follows the colon is a standard deviation"),
         ("nobody", "expected scripted"),
         ("nowhere:act", "No module named 'nowhere'"),
+        ("./my_policies.py:act", "'./my_policies.py' is not the name of a module"),
+        (":act", "'' is not the name of a module"),
     ],
 )
 def test_policies_that_are_not_there(flags, policy, message, tmp_path):
@@ -138,6 +140,65 @@ def test_a_model_without_heads_is_refused(tiny_world_model, tmp_path):
     flags = ["--pretrained_model_name_or_path", str(tiny_world_model), "--output_path", str(tmp_path)]
     with pytest.raises(UserError, match="has no reward and no success head: train one"):
         evaluate.main(["policies", *flags])
+
+
+def test_a_model_of_another_robot_is_refused(flags, tmp_path):
+    """All real episodes were played before the first imagined one failed."""
+    model = world_model(action_dim=3, reward_prediction=True, success_prediction=True)
+    model.save_pretrained(tmp_path / "model")
+    output = ["--output_path", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="takes actions of 3 numbers, the environment wants 4"):
+        evaluate.main(["policies", *flags, "--pretrained_model_name_or_path", str(tmp_path / "model"), *output])
+
+
+def test_runs_of_one_name_are_two_policies(monkeypatch):
+    """The second agent was taken for the first, whose row was there; and its video would replace the other."""
+    monkeypatch.setattr(policy_evaluation, "trained_agent", lambda *_: still)
+    monkeypatch.setattr(policy_evaluation.Path, "is_dir", lambda path: True)
+    args = PolicyArgs(pretrained_model_name_or_path="model")
+    model = world_model(action_dim=4)
+    runs = [policy_evaluation.find_policy(f"{name}/seed0/", "plate-slide", args, model).name for name in "ab"]
+    assert runs == ["a/seed0", "b/seed0"]
+    policy_evaluation.check_names(runs)
+    with pytest.raises(UserError, match="a-seed0 and a/seed0 have the same file name"):
+        policy_evaluation.check_names([*runs, "a-seed0"])
+
+
+def test_a_model_that_gives_no_numbers_is_noticed():
+    """NaN would be black frames, and a correlation of nothing."""
+    model = world_model(action_dim=4, reward_prediction=True, success_prediction=True)
+    with torch.no_grad():
+        model.reward_head.bias.fill_(torch.nan)
+    real = policy_evaluation.RealEpisode(
+        np.zeros((3, 3, 64, 64), np.uint8), np.empty(0), np.zeros((1, 4), np.float32), 0.0, False
+    )
+    args = PolicyArgs(pretrained_model_name_or_path="model")
+    with pytest.raises(FloatingPointError, match="not finite"):
+        policy_evaluation.imagine(args, model, policy_evaluation.Policy("still", on_frames=still), [real], 0)
+
+
+def damaged(lines: list[str]) -> dict[str, list[str]]:
+    return {
+        "line 2 is damaged": [lines[0], lines[1][:20], *lines[2:]],
+        "line 1 is damaged": [lines[0].replace("real_return", "return"), *lines[1:]],
+        "line 3 is damaged": [*lines[:2], lines[2].replace("true", "3"), *lines[3:]],
+        "lines are missing": lines[:-1],
+    }
+
+
+def test_damaged_rows(tmp_path):
+    """A traceback, or a table of policies with other episodes than the rest."""
+    rows = PolicyRows(tmp_path, {"seed": 0})
+    for policy in "ab":
+        rows.add([EpisodeRow(policy, number, False, -1.0, 2.0, True, False) for number in range(3)])
+    file = tmp_path / "episodes.jsonl"
+    for message, lines in damaged(file.read_text().splitlines()).items():
+        file.write_text("\n".join(lines))
+        with pytest.raises(UserError, match=f"{message}; remove it to begin anew"):
+            PolicyRows(tmp_path, {"seed": 0})
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match="not valid JSON"):
+        PolicyRows(tmp_path, {"seed": 0})
 
 
 def test_rows_keep_their_order(tmp_path):

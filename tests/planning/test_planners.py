@@ -184,32 +184,35 @@ def test_budget_of_seconds(monkeypatch):
     assert plan.num_evaluations == 200
 
 
-class NotANumber(Objective):
-    """NaN for all candidates but some."""
+class Partly(Objective):
+    """A score that is no number for all candidates but some."""
 
-    def __init__(self, num_good: int) -> None:
-        self.num_good = num_good
+    def __init__(self, num_good: int, bad: float) -> None:
+        self.num_good, self.bad = num_good, bad
 
     def __call__(self, futures: Futures) -> Tensor:
         scores = Reward()(futures)
-        scores[self.num_good :] = math.nan
+        scores[self.num_good :] = self.bad
         return scores
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", PLANNERS)
-def test_nan_scores(name):
-    """NaN sorts first in torch.topk: a broken prediction would win."""
+def test_scores_that_are_not_finite(name, bad):
+    """NaN and infinity sort first: a broken prediction would win, or be an elite beside the few that are whole."""
     point = Point()
-    plan = replace(SMALL[name], num_iterations=1).plan(point, NotANumber(30), generator())
+    plan = replace(SMALL[name], num_iterations=1).plan(point, Partly(3, bad), generator())
     assert plan.actions.isfinite().all()
-    assert plan.score == float(point(point.asked[0][:30]).rewards.sum(1).max())
+    assert plan.score == float(point(point.asked[0][:3]).rewards.sum(1).max())
+    assert plan.elites is None or len(plan.elites) == 3
     with pytest.raises(UserError, match="no candidate has a finite score"):
-        SMALL[name].plan(point, NotANumber(0), generator())
+        SMALL[name].plan(point, Partly(0, bad), generator())
 
 
 def test_bad_settings():
-    with pytest.raises(UserError, match="low < high"):
-        CEM(low=(1.0,), high=(-1.0,))
+    for low, high in ((1.0, -1.0), (-math.inf, math.inf)):
+        with pytest.raises(UserError, match="finite low < high"):
+            CEM(low=(low,), high=(high,))
     with pytest.raises(UserError, match="init_std has 2 numbers for actions of 1"):
         CEM(low=(-1.0,), high=(1.0,), init_std=(0.5, 0.5))
     with pytest.raises(UserError, match="horizon is 0"):

@@ -67,6 +67,7 @@ WRONG = {
     "infinity": '{"type": "step", "action": [Infinity, 0, 0, 0]}',
     "overflow": '{"type": "step", "action": [1e999, 0, 0, 0]}',
     "huge": '{"type": "step", "action": [1e30, 0, 0, 0]}',
+    "endless": '{"type": "step", "action": [1' + "0" * 400 + ", 0, 0, 0]}",
     "text": '{"type": "step", "action": ["1", 0, 0, 0]}',
     "bool": '{"type": "step", "action": [true, 0, 0, 0]}',
     "short": '{"type": "step", "action": [0, 0]}',

@@ -246,7 +246,7 @@ class GptModelArgs:
 
     pretrained_model_name_or_path: str = option(REQUIRED, "trained tokenizer: folder or hub id")
     vqgan_type: str = option("ctx_vqgan", "kind of tokenizer", choices=("ctx_vqgan",))
-    config_name: str = option("configs/llama/config.json", "architecture of the transformer; initial weights bring their own")
+    config_name: str = option("configs/llama/config.json", "architecture; initial weights bring their own")
     pretrained_transformer_path: str | None = option(None, "folder of initial weights, model.safetensors")
     load_internal_llm: bool = option(False, "take only the language model from --pretrained_transformer_path")
     stale_tokens: float = option(

@@ -48,7 +48,7 @@ class CudaGraphFrame:
         self.reward, self.success = torch.zeros(2, num_rows, device=device)
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def load(self, cache: KVCache, streams: RandomStreams) -> KVCache:
+    def load(self, cache: KVCache) -> KVCache:
         """Take over a session's rows. Returns their part of this frame's cache."""
         rows, filled = cache.num_rows, max(cache.lengths)
         parts = []
@@ -56,12 +56,12 @@ class CudaGraphFrame:
             mine[:, :rows, :, :filled] = theirs[:, :, :, :filled]
             mine[:, :rows, :, filled:] = 0  # an earlier session's may not be finite
             parts.append(mine[:, :rows, :, : self.capacity])
-        self.stream_keys[:rows] = streams.keys
         return KVCache(parts[0], parts[1], list(cache.lengths))
 
-    def place(self, cache: KVCache, waiting: Tensor | None, num_draws: int) -> Tensor | None:
-        """Store the rows' positions, draws so far and the ids (B, 1) that wait; returns the buffer of these ids."""
+    def place(self, cache: KVCache, streams: RandomStreams, waiting: Tensor | None, num_draws: int) -> Tensor | None:
+        """Store the rows' positions, streams, draws so far, and ids (B, 1) that wait; returns the buffer of the ids."""
         rows = cache.num_rows
+        self.stream_keys[:rows] = streams.keys
         self.num_draws.fill_(num_draws)
         self.positions[:rows] = torch.tensor(cache.lengths, device="cpu").to(self.positions.device, non_blocking=True)
         if waiting is None:

@@ -49,7 +49,7 @@ def test_rows_may_begin_anew_part_or_leave():
         decoder.rewind(mark)
         frames += [decoder.step(), decoder.step()]
         assert torch.equal(frames[1].tokens, frames[3].tokens)
-        decoder.reset_rows(torch.tensor([0, 1]), PROMPT[1:].repeat(2, 1))
+        decoder.reset_rows(torch.tensor([0, 1]), PROMPT[1:].repeat(2, 1), RandomStreams.of_clips(3, torch.arange(2)))
         frames.append(decoder.step())
         decoder.keep_rows(torch.tensor([0, 1]))
         frames.append(decoder.step())

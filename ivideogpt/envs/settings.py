@@ -14,7 +14,7 @@ FrameFunction = Callable[[Tensor], Tensor]  # frames (N, 3, H, W) in [0, 1] on t
 
 
 @dataclass(frozen=True, kw_only=True)
-class EnvSettings:
+class WorldModelEnvSettings:
     """Choices of an environment.
 
     Attributes:

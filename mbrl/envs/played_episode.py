@@ -1,0 +1,63 @@
+"""Play one episode in a ``gymnasium.Env`` of frames.
+
+Shapes: T steps, D action dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import gymnasium
+import numpy as np
+
+from ivideogpt.errors import UserError
+from mbrl.replay.episodes import Floats, Pixels
+
+Act = Callable[[list[Pixels]], np.ndarray]  # observations so far -> action (D,), which is clipped to [-1, 1]
+
+
+@dataclass(frozen=True)
+class PlayedEpisode:
+    """One played episode.
+
+    Attributes:
+        observations: (T + 1, ...) uint8, the first before any action.
+        actions: (T, D) as they were taken.
+        rewards: (T,) float64.
+        successes: (T,) bool.
+    """
+
+    observations: Pixels
+    actions: Floats
+    rewards: np.ndarray
+    successes: np.ndarray
+
+
+def play_episode(env: gymnasium.Env, act: Act, seed: int, num_steps: int) -> PlayedEpisode:
+    """Play the episode of a seed.
+
+    Raises:
+        UserError: an action is not D finite numbers, or the environment ends its episode earlier.
+    """
+    observations, actions, rewards, successes = [env.reset(seed=seed)[0]], [], [], []
+    for step in range(1, num_steps + 1):
+        action = np.clip(act(observations), -1, 1).astype(np.float32)
+        if action.shape != env.action_space.shape or not np.isfinite(action).all():
+            raise UserError(f"a policy wants the action {action}, expected {env.action_space.shape[0]} finite numbers")
+        observation, reward, terminated, truncated, info = env.step(action)
+        observations.append(observation)
+        actions.append(action)
+        rewards.append(reward)
+        successes.append(bool(info["success"]))
+        if (terminated or truncated) and step < num_steps:
+            raise UserError(f"the environment ended its episode after {step} of {num_steps} agent steps")
+    return PlayedEpisode(np.stack(observations), np.stack(actions), np.array(rewards, np.float64), np.array(successes))
+
+
+def check_actions(model: str, action_dim: int | None, action_space: gymnasium.Space) -> None:
+    """Raise UserError if the actions of a model, which is named, are not those of an environment."""
+    wanted = action_space.shape[0]
+    if wanted != action_dim:
+        takes = "is action-free" if action_dim is None else f"takes actions of {action_dim} numbers"
+        raise UserError(f"{model} {takes}, the environment wants {wanted}: choose a model of its data")
