@@ -162,7 +162,7 @@ def test_what_cannot_be_an_environment(envs, frames):
     for listed in (list(frames), torch.from_numpy(frames)):
         with pytest.raises(UserError, match=r"contexts are (list|torch.uint8) of shape .*, expected an array"):
             WorldModelVectorEnv(world_model(2, 4), listed, reward=brightness)
-    with pytest.raises(UserError, match="the seed of row 0 is -1, must be at least 0"):
+    with pytest.raises(UserError, match="a seed is -1, must be at least 0"):
         envs(2).reset(seed=-1)
     with pytest.raises(UserError, match="horizon is 0"):
         envs(2, horizon=0)
