@@ -41,7 +41,8 @@ class RealWorld(Protocol):
     ``end`` is the frame (H, W, 3) that the episode ends with, None where that is not known.
     """
 
-    end: Pixels | None
+    @property
+    def end(self) -> Pixels | None: ...
 
     @property
     def policies(self) -> Mapping[str, Callable[[], Floats | None]]: ...
