@@ -34,7 +34,7 @@ class GamePlan:
         """Count the planned actions that led to the shown moment; None if others did, or the goal is another."""
         taken = [moment.action for moment in game.moments[self.position + 1 : game.position + 1]]
         is_ahead = self.position > game.position or game.moments[self.position].dream is not self.dream
-        if is_ahead or self.goal is not game.goal or len(taken) >= HORIZON:
+        if is_ahead or self.goal is not game.goal or len(taken) >= len(self.plan.actions):
             return None
         return len(taken) if all(map(np.array_equal, taken, self.plan.actions.numpy())) else None
 

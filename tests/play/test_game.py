@@ -118,7 +118,7 @@ def test_random_actions_are_the_same_after_going_back(game):
 def plans(monkeypatch) -> list[tuple[bool, int]]:
     """Makes plans small, and notes for each whether it began at another, and how many of its steps were taken."""
     made, make_plan = [], planner.make_plan
-    small = replace(planner.planner(ACTION_DIM), num_candidates=3, num_iterations=1)
+    small = replace(planner.planner(ACTION_DIM), horizon=planner.REPLAN_EVERY + 1, num_candidates=2, num_iterations=1)
     monkeypatch.setattr(planner, "planner", lambda action_dim: small)
 
     def noted(game, previous, executed):
