@@ -78,8 +78,8 @@ def make_plan(game: Game, previous: Plan | None, executed: int) -> Plan:
 def planner(action_dim: int) -> Planner:
     """Return a planner with few candidates, and more of them where the first are quick: a page must stay lively."""
     return MPPI(
-        low=(-1.0,) * action_dim, high=(1.0,) * action_dim, horizon=HORIZON, init_std=0.8, smoothing=0.8, gamma=3.0,
-        num_candidates=8, num_iterations=4, max_seconds=0.4,
+        low=(-1.0,) * action_dim, high=(1.0,) * action_dim, horizon=HORIZON, init_std=0.5, smoothing=0.8, gamma=3.0,
+        num_candidates=6, num_iterations=4, max_seconds=0.4,
     )  # fmt: skip
 
 
