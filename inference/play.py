@@ -33,6 +33,7 @@ class PlayArgs(WebArgs):
     task: tuple[str, ...] | None = option(
         None, "Meta-World tasks to start from (default: the paper's six, where Meta-World is installed)"
     )
+    agent: str | None = option(None, "folder of a run of mbrl/, whose agent can drive")
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
@@ -52,6 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_web_packages()
     if args.dataset_path and ":" not in args.dataset_path and not Path(args.dataset_path).exists():
         raise UserError(f"--dataset_path {args.dataset_path}: no such file or folder")
+    if args.agent and not Path(args.agent).is_dir():
+        raise UserError(f"--agent {args.agent}: no such folder; name that of a run of mbrl/")
     bound = open_socket(args)  # before a model is loaded
     from inference.playing import run
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from inference.predict import BUNDLED_SAMPLES
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
+from ivideogpt.play.autopilots import AUTOPILOTS, policy_on_frames
 from ivideogpt.play.server import PlayServer
 from ivideogpt.play.starts import find_starts
 from ivideogpt.precision import precision
@@ -31,6 +32,8 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     fits = model.metadata.action_dim == ACTION_DIM and not model.metadata.goal_conditioned
     if asked and not fits:
         raise UserError(f"--task was given, but {path} has not the {ACTION_DIM} actions of Meta-World: leave it out")
+    if args.agent:
+        offer_agent(args.agent, model)
     simulated, close = [], None
     if fits and has_simulator:
         from inference.simulator import Simulators
@@ -46,3 +49,13 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     note = "" if simulated else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
     server = PlayServer(model, Path(path).name, choices, args.max_sessions, note, close)
     serve(server.app, args, bound, "play")
+
+
+def offer_agent(run_dir: str, model: WorldModel) -> None:
+    """Add the agent of a run to the autopilots."""
+    from mbrl.agent.saved_agent import trained_agent
+
+    if model.action_dim is None:
+        raise UserError("--agent was given, but this model takes no actions: leave it out")
+    agent = trained_agent(Path(run_dir), model.metadata.resolution, model.action_dim, model.device)
+    AUTOPILOTS["agent"] = policy_on_frames("Trained agent", agent.act, agent.frame_stack)

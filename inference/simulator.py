@@ -52,6 +52,7 @@ class Simulator:
 
     def __init__(self, env: MetaWorldEnv, home: Simulators) -> None:
         self._env, self._home = env, home
+        self.end = None
         self._expert = scripted_policy(env.task)
         self.policies = {"scripted": self._scripted_action}
 

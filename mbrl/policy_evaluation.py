@@ -124,8 +124,12 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
     if rest:
         return Policy(name, on_frames=_imported(kind, rest))
     if Path(name).is_dir():
-        agent = trained_agent(Path(name), args, model.metadata.resolution, model.device)
-        return Policy(str(Path(name)), on_frames=agent)
+        from mbrl.agent.saved_agent import trained_agent
+
+        assert model.action_dim is not None
+        size, actions = model.metadata.resolution, model.action_dim
+        agent = trained_agent(Path(name), size, actions, model.device, args.frame_stack)
+        return Policy(str(Path(name)), on_frames=agent.act)
     raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
 
 
@@ -146,33 +150,6 @@ def _imported(module: str, function: str) -> ActOnFrames:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"policy {module}:{function}: {error}") from error
-
-
-def trained_agent(run_dir: Path, args: PolicyArgs, size: int, device: torch.device) -> ActOnFrames:
-    """Return the mean actions of the agent that a run of mbrl/ saved last.
-
-    Raises:
-        UserError: there is none, or it sees other frames than these.
-    """
-    from mbrl.agent.drqv2 import DrQConfig, build_agent
-    from mbrl.replay.replay_buffer import EpisodeShape
-    from mbrl.run_folder import RunFolder
-    from mbrl.settings import read
-    from mbrl.snapshots import saved_state
-
-    folder = RunFolder(run_dir)
-    settings, saved = folder.settings(), saved_state(folder)
-    if saved is None:
-        raise UserError(f"{run_dir} was never saved: it has no agent yet")
-    seen = settings["frame_stack"], settings.get("image_size", EnvSettings.image_size)
-    given = args.frame_stack, size
-    if seen != given:
-        raise UserError(f"{run_dir}: its agent sees stacks and sizes of {seen}, not {given}: give --frame_stack")
-    config = {name: value for name, value in settings["agent"].items() if name in DrQConfig.__dataclass_fields__}
-    agent = build_agent(EpisodeShape(seen[0], (seen[1],) * 2, 4), read(DrQConfig, config, "agent."), 0, device)
-    agent.load_state_dict(saved["parts"]["agent"])
-    unused = torch.Generator()
-    return lambda stacks: agent.act(stacks, 0, mean=True, generator=unused)
 
 
 # ---- episodes

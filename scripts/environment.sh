@@ -46,19 +46,33 @@ sys.exit(sys.platform == "linux" and not (find_library("EGL") and find_library("
 PY
 }
 
-install_rendering() {
-    local packages=(libegl1 libgl1 libosmesa6) as_root=()
-    has_rendering && return
+has_browser() {
+    command -v chromium || command -v chromium-browser || command -v google-chrome
+} >/dev/null
+
+# Installs Debian packages where that needs no password; a note if it cannot.
+# Arguments: what they are for, what happens without them, the packages.
+install_packages() {
+    local purpose=$1 otherwise=$2 as_root=()
+    shift 2
     if [ "$(id -u)" != 0 ]; then
         as_root=(sudo -n)
     fi
     if command -v apt-get >/dev/null && ${as_root[@]+"${as_root[@]}"} true 2>/dev/null; then
-        echo "installing ${packages[*]} for off-screen rendering"
+        echo "installing $* for $purpose"
         ${as_root[@]+"${as_root[@]}"} apt-get update -qq &&
             ${as_root[@]+"${as_root[@]}"} env DEBIAN_FRONTEND=noninteractive \
-                apt-get install -y -qq --no-install-recommends "${packages[@]}" >/dev/null && return
+                apt-get install -y -qq --no-install-recommends "$@" >/dev/null && return
     fi
-    echo "note: no library for off-screen rendering (${packages[*]}): tests that render are skipped" >&2
+    echo "note: nothing for $purpose ($*): $otherwise" >&2
+}
+
+install_rendering() {
+    has_rendering || install_packages "off-screen rendering" "tests that render are skipped" libegl1 libgl1 libosmesa6
+}
+
+install_browser() {
+    has_browser || install_packages "tests in a browser" "tests of pages are skipped" chromium
 }
 
 install_requirements

@@ -3,6 +3,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_rendering
+install_browser
 ruff check .
 ruff format --check .
 mypy

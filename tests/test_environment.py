@@ -1,4 +1,4 @@
-"""scripts/environment.sh with interpreters and environments that only pretend, in a repository of two empty files."""
+"""scripts/environment.sh with interpreters and packages that only pretend, in a repository of two empty files."""
 
 import shutil
 import subprocess
@@ -36,9 +36,11 @@ def repository(tmp_path):
 
 @pytest.fixture
 def source(repository, tmp_path):
-    """Sources the script where these interpreters are all there is."""
+    """Sources the script where these interpreters and other commands are all there is."""
 
-    def source(interpreters: dict[str, str], **environment: str) -> subprocess.CompletedProcess:
+    def source(
+        interpreters: dict[str, str], then: str = "true", commands: dict[str, str] | None = None, **environment: str
+    ) -> subprocess.CompletedProcess:
         path = tmp_path / "path"
         path.mkdir(exist_ok=True)
         for tool in ("bash", "env", "cat", "cksum", "dirname", "mkdir", "touch", "chmod", "rm"):
@@ -47,7 +49,11 @@ def source(repository, tmp_path):
         for name, version in interpreters.items():
             (path / name).write_text(INTERPRETER.format(python=sys.executable, version=version))
             (path / name).chmod(0o755)
-        command = ["bash", "-euo", "pipefail", "-c", f"source {repository}/scripts/environment.sh"]
+        for name, script in (commands or {}).items():
+            (path / name).write_text(f"#!/usr/bin/env bash\n{script}\n")
+            (path / name).chmod(0o755)
+        script = f"source {repository}/scripts/environment.sh; {then}"
+        command = ["bash", "-euo", "pipefail", "-c", script]
         return subprocess.run(command, env={"PATH": str(path)} | environment, capture_output=True, text=True)
 
     return source
@@ -100,3 +106,25 @@ def test_a_folder_that_is_no_environment_keeps_its_files(source, tmp_path):
     done = source({"python3": "3.12"}, VENV=str(tmp_path / "mine"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "mine" / "thesis.tex").exists()
+
+
+APT = {"apt-get": 'echo "apt-get $*" >&2', "id": "echo 0"}
+
+
+@pytest.mark.parametrize(
+    ("commands", "said"),
+    [
+        (APT, ["apt-get update -qq", "apt-get install -y -qq --no-install-recommends chromium"]),
+        (APT | {"google-chrome": ""}, []),
+        (APT | {"id": "echo 1000", "sudo": "exit 1"}, ["note: nothing for tests in a browser (chromium): tests of"]),
+        (APT | {"apt-get": "exit 100"}, ["note: nothing for tests in a browser (chromium): tests of"]),
+        ({"id": "echo 0"}, ["note: nothing for tests in a browser (chromium): tests of"]),
+    ],
+)
+def test_a_browser_is_installed_where_it_is_missing_and_may_be(source, commands, said):
+    """Tests of pages were skipped in silence; a machine that lets nobody install must still run the others."""
+    done = source({"python3": "3.12"}, "install_browser", commands)
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(said)
+    assert all(map(str.startswith, lines, said)), lines

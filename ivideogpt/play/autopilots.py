@@ -9,9 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
+from ivideogpt.data.clips.transforms import channels_first
 from ivideogpt.errors import UserError
 from ivideogpt.play.game import Game
+from ivideogpt.play.planner import planned_action
 from ivideogpt.play.starts import Floats
 
 STRETCH = 6  # steps in one direction
@@ -30,6 +33,16 @@ def policy_of_real_world(name: str, label: str) -> Autopilot:
     return Autopilot(label, lambda game: game.policy_action(name), lambda game: name in game.policies)
 
 
+def policy_on_frames(label: str, act: Callable[[Tensor], Tensor], frame_stack: int) -> Autopilot:
+    """Return an autopilot from a function of stacks (n, 3 K, H, W) uint8, oldest frame first, to actions (n, D)."""
+
+    def action(game: Game) -> Floats:
+        stack = channels_first(game.latest(frame_stack)).flatten(0, 1)
+        return act(stack[None])[0].clamp(-1, 1).float().cpu().numpy()
+
+    return Autopilot(label, action)
+
+
 def random_action(game: Game) -> Floats:
     """Return an action in [-1, 1] that changes every few steps, and is the same whenever the moment is visited."""
     rng = np.random.default_rng([game.seed % 2**32, game.position // STRETCH])
@@ -40,6 +53,7 @@ AUTOPILOTS = {
     "recorded": policy_of_real_world("recorded", "Recorded actions"),
     "scripted": policy_of_real_world("scripted", "Scripted expert"),
     "random": Autopilot("Random", random_action),
+    "mppi": Autopilot("Planner", planned_action),
 }
 
 

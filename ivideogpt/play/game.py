@@ -8,7 +8,7 @@ Shapes: N samples, t context frames, H W pixels, D action dimension.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ MAX_SAMPLES = 8
 MAX_BYTES = 256 << 20  # pixels that a game remembers
 MAX_STEPS = 2000
 Numbers = NDArray[np.float32]
+GoalSource = Literal["shown", "end", "none"]
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,19 @@ class Game:
 
     A step behind the last moment replaces what came after. Going back to a frame of the present context is exact: the
     same actions give the same frames again. From older ones the model goes on with what it sees in their last t frames.
+
+    Attributes:
+        selected: the sample that is shown large, saved and continued from.
+        goal: (H, W, 3) frame that the planner makes for; None if none was chosen. Stays when a scene begins again.
+        plan: what the planner keeps from one step to the next.
     """
 
     def __init__(self, model: WorldModel, choices: dict[str, StartChoice]) -> None:
         self.model, self.choices = model, choices
         self.settings = Settings.of_checkpoint(model.metadata.generation)
-        self.selected = 0  # the sample that is shown large, saved and continued from
+        self.selected, self.key = 0, ""
+        self.goal: Pixels | None = None
+        self.plan: Any = None
         self._start: Start | None = None
         self.moments: list[Moment] = []
         self.position = 0
@@ -120,6 +128,8 @@ class Game:
             raise UserError(f"there is no start {key!r}")
         start = self.choices[key].open(seed)
         self.close()
+        if key != self.key:
+            self.goal = None
         self._start, self.key, self.seed, self.position = start, key, seed, 0
         dream = np.repeat(start.context[-1:], self.settings.num_samples, axis=0)
         action = np.zeros(self.action_dim, np.float32)
@@ -140,6 +150,17 @@ class Game:
         if not 0 <= position < len(self.moments):
             raise UserError(f"position is {position}, expected 0 to {len(self.moments) - 1}")
         self.position = position
+
+    def choose_goal(self, source: GoalSource) -> None:
+        """Choose the frame that the planner makes for: the shown one, or the one that the recorded episode ends with.
+
+        Raises:
+            UserError: the episode's end is not known.
+        """
+        goal = {"shown": self.frames(self.position, self.selected)[-1], "end": self._real_world().end}.get(source)
+        if goal is None and source == "end":
+            raise UserError("how this episode ends is not known: take the frame that you see as the goal")
+        self.goal = goal
 
     def step(self, action: Floats) -> None:
         """Go on from the shown moment under an action (D,); later moments are dropped."""
@@ -182,6 +203,19 @@ class Game:
         imagined = [moment.dream[min(sample, len(moment.dream) - 1)] for moment in self.moments[1 : last + 1]]
         return np.stack([*self._start.context, *imagined])
 
+    def context(self, sample: int) -> Pixels:
+        """Return what the model goes on from at the shown moment: the last t frames of a sample, (t, H, W, 3)."""
+        t, frames = self.model.metadata.context_length, self.frames(self.position, sample)
+        return np.concatenate([frames[:1], frames[1:][1 - t :]]) if self._has_goal else frames[-t:]
+
+    def latest(self, number: int) -> Pixels:
+        """Return the last frames of the selected sample, (number, H, W, 3), the first one repeated if there are fewer.
+
+        The goal of a goal-conditioned model is none of them.
+        """
+        frames = self.frames(self.position, self.selected)[self._has_goal :]
+        return frames[np.arange(len(frames) - number, len(frames)).clip(min=0)]
+
     def actions(self, last: int) -> Floats:
         """Return the action taken at each of :meth:`frames`, zero at the last one."""
         assert self._start is not None
@@ -205,6 +239,10 @@ class Game:
         if self._start is not None:
             self._start.real.close()
             self._start = None
+
+    @property
+    def _has_goal(self) -> bool:
+        return self.model.metadata.goal_conditioned and self.model.metadata.context_length > 1
 
     def _real_world(self) -> Any:
         self.check_begun()
@@ -230,21 +268,13 @@ class Game:
         num_samples, num_shown = self.settings.num_samples, len(self.now.dream)
         is_shared = num_samples != num_shown or self.position == 0
         samples = [min(self.selected, num_shown - 1)] if is_shared else range(num_samples)
-        contexts = np.stack([self._context(sample) for sample in samples])
+        contexts = np.stack([self.context(sample) for sample in samples])
         self._num_clips = len(contexts)
         context = unit_range(channels_first(contexts.reshape(-1, *contexts.shape[2:])))
         sampling = self.settings.sampling(self.model.metadata.generation)
         return self.model.start(
             context.unflatten(0, contexts.shape[:2]), num_samples // len(contexts), sampling=sampling, seed=self.seed
         )
-
-    def _context(self, sample: int) -> Pixels:
-        t, frames = self.model.metadata.context_length, self.frames(self.position, sample)
-        return np.concatenate([frames[:1], frames[1:][1 - t :]]) if self._has_goal else frames[-t:]
-
-    @property
-    def _has_goal(self) -> bool:
-        return self.model.metadata.goal_conditioned and self.model.metadata.context_length > 1
 
     def _forget_marks(self, session: Session) -> None:
         """Let go of marks that the session has slid past; they hold frames on its device."""

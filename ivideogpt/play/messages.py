@@ -1,7 +1,8 @@
 """Messages between the page and the server. The page sends JSON; pictures and files come back as bytes behind JSON.
 
 A binary message is the length of its JSON header in 4 bytes (little-endian), the header, and the rest: for "moment" the
-pixels (H, W, 3) of every sample and, if the header says so, of the real frame; for "file" the file.
+pixels (H, W, 3) of every sample and, if the header says so, of the real frame and the planner's goal; for "file" the
+file.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_fields
 from ivideogpt.play.autopilots import AUTOPILOTS
-from ivideogpt.play.game import Game, Numbers
+from ivideogpt.play.game import Game, GoalSource, Numbers
 from ivideogpt.play.starts import Floats, StartChoice
 
 LARGEST = 1e3  # absolute value of a number of an action
@@ -59,14 +60,21 @@ class Select:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """Choose what the planner makes for."""
+
+    source: GoalSource
+
+
+@dataclass(frozen=True)
 class Save:
     format: Literal["gif", "npz"]
     view: View
     fps: float
 
 
-MESSAGES: dict[str, Any] = dict(reset=Reset, step=Step, seek=Seek, change=Change, select=Select, save=Save)
-Message = Reset | Step | Seek | Change | Select | Save
+MESSAGES: dict[str, Any] = dict(reset=Reset, step=Step, seek=Seek, change=Change, select=Select, goal=Goal, save=Save)
+Message = Reset | Step | Seek | Change | Select | Goal | Save
 
 
 def read_message(fields: dict[str, Any]) -> Message:
@@ -111,6 +119,7 @@ def moment_message(game: Game, milliseconds: float) -> bytes:
         "size": moment.dream.shape[1:3],
         "num_samples": len(moment.dream),
         "has_real": real.frame is not None,
+        "has_goal": game.goal is not None,
         "action": [round(float(value), 4) for value in moment.action],
         "reward": _numbers(moment.reward),
         "success": _numbers(moment.success),
@@ -119,7 +128,8 @@ def moment_message(game: Game, milliseconds: float) -> bytes:
         "autopilots": [name for name, pilot in AUTOPILOTS.items() if pilot.is_offered(game)],
         "milliseconds": round(milliseconds, 1),
     }
-    return pack(header, moment.dream.tobytes() + (b"" if real.frame is None else real.frame.tobytes()))
+    pictures = (moment.dream, real.frame, game.goal)
+    return pack(header, b"".join(picture.tobytes() for picture in pictures if picture is not None))
 
 
 def _numbers(values: Numbers | None) -> list[float | None] | None:
@@ -136,6 +146,7 @@ def welcome(game: Game, model_name: str, first: str, note: str) -> dict[str, Any
         "first": first,
         "starts": [_listed(choice) for choice in game.choices.values()],
         "autopilots": {name: pilot.label for name, pilot in AUTOPILOTS.items()},
+        "predicts_reward": game.model.reward_head is not None,
         "settings": vars(game.settings),
         "note": note,
     }

@@ -21,6 +21,7 @@ from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game, Settings
 from ivideogpt.play.messages import (
     Change,
+    Goal,
     Message,
     Reset,
     Save,
@@ -192,6 +193,8 @@ def advance(game: Game, message: Message) -> bytes:
         game.change(Settings(**asdict(message)))
     elif isinstance(message, Select):
         game.selected = message.sample
+    elif isinstance(message, Goal):
+        game.choose_goal(message.source)
     elif isinstance(message, Seek):
         game.seek(message.position)
     elif isinstance(message, Step):

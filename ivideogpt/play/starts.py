@@ -36,7 +36,13 @@ class Outcome:
 
 
 class RealWorld(Protocol):
-    """World beside the dream, under the same actions. ``policies`` are by name, and look at its present state."""
+    """World beside the dream, under the same actions. ``policies`` are by name, and look at its present state.
+
+    ``end`` is the frame (H, W, 3) that the episode ends with, None where that is not known.
+    """
+
+    @property
+    def end(self) -> Pixels | None: ...
 
     @property
     def policies(self) -> Mapping[str, Callable[[], Floats | None]]: ...
@@ -74,7 +80,7 @@ class RecordedWorld:
     """An episode: what happened is known as long as the actions are the recorded ones."""
 
     def __init__(self, frames: Pixels, actions: Floats) -> None:
-        self._frames, self._actions = frames, actions
+        self._frames, self._actions, self.end = frames, actions, frames[-1]
         self._index, self._is_known = 0, True
         self.policies = {"recorded": self._recorded} if actions.shape[1] else {}
 

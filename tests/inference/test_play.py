@@ -104,6 +104,7 @@ def test_what_the_page_offers(tiny_world_model, monkeypatch):
     ("flags", "message"),
     [
         (["--dataset_path", "nowhere"], "--dataset_path nowhere: no such file"),
+        (["--agent", "nowhere"], "--agent nowhere: no such folder"),
         (["--max_sessions", "0"], "must be at least 1"),
         (["--host", "nowhere.invalid"], "cannot serve on nowhere.invalid"),
         (["--port", "{taken}"], "in use"),

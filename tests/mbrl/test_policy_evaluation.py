@@ -7,19 +7,23 @@ import pytest
 import scipy.stats
 import torch
 
+from inference import playing
 from ivideogpt.commands import evaluate
 from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, correlate, matrix, pearson, spearman
 from ivideogpt.flags import parse
+from ivideogpt.play.autopilots import AUTOPILOTS, autopilot_action
 from mbrl import policy_evaluation
 from mbrl.agent.drqv2 import DrQConfig, build_agent
+from mbrl.agent.saved_agent import trained_agent
 from mbrl.envs.offscreen import select_backend
 from mbrl.replay.replay_buffer import EpisodeShape
 from mbrl.run_folder import RunFolder
 from mbrl.snapshots import saved_state
 from tests.mbrl.runs import train_drq
 from tests.parity.networks import world_model
+from tests.play import worlds
 
 RNG = np.random.default_rng(0)
 
@@ -107,18 +111,28 @@ def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
     assert rollout.rewards.sum().item() == pytest.approx(repeated.total_rewards[0], rel=1e-5)
 
 
-def test_the_agent_of_a_run_acts_as_it_was_saved(flags, tmp_path, cheap_runs):
+def test_the_agent_of_a_run_acts_as_it_was_saved(tmp_path, cheap_runs, monkeypatch):
     """A freshly made agent would act, too. One that sees other stacks is refused."""
     train_drq(tmp_path / "run", "num_train_frames=48")
-    args, device = parse(PolicyArgs, flags), torch.device("cpu")
-    act = policy_evaluation.trained_agent(tmp_path / "run", args, 64, device)
+    device = torch.device("cpu")
+    saved = trained_agent(tmp_path / "run", 64, 4, device)
     stacks = torch.from_numpy(RNG.integers(0, 256, (2, 9, 64, 64), dtype=np.uint8))
     weights = saved_state(RunFolder(tmp_path / "run"))["parts"]["agent"]
     agent = build_agent(EpisodeShape(3, (64, 64), 4), DrQConfig(hidden_dim=8, feature_dim=4), 7, device)
     agent.load_state_dict(weights)
-    assert torch.equal(act(stacks), agent.act(stacks, 0, mean=True, generator=torch.Generator()))
-    with pytest.raises(UserError, match="its agent sees stacks and sizes of"):
-        policy_evaluation.trained_agent(tmp_path / "run", args, 32, device)
+    assert torch.equal(saved.act(stacks), agent.act(stacks, 0, mean=True, generator=torch.Generator()))
+    assert saved.frame_stack == 3
+    monkeypatch.setitem(AUTOPILOTS, "agent", None)
+    playing.offer_agent(str(tmp_path / "run"), worlds.model())
+    seen = torch.from_numpy(worlds.FRAMES[[0, 0, 1]]).permute(0, 3, 1, 2).flatten(0, 1)[None]
+    assert np.allclose(autopilot_action(worlds.new_game(), "agent"), saved.act(seen)[0])
+    for other, message in (
+        ((32, 4, device), "sizes of .3, 64., not .3, 32.$"),
+        ((64, 4, device, 2), "give --frame_stack"),
+        ((64, 5, device), "4 numbers, those of the model 5"),
+    ):
+        with pytest.raises(UserError, match=message):
+            trained_agent(tmp_path / "run", *other)
 
 
 @pytest.mark.parametrize(

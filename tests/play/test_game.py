@@ -7,10 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ivideogpt.data.convert.conversion import check_arrays
 from ivideogpt.errors import UserError
-from ivideogpt.play import autopilots
+from ivideogpt.planning import Reward, SquaredError
+from ivideogpt.play import autopilots, planner
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game, Settings
 from ivideogpt.play.messages import Save
@@ -110,6 +112,79 @@ def test_random_actions_are_the_same_after_going_back(game):
     game.step(first)
     game.seek(0)
     assert np.array_equal(autopilot_action(game, "random"), first)
+
+
+@pytest.fixture
+def plans(monkeypatch) -> list[tuple[bool, int]]:
+    """Makes plans small, and notes for each whether it began at another, and how many of its steps were taken."""
+    made, make_plan = [], planner.make_plan
+    small = replace(planner.planner(ACTION_DIM), horizon=planner.REPLAN_EVERY + 1, num_candidates=2, num_iterations=1)
+    monkeypatch.setattr(planner, "planner", lambda action_dim: small)
+
+    def noted(game, previous, executed):
+        made.append((previous is not None, executed))
+        return make_plan(game, previous, executed)
+
+    monkeypatch.setattr(planner, "make_plan", noted)
+    return made
+
+
+def test_planning_leaves_the_game_where_it_is(game, plans):
+    """Candidates that step the game's own session, or take its random numbers, would show in the next frame."""
+    game.change(SEVERAL)
+    before = go(game, 0, 1)
+    game.seek(0)
+    go(game, 0)
+    random_state = torch.get_rng_state()
+    autopilot_action(game, "mppi")
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert np.array_equal(go(game, 1)[0], before[1])
+
+
+def test_a_plan_is_followed_for_some_steps_and_then_improved(game, plans):
+    """A plan from before another action, or for another goal, leads elsewhere; one that starts anew forgets."""
+    for _ in range(planner.REPLAN_EVERY + 1):
+        game.step(autopilot_action(game, "mppi"))
+    assert plans == [(False, 0), (True, planner.REPLAN_EVERY)]
+    last = game.plan.plan.actions.numpy()
+    assert np.array_equal(game.now.action, last[0])
+    assert np.array_equal(autopilot_action(game, "mppi"), last[1])
+    go(game, 0)
+    autopilot_action(game, "mppi")
+    game.choose_goal("shown")
+    autopilot_action(game, "mppi")
+    game.reset("episode:noise", 3)
+    autopilot_action(game, "mppi")
+    assert plans[2:] == 3 * [(False, 0)]
+
+
+def test_what_is_planned_for(game):
+    """The picked frame, else the reward; a planner that has neither must say so."""
+    assert isinstance(planner.objective(game), Reward)
+    (dream,) = go(game, 0)
+    game.choose_goal("shown")
+    game.reset("episode:noise", 4)
+    chosen = planner.objective(game)
+    assert isinstance(chosen, SquaredError)
+    assert np.allclose(255 * chosen.goal.permute(1, 2, 0), dream[0], atol=1e-3)
+    game.choose_goal("end")
+    assert np.array_equal(game.goal, FRAMES[-1])
+    game.choose_goal("none")
+    assert isinstance(planner.objective(game), Reward)
+    game.model = world_model(action_dim=ACTION_DIM)
+    with pytest.raises(UserError, match="the planner has no goal"):
+        autopilot_action(game, "mppi")
+
+
+def test_a_policy_sees_the_latest_frames_in_their_order(game):
+    """Stacks that are reversed, or too short at the start, are none that it was trained on."""
+    seen = []
+    pilot = autopilots.policy_on_frames("Policy", lambda stacks: seen.append(stacks) or 2 * torch.ones(1, 4), 3)
+    assert pilot.act(game).tolist() == [1] * ACTION_DIM
+    dreams = go(game, 0, 1)
+    pilot.act(game)
+    for stacks, frames in zip(seen, ([*FRAMES[[0, 0, 1]]], [FRAMES[1], dreams[0][0], dreams[1][0]]), strict=True):
+        assert np.array_equal(stacks.unflatten(1, (3, 3))[0].permute(0, 2, 3, 1), np.stack(frames))
 
 
 def test_another_autopilot_is_a_line_of_the_table(game, monkeypatch):

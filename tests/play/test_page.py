@@ -143,6 +143,12 @@ def test_views_autopilot_futures_and_files(page, tmp_path):
     assert page.locator("#topkOut").text_content() != "1"
     page.locator("#tiles figure").nth(2).click()
     assert "selected" in page.locator("#tiles figure").nth(2).get_attribute("class")
+    last = still(page)
+    page.get_by_text("Planner", exact=True).click()
+    wait_until(lambda: at(page) > last)
+    assert "high predicted rewards" in page.locator("#goal p").text_content()
+    page.get_by_text("Goal: this frame").click()
+    wait_until(lambda: "how it looks here" in page.locator("#goal p").text_content())
 
 
 def test_pages_come_and_go(page, context, running):

@@ -32,12 +32,15 @@ def test_a_game_over_the_wire(server, tmp_path):
         assert set(welcome["autopilots"]) >= {"recorded", "scripted", "random"}
         once, pixels = player.ask(**STEP)
         assert (once["position"], once["last"], once["num_samples"], once["has_real"]) == (1, 1, 1, False)
-        assert once["autopilots"] == ["recorded", "random"]
+        assert once["autopilots"] == ["recorded", "random", "mppi"]
         assert len(pixels) == 64 * 64 * 3
         player.ask(type="seek", position=0)
         recorded, both = player.ask(type="step", autopilot="recorded")
         assert recorded["has_real"]
         assert both[len(pixels) :] == FRAMES[2].tobytes()
+        goal, three = player.ask(type="goal", source="end")
+        assert (goal["has_goal"], three) == (True, both + FRAMES[-1].tobytes())
+        player.ask(type="goal", source="none")
         player.ask(type="seek", position=0)
         assert player.ask(**STEP)[1] == pixels
         changed, _ = player.ask(type="change", num_samples=2, temperature=1.0, top_k=50, rule="sample")
@@ -82,6 +85,7 @@ WRONG = {
     "fraction": '{"type": "seek", "position": 0.5}',
     "start": '{"type": "reset", "start": "episode:/etc/passwd", "seed": 0}',
     "samples": '{"type": "change", "num_samples": 900, "temperature": 1, "top_k": 1, "rule": "sample"}',
+    "goal": '{"type": "goal", "source": "elsewhere"}',
     "rule": '{"type": "change", "num_samples": 1, "temperature": 1, "top_k": 1, "rule": "best"}',
     "cold": '{"type": "change", "num_samples": 1, "temperature": 0, "top_k": 1, "rule": "sample"}',
     "format": '{"type": "save", "format": "exe", "view": "dream", "fps": 10}',
