@@ -18,9 +18,8 @@ from ivideogpt.metadata import ActionNormalization, ModelMetadata
 from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.pretrained import build_transformer, language_model
 from ivideogpt.transformer import HeadModelWithAction
-from ivideogpt.vq_model import CompressiveVQModel
 from tests.parity.formulas import actions, assert_close, assert_record, clip, fill, golden
-from tests.parity.networks import SEGMENT_LENGTH, llama_config, tokenizer, world_model
+from tests.parity.networks import SEGMENT_LENGTH, golden_tokenizer, llama_config, tokenizer, world_model
 from tests.transformer.naive_random import NaiveRandom
 
 GREEDY = Sampling(greedy=True)
@@ -240,7 +239,7 @@ def test_a_mistyped_precision_switch_is_an_error(value, tiny_world_model, monkey
 def test_rollout_of_the_released_reinforcement_learning_code():
     """``mbrl_rollout`` of the golden numbers: three stacked frames, rewards predicted in symlog space."""
     record = golden()["mbrl_rollout"]
-    tok = fill(CompressiveVQModel(**golden()["tokenizer"]["ctx2_64"]["config"]))
+    tok = golden_tokenizer()
     config = golden()["transformer"]["ctx2"]["act_cond"]
     transformer = build_transformer(
         llama_config(),

@@ -48,7 +48,7 @@ def brightness(frames: Tensor) -> Tensor:
 
 
 # about every other frame that the tiny model draws is as bright as this, so that rows end at different times
-BRIGHT = dict(success=brightness, success_threshold=0.151)
+BRIGHT = dict(success=brightness, success_threshold=0.0985)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from mbrl.video_predictor import comparison_video
 from tests.mbrl.runs import SEGMENT_LENGTH
 from tests.parity.formulas import actions as formula_actions
 from tests.parity.formulas import clip, golden
-from tests.parity.networks import llama_config, tokenizer, transformer
+from tests.parity.networks import golden_tokenizer, llama_config, transformer
 
 CPU = torch.device("cpu")
 
@@ -176,8 +176,8 @@ def test_the_policy_sees_stacks_as_in_reality(predictor):
 def test_numbers_of_the_released_implementation(predictor):
     """``mbrl_rollout``: frames, which ours rounds to 8 bits, and rewards in the environment's units."""
     record = golden()["mbrl_rollout"]
-    reward_model = transformer(tokenizer(), 4, reward_prediction=True, action_recon=0.5)
-    model = WorldModel(tokenizer(), reward_model.eval())
+    tok = golden_tokenizer()
+    model = WorldModel(tok, transformer(tok, 4, reward_prediction=True, action_recon=0.5).eval())
     metadata = replace(model.metadata, symlog=True, generation=Sampling(greedy=True))
     predictor.model = WorldModel(model.tokenizer, model.transformer, metadata)
     begun = (clip(2, 3, 64, 64) * 255).round().clamp(0, 255).to(torch.uint8).flatten(1, 2)

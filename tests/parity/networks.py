@@ -31,6 +31,11 @@ def _tokenizer(context_length: int) -> CompressiveVQModel:
     return fill(CompressiveVQModel(**tokenizer_config(), context_length=context_length))
 
 
+def golden_tokenizer() -> CompressiveVQModel:
+    """The one that rollouts were recorded with."""
+    return fill(CompressiveVQModel(**golden()["tokenizer"]["ctx2_64"]["config"]))
+
+
 def tokenizer_config() -> dict[str, Any]:
     """As small as 32 groups in the cross-attention's norms allow: a third of the time of the golden numbers' one."""
     config = golden()["tokenizer"]["ctx2_64"]["config"]
