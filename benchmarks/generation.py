@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from benchmarks.recipes import ACTION_DIM, BUNDLED, MODELS, ROOT
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import option, parse
-from ivideogpt.precision import precision
 
 DTYPES = ("float32", "bfloat16", "float16", "auto")
 LARGE = 10**8  # weights; above, the released rollout takes minutes on a CPU
@@ -82,6 +81,7 @@ from benchmarks.generation_floor import floor, num_weights
 from benchmarks.measuring import Timer, medians, write_results
 from benchmarks.models import checkpoint
 from ivideogpt.metrics.frame_metrics import frame_psnr
+from ivideogpt.precision import precision
 from ivideogpt.pretrained import language_model
 from ivideogpt.transformer import Sampling
 from ivideogpt.world_model import WorldModel

@@ -12,7 +12,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
@@ -182,7 +182,6 @@ def address_of(host: str, port: int, token: str | None) -> str:
 
 def serve(app: Any, args: WebArgs, bound: socket.socket, name: str) -> None:
     """Serve until Ctrl-C, then end in a few seconds."""
-    try:
+    with suppress(KeyboardInterrupt):  # which a process that was started in the background does not get
         make_server(app, args, bound, name).run(sockets=[bound])
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    print("stopped", file=sys.stderr)

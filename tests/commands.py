@@ -25,7 +25,8 @@ ROOT = Path(__file__).parents[1]
 PRELOADED = ("ivideogpt.evaluation.report", "ivideogpt.training.transformer.build", "mbrl.build_trainer")
 SERVER = "TESTS_COMMAND_SERVER"  # the socket of the process to fork from, for commands that scripts start
 Environment = Mapping[str, str]
-_started: list[subprocess.Popen[bytes]] = []  # whose standard inputs stay open as long as this process lives
+LONGEST = 600  # seconds that a command may take
+_started: list[Any] = []  # processes and folders: they end with this process
 
 
 def run_python(*argv: object, cwd: Path = ROOT, env: Environment | None = None) -> subprocess.CompletedProcess[str]:
@@ -63,6 +64,7 @@ def _run(argv: tuple[object, ...], cwd: Path, envs: list[Environment]) -> subpro
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
         outputs = [str(Path(folder, name)) for name in ("stdout", "stderr")]
         commands = [{"argv": words, "cwd": str(cwd), "env": {**os.environ, **env}, "outputs": outputs} for env in envs]
+        server.settimeout(LONGEST)
         server.connect(_server())
         server.sendall(json.dumps(commands).encode() + b"\n")
         status = server.makefile().readline()
@@ -79,10 +81,11 @@ def _server() -> str:
     """Return its socket. It is started when first asked for, and ends when this process does."""
     if SERVER in os.environ:
         return os.environ[SERVER]
-    path = str(Path(tempfile.mkdtemp(prefix="commands-"), "socket"))
+    folder = tempfile.TemporaryDirectory(prefix="commands-", ignore_cleanup_errors=True)
+    path = str(Path(folder.name, "socket"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     server = subprocess.Popen([sys.executable, "-m", "tests.commands", path], cwd=ROOT, **pipes)
-    _started.append(server)
+    _started.append((server, folder))
     assert server.stdout.readline() == b"ready\n"
     return path
 

@@ -1,6 +1,7 @@
 """Policies, imagined and real: the numbers of the report, and the command with the real simulator."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, correlate
 from ivideogpt.flags import parse
 from ivideogpt.play.autopilots import AUTOPILOTS, autopilot_action
 from mbrl import policy_evaluation
+from mbrl.agent import saved_agent
 from mbrl.agent.drqv2 import DrQConfig, build_agent
 from mbrl.agent.saved_agent import trained_agent
 from mbrl.envs.offscreen import select_backend
@@ -167,7 +169,7 @@ def test_a_model_of_another_robot_is_refused(flags, tmp_path):
 
 def test_runs_of_one_name_are_two_policies(monkeypatch):
     """The second agent was taken for the first, whose row was there; and its video would replace the other."""
-    monkeypatch.setattr(policy_evaluation, "trained_agent", lambda *_: still)
+    monkeypatch.setattr(saved_agent, "trained_agent", lambda *_: SimpleNamespace(act=still))
     monkeypatch.setattr(policy_evaluation.Path, "is_dir", lambda path: True)
     args = PolicyArgs(pretrained_model_name_or_path="model")
     model = world_model(action_dim=4)
