@@ -182,6 +182,6 @@ def address_of(host: str, port: int, token: str | None) -> str:
 
 def serve(app: Any, args: WebArgs, bound: socket.socket, name: str) -> None:
     """Serve until Ctrl-C, then end in a few seconds."""
-    with suppress(KeyboardInterrupt):  # which a process that was started in the background does not get
+    with suppress(KeyboardInterrupt):  # a process that was started in the background gets none
         make_server(app, args, bound, name).run(sockets=[bound])
     print("stopped", file=sys.stderr)
