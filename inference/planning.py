@@ -125,10 +125,11 @@ def play_missing(
     if not missing:
         return
     seed = episode_seed(args.seed, "plan", number)
-    goal = play_episode(env, scripted(env), seed, args.episode_length).observations[-1]
+    by_script = play_episode(env, scripted(env), seed, args.episode_length)
+    goal = by_script.observations[-1]
     for policy in missing:
-        controller = build_controller(policy, args, model, env, goal, seed)
-        episode = play_episode(env, controller, seed, args.episode_length)
+        controller = None if policy == "scripted" else build_controller(policy, args, model, env, goal, seed)
+        episode = by_script if controller is None else play_episode(env, controller, seed, args.episode_length)
         seconds = None
         if isinstance(controller, PlanningController):
             seconds = float(np.mean(controller.seconds))
@@ -158,8 +159,6 @@ def as_row(episode: PlayedEpisode, goal: Pixels, seconds_per_decision: float | N
 def build_controller(
     policy: str, args: PlanArgs, model: WorldModel, env: gymnasium.Env, goal: Pixels, seed: int
 ) -> Act:
-    if policy == "scripted":
-        return scripted(env)
     if policy == "random":
         rng = np.random.default_rng(seed)
         return lambda frames: rng.uniform(-1, 1, env.action_space.shape)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.devices import choose_device
-from ivideogpt.envs.imagination import Imagination
+from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
@@ -220,9 +220,9 @@ def imagine(
         assert step.reward is not None
         assert step.success is not None
         frames.append(imagination.stacks[:, -1].permute(0, 2, 3, 1).cpu().numpy())
-        is_sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
+        is_sound &= are_finite(step.frames, step.reward)
         rewards += step.reward
         succeeded |= step.success >= args.success_threshold
     if not is_sound:
-        raise FloatingPointError("the world model predicts frames or rewards that are not finite")
+        raise FloatingPointError(NOT_FINITE)
     return ImaginedEpisodes(np.stack(frames, axis=1), rewards.cpu().numpy(), succeeded.cpu().numpy())

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ivideogpt.envs.imagination import Imagination
+from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import error_frames
 from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
@@ -122,11 +122,11 @@ class VideoPredictor:
             recorded.append(imagination.stacks[:, -1:])
             actions.append(action)
             rewards.append(step.reward)
-            sound &= step.frames.isfinite().all() & step.reward.isfinite().all()
+            sound &= are_finite(step.frames, step.reward)
         if not sound:  # asked once, since the host waits for the answer
             if not torch.stack(actions).isfinite().all():
                 raise UserError("the policy's actions are not finite: the agent is lost, not the world model")
-            raise FloatingPointError("the world model predicts frames or rewards that are not finite")
+            raise FloatingPointError(NOT_FINITE)
         frames = torch.cat(recorded, dim=1)
         return Imagined(
             frames=frames[:, num_stacked - 1 :],

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.envs.contexts import Contexts, GivenContexts, as_contexts
-from ivideogpt.envs.imagination import Imagination
+from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
 from ivideogpt.envs.settings import FrameFunction, WorldModelEnvSettings
 from ivideogpt.errors import UserError
 from ivideogpt.world_model import WorldModel
@@ -226,7 +226,7 @@ class WorldModelVectorEnv(VectorEnv):
         reward = reward.masked_fill(~active, 0)
         probability = _scores("success", settings.success, step.frames, step.success)
         success = active & (probability >= settings.success_threshold) if probability is not None else active & ~active
-        self._is_sound &= step.frames.isfinite().all() & reward.isfinite().all()
+        self._is_sound &= are_finite(step.frames, reward)
         self.elapsed_steps = self.elapsed_steps + active
         self._returns = self._returns + reward
         self._has_succeeded = self._has_succeeded | success
@@ -253,7 +253,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _check_sound(self) -> None:
         if not self._is_sound:
-            raise FloatingPointError("the world model predicts frames or rewards that are not finite")
+            raise FloatingPointError(NOT_FINITE)
 
     # ---- beginnings
 
