@@ -18,7 +18,7 @@ from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import check_folder_can_be_written
 from ivideogpt.flags import BACKEND_HELP, option, parse
-from mbrl.envs.env_settings import CAMERAS, canonical_task
+from mbrl.envs.env_settings import CAMERAS, canonical_task, is_metaworld
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ class PlanArgs:
     def validate(self) -> None:
         if self.replan_every > self.horizon:
             raise UserError(f"--replan_every is {self.replan_every}, but plans have --horizon {self.horizon} steps")
-        require("metaworld", "mujoco", extra="mbrl")
+        on_metaworld = any(map(is_metaworld, self.task))
+        require("gymnasium", *(("metaworld", "mujoco") if on_metaworld else ()), extra="mbrl")
         for task in self.task:
             canonical_task(task)
         check_folder_can_be_written(Path(self.output_path), "--output_path")

@@ -38,9 +38,7 @@ from ivideogpt.planning import (
 from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
-from mbrl.envs.collection_policies import scripted_policy
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_seed
-from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.played_episode import Act, PlayedEpisode, check_actions, play_episode
 
 if TYPE_CHECKING:
@@ -167,9 +165,6 @@ def build_controller(
 
 def scripted(env: gymnasium.Env) -> Act:
     """Return the scripted policy of the episode that begins; UserError if the environment has none."""
-    if isinstance(env, MetaWorldEnv):
-        by_state = scripted_policy(env.task)
-        return lambda frames: by_state(env.state)
     if not hasattr(env, "scripted_policy"):
         raise UserError(f"{type(env).__name__} has no method scripted_policy, whose episode ends with the goal image")
     policy = env.scripted_policy()

@@ -8,7 +8,6 @@ import numpy as np
 
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.play.starts import Floats, Outcome, Start, StartChoice
-from mbrl.envs.collection_policies import scripted_policy
 from mbrl.envs.env_settings import ACTION_DIM
 from mbrl.envs.metaworld_env import MetaWorldEnv
 
@@ -53,7 +52,7 @@ class Simulator:
     def __init__(self, env: MetaWorldEnv, home: Simulators) -> None:
         self._env, self._home = env, home
         self.end = None
-        self._expert = scripted_policy(env.task)
+        self._scripted = env.scripted_policy()
         self.policies = {"scripted": self._scripted_action}
 
     def step(self, action: Floats) -> Outcome:
@@ -70,4 +69,4 @@ class Simulator:
         self._home.give_back(self._env)
 
     def _scripted_action(self) -> Floats:
-        return np.clip(self._expert(self._env.state), -1, 1).astype(np.float32)
+        return np.clip(self._scripted(), -1, 1).astype(np.float32)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib
+import math
 import types
 import typing
 import warnings
@@ -66,7 +67,10 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     args = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given})
     for field in known:
         value, minimum = getattr(args, field.name), field.metadata["minimum"]
-        if minimum is not None and value is not None and not value >= minimum:  # NaN is not
+        numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]
+        if not all(map(math.isfinite, numbers)):
+            raise UserError(f"--{field.name} is {value}: expected a finite number")
+        if minimum is not None and value is not None and value < minimum:
             raise UserError(f"--{field.name} is {value}: it must be at least {minimum}")
     args.validate()
     for field in known:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivideogpt.errors import UserError, require
+from ivideogpt.files import check_folder_can_be_written
 from ivideogpt.flags import REQUIRED, option, parse
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ExportEnvArgs(EnvFlags):
         folder = Path(self.output)
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--output {self.output} exists: name a new folder, or an empty one")
+        check_folder_can_be_written(folder, "--output")
 
 
 def main(argv: Sequence[str]) -> None:

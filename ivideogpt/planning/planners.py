@@ -11,12 +11,18 @@ import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ivideogpt.errors import UserError
 from ivideogpt.planning.dynamics import Dynamics
 from ivideogpt.planning.objectives import Objective
+
+# Settings of all planners, by name: lowest and highest number.
+RANGES = dict.fromkeys(("horizon", "num_candidates", "num_iterations", "num_elites", "decay"), (1, math.inf))
+RANGES |= dict.fromkeys(("init_std", "noise_exponent", "gamma"), (0, math.inf))
+RANGES |= dict.fromkeys(("elite_fraction", "momentum", "kept_fraction", "smoothing"), (0, 1))
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,11 @@ class Planner(ABC):
             )
         if isinstance(self.init_std, tuple) and len(self.init_std) != len(self.low):
             raise UserError(f"init_std has {len(self.init_std)} numbers for actions of {len(self.low)}")
-        for name in ("horizon", "num_candidates", "num_iterations"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}, must be at least 1")
+        for name in RANGES.keys() & vars(self).keys():
+            (lowest, highest), value = RANGES[name], getattr(self, name)
+            if not all(lowest <= number <= highest and number < math.inf for number in np.atleast_1d(value)):
+                limits = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
+                raise UserError(f"{name} is {value}, must be {limits}")
 
     def plan(
         self,
@@ -86,9 +94,12 @@ class Planner(ABC):
                 the last action repeated. Without one it begins in the middle of the bounds.
 
         Raises:
-            UserError: dynamics and objective do not fit, no candidate has a finite score, or ``max_evaluations`` does
-                not suffice for one iteration.
+            UserError: the last plan has another shape, dynamics and objective do not fit, no candidate has a finite
+                score, or ``max_evaluations`` does not suffice for one iteration.
         """
+        shape = (self.horizon, len(self.low))
+        if previous is not None and previous.actions.shape != shape:
+            raise UserError(f"the last plan is of shape {tuple(previous.actions.shape)}, this planner's are {shape}")
         search, (low, high) = _Search(self, dynamics, objective), self._bounds()
         mean = ((low + high) / 2).expand(self.horizon, -1) if previous is None else shifted(previous.actions, executed)
         actions = self._improve(search, mean, self._kept_elites(previous, executed, generator), generator)

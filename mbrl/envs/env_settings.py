@@ -93,4 +93,11 @@ class EnvSettings:
             env = gymnasium.make(METAWORLD if is_metaworld(self.task) else self.task, **arguments)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise UserError(f"no environment {self.task}: {error}") from error
+        except TypeError as error:  # of another environment, which takes other arguments
+            if is_metaworld(self.task):
+                raise
+            wanted = " and ".join(arguments)
+            raise UserError(
+                f"the environment {self.task} must take {wanted} (docs/architecture.md): {error}"
+            ) from error
         return AgentEnv(env.unwrapped, self.frame_stack, self.duration, self.success_bonus)

@@ -15,6 +15,7 @@ import gymnasium
 import numpy as np
 
 from ivideogpt.errors import UserError
+from mbrl.envs.collection_policies import scripted_policy
 from mbrl.envs.env_settings import ACTION_DIM, METAWORLD, canonical_task
 from mbrl.envs.offscreen import OffscreenRenderer, select_backend
 
@@ -80,6 +81,11 @@ class MetaWorldEnv(gymnasium.Env):
             reward += float(step_reward)
             success = success or bool(info["success"])
         return self.render(), reward, False, False, {"success": success}
+
+    def scripted_policy(self) -> Callable[[], np.ndarray]:
+        """Return the policy that does the task from the last reset on: the action (4,) at the present state."""
+        policy = scripted_policy(self.task)
+        return lambda: policy(self.state)
 
     def render(self) -> np.ndarray:
         # The camera hangs upside-down and OpenGL's rows go upwards: together they give the upright, mirrored picture

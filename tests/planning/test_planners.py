@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.plan import PlanArgs
 from ivideogpt.errors import UserError
+from ivideogpt.flags import parse
 from ivideogpt.planning import CEM, ICEM, MPPI, PLANNERS, Futures, Objective, Plan, Planner, Reward
 from ivideogpt.planning.planners import coloured_noise, correlated, shifted
 
@@ -215,10 +216,41 @@ def test_bad_settings():
             CEM(low=(low,), high=(high,))
     with pytest.raises(UserError, match="init_std has 2 numbers for actions of 1"):
         CEM(low=(-1.0,), high=(1.0,), init_std=(0.5, 0.5))
-    with pytest.raises(UserError, match="horizon is 0"):
-        CEM(low=(-1.0,), high=(1.0,), horizon=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        (CEM, "horizon", 0),
+        (CEM, "init_std", math.nan),
+        (CEM, "elite_fraction", 1.5),
+        (ICEM, "decay", 0),
+        (ICEM, "num_elites", 0),
+        (MPPI, "gamma", -1.0),
+        (MPPI, "smoothing", math.nan),
+    ],
+)
+def test_settings_out_of_range(kind, name, value):
+    """They gave a division by zero, or plans that were not numbers."""
+    with pytest.raises(UserError, match=f"{name} is {value}, must be"):
+        kind(low=(-1.0,), high=(1.0,), **{name: value})
+
+
+def test_a_last_plan_of_another_horizon():
+    """Its actions were added to candidates of this horizon: an error of tensors, or a plan of the wrong length."""
+    last = replace(SMALL["mppi"], horizon=3).plan(Point(), Reward(), generator())
+    with pytest.raises(UserError, match="the last plan is of shape"):
+        replace(SMALL["mppi"], horizon=4).plan(Point(), Reward(), generator(), last)
 
 
 def test_the_command_knows_all_planners():
     """Its flags are read before torch is imported, so it has a list of its own."""
     assert PlanArgs.__dataclass_fields__["planner"].metadata["choices"] == tuple(PLANNERS)
+
+
+@pytest.mark.parametrize("flag", ["--budget_seconds", "--init_std"])
+@pytest.mark.parametrize("value", ["inf", "nan"])
+def test_flags_that_are_not_finite(flag, value):
+    """They passed, and the settings or the report could not be written as JSON in the end."""
+    with pytest.raises(UserError, match=f"{flag} is .*{value}.*: expected a finite number"):
+        parse(PlanArgs, [flag, value])

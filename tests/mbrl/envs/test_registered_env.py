@@ -22,3 +22,9 @@ def test_an_agent_learns_in_it_and_goes_on(tmp_path):
 def test_what_is_not_registered_is_the_users_error(task):
     with pytest.raises(UserError, match=f"no environment {task}: .*(no_such_module|Joy)"):
         EnvSettings(task).make()
+
+
+def test_an_environment_that_takes_other_arguments():
+    """Python's own error named a keyword of a constructor, after a traceback."""
+    with pytest.raises(UserError, match="must take image_size and action_repeat"):
+        EnvSettings("gymnasium.envs.classic_control:Pendulum-v1").make()

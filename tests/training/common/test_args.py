@@ -100,7 +100,7 @@ def test_values_have_the_types_of_their_fields():
         (TokenizerArgs, ["--rand_select", "--segment_length", "20", *NO_GAN], "--segment_horizon 16"),
         (TokenizerArgs, ["--model_type", "vqgan", *NO_GAN], "ctx_vqgan"),
         (TokenizerArgs, ["--train_batch_size", "0", *NO_GAN], "--train_batch_size is 0: it must be at least 1"),
-        (TokenizerArgs, ["--recon_weight", "nan", *NO_GAN], "--recon_weight is nan: it must be at least 0"),
+        (TokenizerArgs, ["--recon_weight", "nan", *NO_GAN], "--recon_weight is nan: expected a finite number"),
         (TokenizerArgs, ["--seed", "x", *NO_GAN], "invalid int value: 'x'"),
         (TokenizerArgs, ["--seed", "-1", *NO_GAN], "--seed is -1: it must be at least 0"),
         (TokenizerArgs, ["--seed", str(2**32), *NO_GAN], "--seed is 4294967296: it must be less than"),
