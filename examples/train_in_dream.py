@@ -1,22 +1,25 @@
 """Train an agent in a world model, and try it in the real Meta-World task before and after.
 
-The agent is SAC of stable-baselines3 on stacked frames. It never acts in the simulator while it learns.
+The agent is SAC of stable-baselines3 on stacked frames. It never acts in the simulator while it learns. After Ctrl-C or
+SIGTERM the same command goes on, with the agent, its optimizers and its memory as they were.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
-from ivideogpt.errors import cli, require
-from ivideogpt.files import check_folder_can_be_written, write_json
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.commands.export_env import EnvFlags
+from ivideogpt.errors import UserError, cli, require
+from ivideogpt.files import atomic_path, check_folder_can_be_written, read_json, write_json
+from ivideogpt.flags import REQUIRED, option, parse, redefine
+from ivideogpt.runs.signals import StopSignal
 
 if TYPE_CHECKING:
     from gymnasium.vector import VectorEnv
@@ -25,22 +28,18 @@ if TYPE_CHECKING:
     from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 
 BUNDLED_MODEL = "pretrained_models/ivideogpt-metaworld-64-tiny"
+AGENT, MEMORY, RESULTS = "agent.zip", "memory.pkl", "results.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DreamArgs:
+class DreamArgs(EnvFlags):
     """Train an agent in a world model and evaluate it in Meta-World before and after."""
 
-    pretrained_model_name_or_path: str = option(BUNDLED_MODEL, "folder or hub id of a world model")
-    dataset_path: str = option(REQUIRED, "episodes of the task that dreams begin in: a folder, or lerobot:<folder>")
+    pretrained_model_name_or_path: str = redefine(EnvFlags, "pretrained_model_name_or_path", BUNDLED_MODEL)
     task: str = option(REQUIRED, "task of Meta-World, such as plate-slide")
-    functions: str | None = option(
-        None, "Python file with reward(frames) or success(frames) or both, in place of the model's heads"
-    )
-    output_path: str = option("outputs/dream", "folder of agent.zip and results.json")
+    output_path: str = option("outputs/dream", f"folder of {AGENT} and {RESULTS}")
     total_steps: int = option(4000, "steps in the world model, all rows together", minimum=1)
     num_envs: int = option(8, "rows of the world model", minimum=1)
-    horizon: int | None = option(None, "steps of a dream (default: the frames the model was trained on)", minimum=1)
     frame_stack: int = option(3, "frames that the agent sees", minimum=1)
     random_steps: int = option(400, "steps with random actions before the first update", minimum=0)
     gradient_steps: int = option(2, "updates of the agent after a step of all rows", minimum=1)
@@ -60,30 +59,75 @@ def main(argv: Sequence[str] | None = None) -> None:
     from mbrl.envs.env_settings import canonical_task
     from mbrl.envs.played_episode import check_actions
 
-    task, agent = canonical_task(args.task), build_agent(args)
+    task, results = canonical_task(args.task), read_results(args)
+    agent = build_agent(args)
     simulator = build_simulator(args, task, agent.observation_space.shape[-1])
     try:
         check_actions(args.pretrained_model_name_or_path, agent.action_space.shape[0], simulator.single_action_space)
-        before = evaluate(args, agent, simulator)
-        agent.learn(args.total_steps, log_interval=4)
-        results = {"before": before, "after": evaluate(args, agent, simulator)}
+        if "before" not in results:
+            results["before"] = evaluate(args, agent, simulator)
+        if learn(args, agent, results):
+            write_results(args, results | {"after": evaluate(args, agent, simulator)})
     finally:
         simulator.close()
-    for when, result in results.items():
-        print(f"{when}: success rate {result['success_rate']:.2f}, reward {result['reward']:.1f} an episode")
+
+
+def learn(args: DreamArgs, agent: SAC, results: dict[str, Any]) -> bool:
+    """Train the agent to the end and save it; False if a signal came before, after which it can go on."""
+    stop = StopSignal()
+    with stop.listening():
+        left = args.total_steps - agent.num_timesteps
+        agent.learn(left, callback=lambda *_: not stop.number, log_interval=4, reset_num_timesteps=False)
     folder = Path(args.output_path)
     folder.mkdir(parents=True, exist_ok=True)
-    agent.save(folder / "agent.zip")
-    write_json(folder / "results.json", results)
+    is_complete = agent.num_timesteps >= args.total_steps
+    if not is_complete:
+        with atomic_path(folder / MEMORY) as partial:
+            agent.save_replay_buffer(str(partial))
+    with atomic_path(folder / AGENT) as partial, partial.open("wb") as file:
+        agent.save(file)
+    write_json(folder / RESULTS, results)
+    if is_complete:
+        (folder / MEMORY).unlink(missing_ok=True)
+    else:
+        print(f"stopped after {agent.num_timesteps} of {args.total_steps} steps: the same command goes on")
+    return is_complete
+
+
+def read_results(args: DreamArgs) -> dict[str, Any]:
+    """Return what the folder holds, or what a new one begins with; UserError if it was made with other flags."""
+    flags = {name: value for name, value in asdict(args).items() if name != "output_path"}
+    path = Path(args.output_path) / RESULTS
+    if not path.exists():
+        return {"flags": flags}
+    results: dict[str, Any] = read_json(path, "remove it to begin anew")
+    before = results.get("flags", {})
+    if differing := [name for name, value in flags.items() if before.get(name) != value]:
+        raise UserError(f"{path} was made with another {', '.join(differing)}: name another --output_path")
+    return results
+
+
+def write_results(args: DreamArgs, results: dict[str, Any]) -> None:
+    write_json(Path(args.output_path) / RESULTS, results)
+    for when in ("before", "after"):
+        success_rate, reward = results[when]["success_rate"], results[when]["reward"]
+        print(f"{when}: success rate {success_rate:.2f}, reward {reward:.1f} an episode")
 
 
 def build_agent(args: DreamArgs) -> SAC:
+    """Make the agent, or read the one that an earlier call has left."""
     from stable_baselines3 import SAC
     from stable_baselines3.common.vec_env import VecMonitor
 
+    dream, folder = VecMonitor(build_dream(args)), Path(args.output_path)
+    if (folder / AGENT).exists():
+        agent = SAC.load(folder / AGENT, dream)
+        if (folder / MEMORY).exists():
+            agent.load_replay_buffer(str(folder / MEMORY))
+        return agent
     return SAC(
         "CnnPolicy",
-        VecMonitor(build_dream(args)),
+        dream,
         buffer_size=args.total_steps,
         learning_starts=args.random_steps,
         gradient_steps=args.gradient_steps,
@@ -97,22 +141,10 @@ def build_dream(args: DreamArgs) -> StableBaselinesEnv:
     """Make the world model an environment of stable-baselines3."""
     from gymnasium.vector import AutoresetMode
 
-    from ivideogpt.envs.hub import read_functions
-    from ivideogpt.envs.registration import make_vector_env
     from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 
-    functions: dict[str, Any] = {} if args.functions is None else dict(read_functions(Path(args.functions)))
-    return StableBaselinesEnv(
-        make_vector_env(
-            args.pretrained_model_name_or_path,
-            args.dataset_path,
-            args.num_envs,
-            horizon=args.horizon,
-            frame_stack=args.frame_stack,
-            autoreset_mode=AutoresetMode.SAME_STEP,
-            **functions,
-        )
-    )
+    settings = dict(frame_stack=args.frame_stack, autoreset_mode=AutoresetMode.SAME_STEP)
+    return StableBaselinesEnv(args.make_env(args.num_envs, "auto", "auto", **settings))
 
 
 def build_simulator(args: DreamArgs, task: str, image_size: int) -> VectorEnv:

@@ -93,8 +93,8 @@ class EnvSettings:
             env = gymnasium.make(METAWORLD if is_metaworld(self.task) else self.task, **arguments)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise UserError(f"no environment {self.task}: {error}") from error
-        except TypeError as error:  # of another environment, which takes other arguments
-            if is_metaworld(self.task):
+        except TypeError as error:
+            if is_metaworld(self.task):  # which takes these arguments
                 raise
             wanted = " and ".join(arguments)
             raise UserError(

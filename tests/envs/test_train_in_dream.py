@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
+from stable_baselines3 import SAC
 
 from examples.train_in_dream import DreamArgs, build_simulator, main
 from ivideogpt.envs.stable_baselines import StableBaselinesEnv
@@ -49,16 +50,36 @@ def test_the_simulator_is_like_the_dream(tmp_path):
         main([*flags, "--task", "plate-slid", "--pretrained_model_name_or_path", "nowhere"])
 
 
-def test_the_example_trains_and_evaluates(rewarding_model, tmp_path, capsys):
-    """Real simulator before and after: frames in another order than the agent learned would go unnoticed."""
+REWARD = """
+import os, pathlib, signal
+
+MARK = pathlib.Path(__file__).with_suffix(".stopped")
+
+def reward(frames):
+    if not MARK.exists():
+        MARK.touch()
+        os.kill(os.getpid(), signal.SIGTERM)
+    return frames.mean(dim=(1, 2, 3))
+"""
+
+
+def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_path, capsys):
+    """What it had learned was lost by Ctrl-C; frames in another order than the agent learned would go unnoticed."""
     rewarding_model.save_pretrained(tmp_path / "model")
-    main(
+    (tmp_path / "reward.py").write_text(REWARD)
+    flags = (
         f"--pretrained_model_name_or_path {tmp_path / 'model'} --dataset_path {ROOT / 'inference' / 'samples'} "
         f"--task plate_slide --output_path {tmp_path / 'out'} --total_steps 8 --num_envs 2 --random_steps 4 "
-        "--gradient_steps 1 --batch_size 2 --eval_episodes 1 --eval_steps 2".split()
-    )
+        f"--gradient_steps 1 --batch_size 2 --eval_episodes 1 --eval_steps 2 --functions {tmp_path / 'reward.py'}"
+    ).split()
+    main(flags)
+    assert "stopped after 2 of 8 steps: the same command goes on" in capsys.readouterr().out
+    with pytest.raises(UserError, match="made with another batch_size, seed: name another --output_path"):
+        main([*flags, "--batch_size", "3", "--seed", "1"])
+    main(flags)
+    assert "after: success rate" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["before"].keys() == results["after"].keys() == {"success_rate", "reward"}
     assert results["before"] != results["after"]  # it has learned something, if nothing useful
-    assert (tmp_path / "out" / "agent.zip").is_file()
-    assert "after: success rate" in capsys.readouterr().out
+    assert SAC.load(tmp_path / "out" / "agent.zip").num_timesteps == 8
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["agent.zip", "results.json"]
