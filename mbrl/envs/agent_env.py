@@ -20,6 +20,8 @@ SIMULATOR = "simulator."  # before the keys of the simulator's state
 class AgentEnv(gymnasium.Env):
     """Episodes of ``duration`` agent steps, which success does not cut short. Close it after use.
 
+    Where the environment terminates earlier, the last frame stays for the rest of the steps, without reward.
+
     Observations are stacks (3 K, H, W) uint8, their newest frame last; ``info["success"]`` tells whether any env step
     of an agent step succeeded, which adds the bonus to the reward. The episode so far is part of the state, so the one
     that a restored environment completes is whole.
@@ -43,6 +45,7 @@ class AgentEnv(gymnasium.Env):
         self._actions: list[Floats] = []  # one a step, like the rest
         self._rewards: list[float] = []
         self._successes: list[bool] = []
+        self._has_terminated = False
 
     @property
     def num_steps(self) -> int:
@@ -65,7 +68,7 @@ class AgentEnv(gymnasium.Env):
         super().reset(seed=seed)
         frame, info = self.env.reset(seed=seed, options=options)
         self._frames = [channels_first(frame)]
-        self._actions, self._rewards, self._successes = [], [], []
+        self._actions, self._rewards, self._successes, self._has_terminated = [], [], [], False
         return self.stack, info
 
     def step(self, action: Floats) -> tuple[Pixels, float, bool, bool, dict[str, Any]]:
@@ -78,16 +81,23 @@ class AgentEnv(gymnasium.Env):
         action = np.array(action, np.float32)  # as it is stored, so that a replay does the same
         assert action.shape == self.action_space.shape, f"the action has shape {action.shape}"
         assert np.abs(action).max() <= 1, f"action {action} is not in [-1, 1]"
-        frame, reward, terminated, truncated, info = self.env.step(action)
-        success = bool(info["success"])
-        reward += self.success_bonus * success
-        self._frames.append(channels_first(frame))
+        frame, reward, success = self._frames[-1], 0.0, False
+        if not self._has_terminated:
+            frame, reward, success = self._step_inside(action)
+        self._frames.append(frame)
         self._actions.append(action)
         self._rewards.append(reward)
         self._successes.append(success)
-        if (terminated or truncated) and self.num_steps < self.duration:
-            raise UserError(f"the environment ended its episode after {self.num_steps} of {self.duration} agent steps")
         return self.stack, reward, False, self.num_steps == self.duration, {"success": success}
+
+    def _step_inside(self, action: Floats) -> tuple[Pixels, float, bool]:
+        """Step the environment. Returns the frame (3, H, W), the reward with the bonus, and the success."""
+        frame, reward, self._has_terminated, truncated, info = self.env.step(action)
+        if truncated and self.num_steps + 1 < self.duration:
+            done = f"{self.num_steps + 1} of {self.duration}"
+            raise UserError(f"the environment cut its episode off after {done} agent steps: ask for shorter episodes")
+        success = bool(info["success"])
+        return channels_first(frame), reward + self.success_bonus * success, success
 
     def render(self) -> Any:
         return self.env.render()
@@ -110,6 +120,7 @@ class AgentEnv(gymnasium.Env):
             "actions": np.reshape(self._actions, (-1, *self.action_space.shape)).astype(np.float32),
             "rewards": np.array(self._rewards, np.float64),
             "successes": np.array(self._successes, bool),
+            "has_terminated": np.array(self._has_terminated),
             **{SIMULATOR + key: value for key, value in self.env.snapshot().items()},
         }
 
@@ -123,6 +134,7 @@ class AgentEnv(gymnasium.Env):
         self._frames = list(state["frames"].copy())
         self._actions = list(state["actions"].copy())
         self._rewards, self._successes = state["rewards"].tolist(), state["successes"].tolist()
+        self._has_terminated = "has_terminated" in state and bool(state["has_terminated"])  # older ones have none
 
     def close(self) -> None:
         self.env.close()

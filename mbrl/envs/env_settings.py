@@ -1,6 +1,7 @@
 """Settings of an environment, names of tasks, and seeds of episodes. Imports neither gymnasium nor a simulator.
 
-Any registered ``gymnasium.Env`` of frames is a task, named ``module:id``; docs/architecture.md has an example.
+Beside Meta-World's, ``gym:id`` is a task: any environment of gymnasium that renders. So is ``module:id``: one that
+returns frames itself; docs/architecture.md has an example.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mbrl.envs.agent_env import AgentEnv
 
 METAWORLD = "mbrl.envs.metaworld_env:ivideogpt/MetaWorld-v0"  # as gymnasium.make imports and makes it
+RENDERED = "gym:"  # begins the names of environments that are seen as they render themselves
 ACTION_DIM = 4  # Meta-World's actions
 CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 PAPER_TASKS = ("button-press-topdown-wall", "coffee-push", "door-lock", "hammer", "handle-pull-side", "plate-slide")
@@ -31,7 +33,7 @@ def task_names() -> tuple[str, ...]:
 
 
 def is_metaworld(task: str) -> bool:
-    """Tell a task of Meta-World from another environment, whose task is ``module:id`` of gymnasium's registry."""
+    """Tell a task of Meta-World from another environment, ``gym:id`` or ``module:id`` of gymnasium's registry."""
     return ":" not in task
 
 
@@ -86,6 +88,11 @@ class EnvSettings:
 
         from mbrl.envs.agent_env import AgentEnv
 
+        if self.task.startswith(RENDERED):
+            from mbrl.envs.rendered_env import RenderedEnv
+
+            rendered = RenderedEnv(self.task.removeprefix(RENDERED), self.image_size, self.action_repeat)
+            return AgentEnv(rendered, self.frame_stack, self.duration, self.success_bonus)
         arguments: dict[str, Any] = {"image_size": self.image_size, "action_repeat": self.action_repeat}
         if is_metaworld(self.task):
             arguments |= {"task": self.task, "camera": self.camera, "paper_reward": self.paper_reward}
@@ -94,7 +101,7 @@ class EnvSettings:
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise UserError(f"no environment {self.task}: {error}") from error
         except TypeError as error:
-            if is_metaworld(self.task):  # which takes these arguments
+            if is_metaworld(self.task):
                 raise
             wanted = " and ".join(arguments)
             raise UserError(

@@ -34,6 +34,12 @@ class Counting(gymnasium.Env):
         success = self.count % 3 == 0
         return self.frame(), self.count + 0.5, self.count == self.ends_at, False, {"success": success}
 
+    def snapshot(self) -> dict[str, np.ndarray]:
+        return {"count": np.array(self.count)}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        self.count = int(state["count"])
+
     def frame(self) -> np.ndarray:
         return np.full((8, 8, 3), self.count, np.uint8) + np.array([0, 100, 0], np.uint8)
 
@@ -104,11 +110,34 @@ def test_gymnasium_accepts_it():
     check_env(AgentEnv(Counting(), duration=4), skip_render_check=True)
 
 
-def test_an_environment_that_ends_by_itself_is_refused():
-    """Bug prevented: frames after an end, as if nothing had happened."""
-    env = AgentEnv(Counting(ends_at=2), duration=4)
+def test_nothing_happens_after_an_end():
+    """Bug prevented: steps of an environment that has terminated, as if nothing had happened; one that a snapshot
+    brings back to life."""
+    env, restored = AgentEnv(Counting(ends_at=2), duration=4), AgentEnv(Counting(ends_at=2), duration=4)
     env.reset(seed=0)
-    with pytest.raises(UserError, match="ended its episode after 2 of 4 agent steps"):
+    steps = finish(env)
+    assert [stack[-3, 0, 0] for stack, *_ in steps] == [1, 2, 2, 2]
+    assert [reward for _, reward, *_ in steps] == [1.5, 2.5, 0, 0]
+    assert [truncated for *_, truncated, _ in steps] == [False, False, False, True]
+    env.reset(seed=1)
+    finish(env, ACTIONS[:2])
+    restored.restore(env.snapshot())
+    assert restored.step(ACTIONS[2])[1] == 0
+    env.reset(seed=2)
+    assert env.step(ACTIONS[0])[1] == 1.5
+
+
+def test_an_environment_that_cuts_its_episode_off_is_refused():
+    """Bug prevented: a limit of steps taken for an end, after which there is no reward."""
+
+    class Limited(Counting):
+        def step(self, action: np.ndarray):
+            frame, reward, _, _, info = super().step(action)
+            return frame, reward, False, self.count == 2, info
+
+    env = AgentEnv(Limited(), duration=4)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="cut its episode off after 2 of 4 agent steps"):
         finish(env)
 
 
