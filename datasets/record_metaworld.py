@@ -30,7 +30,7 @@ from ivideogpt.errors import UserError, cli
 from ivideogpt.files import remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.collection_policies import CollectionPolicies, Policy
+from mbrl.envs.collection_policies import CollectionPolicies
 from mbrl.envs.env_settings import (
     CAMERAS,
     PAPER_TASKS,
@@ -39,7 +39,6 @@ from mbrl.envs.env_settings import (
     episode_rng,
     task_names,
 )
-from mbrl.envs.metaworld_env import MetaWorldEnv
 from mbrl.envs.offscreen import select_backend
 from mbrl.envs.played_episode import play_episode
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
@@ -119,14 +118,6 @@ def find_tasks(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(canonical_task(task) for task in tasks))
 
 
-def record_episode(env: MetaWorldEnv, policy: Policy, seed: int, length: int) -> dict[str, np.ndarray]:
-    """Record one episode: arrays of ``length`` + 1 rows, with rewards without the success bonus."""
-    episode = play_episode(env, lambda frames: policy(env.state), seed, length)
-    results = {"action": episode.actions, "reward": episode.rewards.astype(np.float32), "success": episode.successes}
-    after_last = {name: np.concatenate([rows, np.zeros_like(rows[:1])]) for name, rows in results.items()}
-    return {"image": episode.observations, **after_last}
-
-
 _open: dict[EnvSettings, AgentEnv] = {}  # at most one, of 130 MB; making it costs half an episode
 
 
@@ -154,8 +145,9 @@ def record(args: RecordArgs, started: str, job: tuple[str, int]) -> bool:
     env_seed = int(rng.integers(2**31))
     policy = args.policies.policy(task, env.env.workspace, number, rng)
     if not args.demo:
-        episode = record_episode(env.env, policy, env_seed, args.episode_length)
-        write_episode(folder / f"eps_{number:08d}.npz", episode, args.compress)
+        simulator = env.env  # without the success bonus
+        episode = play_episode(simulator, lambda frames: policy(simulator.state), env_seed, args.episode_length)
+        write_episode(folder / f"eps_{number:08d}.npz", episode.arrays(), args.compress)
         return True
     env.reset(seed=env_seed)
     for _ in range(env.duration):

@@ -28,13 +28,13 @@ class CorrelatedNoise:
     MEMORY = 0.9
     SWITCHING = 1 / 15
 
-    def __init__(self, scale: float, bursts: bool, rng: np.random.Generator) -> None:
+    def __init__(self, scale: float, bursts: bool, rng: np.random.Generator, size: int = ACTION_DIM) -> None:
         self._scale, self._bursts, self._rng = scale, bursts, rng
-        self._value = rng.normal(size=ACTION_DIM)
+        self._value = rng.normal(size=size)
         self._active = True
 
     def __call__(self) -> np.ndarray:
-        fresh = self._rng.normal(size=ACTION_DIM)
+        fresh = self._rng.normal(size=self._value.shape)
         self._value = self.MEMORY * self._value + np.sqrt(1 - self.MEMORY**2) * fresh
         if self._bursts and self._rng.random() < self.SWITCHING:
             self._active = not self._active

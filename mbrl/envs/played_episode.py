@@ -33,12 +33,18 @@ class PlayedEpisode:
     rewards: np.ndarray
     successes: np.ndarray
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return the arrays of an npz episode: T + 1 rows, the last one without an action."""
+        results = {"action": self.actions, "reward": self.rewards.astype(np.float32), "success": self.successes}
+        after_last = {name: np.concatenate([rows, np.zeros_like(rows[:1])]) for name, rows in results.items()}
+        return {"image": self.observations, **after_last}
 
-def play_episode(env: gymnasium.Env, act: Act, seed: int, num_steps: int) -> PlayedEpisode:
-    """Play the episode of a seed.
+
+def play_episode(env: gymnasium.Env, act: Act, seed: int, num_steps: int, may_end: bool = False) -> PlayedEpisode:
+    """Play the episode of a seed, of ``num_steps`` steps, or fewer if it may end earlier.
 
     Raises:
-        UserError: an action is not D finite numbers, or the environment ends its episode earlier.
+        UserError: an action is not D finite numbers, or the environment ends its episode earlier and may not.
     """
     observations, actions, rewards, successes = [env.reset(seed=seed)[0]], [], [], []
     for step in range(1, num_steps + 1):
@@ -50,6 +56,8 @@ def play_episode(env: gymnasium.Env, act: Act, seed: int, num_steps: int) -> Pla
         actions.append(action)
         rewards.append(reward)
         successes.append(bool(info["success"]))
+        if (terminated or truncated) and may_end:
+            break
         if (terminated or truncated) and step < num_steps:
             raise UserError(f"the environment ended its episode after {step} of {num_steps} agent steps")
     return PlayedEpisode(np.stack(observations), np.stack(actions), np.array(rewards, np.float64), np.array(successes))

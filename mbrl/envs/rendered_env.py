@@ -12,8 +12,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
+from PIL import Image
 
-from ivideogpt.data.clips.transforms import resize, truncate
 from ivideogpt.errors import UserError
 from mbrl.envs.offscreen import select_backend
 from mbrl.replay.episodes import Floats, Pixels
@@ -110,7 +110,7 @@ class RenderedEnv(gymnasium.Env):
         picture = self.inner.render()
         if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
             raise UserError(f"{self._id} renders {type(picture).__name__}, expected pictures (H, W, 3) of 8 bits")
-        return truncate(resize(picture[None], self._size))[0].permute(1, 2, 0).numpy()
+        return np.asarray(Image.fromarray(picture).resize((self._size, self._size), Image.Resampling.BILINEAR))
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return seed and actions of the episode so far: what the future depends on, if the environment is

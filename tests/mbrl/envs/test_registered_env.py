@@ -18,6 +18,14 @@ def test_an_agent_learns_in_it_and_goes_on(tmp_path):
     assert "success_rate" in lines(tmp_path, "eval")[-1]
 
 
+def test_an_agent_learns_in_one_that_only_renders(tmp_path):
+    """Bug prevented: pictures of another size, or a name with a colon that no folder or setting takes."""
+    overrides = "task=gym:Reacher-v5", "num_train_frames=36", "num_eval_episodes=1", "eval_every_frames=36"
+    assert train_drq(tmp_path, *overrides) == 0
+    assert [line["frame"] for line in lines(tmp_path, "train")] == [12, 24, 36]
+    assert lines(tmp_path, "eval")[-1]["success_rate"] == 0
+
+
 @pytest.mark.parametrize("task", ["no_such_module:Toy-v0", "tests.mbrl.toy_env:Joy-v0"])
 def test_what_is_not_registered_is_the_users_error(task):
     with pytest.raises(UserError, match=f"no environment {task}: .*(no_such_module|Joy)"):

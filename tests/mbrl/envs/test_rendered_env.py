@@ -36,7 +36,7 @@ class Dial(gymnasium.Env):
 
     def render(self):
         picture = np.zeros((40, 60, 3), np.uint8)
-        picture[:, :30] = int(min(self.dial, 255))
+        picture[:, :30] = int(np.clip(self.dial, 0, 255))
         return picture
 
 

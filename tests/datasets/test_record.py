@@ -1,0 +1,113 @@
+"""The recorder of any environment: as a command on a real one, and with each kind of policy on a dial."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import gymnasium
+import numpy as np
+import pytest
+from stable_baselines3 import TD3
+
+from datasets import record as recorder
+from ivideogpt.errors import UserError
+from ivideogpt.flags import parse
+from mbrl.envs.offscreen import select_backend
+from mbrl.envs.rendered_env import RenderedEnv
+from tests.documented import ROOT
+
+DIAL = "tests.mbrl.envs.test_rendered_env:Dial-v0"
+FLAGS = ["--image_size", "16", "--episode_length", "4", "--num_episodes", "2", "--seed", "5"]
+
+
+def at_start(env, rng):
+    """Turn the dial by what it showed at first, in the environment's own units."""
+    return lambda observation: np.array([observation[0] / 100, -10 + env.unwrapped.dial / 10], np.float32)
+
+
+def upwards(env, rng):
+    return lambda observation: env.action_space.high
+
+
+def record(output, *flags, env=DIAL):
+    args = parse(recorder.RecordArgs, ["--env", env, "--output_path", str(output), *FLAGS, *flags])
+    for number in range(args.num_episodes):
+        recorder.record(args, number)
+    return [dict(np.load(path)) for path in sorted(args.folder.glob("eps_*.npz"))]
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    try:
+        select_backend()
+    except UserError as error:
+        pytest.skip(str(error))
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, ROOT / "datasets" / "record.py", "--env", "Reacher-v5", "--output_path", "out", *FLAGS]
+    for _ in range(2):  # the second one has nothing to do
+        done = subprocess.run([*command, "--num_workers", "2"], cwd=cwd, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "2 episodes are in out/Reacher-v5" in done.stdout
+    return cwd / "out"
+
+
+def test_a_recording_of_a_real_environment_trains(recording, trains):
+    trains(oxe_data_mixes_type="folder:*", action_dim=2, dataset_path=recording)
+
+
+def test_actions_are_taken_at_their_image(recording):
+    """Bug prevented: actions or rewards off by one row, or in other units than those of `task=gym:Reacher-v5`."""
+    episode = dict(np.load(recording / "Reacher-v5" / "eps_00000001.npz"))
+    env = RenderedEnv("Reacher-v5", 16)
+    seed = int(recorder.episode_rng(5, "Reacher-v5", 1).integers(2**31))
+    np.testing.assert_array_equal(env.reset(seed=seed)[0], episode["image"][0])
+    for row in range(4):
+        frame, reward, *_ = env.step(episode["action"][row])
+        np.testing.assert_array_equal(frame, episode["image"][row + 1])
+        assert np.float32(reward) == episode["reward"][row]
+    assert not episode["action"][4].any()
+    env.close()
+
+
+def test_a_function_acts_in_the_environments_own_units(tmp_path):
+    """Bug prevented: noise of unit size on actions in metres, and observations that are pictures."""
+    flags = ["--policy", f"{__name__}:at_start", "--random_fraction", "0", "--noise", "0"]
+    for episode in record(tmp_path, *flags):
+        own = recorder.open_environment(parse(recorder.RecordArgs, ["--env", DIAL, "--output_path", "x", *FLAGS]))
+        first = own.to_inner(episode["action"][0])
+        assert first[0] * 100 == pytest.approx((first[1] + 10) * 10, abs=1e-3)
+        assert 0 <= first[0] * 100 <= 100
+        assert episode["image"][0, 8, 2, 0] == int(first[0] * 100 + 1e-3)
+
+
+def test_an_episode_may_end_early(tmp_path):
+    """Bug prevented: rows after the end, or a recording that stops there with an error."""
+    episodes = record(tmp_path, "--policy", f"{__name__}:upwards", "--random_fraction", "0", "--episode_length", "40")
+    assert all(len(episode["action"]) == len(episode["image"]) < 20 for episode in episodes)
+
+
+def test_a_trained_agent_acts(tmp_path):
+    agent = TD3("MlpPolicy", gymnasium.make(DIAL, render_mode="rgb_array"), policy_kwargs={"net_arch": [4]})
+    agent.save(tmp_path / "agent.zip")
+    flags = ["--policy", f"td3:{tmp_path / 'agent.zip'}", "--random_fraction", "0", "--noise", "0"]
+    episode = record(tmp_path, *flags)[0]
+    env = RenderedEnv(DIAL, 16)
+    env.reset(seed=int(recorder.episode_rng(5, DIAL, 0).integers(2**31)))
+    expected = env.from_inner(agent.predict(env.state, deterministic=True)[0])
+    np.testing.assert_allclose(episode["action"][0], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("joy", "expected random, scripted, module:function or sac:agent.zip"),
+        ("no_such_module:f", "no_such_module"),
+        (f"{__name__}:g", "no attribute 'g'"),
+        ("ppo:nowhere.zip", "no such agent of stable-baselines3"),
+        ("scripted", "Dial has no method scripted_policy"),
+    ],
+)
+def test_policies_that_there_are_not(tmp_path, policy, message):
+    with pytest.raises(UserError, match=message):
+        record(tmp_path, "--policy", policy, "--random_fraction", "0")
