@@ -9,7 +9,6 @@ its number. Run the same command again to continue an interrupted recording.
 
 from __future__ import annotations
 
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -39,12 +38,21 @@ from mbrl.envs.env_settings import (
     episode_rng,
     task_names,
 )
+from mbrl.envs.looks import FACTORS, check_factors
 from mbrl.envs.offscreen import select_backend
 from mbrl.envs.played_episode import play_episode
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # limit for each requested demonstration
-SIMULATION = ("image_size", "action_repeat", "camera", "frame_stack", "paper_reward")  # flags that EnvSettings has too
+# Flags that EnvSettings has, too.
+SIMULATION = (
+    "image_size",
+    "action_repeat",
+    "camera",
+    "frame_stack",
+    "paper_reward",
+    "vary",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +73,9 @@ class RecordArgs:
         "the paper's reward of button-press-topdown-wall, not that of Meta-World 3.1",
         negatable=True,
     )
+    vary: tuple[str, ...] = option(
+        (), f"looks that are new in each episode, to show what a model generalizes to: {', '.join(FACTORS)}"
+    )
     seed: int = option(0, "random seed of all episodes", minimum=0)
     noise: tuple[float, ...] | None = option(
         None, "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
@@ -80,16 +91,15 @@ class RecordArgs:
     compress: bool = option(False, "smaller files, but slower to read windows from")
 
     def validate(self) -> None:
-        if not math.isfinite(self.succ_bonus):
-            raise UserError(f"--succ_bonus {self.succ_bonus}: must be a finite number")
         for flag, usual in (("frame_stack", EnvSettings.frame_stack), ("succ_bonus", EnvSettings.success_bonus)):
             if getattr(self, flag) != usual and not self.demo:
                 raise UserError(f"--{flag} concerns demonstrations alone: add --demo, or leave it out")
         for level in self.noise or ():
-            if not (math.isfinite(level) and level >= 0):
+            if level < 0:
                 raise UserError(f"--noise {level}: levels are standard deviations, 0 or more")
         if self.random_fraction is not None and not 0 <= self.random_fraction <= 1:
             raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
+        check_factors(self.vary)
         find_tasks(self.tasks)
 
     @property

@@ -78,6 +78,7 @@ class EnvSettings:
     frame_stack: int = 3
     duration: int = 100
     success_bonus: float = 10.0
+    vary: tuple[str, ...] = ()
 
     def make(self) -> AgentEnv:
         """
@@ -96,6 +97,7 @@ class EnvSettings:
         arguments: dict[str, Any] = {"image_size": self.image_size, "action_repeat": self.action_repeat}
         if is_metaworld(self.task):
             arguments |= {"task": self.task, "camera": self.camera, "paper_reward": self.paper_reward}
+            arguments |= {"vary": self.vary}
         try:
             env = gymnasium.make(METAWORLD if is_metaworld(self.task) else self.task, **arguments)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -17,6 +17,7 @@ import numpy as np
 from ivideogpt.errors import UserError
 from mbrl.envs.collection_policies import scripted_policy
 from mbrl.envs.env_settings import ACTION_DIM, METAWORLD, canonical_task
+from mbrl.envs.looks import Looks
 from mbrl.envs.offscreen import OffscreenRenderer, select_backend
 
 MOVED_BY_TASKS = ("body_pos", "site_pos")  # fields of the model
@@ -34,6 +35,7 @@ class MetaWorldEnv(gymnasium.Env):
 
     Args:
         paper_reward: concerns button-press-topdown-wall alone, whose reward has changed since the paper.
+        vary: factors of the looks that are new in each episode (`looks.py`).
     """
 
     metadata = METADATA
@@ -45,6 +47,7 @@ class MetaWorldEnv(gymnasium.Env):
         action_repeat: int = 2,
         camera: str = "corner",
         paper_reward: bool = True,
+        vary: Sequence[str] = (),
         render_mode: str = "rgb_array",
     ) -> None:
         select_backend()  # before Meta-World imports mujoco
@@ -56,6 +59,7 @@ class MetaWorldEnv(gymnasium.Env):
         self._env = _make_task(self.task)
         if paper_reward and self.task == "button-press-topdown-wall":
             self._env.compute_reward = paper_button_reward(self._env.compute_reward)
+        self._looks, self._looks_seed = Looks(self._env.model, vary) if vary else None, 0
         self._renderer = OffscreenRenderer(self._env.model, image_size, camera)
         self.state = np.zeros(39)  # full simulator observation, goal included: for scripted policies, not for agents
 
@@ -69,7 +73,9 @@ class MetaWorldEnv(gymnasium.Env):
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Sample goal and object from the seed, or one that is sampled, and return the first frame."""
         super().reset(seed=seed)
-        self._env.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
+        seed = int(self.np_random.integers(2**31)) if seed is None else seed
+        self._vary(seed)
+        self._env.seed(seed)
         self._env.reset()
         self.state, *_ = self._env.step(np.zeros(ACTION_DIM, np.float32))
         return self.render(), {}
@@ -87,6 +93,11 @@ class MetaWorldEnv(gymnasium.Env):
         policy = scripted_policy(self.task)
         return lambda: policy(self.state)
 
+    def _vary(self, seed: int) -> None:
+        self._looks_seed = seed
+        if self._looks is not None:
+            self._looks.vary(seed)
+
     def render(self) -> np.ndarray:
         # The camera hangs upside-down and OpenGL's rows go upwards: together they give the upright, mirrored picture
         # of the published demonstrations.
@@ -94,7 +105,8 @@ class MetaWorldEnv(gymnasium.Env):
 
     def snapshot(self) -> dict[str, np.ndarray]:
         """Return everything that the future depends on, about 5 KB; possible from the first reset on."""
-        return {"task": np.array(self.task), "observation": self.state.copy(), **simulator_state(self._env)}
+        looks = {} if self._looks is None else {"looks": np.array(self._looks_seed)}
+        return {"task": np.array(self.task), "observation": self.state.copy(), **looks, **simulator_state(self._env)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         """Continue from a snapshot, bit for bit.
@@ -104,6 +116,8 @@ class MetaWorldEnv(gymnasium.Env):
         """
         if str(state["task"]) != self.task:
             raise UserError(f"a snapshot of {state['task']} cannot be restored in an environment of {self.task}")
+        if "looks" in state:
+            self._vary(int(state["looks"]))
         set_simulator_state(self._env, state)
         self.state = state["observation"].copy()
 

@@ -298,7 +298,7 @@ def keep_settings(
         UserError: the folder cannot be written to, or its episodes were made with other settings. Continuing would
             mix sizes, rates or cameras unnoticed.
     """
-    now = json.loads(json.dumps(settings, default=str))  # in the form that JSON returns them
+    now, usual = (json.loads(json.dumps(dict(each), default=str)) for each in (settings, usual))  # as JSON returns them
     file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
     before = {**usual, **read_json(file, advice)} if file.exists() else now
