@@ -91,8 +91,9 @@ class Contents:
                 cameras[name] = (height, width)
         if not cameras:
             raise UserError(f"{path}: no array of frames; expected image (N, H, W, 3) uint8")
-        shapes = {name: members[name].shape for name in SERIES if name in members}
-        return cls(cameras, {name: shape[1] if len(shape) > 1 else 1 for name, shape in shapes.items()})
+        episode = open_episode(path, next(iter(cameras)))
+        dimensions = {name: episode.dimension(name) for name in SERIES}
+        return cls(cameras, {name: dimension for name, dimension in dimensions.items() if dimension})
 
     def __str__(self) -> str:
         sizes = [f"{name} {height}x{width}" for name, (height, width) in self.cameras.items()]
@@ -163,24 +164,9 @@ def read_part(contents: Contents, store: StoredSize, encode: Encoder, path: Path
         part[VIDEO + camera] = np.frombuffer(encode(frames), np.uint8)
         part[PIXELS + camera] = pixel_statistics(frames)
     for name in contents.series:
-        part[name] = read_series(str(path), name, int(part[LENGTH]))
+        values = episode.series(name)
+        part[name] = values > 0 if name == "success" else values
     return part
-
-
-def read_series(path: str, name: str, num_frames: int) -> np.ndarray:
-    """Read an array as (N, D). A missing last row becomes zero."""
-    member = npz_members(path)[name]
-    values = member.all()
-    fits = values.dtype.kind in "fiub" and values.ndim in (1, 2) and 0 not in values.shape[1:]
-    if not fits or len(values) not in (num_frames, num_frames - 1):
-        raise UserError(
-            f"{path}: array {name!r} is {values.dtype} of shape {values.shape}; "
-            f"expected a row of numbers for each of {num_frames} frames, the last optional"
-        )
-    values = values.reshape(len(values), *(values.shape[1:] or (1,))).astype(bool if name == "success" else np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: array {name!r} holds NaN or infinite values; repair or leave out the episode")
-    return np.pad(values, [(0, num_frames - len(values)), (0, 0)])
 
 
 def pixel_statistics(frames: np.ndarray) -> np.ndarray:

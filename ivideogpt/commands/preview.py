@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ivideogpt.data.formats.episodes import EpisodeReader
+from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, check_folder_can_be_written
@@ -66,7 +66,7 @@ def preview_dataset(dataset: NamedEpisodes, args: PreviewArgs) -> list[Path]:
     return sheets
 
 
-def plot_episode(episode: EpisodeReader, sheet: Path, args: PreviewArgs) -> None:
+def plot_episode(episode: Episode, sheet: Path, args: PreviewArgs) -> None:
     actions = None if episode.action_dim is None else episode.actions(np.arange(episode.num_frames))
     if actions is not None and not actions.size:
         actions = None
@@ -81,7 +81,7 @@ def plot_episode(episode: EpisodeReader, sheet: Path, args: PreviewArgs) -> None
     write_gif(sheet.with_suffix(".gif"), render_video(video, actions), args.fps)
 
 
-def read_excerpt(episode: EpisodeReader, numbers: np.ndarray) -> Excerpt:
+def read_excerpt(episode: Episode, numbers: np.ndarray) -> Excerpt:
     return Excerpt(numbers, episode.read(numbers))
 
 

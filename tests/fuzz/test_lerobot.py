@@ -24,7 +24,8 @@ def read_folder(folder):
             every = np.arange(episode.num_frames)
             episode.actions(every)
             episode.rewards(every)
-            episode.series("observation.state")
+            if episode.dimension("state"):
+                episode.series("state")
             episode.read(every)
         except UserError as error:
             problem = error

@@ -19,7 +19,7 @@ from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
 from ivideogpt.data.clips.transforms import Augmentation, Preprocess
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
-from ivideogpt.data.formats.episodes import EpisodeReader, Episodes, check_carries, keep_some
+from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries, keep_some
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
 from ivideogpt.data.formats.registry import Query, open_episodes
 from ivideogpt.errors import UserError
@@ -73,7 +73,7 @@ class Source:
 
     def cut(
         self,
-        episode: EpisodeReader,
+        episode: Episode,
         indices: Indices,
         rng: np.random.Generator,
         actions: bool = False,
@@ -128,7 +128,7 @@ def _all_bad(number: int, cause: UserError) -> UserError:
     return UserError(f"{number} episodes in a row are bad, so skipping stops; the first: {cause}")
 
 
-def _check(episode: EpisodeReader, config: DataConfig) -> None:
+def _check(episode: Episode, config: DataConfig) -> None:
     check_carries(episode, config.load_action, config.load_reward, config.action_dim, config.load_success)
     if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
         raise UserError(

@@ -31,6 +31,7 @@ from ivideogpt.data.formats.episodes import Episode, StoredArray
 from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding
 from ivideogpt.data.formats.registry import Dataset
 from ivideogpt.data.formats.video_files import shared_video
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError, first_line, require
 from ivideogpt.files import read_json
 
@@ -130,6 +131,11 @@ class LeRobotInfo:
         """Return the dimensions of the numeric features, without index columns."""
         dimensions = {key: self.dimension(key) for key in self.features if key not in COUNTERS}
         return {key: dimension for key, dimension in dimensions.items() if dimension is not None}
+
+    def series(self, action_key: str) -> dict[str, str]:
+        """Return the feature that is read as each array of :data:`SERIES`, for those that this folder has."""
+        dimensions = {name: (key, self.dimension(key)) for name, key in (SERIES | {"action": action_key}).items()}
+        return {name: key for name, (key, size) in dimensions.items() if size == 1 or (size and name not in ONE_NUMBER)}
 
     def no_action(self, key: str) -> str:
         """Return the message that this is not a numeric feature, with the list of those."""
@@ -404,9 +410,8 @@ class VideoRows:
 
 @dataclass(frozen=True)
 class LeRobotEpisode(Episode):
-    """One episode of a LeRobot folder."""
+    """One episode of a LeRobot folder, called folder#episode in messages."""
 
-    path: str  # name in messages: folder#episode
     info: LeRobotInfo
     camera: Camera
     action_key: str
@@ -421,17 +426,8 @@ class LeRobotEpisode(Episode):
     def frame_size(self) -> tuple[int, int]:
         return self.camera.frame_size
 
-    @property
-    def action_dim(self) -> int | None:
-        return self.info.dimension(self.action_key)
-
-    @property
-    def has_rewards(self) -> bool:
-        return self.info.dimension(REWARD) == 1
-
-    @property
-    def has_successes(self) -> bool:
-        return self.info.dimension(SUCCESS) == 1
+    def dimension(self, name: str) -> int | None:
+        return self.info.dimension(self.info.series(self.action_key).get(name, ""))
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         distinct, place = np.unique(indices, return_inverse=True)
@@ -444,17 +440,12 @@ class LeRobotEpisode(Episode):
             raise self._other_size(frames.shape[1:3])
         return frames if np.array_equal(distinct, indices) else frames[place]
 
-    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self.series(self.action_key)
-        return None if values is None else values[indices]
-
-    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self.series(REWARD) if self.has_rewards else None
-        return None if values is None else values[indices, 0]
-
-    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self.series(SUCCESS) if self.has_successes else None
-        return None if values is None else (values[indices, 0] > 0).astype(np.float32)
+    def series(self, name: str) -> NDArray[np.float32]:
+        """Read an array of :data:`SERIES`, flattened to one row a frame."""
+        key = self.info.series(self.action_key)[name]
+        values = self.rows.numbers(key, self.info.dimension(key) or 0).astype(np.float32)
+        check_plausible(values, f"{self.path}: {key!r}")
+        return values
 
     def describe(self) -> tuple[StoredArray, ...]:
         roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward", SUCCESS: "success"}
@@ -467,20 +458,6 @@ class LeRobotEpisode(Episode):
         if self.action_dim is not None:
             return ()
         return (f"{self.info.no_action(self.action_key)}; choose with lerobot:<folder>@action=<feature>",)
-
-    def series(self, key: str) -> NDArray[np.float32] | None:
-        """Read all rows (N, D) of a numeric feature, flattened; None if the dataset has no such feature."""
-        dimension = self.info.dimension(key)
-        if dimension is None:
-            return None
-        values = self.rows.numbers(key, dimension).astype(np.float32)
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise UserError(
-                f"{self.path}: {key!r} holds NaN or infinite values (first in row {row}); "
-                "repair or leave out the episode"
-            )
-        return values
 
     def _decoded(self, picture: bytes) -> NDArray[np.uint8]:
         try:

@@ -29,10 +29,11 @@ _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "
 class FrameFolder(Episode):
     """One video, without actions and rewards."""
 
-    path: str
-    num_frames: int
-    action_dim = None
-    has_rewards = False
+    length: int
+
+    @property
+    def num_frames(self) -> int:
+        return self.length
 
     @cached_property
     def frame_size(self) -> tuple[int, int]:
@@ -46,12 +47,6 @@ class FrameFolder(Episode):
         if len(sizes) > 1:
             raise UserError(f"{self.path}: frames of different sizes {sorted(sizes)}; extract the video again")
         return np.stack(frames)[places]
-
-    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
-        return None
-
-    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
-        return None
 
     def _frame(self, index: int) -> NDArray[np.uint8]:
         path = os.path.join(self.path, f"{index + 1:06d}.jpg")

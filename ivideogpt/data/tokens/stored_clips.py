@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.dataset import DataConfig, PickInOrder, Source
 from ivideogpt.data.clips.segments import Windows
-from ivideogpt.data.formats.episodes import EpisodeReader
+from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.tokens.token_store import StoredSource
 from ivideogpt.errors import UserError
 
@@ -103,7 +103,7 @@ class StoredClips:
 
 
 def measure(
-    sources: Sequence[Source], check: Callable[[EpisodeReader], None], skip_bad: bool, rank: int, world_size: int
+    sources: Sequence[Source], check: Callable[[Episode], None], skip_bad: bool, rank: int, world_size: int
 ) -> list[int | BadEpisode]:
     """Open and check every ``world_size``-th episode from ``rank`` on; return lengths, or the bad episodes.
 
@@ -133,7 +133,7 @@ def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int6
     return np.array([0 if isinstance(frames, BadEpisode) else frames for frames in measured], dtype=np.int64), bad
 
 
-def first_good(source: Source) -> EpisodeReader:
+def first_good(source: Source) -> Episode:
     """Return the first readable episode; it exists, as sources are checked when they are built."""
     for index in range(len(source.episodes)):
         try:

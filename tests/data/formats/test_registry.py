@@ -19,10 +19,7 @@ from ivideogpt.errors import UserError
 class RawEpisode(Episode):
     """Frames of 8 x 8 pixels, one after the other."""
 
-    path: str
     frame_size = (8, 8)
-    action_dim = None
-    has_rewards = False
 
     @property
     def num_frames(self) -> int:
@@ -33,12 +30,6 @@ class RawEpisode(Episode):
         if data.size % 192:
             raise UserError(f"{self.path}: not a whole number of frames")
         return data.reshape(-1, 8, 8, 3)[indices]
-
-    def actions(self, indices):
-        return None
-
-    def rewards(self, indices):
-        return None
 
 
 @dataclass(frozen=True)
