@@ -25,13 +25,13 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import files_below
 from ivideogpt.data.convert.conversion import (
     FrameArgs,
     Job,
     Skipped,
     StoredSize,
     Summary,
-    files_below,
     first_readable,
     keep_settings,
     separated,

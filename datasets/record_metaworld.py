@@ -190,13 +190,10 @@ def record_all(args: RecordArgs) -> None:
 
 def prepare_output(args: RecordArgs) -> None:
     """Make the folders and store the settings there. Raises UserError for a folder with other settings."""
-    keep_settings(Path(args.output_path), args.noted, "recording.json", vars(EnvSettings("")))
+    keep_settings(Path(args.output_path), args.noted, "recording.json")
     for task in find_tasks(args.tasks):
         folder = Path(args.output_path) / task
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_path") from error
+        folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)
 
 

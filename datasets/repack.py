@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import files_below
 from ivideogpt.data.convert.conversion import (
     NOTE,
     FrameArgs,
@@ -30,7 +31,6 @@ from ivideogpt.data.convert.conversion import (
     Skipped,
     StoredSize,
     Summary,
-    files_below,
     keep_settings,
     write_episode,
 )

@@ -23,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import files_below
 from ivideogpt.data.convert.action_files import (
     SUFFIXES,
     Actions,
@@ -37,7 +38,6 @@ from ivideogpt.data.convert.conversion import (
     Skipped,
     StoredSize,
     Summary,
-    files_below,
     first_readable,
     keep_settings,
     separated,

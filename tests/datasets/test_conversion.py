@@ -93,7 +93,7 @@ def test_two_episodes_of_one_name(tmp_path):
 def test_a_place_that_cannot_be_written_ends_the_run(tmp_path):
     """Bug prevented: a full disk counted as a million bad episodes."""
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(OSError, match="folder"):
         convert(jobs(tmp_path / "folder"), make)
 
 

@@ -21,7 +21,7 @@ from ivideogpt.data.clips.transforms import Augmentation, Preprocess
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
 from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries, keep_some
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
-from ivideogpt.data.formats.registry import Query, open_episodes
+from ivideogpt.data.formats.registry import open_episodes
 from ivideogpt.errors import UserError
 
 OnBadEpisode = Literal["error", "skip"]
@@ -95,9 +95,7 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
     min_frames = config.segment.num_frames_spanned
     for name, weight in resolve_mix(config.mix, config.dataset_path):
         info = dataset_info(name)
-        episodes = open_episodes(
-            Query(name, split, config.dataset_path, paths, arrays, config.sthsth_root_path, min_frames)
-        )
+        episodes = open_episodes(name, split, config.dataset_path, paths, arrays, config.sthsth_root_path, min_frames)
         augmented = split == "train" and name != SOMETHING_SOMETHING  # as the published tokenizers saw it
         source = Source(
             info,

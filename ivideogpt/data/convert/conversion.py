@@ -10,11 +10,10 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -68,8 +67,10 @@ class Jobs(Protocol[AnyJob_co]):
 
 @dataclass
 class Summary:
-    """Counts of the outcomes so far."""
+    """Counts of the outcomes so far, which the progress bar shows too."""
 
+    bar: Any
+    on_bad_episode: str
     written: int = 0
     existing: int = 0
     skipped: tuple[Skipped, ...] = ()
@@ -80,6 +81,36 @@ class Summary:
         if len(self.skipped) > _LISTED_SKIPS:
             lines.append(f"  and {len(self.skipped) - _LISTED_SKIPS} more, named above")
         return "\n".join(lines)
+
+    def missing(self, jobs: Iterable[AnyJob | Skipped]) -> Iterator[AnyJob]:
+        """Yield the jobs without output yet, and count the others."""
+        seen: set[Path] = set()  # outputs and their folders
+        for job in jobs:
+            if isinstance(job, Skipped):
+                self.add(job)
+                continue
+            if job.output in seen:
+                self.add(Skipped(job.source, f"another episode is already called {job.output}"))
+                continue
+            if job.output.parent not in seen:
+                remove_abandoned(job.output.parent)
+            seen |= {job.output, job.output.parent}
+            if job.output.exists():
+                self.existing += 1
+                self.bar.update()
+            else:
+                yield job
+
+    def add(self, outcome: Skipped | None) -> None:
+        """Count an outcome; None stands for a written episode."""
+        self.bar.update()
+        if outcome is None:
+            self.written += 1
+        elif self.on_bad_episode == "error":
+            raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
+        else:
+            self.skipped += (outcome,)
+            self.bar.write(f"skipped: {outcome}", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +147,7 @@ class ConversionArgs:
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         progress = tqdm(total=total, desc=description, unit="episode")
         with progress, terminable(), worker_pool(self.num_workers) as run:
-            summary = _Progress(progress, self.on_bad_episode)
+            summary = Summary(progress, self.on_bad_episode)
             for outcome in run(work, summary.missing(jobs)):
                 summary.add(outcome)
         if summary.skipped and not summary.written + summary.existing:
@@ -187,14 +218,9 @@ class NpzDatasetArgs(FrameArgs):
 def write_episode(path: Path, arrays: Arrays, compress: bool = False) -> None:
     """Write an npz file atomically. Uncompressed files allow reading clips through a memory map."""
     write: Callable[..., None] = np.savez_compressed if compress else np.savez
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            write(file, **arrays)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        write(file, **arrays)
 
 
 def check_arrays(arrays: Arrays) -> None:
@@ -216,44 +242,6 @@ def check_arrays(arrays: Arrays) -> None:
                 f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame, the last optional"
             )
         check_plausible(action, "array 'action'")
-
-
-class _Progress(Summary):
-    """The summary of a conversion that is running, on the terminal too."""
-
-    def __init__(self, bar: Any, on_bad_episode: str) -> None:
-        super().__init__()
-        self._bar, self._on_bad_episode = bar, on_bad_episode
-
-    def missing(self, jobs: Iterable[AnyJob | Skipped]) -> Iterator[AnyJob]:
-        """Yield the jobs without output yet, and count the others."""
-        seen: set[Path] = set()  # outputs and their folders
-        for job in jobs:
-            if isinstance(job, Skipped):
-                self.add(job)
-                continue
-            if job.output in seen:
-                self.add(Skipped(job.source, f"another episode is already called {job.output}"))
-                continue
-            if job.output.parent not in seen:
-                remove_abandoned(job.output.parent)
-            seen |= {job.output, job.output.parent}
-            if job.output.exists():
-                self.existing += 1
-                self._bar.update()
-            else:
-                yield job
-
-    def add(self, outcome: Skipped | None) -> None:
-        """Count an outcome; None stands for a written episode."""
-        self._bar.update()
-        if outcome is None:
-            self.written += 1
-        elif self._on_bad_episode == "error":
-            raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
-        else:
-            self.skipped += (outcome,)
-            self._bar.write(f"skipped: {outcome}", file=sys.stderr)
 
 
 def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) -> Skipped | None:
@@ -286,48 +274,18 @@ def separated(names: str | None) -> list[str]:
 # ---- folders
 
 
-def keep_settings(
-    folder: Path, settings: Mapping[str, Any], note: str = NOTE, usual: Mapping[str, Any] = MappingProxyType({})
-) -> None:
+def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -> None:
     """Make the folder and store the settings there.
 
-    Args:
-        usual: values of settings that older versions did not store.
-
     Raises:
-        UserError: the folder cannot be written to, or its episodes were made with other settings. Continuing would
-            mix sizes, rates or cameras unnoticed.
+        UserError: its episodes were made with other settings. Continuing would mix sizes, rates or cameras unnoticed.
     """
     now = json.loads(json.dumps(settings, default=str))  # in the form that JSON returns them
     file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
-    before = {**usual, **read_json(file, advice)} if file.exists() else now
+    before = read_json(file, advice) if file.exists() else now
     differing = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if differing:
         raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, now)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
-
-
-def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """List the files with one of these (lower-case) suffixes, sorted, without hidden ones.
-
-    Links to folders are followed, except in a cycle.
-    """
-    return [path for path in _walk(root, frozenset()) if path.suffix.lower() in suffixes]
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in above or not os.path.isdir(folder):
-        return
-    with os.scandir(folder) as entries:
-        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    for name, is_folder in visible:
-        if is_folder:
-            yield from _walk(folder / name, above | {real})
-        else:
-            yield folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)
