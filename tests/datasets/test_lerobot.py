@@ -8,7 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.convert import lerobot_writer
 from ivideogpt.data.formats.lerobot import LeRobotEpisodes
 from ivideogpt.errors import UserError

@@ -7,7 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from tests.datasets.conversions import episodes, run, words
 from tests.datasets.rlds_folder import NUM_STEPS, frame, write_rlds

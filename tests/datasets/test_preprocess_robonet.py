@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from tests.datasets.conversions import episodes, run, words

@@ -8,7 +8,9 @@ import time
 import numpy as np
 import pytest
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from tests.datasets.conversions import episodes, run, words
 from tests.datasets.scripts import DATASETS, load_script

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import Preprocess, central_square
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import central_square, resize
 from ivideogpt.data.convert.action_files import is_log_name
 from ivideogpt.errors import UserError

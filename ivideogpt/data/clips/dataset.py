@@ -6,8 +6,9 @@ Shapes: B batch, T frames, H W pixels, D action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from ivideogpt.data.formats.npz_arrays import InflatedArrays
 from ivideogpt.data.formats.registry import open_episodes
 from ivideogpt.errors import UserError
 
+SERIES = ("actions", "rewards", "successes")  # of episodes and of batches
 OnBadEpisode = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100  # limit before a source counts as unusable
 
@@ -52,6 +54,11 @@ class DataConfig:
     whole_clips: bool = False  # refuse episodes shorter than a clip; otherwise their last frame is repeated
     cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
 
+    @property
+    def series(self) -> tuple[str, ...]:
+        """Return the series to load, out of :data:`SERIES`."""
+        return tuple(compress(SERIES, (self.load_action, self.load_reward, self.load_success)))
+
     def __post_init__(self) -> None:
         for name, least in dict(video_stepsize=1, image_size=1, batch_size=1, cache_mb=0).items():
             if getattr(self, name) < least:
@@ -71,21 +78,11 @@ class Source:
     segments: SegmentStrategy
     preprocess: Preprocess
 
-    def cut(
-        self,
-        episode: Episode,
-        indices: Indices,
-        rng: np.random.Generator,
-        actions: bool = False,
-        rewards: bool = False,
-        successes: bool = False,
-    ) -> PackedClips:
-        """Read and preprocess these frames, with the series that are asked for; return a batch of one."""
+    def cut(self, episode: Episode, indices: Indices, rng: np.random.Generator, series: Iterable[str]) -> PackedClips:
+        """Read and preprocess these frames, with series out of :data:`SERIES`; return a batch of one."""
         pixels, colour = self.preprocess(episode.read(indices), rng), self.preprocess.colour(rng)
-        wanted = ((episode.actions, actions), (episode.rewards, rewards), (episode.successes, successes))
-        series = [read(indices) if is_wanted else None for read, is_wanted in wanted]
-        own = [None if values is None else torch.from_numpy(values)[None] for values in series]
-        return PackedClips(pixels[None], colour, own[0], own[1], own[2])
+        read: dict[str, Any] = {name: torch.from_numpy(getattr(episode, name)(indices))[None] for name in series}
+        return PackedClips(pixels[None], colour, **read)
 
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
@@ -183,9 +180,7 @@ class ClipDataset(Dataset[Any]):
                 episode = source.episodes.open(index)
                 _check(episode, self.config)
                 indices = source.segments(episode.num_frames, rng)
-                config = self.config
-                wanted = config.load_action, config.load_reward, config.load_success
-                clip = source.cut(episode, indices, rng, *wanted)
+                clip = source.cut(episode, indices, rng, self.config.series)
                 return replace(clip, skipped=tuple(bad))
             except UserError as error:
                 if self.config.on_bad_episode == "error":

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
-from ivideogpt.data.clips.dataset import DataConfig, PickInOrder, Source
+from ivideogpt.data.clips.dataset import SERIES, DataConfig, PickInOrder, Source
 from ivideogpt.data.clips.segments import Windows
 from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.tokens.token_store import StoredSource
@@ -71,8 +72,8 @@ class StoredClips:
         if turn > 0:
             source = replace(source, preprocess=replace(source.preprocess, augmentation=self.config.augmentation))
         rng = np.random.default_rng((self.seed, turn, clip))
-        wanted = self.action_dim is not None, self.has_rewards, self.has_successes
-        return source.cut(source.episodes.open(index), indices, rng, *wanted)
+        series = compress(SERIES, (self.action_dim is not None, self.has_rewards, self.has_successes))
+        return source.cut(source.episodes.open(index), indices, rng, series)
 
     def name(self, number: int) -> str:
         """Return the name of the episode that a clip is cut from."""

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import (
-    Augmentation,
-    DataConfig,
-    EvalDataLoader,
-    SegmentSpec,
-    SimpleRoboticDataLoaderv2,
-    build_loader,
-)
+from ivideogpt.data import EvalDataLoader, SimpleRoboticDataLoaderv2
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation
 from ivideogpt.errors import UserError
 from tests.data.synthetic import numbered_frames, write_dataset, write_episode
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
 from ivideogpt.data import __main__ as commands
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.formats import registry
 from ivideogpt.data.formats.episodes import Episode, StoredArray

@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ivideogpt.data import Augmentation, DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation
 from ivideogpt.data.formats.something_something import find_videos
 from ivideogpt.errors import UserError
 from tests.data.formats.sthsth_folder import level, write_frames, write_list
