@@ -40,7 +40,6 @@ from ivideogpt.data.convert.conversion import (
     Summary,
     first_readable,
     keep_settings,
-    separated,
 )
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
@@ -74,7 +73,7 @@ class VideosArgs(NpzDatasetArgs):
 
     @property
     def columns(self) -> list[str]:
-        return separated(self.action_columns)
+        return [name.strip() for name in (self.action_columns or "").split(",") if name.strip()]
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
     if actions is not None and actions.shape[1] != job.action_dim:
         raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0
-    clip = decode(VideoFile(job.video), FrameChoice(args.fps, args.step), first, args.store)
+    clip = decode(VideoFile(job.video), first, args.store, args.fps, args.step)
     if actions is None:
         return {"image": clip.frames}
     last = last_with_action(clip.num_recorded, len(actions), args.action_offset)
@@ -150,20 +149,26 @@ class Clip:
     num_recorded: int
 
 
-def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize) -> Clip:
-    """Decode the chosen frames from ``first`` on. Each is resized at once, as a long video does not fit into memory."""
-    choice.check(video)
+def decode(video: VideoFile, first: int, store: StoredSize, fps: float | None = None, step: int = 1) -> Clip:
+    """Decode frames from ``first`` on: ``fps`` a second, or every ``step``-th.
+
+    Each is resized at once, as a long video does not fit into memory.
+    """
+    if fps is not None and video.rate is not None and fps > 1.01 * video.rate:
+        raise UserError(f"{video.path}: has {video.rate:g} frames per second, --fps asks for {fps:g}; lower it")
     num_recorded = 0
 
     def recorded() -> Iterator[NumberedFrame]:
         nonlocal num_recorded
         for seconds, frame in video.frames():
             num_recorded += 1
-            yield num_recorded - 1, seconds, frame
+            if num_recorded > first:
+                yield num_recorded - 1, seconds, frame
 
     frames: list[np.ndarray] = []
     indices: list[int] = []
-    for i, frame in choice.choose(recorded(), first):
+    every = ((i, frame) for i, _, frame in itertools.islice(recorded(), 0, None, step))
+    for i, frame in every if fps is None else frames_in_time(recorded(), fps):
         with readable_video(video.path):
             frames.append(store(rgb(frame)[None]))
         indices.append(i)
@@ -179,27 +184,7 @@ def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize)
     return Clip(np.concatenate(frames), np.array(indices), num_recorded)
 
 
-@dataclass(frozen=True)
-class FrameChoice:
-    """Rule that selects the frames to keep."""
-
-    fps: float | None
-    step: int
-
-    def check(self, video: VideoFile) -> None:
-        if self.fps is not None and video.rate is not None and self.fps > 1.01 * video.rate:
-            raise UserError(
-                f"{video.path}: has {video.rate:g} frames per second, --fps asks for {self.fps:g}; lower it"
-            )
-
-    def choose(self, frames: Iterable[NumberedFrame], first: int) -> Iterator[tuple[int, Any]]:
-        """Yield the numbers and frames to keep, from number ``first`` on."""
-        if self.fps is not None:
-            return _in_time((frame for frame in frames if frame[0] >= first), self.fps)
-        return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
-
-
-def _in_time(frames: Iterable[NumberedFrame], fps: float) -> Iterator[tuple[int, Any]]:
+def frames_in_time(frames: Iterable[NumberedFrame], fps: float) -> Iterator[tuple[int, Any]]:
     """Yield the frames closest to the times k / fps after the first. Raises UserError unless their times increase."""
     before: tuple[int, float, Any] = (-1, -math.inf, None)
     start, num_kept = -math.inf, 0

@@ -126,21 +126,6 @@ def test_verifying_finds_and_replaces_a_damaged_file(tmp_path, capsys):
     assert run(tmp_path / "in", tmp_path / "out", "--verify").written == 0
 
 
-def test_what_was_written_is_read_back_before_it_gets_its_name(tmp_path, monkeypatch):
-    """A full or failing disk must not leave a file that looks done."""
-
-    def failing_disk(path, arrays, compress):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            np.savez(file, **{name: array * 0 for name, array in arrays.items()})
-
-    write_dataset(tmp_path / "in", 1)
-    monkeypatch.setattr(repack, "write_episode", failing_disk)
-    with pytest.raises(UserError, match="values read back differ from those written"):
-        run(tmp_path / "in", tmp_path / "out")
-    assert not files(tmp_path / "out")
-
-
 def test_bad_files_are_skipped_and_named(tmp_path):
     write_dataset(tmp_path / "in", 1)
     write_episode(tmp_path / "in" / "objects.npz", info=np.array([{}], dtype=object))
@@ -163,7 +148,7 @@ def test_originals_cannot_be_overwritten(tmp_path):
             run(tmp_path / "in", output)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "robot").symlink_to(tmp_path / "in" / "robot")
-    with pytest.raises(UserError, match="is a link to a folder of originals"):
+    with pytest.raises(UserError, match="was not written by this command"):
         run(tmp_path / "in", tmp_path / "out")
     assert files(tmp_path / "in") == originals
 

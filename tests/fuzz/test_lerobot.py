@@ -35,8 +35,7 @@ def read_folder(folder):
 
 def read_video(folder):
     """In order, as the converter of videos reads them."""
-    pace = converter.FrameChoice(fps=None, step=1)
-    converter.decode(VideoFile(folder / "video.mp4"), pace, 0, StoredSize())
+    converter.decode(VideoFile(folder / "video.mp4"), 0, StoredSize())
 
 
 @pytest.mark.parametrize(

@@ -266,14 +266,6 @@ def first_readable(read: Callable[[Item], Result], items: Iterable[Item]) -> Res
     raise errors[0]
 
 
-def separated(names: str | None) -> list[str]:
-    """Split a flag's names at commas."""
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
-
-
-# ---- folders
-
-
 def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -> None:
     """Make the folder and store the settings there.
 

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -52,7 +53,8 @@ _MOST_FPS = 1e5
 _MOST_AXES = 8
 _LARGEST = 2**31  # limit for numbers of episodes, files and frames
 _COPY = "copy or record the folder again"
-_FIELD = re.compile(r"\{(\w+)(?::0?([1-9])d)?\}")
+# No other format, as {chunk_index:099999999d} would make gigabytes of zeros.
+_TEMPLATE = re.compile(r"([^{}\0]|\{video_key\}|\{(chunk|file)_index(:0?[1-9]d)?\})*")
 
 
 @dataclass(frozen=True)
@@ -76,24 +78,22 @@ class LeRobotInfo:
             )
         content = read_json(path, _COPY)
         version = content.get("codebase_version")
-        if not isinstance(version, str) or not re.match(r"v\d+\.", version):
-            raise UserError(f"{path}: codebase_version is {_shortened(version)}; expected {VERSION}; {_COPY}")
-        if not version.startswith("v3."):
+        if not isinstance(version, str) or not version.startswith("v3."):
             raise UserError(
-                f"{path}: LeRobot format {_shortened(version)} is not read, only {VERSION}; convert a copy of the "
+                f"{path}: codebase_version is {shortened(version)}; expected {VERSION}; convert a copy of an older "
                 "folder with the lerobot package: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
             )
         fps, features = content.get("fps"), content.get("features")
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
-            raise UserError(f"{path}: fps is {_shortened(fps)}; expected frames per second; {_COPY}")
+            raise UserError(f"{path}: fps is {shortened(fps)}; expected frames per second; {_COPY}")
         if not isinstance(features, dict):
-            raise UserError(f"{path}: features is {_shortened(features)}; expected an object; {_COPY}")
+            raise UserError(f"{path}: features is {shortened(features)}; expected an object; {_COPY}")
         for key, feature in features.items():
             match feature:
                 case {"dtype": str(), "shape": [*shape]} if len(shape) <= _MOST_AXES and all(map(_is_length, shape)):
                     continue
             raise UserError(
-                f"{path}: feature {_shortened(key)} is {_shortened(feature)}; expected a dtype and a shape of whole "
+                f"{path}: feature {shortened(key)} is {shortened(feature)}; expected a dtype and a shape of whole "
                 f"numbers; {_COPY}"
             )
         info = cls(str(root), float(fps), features, content.get("data_path"), content.get("video_path"))
@@ -142,20 +142,15 @@ class LeRobotInfo:
         listed = ", ".join(f"{key} ({dimension})" for key, dimension in self.numeric.items())
         return f"no action: no feature {key!r} of numbers; those of numbers are {listed or 'none'}"
 
-    def file(self, template: str, chunk: int, file: int, **names: str) -> str:
-        """Fill in ``data_path`` or ``video_path``. Accepts known fields and paths inside the folder only; the template
-        never goes to ``str.format``, which could be made to produce gigabytes of zeros."""
+    def file(self, template: str, chunk: int, file: int, video_key: str = "") -> str:
+        """Fill in ``data_path`` or ``video_path``, which may name no place outside of the folder."""
         text = getattr(self, template)
-        fields: dict[str, int | str] = {"chunk_index": chunk, "file_index": file, **names}
-
-        def value(match: re.Match[str]) -> str:
-            return str(fields.get(match[1], "{")).zfill(int(match[2] or 0))
-
-        path = _FIELD.sub(value, text) if isinstance(text, str) else "{"
-        if re.search(r"[{}\0]", path) or os.path.isabs(path) or ".." in path.split("/"):
+        is_known = isinstance(text, str) and _TEMPLATE.fullmatch(text)
+        path = text.format(chunk_index=chunk, file_index=file, video_key=video_key) if is_known else ".."
+        if os.path.isabs(path) or ".." in path.split("/"):
             raise UserError(
-                f"{self.root}/meta/info.json: {template} is {_shortened(text)}; expected a path below the folder with "
-                f"the fields {', '.join(fields)}, such as {{chunk_index:03d}}; {_COPY}"
+                f"{self.root}/meta/info.json: {template} is {shortened(text)}; expected a path below the folder with "
+                f"chunk_index, file_index and, of videos, video_key, such as {{chunk_index:03d}}; {_COPY}"
             )
         return os.path.join(self.root, path)
 
@@ -165,12 +160,6 @@ class Camera:
     key: str
     is_video: bool
     frame_size: tuple[int, int]
-
-
-def _shortened(value: object) -> str:
-    """Shorten a value of a file for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_length(value: object) -> bool:
