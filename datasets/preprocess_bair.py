@@ -70,9 +70,8 @@ def read_trajectory(job: BairJob) -> dict[str, np.ndarray]:
             "action": actions.reshape(length, ACTION_DIM),
         }
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{job.source}: no trajectory with frames of {SIZE}x{SIZE} and {ACTION_DIM}-D actions ({error})"
-        ) from error
+        expected = f"frames of {SIZE}x{SIZE} and {ACTION_DIM}-D actions"
+        raise UserError(f"{job.source}: no trajectory with {expected} ({error})") from error
     if job.save_gif:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         write_gif(job.output.with_suffix(".gif"), side_by_side((arrays["image"], arrays["aux1_image"])))

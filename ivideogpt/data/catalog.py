@@ -122,9 +122,7 @@ class DatasetPaths:
         try:
             entries = yaml.safe_load(path.read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path}: not a readable YAML file ({error}); expected lines such as 'bair_train_dataset: FOLDER'"
-            ) from error
+            raise UserError(f"{path}: expected lines such as 'bair_train_dataset: FOLDER' ({error})") from error
         known = {field.name for field in fields(cls)}
         if not isinstance(entries, dict) or not entries.keys() <= known:
             raise UserError(f"{path}: expected only the keys {', '.join(sorted(known))}; found {entries}")
@@ -156,9 +154,7 @@ def find_files(name: str, split: Split, dataset_path: str | os.PathLike[str] | N
         raise UserError(f"dataset {name!r} needs dataset_path, the folder that holds {name}/*.npz")
     folder = Path(dataset_path, name)
     if not folder.is_dir():
-        raise UserError(
-            f"dataset {name!r}: no folder {folder}; put its episodes there or choose another mix or dataset_path"
-        )
+        raise UserError(f"dataset {name!r}: no folder {folder}; choose another mix or dataset_path")
     files = npz_files(folder)
     chosen = [files[i] for i in in_split(len(files), split)]
     if name == "robo_net":  # the copy in OXE contains the test episodes of the benchmark tfds_robonet
@@ -187,9 +183,7 @@ def _robonet_test(path: Path) -> set[str]:
     try:
         return {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
     except (OSError, IndexError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: expected lines '<hdf5 name> <episode>.npz' in robonet_oxe_test_list ({error})"
-        ) from error
+        raise UserError(f"{path}: expected lines '<hdf5 name> <episode>.npz' ({error})") from error
 
 
 def in_split(num_episodes: int, split: Split) -> range | list[int]:
@@ -200,10 +194,7 @@ def in_split(num_episodes: int, split: Split) -> range | list[int]:
 
 
 def no_episodes(split: Split, num_episodes: int) -> str:
-    return (
-        f"no {split} episodes among {num_episodes} episodes (the first of every {TEST_EVERY} is the test split); "
-        "add episodes"
-    )
+    return f"no {split} episodes among {num_episodes} (the first of every {TEST_EVERY} is the test split)"
 
 
 # ---- lists of files

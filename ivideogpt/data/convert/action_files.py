@@ -70,9 +70,7 @@ def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
     if path.suffix == ".npy":
         array = npy_array(str(path))
         if len(array.shape) not in (1, 2) or array.dtype.kind not in "fiub":
-            raise UserError(
-                f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D), one row a frame"
-            )
+            raise UserError(f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D)")
         table = array.all()
         table = table.reshape(len(table), -1) if table.size else np.empty((0, 1))
     else:

@@ -238,9 +238,7 @@ def check_arrays(arrays: Arrays) -> None:
     if (action := arrays.get("action")) is not None:
         num_frames = lengths.pop()
         if action.ndim != 2 or len(action) not in (num_frames, num_frames - 1):
-            raise UserError(
-                f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame, the last optional"
-            )
+            raise UserError(f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame")
         check_plausible(action, "array 'action'")
 
 

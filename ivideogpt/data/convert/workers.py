@@ -54,9 +54,8 @@ def worker_pool(workers: int, begin: Callable[..., None] | None = None, *argumen
     try:
         yield run
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
-        ) from error
+        told = "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
+        raise UserError(told) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

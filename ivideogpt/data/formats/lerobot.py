@@ -306,9 +306,7 @@ class LeRobotEpisodes:
             return None
         place = VideoPlace(*self.table.video[index].item())
         if place.chunk < 0:
-            raise UserError(
-                f"{self.name(index)}: has no video of {self.camera.key}; choose another camera or leave it out"
-            )
+            raise UserError(f"{self.name(index)}: has no video of {self.camera.key}; choose another camera")
         if place.doubt:
             raise UserError(
                 f"{self.name(index)}: its times in meta/episodes fit no {self.table.num_frames[index]} frames of "
@@ -460,10 +458,8 @@ class LeRobotEpisode(Episode):
             raise UserError(f"{self.path}: a picture of {self.camera.key} is damaged ({first_line(error)})") from error
 
     def _other_size(self, size: tuple[int, ...]) -> UserError:
-        return UserError(
-            f"{self.path}: frames of {self.camera.key} have size {size}, but meta/info.json says {self.frame_size}; "
-            "record the dataset at one size"
-        )
+        expected = f"but meta/info.json says {self.frame_size}"
+        return UserError(f"{self.path}: frames of {self.camera.key} have size {size}, {expected}")
 
 
 # ---- paths

@@ -54,10 +54,8 @@ class FrameFolder(Episode):
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken headers
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{path}: not a readable JPEG file ({str(reason).lower()}); the list promises {self.num_frames} frames "
-                f"in {self.path}: extract the video again or leave it out"
-            ) from error
+            promised = f"the list promises {self.num_frames} frames"
+            raise UserError(f"{path}: not a readable JPEG file ({str(reason).lower()}); {promised}") from error
 
 
 @dataclass(frozen=True)
@@ -83,10 +81,7 @@ def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); set somethingv2_lists in DATASET.yaml to the folder of the lists "
-            "{train,val}_video_folder.txt"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error}); see somethingv2_lists in DATASET.yaml") from error
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
@@ -108,10 +103,7 @@ def find_videos(root: str | None, lists: Path | None, split: Split, min_frames: 
     if not Path(root).is_dir():
         raise UserError(f"{dataset}: no folder {root}; set sthsth_root_path")
     if lists is None:
-        raise UserError(
-            f"{dataset}: DATASET.yaml has no somethingv2_lists; set it to the folder of train_video_folder.txt and "
-            "val_video_folder.txt"
-        )
+        raise UserError(f"{dataset}: DATASET.yaml has no somethingv2_lists, the folder of train_video_folder.txt")
     paths = [lists / f"{name}_video_folder.txt" for name in _LISTS[split]]
     labels = something_something_labels()
     listed = [video for path in paths for video in _listed(path)]

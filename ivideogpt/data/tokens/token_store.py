@@ -187,10 +187,8 @@ class TokenStore:
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise UserError unless the tokens were made with these weights."""
         if state_checksum(tensors) != self.meta.tokenizer:
-            raise UserError(
-                f"the tokens in {self.folder} were made by another tokenizer; give the one that made them, "
-                f"or run {TOKENIZE} with this one"
-            )
+            told = f"the tokens in {self.folder} were made by another tokenizer"
+            raise UserError(f"{told}; give that one, or run {TOKENIZE} with this one")
 
     def _check_shard(self, shard: int, number: int) -> None:
         """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
@@ -227,10 +225,8 @@ class TokenLoader(StreamPosition):
         self._seed = seed
         self._steps_per_epoch = len(store) // self.samples_per_step
         if self._steps_per_epoch == 0:
-            raise UserError(
-                f"{store.folder} holds {len(store)} clips, fewer than one step of {world_size} x {batch_size}; "
-                "lower the batch size"
-            )
+            step = f"one step of {world_size} x {batch_size}"
+            raise UserError(f"{store.folder} holds {len(store)} clips, fewer than {step}; lower the batch size")
 
     def __iter__(self) -> Iterator[TokenBatch]:
         while True:
@@ -281,10 +277,8 @@ class TokenStoreWriter:
             present = asdict(read_meta(self.folder)[0])
             different = [name for name, value in asdict(self.meta).items() if present[name] != value]
             if different:
-                raise UserError(
-                    f"{self.folder} holds another token store (other {', '.join(different)}); "
-                    "choose another folder or delete it"
-                )
+                others = ", ".join(different)
+                raise UserError(f"{self.folder} holds another token store (other {others}); choose another folder")
             remove_abandoned(self.folder)
             return
         if self.folder.exists() and any(self.folder.iterdir()):
