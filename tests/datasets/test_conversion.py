@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import os
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, check_arrays, write_episode
+from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError
 
@@ -131,3 +133,10 @@ def test_compressed_files_are_smaller(tmp_path):
 def test_what_loaders_would_refuse_is_not_written(arrays, message):
     with pytest.raises(UserError, match=message):
         check_arrays(arrays)
+
+
+def test_a_killed_worker_ends_the_pool_with_one_line():
+    """The system kills workers for their memory: the traceback of a broken pool said nothing of going on."""
+    killed = "a worker process was killed, perhaps for its memory; run again"
+    with pytest.raises(UserError, match=killed), worker_pool(2) as run:
+        list(run(os._exit, [1] * 20))

@@ -25,7 +25,7 @@ from ivideogpt.data.formats.npz_arrays import InflatedArrays
 from ivideogpt.data.formats.registry import open_episodes
 from ivideogpt.errors import UserError
 
-SERIES = ("actions", "rewards", "successes")  # of episodes and of batches
+SERIES = ("actions", "rewards", "successes")  # arrays of numbers, a row a frame
 OnBadEpisode = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100  # limit before a source counts as unusable
 
