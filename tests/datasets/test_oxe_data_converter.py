@@ -88,10 +88,6 @@ def test_loaders_read_it(converted):
     assert (batch.frames.shape, batch.actions.shape) == ((2, 2, 3, 8, 8), (2, 2, 4))
 
 
-def test_it_trains(converted, trains):
-    trains(oxe_data_mixes_type="folder:toy", action_dim=4, dataset_path=converted)
-
-
 def test_a_command_from_anywhere_goes_on_where_it_stopped(source, converted, tmp_path):
     """Two processes, each split up to its tenth episode; frames only, as in the released converter."""
     flags = {

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from mbrl.envs.metaworld_env import MetaWorldEnv
@@ -65,8 +68,11 @@ def test_files_and_arrays(recording):
     }
 
 
-def test_it_trains(recording, trains):
-    trains(oxe_data_mixes_type="folder:*", action_dim=4, dataset_path=recording)
+def test_loaders_read_it(recording):
+    wanted = dict(load_action=True, load_reward=True, load_success=True)
+    batch = next(iter(build_loader(DataConfig(str(recording), "folder:*", SegmentSpec(length=3), **wanted)))).to("cpu")
+    assert (batch.frames.shape[1:3], batch.actions.shape[1:]) == ((3, 3), (3, 4))
+    assert batch.rewards.shape == batch.successes.shape == batch.actions.shape[:2]
 
 
 def test_actions_are_taken_at_their_image_and_rewards_are_what_they_earned(recording):
