@@ -32,12 +32,11 @@ from ivideogpt.data.convert.conversion import (
     Skipped,
     StoredSize,
     Summary,
-    first_readable,
     keep_settings,
     write_episode,
 )
 from ivideogpt.data.convert.lerobot_writer import LeRobotWriter
-from ivideogpt.data.formats.episodes import open_episode
+from ivideogpt.data.formats.episodes import first_readable, open_episode
 from ivideogpt.data.formats.lerobot import SERIES
 from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, first_line, require

@@ -102,11 +102,9 @@ class RecordArgs:
     @property
     def noted(self) -> dict[str, Any]:
         """Return all settings that affect an episode, except its task and number."""
-        names = ("seed", "episode_length", *SIMULATION)
-        noted = {name: getattr(self, name) for name in names} | {"success_bonus": self.succ_bonus, "demo": self.demo}
-        policies = self.policies
-        noted |= {"noise": policies.noise_levels, "random_fraction": policies.random_fraction}
-        return noted | {"wander": policies.wander}
+        noted = {name: getattr(self, name) for name in ("seed", "episode_length", *SIMULATION)}
+        noted |= {"success_bonus": self.succ_bonus, "demo": self.demo, "noise": self.policies.noise_levels}
+        return noted | {"random_fraction": self.policies.random_fraction, "wander": self.policies.wander}
 
     def env(self, task: str) -> EnvSettings:
         same = {name: getattr(self, name) for name in SIMULATION}

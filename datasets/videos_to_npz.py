@@ -28,7 +28,6 @@ from ivideogpt.data.convert.action_files import (
     SUFFIXES,
     Actions,
     ActionTable,
-    find_action_files,
     last_with_action,
     read_actions,
 )
@@ -38,9 +37,9 @@ from ivideogpt.data.convert.conversion import (
     Skipped,
     StoredSize,
     Summary,
-    first_readable,
     keep_settings,
 )
+from ivideogpt.data.formats.episodes import first_readable
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
@@ -89,7 +88,8 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
     videos, stray = files_below(root, VIDEOS), files_below(root, SUFFIXES)
     if not videos:
         raise UserError(f"--input_path {root}: no videos there; expected files ending in {', '.join(sorted(VIDEOS))}")
-    tables = {video: find_action_files(video) for video in videos}
+    beside = {video: [video.with_suffix(suffix) for suffix in SUFFIXES] for video in videos}
+    tables = {video: [path for path in paths if path.is_file()] for video, paths in beside.items()}
     with_actions = any(tables.values())
     if stray and not with_actions:  # misnamed tables would silently give episodes without actions
         raise UserError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
 from ivideogpt.data.clips.transforms import Augmentation, Preprocess
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
-from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries, keep_some
+from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries, first_readable, keep_some
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
 from ivideogpt.data.formats.registry import open_episodes
 from ivideogpt.errors import UserError
@@ -63,8 +63,6 @@ class DataConfig:
         for name, least in dict(video_stepsize=1, image_size=1, batch_size=1, cache_mb=0).items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.on_bad_episode not in get_args(OnBadEpisode):
-            raise UserError(f"on_bad_episode must be error or skip, got {self.on_bad_episode!r}")
         if self.segment.kind == "goal_first" and self.load_action:
             raise UserError("goal-conditioned clips carry no actions; drop action_conditioned or goal_conditioned")
 
@@ -107,16 +105,17 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
 
 def _check_first(source: Source, config: DataConfig) -> None:
     """Raise the error of the first episode; where bad ones are skipped, only if the next ones are bad too."""
-    errors = []
-    for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
-        try:
-            episode = source.episodes.open(index)
-            _check(episode, config)
-            episode.read(np.zeros(1, dtype=np.int64))
-            return
-        except UserError as error:
-            errors.append(error)
-    raise errors[0] if len(errors) == 1 else _all_bad(len(errors), errors[0])
+
+    def read_first_frame(index: int) -> None:
+        episode = source.episodes.open(index)
+        _check(episode, config)
+        episode.read(np.zeros(1, dtype=np.int64))
+
+    tried = range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW))
+    try:
+        first_readable(read_first_frame, tried)
+    except UserError as error:
+        raise error if len(tried) == 1 else _all_bad(len(tried), error) from error
 
 
 def _all_bad(number: int, cause: UserError) -> UserError:

@@ -40,11 +40,6 @@ _SHOWN = 40  # characters of a cell quoted in a message
 Actions = NDArray[np.float32]
 
 
-def find_action_files(video: Path) -> list[Path]:
-    """Return the action files beside a video, which have the video's name; there should be one, or none."""
-    return [path for suffix in SUFFIXES if (path := video.with_suffix(suffix)).is_file()]
-
-
 @dataclass(frozen=True)
 class ActionTable:
     """Actions (rows, D), and how the file was read.

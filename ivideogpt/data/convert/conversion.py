@@ -32,8 +32,6 @@ _BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats 
 NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
 
 Arrays = Mapping[str, np.ndarray]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 AnyJob = TypeVar("AnyJob", bound="Job")
 AnyJob_co = TypeVar("AnyJob_co", bound="Job", covariant=True)
 
@@ -251,17 +249,6 @@ def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) 
         return Skipped(job.source, str(error))
     write_episode(job.output, arrays, compress)
     return None
-
-
-def first_readable(read: Callable[[Item], Result], items: Iterable[Item]) -> Result:
-    """Return what ``read`` makes of the first item that it can read; if there is none, raise the first item's error."""
-    errors: list[UserError | OSError] = []
-    for item in items:
-        try:
-            return read(item)
-        except (UserError, OSError) as error:
-            errors.append(error)
-    raise errors[0]
 
 
 def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -> None:

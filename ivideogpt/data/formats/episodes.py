@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,9 @@ REWARD_KEY = "reward"
 SUCCESS_KEY = "success"
 OBSERVATION_KEY = "observation"
 _CHUNK_BYTES = 32 << 20
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -164,6 +167,17 @@ def keep_some(episodes: Episodes, number: int | None) -> Episodes:
     if number is None or number >= len(episodes):
         return episodes
     return Subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
+
+
+def first_readable(read: Callable[[Item], Result], items: Iterable[Item]) -> Result:
+    """Return what ``read`` makes of the first item that it can read; if there is none, raise the first item's error."""
+    errors: list[UserError | OSError] = []
+    for item in items:
+        try:
+            return read(item)
+        except (UserError, OSError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def pack_strings(strings: Iterable[str]) -> NDArray[np.bytes_]:

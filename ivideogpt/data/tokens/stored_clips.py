@@ -65,7 +65,7 @@ class StoredClips:
     def read(self, number: int) -> PackedClips:
         """Read one clip as a batch of one."""
         turn, clip = divmod(number, self.clips_per_pass)
-        episode = int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
+        episode = self._episode(clip)
         windows = self._windows(episode)
         indices = windows[clip - int(self._ends_of_episodes[episode]) + len(windows)]
         source, index = self._pick(episode)
@@ -77,8 +77,7 @@ class StoredClips:
 
     def name(self, number: int) -> str:
         """Return the name of the episode that a clip is cut from."""
-        clip = number % self.clips_per_pass
-        source, index = self._pick(int(np.searchsorted(self._ends_of_episodes, clip, side="right")))
+        source, index = self._pick(self._episode(number % self.clips_per_pass))
         return source.episodes.name(index)
 
     def stored_sources(self) -> tuple[StoredSource, ...]:
@@ -96,6 +95,9 @@ class StoredClips:
             source, index = self._pick(i)
             digest.update(f"{source.info.name} {os.path.basename(source.episodes.name(index))} {frames}\n".encode())
         return digest.hexdigest()
+
+    def _episode(self, clip: int) -> int:
+        return int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
 
     def _windows(self, episode: int) -> Windows:
         source, _ = self._pick(episode)
@@ -132,16 +134,6 @@ def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int6
         measured[rank :: len(parts)] = part
     bad = [episode for episode in measured if isinstance(episode, BadEpisode)]
     return np.array([0 if isinstance(frames, BadEpisode) else frames for frames in measured], dtype=np.int64), bad
-
-
-def first_good(source: Source) -> Episode:
-    """Return the first readable episode; it exists, as sources are checked when they are built."""
-    for index in range(len(source.episodes)):
-        try:
-            return source.episodes.open(index)
-        except UserError:
-            continue
-    raise AssertionError("a source without a readable episode")
 
 
 @dataclass(frozen=True)
