@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ivideogpt.data.convert.workers import terminable, worker_pool
+from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, read_json, remove_abandoned, write_json
@@ -144,7 +144,7 @@ class ConversionArgs:
         jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         progress = tqdm(total=total, desc=description, unit="episode")
-        with progress, terminable(), worker_pool(self.num_workers) as run:
+        with progress, worker_pool(self.num_workers) as run:
             summary = Summary(progress, self.on_bad_episode)
             for outcome in run(work, summary.missing(jobs)):
                 summary.add(outcome)
