@@ -54,7 +54,7 @@ _MOST_AXES = 8
 _LARGEST = 2**31  # limit for numbers of episodes, files and frames
 _COPY = "copy or record the folder again"
 # No other format, as {chunk_index:099999999d} would make gigabytes of zeros.
-_TEMPLATE = re.compile(r"([^{}\0]|\{video_key\}|\{(chunk|file)_index(:0?[1-9]d)?\})*")
+_TEMPLATE = re.compile(r"([^{}\0]|\{video_key\}|\{(chunk|file)_index(:0[1-9]d)?\})*")
 
 
 @dataclass(frozen=True)
