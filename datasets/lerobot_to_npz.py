@@ -36,11 +36,6 @@ class LeRobotArgs(NpzDatasetArgs):
     action_key: str | None = option(None, "feature that becomes the array action (default: action, if there is one)")
 
 
-@dataclass(frozen=True)
-class LeRobotJob(Job):
-    index: int
-
-
 open_folder = lru_cache(LeRobotEpisodes.open_folder)  # once per process and camera
 
 
@@ -68,11 +63,11 @@ def describe(info: LeRobotInfo, arrays: dict[str, str], action_key: str) -> str:
 
 
 def convert_episode(
-    folder: Path, cameras: dict[str, str], action_key: str | None, store: StoredSize, job: LeRobotJob
+    folder: Path, cameras: dict[str, str], action_key: str | None, store: StoredSize, job: Job
 ) -> dict[str, np.ndarray]:
     arrays = {}
     for name, camera in cameras.items():
-        episode = open_folder(folder, camera, action_key).open(job.index)
+        episode = open_folder(folder, camera, action_key).open(job.place)
         every = np.arange(episode.num_frames)
         parts = np.split(every, every[FRAMES_AT_ONCE::FRAMES_AT_ONCE])
         arrays[name] = np.concatenate([store(episode.read(part)) for part in parts])
@@ -91,7 +86,7 @@ def run(args: LeRobotArgs) -> Summary:
     print(describe(info, cameras | info.series(episodes.action_key), episodes.action_key))
     keep_settings(output, args.noted("action_key") | {"cameras": cameras})
     jobs = [
-        LeRobotJob(output / f"episode_{number:06d}.npz", episodes.name(index), index)
+        Job(output / f"episode_{number:06d}.npz", episodes.name(index), index)
         for index, number in enumerate(episodes.table.number)
     ]
     return args.convert([jobs], partial(convert_episode, folder, cameras, args.action_key, args.store), args.dataset)

@@ -75,15 +75,8 @@ class VideosArgs(NpzDatasetArgs):
         return [name.strip() for name in (self.action_columns or "").split(",") if name.strip()]
 
 
-@dataclass(frozen=True)
-class VideoJob(Job):
-    video: Path
-    actions: Path | None
-    action_dim: int | None  # dimension of the dataset's actions
-
-
-def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
-    """List one job per video, by name. Either all videos have actions or none has."""
+def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], int | None]:
+    """List one job per video, by name, and the dimension of the actions, which all videos have or none."""
     root = Path(args.input_path)
     videos, stray = files_below(root, VIDEOS), files_below(root, SUFFIXES)
     if not videos:
@@ -102,7 +95,7 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
         path, table = first_readable(lambda path: (path, read_actions(path, args.columns)), single)
         print(how_read(path, table), file=sys.stderr)
         action_dim = table.actions.shape[1]
-    jobs: list[VideoJob | Skipped] = []
+    jobs: list[Job | Skipped] = []
     for video, found in tables.items():
         if len(found) > 1:
             reason = f"{found[0]} and {found[1].name}: two files of actions for one video; remove one of them"
@@ -113,8 +106,8 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
         else:
             name = "_".join(video.relative_to(root).with_suffix("").parts)
             output = Path(args.output_path) / args.dataset / f"{name}.npz"
-            jobs.append(VideoJob(output, str(video), video, next(iter(found), None), action_dim))
-    return jobs
+            jobs.append(Job(output, str(video), next(iter(found), None)))
+    return jobs, action_dim
 
 
 def how_read(path: Path, table: ActionTable) -> str:
@@ -125,12 +118,12 @@ def how_read(path: Path, table: ActionTable) -> str:
     return f"{path.name}: actions of {dim} dimension{'s' * (dim > 1)}, {header}{left_out}"
 
 
-def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
-    actions = read_actions(job.actions, args.columns).actions if job.actions else None
-    if actions is not None and actions.shape[1] != job.action_dim:
-        raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
+def convert_video(args: VideosArgs, action_dim: int | None, job: Job) -> dict[str, np.ndarray]:
+    actions = read_actions(job.place, args.columns).actions if job.place else None
+    if actions is not None and actions.shape[1] != action_dim:
+        raise UserError(f"{job.place}: {actions.shape[1]} columns of actions; the first table has {action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0
-    clip = decode(VideoFile(job.video), first, args.store, args.fps, args.step)
+    clip = decode(VideoFile(job.source), first, args.store, args.fps, args.step)
     if actions is None:
         return {"image": clip.frames}
     last = last_with_action(clip.num_recorded, len(actions), args.action_offset)
@@ -216,9 +209,9 @@ def chosen_actions(actions: Actions, rows: np.ndarray, last_row: int, args: Vide
 
 def run(args: VideosArgs) -> Summary:
     require("av")
-    jobs = find_jobs(args)
+    jobs, action_dim = find_jobs(args)
     keep_settings(Path(args.output_path) / args.dataset, args.noted(*NOTED))
-    return args.convert([jobs], partial(convert_video, args), args.dataset)
+    return args.convert([jobs], partial(convert_video, args, action_dim), args.dataset)
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -17,19 +16,14 @@ from ivideogpt.errors import UserError
 FRAMES = np.zeros((3, 4, 5, 3), np.uint8)
 
 
-@dataclass(frozen=True)
-class NumberedJob(Job):
-    number: int
-
-
 def make(job):
-    if job.number % 4 == 3:
+    if job.place % 4 == 3:
         raise UserError("every fourth is bad")
-    return {"image": np.full((2, 4, 5, 3), job.number, np.uint8), "action": np.zeros((1, 2), np.float32)}
+    return {"image": np.full((2, 4, 5, 3), job.place, np.uint8), "action": np.zeros((1, 2), np.float32)}
 
 
 def jobs(folder, number=6):
-    return [NumberedJob(folder / f"{i}.npz", f"source {i}", i) for i in range(number)]
+    return [Job(folder / f"{i}.npz", f"source {i}", i) for i in range(number)]
 
 
 def convert(jobs, convert_one, **flags):
@@ -86,7 +80,7 @@ def test_nothing_but_bad_episodes_is_an_error(tmp_path):
 def test_two_episodes_of_one_name(tmp_path):
     """Bug prevented: the second one taken for the first one's file of an earlier run."""
     for existing in (0, 2):
-        summary = convert([*jobs(tmp_path, 2), NumberedJob(tmp_path / "0.npz", "other", 5)], make)
+        summary = convert([*jobs(tmp_path, 2), Job(tmp_path / "0.npz", "other", 5)], make)
         assert summary.existing == existing
         assert [skip.source for skip in summary.skipped] == ["other"]
     assert open_episode(tmp_path / "0.npz").read(np.array([0])).max() == 0

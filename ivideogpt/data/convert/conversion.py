@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
@@ -32,16 +32,15 @@ _BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats 
 NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
 
 Arrays = Mapping[str, np.ndarray]
-AnyJob = TypeVar("AnyJob", bound="Job")
-AnyJob_co = TypeVar("AnyJob_co", bound="Job", covariant=True)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to write. Converters add fields to find it; jobs are pickled to worker processes."""
+    """One episode to write. Jobs are pickled to worker processes."""
 
     output: Path
     source: str  # name in messages: a path, or path#episode
+    place: Any = None  # where its converter finds it, if the source does not say
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,12 @@ class Skipped:
         return self.reason if self.reason.startswith(self.source) else f"{self.source}: {self.reason}"
 
 
-class Jobs(Protocol[AnyJob_co]):
+class Jobs(Protocol):
     """The episodes of a split. They may be looked up lazily, during iteration."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[AnyJob_co | Skipped]: ...
+    def __iter__(self) -> Iterator[Job | Skipped]: ...
 
 
 @dataclass
@@ -80,7 +79,7 @@ class Summary:
             lines.append(f"  and {len(self.skipped) - _LISTED_SKIPS} more, named above")
         return "\n".join(lines)
 
-    def missing(self, jobs: Iterable[AnyJob | Skipped]) -> Iterator[AnyJob]:
+    def missing(self, jobs: Iterable[Job | Skipped]) -> Iterator[Job]:
         """Yield the jobs without output yet, and count the others."""
         seen: set[Path] = set()  # outputs and their folders
         for job in jobs:
@@ -123,9 +122,7 @@ class ConversionArgs:
     def validate(self) -> None:
         """Check the flags of the subclass for contradictions."""
 
-    def convert(
-        self, splits: Sequence[Jobs[AnyJob]], convert_one: Callable[[AnyJob], Arrays], description: str
-    ) -> Summary:
+    def convert(self, splits: Sequence[Jobs], convert_one: Callable[[Job], Arrays], description: str) -> Summary:
         """Write the episode of every job that has no file yet, split after split.
 
         Args:
@@ -137,9 +134,7 @@ class ConversionArgs:
         """
         return self.run(splits, partial(_work, convert_one, self.compress), description)
 
-    def run(
-        self, splits: Sequence[Jobs[AnyJob]], work: Callable[[AnyJob], Skipped | None], description: str
-    ) -> Summary:
+    def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | None], description: str) -> Summary:
         """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
         jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
@@ -240,7 +235,7 @@ def check_arrays(arrays: Arrays) -> None:
         check_plausible(action, "array 'action'")
 
 
-def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) -> Skipped | None:
+def _work(convert_one: Callable[[Job], Arrays], compress: bool, job: Job) -> Skipped | None:
     """Convert one job in a worker process. A failure to write is not the episode's fault and ends the run."""
     try:
         arrays = convert_one(job)
