@@ -71,9 +71,9 @@ def convert_episode(
         every = np.arange(episode.num_frames)
         parts = np.split(every, every[FRAMES_AT_ONCE::FRAMES_AT_ONCE])
         arrays[name] = np.concatenate([store(episode.read(part)) for part in parts])
-    for name in episode.info.series(episode.action_key):
-        values = episode.series(name)
-        arrays[name] = values[:, 0] if name in ONE_NUMBER else values
+    for name in SERIES:
+        if (values := episode.series(name)) is not None:
+            arrays[name] = values[:, 0] if name in ONE_NUMBER else values
     return arrays
 
 

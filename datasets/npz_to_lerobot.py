@@ -136,9 +136,9 @@ def read_part(contents: Contents, args: ToLeRobotArgs, path: Path) -> dict[str, 
             raise UserError(f"{path}: {camera!r} has {len(frames)} frames, another camera {part[LENGTH]}")
         part[VIDEO + camera] = np.frombuffer(encode(frames, args.codec, args.crf, args.fps), np.uint8)
         part[PIXELS + camera] = pixel_statistics(frames)
-    for name in contents.series:
-        values = episode.series(name)
-        part[name] = values > 0 if name == "success" else values
+    for name in SERIES:
+        if (values := episode.series(name)) is not None:
+            part[name] = values > 0 if name == "success" else values
     return part
 
 

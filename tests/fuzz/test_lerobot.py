@@ -24,8 +24,7 @@ def read_folder(folder):
             every = np.arange(episode.num_frames)
             episode.actions(every)
             episode.rewards(every)
-            if episode.dimension("state"):
-                episode.series("state")
+            episode.series("state")
             episode.read(every)
         except UserError as error:
             problem = error

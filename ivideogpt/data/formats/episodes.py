@@ -69,9 +69,9 @@ class Episode(ABC):
         """Return D of the array ``action``, ``reward`` (1) or ``success`` (1); None if the episode has none."""
         return None
 
-    def series(self, name: str) -> NDArray[np.float32]:
-        """Read all rows (N, D) of an array that :meth:`dimension` knows; row i belongs to what was done at frame i."""
-        raise NotImplementedError
+    def series(self, name: str) -> NDArray[np.float32] | None:
+        """Read all rows (N, D) of such an array; row i belongs to what was done at frame i."""
+        return None
 
     def remarks(self) -> tuple[str, ...]:
         """List remarks on the whole dataset, for ``python -m ivideogpt.data inspect``."""
@@ -91,18 +91,21 @@ class Episode(ABC):
 
     def actions(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the actions (n, D) taken at these frames; None if the episode has none."""
-        return None if self.action_dim is None else self.series(ACTION_KEY)[indices]
+        values = self.series(ACTION_KEY)
+        return None if values is None else values[indices]
 
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the rewards (n,) of the actions taken at these frames; None if the episode has none."""
-        return self.series(REWARD_KEY)[indices, 0] if self.has_rewards else None
+        values = self.series(REWARD_KEY)
+        return None if values is None else values[indices, 0]
 
     def successes(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read whether the actions taken at these frames succeeded, (n,) of 0 and 1; None if the episode has none.
 
         A positive number is a success.
         """
-        return (self.series(SUCCESS_KEY)[indices, 0] > 0).astype(np.float32) if self.has_successes else None
+        values = self.series(SUCCESS_KEY)
+        return None if values is None else (values[indices, 0] > 0).astype(np.float32)
 
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""
@@ -121,8 +124,7 @@ class Episode(ABC):
 
     def _verify_series(self) -> None:
         for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
-            if self.dimension(name) is not None:
-                self.series(name)
+            self.series(name)
 
 
 def chunks(episode: Episode, num_frames: int) -> Iterator[NDArray[np.int64]]:
@@ -229,10 +231,11 @@ class NpzEpisode(Episode):
         member = self._member(name)
         return None if member is None else member.shape[1] if len(member.shape) > 1 else 1
 
-    def series(self, name: str) -> NDArray[np.float32]:
+    def series(self, name: str) -> NDArray[np.float32] | None:
         """Read an array as :meth:`Episode.series` says; a missing last row becomes zero."""
         member = self._member(name)
-        assert member is not None
+        if member is None:
+            return None
         stored = self.arrays.rows(member, np.arange(member.shape[0]))
         check_plausible(stored, f"{self.path}: array {member.name!r}")
         values = stored.astype(np.float32)
@@ -279,9 +282,9 @@ class ReplayFileEpisode(NpzEpisode):
         stacks = self.arrays.rows(self.images, indices)
         return np.ascontiguousarray(stacks[:, -3:].transpose(0, 2, 3, 1))
 
-    def series(self, name: str) -> NDArray[np.float32]:
+    def series(self, name: str) -> NDArray[np.float32] | None:
         values = super().series(name)
-        return np.concatenate([values[1:], np.zeros_like(values[:1])])
+        return None if values is None else np.concatenate([values[1:], np.zeros_like(values[:1])])
 
 
 @dataclass(frozen=True)

@@ -427,9 +427,11 @@ class LeRobotEpisode(Episode):
             raise self._other_size(frames.shape[1:3])
         return frames if np.array_equal(distinct, indices) else frames[place]
 
-    def series(self, name: str) -> NDArray[np.float32]:
+    def series(self, name: str) -> NDArray[np.float32] | None:
         """Read an array of :data:`SERIES`, flattened to one row a frame."""
-        key = self.info.series(self.action_key)[name]
+        key = self.info.series(self.action_key).get(name)
+        if key is None:
+            return None
         values = self.rows.numbers(key, self.info.dimension(key) or 0).astype(np.float32)
         check_plausible(values, f"{self.path}: {key!r}")
         return values
