@@ -19,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, StoredSize, Summary, keep_settings
-from ivideogpt.data.formats.lerobot import ACTION, ONE_NUMBER, SERIES, LeRobotEpisodes, LeRobotInfo
+from ivideogpt.data.formats.lerobot import ONE_NUMBER, SERIES, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -36,14 +36,7 @@ class LeRobotArgs(NpzDatasetArgs):
     action_key: str | None = option(None, "feature that becomes the array action (default: action, if there is one)")
 
 
-@dataclass(frozen=True)
-class LeRobotJob(Job):
-    index: int
-
-
-@lru_cache  # once per process and camera
-def open_folder(folder: str, camera: str) -> LeRobotEpisodes:
-    return LeRobotEpisodes.open_folder(Path(folder), camera)
+open_folder = lru_cache(LeRobotEpisodes.open_folder)  # once per process and camera
 
 
 def name_cameras(info: LeRobotInfo, args: LeRobotArgs) -> dict[str, str]:
@@ -58,57 +51,45 @@ def name_cameras(info: LeRobotInfo, args: LeRobotArgs) -> dict[str, str]:
     return {"image": first, **others}
 
 
-def name_series(info: LeRobotInfo, action_key: str | None) -> dict[str, str]:
-    """Return the feature of each numeric array, by the array's name."""
-    wanted = SERIES | {"action": action_key or ACTION}
-    dimensions = {name: info.dimension(key) for name, key in wanted.items()}
-    return {
-        name: wanted[name]
-        for name, dimension in dimensions.items()
-        if dimension == 1 or (dimension is not None and name not in ONE_NUMBER)
-    }
-
-
-def describe(info: LeRobotInfo, arrays: dict[str, str], action_key: str | None) -> str:
+def describe(info: LeRobotInfo, arrays: dict[str, str], action_key: str) -> str:
     """Say which feature becomes which array, and which ones are left out."""
     lines = ["arrays: " + ", ".join(f"{name} from {key}" for name, key in arrays.items())]
     others = [key for key in info.numeric if key not in arrays.values()]
     if others:
         lines.append("left out: " + ", ".join(others))
     if "action" not in arrays:
-        lines.append(f"{info.no_action(action_key or ACTION)}; take one of them with --action_key")
+        lines.append(f"{info.no_action(action_key)}; take one of them with --action_key")
     return "\n".join(lines)
 
 
 def convert_episode(
-    folder: str, cameras: dict[str, str], series: dict[str, str], store: StoredSize, job: LeRobotJob
+    folder: Path, cameras: dict[str, str], action_key: str | None, store: StoredSize, job: Job
 ) -> dict[str, np.ndarray]:
     arrays = {}
     for name, camera in cameras.items():
-        episode = open_folder(folder, camera).open(job.index)
+        episode = open_folder(folder, camera, action_key).open(job.place)
         every = np.arange(episode.num_frames)
         parts = np.split(every, every[FRAMES_AT_ONCE::FRAMES_AT_ONCE])
         arrays[name] = np.concatenate([store(episode.read(part)) for part in parts])
-    for name, key in series.items():
-        values = episode.series(key)
-        if values is not None:
+    for name in SERIES:
+        if (values := episode.series(name)) is not None:
             arrays[name] = values[:, 0] if name in ONE_NUMBER else values
     return arrays
 
 
 def run(args: LeRobotArgs) -> Summary:
     require("pyarrow", "av")
-    folder, output = str(Path(args.input_path).resolve()), Path(args.output_path) / args.dataset
+    folder, output = Path(args.input_path).resolve(), Path(args.output_path) / args.dataset
     info = LeRobotInfo.load(folder)
-    cameras, series = name_cameras(info, args), name_series(info, args.action_key)
-    episodes = LeRobotEpisodes.open_folder(Path(folder), cameras["image"], args.action_key)
-    print(describe(info, cameras | series, args.action_key))
+    cameras = name_cameras(info, args)
+    episodes = open_folder(folder, cameras["image"], args.action_key)
+    print(describe(info, cameras | info.series(episodes.action_key), episodes.action_key))
     keep_settings(output, args.noted("action_key") | {"cameras": cameras})
     jobs = [
-        LeRobotJob(output / f"episode_{number:06d}.npz", episodes.name(index), index)
+        Job(output / f"episode_{number:06d}.npz", episodes.name(index), index)
         for index, number in enumerate(episodes.table.number)
     ]
-    return args.convert([jobs], partial(convert_episode, folder, cameras, series, args.store), args.dataset)
+    return args.convert([jobs], partial(convert_episode, folder, cameras, args.action_key, args.store), args.dataset)
 
 
 def main() -> None:

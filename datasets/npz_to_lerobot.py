@@ -25,20 +25,18 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import files_below
 from ivideogpt.data.convert.conversion import (
     FrameArgs,
     Job,
     Skipped,
     StoredSize,
     Summary,
-    files_below,
-    first_readable,
     keep_settings,
-    separated,
     write_episode,
 )
-from ivideogpt.data.convert.lerobot_writer import EncodedEpisode, LeRobotWriter
-from ivideogpt.data.formats.episodes import open_episode
+from ivideogpt.data.convert.lerobot_writer import LeRobotWriter
+from ivideogpt.data.formats.episodes import first_readable, open_episode
 from ivideogpt.data.formats.lerobot import SERIES
 from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, first_line, require
@@ -58,20 +56,12 @@ class ToLeRobotArgs(FrameArgs):
     output_path: str = option(REQUIRED, "folder to make")
     fps: int = option(REQUIRED, "frames per second of the episodes, which npz files do not store", minimum=1)
     task: str | None = option(None, "description of the task (default: the name of each episode's folder)")
-    robot_type: str = option("unknown", "noted in meta/info.json")
-    action_names: str | None = option(None, "names of the action's dimensions, separated by commas")
     codec: str = option("h264", "codec of the videos", choices=tuple(ENCODERS))
     crf: int = option(18, "video quality: lower values give better quality and larger files", minimum=0)
-    video_file_mb: float = option(200, "size at which a new video file is begun", minimum=0)
-    data_file_mb: float = option(100, "size at which a new data file is begun", minimum=0)
 
     def validate(self) -> None:
         if self.compress:
             raise UserError("--compress is for npz files; videos have --crf")
-
-    @property
-    def names(self) -> list[str]:
-        return separated(self.action_names)
 
 
 @dataclass(frozen=True)
@@ -91,96 +81,65 @@ class Contents:
                 cameras[name] = (height, width)
         if not cameras:
             raise UserError(f"{path}: no array of frames; expected image (N, H, W, 3) uint8")
-        shapes = {name: members[name].shape for name in SERIES if name in members}
-        return cls(cameras, {name: shape[1] if len(shape) > 1 else 1 for name, shape in shapes.items()})
+        episode = open_episode(path, next(iter(cameras)))
+        dimensions = {name: episode.dimension(name) for name in SERIES}
+        return cls(cameras, {name: dimension for name, dimension in dimensions.items() if dimension})
 
     def __str__(self) -> str:
         sizes = [f"{name} {height}x{width}" for name, (height, width) in self.cameras.items()]
         return ", ".join(sizes + [f"{name} of {dimension}" for name, dimension in self.series.items()])
 
 
-@dataclass(frozen=True)
-class Encoder:
-    codec: str
-    crf: int
-    fps: int
+def encode(frames: np.ndarray, codec: str, crf: int, fps: int) -> bytes:
+    """Encode frames (N, H, W, 3) as an mp4 file. Raises UserError if the encoder is missing or refuses them."""
+    import av
 
-    def __call__(self, frames: np.ndarray) -> bytes:
-        """Encode frames (N, H, W, 3) as an mp4 file. Raises UserError if the encoder is missing or refuses them."""
-        import av
-
-        try:
-            return self._encoded(frames)
-        except (av.FFmpegError, ValueError) as error:
-            raise UserError(
-                f"frames {frames.shape[1]}x{frames.shape[2]} cannot be encoded as {self.codec} "
-                f"({first_line(error)}); choose another --codec or --resize"
-            ) from error
-
-    def _encoded(self, frames: np.ndarray) -> bytes:
-        import av
-
-        name, options = ENCODERS[self.codec]
-        content = io.BytesIO()
+    name, options = ENCODERS[codec]
+    content = io.BytesIO()
+    try:
         with av.open(content, "w", format="mp4") as container:
-            stream: Any = container.add_stream(name, rate=self.fps, options=options | {"crf": str(self.crf)})
+            stream: Any = container.add_stream(name, rate=fps, options=options | {"crf": str(crf)})
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1  # there is a process per core
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())
-        return content.getvalue()
+    except (av.FFmpegError, ValueError) as error:
+        raise UserError(
+            f"frames {frames.shape[1]}x{frames.shape[2]} cannot be encoded as {codec} ({first_line(error)}); "
+            "choose another --codec or --resize"
+        ) from error
+    return content.getvalue()
 
 
-@dataclass(frozen=True)
-class PartJob(Job):
-    """One episode to encode into its own temporary file; the dataset's files are assembled from these."""
-
-    file: Path
-
-
-def encode_episode(contents: Contents, store: StoredSize, encode: Encoder, job: PartJob) -> Skipped | None:
+def encode_episode(contents: Contents, args: ToLeRobotArgs, job: Job) -> Skipped | None:
+    """Encode one episode into a temporary file of its own; the dataset's files are assembled from these."""
     try:
-        part = read_part(contents, store, encode, job.file)
+        part = read_part(contents, args, Path(job.source))
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))
     write_episode(job.output, part)
     return None
 
 
-def read_part(contents: Contents, store: StoredSize, encode: Encoder, path: Path) -> dict[str, np.ndarray]:
+def read_part(contents: Contents, args: ToLeRobotArgs, path: Path) -> dict[str, np.ndarray]:
     """Return an mp4 file with pixel statistics for each camera, and the arrays of :data:`SERIES`."""
-    found = Contents.of(path, store)
+    found = Contents.of(path, args.store)
     if found != contents:
         raise UserError(f"{path}: holds {found}; expected {contents}, as the first episode does")
     part: dict[str, np.ndarray] = {}
     for camera in contents.cameras:
-        episode = open_episode(str(path), camera)
-        frames = store(episode.read(np.arange(episode.num_frames)))
+        episode = open_episode(path, camera)
+        frames = args.store(episode.read(np.arange(episode.num_frames)))
         if part.setdefault(LENGTH, np.array(len(frames))) != len(frames):
             raise UserError(f"{path}: {camera!r} has {len(frames)} frames, another camera {part[LENGTH]}")
-        part[VIDEO + camera] = np.frombuffer(encode(frames), np.uint8)
+        part[VIDEO + camera] = np.frombuffer(encode(frames, args.codec, args.crf, args.fps), np.uint8)
         part[PIXELS + camera] = pixel_statistics(frames)
-    for name in contents.series:
-        part[name] = read_series(str(path), name, int(part[LENGTH]))
+    for name in SERIES:
+        if (values := episode.series(name)) is not None:
+            part[name] = values > 0 if name == "success" else values
     return part
-
-
-def read_series(path: str, name: str, num_frames: int) -> np.ndarray:
-    """Read an array as (N, D). A missing last row becomes zero."""
-    member = npz_members(path)[name]
-    values = member.all()
-    fits = values.dtype.kind in "fiub" and values.ndim in (1, 2) and 0 not in values.shape[1:]
-    if not fits or len(values) not in (num_frames, num_frames - 1):
-        raise UserError(
-            f"{path}: array {name!r} is {values.dtype} of shape {values.shape}; "
-            f"expected a row of numbers for each of {num_frames} frames, the last optional"
-        )
-    values = values.reshape(len(values), *(values.shape[1:] or (1,))).astype(bool if name == "success" else np.float32)
-    if not np.isfinite(values).all():
-        raise UserError(f"{path}: array {name!r} holds NaN or infinite values; repair or leave out the episode")
-    return np.pad(values, [(0, num_frames - len(values)), (0, 0)])
 
 
 def pixel_statistics(frames: np.ndarray) -> np.ndarray:
@@ -194,22 +153,19 @@ def pixel_statistics(frames: np.ndarray) -> np.ndarray:
     return np.stack([extremes[:, 0], extremes[:, 1], mean, std])
 
 
-def assemble(jobs: Iterable[PartJob], args: ToLeRobotArgs, root: Path) -> None:
+def assemble(jobs: Iterable[Job], args: ToLeRobotArgs, root: Path) -> None:
     """Write the dataset's files from the encoded parts."""
-    names = {"action": args.names} if args.names else {}
-    data_limit, video_limit = args.data_file_mb * 2**20, args.video_file_mb * 2**20
-    writer = LeRobotWriter(root, args.fps, args.robot_type, names, data_limit, video_limit)
+    writer = LeRobotWriter(root, args.fps)
     for job in tqdm([job for job in jobs if job.output.exists()], desc="files", unit="episode"):
         part = {name: member.all() for name, member in npz_members(str(job.output)).items()}
         cameras = [name.removeprefix(VIDEO) for name in part if name.startswith(VIDEO)]
-        episode = EncodedEpisode(
-            args.task or job.file.resolve().parent.name,
+        writer.add(
+            args.task or Path(job.source).resolve().parent.name,
             int(part[LENGTH]),
-            {CAMERA + name: part[VIDEO + name].tobytes() for name in cameras},
-            {CAMERA + name: part[PIXELS + name] for name in cameras},
-            {SERIES[name]: values for name, values in part.items() if name in SERIES},
+            videos={CAMERA + name: part[VIDEO + name].tobytes() for name in cameras},
+            pixels={CAMERA + name: part[PIXELS + name] for name in cameras},
+            numbers={SERIES[name]: values for name, values in part.items() if name in SERIES},
         )
-        writer.add(episode)
     writer.finish()
 
 
@@ -222,17 +178,13 @@ def run(args: ToLeRobotArgs) -> Summary:
     files = files_below(source, {".npz"})[: args.max_num_episodes]
     if not files:
         raise UserError(f"--input_path {source}: no .npz files in it or below")
-    jobs = [PartJob(work / "parts" / path.relative_to(source), str(path), path) for path in files]
+    jobs = [Job(work / "parts" / path.relative_to(source), str(path)) for path in files]
     contents = first_readable(lambda path: Contents.of(path, args.store), files)
     for name, (height, width) in contents.cameras.items():
         if height % 2 or width % 2:
             raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
-    dimension = contents.series.get("action", 0)
-    if args.names and len(args.names) != dimension:
-        raise UserError(f"--action_names gives {len(args.names)} names for actions of {dimension} dimensions")
     keep_settings(work, args.noted("fps", "codec", "crf") | {"contents": contents})
-    encoder = Encoder(args.codec, args.crf, args.fps)
-    summary = args.run([jobs], partial(encode_episode, contents, args.store, encoder), "encode")
+    summary = args.run([jobs], partial(encode_episode, contents, args), "encode")
     shutil.rmtree(work / "dataset", ignore_errors=True)  # left by a run that was interrupted during assembly
     assemble(jobs, args, work / "dataset")
     (work / "dataset").replace(output)

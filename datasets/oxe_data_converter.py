@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
-from ivideogpt.data.convert.tfrecords import Record, find_records
+from ivideogpt.data.convert.tfrecords import find_records
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -59,11 +59,6 @@ def builder_folder(args: OxeArgs) -> Path:
 
 
 @dataclass(frozen=True)
-class OxeJob(Job):
-    record: Record
-
-
-@dataclass(frozen=True)
 class OxeSplit:
     """The jobs of a split, in order. A shard is opened only when its first episode is asked for."""
 
@@ -76,7 +71,7 @@ class OxeSplit:
     def __len__(self) -> int:
         return sum(self.lengths)
 
-    def __iter__(self) -> Iterator[OxeJob | Skipped]:
+    def __iter__(self) -> Iterator[Job | Skipped]:
         order = interleave(self.lengths, CYCLE if self.interleaved else 1)
         for number, (shard, record) in enumerate(order):
             path, length = Path(self.shards[shard]), self.lengths[shard]
@@ -87,7 +82,7 @@ class OxeSplit:
                 )
             source = f"{path}#{record}"
             if record < len(records):
-                yield OxeJob(self.output / f"{self.name}_eps_{number:08d}.npz", source, records[record])
+                yield Job(self.output / f"{self.name}_eps_{number:08d}.npz", source, records[record])
             else:
                 reason = damage or f"holds {len(records)} of {length} records that dataset_info.json lists"
                 yield Skipped(source, reason)
@@ -158,9 +153,9 @@ def features_to_read(args: OxeArgs) -> Any:
     return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(wanted)})
 
 
-def read_episode(args: OxeArgs, job: OxeJob) -> dict[str, np.ndarray]:
+def read_episode(args: OxeArgs, job: Job) -> dict[str, np.ndarray]:
     """Return the camera's frames (N, H, W, 3) under its name, and actions (N, D) if requested."""
-    data, camera = job.record.read(), dataset_info(args.dataset_name).image_key
+    data, camera = job.place.read(), dataset_info(args.dataset_name).image_key
     try:
         steps = list(features_to_read(args).deserialize_example_np(data)["steps"])
         frames = np.stack([step["observation"][camera] for step in steps])

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
-from ivideogpt.data.convert.tfrecords import Record, find_records, parse_example
+from ivideogpt.data.convert.tfrecords import find_records, parse_example
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 from ivideogpt.video_io import side_by_side, write_gif
@@ -40,27 +41,21 @@ class BairArgs(ConversionArgs):
     save_gif: bool = option(False, "write both cameras as a GIF beside each episode")
 
 
-@dataclass(frozen=True)
-class BairJob(Job):
-    record: Record
-    save_gif: bool
-
-
-def find_jobs(folder: Path, output: Path, save_gif: bool) -> list[BairJob | Skipped]:
+def find_jobs(folder: Path, output: Path) -> list[Job | Skipped]:
     """List the trajectories of a split, numbered from the first number in their file's name."""
     files = {int(match[1]): path for path in folder.glob("*") if (match := FILE.fullmatch(path.name))}
-    jobs: list[BairJob | Skipped] = []
+    jobs: list[Job | Skipped] = []
     for first, path in sorted(files.items()):
         records, damage = find_records(path)
         for i, record in enumerate(records):
-            jobs.append(BairJob(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record, save_gif))
+            jobs.append(Job(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record))
         if damage:
             jobs.append(Skipped(str(path), f"only {len(records)} trajectories found: {damage}"))
     return jobs
 
 
-def read_trajectory(job: BairJob) -> dict[str, np.ndarray]:
-    features = parse_example(job.record.read())
+def read_trajectory(save_gif: bool, job: Job) -> dict[str, np.ndarray]:
+    features = parse_example(job.place.read())
     length = sum(name.endswith("/image_main/encoded") for name in features)
     try:
         actions = np.array([features[f"{i}/action"] for i in range(length)], np.float32)
@@ -70,10 +65,9 @@ def read_trajectory(job: BairJob) -> dict[str, np.ndarray]:
             "action": actions.reshape(length, ACTION_DIM),
         }
     except (KeyError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{job.source}: no trajectory with frames of {SIZE}x{SIZE} and {ACTION_DIM}-D actions ({error})"
-        ) from error
-    if job.save_gif:
+        expected = f"frames of {SIZE}x{SIZE} and {ACTION_DIM}-D actions"
+        raise UserError(f"{job.source}: no trajectory with {expected} ({error})") from error
+    if save_gif:
         job.output.parent.mkdir(parents=True, exist_ok=True)
         write_gif(job.output.with_suffix(".gif"), side_by_side((arrays["image"], arrays["aux1_image"])))
     return arrays
@@ -87,10 +81,10 @@ def _frames(features: Mapping[str, Sequence[Any]], camera: str, length: int) -> 
 def run(args: BairArgs) -> Summary:
     require("tensorflow_datasets")
     source, output = Path(args.input_path), Path(args.save_path)
-    splits = [find_jobs(source / split, output / split, args.save_gif) for split in SPLITS]
+    splits = [find_jobs(source / split, output / split) for split in SPLITS]
     if not any(splits):
         raise UserError(f"--input_path {source}: no {{train,test}}/traj_<first>_to_<last>.tfrecords there")
-    return args.convert(splits, read_trajectory, "BAIR")
+    return args.convert(splits, partial(read_trajectory, args.save_gif), "BAIR")
 
 
 if __name__ == "__main__":

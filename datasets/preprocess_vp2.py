@@ -36,13 +36,6 @@ class Vp2Args(ConversionArgs):
     save_path: str = option(REQUIRED, "folder that gets the npz episodes")
 
 
-@dataclass(frozen=True)
-class Vp2Job(Job):
-    path: Path
-    demo: str
-    camera: str
-
-
 def kind_of(path: Path) -> str:
     """Return the simulator that the path names; the last name counts."""
     kinds = [kind for part in path.parts for kind in CAMERAS if kind in part.lower()]
@@ -51,7 +44,7 @@ def kind_of(path: Path) -> str:
     return kinds[-1]
 
 
-def find_jobs(path: Path, split: str, output: Path) -> list[Vp2Job | Skipped]:
+def find_jobs(path: Path, split: str, output: Path) -> list[Job | Skipped]:
     """List the demonstrations of a file that belong to a split."""
     camera = CAMERAS[kind_of(path)]
     try:
@@ -60,18 +53,19 @@ def find_jobs(path: Path, split: str, output: Path) -> list[Vp2Job | Skipped]:
     except UserError as error:
         return [Skipped(str(path), str(error))]
     return [
-        Vp2Job(output / f"{split}_eps_{match[1]}{int(match[2]):05d}.npz", f"{path}#{demo}", path, demo, camera)
+        Job(output / f"{split}_eps_{match[1]}{int(match[2]):05d}.npz", f"{path}#{demo}", (path, demo, camera))
         if (match := DEMO.fullmatch(demo))
         else Skipped(f"{path}#{demo}", "expected five letters and a number, such as demo_12, as its name")
         for demo in demos
     ]
 
 
-def read_demo(job: Vp2Job) -> dict[str, np.ndarray]:
-    with open_hdf5(job.path) as file:
-        demo = file[f"data/{job.demo}"]
+def read_demo(job: Job) -> dict[str, np.ndarray]:
+    path, name, camera = job.place
+    with open_hdf5(path) as file:
+        demo = file[f"data/{name}"]
         return {
-            "image": read_array(demo, f"obs/{job.camera}"),
+            "image": read_array(demo, f"obs/{camera}"),
             "action": read_array(demo, "actions").astype(np.float32),
         }
 
@@ -82,7 +76,7 @@ def run(args: Vp2Args) -> Summary:
     files = sorted(source.rglob("*.hdf5"))
     if not files:
         raise UserError(f"--dir_path {source}: no .hdf5 files there")
-    splits: dict[str, list[Vp2Job | Skipped]] = {split: [] for split in MASKS}
+    splits: dict[str, list[Job | Skipped]] = {split: [] for split in MASKS}
     for path in files:
         noise = [suffix for name, suffix in NOISES.items() if name in path.name and kind_of(path) == "robodesk"]
         folder = Path(args.save_path) / path.parent.relative_to(source)

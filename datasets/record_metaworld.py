@@ -111,11 +111,9 @@ class RecordArgs:
     @property
     def noted(self) -> dict[str, Any]:
         """Return all settings that affect an episode, except its task and number."""
-        names = ("seed", "episode_length", *SIMULATION)
-        noted = {name: getattr(self, name) for name in names} | {"success_bonus": self.succ_bonus, "demo": self.demo}
-        policies = self.policies
-        noted |= {"noise": policies.noise_levels, "random_fraction": policies.random_fraction}
-        return noted | {"wander": policies.wander}
+        noted = {name: getattr(self, name) for name in ("seed", "episode_length", *SIMULATION)}
+        noted |= {"success_bonus": self.succ_bonus, "demo": self.demo, "noise": self.policies.noise_levels}
+        return noted | {"random_fraction": self.policies.random_fraction, "wander": self.policies.wander}
 
     def env(self, task: str) -> EnvSettings:
         same = {name: getattr(self, name) for name in SIMULATION}
@@ -192,13 +190,10 @@ def record_all(args: RecordArgs) -> None:
 
 def prepare_output(args: RecordArgs) -> None:
     """Make the folders and store the settings there. Raises UserError for a folder with other settings."""
-    keep_settings(Path(args.output_path), args.noted, "recording.json", vars(EnvSettings("")))
+    keep_settings(Path(args.output_path), args.noted, "recording.json")
     for task in find_tasks(args.tasks):
         folder = Path(args.output_path) / task
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be made ({error.strerror}); choose another --output_path") from error
+        folder.mkdir(parents=True, exist_ok=True)
         remove_abandoned(folder)
 
 

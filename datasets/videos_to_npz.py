@@ -23,11 +23,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import files_below
 from ivideogpt.data.convert.action_files import (
     SUFFIXES,
     Actions,
     ActionTable,
-    find_action_files,
     last_with_action,
     read_actions,
 )
@@ -37,11 +37,9 @@ from ivideogpt.data.convert.conversion import (
     Skipped,
     StoredSize,
     Summary,
-    files_below,
-    first_readable,
     keep_settings,
-    separated,
 )
+from ivideogpt.data.formats.episodes import first_readable
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
@@ -74,23 +72,17 @@ class VideosArgs(NpzDatasetArgs):
 
     @property
     def columns(self) -> list[str]:
-        return separated(self.action_columns)
+        return [name.strip() for name in (self.action_columns or "").split(",") if name.strip()]
 
 
-@dataclass(frozen=True)
-class VideoJob(Job):
-    video: Path
-    actions: Path | None
-    action_dim: int | None  # dimension of the dataset's actions
-
-
-def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
-    """List one job per video, by name. Either all videos have actions or none has."""
+def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], int | None]:
+    """List one job per video, by name, and the dimension of the actions, which all videos have or none."""
     root = Path(args.input_path)
     videos, stray = files_below(root, VIDEOS), files_below(root, SUFFIXES)
     if not videos:
         raise UserError(f"--input_path {root}: no videos there; expected files ending in {', '.join(sorted(VIDEOS))}")
-    tables = {video: find_action_files(video) for video in videos}
+    beside = {video: [video.with_suffix(suffix) for suffix in SUFFIXES] for video in videos}
+    tables = {video: [path for path in paths if path.is_file()] for video, paths in beside.items()}
     with_actions = any(tables.values())
     if stray and not with_actions:  # misnamed tables would silently give episodes without actions
         raise UserError(
@@ -103,7 +95,7 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
         path, table = first_readable(lambda path: (path, read_actions(path, args.columns)), single)
         print(how_read(path, table), file=sys.stderr)
         action_dim = table.actions.shape[1]
-    jobs: list[VideoJob | Skipped] = []
+    jobs: list[Job | Skipped] = []
     for video, found in tables.items():
         if len(found) > 1:
             reason = f"{found[0]} and {found[1].name}: two files of actions for one video; remove one of them"
@@ -114,8 +106,8 @@ def find_jobs(args: VideosArgs) -> list[VideoJob | Skipped]:
         else:
             name = "_".join(video.relative_to(root).with_suffix("").parts)
             output = Path(args.output_path) / args.dataset / f"{name}.npz"
-            jobs.append(VideoJob(output, str(video), video, next(iter(found), None), action_dim))
-    return jobs
+            jobs.append(Job(output, str(video), next(iter(found), None)))
+    return jobs, action_dim
 
 
 def how_read(path: Path, table: ActionTable) -> str:
@@ -126,12 +118,12 @@ def how_read(path: Path, table: ActionTable) -> str:
     return f"{path.name}: actions of {dim} dimension{'s' * (dim > 1)}, {header}{left_out}"
 
 
-def convert_video(args: VideosArgs, job: VideoJob) -> dict[str, np.ndarray]:
-    actions = read_actions(job.actions, args.columns).actions if job.actions else None
-    if actions is not None and actions.shape[1] != job.action_dim:
-        raise UserError(f"{job.actions}: {actions.shape[1]} columns of actions; the first table has {job.action_dim}")
+def convert_video(args: VideosArgs, action_dim: int | None, job: Job) -> dict[str, np.ndarray]:
+    actions = read_actions(job.place, args.columns).actions if job.place else None
+    if actions is not None and actions.shape[1] != action_dim:
+        raise UserError(f"{job.place}: {actions.shape[1]} columns of actions; the first table has {action_dim}")
     first = max(-args.action_offset, 0) if actions is not None else 0
-    clip = decode(VideoFile(job.video), FrameChoice(args.fps, args.step), first, args.store)
+    clip = decode(VideoFile(job.source), first, args.store, args.fps, args.step)
     if actions is None:
         return {"image": clip.frames}
     last = last_with_action(clip.num_recorded, len(actions), args.action_offset)
@@ -150,20 +142,26 @@ class Clip:
     num_recorded: int
 
 
-def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize) -> Clip:
-    """Decode the chosen frames from ``first`` on. Each is resized at once, as a long video does not fit into memory."""
-    choice.check(video)
+def decode(video: VideoFile, first: int, store: StoredSize, fps: float | None = None, step: int = 1) -> Clip:
+    """Decode frames from ``first`` on: ``fps`` a second, or every ``step``-th.
+
+    Each is resized at once, as a long video does not fit into memory.
+    """
+    if fps is not None and video.rate is not None and fps > 1.01 * video.rate:
+        raise UserError(f"{video.path}: has {video.rate:g} frames per second, --fps asks for {fps:g}; lower it")
     num_recorded = 0
 
     def recorded() -> Iterator[NumberedFrame]:
         nonlocal num_recorded
         for seconds, frame in video.frames():
             num_recorded += 1
-            yield num_recorded - 1, seconds, frame
+            if num_recorded > first:
+                yield num_recorded - 1, seconds, frame
 
     frames: list[np.ndarray] = []
     indices: list[int] = []
-    for i, frame in choice.choose(recorded(), first):
+    every = ((i, frame) for i, _, frame in itertools.islice(recorded(), 0, None, step))
+    for i, frame in every if fps is None else frames_in_time(recorded(), fps):
         with readable_video(video.path):
             frames.append(store(rgb(frame)[None]))
         indices.append(i)
@@ -179,27 +177,7 @@ def decode(video: VideoFile, choice: FrameChoice, first: int, store: StoredSize)
     return Clip(np.concatenate(frames), np.array(indices), num_recorded)
 
 
-@dataclass(frozen=True)
-class FrameChoice:
-    """Rule that selects the frames to keep."""
-
-    fps: float | None
-    step: int
-
-    def check(self, video: VideoFile) -> None:
-        if self.fps is not None and video.rate is not None and self.fps > 1.01 * video.rate:
-            raise UserError(
-                f"{video.path}: has {video.rate:g} frames per second, --fps asks for {self.fps:g}; lower it"
-            )
-
-    def choose(self, frames: Iterable[NumberedFrame], first: int) -> Iterator[tuple[int, Any]]:
-        """Yield the numbers and frames to keep, from number ``first`` on."""
-        if self.fps is not None:
-            return _in_time((frame for frame in frames if frame[0] >= first), self.fps)
-        return ((i, frame) for i, _, frame in frames if i >= first and (i - first) % self.step == 0)
-
-
-def _in_time(frames: Iterable[NumberedFrame], fps: float) -> Iterator[tuple[int, Any]]:
+def frames_in_time(frames: Iterable[NumberedFrame], fps: float) -> Iterator[tuple[int, Any]]:
     """Yield the frames closest to the times k / fps after the first. Raises UserError unless their times increase."""
     before: tuple[int, float, Any] = (-1, -math.inf, None)
     start, num_kept = -math.inf, 0
@@ -231,9 +209,9 @@ def chosen_actions(actions: Actions, rows: np.ndarray, last_row: int, args: Vide
 
 def run(args: VideosArgs) -> Summary:
     require("av")
-    jobs = find_jobs(args)
+    jobs, action_dim = find_jobs(args)
     keep_settings(Path(args.output_path) / args.dataset, args.noted(*NOTED))
-    return args.convert([jobs], partial(convert_video, args), args.dataset)
+    return args.convert([jobs], partial(convert_video, args, action_dim), args.dataset)
 
 
 def main() -> None:

@@ -216,7 +216,6 @@ def test_importing_the_package_is_cheap_and_silent():
         ("ivideogpt", ["WorldModel", "Session", "Sampling", "__version__"]),
         ("ivideogpt.vq_model", ["CompressiveVQModel", "Discriminator", "LPIPS"]),
         ("ivideogpt.vq_model.lpips", ["LPIPS"]),
-        ("ivideogpt.data.lerobot", ["LeRobotEpisodes"]),
         ("ivideogpt.data.simple_dataloader", ["SimpleRoboticDataLoaderv2", "EvalDataLoader"]),
         ("ivideogpt.data.sthsth_dataloader", ["SomethingEpisodes"]),
         ("ivideogpt.vq_model.compressive_vq_model", ["CompressiveVQModel"]),

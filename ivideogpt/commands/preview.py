@@ -7,7 +7,6 @@ Shapes: N frames of the episode, n frames shown, D action dimension.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,10 +18,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from ivideogpt.data.formats.episodes import EpisodeReader
+from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, check_folder_can_be_written
+from ivideogpt.files import atomic_file, check_folder_can_be_written, file_stem
 from ivideogpt.flags import option, parse
 from ivideogpt.video_io import Pixels, write_gif
 
@@ -52,11 +51,23 @@ class PreviewArgs(EpisodesArgs):
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 
+@dataclass(frozen=True)
+class Excerpt:
+    """Frames (n, H, W, 3) of an episode and their numbers in it."""
+
+    numbers: NDArray[np.int64]
+    frames: Pixels
+
+    @classmethod
+    def read(cls, episode: Episode, numbers: NDArray[np.int64]) -> Excerpt:
+        return cls(numbers, episode.read(numbers))
+
+
 def preview_dataset(dataset: NamedEpisodes, args: PreviewArgs) -> list[Path]:
     """Write ``<dataset>-<episode>.png`` and ``.gif``; return the sheets. Print the error of unreadable episodes."""
     sheets = []
     for number in tqdm(sample(len(dataset.episodes), args.num_episodes, args.seed), desc=dataset.name, unit="episode"):
-        sheet = Path(args.output_path, f"{file_stem(dataset.name, dataset.episodes.name(number))}.png")
+        sheet = Path(args.output_path, sheet_name(dataset.name, dataset.episodes.name(number)))
         try:
             plot_episode(dataset.episodes.open(number), sheet, args)
         except UserError as error:
@@ -66,23 +77,19 @@ def preview_dataset(dataset: NamedEpisodes, args: PreviewArgs) -> list[Path]:
     return sheets
 
 
-def plot_episode(episode: EpisodeReader, sheet: Path, args: PreviewArgs) -> None:
+def plot_episode(episode: Episode, sheet: Path, args: PreviewArgs) -> None:
     actions = None if episode.action_dim is None else episode.actions(np.arange(episode.num_frames))
     if actions is not None and not actions.size:
         actions = None
     num_frames, (height, width) = episode.num_frames, episode.frame_size
-    video = read_excerpt(episode, np.arange(0, num_frames, -(-num_frames // VIDEO_FRAMES)))
+    video = Excerpt.read(episode, np.arange(0, num_frames, -(-num_frames // VIDEO_FRAMES)))
     evenly = np.linspace(0, num_frames - 1, min(args.num_frames, num_frames)).round().astype(np.int64)
-    overview, moving = (read_excerpt(episode, some) for some in (evenly, liveliest(video, num_frames, args.num_frames)))
+    overview, moving = (Excerpt.read(episode, some) for some in (evenly, liveliest(video, num_frames, args.num_frames)))
     shown = "no actions" if episode.action_dim is None else f"actions of {episode.action_dim} dimensions"
     title = f"{episode.path}: {num_frames} frames of {height} x {width} pixels, {shown}"
     with atomic_file(sheet) as file:
         plot_sheet(title, overview, moving, actions).savefig(file, format="png")
     write_gif(sheet.with_suffix(".gif"), render_video(video, actions), args.fps)
-
-
-def read_excerpt(episode: EpisodeReader, numbers: np.ndarray) -> Excerpt:
-    return Excerpt(numbers, episode.read(numbers))
 
 
 def liveliest(video: Excerpt, num_frames: int, number: int) -> np.ndarray:
@@ -94,11 +101,10 @@ def liveliest(video: Excerpt, num_frames: int, number: int) -> np.ndarray:
     return np.arange(start, min(start + number, num_frames))
 
 
-def file_stem(dataset: str, episode: str) -> str:
-    """Return a file name made of both, without characters that are special in paths."""
+def sheet_name(dataset: str, episode: str) -> str:
     own = os.path.basename(episode).removesuffix(".npz")
     says_dataset = own == dataset or own.startswith(f"{dataset}#")
-    return re.sub(r"[^\w.-]+", "-", own if says_dataset else f"{dataset}-{own}")
+    return file_stem(own if says_dataset else f"{dataset}-{own}") + ".png"
 
 
 def main(argv: Sequence[str]) -> None:
@@ -109,14 +115,6 @@ def main(argv: Sequence[str]) -> None:
     if not sheets:
         raise UserError(f"{args.path}: none of the chosen episodes can be read; see python -m ivideogpt.data validate")
     print("\n".join(f"{sheet} and {sheet.with_suffix('.gif').name}" for sheet in sheets))
-
-
-@dataclass(frozen=True)
-class Excerpt:
-    """Frames (n, H, W, 3) of an episode and their numbers in it."""
-
-    numbers: NDArray[np.int64]
-    frames: Pixels
 
 
 def plot_sheet(title: str, overview: Excerpt, moving: Excerpt, actions: Actions | None) -> Figure:

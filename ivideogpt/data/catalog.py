@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import yaml
 
@@ -122,9 +122,7 @@ class DatasetPaths:
         try:
             entries = yaml.safe_load(path.read_text()) or {}
         except (OSError, yaml.YAMLError) as error:
-            raise UserError(
-                f"{path}: not a readable YAML file ({error}); expected lines such as 'bair_train_dataset: FOLDER'"
-            ) from error
+            raise UserError(f"{path}: expected lines such as 'bair_train_dataset: FOLDER' ({error})") from error
         known = {field.name for field in fields(cls)}
         if not isinstance(entries, dict) or not entries.keys() <= known:
             raise UserError(f"{path}: expected only the keys {', '.join(sorted(known))}; found {entries}")
@@ -134,77 +132,58 @@ class DatasetPaths:
         return cls(**{key: path.parent / Path(value).expanduser() for key, value in entries.items() if value})
 
 
-class OwnSplit(NamedTuple):
-    """A dataset with one folder per split: keys of DATASET.yaml, and folders below these that hold the npz files."""
-
-    train: tuple[str, str]
-    test: tuple[str, str]
-
-
-OWN_SPLITS = {
-    "bair_robot_pushing": OwnSplit(("bair_train_dataset", ""), ("bair_test_dataset", "")),
-    "tfds_robonet": OwnSplit(("robonet_train_dataset", ""), ("robonet_test_dataset", "")),
-    "vp2_robodesk": OwnSplit(("robodesk_dataset", "*/train*"), ("robodesk_dataset", "*/validation*")),
-    "vp2_robosuite": OwnSplit(("robosuite_dataset", "train"), ("robosuite_dataset", "validation")),
+# Datasets with one folder per split: a key of DATASET.yaml, and the folders below it that hold the npz files.
+OWN_SPLITS: dict[str, dict[Split, tuple[str, str]]] = {
+    "bair_robot_pushing": {"train": ("bair_train_dataset", ""), "test": ("bair_test_dataset", "")},
+    "tfds_robonet": {"train": ("robonet_train_dataset", ""), "test": ("robonet_test_dataset", "")},
+    "vp2_robodesk": {"train": ("robodesk_dataset", "*/train*"), "test": ("robodesk_dataset", "*/validation*")},
+    "vp2_robosuite": {"train": ("robosuite_dataset", "train"), "test": ("robosuite_dataset", "validation")},
 }
 
 
-@dataclass(frozen=True)
-class EpisodeFinder:
-    """Finds the episode files of a dataset's split."""
+def find_files(name: str, split: Split, dataset_path: str | os.PathLike[str] | None, paths: DatasetPaths) -> list[str]:
+    """Return the episode files of a dataset's split, sorted by name.
 
-    dataset_path: str | os.PathLike[str] | None
-    paths: DatasetPaths
+    Raises:
+        UserError: there is no such folder, or it has no episode for this split.
+    """
+    if name in OWN_SPLITS:
+        splits: tuple[Split, ...] = ("train", "test") if split == "all" else (split,)
+        return [file for each in splits for file in _files_of_own_split(name, each, paths)]
+    if not dataset_path:
+        raise UserError(f"dataset {name!r} needs dataset_path, the folder that holds {name}/*.npz")
+    folder = Path(dataset_path, name)
+    if not folder.is_dir():
+        raise UserError(f"dataset {name!r}: no folder {folder}; choose another mix or dataset_path")
+    files = npz_files(folder)
+    chosen = [files[i] for i in in_split(len(files), split)]
+    if name == "robo_net":  # the copy in OXE contains the test episodes of the benchmark tfds_robonet
+        excluded = _robonet_test(paths.robonet_oxe_test_list or ROBONET_OXE_TEST_LIST)
+        chosen = [file for file in chosen if os.path.basename(file) not in excluded]
+    if not chosen:
+        raise UserError(f"{folder}: {no_episodes(split, len(files))}")
+    return chosen
 
-    def __call__(self, name: str, split: Split) -> list[str]:
-        """Return the paths, sorted by name.
 
-        Raises:
-            UserError: there is no such folder, or it has no episode for this split.
-        """
-        if name in OWN_SPLITS:
-            return self._own_split(name, split)
-        if not self.dataset_path:
-            raise UserError(f"dataset {name!r} needs dataset_path, the folder that holds {name}/*.npz")
-        folder = Path(self.dataset_path, name)
-        if not folder.is_dir():
-            raise UserError(
-                f"dataset {name!r}: no folder {folder}; put its episodes there or choose another mix or dataset_path"
-            )
-        files = npz_files(folder)
-        chosen = [files[i] for i in in_split(len(files), split)]
-        if name == "robo_net":  # the copy in OXE contains the test episodes of the benchmark tfds_robonet
-            excluded = self._robonet_test()
-            chosen = [file for file in chosen if os.path.basename(file) not in excluded]
-        if not chosen:
-            raise UserError(f"{folder}: {no_episodes(split, len(files))}")
-        return chosen
+def _files_of_own_split(name: str, split: Split, paths: DatasetPaths) -> list[str]:
+    key, below = OWN_SPLITS[name][split]
+    folder: Path | None = getattr(paths, key)
+    if folder is None:
+        raise UserError(f"dataset {name!r}: DATASET.yaml has no {key}; set it to the folder of the converted episodes")
+    if not folder.is_dir():
+        raise UserError(f"dataset {name!r}: no folder {folder}; correct {key} in DATASET.yaml")
+    folders = [found for found in folder.glob(below) if found.is_dir()] if below else [folder]
+    files = [file for found in sorted(folders, key=lambda found: f"{found}/") for file in npz_files(found)]
+    if not files:
+        raise UserError(f"dataset {name!r}: no files {folder / below / '*.npz'}; correct {key} in DATASET.yaml")
+    return files
 
-    def _own_split(self, name: str, split: Split) -> list[str]:
-        if split == "all":
-            return self._own_split(name, "train") + self._own_split(name, "test")
-        key, below = getattr(OWN_SPLITS[name], split)
-        folder: Path | None = getattr(self.paths, key)
-        if folder is None:
-            raise UserError(
-                f"dataset {name!r}: DATASET.yaml has no {key}; set it to the folder of the converted episodes"
-            )
-        if not folder.is_dir():
-            raise UserError(f"dataset {name!r}: no folder {folder}; correct {key} in DATASET.yaml")
-        folders = [found for found in folder.glob(below) if found.is_dir()] if below else [folder]
-        files = [file for found in sorted(folders, key=lambda found: f"{found}/") for file in npz_files(found)]
-        if not files:
-            raise UserError(f"dataset {name!r}: no files {folder / below / '*.npz'}; correct {key} in DATASET.yaml")
-        return files
 
-    def _robonet_test(self) -> set[str]:
-        path = self.paths.robonet_oxe_test_list or ROBONET_OXE_TEST_LIST
-        try:
-            return {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
-        except (OSError, IndexError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}: expected lines '<hdf5 name> <episode>.npz' in robonet_oxe_test_list ({error})"
-            ) from error
+def _robonet_test(path: Path) -> set[str]:
+    try:
+        return {line.split()[1] for line in path.read_text().splitlines() if line.strip()}
+    except (OSError, IndexError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected lines '<hdf5 name> <episode>.npz' ({error})") from error
 
 
 def in_split(num_episodes: int, split: Split) -> range | list[int]:
@@ -215,10 +194,7 @@ def in_split(num_episodes: int, split: Split) -> range | list[int]:
 
 
 def no_episodes(split: Split, num_episodes: int) -> str:
-    return (
-        f"no {split} episodes among {num_episodes} episodes (the first of every {TEST_EVERY} is the test split); "
-        "add episodes"
-    )
+    return f"no {split} episodes among {num_episodes} (the first of every {TEST_EVERY} is the test split)"
 
 
 # ---- lists of files
@@ -229,7 +205,7 @@ def npz_files(folder: Path) -> list[str]:
     cache, state = user_cache(), _state(folder)
     name = hashlib.blake2b(os.fsencode(os.path.realpath(folder)), digest_size=16).hexdigest()
     index = cache and cache / "folders" / f"{name}.json"
-    names = _read(index, folder, state) if index else None
+    names = _read(index, state) if index else None
     if names is not None:
         logger.info("%s: %d episodes, listed in %s", folder, len(names), index)
     else:
@@ -237,7 +213,11 @@ def npz_files(folder: Path) -> list[str]:
         # A later change is sure to be visible. Remote stores without real times return 0 or now.
         has_settled = state[0] > 0 and time.time_ns() - max(state[:2]) > SETTLED_AFTER * 1e9
         if index and len(names) >= INDEXED_FROM and has_settled and state == _state(folder):
-            _write(index, folder, state, names)
+            try:
+                index.parent.mkdir(parents=True, exist_ok=True)
+                write_json(index, {"folder": os.path.realpath(folder), "state": state, "names": names}, indent=None)
+            except OSError as error:
+                logger.info("%s is listed at every start: %s cannot be written (%s)", folder, index, error.strerror)
     prefix = os.path.join(folder, "")
     return [prefix + name for name in names]
 
@@ -265,28 +245,39 @@ def _state(folder: Path) -> list[int]:
     return [status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
-def _read(index: Path, folder: Path, state: list[int]) -> list[str] | None:
+def _read(index: Path, state: list[int]) -> list[str] | None:
     """Return the cached list if it matches the folder's current state."""
     try:
         content = json.loads(index.read_text())
-        if content["folder"] == os.path.realpath(folder) and content["state"] == state:
-            return [name for name in content["names"] if name.endswith(".npz") and "/" not in name]
+        return content["names"] if content["state"] == state else None
     except FileNotFoundError:
-        pass
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        logger.info("%s: not an index (%s); listing %s again", index, error, folder)
-    return None
-
-
-def _write(index: Path, folder: Path, state: list[int], names: list[str]) -> None:
-    content = {"folder": os.path.realpath(folder), "state": state, "names": names}
-    try:
-        index.parent.mkdir(parents=True, exist_ok=True)
-        write_json(index, content, indent=None)
-    except OSError as error:
-        logger.info("%s is listed at every start: %s cannot be written (%s)", folder, index, error.strerror)
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        logger.info("%s: not an index (%s); it is made again", index, error)
+        return None
 
 
 def _unlistable(folder: Path, error: OSError) -> UserError:
     reason = (error.strerror or str(error)).lower()
     return UserError(f"{folder}: cannot be listed ({reason}); expected a folder of .npz episodes")
+
+
+def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """List the files with one of these (lower-case) suffixes, sorted, without hidden ones.
+
+    Links to folders are followed, except in a cycle.
+    """
+    return [path for path in _walk(root, frozenset()) if path.suffix.lower() in suffixes]
+
+
+def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in above or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+    for name, is_folder in visible:
+        if is_folder:
+            yield from _walk(folder / name, above | {real})
+        else:
+            yield folder / name

@@ -51,9 +51,7 @@ def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
         wanted = mix.removeprefix(FOLDERS)
         names = _recorded(dataset_path) if wanted == "*" else [name for name in wanted.split(",") if name]
         if not names:
-            raise UserError(
-                f"mix {mix!r}: no sub-folder of {dataset_path} holds .npz episodes; expected FOLDER/<dataset>/*.npz"
-            )
+            raise UserError(f"mix {mix!r}: no sub-folder of {dataset_path} holds .npz episodes")
         return tuple((name, 1.0) for name in names)
     if mix == METAWORLD:
         names = [name for name in _recorded(dataset_path) if name.removesuffix("-v3") in METAWORLD_TASKS]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ivideogpt.data.catalog import dataset_info, stepsize_as_trained
 from ivideogpt.data.clips.transforms import resize, truncate
-from ivideogpt.data.formats.episodes import EpisodeReader, Episodes, check_carries
+from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries
 from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.errors import UserError
 from ivideogpt.metadata import ModelMetadata
@@ -130,7 +130,7 @@ def open_start(episodes: Episodes, number: int, metadata: ModelMetadata, step: i
     return Start(context, actions[: seen - 1], RecordedWorld(frames[seen - 1 :], actions[seen - 1 :]))
 
 
-def read_episode(episode: EpisodeReader, metadata: ModelMetadata, step: int) -> tuple[Pixels, Floats]:
+def read_episode(episode: Episode, metadata: ModelMetadata, step: int) -> tuple[Pixels, Floats]:
     """Read the frames of an episode at the model's resolution, and the actions taken at them, (N, 0) without any."""
     indices = np.arange(0, episode.num_frames, step)[:MAX_RECORDED]
     frames = truncate(resize(episode.read(indices), metadata.resolution)).numpy().transpose(0, 2, 3, 1)

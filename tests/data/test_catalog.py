@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -7,8 +8,8 @@ import pytest
 from ivideogpt.data import DATASET_NAMED_MIXES
 from ivideogpt.data.catalog import (
     DatasetPaths,
-    EpisodeFinder,
     dataset_info,
+    find_files,
     is_known,
     something_something_labels,
     stepsize_as_trained,
@@ -122,14 +123,14 @@ def test_unknown_mixes_and_folders_are_named(tmp_path):
     with pytest.raises(UserError, match=r"dataset_path .*absent is not a folder"):
         resolve_mix("folder:*", tmp_path / "absent")
     with pytest.raises(UserError, match="dataset 'bridge': no folder"):
-        EpisodeFinder(tmp_path, DatasetPaths())("bridge", "train")
+        find_files("bridge", "train", tmp_path, DatasetPaths())
     with pytest.raises(UserError, match="needs dataset_path"):
-        EpisodeFinder(None, DatasetPaths())("bridge", "train")
+        find_files("bridge", "train", None, DatasetPaths())
 
 
 def test_every_hundredth_file_by_name_is_the_test_split(tmp_path):
     touch(tmp_path, *(f"bridge/{i:04d}.npz" for i in reversed(range(201))), "bridge/.9.npz", "bridge/notes.txt")
-    find = EpisodeFinder(tmp_path, DatasetPaths())
+    find = partial(find_files, dataset_path=tmp_path, paths=DatasetPaths())
     assert names_of(find("bridge", "test")) == ["0000.npz", "0100.npz", "0200.npz"]
     train = names_of(find("bridge", "train"))
     assert len(train) == 198
@@ -139,10 +140,10 @@ def test_every_hundredth_file_by_name_is_the_test_split(tmp_path):
 def test_a_dataset_without_training_episodes_is_refused(tmp_path):
     touch(tmp_path, "bridge/0.npz")
     with pytest.raises(UserError, match="bridge: no train episodes among 1"):
-        EpisodeFinder(tmp_path, DatasetPaths())("bridge", "train")
+        find_files("bridge", "train", tmp_path, DatasetPaths())
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no test episodes among 0"):
-        EpisodeFinder(tmp_path, DatasetPaths())("empty", "test")
+        find_files("empty", "test", tmp_path, DatasetPaths())
 
 
 def test_a_folder_that_links_to_itself_is_no_dataset(tmp_path):
@@ -151,7 +152,7 @@ def test_a_folder_that_links_to_itself_is_no_dataset(tmp_path):
     (tmp_path / "up").symlink_to(tmp_path)
     assert resolve_mix("folder:*", tmp_path) == (("bridge", 1.0),)
     with pytest.raises(UserError, match="dataset 'loop': no folder"):
-        EpisodeFinder(tmp_path, DatasetPaths())("loop", "train")
+        find_files("loop", "train", tmp_path, DatasetPaths())
 
 
 @pytest.fixture
@@ -173,7 +174,7 @@ def test_datasets_with_a_split_of_their_own(tmp_path, dataset_yaml):
         "robodesk/push/validation_noise2/c.npz",
     )
     touch(tmp_path, "robosuite/train/d.npz", "robosuite/validation/e.npz")
-    find = EpisodeFinder(None, DatasetPaths.load(dataset_yaml))
+    find = partial(find_files, dataset_path=None, paths=DatasetPaths.load(dataset_yaml))
     assert names_of(find("bair_robot_pushing", "train")) == ["0.npz", "1.npz", "2.npz"]
     assert names_of(find("bair_robot_pushing", "test")) == ["9.npz"]
     assert names_of(find("vp2_robodesk", "train")) == ["a.npz", "b.npz"]
@@ -185,7 +186,7 @@ def test_datasets_with_a_split_of_their_own(tmp_path, dataset_yaml):
 
 def test_files_that_are_still_being_written_are_no_episodes(tmp_path, dataset_yaml):
     touch(tmp_path, "bair/test/.9.npz", "robodesk/push/validation/a.npz", "robodesk/push/validation/.b.npz")
-    find = EpisodeFinder(None, DatasetPaths.load(dataset_yaml))
+    find = partial(find_files, dataset_path=None, paths=DatasetPaths.load(dataset_yaml))
     assert names_of(find("vp2_robodesk", "test")) == ["a.npz"]
     with pytest.raises(UserError, match=r"no files .*bair/test/\*\.npz; correct bair_test_dataset"):
         find("bair_robot_pushing", "test")
@@ -196,7 +197,7 @@ def test_files_that_are_still_being_written_are_no_episodes(tmp_path, dataset_ya
 def test_episodes_of_the_robonet_benchmark_are_left_out(tmp_path, dataset_yaml):
     touch(tmp_path, *(f"robo_net/train_eps_{i}.npz" for i in range(4)))
     (tmp_path / "excluded.txt").write_text("google_traj1 train_eps_2.npz\nother train_eps_0.npz\n")
-    find = EpisodeFinder(tmp_path, DatasetPaths.load(dataset_yaml))
+    find = partial(find_files, dataset_path=tmp_path, paths=DatasetPaths.load(dataset_yaml))
     assert names_of(find("robo_net", "train")) == ["train_eps_1.npz", "train_eps_3.npz"]
     with pytest.raises(UserError, match="no test episodes"):
         find("robo_net", "test")
@@ -205,7 +206,7 @@ def test_episodes_of_the_robonet_benchmark_are_left_out(tmp_path, dataset_yaml):
 def test_the_published_test_episodes_of_robonet_are_left_out_by_default(tmp_path):
     """Bug prevented: the benchmark's test episodes trained on because a key of DATASET.yaml was left empty."""
     touch(tmp_path, *(f"robo_net/train_eps_{number:08d}.npz" for number in (625, 626, 627)))
-    find = EpisodeFinder(tmp_path, DatasetPaths.load())
+    find = partial(find_files, dataset_path=tmp_path, paths=DatasetPaths.load())
     assert names_of(find("robo_net", "all")) == ["train_eps_00000625.npz", "train_eps_00000627.npz"]
 
 

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import os
 
 import numpy as np
 import pytest
 
 from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, check_arrays, write_episode
+from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError
 
 FRAMES = np.zeros((3, 4, 5, 3), np.uint8)
 
 
-@dataclass(frozen=True)
-class NumberedJob(Job):
-    number: int
-
-
 def make(job):
-    if job.number % 4 == 3:
+    if job.place % 4 == 3:
         raise UserError("every fourth is bad")
-    return {"image": np.full((2, 4, 5, 3), job.number, np.uint8), "action": np.zeros((1, 2), np.float32)}
+    return {"image": np.full((2, 4, 5, 3), job.place, np.uint8), "action": np.zeros((1, 2), np.float32)}
 
 
 def jobs(folder, number=6):
-    return [NumberedJob(folder / f"{i}.npz", f"source {i}", i) for i in range(number)]
+    return [Job(folder / f"{i}.npz", f"source {i}", i) for i in range(number)]
 
 
 def convert(jobs, convert_one, **flags):
@@ -84,7 +80,7 @@ def test_nothing_but_bad_episodes_is_an_error(tmp_path):
 def test_two_episodes_of_one_name(tmp_path):
     """Bug prevented: the second one taken for the first one's file of an earlier run."""
     for existing in (0, 2):
-        summary = convert([*jobs(tmp_path, 2), NumberedJob(tmp_path / "0.npz", "other", 5)], make)
+        summary = convert([*jobs(tmp_path, 2), Job(tmp_path / "0.npz", "other", 5)], make)
         assert summary.existing == existing
         assert [skip.source for skip in summary.skipped] == ["other"]
     assert open_episode(tmp_path / "0.npz").read(np.array([0])).max() == 0
@@ -93,7 +89,7 @@ def test_two_episodes_of_one_name(tmp_path):
 def test_a_place_that_cannot_be_written_ends_the_run(tmp_path):
     """Bug prevented: a full disk counted as a million bad episodes."""
     (tmp_path / "folder").write_text("a file")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(OSError, match="folder"):
         convert(jobs(tmp_path / "folder"), make)
 
 
@@ -131,3 +127,10 @@ def test_compressed_files_are_smaller(tmp_path):
 def test_what_loaders_would_refuse_is_not_written(arrays, message):
     with pytest.raises(UserError, match=message):
         check_arrays(arrays)
+
+
+def test_a_killed_worker_ends_the_pool_with_one_line():
+    """The system kills workers for their memory: the traceback of a broken pool said nothing of going on."""
+    killed = "a worker process was killed, perhaps for its memory; run again"
+    with pytest.raises(UserError, match=killed), worker_pool(2) as run:
+        list(run(os._exit, [1] * 20))

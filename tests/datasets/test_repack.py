@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import Preprocess, central_square
 from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.errors import UserError
@@ -30,7 +32,7 @@ def files(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.npz"))}
 
 
-def test_the_command_keeps_folders_and_arrays_and_its_output_trains(trains, tmp_path):
+def test_the_command_keeps_folders_and_arrays_and_its_output_is_read(tmp_path):
     """In two processes from any directory: frames, actions and all else are the same, but no longer compressed."""
     extra = {"image2": noise(20, dtype=np.int64), "state": np.array([[np.nan, 1.0]] * 20), "task": np.array("push")}
     write_dataset(tmp_path / "in" / "robot", 3, save=np.savez_compressed, **extra)
@@ -58,7 +60,6 @@ def test_the_command_keeps_folders_and_arrays_and_its_output_trains(trains, tmp_
     before, after = first_batch(tmp_path / "in"), first_batch(tmp_path / "out")
     assert torch.equal(before.frames, after.frames)
     assert torch.equal(before.actions, after.actions)
-    trains(oxe_data_mixes_type="folder:robot", action_dim=before.actions.shape[2], dataset_path=tmp_path / "out")
 
 
 @pytest.mark.parametrize("square_crop", [False, True])
@@ -124,21 +125,6 @@ def test_verifying_finds_and_replaces_a_damaged_file(tmp_path, capsys):
     assert run(tmp_path / "in", tmp_path / "out", "--verify").written == 0
 
 
-def test_what_was_written_is_read_back_before_it_gets_its_name(tmp_path, monkeypatch):
-    """A full or failing disk must not leave a file that looks done."""
-
-    def failing_disk(path, arrays, compress):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            np.savez(file, **{name: array * 0 for name, array in arrays.items()})
-
-    write_dataset(tmp_path / "in", 1)
-    monkeypatch.setattr(repack, "write_episode", failing_disk)
-    with pytest.raises(UserError, match="values read back differ from those written"):
-        run(tmp_path / "in", tmp_path / "out")
-    assert not files(tmp_path / "out")
-
-
 def test_bad_files_are_skipped_and_named(tmp_path):
     write_dataset(tmp_path / "in", 1)
     write_episode(tmp_path / "in" / "objects.npz", info=np.array([{}], dtype=object))
@@ -161,7 +147,7 @@ def test_originals_cannot_be_overwritten(tmp_path):
             run(tmp_path / "in", output)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "robot").symlink_to(tmp_path / "in" / "robot")
-    with pytest.raises(UserError, match="is a link to a folder of originals"):
+    with pytest.raises(UserError, match="was not written by this command"):
         run(tmp_path / "in", tmp_path / "out")
     assert files(tmp_path / "in") == originals
 

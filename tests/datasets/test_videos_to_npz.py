@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import central_square, resize
 from ivideogpt.data.convert.action_files import is_log_name
 from ivideogpt.errors import UserError
@@ -421,5 +423,4 @@ def test_frames_whose_times_do_not_rise_are_not_chosen_by_time(times, message):
     """Bug prevented: a frame without a time ended in a TypeError, one that runs back gave frames of other moments."""
     frames = [(i, seconds, "picture") for i, seconds in enumerate(times)]
     with pytest.raises(UserError, match=message):
-        list(converter.FrameChoice(5, 1).choose(frames, 0))
-    assert [i for i, _ in converter.FrameChoice(None, 1).choose(frames, 0)] == list(range(len(times)))
+        list(converter.frames_in_time(frames, 5))

@@ -24,7 +24,7 @@ def read_folder(folder):
             every = np.arange(episode.num_frames)
             episode.actions(every)
             episode.rewards(every)
-            episode.series("observation.state")
+            episode.series("state")
             episode.read(every)
         except UserError as error:
             problem = error
@@ -34,8 +34,7 @@ def read_folder(folder):
 
 def read_video(folder):
     """In order, as the converter of videos reads them."""
-    pace = converter.FrameChoice(fps=None, step=1)
-    converter.decode(VideoFile(folder / "video.mp4"), pace, 0, StoredSize())
+    converter.decode(VideoFile(folder / "video.mp4"), 0, StoredSize())
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ def model(tmp_path, tiny_world_model):
 
 
 def test_model_folders(model, num_mutants):
-    """A folder from elsewhere may claim any width and any number of layers."""
-    outcome = check_mutants(model, WorldModel.from_pretrained, num_mutants, leak=LEAK)
-    assert outcome.refused > num_mutants // 3
+    """A folder from elsewhere may claim any width and any number of layers. Building a model takes 50 ms."""
+    outcome = check_mutants(model, WorldModel.from_pretrained, num_mutants // 3, leak=LEAK)
+    assert outcome.refused > num_mutants // 9
     assert outcome.read

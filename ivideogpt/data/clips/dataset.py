@@ -6,9 +6,10 @@ Shapes: B batch, T frames, H W pixels, D action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from itertools import compress
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,11 +20,12 @@ from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
 from ivideogpt.data.clips.transforms import Augmentation, Preprocess
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
-from ivideogpt.data.formats.episodes import EpisodeReader, Episodes, check_carries, keep_some
+from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries, first_readable, keep_some
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
-from ivideogpt.data.formats.registry import Query, open_episodes
+from ivideogpt.data.formats.registry import open_episodes
 from ivideogpt.errors import UserError
 
+SERIES = ("actions", "rewards", "successes")  # arrays of numbers, a row a frame
 OnBadEpisode = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100  # limit before a source counts as unusable
 
@@ -52,12 +54,15 @@ class DataConfig:
     whole_clips: bool = False  # refuse episodes shorter than a clip; otherwise their last frame is repeated
     cache_mb: int = 64  # memory per worker for inflated arrays of compressed episodes
 
+    @property
+    def series(self) -> tuple[str, ...]:
+        """Return the series to load, out of :data:`SERIES`."""
+        return tuple(compress(SERIES, (self.load_action, self.load_reward, self.load_success)))
+
     def __post_init__(self) -> None:
         for name, least in dict(video_stepsize=1, image_size=1, batch_size=1, cache_mb=0).items():
             if getattr(self, name) < least:
                 raise UserError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.on_bad_episode not in get_args(OnBadEpisode):
-            raise UserError(f"on_bad_episode must be error or skip, got {self.on_bad_episode!r}")
         if self.segment.kind == "goal_first" and self.load_action:
             raise UserError("goal-conditioned clips carry no actions; drop action_conditioned or goal_conditioned")
 
@@ -71,21 +76,11 @@ class Source:
     segments: SegmentStrategy
     preprocess: Preprocess
 
-    def cut(
-        self,
-        episode: EpisodeReader,
-        indices: Indices,
-        rng: np.random.Generator,
-        actions: bool = False,
-        rewards: bool = False,
-        successes: bool = False,
-    ) -> PackedClips:
-        """Read and preprocess these frames, with the series that are asked for; return a batch of one."""
+    def cut(self, episode: Episode, indices: Indices, rng: np.random.Generator, series: Iterable[str]) -> PackedClips:
+        """Read and preprocess these frames, with series out of :data:`SERIES`; return a batch of one."""
         pixels, colour = self.preprocess(episode.read(indices), rng), self.preprocess.colour(rng)
-        wanted = ((episode.actions, actions), (episode.rewards, rewards), (episode.successes, successes))
-        series = [read(indices) if is_wanted else None for read, is_wanted in wanted]
-        own = [None if values is None else torch.from_numpy(values)[None] for values in series]
-        return PackedClips(pixels[None], colour, own[0], own[1], own[2])
+        read: dict[str, Any] = {name: torch.from_numpy(getattr(episode, name)(indices))[None] for name in series}
+        return PackedClips(pixels[None], colour, **read)
 
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
@@ -95,9 +90,7 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
     min_frames = config.segment.num_frames_spanned
     for name, weight in resolve_mix(config.mix, config.dataset_path):
         info = dataset_info(name)
-        episodes = open_episodes(
-            Query(name, split, config.dataset_path, paths, arrays, config.sthsth_root_path, min_frames)
-        )
+        episodes = open_episodes(name, split, config.dataset_path, paths, arrays, config.sthsth_root_path, min_frames)
         augmented = split == "train" and name != SOMETHING_SOMETHING  # as the published tokenizers saw it
         source = Source(
             info,
@@ -112,23 +105,24 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
 
 def _check_first(source: Source, config: DataConfig) -> None:
     """Raise the error of the first episode; where bad ones are skipped, only if the next ones are bad too."""
-    errors = []
-    for index in range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW)):
-        try:
-            episode = source.episodes.open(index)
-            _check(episode, config)
-            episode.read(np.zeros(1, dtype=np.int64))
-            return
-        except UserError as error:
-            errors.append(error)
-    raise errors[0] if len(errors) == 1 else _all_bad(len(errors), errors[0])
+
+    def read_first_frame(index: int) -> None:
+        episode = source.episodes.open(index)
+        _check(episode, config)
+        episode.read(np.zeros(1, dtype=np.int64))
+
+    tried = range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW))
+    try:
+        first_readable(read_first_frame, tried)
+    except UserError as error:
+        raise error if len(tried) == 1 else _all_bad(len(tried), error) from error
 
 
 def _all_bad(number: int, cause: UserError) -> UserError:
     return UserError(f"{number} episodes in a row are bad, so skipping stops; the first: {cause}")
 
 
-def _check(episode: EpisodeReader, config: DataConfig) -> None:
+def _check(episode: Episode, config: DataConfig) -> None:
     check_carries(episode, config.load_action, config.load_reward, config.action_dim, config.load_success)
     if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
         raise UserError(
@@ -185,9 +179,7 @@ class ClipDataset(Dataset[Any]):
                 episode = source.episodes.open(index)
                 _check(episode, self.config)
                 indices = source.segments(episode.num_frames, rng)
-                config = self.config
-                wanted = config.load_action, config.load_reward, config.load_success
-                clip = source.cut(episode, indices, rng, *wanted)
+                clip = source.cut(episode, indices, rng, self.config.series)
                 return replace(clip, skipped=tuple(bad))
             except UserError as error:
                 if self.config.on_bad_episode == "error":

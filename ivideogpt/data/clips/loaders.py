@@ -202,10 +202,8 @@ def build_benchmark_loader(config: DataConfig, rank: int = 0, world_size: int = 
     clips, num_clips = benchmark_clips(config)
     numbers = BatchNumbers(config.batch_size, rank, world_size, num_samples=num_clips)
     if not numbers.num_batches:
-        raise UserError(
-            f"{clips.config.mix[0][0]} has {num_clips} evaluation clips: too few for batches of {config.batch_size} on "
-            f"each of {world_size} processes; lower the evaluation batch size"
-        )
+        batches = f"batches of {config.batch_size} on each of {world_size} processes"
+        raise UserError(f"{num_clips} evaluation clips are too few for {batches}; lower the evaluation batch size")
     return ClipLoader(clips, numbers)
 
 

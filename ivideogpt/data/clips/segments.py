@@ -82,10 +82,7 @@ class SegmentSpec:
         if self.kind == "sparse_future" and not 0 < self.context_length <= self.length:
             raise UserError(f"context_length {self.context_length} must be between 1 and segment_length {self.length}")
         if self.horizon is not None and self.horizon < self.length:
-            raise UserError(
-                f"segment_horizon {self.horizon} has no room for segment_length {self.length} frames; "
-                "raise the horizon or shorten the segment"
-            )
+            raise UserError(f"segment_horizon {self.horizon} has no room for segment_length {self.length} frames")
 
     @property
     def num_frames_spanned(self) -> int:

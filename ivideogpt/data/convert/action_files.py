@@ -40,11 +40,6 @@ _SHOWN = 40  # characters of a cell quoted in a message
 Actions = NDArray[np.float32]
 
 
-def find_action_files(video: Path) -> list[Path]:
-    """Return the action files beside a video, which have the video's name; there should be one, or none."""
-    return [path for suffix in SUFFIXES if (path := video.with_suffix(suffix)).is_file()]
-
-
 @dataclass(frozen=True)
 class ActionTable:
     """Actions (rows, D), and how the file was read.
@@ -70,9 +65,7 @@ def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
     if path.suffix == ".npy":
         array = npy_array(str(path))
         if len(array.shape) not in (1, 2) or array.dtype.kind not in "fiub":
-            raise UserError(
-                f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D), one row a frame"
-            )
+            raise UserError(f"{path}: is {array.dtype} of shape {array.shape}; expected numbers of shape (N, D)")
         table = array.all()
         table = table.reshape(len(table), -1) if table.size else np.empty((0, 1))
     else:

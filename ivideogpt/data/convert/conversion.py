@@ -10,17 +10,16 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 from tqdm import tqdm
 
-from ivideogpt.data.convert.workers import terminable, worker_pool
+from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, read_json, remove_abandoned, write_json
@@ -33,18 +32,15 @@ _BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats 
 NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
 
 Arrays = Mapping[str, np.ndarray]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-AnyJob = TypeVar("AnyJob", bound="Job")
-AnyJob_co = TypeVar("AnyJob_co", bound="Job", covariant=True)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to write. Converters add fields to find it; jobs are pickled to worker processes."""
+    """One episode to write. Jobs are pickled to worker processes."""
 
     output: Path
     source: str  # name in messages: a path, or path#episode
+    place: Any = None  # where its converter finds it, if the source does not say
 
 
 @dataclass(frozen=True)
@@ -58,18 +54,20 @@ class Skipped:
         return self.reason if self.reason.startswith(self.source) else f"{self.source}: {self.reason}"
 
 
-class Jobs(Protocol[AnyJob_co]):
+class Jobs(Protocol):
     """The episodes of a split. They may be looked up lazily, during iteration."""
 
     def __len__(self) -> int: ...
 
-    def __iter__(self) -> Iterator[AnyJob_co | Skipped]: ...
+    def __iter__(self) -> Iterator[Job | Skipped]: ...
 
 
 @dataclass
 class Summary:
-    """Counts of the outcomes so far."""
+    """Counts of the outcomes so far, which the progress bar shows too."""
 
+    bar: Any
+    on_bad_episode: str
     written: int = 0
     existing: int = 0
     skipped: tuple[Skipped, ...] = ()
@@ -80,6 +78,36 @@ class Summary:
         if len(self.skipped) > _LISTED_SKIPS:
             lines.append(f"  and {len(self.skipped) - _LISTED_SKIPS} more, named above")
         return "\n".join(lines)
+
+    def missing(self, jobs: Iterable[Job | Skipped]) -> Iterator[Job]:
+        """Yield the jobs without output yet, and count the others."""
+        seen: set[Path] = set()  # outputs and their folders
+        for job in jobs:
+            if isinstance(job, Skipped):
+                self.add(job)
+                continue
+            if job.output in seen:
+                self.add(Skipped(job.source, f"another episode is already called {job.output}"))
+                continue
+            if job.output.parent not in seen:
+                remove_abandoned(job.output.parent)
+            seen |= {job.output, job.output.parent}
+            if job.output.exists():
+                self.existing += 1
+                self.bar.update()
+            else:
+                yield job
+
+    def add(self, outcome: Skipped | None) -> None:
+        """Count an outcome; None stands for a written episode."""
+        self.bar.update()
+        if outcome is None:
+            self.written += 1
+        elif self.on_bad_episode == "error":
+            raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
+        else:
+            self.skipped += (outcome,)
+            self.bar.write(f"skipped: {outcome}", file=sys.stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +122,7 @@ class ConversionArgs:
     def validate(self) -> None:
         """Check the flags of the subclass for contradictions."""
 
-    def convert(
-        self, splits: Sequence[Jobs[AnyJob]], convert_one: Callable[[AnyJob], Arrays], description: str
-    ) -> Summary:
+    def convert(self, splits: Sequence[Jobs], convert_one: Callable[[Job], Arrays], description: str) -> Summary:
         """Write the episode of every job that has no file yet, split after split.
 
         Args:
@@ -108,15 +134,13 @@ class ConversionArgs:
         """
         return self.run(splits, partial(_work, convert_one, self.compress), description)
 
-    def run(
-        self, splits: Sequence[Jobs[AnyJob]], work: Callable[[AnyJob], Skipped | None], description: str
-    ) -> Summary:
+    def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | None], description: str) -> Summary:
         """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
         jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         progress = tqdm(total=total, desc=description, unit="episode")
-        with progress, terminable(), worker_pool(self.num_workers) as run:
-            summary = _Progress(progress, self.on_bad_episode)
+        with progress, worker_pool(self.num_workers) as run:
+            summary = Summary(progress, self.on_bad_episode)
             for outcome in run(work, summary.missing(jobs)):
                 summary.add(outcome)
         if summary.skipped and not summary.written + summary.existing:
@@ -187,14 +211,9 @@ class NpzDatasetArgs(FrameArgs):
 def write_episode(path: Path, arrays: Arrays, compress: bool = False) -> None:
     """Write an npz file atomically. Uncompressed files allow reading clips through a memory map."""
     write: Callable[..., None] = np.savez_compressed if compress else np.savez
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            write(file, **arrays)
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or choose another"
-        ) from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        write(file, **arrays)
 
 
 def check_arrays(arrays: Arrays) -> None:
@@ -212,51 +231,11 @@ def check_arrays(arrays: Arrays) -> None:
     if (action := arrays.get("action")) is not None:
         num_frames = lengths.pop()
         if action.ndim != 2 or len(action) not in (num_frames, num_frames - 1):
-            raise UserError(
-                f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame, the last optional"
-            )
+            raise UserError(f"actions of shape {action.shape} for {num_frames} frames; expected a row a frame")
         check_plausible(action, "array 'action'")
 
 
-class _Progress(Summary):
-    """The summary of a conversion that is running, on the terminal too."""
-
-    def __init__(self, bar: Any, on_bad_episode: str) -> None:
-        super().__init__()
-        self._bar, self._on_bad_episode = bar, on_bad_episode
-
-    def missing(self, jobs: Iterable[AnyJob | Skipped]) -> Iterator[AnyJob]:
-        """Yield the jobs without output yet, and count the others."""
-        seen: set[Path] = set()  # outputs and their folders
-        for job in jobs:
-            if isinstance(job, Skipped):
-                self.add(job)
-                continue
-            if job.output in seen:
-                self.add(Skipped(job.source, f"another episode is already called {job.output}"))
-                continue
-            if job.output.parent not in seen:
-                remove_abandoned(job.output.parent)
-            seen |= {job.output, job.output.parent}
-            if job.output.exists():
-                self.existing += 1
-                self._bar.update()
-            else:
-                yield job
-
-    def add(self, outcome: Skipped | None) -> None:
-        """Count an outcome; None stands for a written episode."""
-        self._bar.update()
-        if outcome is None:
-            self.written += 1
-        elif self._on_bad_episode == "error":
-            raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
-        else:
-            self.skipped += (outcome,)
-            self._bar.write(f"skipped: {outcome}", file=sys.stderr)
-
-
-def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) -> Skipped | None:
+def _work(convert_one: Callable[[Job], Arrays], compress: bool, job: Job) -> Skipped | None:
     """Convert one job in a worker process. A failure to write is not the episode's fault and ends the run."""
     try:
         arrays = convert_one(job)
@@ -267,67 +246,18 @@ def _work(convert_one: Callable[[AnyJob], Arrays], compress: bool, job: AnyJob) 
     return None
 
 
-def first_readable(read: Callable[[Item], Result], items: Iterable[Item]) -> Result:
-    """Return what ``read`` makes of the first item that it can read; if there is none, raise the first item's error."""
-    errors: list[UserError | OSError] = []
-    for item in items:
-        try:
-            return read(item)
-        except (UserError, OSError) as error:
-            errors.append(error)
-    raise errors[0]
-
-
-def separated(names: str | None) -> list[str]:
-    """Split a flag's names at commas."""
-    return [name.strip() for name in (names or "").split(",") if name.strip()]
-
-
-# ---- folders
-
-
-def keep_settings(
-    folder: Path, settings: Mapping[str, Any], note: str = NOTE, usual: Mapping[str, Any] = MappingProxyType({})
-) -> None:
+def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -> None:
     """Make the folder and store the settings there.
 
-    Args:
-        usual: values of settings that older versions did not store.
-
     Raises:
-        UserError: the folder cannot be written to, or its episodes were made with other settings. Continuing would
-            mix sizes, rates or cameras unnoticed.
+        UserError: its episodes were made with other settings. Continuing would mix sizes, rates or cameras unnoticed.
     """
     now, usual = (json.loads(json.dumps(dict(each), default=str)) for each in (settings, usual))  # as JSON returns them
     file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
-    before = {**usual, **read_json(file, advice)} if file.exists() else now
+    before = read_json(file, advice) if file.exists() else now
     differing = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if differing:
         raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, now)
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another folder") from error
-
-
-def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """List the files with one of these (lower-case) suffixes, sorted, without hidden ones.
-
-    Links to folders are followed, except in a cycle.
-    """
-    return [path for path in _walk(root, frozenset()) if path.suffix.lower() in suffixes]
-
-
-def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
-    real = os.path.realpath(folder)
-    if real in above or not os.path.isdir(folder):
-        return
-    with os.scandir(folder) as entries:
-        visible = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
-    for name, is_folder in visible:
-        if is_folder:
-            yield from _walk(folder / name, above | {real})
-        else:
-            yield folder / name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, now)

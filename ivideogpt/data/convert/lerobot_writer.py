@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -19,21 +19,11 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 FILES_PER_CHUNK = 1000
+DATA_FILE_BYTES, VIDEO_FILE_BYTES = 100 << 20, 200 << 20  # where a new file is begun
 EPISODES_PER_FILE = 10000
 EPISODES_AT_ONCE = 1000  # rows per group of meta/episodes: a group per episode would exceed the rows in size
 
 Series = Mapping[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class EncodedEpisode:
-    """An encoded episode of N frames. ``pixels`` is minimum, maximum, mean and std (4, 3) per colour, in [0, 1]."""
-
-    task: str
-    num_frames: int
-    videos: Mapping[str, bytes]  # mp4 file by camera key
-    pixels: Mapping[str, NDArray[np.float64]]  # by camera key
-    series: Series  # (N, D) by feature
 
 
 class Statistics(NamedTuple):
@@ -116,9 +106,9 @@ class TableFiles:
 class VideoFiles:
     """The mp4 files of a camera: encoded episodes are concatenated without encoding them again."""
 
-    def __init__(self, root: Path, key: str, fps: int, limit: float) -> None:
+    def __init__(self, root: Path, key: str, fps: int) -> None:
         self._root, self._key, self._fps = root, key, fps
-        self.place = Place(limit)
+        self.place = Place(VIDEO_FILE_BYTES)
         self._container: Any = None
         self._stream: Any = None
         self._num_frames = 0  # in the current file
@@ -172,46 +162,44 @@ class VideoFiles:
             self._container.close()
 
 
-@dataclass
 class LeRobotWriter:
     """Writer that takes episodes one by one; the folder is valid after :meth:`finish`."""
 
-    root: Path
-    fps: int
-    robot_type: str
-    names: Mapping[str, Sequence[str]]  # names of dimensions, by feature
-    data_file_bytes: float
-    video_file_bytes: float
-    _videos: dict[str, VideoFiles] = field(default_factory=dict)
-    _tasks: dict[str, int] = field(default_factory=dict)
-    _statistics: dict[str, Statistics] = field(default_factory=dict)
-    _features: dict[str, dict[str, Any]] = field(default_factory=dict)
-    _rows: list[dict[str, Any]] = field(default_factory=list)  # rows of meta/episodes that are not written yet
-    _num_episodes: int = 0
-    _num_frames: int = 0
+    def __init__(self, root: Path, fps: int) -> None:
+        self.root, self.fps = root, fps
+        self._data = TableFiles(root, DATA_PATH, DATA_FILE_BYTES)
+        self._episodes = TableFiles(root, EPISODES_PATH, EPISODES_PER_FILE)
+        self._videos: dict[str, VideoFiles] = {}
+        self._tasks: dict[str, int] = {}
+        self._statistics: dict[str, Statistics] = {}
+        self._features: dict[str, dict[str, Any]] = {}
+        self._rows: list[dict[str, Any]] = []  # rows of meta/episodes that are not written yet
+        self._num_episodes, self._num_frames = 0, 0
 
-    def __post_init__(self) -> None:
-        self._data = TableFiles(self.root, DATA_PATH, self.data_file_bytes)
-        self._episodes = TableFiles(self.root, EPISODES_PATH, EPISODES_PER_FILE)
+    def add(self, task: str, num_frames: int, videos: Mapping[str, bytes], pixels: Series, numbers: Series) -> None:
+        """Append an encoded episode of N frames.
 
-    def add(self, episode: EncodedEpisode) -> None:
+        Args:
+            videos: mp4 file by camera key.
+            pixels: minimum, maximum, mean and std (4, 3) of each colour in [0, 1], by camera key.
+            numbers: arrays (N, D) by feature.
+        """
         import pyarrow
 
-        num_frames = episode.num_frames
-        series = {**episode.series, **self._counters(num_frames, episode.task)}
+        series = {**numbers, **self._counters(num_frames, task)}
         self._features = {
-            key: {"dtype": str(values.dtype), "shape": [values.shape[1]], "names": self.names.get(key)}
+            key: {"dtype": str(values.dtype), "shape": [values.shape[1]], "names": None}
             for key, values in series.items()
         }
         table = pyarrow.table({key: _column(values) for key, values in series.items()})
         self._data.add(table, table.nbytes)
         statistics = {key: Statistics.of_rows(values) for key, values in series.items()}
         places: dict[str, Any] = {}
-        for key, content in episode.videos.items():
-            videos = self._videos.setdefault(key, VideoFiles(self.root, key, self.fps, self.video_file_bytes))
-            places |= videos.add(content, num_frames)
-            statistics[key] = Statistics.of_pixels(num_frames, episode.pixels[key])
-        self._note(episode.task, num_frames, places, statistics)
+        for key, content in videos.items():
+            files = self._videos.setdefault(key, VideoFiles(self.root, key, self.fps))
+            places |= files.add(content, num_frames)
+            statistics[key] = Statistics.of_pixels(num_frames, pixels[key])
+        self._note(task, num_frames, places, statistics)
 
     def _counters(self, num_frames: int, task: str) -> Series:
         """Return the index columns that every LeRobot folder has."""
@@ -267,13 +255,13 @@ class LeRobotWriter:
         _write_tasks(meta / "tasks.parquet", list(self._tasks))
         info = {
             "codebase_version": VERSION,
-            "robot_type": self.robot_type,
+            "robot_type": "unknown",
             "total_episodes": self._num_episodes,
             "total_frames": self._num_frames,
             "total_tasks": len(self._tasks),
             "chunks_size": FILES_PER_CHUNK,
-            "data_files_size_in_mb": max(round(self.data_file_bytes / 2**20), 1),
-            "video_files_size_in_mb": max(round(self.video_file_bytes / 2**20), 1),
+            "data_files_size_in_mb": max(round(DATA_FILE_BYTES / 2**20), 1),
+            "video_files_size_in_mb": max(round(VIDEO_FILE_BYTES / 2**20), 1),
             "fps": self.fps,
             "splits": {"train": f"0:{self._num_episodes}"},
             "data_path": DATA_PATH,

@@ -5,14 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from typing import Any
 
 from ivideogpt.errors import UserError
 
@@ -54,9 +53,8 @@ def worker_pool(workers: int, begin: Callable[..., None] | None = None, *argumen
     try:
         yield run
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
-        ) from error
+        told = "a worker process was killed, perhaps for its memory; run again to go on, with fewer --num_workers"
+        raise UserError(told) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -75,20 +73,3 @@ def start_worker(begin: Callable[..., None] | None = None, *arguments: Any) -> N
     threading.Thread(target=end_with_parent, daemon=True).start()
     if begin is not None:
         begin(*arguments)
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Make SIGTERM unwind the stack like Ctrl-C, which removes unfinished files and ends workers."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number: int, frame: object) -> NoReturn:
-        sys.exit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -7,9 +7,10 @@ An npz episode holds one image array per camera, ``(N, H, W, 3)`` uint8; optiona
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ REWARD_KEY = "reward"
 SUCCESS_KEY = "success"
 OBSERVATION_KEY = "observation"
 _CHUNK_BYTES = 32 << 20
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -42,94 +46,88 @@ class StoredArray:
         return f"{self.name:<16} ({shape}{',' * (not self.row_shape)}) {self.dtype}, {self.storage}"
 
 
-class EpisodeReader(Protocol):
-    """One recorded episode."""
+@dataclass(frozen=True)
+class Episode(ABC):
+    """One recorded episode: frames and, as far as ``dimension`` knows them, arrays of numbers. Base of all formats."""
+
+    path: str  # name in messages
 
     @property
-    def path(self) -> str: ...
-
-    @property
+    @abstractmethod
     def num_frames(self) -> int: ...
 
     @property
+    @abstractmethod
     def frame_size(self) -> tuple[int, int]:
         """Return height and width, the same for all frames."""
 
-    @property
-    def action_dim(self) -> int | None:
-        """Return the dimension of the actions; None without actions."""
-
-    @property
-    def has_rewards(self) -> bool: ...
-
-    @property
-    def has_successes(self) -> bool: ...
-
+    @abstractmethod
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         """Read these frames (n, H, W, 3)."""
 
+    def dimension(self, name: str) -> int | None:
+        """Return D of the array ``action``, ``reward`` (1) or ``success`` (1); None if the episode has none."""
+        return None
+
+    def series(self, name: str) -> NDArray[np.float32] | None:
+        """Read all rows (N, D) of such an array; row i belongs to what was done at frame i."""
+        return None
+
+    def remarks(self) -> tuple[str, ...]:
+        """List remarks on the whole dataset, for ``python -m ivideogpt.data inspect``."""
+        return ()
+
+    @property
+    def action_dim(self) -> int | None:
+        return self.dimension(ACTION_KEY)
+
+    @property
+    def has_rewards(self) -> bool:
+        return self.dimension(REWARD_KEY) is not None
+
+    @property
+    def has_successes(self) -> bool:
+        return self.dimension(SUCCESS_KEY) is not None
+
     def actions(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the actions (n, D) taken at these frames; None if the episode has none."""
+        values = self.series(ACTION_KEY)
+        return None if values is None else values[indices]
 
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the rewards (n,) of the actions taken at these frames; None if the episode has none."""
+        values = self.series(REWARD_KEY)
+        return None if values is None else values[indices, 0]
 
     def successes(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read whether the actions taken at these frames succeeded, (n,) of 0 and 1; None if the episode has none.
 
         A positive number is a success.
         """
+        values = self.series(SUCCESS_KEY)
+        return None if values is None else (values[indices, 0] > 0).astype(np.float32)
 
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""
-
-    def remarks(self) -> tuple[str, ...]:
-        """List remarks on the whole dataset, for ``python -m ivideogpt.data inspect``."""
+        arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
+        for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
+            if (dimension := self.dimension(name)) is not None:
+                row_shape = (dimension,) if name == ACTION_KEY else ()
+                arrays.append(StoredArray(name, row_shape, "float32", "decoded"))
+        return tuple(arrays)
 
     def verify(self) -> None:
         """Read everything. Raises UserError for any fault that training could meet."""
-
-
-class Episode:
-    """Base of readers: ``describe`` and ``verify`` in terms of the methods of :class:`EpisodeReader`; no successes."""
-
-    @property
-    def has_successes(self) -> bool:
-        return False
-
-    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
-        return None
-
-    def describe(self: EpisodeReader) -> tuple[StoredArray, ...]:
-        arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
-        if self.action_dim is not None:
-            arrays.append(StoredArray("action", (self.action_dim,), "float32", "decoded"))
-        if self.has_rewards:
-            arrays.append(StoredArray("reward", (), "float32", "decoded"))
-        if self.has_successes:
-            arrays.append(StoredArray("success", (), "float32", "decoded"))
-        return tuple(arrays)
-
-    def remarks(self) -> tuple[str, ...]:
-        return ()
-
-    def verify(self: EpisodeReader) -> None:
-        _read_series(self)
+        self._verify_series()
         for indices in chunks(self, self.num_frames):
             self.read(indices)
 
-
-def _read_series(episode: EpisodeReader) -> None:
-    everything = np.arange(episode.num_frames)
-    if episode.action_dim is not None:
-        episode.actions(everything)
-    if episode.has_rewards:
-        episode.rewards(everything)
-    if episode.has_successes:
-        episode.successes(everything)
+    def _verify_series(self) -> None:
+        for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
+            self.series(name)
 
 
-def chunks(episode: EpisodeReader, num_frames: int) -> Iterator[NDArray[np.int64]]:
+def chunks(episode: Episode, num_frames: int) -> Iterator[NDArray[np.int64]]:
     """Yield the numbers of the first frames in chunks that fit into little memory."""
     height, width = episode.frame_size
     size = max(_CHUNK_BYTES // (height * width * 3), 1)
@@ -142,7 +140,7 @@ class Episodes(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, index: int) -> EpisodeReader:
+    def open(self, index: int) -> Episode:
         """Open an episode. Raises UserError naming the file and the fault."""
 
     def name(self, index: int) -> str:
@@ -159,7 +157,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def open(self, index: int) -> EpisodeReader:
+    def open(self, index: int) -> Episode:
         return self.episodes.open(int(self.numbers[index]))
 
     def name(self, index: int) -> str:
@@ -171,6 +169,17 @@ def keep_some(episodes: Episodes, number: int | None) -> Episodes:
     if number is None or number >= len(episodes):
         return episodes
     return Subset(episodes, np.sort(np.random.default_rng(0).choice(len(episodes), number, replace=False)))
+
+
+def first_readable(read: Callable[[Item], Result], items: Iterable[Item]) -> Result:
+    """Return what ``read`` makes of the first item that it can read; if there is none, raise the first item's error."""
+    errors: list[UserError | OSError] = []
+    for item in items:
+        try:
+            return read(item)
+        except (UserError, OSError) as error:
+            errors.append(error)
+    raise errors[0]
 
 
 def pack_strings(strings: Iterable[str]) -> NDArray[np.bytes_]:
@@ -203,7 +212,6 @@ class NpzEpisodes:
 class NpzEpisode(Episode):
     """One npz file."""
 
-    path: str
     images: NpzMember
     members: NpzMembers
     arrays: InflatedArrays
@@ -216,35 +224,24 @@ class NpzEpisode(Episode):
     def frame_size(self) -> tuple[int, int]:
         return self.images.shape[1], self.images.shape[2]
 
-    @property
-    def action_dim(self) -> int | None:
-        action = self._member(ACTION_KEY)
-        return action.shape[1] if action else None
-
-    @property
-    def has_rewards(self) -> bool:
-        return self._member(REWARD_KEY) is not None
-
-    @property
-    def has_successes(self) -> bool:
-        member = self.members.get(SUCCESS_KEY)  # other recorders store one number an episode under this name
-        lengths = (self.num_frames, self.num_frames - 1)
-        return member is not None and member.shape in [(n, *rest) for n in lengths for rest in ((), (1,))]
-
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         return as_bytes(self.arrays.rows(self.images, indices), self.images)
 
-    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self._series(ACTION_KEY)
-        return None if values is None else values[indices]
+    def dimension(self, name: str) -> int | None:
+        member = self._member(name)
+        return None if member is None else member.shape[1] if len(member.shape) > 1 else 1
 
-    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self._series(REWARD_KEY)
-        return None if values is None else values.reshape(-1)[indices]
-
-    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self._series(SUCCESS_KEY) if self.has_successes else None
-        return None if values is None else (values.reshape(-1)[indices] > 0).astype(np.float32)
+    def series(self, name: str) -> NDArray[np.float32] | None:
+        """Read an array as :meth:`Episode.series` says; a missing last row becomes zero."""
+        member = self._member(name)
+        if member is None:
+            return None
+        stored = self.arrays.rows(member, np.arange(member.shape[0]))
+        check_plausible(stored, f"{self.path}: array {member.name!r}")
+        values = stored.astype(np.float32)
+        rows = values if values.ndim > 1 else values[:, None]
+        missing = self.num_frames - len(rows)
+        return np.pad(rows, [(0, missing), (0, 0)]) if missing else rows
 
     def describe(self) -> tuple[StoredArray, ...]:
         readable = self.members.readable()
@@ -256,28 +253,18 @@ class NpzEpisode(Episode):
         )
 
     def verify(self) -> None:
-        _read_series(self)
+        self._verify_series()
         check_sums(self.path)  # all arrays, as a memory map does not notice flipped bits
         if self.images.dtype != np.uint8:
             super().verify()
 
-    def _member(self, key: str) -> NpzMember | None:
+    def _member(self, name: str) -> NpzMember | None:
         """Return a checked array. Checked lazily: arrays that a run never reads may be invalid."""
-        member = self.members.get(key)
-        if member is not None:
-            _check_series(member, self.num_frames)
-        return member
-
-    def _series(self, key: str) -> NDArray[np.float32] | None:
-        """Read all values as float32, one row per frame; a missing last row becomes zero."""
-        member = self._member(key)
-        if member is None:
+        member = self.members.get(name)
+        if member is None or (name == SUCCESS_KEY and not _is_a_number_a_frame(member, self.num_frames)):
             return None
-        stored = self.arrays.rows(member, np.arange(member.shape[0]))
-        check_plausible(stored, f"{self.path}: array {member.name!r}")
-        values = stored.astype(np.float32)
-        missing = self.num_frames - len(values)
-        return np.pad(values, [(0, missing)] + [(0, 0)] * (values.ndim - 1)) if missing else values
+        _check_series(member, self.num_frames)
+        return member
 
 
 @dataclass(frozen=True)
@@ -295,8 +282,8 @@ class ReplayFileEpisode(NpzEpisode):
         stacks = self.arrays.rows(self.images, indices)
         return np.ascontiguousarray(stacks[:, -3:].transpose(0, 2, 3, 1))
 
-    def _series(self, key: str) -> NDArray[np.float32] | None:
-        values = super()._series(key)
+    def series(self, name: str) -> NDArray[np.float32] | None:
+        values = super().series(name)
         return None if values is None else np.concatenate([values[1:], np.zeros_like(values[:1])])
 
 
@@ -350,7 +337,7 @@ def open_episode(
 
 
 def check_carries(
-    episode: EpisodeReader,
+    episode: Episode,
     actions: bool = False,
     rewards: bool = False,
     action_dim: int | None = None,
@@ -372,15 +359,21 @@ def check_carries(
         )
 
 
+def _is_a_number_a_frame(member: NpzMember, num_frames: int) -> bool:
+    """Tell whether this is the array ``success`` of an episode: other recorders store one number an episode there."""
+    return member.shape[1:] in ((), (1,)) and member.shape[:1] in ((num_frames,), (num_frames - 1,))
+
+
 def _check_series(member: NpzMember, num_frames: int) -> None:
-    """Check the shape of actions (N, D) and rewards (N,) or (N, 1); the last row may be missing."""
-    is_action = member.name == ACTION_KEY
-    rank_fits = len(member.shape) == 2 if is_action else member.shape[1:] in ((), (1,)) and member.shape != ()
-    if not rank_fits or member.dtype.kind not in "fiub":
-        expected = "numbers of shape (N, D)" if is_action else "numbers of shape (N,)"
+    """Check the shape of actions (N, D), and of rewards and successes (N,) or (N, 1); the last row may be missing."""
+    is_number = member.name in (REWARD_KEY, SUCCESS_KEY)
+    fits = len(member.shape) in ((2,) if member.name == ACTION_KEY else (1, 2))
+    if is_number and member.shape[1:] not in ((), (1,)):
+        fits = False
+    if not fits or member.dtype.kind not in "fiub":
         raise UserError(
             f"{member.path}: array {member.name!r} is {member.dtype} of shape {member.shape}; "
-            f"expected {expected}, one row a frame"
+            f"expected numbers of shape {'(N,)' if is_number else '(N, D)'}, one row a frame"
         )
     if member.shape[0] not in (num_frames, num_frames - 1):
         raise UserError(

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from reprlib import repr as shortened
 from typing import Any, NamedTuple, get_type_hints
 
 import numpy as np
@@ -31,6 +32,7 @@ from ivideogpt.data.formats.episodes import Episode, StoredArray
 from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding
 from ivideogpt.data.formats.registry import Dataset
 from ivideogpt.data.formats.video_files import shared_video
+from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError, first_line, require
 from ivideogpt.files import read_json
 
@@ -51,7 +53,8 @@ _MOST_FPS = 1e5
 _MOST_AXES = 8
 _LARGEST = 2**31  # limit for numbers of episodes, files and frames
 _COPY = "copy or record the folder again"
-_FIELD = re.compile(r"\{(\w+)(?::0?([1-9])d)?\}")
+# No other format, as {chunk_index:099999999d} would make gigabytes of zeros.
+_TEMPLATE = re.compile(r"([^{}\0]|\{video_key\}|\{(chunk|file)_index(:0[1-9]d)?\})*")
 
 
 @dataclass(frozen=True)
@@ -75,24 +78,22 @@ class LeRobotInfo:
             )
         content = read_json(path, _COPY)
         version = content.get("codebase_version")
-        if not isinstance(version, str) or not re.match(r"v\d+\.", version):
-            raise UserError(f"{path}: codebase_version is {_shortened(version)}; expected {VERSION}; {_COPY}")
-        if not version.startswith("v3."):
+        if not isinstance(version, str) or not version.startswith("v3."):
             raise UserError(
-                f"{path}: LeRobot format {_shortened(version)} is not read, only {VERSION}; convert a copy of the "
+                f"{path}: codebase_version is {shortened(version)}; expected {VERSION}; convert a copy of an older "
                 "folder with the lerobot package: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
             )
         fps, features = content.get("fps"), content.get("features")
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
-            raise UserError(f"{path}: fps is {_shortened(fps)}; expected frames per second; {_COPY}")
+            raise UserError(f"{path}: fps is {shortened(fps)}; expected frames per second; {_COPY}")
         if not isinstance(features, dict):
-            raise UserError(f"{path}: features is {_shortened(features)}; expected an object; {_COPY}")
+            raise UserError(f"{path}: features is {shortened(features)}; expected an object; {_COPY}")
         for key, feature in features.items():
             match feature:
                 case {"dtype": str(), "shape": [*shape]} if len(shape) <= _MOST_AXES and all(map(_is_length, shape)):
                     continue
             raise UserError(
-                f"{path}: feature {_shortened(key)} is {_shortened(feature)}; expected a dtype and a shape of whole "
+                f"{path}: feature {shortened(key)} is {shortened(feature)}; expected a dtype and a shape of whole "
                 f"numbers; {_COPY}"
             )
         info = cls(str(root), float(fps), features, content.get("data_path"), content.get("video_path"))
@@ -131,25 +132,25 @@ class LeRobotInfo:
         dimensions = {key: self.dimension(key) for key in self.features if key not in COUNTERS}
         return {key: dimension for key, dimension in dimensions.items() if dimension is not None}
 
+    def series(self, action_key: str) -> dict[str, str]:
+        """Return the feature that is read as each array of :data:`SERIES`, for those that this folder has."""
+        dimensions = {name: (key, self.dimension(key)) for name, key in (SERIES | {"action": action_key}).items()}
+        return {name: key for name, (key, size) in dimensions.items() if size == 1 or (size and name not in ONE_NUMBER)}
+
     def no_action(self, key: str) -> str:
         """Return the message that this is not a numeric feature, with the list of those."""
         listed = ", ".join(f"{key} ({dimension})" for key, dimension in self.numeric.items())
         return f"no action: no feature {key!r} of numbers; those of numbers are {listed or 'none'}"
 
-    def file(self, template: str, chunk: int, file: int, **names: str) -> str:
-        """Fill in ``data_path`` or ``video_path``. Accepts known fields and paths inside the folder only; the template
-        never goes to ``str.format``, which could be made to produce gigabytes of zeros."""
+    def file(self, template: str, chunk: int, file: int, video_key: str = "") -> str:
+        """Fill in ``data_path`` or ``video_path``, which may name no place outside of the folder."""
         text = getattr(self, template)
-        fields: dict[str, int | str] = {"chunk_index": chunk, "file_index": file, **names}
-
-        def value(match: re.Match[str]) -> str:
-            return str(fields.get(match[1], "{")).zfill(int(match[2] or 0))
-
-        path = _FIELD.sub(value, text) if isinstance(text, str) else "{"
-        if re.search(r"[{}\0]", path) or os.path.isabs(path) or ".." in path.split("/"):
+        is_known = isinstance(text, str) and _TEMPLATE.fullmatch(text)
+        path = text.format(chunk_index=chunk, file_index=file, video_key=video_key) if is_known else ".."
+        if os.path.isabs(path) or ".." in path.split("/"):
             raise UserError(
-                f"{self.root}/meta/info.json: {template} is {_shortened(text)}; expected a path below the folder with "
-                f"the fields {', '.join(fields)}, such as {{chunk_index:03d}}; {_COPY}"
+                f"{self.root}/meta/info.json: {template} is {shortened(text)}; expected a path below the folder with "
+                f"chunk_index, file_index and, of videos, video_key, such as {{chunk_index:03d}}; {_COPY}"
             )
         return os.path.join(self.root, path)
 
@@ -159,12 +160,6 @@ class Camera:
     key: str
     is_video: bool
     frame_size: tuple[int, int]
-
-
-def _shortened(value: object) -> str:
-    """Shorten a value of a file for a message."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_length(value: object) -> bool:
@@ -311,9 +306,7 @@ class LeRobotEpisodes:
             return None
         place = VideoPlace(*self.table.video[index].item())
         if place.chunk < 0:
-            raise UserError(
-                f"{self.name(index)}: has no video of {self.camera.key}; choose another camera or leave it out"
-            )
+            raise UserError(f"{self.name(index)}: has no video of {self.camera.key}; choose another camera")
         if place.doubt:
             raise UserError(
                 f"{self.name(index)}: its times in meta/episodes fit no {self.table.num_frames[index]} frames of "
@@ -404,9 +397,8 @@ class VideoRows:
 
 @dataclass(frozen=True)
 class LeRobotEpisode(Episode):
-    """One episode of a LeRobot folder."""
+    """One episode of a LeRobot folder, called folder#episode in messages."""
 
-    path: str  # name in messages: folder#episode
     info: LeRobotInfo
     camera: Camera
     action_key: str
@@ -421,17 +413,8 @@ class LeRobotEpisode(Episode):
     def frame_size(self) -> tuple[int, int]:
         return self.camera.frame_size
 
-    @property
-    def action_dim(self) -> int | None:
-        return self.info.dimension(self.action_key)
-
-    @property
-    def has_rewards(self) -> bool:
-        return self.info.dimension(REWARD) == 1
-
-    @property
-    def has_successes(self) -> bool:
-        return self.info.dimension(SUCCESS) == 1
+    def dimension(self, name: str) -> int | None:
+        return self.info.dimension(self.info.series(self.action_key).get(name, ""))
 
     def read(self, indices: Indices) -> NDArray[np.uint8]:
         distinct, place = np.unique(indices, return_inverse=True)
@@ -444,17 +427,14 @@ class LeRobotEpisode(Episode):
             raise self._other_size(frames.shape[1:3])
         return frames if np.array_equal(distinct, indices) else frames[place]
 
-    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self.series(self.action_key)
-        return None if values is None else values[indices]
-
-    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self.series(REWARD) if self.has_rewards else None
-        return None if values is None else values[indices, 0]
-
-    def successes(self, indices: Indices) -> NDArray[np.float32] | None:
-        values = self.series(SUCCESS) if self.has_successes else None
-        return None if values is None else (values[indices, 0] > 0).astype(np.float32)
+    def series(self, name: str) -> NDArray[np.float32] | None:
+        """Read an array of :data:`SERIES`, flattened to one row a frame."""
+        key = self.info.series(self.action_key).get(name)
+        if key is None:
+            return None
+        values = self.rows.numbers(key, self.info.dimension(key) or 0).astype(np.float32)
+        check_plausible(values, f"{self.path}: {key!r}")
+        return values
 
     def describe(self) -> tuple[StoredArray, ...]:
         roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward", SUCCESS: "success"}
@@ -468,20 +448,6 @@ class LeRobotEpisode(Episode):
             return ()
         return (f"{self.info.no_action(self.action_key)}; choose with lerobot:<folder>@action=<feature>",)
 
-    def series(self, key: str) -> NDArray[np.float32] | None:
-        """Read all rows (N, D) of a numeric feature, flattened; None if the dataset has no such feature."""
-        dimension = self.info.dimension(key)
-        if dimension is None:
-            return None
-        values = self.rows.numbers(key, dimension).astype(np.float32)
-        if not np.isfinite(values).all():
-            row = int(np.argwhere(~np.isfinite(values))[0][0])
-            raise UserError(
-                f"{self.path}: {key!r} holds NaN or infinite values (first in row {row}); "
-                "repair or leave out the episode"
-            )
-        return values
-
     def _decoded(self, picture: bytes) -> NDArray[np.uint8]:
         try:
             with Image.open(io.BytesIO(picture)) as image:
@@ -494,10 +460,8 @@ class LeRobotEpisode(Episode):
             raise UserError(f"{self.path}: a picture of {self.camera.key} is damaged ({first_line(error)})") from error
 
     def _other_size(self, size: tuple[int, ...]) -> UserError:
-        return UserError(
-            f"{self.path}: frames of {self.camera.key} have size {size}, but meta/info.json says {self.frame_size}; "
-            "record the dataset at one size"
-        )
+        expected = f"but meta/info.json says {self.frame_size}"
+        return UserError(f"{self.path}: frames of {self.camera.key} have size {size}, {expected}")
 
 
 # ---- paths

@@ -278,10 +278,8 @@ def as_bytes(frames: NDArray[Any], member: NpzMember) -> NDArray[np.uint8]:
     if frames.dtype == np.uint8:
         return frames
     if frames.min() < 0 or frames.max() > 255:
-        raise UserError(
-            f"{member.path}: array {member.name!r} holds values from {frames.min()} to {frames.max()}; "
-            "expected 0..255; store frames as uint8"
-        )
+        found = f"array {member.name!r} holds values from {frames.min()} to {frames.max()}"
+        raise UserError(f"{member.path}: {found}; expected frames in 0..255")
     return frames.astype(np.uint8)
 
 
@@ -320,10 +318,7 @@ def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -
     """
     title, fault = (f"array {member.name!r}", NOT_NPZ) if member.name else ("the array", NOT_NPY)
     if member.dtype.hasobject:
-        raise UserError(
-            f"{member.path}: {title} holds pickled Python objects, which are never loaded; "
-            "store it as a plain numeric array"
-        )
+        raise UserError(f"{member.path}: {title} holds pickled Python objects, which are never loaded; store numbers")
     claimed = member.num_bytes
     room = MAX_DEFLATE_RATIO * (stored + 1) if member.data_offset is None else file_size - member.data_offset
     if min(member.shape, default=0) < 0 or member.header_length + claimed != inflated or claimed > room:

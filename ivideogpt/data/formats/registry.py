@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -13,13 +12,12 @@ import numpy as np
 from ivideogpt.data.catalog import (
     SOMETHING_SOMETHING,
     DatasetPaths,
-    EpisodeFinder,
     Split,
     dataset_info,
-    has_npz_files,
+    files_below,
+    find_files,
     in_split,
     no_episodes,
-    npz_files,
 )
 from ivideogpt.data.formats.episodes import Episodes, NpzEpisodes, Recordings, Subset, pack_strings
 from ivideogpt.data.formats.npz_arrays import InflatedArrays
@@ -50,19 +48,6 @@ class Format(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Query:
-    """A split of a dataset in a mix, and the folders that may hold its files."""
-
-    name: str
-    split: Split
-    dataset_path: str | None
-    paths: DatasetPaths
-    arrays: InflatedArrays
-    sthsth_root_path: str | None = None
-    min_frames: int = 1  # minimum length of Something-Something videos
-
-
 _added: list[Format] = []
 
 
@@ -79,24 +64,35 @@ def find_format(path: object) -> Format | None:
     return next((each for each in known if isinstance(path, str) and each.matches(path)), None)
 
 
-def open_episodes(query: Query) -> Episodes:
-    """Open the episodes of a query by the format of ``dataset_path``, else by the dataset's name.
+def open_episodes(
+    name: str,
+    split: Split,
+    dataset_path: str | None,
+    paths: DatasetPaths,
+    arrays: InflatedArrays,
+    sthsth_root_path: str | None = None,
+    min_frames: int = 1,
+) -> Episodes:
+    """Open a split of a dataset in a mix, by the format of ``dataset_path``, else by the dataset's name.
 
     Npz files are in ``<dataset_path>/<name>``, or in the folders that DATASET.yaml names.
+
+    Args:
+        arrays: cache of what is inflated from npz files.
+        min_frames: minimum length of Something-Something videos.
     """
-    known = find_format(query.dataset_path)
-    if known is None and query.name == SOMETHING_SOMETHING:
+    known = find_format(dataset_path)
+    if known is None and name == SOMETHING_SOMETHING:
         from ivideogpt.data.formats.something_something import find_videos
 
-        return find_videos(query)
+        return find_videos(sthsth_root_path, paths.somethingv2_lists, split, min_frames)
     if known is None:
-        files = EpisodeFinder(query.dataset_path, query.paths)(query.name, query.split)
-        return NpzEpisodes(pack_strings(files), dataset_info(query.name).image_key, query.arrays)
-    datasets = known.datasets(str(query.dataset_path))
-    episodes = next(dataset for dataset in datasets if dataset.name == query.name).open()
-    numbers = in_split(len(episodes), query.split)
+        files = find_files(name, split, dataset_path, paths)
+        return NpzEpisodes(pack_strings(files), dataset_info(name).image_key, arrays)
+    episodes = next(dataset for dataset in known.datasets(str(dataset_path)) if dataset.name == name).open()
+    numbers = in_split(len(episodes), split)
     if not numbers:
-        raise UserError(f"{query.name}: {no_episodes(query.split, len(episodes))}")
+        raise UserError(f"{name}: {no_episodes(split, len(episodes))}")
     return Subset(episodes, np.asarray(numbers))
 
 
@@ -145,10 +141,12 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
         return [NamedEpisodes(place.stem, npz([path], place.parent))]
     if not place.is_dir():
         raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or lerobot:<folder>")
-    folders = {str(folder.relative_to(place)): folder for folder in _folders_with_npz(place, set())}
+    folders: dict[Path, list[str]] = {}
+    for file in files_below(place, {".npz"}):
+        folders.setdefault(file.parent, []).append(str(file))
     found = [
-        NamedEpisodes(place.resolve().name if name == "." else name, npz(npz_files(folder), folder))
-        for name, folder in folders.items()
+        NamedEpisodes(place.resolve().name if folder == place else str(folder.relative_to(place)), npz(files, folder))
+        for folder, files in sorted(folders.items())
     ]
     if not found:
         raise UserError(f"{path}: no .npz files in it or below; expected <dataset>/*.npz, or lerobot:<folder>")
@@ -159,16 +157,3 @@ def sample(total: int, number: int, seed: int) -> list[int]:
     """Sample ``number`` distinct indices below ``total``, sorted."""
     chosen = np.random.default_rng(seed).choice(total, min(number, total), replace=False)
     return sorted(chosen.tolist())
-
-
-def _folders_with_npz(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """Yield the folder and all below that hold episodes, sorted; each real folder once, as links may form a cycle."""
-    real = os.path.realpath(folder)
-    if real in seen:
-        return
-    seen.add(real)
-    if has_npz_files(folder):
-        yield folder
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from _folders_with_npz(entry, seen)

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ivideogpt.data.catalog import Split, something_something_labels
+from ivideogpt.data.catalog import SOMETHING_SOMETHING, Split, something_something_labels
 from ivideogpt.data.clips.segments import Indices
 from ivideogpt.data.formats.episodes import Episode, pack_strings
-from ivideogpt.data.formats.registry import Query
 from ivideogpt.errors import UserError
 
 _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "all": ("train", "val")}
@@ -29,10 +28,11 @@ _LISTS: dict[Split, tuple[str, ...]] = {"train": ("train",), "test": ("val",), "
 class FrameFolder(Episode):
     """One video, without actions and rewards."""
 
-    path: str
-    num_frames: int
-    action_dim = None
-    has_rewards = False
+    length: int
+
+    @property
+    def num_frames(self) -> int:
+        return self.length
 
     @cached_property
     def frame_size(self) -> tuple[int, int]:
@@ -47,12 +47,6 @@ class FrameFolder(Episode):
             raise UserError(f"{self.path}: frames of different sizes {sorted(sizes)}; extract the video again")
         return np.stack(frames)[places]
 
-    def actions(self, indices: Indices) -> NDArray[np.float32] | None:
-        return None
-
-    def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
-        return None
-
     def _frame(self, index: int) -> NDArray[np.uint8]:
         path = os.path.join(self.path, f"{index + 1:06d}.jpg")
         try:
@@ -60,10 +54,8 @@ class FrameFolder(Episode):
                 return np.asarray(image.convert("RGB"))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: broken headers
             reason = getattr(error, "strerror", None) or error
-            raise UserError(
-                f"{path}: not a readable JPEG file ({str(reason).lower()}); the list promises {self.num_frames} frames "
-                f"in {self.path}: extract the video again or leave it out"
-            ) from error
+            promised = f"the list promises {self.num_frames} frames"
+            raise UserError(f"{path}: not a readable JPEG file ({str(reason).lower()}); {promised}") from error
 
 
 @dataclass(frozen=True)
@@ -73,25 +65,6 @@ class SomethingEpisodes:
     root: str
     ids: NDArray[np.bytes_]
     lengths: NDArray[np.int32]
-
-    @classmethod
-    def load(cls, root: Path, lists: Path, split: Split, min_frames: int) -> SomethingEpisodes:
-        """Load the videos of the classes in use with at least ``min_frames`` frames.
-
-        Raises:
-            UserError: there is no list, or it has no suitable video.
-        """
-        paths = [lists / f"{name}_video_folder.txt" for name in _LISTS[split]]
-        labels = something_something_labels()
-        listed = [video for path in paths for video in _listed(path)]
-        videos = [(name, length) for name, length, label in listed if length >= min_frames and label in labels]
-        if not videos:
-            raise UserError(
-                f"{', '.join(map(str, paths))}: no video of the {len(labels)} classes in use has {min_frames} frames; "
-                "correct the list or shorten the segment"
-            )
-        names, lengths = zip(*videos, strict=True)
-        return cls(str(root), pack_strings(names), np.array(lengths, dtype=np.int32))
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -108,10 +81,7 @@ def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error}); set somethingv2_lists in DATASET.yaml to the folder of the lists "
-            "{train,val}_video_folder.txt"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error}); see somethingv2_lists in DATASET.yaml") from error
     for number, line in enumerate(lines, 1):
         try:
             if line.strip():
@@ -121,16 +91,27 @@ def _listed(path: Path) -> Iterator[tuple[str, int, int]]:
             raise UserError(f"{path}, line {number}: {line!r}; expected '<id> <number of frames> <label>'") from error
 
 
-def find_videos(query: Query) -> SomethingEpisodes:
-    """Find the videos of the dataset ``sthsth`` of a mix."""
-    root, lists = query.sthsth_root_path, query.paths.somethingv2_lists
+def find_videos(root: str | None, lists: Path | None, split: Split, min_frames: int) -> SomethingEpisodes:
+    """Find the videos of the classes in use with at least ``min_frames`` frames.
+
+    Raises:
+        UserError: a folder is not given, there is no list, or it has no suitable video.
+    """
+    dataset = f"dataset {SOMETHING_SOMETHING!r}"
     if root is None:
-        raise UserError(f"dataset {query.name!r} needs sthsth_root_path, the folder of <id>/000001.jpg")
+        raise UserError(f"{dataset} needs sthsth_root_path, the folder of <id>/000001.jpg")
     if not Path(root).is_dir():
-        raise UserError(f"dataset {query.name!r}: no folder {root}; set sthsth_root_path")
+        raise UserError(f"{dataset}: no folder {root}; set sthsth_root_path")
     if lists is None:
+        raise UserError(f"{dataset}: DATASET.yaml has no somethingv2_lists, the folder of train_video_folder.txt")
+    paths = [lists / f"{name}_video_folder.txt" for name in _LISTS[split]]
+    labels = something_something_labels()
+    listed = [video for path in paths for video in _listed(path)]
+    videos = [(name, length) for name, length, label in listed if length >= min_frames and label in labels]
+    if not videos:
         raise UserError(
-            f"dataset {query.name!r}: DATASET.yaml has no somethingv2_lists; set it to the folder of "
-            "train_video_folder.txt and val_video_folder.txt"
+            f"{', '.join(map(str, paths))}: no video of the {len(labels)} classes in use has {min_frames} frames; "
+            "correct the list or shorten the segment"
         )
-    return SomethingEpisodes.load(Path(root), lists, query.split, query.min_frames)
+    names, lengths = zip(*videos, strict=True)
+    return SomethingEpisodes(root, pack_strings(names), np.array(lengths, dtype=np.int32))

@@ -88,10 +88,8 @@ class VideoFile:
         while self._current is not None and self._shown(self._current) < pts:
             self._current = next(self._ahead, None)
         if self._current is None or self._current.pts != pts:
-            raise UserError(
-                f"{self.path}: frame {number} at {float(pts * self._stream.time_base):.3f} s cannot be decoded; "
-                "copy or record it again, or leave the episode out"
-            )
+            place = f"frame {number} at {float(pts * self._stream.time_base):.3f} s"
+            raise UserError(f"{self.path}: {place} cannot be decoded; copy or record it again")
         return self._current
 
     def _shown(self, frame: Any) -> int:
@@ -177,10 +175,8 @@ def readable_video(path: str) -> Iterator[None]:
     except UserError:
         raise
     except (av.FFmpegError, OSError, ValueError, OverflowError, MemoryError) as error:
-        raise UserError(
-            f"{path}: missing, damaged or not a video ({getattr(error, 'strerror', None) or first_line(error)}); "
-            "copy or record it again"
-        ) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path}: missing, damaged or not a video ({reason}); copy or record it again") from error
 
 
 def rgb(frame: Any) -> NDArray[np.uint8]:
@@ -202,9 +198,7 @@ def shared_video(path: str) -> VideoFile:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({str(error.strerror).lower()}); expected a video of the dataset"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({str(error.strerror).lower()})") from error
     if os.getpid() not in _generations:
         _generations[os.getpid()] = lru_cache(maxsize=_OPEN_VIDEOS)(lambda path, modified, size: VideoFile(path))
     return _generations[os.getpid()](path, status.st_mtime_ns, status.st_size)

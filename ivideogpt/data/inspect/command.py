@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from ivideogpt.data.formats.episodes import EpisodeReader, StoredArray, chunks
+from ivideogpt.data.formats.episodes import Episode, StoredArray, chunks
 from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes, sample
 from ivideogpt.data.inspect.alignment import SHIFTS, Alignment, estimate_alignment
 from ivideogpt.errors import UserError
@@ -61,7 +61,7 @@ class EpisodeFacts:
     brightest: int
 
 
-def inspect_episode(episode: EpisodeReader, name: str, max_frames: int) -> EpisodeFacts:
+def inspect_episode(episode: Episode, name: str, max_frames: int) -> EpisodeFacts:
     """Read the first ``max_frames`` frames, and all actions and rewards.
 
     Raises:

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
-from ivideogpt.data.clips.dataset import DataConfig, PickInOrder, Source
+from ivideogpt.data.clips.dataset import SERIES, DataConfig, PickInOrder, Source
 from ivideogpt.data.clips.segments import Windows
-from ivideogpt.data.formats.episodes import EpisodeReader
+from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.tokens.token_store import StoredSource
 from ivideogpt.errors import UserError
 
@@ -64,20 +65,19 @@ class StoredClips:
     def read(self, number: int) -> PackedClips:
         """Read one clip as a batch of one."""
         turn, clip = divmod(number, self.clips_per_pass)
-        episode = int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
+        episode = self._episode(clip)
         windows = self._windows(episode)
         indices = windows[clip - int(self._ends_of_episodes[episode]) + len(windows)]
         source, index = self._pick(episode)
         if turn > 0:
             source = replace(source, preprocess=replace(source.preprocess, augmentation=self.config.augmentation))
         rng = np.random.default_rng((self.seed, turn, clip))
-        wanted = self.action_dim is not None, self.has_rewards, self.has_successes
-        return source.cut(source.episodes.open(index), indices, rng, *wanted)
+        series = compress(SERIES, (self.action_dim is not None, self.has_rewards, self.has_successes))
+        return source.cut(source.episodes.open(index), indices, rng, series)
 
     def name(self, number: int) -> str:
         """Return the name of the episode that a clip is cut from."""
-        clip = number % self.clips_per_pass
-        source, index = self._pick(int(np.searchsorted(self._ends_of_episodes, clip, side="right")))
+        source, index = self._pick(self._episode(number % self.clips_per_pass))
         return source.episodes.name(index)
 
     def stored_sources(self) -> tuple[StoredSource, ...]:
@@ -96,6 +96,9 @@ class StoredClips:
             digest.update(f"{source.info.name} {os.path.basename(source.episodes.name(index))} {frames}\n".encode())
         return digest.hexdigest()
 
+    def _episode(self, clip: int) -> int:
+        return int(np.searchsorted(self._ends_of_episodes, clip, side="right"))
+
     def _windows(self, episode: int) -> Windows:
         source, _ = self._pick(episode)
         step = source.info.step(self.config.video_stepsize)
@@ -103,7 +106,7 @@ class StoredClips:
 
 
 def measure(
-    sources: Sequence[Source], check: Callable[[EpisodeReader], None], skip_bad: bool, rank: int, world_size: int
+    sources: Sequence[Source], check: Callable[[Episode], None], skip_bad: bool, rank: int, world_size: int
 ) -> list[int | BadEpisode]:
     """Open and check every ``world_size``-th episode from ``rank`` on; return lengths, or the bad episodes.
 
@@ -131,16 +134,6 @@ def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int6
         measured[rank :: len(parts)] = part
     bad = [episode for episode in measured if isinstance(episode, BadEpisode)]
     return np.array([0 if isinstance(frames, BadEpisode) else frames for frames in measured], dtype=np.int64), bad
-
-
-def first_good(source: Source) -> EpisodeReader:
-    """Return the first readable episode; it exists, as sources are checked when they are built."""
-    for index in range(len(source.episodes)):
-        try:
-            return source.episodes.open(index)
-        except UserError:
-            continue
-    raise AssertionError("a source without a readable episode")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +42,6 @@ from ivideogpt.layout import TokenLayout
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META, SKIPPED = "meta.json", "skipped.json"
 FORMAT = 2
-MAX_VOCABULARY, MAX_SEQUENCE = 2**24, 2**24  # far beyond any model; larger values come from a damaged description
 _OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per process
 
 
@@ -114,54 +113,35 @@ class TokenStoreMeta:
         return {"tokens": ((self.layout.sequence_length,), self.token_dtype), **actions, **single_numbers}
 
 
-@dataclass(frozen=True)
-class StoreDescription:
-    """``meta.json``: the description of the store and, once it is finished, the number of clips in each shard."""
-
-    meta: TokenStoreMeta
-    shards: tuple[int, ...] | None = None
-
-    def write(self, folder: Path) -> None:
-        shards = {} if self.shards is None else {"shards": self.shards}
-        write_json(folder / META, {"format": FORMAT, **asdict(self.meta), **shards})
-
-    @classmethod
-    def read(cls, folder: Path) -> Self:
-        file = folder / META
-        if not file.is_file():
-            raise UserError(f"{folder} is no token store: it has no {META}; make one with {TOKENIZE}")
-        values = read_json(file, f"make it again with {TOKENIZE}")
-        try:
-            number = values.pop("format")
-            if number != FORMAT:
-                raise ValueError(f"format {number}, expected {FORMAT}")
-            shards = values.pop("shards", None)
-            layout = TokenLayout(**values.pop("layout"))
-            sources = tuple(StoredSource(**source) for source in values.pop("sources"))
-            meta = TokenStoreMeta(layout=layout, sources=sources, **values)
-            _check_meta(meta, shards)
-            return cls(meta, None if shards is None else tuple(shards))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(
-                f"{file}: no description of a token store ({error}); make it again with {TOKENIZE}"
-            ) from error
+def write_meta(folder: Path, meta: TokenStoreMeta, shards: Sequence[int] | None = None) -> None:
+    """Write ``meta.json``: the description of the store and, once it is finished, the number of clips in each shard."""
+    finished = {} if shards is None else {"shards": shards}
+    write_json(folder / META, {"format": FORMAT, **asdict(meta), **finished})
 
 
-def _check_meta(meta: TokenStoreMeta, shards: Any) -> None:
-    for part in (meta, *meta.sources):
-        check_fields(part)
-    check_fields(meta.layout, dict.fromkeys(("context_frames", "context_tokens", "dynamics_tokens"), 1), 2**24)
-    if meta.layout.vocab_size > MAX_VOCABULARY or meta.layout.sequence_length > MAX_SEQUENCE:
-        raise UserError(
-            f"its clips have {meta.layout.sequence_length} tokens of {meta.layout.vocab_size} kinds, expected at most "
-            f"{MAX_SEQUENCE} of {MAX_VOCABULARY}"
-        )
-    if shards is None:
-        return
-    if not isinstance(shards, list) or not all(type(number) is int and number >= 0 for number in shards):
-        raise UserError("shards is no list of numbers of clips")
-    if sum(shards) > meta.num_clips:
-        raise UserError(f"its shards hold {sum(shards)} clips, more than num_clips {meta.num_clips}")
+def read_meta(folder: Path) -> tuple[TokenStoreMeta, list[int] | None]:
+    file = folder / META
+    if not file.is_file():
+        raise UserError(f"{folder} is no token store: it has no {META}; make one with {TOKENIZE}")
+    values = read_json(file, f"make it again with {TOKENIZE}")
+    try:
+        number = values.pop("format")
+        if number != FORMAT:
+            raise ValueError(f"format {number}, expected {FORMAT}")
+        shards = values.pop("shards", None)
+        layout = TokenLayout(**values.pop("layout"))
+        sources = tuple(StoredSource(**source) for source in values.pop("sources"))
+        meta = TokenStoreMeta(layout=layout, sources=sources, **values)
+        for part in (meta, *sources):
+            check_fields(part)
+        check_fields(layout, dict.fromkeys(("context_frames", "context_tokens", "dynamics_tokens"), 1), 2**24)
+        if not all(type(number) is int and number >= 0 for number in shards or ()):
+            raise UserError("shards is no list of numbers of clips")
+        if sum(shards or ()) > meta.num_clips:
+            raise UserError(f"its shards hold {sum(shards)} clips, more than num_clips {meta.num_clips}")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{file}: no description of a token store ({error}); make it again with {TOKENIZE}") from error
+    return meta, shards
 
 
 def state_checksum(tensors: Mapping[str, Tensor]) -> str:
@@ -179,8 +159,7 @@ class TokenStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        description = StoreDescription.read(self.folder)
-        self.meta, shards = description.meta, description.shards
+        self.meta, shards = read_meta(self.folder)
         if shards is None:
             raise UserError(f"{self.folder} is not finished; run {TOKENIZE} again to finish it")
         if not any(shards):
@@ -208,10 +187,8 @@ class TokenStore:
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise UserError unless the tokens were made with these weights."""
         if state_checksum(tensors) != self.meta.tokenizer:
-            raise UserError(
-                f"the tokens in {self.folder} were made by another tokenizer; give the one that made them, "
-                f"or run {TOKENIZE} with this one"
-            )
+            told = f"the tokens in {self.folder} were made by another tokenizer"
+            raise UserError(f"{told}; give that one, or run {TOKENIZE} with this one")
 
     def _check_shard(self, shard: int, number: int) -> None:
         """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
@@ -248,10 +225,8 @@ class TokenLoader(StreamPosition):
         self._seed = seed
         self._steps_per_epoch = len(store) // self.samples_per_step
         if self._steps_per_epoch == 0:
-            raise UserError(
-                f"{store.folder} holds {len(store)} clips, fewer than one step of {world_size} x {batch_size}; "
-                "lower the batch size"
-            )
+            step = f"one step of {world_size} x {batch_size}"
+            raise UserError(f"{store.folder} holds {len(store)} clips, fewer than {step}; lower the batch size")
 
     def __iter__(self) -> Iterator[TokenBatch]:
         while True:
@@ -299,19 +274,17 @@ class TokenStoreWriter:
             UserError: the folder holds something else.
         """
         if (self.folder / META).exists():
-            present = asdict(StoreDescription.read(self.folder).meta)
+            present = asdict(read_meta(self.folder)[0])
             different = [name for name, value in asdict(self.meta).items() if present[name] != value]
             if different:
-                raise UserError(
-                    f"{self.folder} holds another token store (other {', '.join(different)}); "
-                    "choose another folder or delete it"
-                )
+                others = ", ".join(different)
+                raise UserError(f"{self.folder} holds another token store (other {others}); choose another folder")
             remove_abandoned(self.folder)
             return
         if self.folder.exists() and any(self.folder.iterdir()):
             raise UserError(f"{self.folder} is not empty and no token store; choose another folder")
         self.folder.mkdir(parents=True, exist_ok=True)
-        StoreDescription(self.meta).write(self.folder)
+        write_meta(self.folder, self.meta)
 
     def missing(self) -> list[int]:
         """Return the shards that are still to be written."""
@@ -342,7 +315,7 @@ class TokenStoreWriter:
         """Write the number of clips of each shard into ``meta.json``, once all shards exist."""
         assert not self.missing()
         folders = [shard_folder(self.folder, shard) for shard in range(self.meta.num_shards)]
-        StoreDescription(self.meta, tuple(len(mapped(folder, "tokens")) for folder in folders)).write(self.folder)
+        write_meta(self.folder, self.meta, [len(mapped(folder, "tokens")) for folder in folders])
 
     def skipped(self) -> dict[str, str]:
         """Return the episodes with unreadable clips, and the cause."""

@@ -190,7 +190,7 @@ def _has_data(args: TokenizerArgs | GptArgs) -> bool:
     if not names or not OWN_SPLITS.keys() >= set(names):
         return False
     folders = DatasetPaths.load()
-    return all(getattr(folders, key) for name in names for key, _ in (OWN_SPLITS[name].train, OWN_SPLITS[name].test))
+    return all(getattr(folders, key) for name in names for key, _ in OWN_SPLITS[name].values())
 
 
 @contextmanager

@@ -25,8 +25,8 @@ from ivideogpt.data.clips.dataset import DataConfig, build_sources
 from ivideogpt.data.clips.loaders import watch_workers
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
-from ivideogpt.data.formats.episodes import check_carries
-from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, first_good, joined, measure
+from ivideogpt.data.formats.episodes import check_carries, first_readable
+from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, joined, measure
 from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, state_checksum
 from ivideogpt.devices import check_launcher
 from ivideogpt.errors import UserError
@@ -70,7 +70,7 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
     )
     split: Any = args.split
     sources = tuple(source for source, _ in build_sources(replace(config, augmentation=None), split))
-    firsts = [first_good(source) for source in sources]
+    firsts = [first_readable(source.episodes.open, range(len(source.episodes))) for source in sources]
     dims, has_rewards = {episode.action_dim for episode in firsts}, all(episode.has_rewards for episode in firsts)
     has_successes = all(episode.has_successes for episode in firsts)
     action_dim = dims.pop() if len(dims) == 1 else None

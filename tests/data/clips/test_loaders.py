@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import (
-    Augmentation,
-    DataConfig,
-    EvalDataLoader,
-    SegmentSpec,
-    SimpleRoboticDataLoaderv2,
-    build_loader,
-)
+from ivideogpt.data import EvalDataLoader, SimpleRoboticDataLoaderv2
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation
 from ivideogpt.errors import UserError
 from tests.data.synthetic import numbered_frames, write_dataset, write_episode
 
@@ -215,7 +212,6 @@ def test_what_does_not_fit_is_found_before_training(folder, config):
     for problem, message in [
         (dict(action_dim=4), "2 dimensions, expected 4"),
         (dict(mix="sthsth"), "dataset 'sthsth' needs sthsth_root_path"),
-        (dict(on_bad_episode="ignore"), "on_bad_episode must be error or skip"),
         (dict(cache_mb=-1), "cache_mb must be at least 0"),
         (dict(mix="select_sthsth"), "no folder"),
         (dict(batch_size=0), "batch_size must be at least 1"),

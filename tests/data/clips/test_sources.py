@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
 from ivideogpt.data.clips.batches import PackedClips
-from ivideogpt.data.clips.dataset import ClipDataset, PickByWeight, PickInOrder, build_sources
+from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, PickInOrder, build_sources
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from tests.data.formats import lerobot_folder
 from tests.data.formats.sthsth_folder import level, write_frames, write_list

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
-from ivideogpt.data.clips.dataset import MAX_BAD_IN_A_ROW
+from ivideogpt.data.clips.dataset import MAX_BAD_IN_A_ROW, DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from tests.data.synthetic import numbered_frames, write_dataset, write_episode
 

@@ -172,7 +172,7 @@ def truncate(path: Path, part: float) -> None:
 
 def test_other_versions_are_refused(tmp_path):
     folder = write_folder(tmp_path / "old", "image", version="v2.1")
-    with pytest.raises(UserError, match=r"LeRobot format 'v2.1' is not read, only v3.0; convert .*v21_to_v30"):
+    with pytest.raises(UserError, match=r"codebase_version is 'v2.1'; expected v3.0; convert .*v21_to_v30"):
         LeRobotEpisodes.open_folder(folder)
     edit_info(folder, lambda info: info.pop("codebase_version"))
     with pytest.raises(UserError, match=r"codebase_version is None; expected v3.0"):
@@ -351,7 +351,7 @@ BOMB = "data/{chunk_index:999999999d}.parquet"
         ({"features": {"action": 3}}, "feature 'action' is 3; expected a dtype and a shape"),
         ({"features": {"action": {"dtype": "float32", "shape": [-1]}}}, "expected a dtype and a shape"),
         ({"features": {"action": {"dtype": "float32", "shape": [1] * 9}}}, "expected a dtype and a shape"),
-        ({"data_path": BOMB}, "data_path is 'data/{chunk_index:999999999d}.parquet'; expected a path below"),
+        ({"data_path": BOMB}, "data_path is .data/{chunk_.*parquet.; expected a path below"),
         ({"data_path": "{chunk_index.__class__}"}, "data_path is"),
         ({"data_path": "{chunk_index!r:>9}"}, "data_path is"),
         ({"data_path": "data/{other}.parquet"}, "data_path is"),
@@ -371,7 +371,7 @@ def test_metadata_is_checked(images, tmp_path, changes, message):
 
 def test_templates_of_paths(images, tmp_path):
     folder = copy_of(images, tmp_path)
-    template = "x/{chunk_index}/{video_key}/{file_index:05d}-{chunk_index:3d}.mp4"
+    template = "x/{chunk_index}/{video_key}/{file_index:05d}-{chunk_index:03d}.mp4"
     edit_info(folder, lambda info: info.update(video_path=template))
     path = LeRobotInfo.load(folder).file("video_path", 2, 31, video_key="a.b")
     assert path == f"{folder}/x/2/a.b/00031-002.mp4"

@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ivideogpt.data import DataConfig, SegmentSpec, build_loader
 from ivideogpt.data import __main__ as commands
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.formats import registry
 from ivideogpt.data.formats.episodes import Episode, StoredArray
@@ -19,10 +21,7 @@ from ivideogpt.errors import UserError
 class RawEpisode(Episode):
     """Frames of 8 x 8 pixels, one after the other."""
 
-    path: str
     frame_size = (8, 8)
-    action_dim = None
-    has_rewards = False
 
     @property
     def num_frames(self) -> int:
@@ -33,12 +32,6 @@ class RawEpisode(Episode):
         if data.size % 192:
             raise UserError(f"{self.path}: not a whole number of frames")
         return data.reshape(-1, 8, 8, 3)[indices]
-
-    def actions(self, indices):
-        return None
-
-    def rewards(self, indices):
-        return None
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ivideogpt.data import Augmentation, DataConfig, SegmentSpec, build_loader
-from ivideogpt.data.formats.something_something import SomethingEpisodes
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation
+from ivideogpt.data.formats.something_something import find_videos
 from ivideogpt.errors import UserError
 from tests.data.formats.sthsth_folder import level, write_frames, write_list
 from tests.data.synthetic import write_dataset
@@ -54,7 +57,7 @@ def names(episodes):
 
 
 def test_frames_count_from_the_file_numbered_one(root, dataset_yaml):
-    episodes = SomethingEpisodes.load(root, dataset_yaml.parent / "lists", "train", 6)
+    episodes = find_videos(str(root), dataset_yaml.parent / "lists", "train", 6)
     assert names(episodes) == ["78687", "7"], "short videos and other classes are left out, the lists' order is kept"
     episode = pickle.loads(pickle.dumps(episodes)).open(0)  # noqa: S301
     assert (episode.num_frames, episode.frame_size) == (12, (24, 32))
@@ -65,10 +68,10 @@ def test_frames_count_from_the_file_numbered_one(root, dataset_yaml):
 
 def test_validation_videos_are_the_test_split(root, dataset_yaml):
     lists = dataset_yaml.parent / "lists"
-    assert names(SomethingEpisodes.load(root, lists, "test", 4)) == ["8"]
-    assert names(SomethingEpisodes.load(root, lists, "all", 5)) == ["78687", "99", "7", "8"]
+    assert names(find_videos(str(root), lists, "test", 4)) == ["8"]
+    assert names(find_videos(str(root), lists, "all", 5)) == ["78687", "99", "7", "8"]
     with pytest.raises(UserError, match=r"val_video_folder\.txt: no video of the 95 classes in use has 7 frames"):
-        SomethingEpisodes.load(root, lists, "test", 7)
+        find_videos(str(root), lists, "test", 7)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +84,7 @@ def test_validation_videos_are_the_test_split(root, dataset_yaml):
     ],
 )
 def test_videos_are_as_long_as_the_horizon(root, dataset_yaml, segment, expected):
-    episodes = SomethingEpisodes.load(root, dataset_yaml.parent / "lists", "train", segment.num_frames_spanned)
+    episodes = find_videos(str(root), dataset_yaml.parent / "lists", "train", segment.num_frames_spanned)
     assert names(episodes) == expected
 
 

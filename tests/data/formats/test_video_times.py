@@ -183,5 +183,5 @@ def test_recorded_av1_videos():
         ]
     for chosen in ([40, 41, 57], [3, 20], [0]):
         np.testing.assert_array_equal(video.frames_numbered(np.array(chosen)), [decoded[i] for i in chosen])
-    with pytest.raises(UserError, match=r"LeRobot format 'v2.1' is not read, only v3.0; convert a copy"):
+    with pytest.raises(UserError, match=r"codebase_version is 'v2.1'; expected v3.0; convert a copy"):
         LeRobotInfo.load(REAL)

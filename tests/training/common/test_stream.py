@@ -5,7 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ivideogpt.data import Augmentation, DataConfig, SegmentSpec, build_loader
+from ivideogpt.data.clips.dataset import DataConfig
+from ivideogpt.data.clips.loaders import build_loader
+from ivideogpt.data.clips.segments import SegmentSpec
+from ivideogpt.data.clips.transforms import Augmentation
 from ivideogpt.training.common.clip_batches import BatchStream
 from tests.data.synthetic import write_dataset
 
