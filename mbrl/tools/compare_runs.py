@@ -25,10 +25,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.bootstrap import CONFIDENCE, Interval
 from ivideogpt.files import check_folder_can_be_written
 from mbrl.run_folder import RULES, RunFolder, flat
 
-CONFIDENCE = 0.95
 FREE_SETTINGS = RULES.may_change | {"seed", "task_name", "demo_path_prefix"}
 SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", "lr", "agent_update_times")
 
@@ -72,30 +72,15 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and the interval that Student's t gives it; NaN bounds for a single seed."""
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Return a mean over seeds and the interval that Student's t gives it; NaN bounds for a single seed."""
+    from scipy import stats
 
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        from scipy import stats
-
-        mean, seeds = float(np.mean(values)), len(values)
-        if seeds == 1:
-            return cls(mean, math.nan, math.nan, seeds)
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
-        half = float(quantile * np.std(values, ddof=1) / math.sqrt(seeds))
-        return cls(mean, mean - half, mean + half, seeds)
-
-    def text(self, decimals: int) -> str:
-        if math.isnan(self.low):
-            return f"{self.mean:.{decimals}f}"
-        return f"{self.mean:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+    mean, half = float(np.mean(values)), math.nan
+    if len(values) > 1:
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        half = float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
 
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
@@ -128,9 +113,9 @@ def grouped(runs: Iterable[Run]) -> Groups:
     return {group: sorted(groups[group], key=lambda run: run.settings["seed"]) for group in sorted(groups)}
 
 
-def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
+def curve(runs: Sequence[Run]) -> dict[int, Interval]:
     """Estimate success rates at the frames at which all runs were evaluated."""
-    return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in common_frames(runs)}
+    return {frame: over_seeds([run.success[frame] for run in runs]) for frame in common_frames(runs)}
 
 
 def common_frames(runs: Sequence[Run]) -> list[int]:
@@ -184,9 +169,9 @@ machine that they were made on.
 COLUMNS = ("success, later half", "success, last", "reward, later half", "hours a run")
 
 
-def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
+def results(groups: Groups) -> dict[str, dict[str, dict[str, Interval]]]:
     """Return estimates by task, method and column."""
-    made: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
+    made: dict[str, dict[str, dict[str, Interval]]] = defaultdict(dict)
     for (task, method), runs in groups.items():
         frames = compared_frames(groups, task)
         later = [frame for frame in frames if frame >= frames[-1] / 2]
@@ -196,7 +181,7 @@ def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
             [float(np.mean([run.reward[frame] for frame in later])) for run in runs],
             [run.hours for run in runs],
         )
-        made[task][method] = {name: Estimate.of(values) for name, values in zip(COLUMNS, columns, strict=True)}
+        made[task][method] = {name: over_seeds(values) for name, values in zip(COLUMNS, columns, strict=True)}
     return made
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.tools.compare_runs import Estimate, Run, curve, grouped, main, results
+from mbrl.tools.compare_runs import Run, curve, grouped, main, over_seeds, results
 
 
 def write_run(folder: Path, success: dict[int, float], method="drq", task="hammer", seed=1, **settings) -> Path:
@@ -35,14 +35,14 @@ def write_run(folder: Path, success: dict[int, float], method="drq", task="hamme
 
 def test_means_and_intervals_over_seeds():
     """By hand: the mean of 0.2, 0.4, 0.9 is 0.5, their deviation 0.3606, t(0.975, 2) = 4.3027."""
-    estimate = Estimate.of([0.2, 0.4, 0.9])
+    estimate = over_seeds([0.2, 0.4, 0.9])
     assert estimate.mean == pytest.approx(0.5)
     assert estimate.high - estimate.mean == pytest.approx(4.3027 * 0.3606 / math.sqrt(3), rel=1e-3)
     assert estimate.low == pytest.approx(2 * estimate.mean - estimate.high)
-    alone = Estimate.of([0.25])
+    alone = over_seeds([0.25])
     assert alone.text(2) == "0.25"
     assert math.isnan(alone.low)
-    assert Estimate.of([1.0, 1.0]).text(1) == "1.0 [1.0, 1.0]"
+    assert over_seeds([1.0, 1.0]).text(1) == "1.0 [1.0, 1.0]"
 
 
 def test_curves_have_the_frames_that_all_seeds_have(tmp_path):
