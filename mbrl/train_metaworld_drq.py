@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str], config_name: str = "config") -> tuple[Settings, dict[str, Any]]:
-    """Return the settings, and the values that they were read from."""
     from mbrl.settings import Settings, read_settings
 
     return read_settings(Settings, argv, config_name)

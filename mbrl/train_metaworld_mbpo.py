@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 
 def parse(argv: Sequence[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
-    """Return the settings, and the values that they were read from."""
     from mbrl.settings import MbpoSettings, read_settings
 
     return read_settings(MbpoSettings, argv, config_name)

@@ -107,8 +107,7 @@ class VideoPredictor:
     def imagine(self, starts: Tensor, act: Callable[[Tensor], Tensor], horizon: int, seed: int) -> Imagined:
         """Roll out ``starts`` (B, 3 K, h, w) uint8 under the policy ``act``, which sees stacked frames as in reality.
 
-        Raises:
-            FloatingPointError: the model gives NaN or infinity.
+        FloatingPointError if the model gives NaN or infinity.
         """
         frames = starts.unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
         num_stacked = frames.shape[1]
@@ -175,10 +174,7 @@ class VideoPredictor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Raises:
-            UserError: the perceptual loss was there and is not, or the other way round.
-        """
+        """UserError if the perceptual loss was there and is not, or the other way round."""
         before, now = state["perceptual_loss"], self._tokenizer_loss.lpips is not None
         if before != now:
             raise UserError(

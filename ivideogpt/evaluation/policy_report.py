@@ -29,22 +29,15 @@ COLUMNS = ("real_success", "imagined_success", "real_return", "imagined_return")
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One start, played by one policy in the simulator and in the world model.
-
-    Attributes:
-        sees_frames: the policy chose its own actions in the world model, too. Else it saw the simulator's state, and
-            its actions there were repeated.
-        real_return, imagined_return: sums of rewards, without discount or bonus.
-        real_success, imagined_success: whether any step succeeded.
-    """
+    """One start, played by one policy in the simulator and in the world model."""
 
     policy: str
     episode: int
-    sees_frames: bool
-    real_return: float
-    imagined_return: float
-    real_success: bool
-    imagined_success: bool
+    sees_frames: bool  # it acted in the world model, too; else its actions in the simulator were repeated there
+    real_return: float  # sums of rewards, without discount or bonus
+    imagined_return: float  # sums of rewards, without discount or bonus
+    real_success: bool  # whether any step succeeded
+    imagined_success: bool  # whether any step succeeded
 
 
 class PolicyRows:
@@ -81,7 +74,6 @@ class PolicyRows:
         return any(row.policy == policy for row in self.rows)
 
     def add(self, rows: Sequence[EpisodeRow]) -> None:
-        """Add all episodes of a policy."""
         self.rows += rows
         write_text(self._path, "".join(f"{json.dumps(asdict(row))}\n" for row in self.rows))
 

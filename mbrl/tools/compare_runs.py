@@ -35,18 +35,13 @@ SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", 
 
 @dataclass(frozen=True)
 class Run:
-    """Scores of one run.
-
-    Attributes:
-        success, reward: frame -> mean of an evaluation's episodes.
-        hours: until the last evaluation, its own time included.
-    """
+    """Scores of one run."""
 
     path: Path
     settings: Mapping[str, Any]
-    success: Mapping[int, float]
-    reward: Mapping[int, float]
-    hours: float
+    success: Mapping[int, float]  # frame -> mean of an evaluation's episodes
+    reward: Mapping[int, float]  # frame -> mean of an evaluation's episodes
+    hours: float  # until the last evaluation, its own time included
 
     @property
     def group(self) -> tuple[str, str]:
@@ -55,10 +50,7 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """
-        Raises:
-            UserError: it is no folder of a run, or the run has evaluated nothing yet.
-        """
+        """Read a folder; UserError if it is none of a run, or the run has evaluated nothing yet."""
         settings, table = RunFolder(path).settings(), path / "eval.csv"
         rows = list(csv.DictReader(table.read_text().splitlines())) if table.is_file() else []
         if not rows:
@@ -123,11 +115,7 @@ def common_frames(runs: Sequence[Run]) -> list[int]:
 
 
 def compared_frames(groups: Groups, task: str) -> list[int]:
-    """Return the frame counts at which all runs of a task were evaluated.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the frame counts at which all runs of a task were evaluated; UserError if there are none."""
     frames = common_frames([run for (name, _), runs in groups.items() if name == task for run in runs])
     if not frames:
         raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
@@ -169,24 +157,19 @@ machine that they were made on.
 COLUMNS = ("success, later half", "success, last", "reward, later half", "hours a run")
 
 
-def results(groups: Groups) -> dict[str, dict[str, dict[str, Interval]]]:
-    """Return estimates by task, method and column."""
-    made: dict[str, dict[str, dict[str, Interval]]] = defaultdict(dict)
-    for (task, method), runs in groups.items():
-        frames = compared_frames(groups, task)
-        later = [frame for frame in frames if frame >= frames[-1] / 2]
-        columns = (
-            [float(np.mean([run.success[frame] for frame in later])) for run in runs],
-            [run.success[frames[-1]] for run in runs],
-            [float(np.mean([run.reward[frame] for frame in later])) for run in runs],
-            [run.hours for run in runs],
-        )
-        made[task][method] = {name: over_seeds(values) for name, values in zip(COLUMNS, columns, strict=True)}
-    return made
+def results(runs: Sequence[Run], frames: Sequence[int]) -> dict[str, Interval]:
+    """Estimate the columns of the report from the runs of one task and method, at these frames."""
+    later = [frame for frame in frames if frame >= frames[-1] / 2]
+    columns = (
+        [float(np.mean([run.success[frame] for frame in later])) for run in runs],
+        [run.success[frames[-1]] for run in runs],
+        [float(np.mean([run.reward[frame] for frame in later])) for run in runs],
+        [run.hours for run in runs],
+    )
+    return {name: over_seeds(values) for name, values in zip(COLUMNS, columns, strict=True)}
 
 
 def report(groups: Groups, picture: str) -> str:
-    """Return the report in Markdown."""
     lines = [
         "# Runs compared\n",
         EXPLANATION,
@@ -194,12 +177,11 @@ def report(groups: Groups, picture: str) -> str:
         f"| task | method | seeds | frames | {' | '.join(COLUMNS)} |",
         f"|---|---|---:|---:|{'---:|' * len(COLUMNS)}",
     ]
-    made = results(groups)
     for (task, method), runs in groups.items():
-        frames = compared_frames(groups, task)[-1]
+        frames = compared_frames(groups, task)
         seeds = ", ".join(str(run.settings["seed"]) for run in runs)
-        cells = [made[task][method][name].text(2 if "reward" not in name else 0) for name in COLUMNS]
-        lines.append(f"| {task} | {method} | {seeds} | {frames} | {' | '.join(cells)} |")
+        cells = [made.text(2 if "reward" not in name else 0) for name, made in results(runs, frames).items()]
+        lines.append(f"| {task} | {method} | {seeds} | {frames[-1]} | {' | '.join(cells)} |")
     lines.append("\n## Settings")
     for method in sorted({method for _, method in groups}):
         settings = next(runs[0].settings for (_, name), runs in groups.items() if name == method)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.tools.compare_runs import Run, curve, grouped, main, over_seeds, results
+from mbrl.tools.compare_runs import Run, compared_frames, curve, grouped, main, over_seeds, results
 
 
 def write_run(folder: Path, success: dict[int, float], method="drq", task="hammer", seed=1, **settings) -> Path:
@@ -63,18 +63,19 @@ def test_numbers_end_where_the_shortest_run_of_the_task_does(tmp_path):
         write_run(tmp_path, success, method="mbpo"),
         write_run(tmp_path, {0: 0.5, 100: 0.7}, task="plate_slide"),
     ]
-    made = results(grouped(map(Run.read, paths)))
+    groups = grouped(map(Run.read, paths))
+    made = {group: results(runs, compared_frames(groups, group[0])) for group, runs in groups.items()}
     for method in ("drq", "mbpo"):
-        assert made["hammer"][method]["success, later half"].mean == pytest.approx(0.2)
-        assert made["hammer"][method]["success, last"].mean == pytest.approx(0.3)
-        assert made["hammer"][method]["reward, later half"].mean == pytest.approx(20.0)
-    assert made["plate_slide"]["drq"]["success, last"].mean == pytest.approx(0.7)
+        assert made["hammer", method]["success, later half"].mean == pytest.approx(0.2)
+        assert made["hammer", method]["success, last"].mean == pytest.approx(0.3)
+        assert made["hammer", method]["reward, later half"].mean == pytest.approx(20.0)
+    assert made["plate_slide", "drq"]["success, last"].mean == pytest.approx(0.7)
 
 
 def test_runs_without_a_common_frame_are_refused(tmp_path):
     paths = [write_run(tmp_path, {10: 0.5}), write_run(tmp_path, {15: 0.5}, method="mbpo")]
     with pytest.raises(UserError, match="runs of hammer were never evaluated at the same frame"):
-        results(grouped(map(Run.read, paths)))
+        compared_frames(grouped(map(Run.read, paths)), "hammer")
 
 
 def test_report_picture_and_numbers(tmp_path, capsys):
