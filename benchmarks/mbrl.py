@@ -69,8 +69,7 @@ from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, Transitions
-from mbrl.settings import MbpoSettings
-from mbrl.train_metaworld_mbpo import parse as parse_settings
+from mbrl.settings import MbpoSettings, read_settings
 from mbrl.video_predictor import VideoPredictor
 
 FRAMES = 200  # length of the composed loop
@@ -351,7 +350,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse(MbrlBenchmarkArgs)
-    settings, _ = parse_settings(args.settings.split())
+    settings, _ = read_settings(MbpoSettings, args.settings.split(), "mbpo_config")
     keep_freed_memory()
     torch.manual_seed(0)
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer
 from mbrl import command as command_line
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
@@ -35,7 +35,7 @@ from mbrl.settings import WorldModelConfig
 from mbrl.snapshots import Snapshots, saved_state
 from mbrl.tools import export_world_model
 from tests.commands import run_python
-from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
+from tests.mbrl.runs import STEPS, WorldModel, lines, parse_drq, parse_mbpo, train_drq, train_mbpo, words
 
 PLOT = MetricLogger.plot_success  # half a second each: runs in tests do without
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_what_happens_when(tmp_path, events):
 
 def test_counts_of_the_defaults():
     """The published schedule, in frames."""
-    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    settings, _ = parse_mbpo(["device=cpu"])
     assert settings.frame(settings.first_step) == 4000
     frames = range(3990, 4402)
     of = {
@@ -160,7 +160,7 @@ def test_counts_of_the_defaults():
 
 def test_numbers_of_the_defaults():
     """The published ones, written down a second time."""
-    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    settings, _ = parse_mbpo(["device=cpu"])
     assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
     assert settings.stddev_schedule == "linear(1.0,0.1,100000)"
 
@@ -168,8 +168,8 @@ def test_numbers_of_the_defaults():
 def test_every_key_of_the_released_configuration():
     """Bug prevented: commands and values of released runs are refused, or mean something else."""
     for parse, released in (
-        (train_metaworld_drq.parse, ["exp_name drq", *RELEASED_DRQ]),
-        (train_metaworld_mbpo.parse, [*RELEASED_DRQ, *RELEASED_MBPO]),
+        (parse_drq, ["exp_name drq", *RELEASED_DRQ]),
+        (parse_mbpo, [*RELEASED_DRQ, *RELEASED_MBPO]),
     ):
         values = dict(map(str.split, released))
         _, config = parse(["device=cpu"])
@@ -177,7 +177,7 @@ def test_every_key_of_the_released_configuration():
         assert flat(given) | {"device": "cpu", "agent.device": "cpu"} == flat(config)
         assert OURS_DRQ <= set(flat(config)) - set(values) <= OURS_DRQ | OURS_MBPO
     nulls = ["world_model.max_grad_norm=null", "world_model.llama_attn_drop=null"]
-    world_model = train_metaworld_mbpo.parse(["device=cpu", *nulls])[0].world_model
+    world_model = parse_mbpo(["device=cpu", *nulls])[0].world_model
     assert (world_model.max_grad_norm, world_model.llama_attn_drop) == (None, None)
     schedule = "step_linear(1.0,0.5,1000,0.1,5000)"
     for override in (
@@ -185,7 +185,7 @@ def test_every_key_of_the_released_configuration():
         f"stddev_schedule='{schedule}'",
         f"agent.stddev_schedule={schedule}",
     ):
-        assert train_metaworld_drq.parse(["device=cpu", override])[0].agent.stddev_schedule == schedule
+        assert parse_drq(["device=cpu", override])[0].agent.stddev_schedule == schedule
 
 
 def test_several_runs_of_one_command(tmp_path, monkeypatch, caplog):
@@ -199,7 +199,7 @@ def test_several_runs_of_one_command(tmp_path, monkeypatch, caplog):
     def run(*arguments: str) -> int | None:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         try:
-            command_line.run(train_metaworld_drq.parse, "", "config")
+            command_line.run("", is_mbpo=False)
         except SystemExit as end:
             return end.code
         return None
@@ -240,7 +240,7 @@ def test_a_run_that_fails_is_the_last(monkeypatch):
     monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(build_trainer, "train", lambda settings, config: 143)
     with pytest.raises(SystemExit) as end:
-        command_line.run(train_metaworld_drq.parse, "", "config")
+        command_line.run("", is_mbpo=False)
     assert end.value.code == 143
 
 
@@ -248,7 +248,7 @@ def test_the_configuration_may_be_named():
     line = CommandLine.read(["--config-name", "mbpo_config.yaml", "task=hammer"], "config")
     assert (line.config_name, line.runs) == ("mbpo_config", [["task=hammer"]])
     assert CommandLine.read(["-cn=mbpo_config"], "config").config_name == "mbpo_config"
-    settings, _ = train_metaworld_mbpo.parse(["task=hammer", "device=cpu"], "mbpo_config")
+    settings, _ = parse_mbpo(["task=hammer", "device=cpu"], "mbpo_config")
     assert settings.exp_name == "mbpo"
 
 
@@ -583,13 +583,13 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
 )
 def test_wrong_settings_are_one_line(override, message):
     with pytest.raises(UserError, match=message):
-        train_metaworld_mbpo.parse(["device=cpu", override])
+        parse_mbpo(["device=cpu", override])
 
 
 def test_settings_that_can_do_nothing_say_so(caplog):
-    train_metaworld_drq.parse(["device=cpu", "use_tb=true"])
+    parse_drq(["device=cpu", "use_tb=true"])
     assert not caplog.records
-    train_metaworld_drq.parse(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=false"])
+    parse_drq(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=false"])
     assert [record.message.partition(" has no effect")[0] for record in caplog.records] == [
         "replay_buffer_num_workers",
         "agent.use_tb",
@@ -598,7 +598,7 @@ def test_settings_that_can_do_nothing_say_so(caplog):
 
 def test_defaults_are_the_same_in_code_and_files():
     """Both may be read as the paper's settings."""
-    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    settings, _ = parse_mbpo(["device=cpu"])
     assert settings.world_model == WorldModelConfig()
     agent = dataclasses.asdict(DrQConfig())
     assert {name: getattr(settings.agent, name) for name in agent} == agent
@@ -619,7 +619,7 @@ def test_without_the_optional_packages_it_is_one_line(tmp_path):
 def test_a_gpu_if_there_is_one(monkeypatch, caplog, gpu, expected):
     """Bug prevented: the first command that a user tries ends because there is no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    settings, _ = train_metaworld_drq.parse([])
+    settings, _ = parse_drq([])
     assert (settings.device, settings.agent.device, settings.torch_device.type) == ("auto", "auto", expected)
     assert [record.message.partition(",")[0] for record in caplog.records] == ["no GPU here: training on the CPU"] * (
         not gpu
@@ -630,7 +630,7 @@ def test_a_gpu_by_its_number(monkeypatch):
     """Bug prevented: a traceback of CUDA's for a GPU that is one too many."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    settings = {name: train_metaworld_drq.parse([f"device={name}"])[0] for name in ("cpu", "cuda", "cuda:1", "cuda:2")}
+    settings = {name: parse_drq([f"device={name}"])[0] for name in ("cpu", "cuda", "cuda:1", "cuda:2")}
     assert [str(settings[name].torch_device) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
     with pytest.raises(UserError, match="device=cuda:2, but the last GPU that PyTorch finds here is cuda:1"):
         _ = settings["cuda:2"].torch_device
@@ -638,11 +638,11 @@ def test_a_gpu_by_its_number(monkeypatch):
 
 def test_the_agent_s_device_alone_is_that_of_everything(monkeypatch, caplog):
     """Bug prevented: agent.device=cuda of a released command was refused, since device is auto here."""
-    assert str(train_metaworld_drq.parse(["agent.device=cpu"])[0].torch_device) == "cpu"
+    assert str(parse_drq(["agent.device=cpu"])[0].torch_device) == "cpu"
     assert not caplog.records
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert str(train_metaworld_drq.parse(["agent.device=cuda:1"])[0].torch_device) == "cuda:1"
+    assert str(parse_drq(["agent.device=cuda:1"])[0].torch_device) == "cuda:1"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -698,22 +698,22 @@ def test_two_processes_that_begin_at_once(tmp_path, cheap_runs, monkeypatch):
 
 
 def test_any_task_and_spelling():
-    assert train_metaworld_drq.parse(["task=drawer-open", "device=cpu"])[0].env.task == "drawer-open"
-    settings, _ = train_metaworld_mbpo.parse(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
+    assert parse_drq(["task=drawer-open", "device=cpu"])[0].env.task == "drawer-open"
+    settings, _ = parse_mbpo(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
     assert (settings.task_name, settings.num_train_frames) == ("plate_slide", 100_000)
     assert str(settings.run_dir) == "log_mbrl/mbpo/plate_slide-seed1"
-    settings, _ = train_metaworld_drq.parse(["task=hard", "task_name=drawer-open", "device=cpu"])
+    settings, _ = parse_drq(["task=hard", "task_name=drawer-open", "device=cpu"])
     assert settings.task_name == "drawer_open"
     assert (settings.num_train_frames, settings.stddev_schedule) == (30_100_000, "linear(1.0,0.1,2000000)")
-    settings, _ = train_metaworld_mbpo.parse(["+preset=cpu_demo", "seed=3"])
+    settings, _ = parse_mbpo(["+preset=cpu_demo", "seed=3"])
     assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
 
 
 @pytest.mark.parametrize("paper_reward", [True, False])
 def test_the_paper_s_reward_is_a_setting(paper_reward):
     argv = ["task=button_press_topdown_wall", "device=cpu", f"paper_reward={str(paper_reward).lower()}"]
-    assert train_metaworld_mbpo.parse(argv)[0].env.paper_reward is paper_reward
-    assert train_metaworld_drq.parse(argv[:2])[0].env.paper_reward
+    assert parse_mbpo(argv)[0].env.paper_reward is paper_reward
+    assert parse_drq(argv[:2])[0].env.paper_reward
 
 
 SHORT = words(
@@ -748,7 +748,7 @@ def test_the_command_killed_and_started_again(tmp_path):
     done = run_python(*command("run_dir=killed", *quiet), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
-    whole = build_trainer.train(*train_metaworld_drq.parse([*SHORT, *quiet, f"run_dir={tmp_path / 'whole'}"]))
+    whole = build_trainer.train(*parse_drq([*SHORT, *quiet, f"run_dir={tmp_path / 'whole'}"]))
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
