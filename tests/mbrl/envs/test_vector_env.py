@@ -175,12 +175,23 @@ def test_what_cannot_be_made_is_the_users_error(settings, library, message, monk
 
 STEP_FOR_EVER = """
 import signal, time
+import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.vector_env import make_vector_env
+class Still(gymnasium.Env):
+    observation_space, action_space = Box(0, 255, (16, 16, 3), np.uint8), Box(-1, 1, (4,), np.float32)
+    def __init__(self, image_size, action_repeat):
+        self.frame = np.zeros((16, 16, 3), np.uint8)
+    def reset(self, seed=None, options=None):
+        return self.frame, {}
+    def step(self, action):
+        return self.frame, 0.0, False, False, {"success": False}
+gymnasium.register("Still-v0", Still)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background are born without
-    envs = make_vector_env(EnvSettings("plate-slide", image_size=16, duration=10**6), 1, in_processes=True)
+    envs = make_vector_env(EnvSettings("script:Still-v0", image_size=16, duration=10**6), 1, in_processes=True)
     envs.reset(seed=[0])
     print(envs.processes[0].pid, flush=True)
     while True:
