@@ -80,6 +80,7 @@ from benchmarks import released
 from benchmarks.generation_floor import floor, num_weights
 from benchmarks.measuring import Timer, medians, write_results
 from benchmarks.models import checkpoint
+from ivideogpt.devices import choose_device
 from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.precision import precision
 from ivideogpt.pretrained import language_model
@@ -132,8 +133,6 @@ def recorded_inputs(world_model: WorldModel, frames: int) -> Inputs:
 
 @dataclass(frozen=True)
 class Turn:
-    """One measurement of one way."""
-
     seconds: dict[str, float]
     steps: list[float] = field(default_factory=list)  # seconds of each step of a session
 
@@ -310,24 +309,21 @@ def measure_case(ways: dict[str, Way], inputs: Inputs, repeats: int) -> dict[str
 
 
 def speed_table(results: list[dict[str, Any]]) -> str:
-    lines = _header("frames/s", "times as fast", "first frame, ms", "step, ms", "p95")
-    for result, name, way in _rows(results):
-        step = way.get("step_s", {})
-        cells = [f"{way['frames_per_s']:.3g}", f"{way['ratio']:.2f}" if "ratio" in way else ""]
-        cells += [_ms(way.get("first_frame_s")), _ms(step.get("median")), _ms(step.get("p95"))]
-        lines.append(_line(result, name, *cells))
-    return "\n".join(lines)
-
-
-def parts_table(results: list[dict[str, Any]]) -> str:
-    """Return a table of the parts of rollouts in milliseconds, with notes on scaled measurements."""
-    lines, notes = _header(*PARTS, "floor", "floor/rollout"), {}
-    for result, name, way in _rows(results):
-        cells = [_ms(way["parts_s"][part]) for part in PARTS]
-        cells += [_ms(way["floor_s"]), f"{100 * way['share_of_floor']:.0f} %"] if "floor_s" in way else ["", ""]
-        lines.append(_line(result, name, *cells))
-        if way.get("frames_measured", result["frames"]) < result["frames"]:
-            notes[result["model"]] = f"predicted {way['frames_measured']} of {result['frames']} frames, rest scaled"
+    """Return a table of speeds, and of parts of rollouts in milliseconds, with notes on scaled measurements."""
+    lines = _header("frames/s", "times as fast", "first frame", "step", "p95", *PARTS, "floor", "floor/rollout")
+    notes = {}
+    for result in results:
+        for name, way in result["ways"].items():
+            if "error" in way:
+                continue
+            step = way.get("step_s", {})
+            times = [way.get("first_frame_s"), step.get("median"), step.get("p95")]
+            times += [*(way["parts_s"][part] for part in PARTS), way.get("floor_s")]
+            ratio = f"{way['ratio']:.2f}" if "ratio" in way else ""
+            share = f"{100 * way['share_of_floor']:.0f} %" if "share_of_floor" in way else ""
+            lines.append(_line(result, name, f"{way['frames_per_s']:.3g}", ratio, *map(_ms, times), share))
+            if way.get("frames_measured", result["frames"]) < result["frames"]:
+                notes[result["model"]] = f"predicted {way['frames_measured']} of {result['frames']} frames, rest scaled"
     return "\n".join([*lines, *(f"\n{model}: the released way {note}" for model, note in notes.items())])
 
 
@@ -347,21 +343,13 @@ def _line(result: dict[str, Any], way: str, *cells: str) -> str:
     return f"| {result['model']} | {result['clips']} x {result['samples']} | {way} | {' | '.join(cells)} |"
 
 
-def _rows(results: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], str, dict[str, Any]]]:
-    for result in results:
-        for name, way in result["ways"].items():
-            if "error" not in way:
-                yield result, name, way
-
-
 def _ms(seconds: float | None) -> str:
     return "" if seconds is None else f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
 
 
 def main() -> None:
     args = parse(BenchmarkArgs)
-    if args.device == "auto":
-        args = replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
+    args = replace(args, device=choose_device(args.device).type)
     torch.manual_seed(0)
     results: list[dict[str, Any]] = []
     agreement: list[dict[str, Any]] = []
@@ -371,12 +359,12 @@ def main() -> None:
                 results.append(result)
                 record = {"arguments": asdict(args), "results": results, "agreement": agreement}
                 write_results(args.output, record, "transformers", "diffusers")
-                print(speed_table([result]).splitlines()[-1], file=sys.stderr, flush=True)
+                print(speed_table([result]), file=sys.stderr, flush=True)
             write_results(args.output, record, "transformers", "diffusers")
             gc.collect()  # free the model's memory before the next is loaded
     finally:  # print partial results, too
-        texts = [speed_table(results), parts_table(results)] if results else []
-        print("\n\n".join(texts + ([agreement_table(agreement)] if agreement else [])), flush=True)
+        tables = (speed_table, results), (agreement_table, agreement)
+        print("\n\n".join(table(rows) for table, rows in tables if rows), flush=True)
 
 
 if __name__ == "__main__":

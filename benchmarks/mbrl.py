@@ -50,7 +50,7 @@ if __name__ == "__main__":
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import AdamW
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import LlamaForCausalLM
@@ -62,16 +62,14 @@ from ivideogpt.metrics.frame_metrics import find_lpips
 from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.world_model import WorldModel
-from mbrl.agent.drqv2 import DrQConfig, build_agent
-from mbrl.agent.networks import Actor, Encoder, TwinCritic
+from mbrl.agent.drqv2 import DrQAgent, build_agent
 from mbrl.build_video_predictor import build_video_predictor
 from mbrl.command import keep_freed_memory
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, Transitions
-from mbrl.settings import MbpoSettings
-from mbrl.train_metaworld_mbpo import parse as parse_settings
+from mbrl.settings import MbpoSettings, read_settings
 from mbrl.video_predictor import VideoPredictor
 
 FRAMES = 200  # length of the composed loop
@@ -114,7 +112,7 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
         buffer.add(episode)
         np.savez(folder / f"{number}.npz", **episode.arrays())  # type: ignore[arg-type]
     agent = build_agent(shape, settings.agent, 0, device)
-    plain_agent = PlainDrQ(shape, settings.agent, device)
+    plain_agent = PlainDrQ(agent)
     replay = settings.batch_size, settings.nstep, settings.discount
     batch, plain_batches = buffer.sample(*replay, rng), batches_from_files(sorted(folder.iterdir()), *replay)
     bundled = replace(
@@ -219,17 +217,13 @@ def _random_episode(shape: EpisodeShape, num_steps: int, rng: np.random.Generato
 
 
 class PlainDrQ:
-    """Networks of the project's shapes, updated as the published code does."""
+    """Copies of an agent's networks, updated as the published code does."""
 
-    def __init__(self, shape: EpisodeShape, config: DrQConfig, device: torch.device) -> None:
-        self.device = device
-        self.encoder = Encoder(shape.frame_stack * 3, shape.image_size)
-        sizes = self.encoder.num_features, shape.action_dim, config.feature_dim, config.hidden_dim
-        self.actor, self.critic, self.target = Actor(*sizes), TwinCritic(*sizes), TwinCritic(*sizes)
-        self.target.load_state_dict(self.critic.state_dict())
-        for network in (self.encoder, self.actor, self.critic, self.target):
-            network.to(device)
-        networks: tuple[nn.Module, ...] = (self.encoder, self.actor, self.critic)
+    def __init__(self, agent: DrQAgent) -> None:
+        self.device = agent.device
+        networks = deepcopy((agent.encoder, agent.actor, agent.critic))
+        self.encoder, self.actor, self.critic = networks
+        self.target = deepcopy(agent.critic_target)
         self.optimizers = [torch.optim.Adam(network.parameters(), lr=LR, foreach=False) for network in networks]
 
     def update(self, batch: Transitions) -> dict[str, float]:
@@ -356,7 +350,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse(MbrlBenchmarkArgs)
-    settings, _ = parse_settings(args.settings.split())
+    settings, _ = read_settings(MbpoSettings, args.settings.split(), "mbpo_config")
     keep_freed_memory()
     torch.manual_seed(0)
     with ExitStack() as stack:

@@ -54,6 +54,7 @@ from torch.optim import AdamW, Optimizer
 from benchmarks.generation_floor import num_weights
 from benchmarks.measuring import Timer, medians, write_results
 from benchmarks.models import build_tokenizer
+from ivideogpt.devices import choose_device
 from ivideogpt.layout import TokenLayout
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
 from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
@@ -211,8 +212,7 @@ def table(results: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse(BenchmarkArgs)
-    if args.device == "auto":
-        args = replace(args, device="cuda" if torch.cuda.is_available() else "cpu")
+    args = replace(args, device=choose_device(args.device).type)
     torch.manual_seed(0)
     results = [measure_model(name, args) for name in args.models.split(",")]
     print(table(results))

@@ -44,15 +44,7 @@ from mbrl.envs.played_episode import play_episode
 from mbrl.replay.demonstrations import ORIGINS, Demonstration
 
 DEMO_ATTEMPTS = 20  # limit for each requested demonstration
-# Flags that EnvSettings has, too.
-SIMULATION = (
-    "image_size",
-    "action_repeat",
-    "camera",
-    "frame_stack",
-    "paper_reward",
-    "vary",
-)
+SIMULATION = ("image_size", "action_repeat", "camera", "frame_stack", "paper_reward")  # flags that EnvSettings has too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +105,12 @@ class RecordArgs:
         """Return all settings that affect an episode, except its task and number."""
         noted = {name: getattr(self, name) for name in ("seed", "episode_length", *SIMULATION)}
         noted |= {"success_bonus": self.succ_bonus, "demo": self.demo, "noise": self.policies.noise_levels}
-        return noted | {"random_fraction": self.policies.random_fraction, "wander": self.policies.wander}
+        noted |= {"random_fraction": self.policies.random_fraction, "wander": self.policies.wander}
+        return noted | ({"vary": self.vary} if self.vary else {})
 
     def env(self, task: str) -> EnvSettings:
         same = {name: getattr(self, name) for name in SIMULATION}
-        return EnvSettings(task, duration=self.episode_length, success_bonus=self.succ_bonus, **same)
+        return EnvSettings(task, duration=self.episode_length, success_bonus=self.succ_bonus, vary=self.vary, **same)
 
 
 def find_tasks(names: Sequence[str]) -> tuple[str, ...]:

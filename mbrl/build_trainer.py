@@ -31,14 +31,11 @@ if TYPE_CHECKING:
 
 
 def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredictor | None = None) -> int:
-    """Train DrQ-v2, or MBPO if the settings are its own.
+    """Train DrQ-v2, or MBPO if the settings are its own, and return the exit code of the command.
 
     Args:
         config: what the settings were read from, as it is noted in the run's folder.
         world_model: in place of the one that MBPO's settings describe.
-
-    Returns:
-        The exit code of the command.
 
     Raises:
         UserError: something that was given does not fit, or the disk is full.

@@ -36,11 +36,6 @@ def build_video_predictor(
     image_size: int = 64,
     lpips_path: str | Path = LPIPS_FOLDER,
 ) -> VideoPredictor:
-    """Build a world model and its training parts.
-
-    Raises:
-        UserError: as :func:`build_world_model`, or the perceptual loss is wanted and its weights are not there.
-    """
     if config.without_lpips:
         logger.warning("the tokenizer learns WITHOUT the perceptual loss, as world_model.without_lpips=true says")
     loss_config = TokenizerLossConfig(perc_weight=0.0) if config.without_lpips else TokenizerLossConfig()
@@ -133,11 +128,7 @@ def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelM
 
 
 def _given_or_bundled(path: str) -> str | Path:
-    """Resolve a path here, in the project, or as a hub id, wherever the command is run from.
-
-    Raises:
-        UserError: the published checkpoint is wanted and is not there.
-    """
+    """Resolve a path here, in the project, or as a hub id; UserError if the published checkpoint is not there."""
     found = here_or_in_project(path)
     if found.exists():
         return found

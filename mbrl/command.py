@@ -6,13 +6,8 @@ import ctypes
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from ivideogpt.errors import UserError, require
-
-if TYPE_CHECKING:
-    from mbrl.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -24,27 +19,24 @@ FLAGS = """
 """
 
 
-def run(
-    parse: Callable[[Sequence[str], str], tuple[Settings, dict[str, Any]]], description: str | None, config_name: str
-) -> None:
-    """Train, and end with the exit code of that; ``--help`` lists the settings instead.
-
-    Args:
-        parse: the overrides of a run, and the name of their configuration.
-    """
+def run(description: str | None, is_mbpo: bool) -> None:
+    """Train, and end with the exit code of that; ``--help`` lists the settings instead."""
     require("hydra", "metaworld", "mujoco", extra="mbrl")
     from mbrl.config_files import CommandLine, help_text
 
     asks_for_help = bool({"-h", "--help"} & set(sys.argv))
     given = [argument for argument in sys.argv[1:] if argument not in ("-h", "--help")]
-    line = CommandLine.read(given, config_name)
+    line = CommandLine.read(given, "mbpo_config" if is_mbpo else "config")
     if asks_for_help:
         print(f"{description}{FLAGS}\n{help_text(line.config_name)}")
         return
     keep_freed_memory()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     logging.getLogger("OpenGL").setLevel(logging.WARNING)
-    runs = [parse(overrides, line.config_name) for overrides in line.runs[line.first_run - 1 :]]
+    from mbrl.settings import MbpoSettings, Settings, read_settings
+
+    kind = MbpoSettings if is_mbpo else Settings
+    runs = [read_settings(kind, overrides, line.config_name) for overrides in line.runs[line.first_run - 1 :]]
     folders = [settings.run_dir for settings, _ in runs]
     if shared := [folder for folder in folders if folders.count(folder) > 1]:
         raise UserError(

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import canonical_task, is_metaworld
+from mbrl.run_folder import flat
 
 CFGS = Path(__file__).resolve().parent / "cfgs"
 GROUPS_WITHOUT_TASK = ("easy", "medium", "hard", "any")
@@ -35,17 +36,11 @@ class _Flags(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class CommandLine:
-    """A training command, as hydra's commands are given.
+    """A training command, as hydra's commands are given."""
 
-    Attributes:
-        config_name: file in `cfgs/`, without its ending.
-        runs: the overrides of each run; more than one only with ``--multirun``.
-        first_run: the one to begin with, counted from 1.
-    """
-
-    config_name: str
-    runs: list[list[str]]
-    first_run: int
+    config_name: str  # file in `cfgs/`, without its ending
+    runs: list[list[str]]  # the overrides of each run; more than one only with ``--multirun``
+    first_run: int  # the one to begin with, counted from 1
 
     @classmethod
     def read(cls, argv: Sequence[str], config_name: str) -> CommandLine:
@@ -88,10 +83,7 @@ def _choices(override: str) -> list[str]:
 
 
 def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
-    """
-    Args:
-        name: of the file in `cfgs/`.
-        argv: such as ``task=plate_slide`` or ``+preset=cpu_demo``.
+    """Compose a file of `cfgs/` with arguments such as ``task=plate_slide`` or ``+preset=cpu_demo``.
 
     Raises:
         UserError: an argument is not understood, names no setting or no task.
@@ -156,15 +148,7 @@ def _reason(error: Exception, name: str) -> str:
         return f"{text}; a preset is given as +preset=, and there are {presets}"
     if match := re.match(r"Could not override '([\w.]+)'", text):
         with initialize_config_dir(str(CFGS), version_base="1.3"):
-            known = list(_keys(OmegaConf.to_container(compose(name))))
+            known = flat(OmegaConf.to_container(compose(name)))  # type: ignore[arg-type]
         near = difflib.get_close_matches(match[1], known, n=1)
         return f"no setting named {match[1]!r}; " + (f"did you mean {near[0]}?" if near else "--help lists them all")
     return f"{text}; settings are given as key=value, see --help"
-
-
-def _keys(config: Any, prefix: str = "") -> list[str]:
-    return [
-        key
-        for name, value in config.items()
-        for key in (f"{prefix}{name}", *(_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else ()))
-    ]

@@ -36,11 +36,7 @@ CAPTION_HEIGHT, CAPTION_SIZE = 18, 11  # pixels
 
 
 def start_wandb(folder: RunFolder, group: str, config: Mapping[str, Any], is_resumed: bool) -> WeightsAndBiases:
-    """One run of theirs for one of ours: its id stays in the folder.
-
-    Raises:
-        UserError: it cannot be reached, or nobody is logged in.
-    """
+    """One run of theirs for one of ours: its id stays in the folder. UserError if it cannot be reached."""
     note = folder.path / "wandb_id"
     if not (is_resumed and note.exists()):
         with writing(note):
@@ -67,11 +63,7 @@ class MetricLogger:
             tracker.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
-        """Append a line, and a row if there is a table of this kind; non-finite values become null.
-
-        Raises:
-            UserError: the disk is full.
-        """
+        """Append a line, and a row if there is a table of this kind; non-finite values become null."""
         finite = finite_or_none(metrics)
         with writing(self._folder.path / METRICS):
             append_metrics(self._folder.path / METRICS, {"split": split, "frame": frame}, metrics)
@@ -94,7 +86,6 @@ class MetricLogger:
             write_gif(path, video, VIDEO_FPS)
 
     def plot_success(self) -> None:
-        """Plot the success rates of all evaluations so far."""
         from matplotlib.figure import Figure
 
         with (self._folder.path / "eval.csv").open(newline="") as file:

@@ -47,23 +47,20 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class RealEpisode:
-    """An episode in the simulator: start (M, 3, H, W) uint8, frames (T, H, W, 3) uint8, actions (T, D)."""
+class Episode:
+    """An episode, real or imagined: frames (T, H, W, 3) uint8."""
 
-    start: Pixels
     frames: Pixels
-    actions: np.ndarray
     total_reward: float
     success: bool
 
 
 @dataclass(frozen=True)
-class ImaginedEpisodes:
-    """Episodes in the world model: frames (E, T, H, W, 3) uint8, total rewards and successes (E,)."""
+class RealEpisode(Episode):
+    """An episode in the simulator: start (M, 3, H, W) uint8, actions (T, D)."""
 
-    frames: Pixels
-    total_rewards: np.ndarray
-    successes: np.ndarray
+    start: Pixels
+    actions: np.ndarray
 
 
 def run(args: PolicyArgs) -> None:
@@ -160,24 +157,19 @@ def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Poli
     numbers = range(args.episodes)
     real = [play_real(args, env, policy, number) for number in tqdm(numbers, f"{policy.name}, real", unit="episode")]
     imagined = [
-        imagine(args, model, policy, real[first : first + args.batch_size], first)
+        episode
         for first in tqdm(numbers[:: args.batch_size], f"{policy.name}, imagined", unit="batch")
+        for episode in imagine(args, model, policy, real[first : first + args.batch_size], first)
     ]
-    returns, successes = (np.concatenate([getattr(part, name) for part in imagined]) for name in (
-        "total_rewards", "successes",
-    ))  # fmt: skip
+    pairs, sees_frames = list(zip(real, imagined, strict=True)), policy.on_frames is not None
     rows.add(
         [
-            EpisodeRow(
-                policy.name, number, policy.on_frames is not None, real[number].total_reward,
-                float(returns[number]), real[number].success, bool(successes[number]),
-            )
-            for number in numbers
+            EpisodeRow(policy.name, number, sees_frames, one.total_reward, two.total_reward, one.success, two.success)
+            for number, (one, two) in enumerate(pairs)
         ]
-    )  # fmt: skip
-    worst = int(np.abs(returns - [episode.total_reward for episode in real]).argmax())
-    frames = np.concatenate([part.frames for part in imagined])[worst]
-    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([real[worst].frames, frames]), fps=10)
+    )
+    one, two = max(pairs, key=lambda pair: abs(pair[0].total_reward - pair[1].total_reward))
+    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([one.frames, two.frames]), fps=10)
 
 
 def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:
@@ -196,15 +188,15 @@ def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> R
     episode = play_episode(env, act, episode_seed(args.seed, "policies", number), args.episode_length + 1)
     start, frames = episode.observations[1], episode.observations[2:, -3:]
     return RealEpisode(
-        start.reshape(-1, 3, *start.shape[1:]), frames.transpose(0, 2, 3, 1), episode.actions[1:],
-        float(sum(episode.rewards[1:])), bool(episode.successes[1:].any()),
+        frames.transpose(0, 2, 3, 1), float(sum(episode.rewards[1:])), bool(episode.successes[1:].any()),
+        start.reshape(-1, 3, *start.shape[1:]), episode.actions[1:],
     )  # fmt: skip
 
 
 @torch.no_grad()
 def imagine(
     args: PolicyArgs, model: WorldModel, policy: Policy, real: Sequence[RealEpisode], first: int
-) -> ImaginedEpisodes:
+) -> list[Episode]:
     """Play the same starts in the world model: by the policy if it acts on frames, else with the real actions."""
     starts = torch.from_numpy(np.stack([episode.start for episode in real]))
     numbers = range(first, first + len(real))
@@ -225,4 +217,5 @@ def imagine(
         succeeded |= step.success >= args.success_threshold
     if not is_sound:
         raise FloatingPointError(NOT_FINITE)
-    return ImaginedEpisodes(np.stack(frames, axis=1), rewards.cpu().numpy(), succeeded.cpu().numpy())
+    parts = np.stack(frames, axis=1), rewards.tolist(), succeeded.tolist()
+    return [Episode(*episode) for episode in zip(*parts, strict=True)]

@@ -51,23 +51,14 @@ class RunFolder:
         return self.path / RECORD
 
     def settings(self) -> dict[str, Any]:
-        """Return the settings as last noted.
-
-        Raises:
-            UserError: this is no folder of a run.
-        """
-        advice = "name the folder of a run"
-        settings = (self._noted(advice) or read_json(self.record, advice)).get("settings")
+        """Return the settings as last noted; UserError if this is no folder of a run."""
+        settings = read_json(self.record, "name the folder of a run").get("settings")
         if not isinstance(settings, dict):
             raise UserError(f"{self.record} holds no settings: name the folder of a run")
         return settings
 
-    def _noted(self, advice: str) -> dict[str, Any]:
-        """Return the content of run.json; earlier versions wrote the settings to a file beside it."""
-        record, earlier = (
-            read_json(path, advice) if path.exists() else {} for path in (self.record, self.path / "settings.json")
-        )
-        return {"settings": earlier, **record} if earlier else record
+    def _noted(self) -> dict[str, Any]:
+        return read_json(self.record, ADVICE) if self.record.exists() else {}
 
     @property
     def snapshots(self) -> Path:
@@ -92,7 +83,7 @@ class RunFolder:
         check_folder_can_be_written(self.path, "run_dir")
         with writing(self.path):
             check_not_locked(self.path, ADVICE)
-        record = self._noted(ADVICE)
+        record = self._noted()
         if "settings" not in record:
             return {}
         before, now = flat(record["settings"]), flat(settings)
@@ -109,11 +100,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for this process. The system frees it when the process ends, however it does.
-
-        Raises:
-            UserError: another process has it.
-        """
+        """Hold the folder for this process, until it ends in any way; UserError if another process has it."""
         with ExitStack() as stack:
             with writing(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
@@ -124,7 +111,7 @@ class RunFolder:
         """Write the present settings, and once the digests of the weights that they name."""
         with writing(self.record):
             self.path.mkdir(parents=True, exist_ok=True)
-            record = self._noted(ADVICE) or {"contents": RULES.digests(flat(settings))}
+            record = self._noted() or {"contents": RULES.digests(flat(settings))}
             write_json(self.record, {**record, "settings": settings})
             if changes:
                 RULES.note(self.record, changes, frame, flat(settings))

@@ -48,10 +48,7 @@ WORLD_MODEL_MINIMA = {
 
 
 def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Build a dataclass from values by field name.
-
-    Args:
-        prefix: prefix of the names in messages.
+    """Build a dataclass from values by field name; ``prefix`` is that of the names in messages.
 
     Raises:
         UserError: a name is unknown or missing, or a value is of another type.
@@ -67,11 +64,7 @@ def read(kind: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 
 
 def read_settings(kind: type[S], argv: Sequence[str], config_name: str) -> tuple[S, dict[str, Any]]:
-    """Return checked settings of a command line, and the values that they were read from.
-
-    Raises:
-        UserError: a setting does not exist, or its value is not what it takes.
-    """
+    """Return the checked settings of a command line, and the values that they were read from."""
     from mbrl.config_files import compose_config  # needs hydra, which may be missing
 
     config = compose_config(config_name, argv)
@@ -111,49 +104,35 @@ def _check_minima(settings: Any, minima: Mapping[str, int], prefix: str = "") ->
 
 @dataclass(frozen=True)
 class WorldModelConfig:
-    """Settings under ``world_model``; the defaults are the paper's.
+    """Settings under ``world_model``; the defaults are the paper's."""
 
-    Attributes:
-        load_pretrained_model: start the transformer from ``pretrained_transformer_path``; otherwise it is new.
-        pretrained_model_name_or_path: the tokenizer; None for a new one.
-        load_internal_llm: the transformer's file is of an action-free model, or only its language model is wanted.
-        llama_attn_drop: attention dropout in the transformer's updates; None: as ``config_name`` says.
-        symlog: rewards are learned in symlog space.
-        max_grad_norm: None: gradients are not clipped.
-        selected_params: the codebooks stay as they are.
-        max_target_frames: future frames of a segment that the tokenizer trains on.
-        reward_weight: of the reward's squared error beside the cross-entropy.
-        without_lpips: the tokenizer learns without the perceptual loss.
-        fast_reward_predictor, reward_lr, reward_wd: historical, without effect.
-    """
-
-    load_pretrained_model: bool = True
+    load_pretrained_model: bool = True  # from ``pretrained_transformer_path``; otherwise the transformer is new
     config_name: str = "configs/llama/config.json"
     vqgan_type: str = "ctx_vqgan"
-    pretrained_model_name_or_path: str | None = f"{RELEASED}/tokenizer"
+    pretrained_model_name_or_path: str | None = f"{RELEASED}/tokenizer"  # the tokenizer; None for a new one
     pretrained_transformer_path: str = f"{RELEASED}/transformer"
-    load_internal_llm: bool = True
-    llama_attn_drop: float | None = 0.1
-    symlog: bool = True
+    load_internal_llm: bool = True  # the transformer's file is action-free, or only its language model is wanted
+    llama_attn_drop: float | None = 0.1  # attention dropout in the transformer's updates; None: as ``config_name`` says
+    symlog: bool = True  # rewards are learned in symlog space
     context_length: int = 2
     segment_length: int = 12
     action_dim: int = 4
     batch_size: int = 16
-    selected_params: bool = True
+    selected_params: bool = True  # the codebooks stay as they are
     tok_lr: float = 1e-4
     tok_wd: float = 0.0
     tok_beta1: float = 0.9
     tok_beta2: float = 0.999
-    max_grad_norm: float | None = 1.0
-    max_target_frames: int = 5
+    max_grad_norm: float | None = 1.0  # None: gradients are not clipped
+    max_target_frames: int = 5  # future frames of a segment that the tokenizer trains on
     model_lr: float = 1e-4
     model_wd: float = 0.0
     embed_no_wd: bool = True
-    reward_weight: float = 1.0
-    without_lpips: bool = False
-    fast_reward_predictor: bool = False
-    reward_lr: float = 1e-4
-    reward_wd: float = 0.0
+    reward_weight: float = 1.0  # squared error of rewards beside the cross-entropy
+    without_lpips: bool = False  # the tokenizer learns without the perceptual loss
+    fast_reward_predictor: bool = False  # historical, without effect
+    reward_lr: float = 1e-4  # historical, without effect
+    reward_wd: float = 0.0  # historical, without effect
 
     def __post_init__(self) -> None:
         if self.vqgan_type != "ctx_vqgan":
@@ -255,11 +234,7 @@ class Settings:
         return step >= self.steps(self.num_seed_frames) and step % self.agent.update_every_steps == 0
 
     def validate(self) -> None:
-        """Check ranges and combinations.
-
-        Raises:
-            UserError: a value is out of its range, or contradicts another one.
-        """
+        """Raise UserError if a value is out of its range, or contradicts another one."""
         _check_minima(self, MINIMA)
         _check_minima(self.agent, {"update_every_steps": 1}, "agent.")
         if not 0 <= self.discount <= 1:
@@ -299,8 +274,7 @@ class Settings:
     def torch_device(self) -> torch.device:
         """Return the device of all parts: ``device`` or, if left at auto, ``agent.device``; "auto" prefers a GPU.
 
-        Raises:
-            UserError: the device does not exist here.
+        UserError if it does not exist here.
         """
         device = self.agent.device
         if device == "auto":
@@ -318,11 +292,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class MbpoSettings(Settings):
-    """Settings of a run of MBPO.
-
-    Attributes:
-        lpips_path: folder of the weights of the tokenizer's perceptual loss.
-    """
+    """Settings of a run of MBPO."""
 
     start_mbpo: int
     init_update_gen_steps: int
@@ -334,7 +304,7 @@ class MbpoSettings(Settings):
     gen_batch: int
     gen_horizon: int
     real_ratio: float
-    lpips_path: Path
+    lpips_path: Path  # folder of the weights of the tokenizer's perceptual loss
     world_model: WorldModelConfig
 
     @property

@@ -61,11 +61,7 @@ class RandomNumbers:
 
 
 def valid_snapshot(folder: RunFolder) -> Path | None:
-    """Return the latest checkpoint, or the one before if its files are damaged.
-
-    Raises:
-        UserError: all are damaged, or they were removed.
-    """
+    """Return the latest checkpoint, or the one before if it is damaged; UserError if all are, or they were removed."""
     path = latest_undamaged(folder.path, PREFIX)
     if path is None and folder.latest.exists():
         raise UserError(f"{folder.latest} names a snapshot that is not there: bring it back, or use another run_dir")
@@ -131,11 +127,7 @@ class Snapshots:
             np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
 
     def load(self) -> bool:
-        """Restore the valid checkpoint. Returns whether there was one.
-
-        Raises:
-            UserError: all are damaged, or the snapshot is of another kind of run.
-        """
+        """Restore the valid checkpoint, and return whether there was one; UserError if it is of another kind of run."""
         path = valid_snapshot(self._folder)
         if path is None:
             return False

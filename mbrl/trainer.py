@@ -41,25 +41,18 @@ VALIDATE_EVERY = 5  # episodes
 
 @dataclass
 class Progress:
-    """Progress of a run.
+    """Progress of a run."""
 
-    Attributes:
-        step: agent steps done.
-        episode: episodes finished.
-        seconds: duration of the run until it was last saved.
-        evaluated: agent steps done at the last evaluation.
-    """
-
-    step: int = 0
-    episode: int = 0
-    seconds: float = 0.0
-    evaluated: int = -1
+    step: int = 0  # agent steps done
+    episode: int = 0  # episodes finished
+    seconds: float = 0.0  # duration of the run until it was last saved
+    evaluated: int = -1  # agent steps done at the last evaluation
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)  # runs of earlier versions did not note when they were evaluated
+        vars(self).update(state)
 
 
 class Trainer:
@@ -101,13 +94,7 @@ class Trainer:
         return parts if self.mbpo is None else parts | {"world_model": self.mbpo.world_model, "dreaming": self.mbpo}
 
     def run(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode] = ()) -> int:
-        """
-        Args:
-            demonstrations: with which a new run begins.
-
-        Returns:
-            The exit code of the command: not 0 if the run was interrupted.
-        """
+        """Begin with the demonstrations, or go on; return the command's exit code, not 0 if the run was interrupted."""
         with ExitStack() as stack:
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
@@ -143,7 +130,6 @@ class Trainer:
         return self._leave()
 
     def advance(self) -> None:
-        """Do one agent step."""
         step = self.progress.step
         action = self._act(self.env.stack[None], mean=False)[0]
         if self.mbpo is not None:

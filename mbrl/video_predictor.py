@@ -9,8 +9,7 @@ dimension, h w pixels. Frames are uint8 outside and in [0, 1] inside.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -82,7 +81,8 @@ class VideoPredictor:
         normalise = self.model.metadata.action_normalization
         with torch.no_grad():  # in full precision, as imagination will tokenize its starts
             tokens, _ = self.tokenizer.tokenize(frames, self.config.context_length)
-        with self._autocast(), _training(self.transformer):
+        with self._autocast(), evaluating(self.transformer):  # remembers every submodule's mode
+            self.transformer.train()  # dropout belongs to updates, not to imagination
             terms = transformer_loss(
                 self.transformer,
                 tokens,
@@ -107,8 +107,7 @@ class VideoPredictor:
     def imagine(self, starts: Tensor, act: Callable[[Tensor], Tensor], horizon: int, seed: int) -> Imagined:
         """Roll out ``starts`` (B, 3 K, h, w) uint8 under the policy ``act``, which sees stacked frames as in reality.
 
-        Raises:
-            FloatingPointError: the model gives NaN or infinity.
+        FloatingPointError if the model gives NaN or infinity.
         """
         frames = starts.unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
         num_stacked = frames.shape[1]
@@ -175,10 +174,7 @@ class VideoPredictor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """
-        Raises:
-            UserError: the perceptual loss was there and is not, or the other way round.
-        """
+        """UserError if the perceptual loss was there and is not, or the other way round."""
         before, now = state["perceptual_loss"], self._tokenizer_loss.lpips is not None
         if before != now:
             raise UserError(
@@ -202,14 +198,6 @@ class VideoPredictor:
     def _autocast(self) -> torch.autocast:
         device = self.model.device.type
         return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
-
-
-@contextmanager
-def _training(network: nn.Module) -> Iterator[None]:
-    """Set training mode for the duration: dropout belongs to updates, not to imagination."""
-    with evaluating(network):  # remembers every submodule's mode
-        network.train()
-        yield
 
 
 def comparison_video(

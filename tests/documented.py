@@ -20,9 +20,9 @@ from ivideogpt.flags import parse
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
 from ivideogpt.training.export import ExportArgs
 from ivideogpt.training.transformer.tokenize_command import TokenizeArgs
-from mbrl import train_metaworld_drq, train_metaworld_mbpo
 from mbrl.tools import compare_runs, export_world_model
 from tests.datasets.scripts import load_script
+from tests.mbrl.runs import parse_drq, parse_mbpo
 
 ROOT = Path(__file__).parents[1]
 MODULES = {
@@ -48,8 +48,8 @@ SCRIPTS = {
 MBRL = {
     "mbrl/tools/compare_runs.py": compare_runs.parse_arguments,
     "mbrl/tools/export_world_model.py": export_world_model.parse_arguments,
-    "mbrl/train_metaworld_drq.py": train_metaworld_drq.parse,
-    "mbrl/train_metaworld_mbpo.py": train_metaworld_mbpo.parse,
+    "mbrl/train_metaworld_drq.py": parse_drq,
+    "mbrl/train_metaworld_mbpo.py": parse_mbpo,
 }
 
 

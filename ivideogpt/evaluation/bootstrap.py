@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -23,12 +23,21 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean over ``clips`` clips, and the interval that holds 95 % of its bootstrap replicates."""
+    """A mean (or a correlation) and its 95 % interval; NaN where there is none. ``clips`` are those behind a mean."""
 
     mean: float
     low: float
     high: float
-    clips: int
+    clips: int | None = None
+
+    def text(self, decimals: int) -> str:
+        if math.isnan(self.mean):
+            return "-"
+        bounds = "" if math.isnan(self.low) else f" [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+        return f"{self.mean:.{decimals}f}{bounds}"
+
+    def as_json(self) -> dict[str, float | int | None]:
+        return {name: None if value is None or math.isnan(value) else value for name, value in asdict(self).items()}
 
 
 class BootstrapMeans(Generic[Key]):
@@ -52,14 +61,14 @@ class BootstrapMeans(Generic[Key]):
         return float(np.cumsum(known)[-1] / len(known))  # summed in the order of clips, unlike numpy's pairwise sum
 
     def interval(self, key: Key) -> Interval:
-        return _interval(self.mean(key), self._replicates_of(key), self._num_clips(key))
+        return interval_of(self.mean(key), self._replicates_of(key), self._num_clips(key))
 
     def difference(self, key: Key, other: Key, others: BootstrapMeans[Key] | None = None) -> Interval:
         """Return mean of ``key`` minus mean of ``other``, which may be in ``others``, scores of the same clips."""
         others = others or self
         replicates = self._replicates_of(key) - others._replicates_of(other)
         num_clips = min(self._num_clips(key), others._num_clips(other))
-        return _interval(self.mean(key) - others.mean(other), replicates, num_clips)
+        return interval_of(self.mean(key) - others.mean(other), replicates, num_clips)
 
     def _num_clips(self, key: Key) -> int:
         return int((~np.isnan(self._values[:, self._columns[key]])).sum())
@@ -81,8 +90,8 @@ class BootstrapMeans(Generic[Key]):
             return (times @ sums) / (times @ counts)
 
 
-def _interval(mean: float, replicates: NDArray[np.float64], num_clips: int) -> Interval:
-    known = replicates[~np.isnan(replicates)]
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(known, [tail, 1 - tail])
+def interval_of(mean: float, replicates: NDArray[np.float64], num_clips: int | None = None) -> Interval:
+    """Return the interval that holds 95 % of the replicates that are known."""
+    known, tail = replicates[~np.isnan(replicates)], (1 - CONFIDENCE) / 2
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (math.nan, math.nan)
     return Interval(mean, float(low), float(high), num_clips)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,33 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.bootstrap import CONFIDENCE, NUM_REPLICATES, BootstrapMeans
+from ivideogpt.evaluation.bootstrap import NUM_REPLICATES, BootstrapMeans, Interval, interval_of
 from ivideogpt.evaluation.report import DPI, MARKDOWN_FILE, markdown_table
 from ivideogpt.files import atomic_file, check_fields, read_json, write_json, write_text
 
 ROWS_FILE, FIGURE_FILE, SETTINGS_FILE = "episodes.jsonl", "policies.png", "settings.json"
 ADVICE = "remove it to begin anew, or name another folder"
 QUANTITIES = {"return": 1, "success": 2}  # name -> decimals
+COLUMNS = ("real_success", "imagined_success", "real_return", "imagined_return")
 
 
 @dataclass(frozen=True)
 class EpisodeRow:
-    """One start, played by one policy in the simulator and in the world model.
-
-    Attributes:
-        sees_frames: the policy chose its own actions in the world model, too. Else it saw the simulator's state, and
-            its actions there were repeated.
-        real_return, imagined_return: sums of rewards, without discount or bonus.
-        real_success, imagined_success: whether any step succeeded.
-    """
+    """One start, played by one policy in the simulator and in the world model."""
 
     policy: str
     episode: int
-    sees_frames: bool
-    real_return: float
-    imagined_return: float
-    real_success: bool
-    imagined_success: bool
+    sees_frames: bool  # it acted in the world model, too; else its actions in the simulator were repeated there
+    real_return: float  # sums of rewards, without discount or bonus
+    imagined_return: float  # sums of rewards, without discount or bonus
+    real_success: bool  # whether any step succeeded
+    imagined_success: bool  # whether any step succeeded
 
 
 class PolicyRows:
@@ -79,21 +74,8 @@ class PolicyRows:
         return any(row.policy == policy for row in self.rows)
 
     def add(self, rows: Sequence[EpisodeRow]) -> None:
-        """Add all episodes of a policy."""
         self.rows += rows
         write_text(self._path, "".join(f"{json.dumps(asdict(row))}\n" for row in self.rows))
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A correlation coefficient and the interval that holds 95 % of its bootstrap replicates; NaN if undefined."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return "-" if np.isnan(self.value) else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
@@ -117,14 +99,12 @@ def correlate(
     real: NDArray[np.float64],
     imagined: NDArray[np.float64],
     coefficient: Callable[[NDArray[np.float64], NDArray[np.float64]], float],
-) -> Correlation:
+) -> Interval:
     """Correlate the policies' means of (policies, episodes); the bootstrap resamples episodes, which policies share."""
     rng, num_episodes = np.random.default_rng(0), real.shape[1]
     choices = rng.integers(num_episodes, size=(NUM_REPLICATES, num_episodes))
     replicates = np.array([coefficient(real[:, some].mean(1), imagined[:, some].mean(1)) for some in choices])
-    known, tail = replicates[~np.isnan(replicates)], (1 - CONFIDENCE) / 2
-    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
-    return Correlation(coefficient(real.mean(1), imagined.mean(1)), float(low), float(high))
+    return interval_of(coefficient(real.mean(1), imagined.mean(1)), replicates)
 
 
 def matrix(rows: Sequence[EpisodeRow], name: str) -> NDArray[np.float64]:
@@ -170,29 +150,20 @@ def _policy_table(rows: Sequence[EpisodeRow]) -> str:
     for policy in dict.fromkeys(row.policy for row in rows):
         played = [row for row in rows if row.policy == policy]
         means = BootstrapMeans(
-            [{name: float(getattr(row, name)) for name in _columns()} for row in played],
+            [{name: float(getattr(row, name)) for name in COLUMNS} for row in played],
             [str(row.episode) for row in played],
         )
-        cells = [_cell(means, name, QUANTITIES[name.split("_")[1]]) for name in _columns()]
+        cells = [means.interval(name).text(QUANTITIES[name.split("_")[1]]) for name in COLUMNS]
         lines.append([policy, "own" if played[0].sees_frames else "repeated", str(len(played)), *cells])
-    header = ["policy", "actions", "episodes", *(name.replace("_", " ") for name in _columns())]
+    header = ["policy", "actions", "episodes", *(name.replace("_", " ") for name in COLUMNS)]
     return markdown_table(header, lines)
-
-
-def _columns() -> list[str]:
-    return [f"{where}_{name}" for name in ("success", "return") for where in ("real", "imagined")]
-
-
-def _cell(means: BootstrapMeans[str], name: str, decimals: int) -> str:
-    interval = means.interval(name)
-    return f"{interval.mean:.{decimals}f} [{interval.low:.{decimals}f}, {interval.high:.{decimals}f}]"
 
 
 def _correlation_table(rows: Sequence[EpisodeRow]) -> str:
     lines = []
     for name in QUANTITIES:
         real, imagined = matrix(rows, f"real_{name}"), matrix(rows, f"imagined_{name}")
-        across = [str(correlate(real, imagined, coefficient)) for coefficient in (pearson, spearman)]
+        across = [correlate(real, imagined, coefficient).text(2) for coefficient in (pearson, spearman)]
         single = pearson(real.flatten(), imagined.flatten())
         lines.append([name, *across, "-" if np.isnan(single) else f"{single:.2f}"])
     header = ["", "policies: Pearson", "policies: Spearman (ranks)", "single episodes: Pearson"]
@@ -200,14 +171,10 @@ def _correlation_table(rows: Sequence[EpisodeRow]) -> str:
 
 
 def _agreement(rows: Sequence[EpisodeRow]) -> str:
-    counted = {
-        (real, imagined): sum((row.real_success, row.imagined_success) == (real, imagined) for row in rows)
-        for real in (True, False)
-        for imagined in (True, False)
-    }
+    counted = Counter((row.real_success, row.imagined_success) for row in rows)
     lines = [
-        [f"{'succeeded' if real else 'failed'} in reality", str(counted[real, True]), str(counted[real, False])]
-        for real in (True, False)
+        [f"{word} in reality", str(counted[real, True]), str(counted[real, False])]
+        for real, word in ((True, "succeeded"), (False, "failed"))
     ]
     return "## Single episodes\n\n" + markdown_table(["", "imagined as a success", "as a failure"], lines)
 
@@ -221,8 +188,7 @@ def draw(path: Path, rows: Sequence[EpisodeRow]) -> None:
     for panel, name in zip(figure.subplots(1, 2), ("success", "return"), strict=True):
         real, imagined = matrix(rows, f"real_{name}"), matrix(rows, f"imagined_{name}")
         for policy, x, y in zip(policies, real, imagined, strict=True):
-            errors = (1.96 * values.std() / np.sqrt(len(values)) for values in (x, y))
-            error_x, error_y = errors
+            error_x, error_y = (1.96 * values.std() / np.sqrt(len(values)) for values in (x, y))
             panel.errorbar(x.mean(), y.mean(), error_y, error_x, marker="o", capsize=2, label=policy)
         limits = [min(real.mean(1).min(), imagined.mean(1).min()), max(real.mean(1).max(), imagined.mean(1).max())]
         panel.plot(limits, limits, color="0.8", zorder=0)

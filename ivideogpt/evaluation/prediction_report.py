@@ -25,7 +25,6 @@ from ivideogpt.evaluation.report import (
     curves_as_json,
     draw_curves,
     headline,
-    interval_as_json,
     made_with,
     markdown_table,
     with_interval,
@@ -119,7 +118,7 @@ def build_report(
         "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
         "fvd": {column: distance for column, distance in distances.items() if column in columns},
         "findings": [
-            {**finding, "difference": interval_as_json(finding["difference"])}
+            {**finding, "difference": finding["difference"].as_json()}
             for finding in findings(summary, clips.num_episodes)
         ],
         "per_frame": curves_as_json(summary.curves()),

@@ -37,19 +37,12 @@ def best_sample(scores: Scores) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Column:
-    """One summary of a clip.
+    """One summary of a clip."""
 
-    Attributes:
-        title: heading in tables.
-        span: "all" frames with the reconstructed context, "future" frames, or "late": their second half.
-        reduce: reduces the scores of these frames, by metric.
-        takes_best: whether the truth selects the best sample, so that more samples score better.
-    """
-
-    title: str
-    span: Literal["all", "future", "late"]
-    reduce: Callable[[Scores], dict[str, float]]
-    takes_best: bool = False
+    title: str  # heading in tables
+    span: Literal["all", "future", "late"]  # "all": with the reconstructed context; "late": second half of the future
+    reduce: Callable[[Scores], dict[str, float]]  # reduces the scores of these frames, by metric
+    takes_best: bool = False  # whether the truth selects the best sample, so that more samples score better
 
     def __call__(self, scores: Scores, num_context: int) -> dict[str, float]:
         num_frames = scores["mse"].shape[1]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,8 @@ Curves = Mapping[str, Mapping[str, Mapping[int, Interval]]]  # candidate -> metr
 PANEL_INCHES, DPI = (4.6, 3.4), 110
 
 
-def interval_as_json(interval: Interval) -> dict[str, float | int | None]:
-    return {name: None if math.isnan(value) else value for name, value in asdict(interval).items()}
-
-
 def candidates_as_json(candidates: Candidates) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    return {name: {metric: interval_as_json(row[metric]) for metric in row} for name, row in candidates.items()}
+    return {name: {metric: row[metric].as_json() for metric in row} for name, row in candidates.items()}
 
 
 def curves_as_json(curves: Curves) -> dict[str, dict[str, dict[str, list[Any]]]]:
@@ -34,7 +29,7 @@ def curves_as_json(curves: Curves) -> dict[str, dict[str, dict[str, list[Any]]]]
     result: dict[str, dict[str, dict[str, list[Any]]]] = {name: {} for name in curves}
     for name, metrics in curves.items():
         for metric, curve in metrics.items():
-            points = [interval_as_json(curve[frame]) for frame in sorted(curve)]
+            points = [curve[frame].as_json() for frame in sorted(curve)]
             parts = {part: [point[part] for point in points] for part in ("mean", "low", "high")}
             result[name][metric] = {"frames": sorted(curve), **parts}
     return result
@@ -45,7 +40,7 @@ def number(metric: str, value: float) -> str:
 
 
 def with_interval(metric: str, interval: Interval) -> str:
-    return f"{number(metric, interval.mean)} [{number(metric, interval.low)}, {number(metric, interval.high)}]"
+    return interval.text(METRICS[metric].decimals)
 
 
 def label(metric: str) -> str:

@@ -40,21 +40,14 @@ SHUFFLED = "shuffled_actions"
 
 @dataclass(frozen=True)
 class ClipRow:
-    """Scores and properties of one clip, for any number of samples.
+    """Scores and properties of one clip, for any number of samples."""
 
-    Attributes:
-        number: index of the clip in the list of clips.
-        frames_checksum: checksum of the true frames.
-        features: I3D features, stored in files beside the rows.
-        codes: token ids of each codebook.
-    """
-
-    number: int
+    number: int  # index of the clip in the list of clips
     summaries: Summaries
-    frames_checksum: str = ""
+    frames_checksum: str = ""  # checksum of the true frames
     curves: Curves = field(default_factory=dict)
-    features: Features = field(default_factory=dict)
-    codes: dict[str, list[int]] = field(default_factory=dict)
+    features: Features = field(default_factory=dict)  # I3D features, stored in files beside the rows
+    codes: dict[str, list[int]] = field(default_factory=dict)  # token ids of each codebook
     dataset: str = ""
     episode: str = ""
 
@@ -98,11 +91,10 @@ class ClipRow:
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any], features: Features | None = None) -> ClipRow:
-        """Invert :meth:`as_json`; rows of older reports have no curves and codes."""
-        read = row.get("curves", {})
-        curves = _each_metric(read, lambda curve: [math.nan if value is None else value for value in curve])
-        codes, origin = row.get("codes", {}), (row["dataset"], row["episode"])
-        return cls(row["clip"], row["scores"], row["frames"], curves, features or {}, codes, *origin)
+        """Invert :meth:`as_json`."""
+        curves = _each_metric(row["curves"], lambda curve: [math.nan if value is None else value for value in curve])
+        origin = row["dataset"], row["episode"]
+        return cls(row["clip"], row["scores"], row["frames"], curves, features or {}, row["codes"], *origin)
 
 
 def by_key(nested: Mapping[str, Mapping[str, Mapping[Last, float]]]) -> dict[tuple[str, str, Last], float]:

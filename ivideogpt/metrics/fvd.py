@@ -76,11 +76,7 @@ def frechet_distance(real: FeatureStats, generated: FeatureStats) -> float:
 
 
 class I3D:
-    """The published I3D network, a torchscript file, as features of videos.
-
-    Raises:
-        UserError: the file is missing or no torchscript, or what it returns is no feature matrix.
-    """
+    """The published I3D network, a torchscript file, as features of videos; UserError for any other file."""
 
     def __init__(self, path: Path, device: torch.device | str = "cpu") -> None:
         self.path = path
@@ -92,11 +88,7 @@ class I3D:
 
     @torch.no_grad()
     def __call__(self, videos: Tensor) -> Tensor:
-        """Compute features (B, d) of videos (B, T, 3, H, W) in [0, 1].
-
-        Raises:
-            UserError: the videos hold other numbers, or the network cannot take them.
-        """
+        """Compute features (B, d) of videos (B, T, 3, H, W) in [0, 1]; UserError if the network cannot take them."""
         check_range(videos, "videos for FVD")
         try:
             features = self.network((videos.float().clamp(0, 1) * 255).transpose(1, 2))
@@ -112,11 +104,7 @@ class I3D:
     def network(
         self, pixels: Tensor, rescale: bool = True, resize: bool = True, return_features: bool = True
     ) -> Tensor:
-        """Call the published network as it is: ``pixels`` (B, 3, T, H, W) in 0..255.
-
-        Raises:
-            UserError: the pixels hold other numbers.
-        """
+        """Call the published network as it is: ``pixels`` (B, 3, T, H, W), in 0..255 or it is a UserError."""
         check_range(pixels, "pixels for the I3D network", EIGHT_BIT)
         if pixels.device != self._device:
             self._network, self._device = self._network.to(pixels.device), pixels.device

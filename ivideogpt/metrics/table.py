@@ -23,23 +23,16 @@ SSIM_C1, SSIM_C2 = 0.01**2, 0.03**2  # for pixels in [0, 1]
 
 @dataclass(frozen=True)
 class Metric:
-    """One row.
-
-    Attributes:
-        label: the heading of a column.
-        function: computes scores from true and predicted frames, which broadcast; None if it needs more than those.
-        scores_whole_frames: whether it is a score of every whole frame, and so a metric of validations.
-        in_curves: whether reports plot it over the frames of a clip.
-    """
+    """One row."""
 
     name: str
-    label: str
+    label: str  # the heading of a column
     less_is_better: bool
     decimals: int
-    function: Callable[[Tensor, Tensor], Tensor] | None = None
+    function: Callable[[Tensor, Tensor], Tensor] | None = None  # truth, frames -> scores; None: it needs more
     unit: str = ""
-    scores_whole_frames: bool = True
-    in_curves: bool = True
+    scores_whole_frames: bool = True  # whether it is a score of every whole frame, and so a metric of validations
+    in_curves: bool = True  # whether reports plot it over the frames of a clip
 
     @property
     def heading(self) -> str:

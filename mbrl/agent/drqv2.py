@@ -64,28 +64,19 @@ def parse_noise_schedule(text: str) -> Callable[[int], float]:
 
 @dataclass(frozen=True)
 class DrQConfig:
-    """Architecture and hyperparameters of the agent.
-
-    Attributes:
-        stddev_schedule: of the noise on actions, over agent steps.
-        stddev_clip: most that noise moves an action in updates; acting has no such bound.
-        num_expl_steps: agent steps with uniformly random actions before the policy acts.
-        delay_steps: updates from one to the next in which the actor learns and the target network moves.
-        beta: has no meaning but 0.
-        compile: the losses and their gradients; None: on a GPU, if that works there. The first update waits for it.
-    """
+    """Architecture and hyperparameters of the agent."""
 
     lr: float = 1e-4
     weight_decay: float = 1e-6
     critic_target_tau: float = 0.01
     feature_dim: int = 50
     hidden_dim: int = 1024
-    stddev_schedule: str = "linear(1.0,0.1,100000)"
-    stddev_clip: float = 0.3
-    num_expl_steps: int = 2000
-    delay_steps: int = 1
-    beta: float = 0.0
-    compile: bool | None = None
+    stddev_schedule: str = "linear(1.0,0.1,100000)"  # noise on actions, over agent steps
+    stddev_clip: float = 0.3  # most that noise moves an action in updates; acting has no such bound
+    num_expl_steps: int = 2000  # agent steps with uniformly random actions before the policy acts
+    delay_steps: int = 1  # updates from one to the next in which the actor learns and the target network moves
+    beta: float = 0.0  # has no meaning but 0
+    compile: bool | None = None  # losses and gradients; None: on a GPU, if it works there. The first update waits
 
     def __post_init__(self) -> None:
         parse_noise_schedule(self.stddev_schedule)

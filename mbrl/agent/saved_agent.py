@@ -32,14 +32,11 @@ class SavedAgent:
 def trained_agent(
     run_dir: Path, size: int, action_dim: int, device: torch.device, frame_stack: int | None = None
 ) -> SavedAgent:
-    """Return the agent that a run of mbrl/ saved last.
+    """Return the agent that a run of mbrl/ saved last; UserError if there is none, or if its frames or actions differ.
 
     Args:
         size: H and W of the frames that it is to see.
         frame_stack: K that it must have; any if not given.
-
-    Raises:
-        UserError: there is none, or its frames or actions are others than these.
     """
     folder = RunFolder(run_dir)
     settings, saved = folder.settings(), saved_state(folder)

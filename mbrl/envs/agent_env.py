@@ -17,7 +17,7 @@ State = dict[str, np.ndarray]  # flat, no objects: np.savez writes it, np.load r
 SIMULATOR = "simulator."  # before the keys of the simulator's state
 
 
-class AgentEnv(gymnasium.Env):
+class AgentEnv(gymnasium.Wrapper):
     """Episodes of ``duration`` agent steps, which success does not cut short. Close it after use.
 
     Where the environment terminates earlier, the last frame stays for the rest of the steps, without reward.
@@ -31,15 +31,12 @@ class AgentEnv(gymnasium.Env):
             are saved need its methods ``snapshot`` and ``restore`` like those of `MetaWorldEnv`.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}
-
     def __init__(
         self, env: gymnasium.Env, frame_stack: int = 3, duration: int = 100, success_bonus: float = 10.0
     ) -> None:
+        super().__init__(env)
         height, width, channels = env.observation_space.shape
         self.observation_space = gymnasium.spaces.Box(0, 255, (frame_stack * channels, height, width), np.uint8)
-        self.action_space, self.render_mode = env.action_space, env.render_mode
-        self.env = env
         self.frame_stack, self.duration, self.success_bonus = frame_stack, duration, success_bonus
         self._frames: list[Pixels] = []  # (3, H, W) each: the start's, and one a step
         self._actions: list[Floats] = []  # one a step, like the rest
@@ -49,7 +46,6 @@ class AgentEnv(gymnasium.Env):
 
     @property
     def num_steps(self) -> int:
-        """Number of steps of this episode so far."""
         return len(self._actions)
 
     @property
@@ -65,17 +61,13 @@ class AgentEnv(gymnasium.Env):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Pixels, dict[str, Any]]:
         """Return the first frame in all places of a stack. What follows is a function of the seed and the actions."""
-        super().reset(seed=seed)
         frame, info = self.env.reset(seed=seed, options=options)
         self._frames = [channels_first(frame)]
         self._actions, self._rewards, self._successes, self._has_terminated = [], [], [], False
         return self.stack, info
 
     def step(self, action: Floats) -> tuple[Pixels, float, bool, bool, dict[str, Any]]:
-        """
-        Args:
-            action: (D,) in [-1, 1].
-        """
+        """Take an action (D,) in [-1, 1]."""
         assert self._frames, "reset comes first"
         assert self.num_steps < self.duration, f"the episode ended after {self.duration} steps: reset comes first"
         action = np.array(action, np.float32)  # as it is stored, so that a replay does the same
@@ -98,9 +90,6 @@ class AgentEnv(gymnasium.Env):
             raise UserError(f"the environment cut its episode off after {done} agent steps: ask for shorter episodes")
         success = bool(info["success"])
         return channels_first(frame), reward + self.success_bonus * success, success
-
-    def render(self) -> Any:
-        return self.env.render()
 
     def episode(self) -> ReplayEpisode:
         """Return the finished episode."""
@@ -125,19 +114,12 @@ class AgentEnv(gymnasium.Env):
         }
 
     def restore(self, state: State) -> None:
-        """Continue from a snapshot in the middle of an episode, bit for bit.
-
-        Raises:
-            UserError: it belongs to another task.
-        """
+        """Continue from a snapshot in the middle of an episode, bit for bit; UserError if it is of another task."""
         self.env.restore({key.removeprefix(SIMULATOR): state[key] for key in state if key.startswith(SIMULATOR)})
         self._frames = list(state["frames"].copy())
         self._actions = list(state["actions"].copy())
         self._rewards, self._successes = state["rewards"].tolist(), state["successes"].tolist()
         self._has_terminated = "has_terminated" in state and bool(state["has_terminated"])  # older ones have none
-
-    def close(self) -> None:
-        self.env.close()
 
 
 def channels_first(frame: Pixels) -> Pixels:

@@ -26,7 +26,6 @@ PAPER_TASKS = ("button-press-topdown-wall", "coffee-push", "door-lock", "hammer"
 
 
 def task_names() -> tuple[str, ...]:
-    """Return the tasks of Meta-World, sorted."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     return tuple(sorted(name.removesuffix("-v3") for name in ALL_V3_ENVIRONMENTS))
@@ -40,8 +39,7 @@ def is_metaworld(task: str) -> bool:
 def canonical_task(name: str) -> str:
     """Return `coffee-push` for `coffee_push`, `coffee-push` and `coffee-push-v3`; other environments as they are.
 
-    Raises:
-        UserError: there is no such task.
+    UserError if Meta-World has no such task.
     """
     if not is_metaworld(name):
         return name
@@ -81,10 +79,7 @@ class EnvSettings:
     vary: tuple[str, ...] = ()
 
     def make(self) -> AgentEnv:
-        """
-        Raises:
-            UserError: there is no such environment, or it cannot render here.
-        """
+        """Make the environment; UserError if there is none of this name, or it cannot render here."""
         import gymnasium
 
         from mbrl.envs.agent_env import AgentEnv

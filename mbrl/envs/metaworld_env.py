@@ -109,11 +109,7 @@ class MetaWorldEnv(gymnasium.Env):
         return {"task": np.array(self.task), "observation": self.state.copy(), **looks, **simulator_state(self._env)}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
-        """Continue from a snapshot, bit for bit.
-
-        Raises:
-            UserError: it belongs to another task.
-        """
+        """Continue from a snapshot, bit for bit; UserError if it belongs to another task."""
         if str(state["task"]) != self.task:
             raise UserError(f"a snapshot of {state['task']} cannot be restored in an environment of {self.task}")
         if "looks" in state:

@@ -19,19 +19,12 @@ Act = Callable[[list[Pixels]], np.ndarray]  # observations so far -> action (D,)
 
 @dataclass(frozen=True)
 class PlayedEpisode:
-    """One played episode.
+    """One played episode."""
 
-    Attributes:
-        observations: (T + 1, ...) uint8, the first before any action.
-        actions: (T, D) as they were taken.
-        rewards: (T,) float64.
-        successes: (T,) bool.
-    """
-
-    observations: Pixels
-    actions: Floats
-    rewards: np.ndarray
-    successes: np.ndarray
+    observations: Pixels  # (T + 1, ...) uint8, the first before any action
+    actions: Floats  # (T, D) as they were taken
+    rewards: np.ndarray  # (T,) float64
+    successes: np.ndarray  # (T,) bool
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays of an npz episode: T + 1 rows, the last one without an action."""

@@ -36,9 +36,7 @@ class LostEnvironment(UserError):
 def make_vector_env(settings: EnvSettings, num_envs: int, in_processes: bool) -> VectorEnv:
     """Make environments of one task, which give the same episodes here and in processes. Close them after use.
 
-    Raises:
-        UserError: they cannot be made (unknown task, no OpenGL).
-        LostEnvironment: a process was killed.
+    UserError if they cannot be made: unknown task, no OpenGL, a process that was killed.
     """
     if in_processes:
         return ProcessVectorEnv(settings, num_envs)
@@ -119,17 +117,11 @@ def _end(processes: Sequence[BaseProcess]) -> None:
 
 @dataclass(frozen=True)
 class EpisodeResult:
-    """Result of one evaluation episode.
+    """Result of one evaluation episode."""
 
-    Attributes:
-        total_reward: success bonuses included, not discounted.
-        success: whether any step succeeded.
-        frames: (L + 1, 3, H, W), if requested.
-    """
-
-    total_reward: float
-    success: bool
-    frames: Pixels | None
+    total_reward: float  # success bonuses included, not discounted
+    success: bool  # whether any step succeeded
+    frames: Pixels | None  # (L + 1, 3, H, W), if requested
 
 
 def evaluate(

@@ -41,23 +41,15 @@ ORIGINS = ("task", "action_repeat", "camera", "duration", "success_bonus", "pape
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A demonstration and its origin.
-
-    Attributes:
-        seed: seed of the reset, if known.
-        origins: the known entries of ``ORIGINS``.
-    """
+    """A demonstration and its origin."""
 
     episode: ReplayEpisode
-    seed: int | None
-    origins: Mapping[str, Any]
+    seed: int | None  # seed of the reset, if known
+    origins: Mapping[str, Any]  # the known entries of ``ORIGINS``
 
     @classmethod
     def from_file(cls, path: Path) -> Demonstration:
-        """
-        Raises:
-            UserError: it is no replay episode of square frames, or holds NaN.
-        """
+        """Read a file; UserError if it is no replay episode of square frames, or holds NaN."""
         episode = ReplayEpisode.from_file(path)
         height, width = episode.frames.shape[2:]
         if height != width:
@@ -67,7 +59,6 @@ class Demonstration:
         return cls(episode, seed, notes)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of the demonstration as files hold them."""
         assert self.seed is not None
         origins = {name: np.array(value) for name, value in self.origins.items()}
         return {**self.episode.arrays(), "seed": np.array(self.seed), **origins}
@@ -94,8 +85,7 @@ def _note(path: Path, name: str) -> Any:
 def load_demonstrations(prefix: Path, settings: EnvSettings) -> list[ReplayEpisode]:
     """Load a task's demonstrations by name, actions clipped to [-1, 1]: published ones reach 24.8.
 
-    Raises:
-        UserError: there are none, or one does not go with the settings.
+    UserError if there are none, or one does not go with the settings.
     """
     settings = replace(settings, task=canonical_task(settings.task))
     folder = prefix / settings.task
@@ -147,12 +137,9 @@ def recording_command(prefix: Path, settings: EnvSettings, num: int = 5) -> list
 
 
 def ensure_demonstrations(prefix: Path, settings: EnvSettings, num: int = 5) -> None:
-    """Record demonstrations of the task if there are none, in some seconds.
+    """Record demonstrations of the task if there are none, in some seconds; UserError if that fails.
 
     They appear together: neither an interruption nor another run that does the same leaves a part of them.
-
-    Raises:
-        UserError: they cannot be recorded.
     """
     task = canonical_task(settings.task)
     folder = prefix / task

@@ -27,21 +27,13 @@ KEYS = ("observation", "action", "reward", "discount")
 
 @dataclass(frozen=True)
 class ReplayEpisode:
-    """L + 1 rows.
+    """L + 1 rows."""
 
-    Attributes:
-        frames: (L + 1, 3, H, W) the newest frame of each row's stack.
-        earlier: (K - 1, 3, H, W) the older frames of row 0's stack: copies of its frame after a reset, others where
-            an imagined episode starts.
-        action: (L + 1, D) in [-1, 1].
-        reward, discount: (L + 1,).
-    """
-
-    frames: Pixels
-    earlier: Pixels
-    action: Floats
-    reward: Floats
-    discount: Floats
+    frames: Pixels  # (L + 1, 3, H, W) the newest frame of each row's stack
+    earlier: Pixels  # (K - 1, 3, H, W) before row 0: copies of its frame after a reset, others in imagined episodes
+    action: Floats  # (L + 1, D) in [-1, 1]
+    reward: Floats  # (L + 1,)
+    discount: Floats  # (L + 1,)
 
     @property
     def num_steps(self) -> int:
@@ -54,7 +46,6 @@ class ReplayEpisode:
         return np.concatenate([film[age : age + len(self.frames)] for age in range(num_stacked)], axis=1)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Arrays of the episode as files hold them."""
         return {
             "observation": self.stacks(),
             "action": self.action,

@@ -24,20 +24,13 @@ HELD_OUT_EVERY = 10  # the last of every ten collected episodes is excluded from
 
 @dataclass(frozen=True)
 class Transitions:
-    """Transitions over n rows each.
+    """Transitions over n rows each."""
 
-    Attributes:
-        obs, next_obs: (B, 3 K, H, W) uint8, oldest frame first.
-        action: (B, D) taken at ``obs``, float32 in [-1, 1].
-        reward: (B,) float32, discounted sum over the n rows.
-        discount: (B,) float32, factor of the value of ``next_obs`` at ``obs``.
-    """
-
-    obs: Tensor
-    action: Tensor
-    reward: Tensor
-    discount: Tensor
-    next_obs: Tensor
+    obs: Tensor  # (B, 3 K, H, W) uint8, oldest frame first
+    action: Tensor  # (B, D) taken at ``obs``, float32 in [-1, 1]
+    reward: Tensor  # (B,) float32, discounted sum over the n rows
+    discount: Tensor  # (B,) float32, factor of the value of ``next_obs`` at ``obs``
+    next_obs: Tensor  # (B, 3 K, H, W) uint8, oldest frame first
 
     def __len__(self) -> int:
         return len(self.obs)
@@ -51,34 +44,21 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Segments:
-    """Contiguous segments of episodes.
+    """Contiguous segments of episodes."""
 
-    Attributes:
-        frames: (B, S, 3, H, W) uint8.
-        actions: (B, S, D); actions[:, j] was taken at frames[:, j].
-        rewards: (B, S), rewards of these actions.
-    """
-
-    frames: Tensor
-    actions: Tensor
-    rewards: Tensor
+    frames: Tensor  # (B, S, 3, H, W) uint8
+    actions: Tensor  # (B, S, D); actions[:, j] was taken at frames[:, j]
+    rewards: Tensor  # (B, S), rewards of these actions
 
 
 @dataclass(frozen=True)
 class Imagined:
-    """Imagined episodes of L + 1 rows; row 0 is the start, with a zero action and no reward.
+    """Imagined episodes of L + 1 rows; row 0 is the start, with a zero action and no reward."""
 
-    Attributes:
-        frames: (B, L + 1, 3, H, W) uint8.
-        earlier: (B, K - 1, 3, H, W) uint8, the older frames of the start.
-        action: (B, L + 1, D).
-        reward: (B, L + 1) in the environment's units.
-    """
-
-    frames: Tensor
-    earlier: Tensor
-    action: Tensor
-    reward: Tensor
+    frames: Tensor  # (B, L + 1, 3, H, W) uint8
+    earlier: Tensor  # (B, K - 1, 3, H, W) uint8, the older frames of the start
+    action: Tensor  # (B, L + 1, D)
+    reward: Tensor  # (B, L + 1) in the environment's units
 
 
 @dataclass(frozen=True)
@@ -105,15 +85,10 @@ class EpisodeShape:
 
 @dataclass(frozen=True)
 class HeldEpisode:
-    """A stored episode in two arrays, each read in one operation; `episode` holds views of them.
+    """A stored episode in two arrays, each read in one operation; `episode` holds views of them."""
 
-    Attributes:
-        all_frames: (K - 1 + L + 1, 3, H, W), starting with the frames before the episode.
-        numbers: (L + 1, D + 2), action, reward and discount of each row.
-    """
-
-    all_frames: NDArray[np.uint8]
-    numbers: NDArray[np.float32]
+    all_frames: NDArray[np.uint8]  # (K - 1 + L + 1, 3, H, W), starting with the frames before the episode
+    numbers: NDArray[np.float32]  # (L + 1, D + 2), action, reward and discount of each row
     episode: ReplayEpisode
     held_out: bool
 
@@ -207,7 +182,6 @@ class ReplayBuffer:
         self._table = None
 
     def clear(self) -> None:
-        """Forget all episodes."""
         while self.num_episodes:
             self._drop_oldest()
 

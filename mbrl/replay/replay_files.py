@@ -26,18 +26,13 @@ ARRAYS = ("frames", "action", "reward", "discount", "num_steps", "held_out")
 
 @dataclass(frozen=True)
 class Manifest:
-    """Numbers and places of the episodes of a saved buffer, counted since the run began.
+    """Numbers and places of the episodes of a saved buffer, counted since the run began."""
 
-    Attributes:
-        capacity: of the buffer. How many rows it holds decides what is sampled, so a run goes on with as many.
-        pieces: (first, end) of the episodes in each piece, in order; the first one may begin before ``oldest``.
-    """
-
-    capacity: int
+    capacity: int  # rows of the buffer decide what is sampled: a run goes on with as many
     oldest: int
     num_added: int
     num_collected: int
-    pieces: tuple[tuple[int, int], ...]
+    pieces: tuple[tuple[int, int], ...]  # (first, end) of each, in order; the first may begin before ``oldest``
 
     @classmethod
     def from_json(cls, saved: dict[str, Any]) -> Manifest:

@@ -16,15 +16,14 @@ logger = logging.getLogger(__name__)
 USABLE = 0.8  # share of the available memory: models and environments need some, too
 
 
-def buffer_bytes(capacity: int, shape: EpisodeShape, episode_steps: int) -> int:
-    """Return the most memory that a buffer of ``capacity`` rows takes with episodes of ``episode_steps`` steps.
+def needed_memory(capacity: int, shape: EpisodeShape, episode_steps: Sequence[int]) -> int:
+    """Return the most bytes that buffers of ``capacity`` rows take; each has episodes of so many steps.
 
     An episode holds a row more than its steps, and the earlier frames of its first stack.
     """
     channels, height, width = shape.frame
-    frame_bytes = channels * height * width + 4 * (shape.action_dim + 2)  # reward and discount, too
-    num_episodes = -(-capacity // episode_steps)
-    return num_episodes * (episode_steps + shape.frame_stack) * frame_bytes
+    row_bytes = channels * height * width + 4 * (shape.action_dim + 2)  # reward and discount, too
+    return sum(-(-capacity // steps) * (steps + shape.frame_stack) * row_bytes for steps in episode_steps)
 
 
 def affordable_capacity(
@@ -40,7 +39,7 @@ def affordable_capacity(
         UserError: not even one episode fits.
     """
     available = available_memory() if available is None else available
-    needed = partial(_needed, shape=shape, episode_steps=episode_steps)
+    needed = partial(needed_memory, shape=shape, episode_steps=episode_steps)
     lowered, at_least = capacity, max(episode_steps)
     while needed(lowered) > USABLE * available:
         lowered = min(int(lowered * USABLE * available / needed(lowered)), lowered - 1)
@@ -62,16 +61,12 @@ def warn_if_too_much(
 ) -> None:
     """Warn of buffers of a fixed capacity that need too much memory. Arguments as in `affordable_capacity`."""
     available = available_memory() if available is None else available
-    needed = _needed(capacity, shape, episode_steps)
+    needed = needed_memory(capacity, shape, episode_steps)
     if needed > USABLE * available:
         logger.warning(
             "this run began with replay buffers for %d steps, %.1f GiB when full, and goes on with them: %.1f GiB are "
             "available, which may be too little", capacity, needed / 2**30, available / 2**30,
         )  # fmt: skip
-
-
-def _needed(capacity: int, shape: EpisodeShape, episode_steps: Sequence[int]) -> int:
-    return sum(buffer_bytes(capacity, shape, steps) for steps in episode_steps)
 
 
 def available_memory(

@@ -56,9 +56,7 @@ def check(path: Path) -> bool:
 def replay(demonstration: Demonstration, settings: EnvSettings) -> tuple[float, int]:
     """Replay the actions from the demonstration's seed, under its own settings and else these.
 
-    Returns:
-        The largest difference of a reward, and the number of frames that differ in any pixel; another OpenGL library
-        is reason enough for those.
+    Returns the largest difference of a reward, and the number of frames that differ in any pixel.
     """
     episode = demonstration.episode
     with closing(replace(demonstration.settings(settings), duration=episode.num_steps).make()) as env:

@@ -25,28 +25,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
+from ivideogpt.evaluation.bootstrap import CONFIDENCE, Interval
 from ivideogpt.files import check_folder_can_be_written
 from mbrl.run_folder import RULES, RunFolder, flat
 
-CONFIDENCE = 0.95
 FREE_SETTINGS = RULES.may_change | {"seed", "task_name", "demo_path_prefix"}
 SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", "lr", "agent_update_times")
 
 
 @dataclass(frozen=True)
 class Run:
-    """Scores of one run.
-
-    Attributes:
-        success, reward: frame -> mean of an evaluation's episodes.
-        hours: until the last evaluation, its own time included.
-    """
+    """Scores of one run."""
 
     path: Path
     settings: Mapping[str, Any]
-    success: Mapping[int, float]
-    reward: Mapping[int, float]
-    hours: float
+    success: Mapping[int, float]  # frame -> mean of an evaluation's episodes
+    reward: Mapping[int, float]  # frame -> mean of an evaluation's episodes
+    hours: float  # until the last evaluation, its own time included
 
     @property
     def group(self) -> tuple[str, str]:
@@ -55,10 +50,7 @@ class Run:
 
     @classmethod
     def read(cls, path: Path) -> Run:
-        """
-        Raises:
-            UserError: it is no folder of a run, or the run has evaluated nothing yet.
-        """
+        """Read a folder; UserError if it is none of a run, or the run has evaluated nothing yet."""
         settings, table = RunFolder(path).settings(), path / "eval.csv"
         rows = list(csv.DictReader(table.read_text().splitlines())) if table.is_file() else []
         if not rows:
@@ -72,30 +64,15 @@ class Run:
         )
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and the interval that Student's t gives it; NaN bounds for a single seed."""
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Return a mean over seeds and the interval that Student's t gives it; NaN bounds for a single seed."""
+    from scipy import stats
 
-    mean: float
-    low: float
-    high: float
-    seeds: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Estimate:
-        from scipy import stats
-
-        mean, seeds = float(np.mean(values)), len(values)
-        if seeds == 1:
-            return cls(mean, math.nan, math.nan, seeds)
-        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
-        half = float(quantile * np.std(values, ddof=1) / math.sqrt(seeds))
-        return cls(mean, mean - half, mean + half, seeds)
-
-    def text(self, decimals: int) -> str:
-        if math.isnan(self.low):
-            return f"{self.mean:.{decimals}f}"
-        return f"{self.mean:.{decimals}f} [{self.low:.{decimals}f}, {self.high:.{decimals}f}]"
+    mean, half = float(np.mean(values)), math.nan
+    if len(values) > 1:
+        quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+        half = float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
+    return Interval(mean, mean - half, mean + half)
 
 
 Groups = Mapping[tuple[str, str], Sequence[Run]]
@@ -128,9 +105,9 @@ def grouped(runs: Iterable[Run]) -> Groups:
     return {group: sorted(groups[group], key=lambda run: run.settings["seed"]) for group in sorted(groups)}
 
 
-def curve(runs: Sequence[Run]) -> dict[int, Estimate]:
+def curve(runs: Sequence[Run]) -> dict[int, Interval]:
     """Estimate success rates at the frames at which all runs were evaluated."""
-    return {frame: Estimate.of([run.success[frame] for run in runs]) for frame in common_frames(runs)}
+    return {frame: over_seeds([run.success[frame] for run in runs]) for frame in common_frames(runs)}
 
 
 def common_frames(runs: Sequence[Run]) -> list[int]:
@@ -138,11 +115,7 @@ def common_frames(runs: Sequence[Run]) -> list[int]:
 
 
 def compared_frames(groups: Groups, task: str) -> list[int]:
-    """Return the frame counts at which all runs of a task were evaluated.
-
-    Raises:
-        UserError: there are none.
-    """
+    """Return the frame counts at which all runs of a task were evaluated; UserError if there are none."""
     frames = common_frames([run for (name, _), runs in groups.items() if name == task for run in runs])
     if not frames:
         raise UserError(f"the runs of {task} were never evaluated at the same frame: compare runs of one schedule")
@@ -184,24 +157,19 @@ machine that they were made on.
 COLUMNS = ("success, later half", "success, last", "reward, later half", "hours a run")
 
 
-def results(groups: Groups) -> dict[str, dict[str, dict[str, Estimate]]]:
-    """Return estimates by task, method and column."""
-    made: dict[str, dict[str, dict[str, Estimate]]] = defaultdict(dict)
-    for (task, method), runs in groups.items():
-        frames = compared_frames(groups, task)
-        later = [frame for frame in frames if frame >= frames[-1] / 2]
-        columns = (
-            [float(np.mean([run.success[frame] for frame in later])) for run in runs],
-            [run.success[frames[-1]] for run in runs],
-            [float(np.mean([run.reward[frame] for frame in later])) for run in runs],
-            [run.hours for run in runs],
-        )
-        made[task][method] = {name: Estimate.of(values) for name, values in zip(COLUMNS, columns, strict=True)}
-    return made
+def results(runs: Sequence[Run], frames: Sequence[int]) -> dict[str, Interval]:
+    """Estimate the columns of the report from the runs of one task and method, at these frames."""
+    later = [frame for frame in frames if frame >= frames[-1] / 2]
+    columns = (
+        [float(np.mean([run.success[frame] for frame in later])) for run in runs],
+        [run.success[frames[-1]] for run in runs],
+        [float(np.mean([run.reward[frame] for frame in later])) for run in runs],
+        [run.hours for run in runs],
+    )
+    return {name: over_seeds(values) for name, values in zip(COLUMNS, columns, strict=True)}
 
 
 def report(groups: Groups, picture: str) -> str:
-    """Return the report in Markdown."""
     lines = [
         "# Runs compared\n",
         EXPLANATION,
@@ -209,12 +177,11 @@ def report(groups: Groups, picture: str) -> str:
         f"| task | method | seeds | frames | {' | '.join(COLUMNS)} |",
         f"|---|---|---:|---:|{'---:|' * len(COLUMNS)}",
     ]
-    made = results(groups)
     for (task, method), runs in groups.items():
-        frames = compared_frames(groups, task)[-1]
+        frames = compared_frames(groups, task)
         seeds = ", ".join(str(run.settings["seed"]) for run in runs)
-        cells = [made[task][method][name].text(2 if "reward" not in name else 0) for name in COLUMNS]
-        lines.append(f"| {task} | {method} | {seeds} | {frames} | {' | '.join(cells)} |")
+        cells = [made.text(2 if "reward" not in name else 0) for name, made in results(runs, frames).items()]
+        lines.append(f"| {task} | {method} | {seeds} | {frames[-1]} | {' | '.join(cells)} |")
     lines.append("\n## Settings")
     for method in sorted({method for _, method in groups}):
         settings = next(runs[0].settings for (_, name), runs in groups.items() if name == method)

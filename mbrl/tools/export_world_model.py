@@ -25,10 +25,7 @@ if TYPE_CHECKING:
 
 
 def world_model_of(run_dir: Path) -> WorldModel:
-    """
-    Raises:
-        UserError: it is no run of MBPO that was saved, or the checkpoint that it began with is not there.
-    """
+    """Return the model; UserError if no run of MBPO was saved here, or what it began with is not there any more."""
     from mbrl.build_video_predictor import build_world_model
     from mbrl.settings import WorldModelConfig, read
     from mbrl.snapshots import saved_state

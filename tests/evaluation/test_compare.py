@@ -14,10 +14,10 @@ def reports(tiny_world_model, episodes, tmp_path_factory):
     """Of two seeds on the same clips, of other clips, and of a tokenizer."""
     folder = tmp_path_factory.mktemp("reports")
     shared = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(episodes)]
-    shared += ["--split", "all", "--num_clips", "3"]
+    shared += ["--split", "all", "--num_clips", "2"]
     evaluate.main([*shared, "--output_path", str(folder / "first")])
     evaluate.main([*shared, "--temperature", "0.1", "--output_path", str(folder / "second")])
-    evaluate.main([*shared, "--num_clips", "4", "--output_path", str(folder / "elsewhere")])
+    evaluate.main([*shared, "--num_clips", "3", "--output_path", str(folder / "elsewhere")])
     evaluate.main(["tokenizer", *shared, "--output_path", str(folder / "tokenizer")])
     return folder
 

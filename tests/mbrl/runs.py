@@ -13,10 +13,11 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.replay.replay_buffer import Imagined, Segments
+from mbrl.settings import MbpoSettings, Settings, read_settings
 
 SIZE = 64
 SEGMENT_LENGTH = 5
@@ -118,12 +119,20 @@ def make_env(settings: EnvSettings) -> AgentEnv:
     return AgentEnv(Simulator(), settings.frame_stack, settings.duration, settings.success_bonus)
 
 
+def parse_drq(argv: list[str], config_name: str = "config") -> tuple[Settings, dict[str, Any]]:
+    return read_settings(Settings, argv, config_name)
+
+
+def parse_mbpo(argv: list[str], config_name: str = "mbpo_config") -> tuple[MbpoSettings, dict[str, Any]]:
+    return read_settings(MbpoSettings, argv, config_name)
+
+
 def train_drq(run_dir: Path, *overrides: str) -> int:
-    return build_trainer.train(*train_metaworld_drq.parse([*TINY, f"run_dir={run_dir}", *overrides]))
+    return build_trainer.train(*parse_drq([*TINY, f"run_dir={run_dir}", *overrides]))
 
 
 def train_mbpo(run_dir: Path, *overrides: str, world_model: WorldModel | None = None) -> int:
-    settings, config = train_metaworld_mbpo.parse([*TINY, *TINY_DREAMS, f"run_dir={run_dir}", *overrides])
+    settings, config = parse_mbpo([*TINY, *TINY_DREAMS, f"run_dir={run_dir}", *overrides])
     return build_trainer.train(settings, config, world_model or WorldModel())
 
 

@@ -42,10 +42,10 @@ def test_intervals_resample_episodes_that_policies_share():
     """An episode that is hard for all policies must not look like a difference between them."""
     quality, difficulty = np.array([0.0, 1.0, 2.0, 4.0])[:, None], 10 * RNG.normal(size=(1, 12))
     exact = correlate(quality + difficulty, 3 * quality + 1 + difficulty, pearson)
-    assert (exact.value, exact.low, exact.high) == pytest.approx((1, 1, 1))
+    assert (exact.mean, exact.low, exact.high) == pytest.approx((1, 1, 1))
     noise = RNG.normal(size=(2, 4, 12))
     rough = correlate(quality + noise[0], quality + noise[1], spearman)
-    assert rough.low <= rough.value <= rough.high
+    assert rough.low <= rough.mean <= rough.high
     assert rough.low < rough.high
 
 
@@ -104,13 +104,13 @@ def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
         policy_evaluation.find_policy(name, "plate-slide", args, world) for name in ("scripted", f"{__name__}:still")
     ]
     start = RNG.integers(0, 256, (3, 3, 64, 64), dtype=np.uint8)
-    real = policy_evaluation.RealEpisode(start, np.empty(0), np.zeros((3, 4), np.float32), 0.0, False)
-    repeated, own = (policy_evaluation.imagine(args, world, policy, [real], 0) for policy in seen)
+    real = policy_evaluation.RealEpisode(np.empty(0), 0.0, False, start, np.zeros((3, 4), np.float32))
+    (repeated,), (own,) = (policy_evaluation.imagine(args, world, policy, [real], 0) for policy in seen)
     assert np.array_equal(repeated.frames, own.frames)
-    assert repeated.total_rewards == own.total_rewards
+    assert repeated.total_reward == own.total_reward
     context = torch.from_numpy(start[None, -2:]) / 255
     rollout = world.predict(context, torch.zeros(1, 3, 4), seed=args.seed)
-    assert rollout.rewards.sum().item() == pytest.approx(repeated.total_rewards[0], rel=1e-5)
+    assert rollout.rewards.sum().item() == pytest.approx(repeated.total_reward, rel=1e-5)
 
 
 def test_the_agent_of_a_run_acts_as_it_was_saved(tmp_path, cheap_runs, monkeypatch):
@@ -186,7 +186,7 @@ def test_a_model_that_gives_no_numbers_is_noticed():
     with torch.no_grad():
         model.reward_head.bias.fill_(torch.nan)
     real = policy_evaluation.RealEpisode(
-        np.zeros((3, 3, 64, 64), np.uint8), np.empty(0), np.zeros((1, 4), np.float32), 0.0, False
+        np.empty(0), 0.0, False, np.zeros((3, 3, 64, 64), np.uint8), np.zeros((1, 4), np.float32)
     )
     args = PolicyArgs(pretrained_model_name_or_path="model")
     with pytest.raises(FloatingPointError, match="not finite"):

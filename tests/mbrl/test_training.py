@@ -22,7 +22,7 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_trainer, train_metaworld_drq, train_metaworld_mbpo
+from mbrl import build_trainer
 from mbrl import command as command_line
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
@@ -35,7 +35,7 @@ from mbrl.settings import WorldModelConfig
 from mbrl.snapshots import Snapshots, saved_state
 from mbrl.tools import export_world_model
 from tests.commands import run_python
-from tests.mbrl.runs import STEPS, WorldModel, lines, train_drq, train_mbpo, words
+from tests.mbrl.runs import STEPS, WorldModel, lines, parse_drq, parse_mbpo, train_drq, train_mbpo, words
 
 PLOT = MetricLogger.plot_success  # half a second each: runs in tests do without
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,7 @@ def test_what_happens_when(tmp_path, events):
 
 def test_counts_of_the_defaults():
     """The published schedule, in frames."""
-    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    settings, _ = parse_mbpo(["device=cpu"])
     assert settings.frame(settings.first_step) == 4000
     frames = range(3990, 4402)
     of = {
@@ -160,7 +160,7 @@ def test_counts_of_the_defaults():
 
 def test_numbers_of_the_defaults():
     """The published ones, written down a second time."""
-    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    settings, _ = parse_mbpo(["device=cpu"])
     assert {name: getattr(settings, name) for name in PUBLISHED} == PUBLISHED
     assert settings.stddev_schedule == "linear(1.0,0.1,100000)"
 
@@ -168,8 +168,8 @@ def test_numbers_of_the_defaults():
 def test_every_key_of_the_released_configuration():
     """Bug prevented: commands and values of released runs are refused, or mean something else."""
     for parse, released in (
-        (train_metaworld_drq.parse, ["exp_name drq", *RELEASED_DRQ]),
-        (train_metaworld_mbpo.parse, [*RELEASED_DRQ, *RELEASED_MBPO]),
+        (parse_drq, ["exp_name drq", *RELEASED_DRQ]),
+        (parse_mbpo, [*RELEASED_DRQ, *RELEASED_MBPO]),
     ):
         values = dict(map(str.split, released))
         _, config = parse(["device=cpu"])
@@ -177,7 +177,7 @@ def test_every_key_of_the_released_configuration():
         assert flat(given) | {"device": "cpu", "agent.device": "cpu"} == flat(config)
         assert OURS_DRQ <= set(flat(config)) - set(values) <= OURS_DRQ | OURS_MBPO
     nulls = ["world_model.max_grad_norm=null", "world_model.llama_attn_drop=null"]
-    world_model = train_metaworld_mbpo.parse(["device=cpu", *nulls])[0].world_model
+    world_model = parse_mbpo(["device=cpu", *nulls])[0].world_model
     assert (world_model.max_grad_norm, world_model.llama_attn_drop) == (None, None)
     schedule = "step_linear(1.0,0.5,1000,0.1,5000)"
     for override in (
@@ -185,7 +185,7 @@ def test_every_key_of_the_released_configuration():
         f"stddev_schedule='{schedule}'",
         f"agent.stddev_schedule={schedule}",
     ):
-        assert train_metaworld_drq.parse(["device=cpu", override])[0].agent.stddev_schedule == schedule
+        assert parse_drq(["device=cpu", override])[0].agent.stddev_schedule == schedule
 
 
 def test_several_runs_of_one_command(tmp_path, monkeypatch, caplog):
@@ -199,7 +199,7 @@ def test_several_runs_of_one_command(tmp_path, monkeypatch, caplog):
     def run(*arguments: str) -> int | None:
         monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
         try:
-            command_line.run(train_metaworld_drq.parse, "", "config")
+            command_line.run("", is_mbpo=False)
         except SystemExit as end:
             return end.code
         return None
@@ -240,7 +240,7 @@ def test_a_run_that_fails_is_the_last(monkeypatch):
     monkeypatch.setattr(command_line, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(build_trainer, "train", lambda settings, config: 143)
     with pytest.raises(SystemExit) as end:
-        command_line.run(train_metaworld_drq.parse, "", "config")
+        command_line.run("", is_mbpo=False)
     assert end.value.code == 143
 
 
@@ -248,7 +248,7 @@ def test_the_configuration_may_be_named():
     line = CommandLine.read(["--config-name", "mbpo_config.yaml", "task=hammer"], "config")
     assert (line.config_name, line.runs) == ("mbpo_config", [["task=hammer"]])
     assert CommandLine.read(["-cn=mbpo_config"], "config").config_name == "mbpo_config"
-    settings, _ = train_metaworld_mbpo.parse(["task=hammer", "device=cpu"], "mbpo_config")
+    settings, _ = parse_mbpo(["task=hammer", "device=cpu"], "mbpo_config")
     assert settings.exp_name == "mbpo"
 
 
@@ -283,8 +283,8 @@ def test_the_world_model_never_learns_from_what_validates_it(tmp_path, cheap_run
             return super().validate(segments, seed)
 
     train_mbpo(
-        tmp_path, "num_train_frames=362", "num_eval_episodes=1", "replay_buffer_size=600", "update_gen_times=20",
-        world_model=Watched(),
+        tmp_path, "num_train_frames=362", "num_eval_episodes=1", "replay_buffer_size=600", "update_gen_times=5",
+        "agent_update_times=0", world_model=Watched(),
     )  # fmt: skip
     assert len(set(validated)) > 1
     assert len(learned) > 30
@@ -342,10 +342,9 @@ def test_episodes_are_stored_as_they_were(tmp_path, cheap_runs, monkeypatch):
         assert episode.reward[0] == 0
 
 
-def test_evaluations_are_the_same_episodes_and_disturb_nothing(tmp_path, cheap_runs):
+def test_evaluations_are_the_same_episodes_and_disturb_nothing(tmp_path, cheap_runs, whole_drq):
     train_drq(tmp_path / "often", "eval_every_frames=12")
-    train_drq(tmp_path / "once", "eval_every_frames=1000")
-    assert lines(tmp_path / "often", "train") == lines(tmp_path / "once", "train")
+    assert lines(tmp_path / "often", "train") == lines(whole_drq, "train")
     before_learning = lines(tmp_path / "often", "eval")[:3]
     assert len({line["episode_reward"] for line in before_learning}) == 1
 
@@ -408,10 +407,10 @@ def test_weights_and_biases_without_an_account(tmp_path):
 
 
 def test_without_snapshots_nothing_is_kept_or_lost(tmp_path, cheap_runs):
-    train_drq(tmp_path, "save_snapshot=false")
+    train_drq(tmp_path, "save_snapshot=false", "num_train_frames=48")
     assert not {"latest.json", "snapshots", "replay"} & {path.name for path in tmp_path.iterdir()}
     before = (tmp_path / "metrics.jsonl").read_text()
-    train_drq(tmp_path, "save_snapshot=false")
+    train_drq(tmp_path, "save_snapshot=false", "num_train_frames=48")
     assert (tmp_path / "metrics.jsonl.old").read_text() == before
     assert len(lines(tmp_path)) == len(before.splitlines())
 
@@ -489,7 +488,7 @@ def test_an_agent_that_acts_nan_ends_the_run(tmp_path, cheap_runs, monkeypatch):
 
 
 @pytest.mark.parametrize(("owner", "name"), [(torch, "save"), (np, "savez")])
-def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog, owner, name):
+def test_full_disk_while_saving(tmp_path, cheap_runs, whole_drq, monkeypatch, caplog, owner, name):
     """In between it is a line in the log; at the end it is the command's error, and what was saved is valid."""
     save = getattr(owner, name)
     full = False
@@ -508,8 +507,7 @@ def test_full_disk_while_saving(tmp_path, cheap_runs, monkeypatch, caplog, owner
     assert sorted(path.name for path in (tmp_path / "snapshots").iterdir()) == ["000000024", "000000048"]
     full = False
     train_drq(tmp_path)
-    train_drq(tmp_path.with_name("whole"))
-    assert lines(tmp_path) == lines(tmp_path.with_name("whole"))
+    assert lines(tmp_path) == lines(whole_drq)
 
 
 @pytest.mark.parametrize(
@@ -585,13 +583,13 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
 )
 def test_wrong_settings_are_one_line(override, message):
     with pytest.raises(UserError, match=message):
-        train_metaworld_mbpo.parse(["device=cpu", override])
+        parse_mbpo(["device=cpu", override])
 
 
 def test_settings_that_can_do_nothing_say_so(caplog):
-    train_metaworld_drq.parse(["device=cpu", "use_tb=true"])
+    parse_drq(["device=cpu", "use_tb=true"])
     assert not caplog.records
-    train_metaworld_drq.parse(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=false"])
+    parse_drq(["device=cpu", "replay_buffer_num_workers=2", "agent.use_tb=false"])
     assert [record.message.partition(" has no effect")[0] for record in caplog.records] == [
         "replay_buffer_num_workers",
         "agent.use_tb",
@@ -600,7 +598,7 @@ def test_settings_that_can_do_nothing_say_so(caplog):
 
 def test_defaults_are_the_same_in_code_and_files():
     """Both may be read as the paper's settings."""
-    settings, _ = train_metaworld_mbpo.parse(["device=cpu"])
+    settings, _ = parse_mbpo(["device=cpu"])
     assert settings.world_model == WorldModelConfig()
     agent = dataclasses.asdict(DrQConfig())
     assert {name: getattr(settings.agent, name) for name in agent} == agent
@@ -621,7 +619,7 @@ def test_without_the_optional_packages_it_is_one_line(tmp_path):
 def test_a_gpu_if_there_is_one(monkeypatch, caplog, gpu, expected):
     """Bug prevented: the first command that a user tries ends because there is no GPU."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    settings, _ = train_metaworld_drq.parse([])
+    settings, _ = parse_drq([])
     assert (settings.device, settings.agent.device, settings.torch_device.type) == ("auto", "auto", expected)
     assert [record.message.partition(",")[0] for record in caplog.records] == ["no GPU here: training on the CPU"] * (
         not gpu
@@ -632,7 +630,7 @@ def test_a_gpu_by_its_number(monkeypatch):
     """Bug prevented: a traceback of CUDA's for a GPU that is one too many."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    settings = {name: train_metaworld_drq.parse([f"device={name}"])[0] for name in ("cpu", "cuda", "cuda:1", "cuda:2")}
+    settings = {name: parse_drq([f"device={name}"])[0] for name in ("cpu", "cuda", "cuda:1", "cuda:2")}
     assert [str(settings[name].torch_device) for name in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
     with pytest.raises(UserError, match="device=cuda:2, but the last GPU that PyTorch finds here is cuda:1"):
         _ = settings["cuda:2"].torch_device
@@ -640,11 +638,11 @@ def test_a_gpu_by_its_number(monkeypatch):
 
 def test_the_agent_s_device_alone_is_that_of_everything(monkeypatch, caplog):
     """Bug prevented: agent.device=cuda of a released command was refused, since device is auto here."""
-    assert str(train_metaworld_drq.parse(["agent.device=cpu"])[0].torch_device) == "cpu"
+    assert str(parse_drq(["agent.device=cpu"])[0].torch_device) == "cpu"
     assert not caplog.records
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert str(train_metaworld_drq.parse(["agent.device=cuda:1"])[0].torch_device) == "cuda:1"
+    assert str(parse_drq(["agent.device=cuda:1"])[0].torch_device) == "cuda:1"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -700,22 +698,22 @@ def test_two_processes_that_begin_at_once(tmp_path, cheap_runs, monkeypatch):
 
 
 def test_any_task_and_spelling():
-    assert train_metaworld_drq.parse(["task=drawer-open", "device=cpu"])[0].env.task == "drawer-open"
-    settings, _ = train_metaworld_mbpo.parse(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
+    assert parse_drq(["task=drawer-open", "device=cpu"])[0].env.task == "drawer-open"
+    settings, _ = parse_mbpo(["task=plate-slide", "device=cpu", "num_train_frames=1e5"])
     assert (settings.task_name, settings.num_train_frames) == ("plate_slide", 100_000)
     assert str(settings.run_dir) == "log_mbrl/mbpo/plate_slide-seed1"
-    settings, _ = train_metaworld_drq.parse(["task=hard", "task_name=drawer-open", "device=cpu"])
+    settings, _ = parse_drq(["task=hard", "task_name=drawer-open", "device=cpu"])
     assert settings.task_name == "drawer_open"
     assert (settings.num_train_frames, settings.stddev_schedule) == (30_100_000, "linear(1.0,0.1,2000000)")
-    settings, _ = train_metaworld_mbpo.parse(["+preset=cpu_demo", "seed=3"])
+    settings, _ = parse_mbpo(["+preset=cpu_demo", "seed=3"])
     assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
 
 
 @pytest.mark.parametrize("paper_reward", [True, False])
 def test_the_paper_s_reward_is_a_setting(paper_reward):
     argv = ["task=button_press_topdown_wall", "device=cpu", f"paper_reward={str(paper_reward).lower()}"]
-    assert train_metaworld_mbpo.parse(argv)[0].env.paper_reward is paper_reward
-    assert train_metaworld_drq.parse(argv[:2])[0].env.paper_reward
+    assert parse_mbpo(argv)[0].env.paper_reward is paper_reward
+    assert parse_drq(argv[:2])[0].env.paper_reward
 
 
 SHORT = words(
@@ -739,17 +737,18 @@ def test_the_command_killed_and_started_again(tmp_path):
     """The real simulator, from another directory without PYTHONPATH; SIGKILL after the first snapshot."""
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     options = dict(cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    with subprocess.Popen([sys.executable, *command("run_dir=killed")], **options) as process:
+    quiet = "use_tb=false", "save_video=false"
+    with subprocess.Popen([sys.executable, *command("run_dir=killed", *quiet)], **options) as process:
         metrics = tmp_path / "killed" / "metrics.jsonl"
         while process.poll() is None and not (metrics.exists() and '"frame": 110' in metrics.read_text()):
             time.sleep(0.01)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert (tmp_path / "killed" / "latest.json").exists()
-    done = run_python(*command("run_dir=killed"), cwd=tmp_path)
+    done = run_python(*command("run_dir=killed", *quiet), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "going on from killed/snapshots/000000100" in done.stderr
-    whole = build_trainer.train(*train_metaworld_drq.parse([*SHORT, f"run_dir={tmp_path / 'whole'}"]))
+    whole = build_trainer.train(*parse_drq([*SHORT, *quiet, f"run_dir={tmp_path / 'whole'}"]))
     assert whole == 0
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"killed", "whole"}
@@ -830,24 +829,6 @@ def test_a_damaged_snapshot_gives_a_line_and_the_one_before(tmp_path, cheap_runs
     shutil.rmtree(tmp_path / "run" / "snapshots")
     with pytest.raises(UserError, match="names a snapshot that is not there"):
         train_drq(tmp_path / "run")
-
-
-def test_settings_of_earlier_versions_are_compared(tmp_path):
-    """They had a file of their own: a run went on with any others."""
-    (tmp_path / "settings.json").write_text('{"seed": 1}')
-    assert RunFolder(tmp_path).settings() == {"seed": 1}
-    with pytest.raises(UserError, match="seed is 2, was 1"):
-        RunFolder(tmp_path).check({"seed": 2})
-
-
-def test_snapshots_of_earlier_versions_go_on(tmp_path, cheap_runs):
-    """Those have no list of their files."""
-    train_mbpo(tmp_path / "whole", "num_train_frames=72")
-    train_mbpo(tmp_path / "run", "num_train_frames=48")
-    for path in sorted((tmp_path / "run" / "snapshots").iterdir()):
-        (path / "checksums.json").unlink()
-    train_mbpo(tmp_path / "run", "num_train_frames=72")
-    assert lines(tmp_path / "run") == lines(tmp_path / "whole")
 
 
 def test_a_saved_frame_is_not_saved_again(tmp_path, cheap_runs, monkeypatch):

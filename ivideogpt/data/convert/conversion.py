@@ -252,11 +252,12 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -
     Raises:
         UserError: its episodes were made with other settings. Continuing would mix sizes, rates or cameras unnoticed.
     """
-    now, usual = (json.loads(json.dumps(dict(each), default=str)) for each in (settings, usual))  # as JSON returns them
+    now = json.loads(json.dumps(settings, default=str))  # in the form that JSON returns them
     file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
     before = read_json(file, advice) if file.exists() else now
-    differing = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
+    keys = sorted(now.keys() | before.keys())
+    differing = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     if differing:
         raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
     folder.mkdir(parents=True, exist_ok=True)

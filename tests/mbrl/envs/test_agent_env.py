@@ -26,6 +26,7 @@ class Counting(gymnasium.Env):
         self.count, self.ends_at = 0, ends_at
 
     def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
         self.count = 0
         return self.frame(), {}
 
@@ -105,6 +106,7 @@ def test_misuse_is_an_error(counting):
         counting.step(ACTIONS[0])
 
 
+@pytest.mark.filterwarnings("ignore:.*different from the unwrapped version")
 def test_gymnasium_accepts_it():
     """Bug prevented: an environment that other code for gymnasium's cannot use."""
     check_env(AgentEnv(Counting(), duration=4), skip_render_check=True)

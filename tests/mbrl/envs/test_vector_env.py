@@ -131,15 +131,11 @@ def test_a_killed_worker_is_one_error(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_workers_leave_sigterm_to_their_parent():
+def test_workers_leave_sigterm_to_their_parent(spread):
     """Bug prevented: a batch system ends a run in an evaluation, and without workers it ends before it has saved."""
-    envs = make_vector_env(SETTINGS, 1, in_processes=True)
-    worker = envs.processes[0].pid
-    stacks, _ = envs.reset(seed=SEEDS[:1])
-    os.kill(worker, signal.SIGTERM)
-    assert envs.step(by_brightness(stacks))[0].shape == (1, 9, 16, 16)
-    envs.close()
-    assert not is_running(worker)
+    stacks, _ = spread.reset(seed=SEEDS[:3])
+    os.kill(spread.processes[0].pid, signal.SIGTERM)
+    assert spread.step(by_brightness(stacks))[0].shape == (3, 9, 16, 16)
 
 
 NEVER_CLOSED = """
@@ -178,17 +174,29 @@ def test_what_cannot_be_made_is_the_users_error(settings, library, message, monk
 
 
 STEP_FOR_EVER = """
-import signal
+import signal, time
+import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.vector_env import make_vector_env
+class Still(gymnasium.Env):
+    observation_space, action_space = Box(0, 255, (16, 16, 3), np.uint8), Box(-1, 1, (4,), np.float32)
+    def __init__(self, image_size, action_repeat):
+        self.frame = np.zeros((16, 16, 3), np.uint8)
+    def reset(self, seed=None, options=None):
+        return self.frame, {}
+    def step(self, action):
+        return self.frame, 0.0, False, False, {"success": False}
+gymnasium.register("Still-v0", Still)
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs in the background are born without
-    envs = make_vector_env(EnvSettings("plate-slide", image_size=16, duration=10**6), 1, in_processes=True)
+    envs = make_vector_env(EnvSettings("script:Still-v0", image_size=16, duration=10**6), 1, in_processes=True)
     envs.reset(seed=[0])
     print(envs.processes[0].pid, flush=True)
     while True:
         envs.step(np.zeros((1, 4), np.float32))
+        time.sleep(0.1)  # costs no processor time while the other one starts
 """
 
 

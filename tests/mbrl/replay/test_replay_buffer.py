@@ -11,7 +11,7 @@ import torch
 from ivideogpt.errors import UserError
 from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, Imagined, ReplayBuffer, sample_mixed
-from mbrl.replay.replay_memory import USABLE, affordable_capacity, available_memory, buffer_bytes, warn_if_too_much
+from mbrl.replay.replay_memory import USABLE, affordable_capacity, available_memory, needed_memory, warn_if_too_much
 from tests.mbrl.replay.replays import SHAPE, SIZE, buffer_of, counting_episode
 
 
@@ -187,8 +187,8 @@ META_WORLD = EpisodeShape(3, (64, 64), 4)
 def test_stated_memory_is_that_of_frames_held_once():
     """A third of what stacks would take, and a fifth more than the bare frames where episodes are short."""
     frames = 1_000_000 * 3 * 64 * 64
-    assert 1.02 < buffer_bytes(1_000_000, META_WORLD, 100) / frames < 1.08
-    assert 1.28 < buffer_bytes(1_000_000, META_WORLD, 10) / frames < 1.36
+    assert 1.02 < needed_memory(1_000_000, META_WORLD, [100]) / frames < 1.08
+    assert 1.28 < needed_memory(1_000_000, META_WORLD, [10]) / frames < 1.36
 
 
 def test_capacity_is_lowered_with_one_warning(caplog):
@@ -198,7 +198,7 @@ def test_capacity_is_lowered_with_one_warning(caplog):
         lowered = affordable_capacity(1_000_000, META_WORLD, (100, 10), available=8 * 2**30)
     assert len(caplog.records) == 1
     assert f"lowered to {lowered}" in caplog.text
-    needed = buffer_bytes(lowered, META_WORLD, 100) + buffer_bytes(lowered, META_WORLD, 10)
+    needed = needed_memory(lowered, META_WORLD, [100, 10])
     assert 0.8 * USABLE * 8 * 2**30 < needed <= USABLE * 8 * 2**30
     with pytest.raises(UserError, match="too little for 2 replay buffers"):
         affordable_capacity(1_000_000, META_WORLD, (100, 10), available=2**20)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ivideogpt.errors import UserError
-from mbrl.tools.compare_runs import Estimate, Run, curve, grouped, main, results
+from mbrl.tools.compare_runs import Run, compared_frames, curve, grouped, main, over_seeds, results
 
 
 def write_run(folder: Path, success: dict[int, float], method="drq", task="hammer", seed=1, **settings) -> Path:
@@ -35,14 +35,14 @@ def write_run(folder: Path, success: dict[int, float], method="drq", task="hamme
 
 def test_means_and_intervals_over_seeds():
     """By hand: the mean of 0.2, 0.4, 0.9 is 0.5, their deviation 0.3606, t(0.975, 2) = 4.3027."""
-    estimate = Estimate.of([0.2, 0.4, 0.9])
+    estimate = over_seeds([0.2, 0.4, 0.9])
     assert estimate.mean == pytest.approx(0.5)
     assert estimate.high - estimate.mean == pytest.approx(4.3027 * 0.3606 / math.sqrt(3), rel=1e-3)
     assert estimate.low == pytest.approx(2 * estimate.mean - estimate.high)
-    alone = Estimate.of([0.25])
+    alone = over_seeds([0.25])
     assert alone.text(2) == "0.25"
     assert math.isnan(alone.low)
-    assert Estimate.of([1.0, 1.0]).text(1) == "1.0 [1.0, 1.0]"
+    assert over_seeds([1.0, 1.0]).text(1) == "1.0 [1.0, 1.0]"
 
 
 def test_curves_have_the_frames_that_all_seeds_have(tmp_path):
@@ -63,18 +63,19 @@ def test_numbers_end_where_the_shortest_run_of_the_task_does(tmp_path):
         write_run(tmp_path, success, method="mbpo"),
         write_run(tmp_path, {0: 0.5, 100: 0.7}, task="plate_slide"),
     ]
-    made = results(grouped(map(Run.read, paths)))
+    groups = grouped(map(Run.read, paths))
+    made = {group: results(runs, compared_frames(groups, group[0])) for group, runs in groups.items()}
     for method in ("drq", "mbpo"):
-        assert made["hammer"][method]["success, later half"].mean == pytest.approx(0.2)
-        assert made["hammer"][method]["success, last"].mean == pytest.approx(0.3)
-        assert made["hammer"][method]["reward, later half"].mean == pytest.approx(20.0)
-    assert made["plate_slide"]["drq"]["success, last"].mean == pytest.approx(0.7)
+        assert made["hammer", method]["success, later half"].mean == pytest.approx(0.2)
+        assert made["hammer", method]["success, last"].mean == pytest.approx(0.3)
+        assert made["hammer", method]["reward, later half"].mean == pytest.approx(20.0)
+    assert made["plate_slide", "drq"]["success, last"].mean == pytest.approx(0.7)
 
 
 def test_runs_without_a_common_frame_are_refused(tmp_path):
     paths = [write_run(tmp_path, {10: 0.5}), write_run(tmp_path, {15: 0.5}, method="mbpo")]
     with pytest.raises(UserError, match="runs of hammer were never evaluated at the same frame"):
-        results(grouped(map(Run.read, paths)))
+        compared_frames(grouped(map(Run.read, paths)), "hammer")
 
 
 def test_report_picture_and_numbers(tmp_path, capsys):
