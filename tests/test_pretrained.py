@@ -133,7 +133,7 @@ def test_push_to_hub_uploads_what_save_pretrained_writes(monkeypatch):
 
 
 def test_a_hub_id_is_downloaded_without_pickles(monkeypatch, saved):
-    def download(repo_id, allow_patterns):
+    def download(repo_id, allow_patterns, revision):
         assert repo_id == "thuml/ivideogpt-oxe-64-act-free"
         assert not any("bin" in pattern or "pt" in pattern for pattern in allow_patterns)
         return str(saved)

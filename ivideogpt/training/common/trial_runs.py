@@ -25,7 +25,6 @@ from ivideogpt.pretrained import (
     build_transformer,
     load_tokenizer,
     read_llama_config,
-    save_tokenizer,
     save_transformer,
 )
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
@@ -165,7 +164,7 @@ class _StandIns:
             if unfinished is not None:
                 model = CompressiveVQModel.from_config(self.tokenizer_config(None) | shape)
                 model.dynamics_quantize.embedding.weight.data[0] = 0  # the still code, for --history own
-                save_tokenizer(model, unfinished)
+                model.save_pretrained(unfinished)
         logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
         return str(folder)
 

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from ivideogpt import model_configs
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
-from ivideogpt.files import read_json
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import PROJECT
@@ -151,12 +151,7 @@ def read_config(path: str | None, resolution: int) -> dict[str, Any]:
     """Read a tokenizer's config.json (a file, or its folder), or the one for a resolution."""
     if path is None and resolution not in CONFIG_OF_RESOLUTION:
         raise UserError(f"no default architecture for --resolution {resolution}: give --model_config_name_or_path")
-    file = Path(path) if path is not None else CONFIG_OF_RESOLUTION[resolution]
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        return read_json(file)
-    except UserError as error:
-        raise UserError(f"--model_config_name_or_path {file}: no readable JSON file ({error})") from error
+    return model_configs.read_config(CONFIG_OF_RESOLUTION[resolution] if path is None else path)
 
 
 def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:

@@ -26,11 +26,9 @@ from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
 from ivideogpt.files import atomic_file
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.metrics.frame_metrics import frame_psnr
-from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
 from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.runs.state import RandomState
 from ivideogpt.runs.throughput import Throughput
-from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.clip_batches import BatchStream
@@ -333,8 +331,7 @@ class TokenizerTrainer:
         """Write config.json and the weights in the published format. All processes call it."""
         tensors = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            write_tokenizer_config(self.accelerator.unwrap_model(self.model), folder)
-            save_tensors(tensors, folder / TOKENIZER_WEIGHTS)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, tensors=tensors)
 
 
 def split(frames: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
