@@ -13,8 +13,14 @@ from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
-from ivideogpt.pretrained import initialise_transformer, load_tokenizer, model_folder, read_llama_config
-from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer, freeze_codebooks
+from ivideogpt.pretrained import (
+    build_transformer,
+    initialise_transformer,
+    load_tokenizer,
+    model_folder,
+    read_llama_config,
+)
+from ivideogpt.training.common.models import adapt_llama_config, adapt_tokenizer, freeze_codebooks
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.vq_model import CompressiveVQModel
@@ -88,14 +94,10 @@ def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64)
 
 
 def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
-    transformer = build_fitting_transformer(
-        read_llama_config(here_or_in_project(config.config_name)),
-        tokenizer.layout(config.segment_length - config.context_length),
-        "world_model.segment_length",
-        attention_dropout=config.llama_attn_drop,
-        action_dim=config.action_dim,
-        reward_prediction=True,
-    )
+    layout = tokenizer.layout(config.segment_length - config.context_length)
+    llama_config = read_llama_config(here_or_in_project(config.config_name))
+    llama_config = adapt_llama_config(llama_config, layout, "world_model.segment_length", config.llama_attn_drop)
+    transformer = build_transformer(llama_config, layout, config.action_dim, reward_prediction=True)
     assert isinstance(transformer, HeadModelWithAction)
     if config.load_pretrained_model:
         path = _given_or_bundled(config.pretrained_transformer_path)

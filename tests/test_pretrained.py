@@ -216,7 +216,7 @@ def test_heads_are_read_off_the_tensors(tmp_path, heads):
     model = load_transformer(tmp_path, LAYOUT)
     assert isinstance(model, HeadModelWithAction)
     assert model.action_dim == 5
-    assert model.has_reward_head == ("reward_prediction" in heads)
+    assert (model.reward_linear is not None) == ("reward_prediction" in heads)
     assert (model.action_recon_linear is not None) == ("action_recon" in heads)
 
 

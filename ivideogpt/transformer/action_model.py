@@ -110,10 +110,6 @@ class HeadModelWithAction(nn.Module):
     def action_dim(self) -> int:
         return self.action_linear.in_features
 
-    @property
-    def has_reward_head(self) -> bool:
-        return self.reward_linear is not None
-
     def get_input_embeddings(self, ids: Tensor | None = None) -> Tensor | nn.Embedding:
         """Embed ids; without ids return the embedding module, as libraries ask of a language model."""
         embedding = self.llm.get_input_embeddings()

@@ -34,7 +34,7 @@ from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpo
 from ivideogpt.training.common.clip_batches import BatchStream
 from ivideogpt.training.common.optim import EmaWeights, SoundUpdates, accumulating, advance, gradient_norms
 from ivideogpt.training.common.run import Run
-from ivideogpt.training.common.schedule import Phase, PhaseSchedule, TrainProgress, validates_at, within_phase_pair
+from ivideogpt.training.common.schedule import TrainProgress, validates_at, within_phase_pair
 from ivideogpt.training.tokenizer.codebooks import Codebooks
 from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.video_io import to_pixels
@@ -60,7 +60,6 @@ class TokenizerTrainer:
     loss: TokenizerLoss
     optimizer: Optimizer
     scheduler: LRScheduler
-    schedule: PhaseSchedule
     codebooks: Codebooks
     fresh_codebooks: frozenset[str]  # names of those that know nothing yet
     average: EmaWeights | None  # None: what is trained is what is used
@@ -167,10 +166,11 @@ class TokenizerTrainer:
     # ---- one step
 
     def run_phase(self) -> None:
-        phase = self.schedule.phase(self.progress.step)
-        if phase != Phase.IDLE:
-            run = self.generator_phase if phase == Phase.GENERATOR else self.discriminator_phase
-            self.averager.add(run())
+        """Update the generator after an even number of steps, else the discriminator, once it has started."""
+        if self.progress.step % 2 == 0:
+            self.averager.add(self.generator_phase())
+        elif self.gan_loss is not None and self.progress.step >= self.args.disc_start:
+            self.averager.add(self.discriminator_phase(self.gan_loss))
 
     def generator_phase(self) -> dict[str, Tensor | float]:
         """Update the tokenizer once from ``gradient_accumulation_steps`` batches."""
@@ -201,9 +201,8 @@ class TokenizerTrainer:
         self.shown = frames[:CLIPS_SHOWN]
         return metrics
 
-    def discriminator_phase(self) -> dict[str, Tensor | float]:
+    def discriminator_phase(self, gan_loss: GanLoss) -> dict[str, Tensor | float]:
         """Update the discriminator once from ``gradient_accumulation_steps`` batches of its own."""
-        assert self.gan_loss is not None
         num_batches = self.args.gradient_accumulation_steps
         averager = MetricAverager()
         for index in range(num_batches):
@@ -214,11 +213,11 @@ class TokenizerTrainer:
                     output = reconstruct(self.model, frames, self.args.context_length)
                 real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
                 is_last = index == num_batches - 1
-                averager.add(self.gan_loss.backward(real, reconstructed_frames(output), num_batches, is_last))
+                averager.add(gan_loss.backward(real, reconstructed_frames(output), num_batches, is_last))
         self.count_clips()
         with self.throughput.timing("optimizer"):
             means = averager.means()
-            return means | self.gan_loss.update(means["disc_loss"])
+            return means | gan_loss.update(means["disc_loss"])
 
     def loss_of(self, frames: Tensor) -> tuple[LossTerms, Any]:
         """Compute the loss of clips (B, T, 3, H, W); also return the tokenizer's output."""
@@ -348,5 +347,4 @@ def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
 
 def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
     """Return all frames of all clips, (B T, 3, H, W): the context's, then the future's."""
-    assert output.ref_sample is not None
     return torch.cat([output.ref_sample, output.sample])

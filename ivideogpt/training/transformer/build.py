@@ -23,6 +23,7 @@ from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pretrained import (
     TRANSFORMER_WEIGHTS,
     Transformer,
+    build_transformer,
     initialise_transformer,
     language_model,
     load_tokenizer,
@@ -36,7 +37,7 @@ from ivideogpt.training.common.args import GptArgs
 from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS
 from ivideogpt.training.common.clip_batches import VALIDATION_SEED, BatchStream, Loader
 from ivideogpt.training.common.fsdp import is_sharded
-from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer
+from ivideogpt.training.common.models import adapt_llama_config, adapt_tokenizer
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.common.run import Run, build_run
 from ivideogpt.training.common.schedule import TrainProgress, build_scheduler
@@ -115,11 +116,10 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
 
 def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
     """Build a transformer of the architecture in the flags, with random weights."""
-    return build_fitting_transformer(
-        read_llama_config(args.config_path),
+    config = read_llama_config(args.config_path)
+    return build_transformer(
+        adapt_llama_config(config, layout, "--segment_length", args.llama_attn_drop),
         layout,
-        "--segment_length",
-        attention_dropout=args.llama_attn_drop,
         action_dim=args.action_dim if args.action_conditioned else None,
         reward_prediction=args.reward_prediction,
         action_recon=args.action_recon,
