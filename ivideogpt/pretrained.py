@@ -123,11 +123,6 @@ def build_transformer(
 
     An ``action_dim`` makes it action-conditioned; heads exist for such models only. ``config`` is not changed.
     """
-    if action_dim is None and (reward_prediction or success_prediction or action_recon is not None):
-        raise UserError(
-            "reward_prediction, success_prediction and action_recon need an action-conditioned model: set "
-            "action_conditioned"
-        )
     config = deepcopy(config)
     config.vocab_size = layout.vocab_size
     llm = LlamaForCausalLM(config)

@@ -12,6 +12,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import load_lpips
+from ivideogpt.model_configs import read_config
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
 from ivideogpt.pretrained import (
     build_transformer,
@@ -83,7 +84,7 @@ def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.pretrained_model_name_or_path is None:
-            new = CompressiveVQModel.load_config(here_or_in_project(NEW_TOKENIZER))
+            new = read_config(here_or_in_project(NEW_TOKENIZER))
             tokenizer = CompressiveVQModel.from_config({**new, "context_length": config.context_length})
         else:
             tokenizer = load_tokenizer(_given_or_bundled(config.pretrained_model_name_or_path))

@@ -436,8 +436,8 @@ def test_the_checkpoints_own_sampling_is_the_default():
 def test_memory_is_reserved_for_what_is_asked():
     model = world_model()
     session = model.start(context_of(2), max_frames=2, sampling=GREEDY)
-    assert session._decoder.capacity == model.tokenizer.layout(2).sequence_length
-    assert model.start(context_of(2))._decoder.capacity == 1024
+    assert session._decoder.cache.capacity == model.tokenizer.layout(2).sequence_length
+    assert model.start(context_of(2))._decoder.cache.capacity == 1024
 
 
 def test_signatures_that_other_code_relies_on():

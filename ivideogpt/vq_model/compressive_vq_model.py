@@ -173,7 +173,7 @@ class CompressiveVQModel(StrictModel):
             )
         self.cond_encoder.set_context_length(context_length)
         self.cond_decoder.set_context_length(context_length)
-        self.register_to_config(context_length=context_length)
+        self.config["context_length"] = context_length
 
     @torch.no_grad()
     def align_to_context(self, context: Tensor) -> None:

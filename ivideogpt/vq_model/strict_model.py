@@ -72,15 +72,6 @@ class StrictModel(nn.Module):
 
     # ---- config
 
-    def register_to_config(self, **changes: Any) -> None:
-        """Note arguments that have changed since the network was built."""
-        self.config.update(changes)
-
-    @classmethod
-    def load_config(cls, path: str | Path) -> dict[str, Any]:
-        """Return the values in a config file, or in ``config.json`` of a folder."""
-        return read_config(path)
-
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:
         """Build a network with random weights. Values that are no arguments of it are ignored."""

@@ -169,7 +169,7 @@ def test_room():
     assert decoder.frames_left == 0
     assert set(decoder.cache.lengths) == {LAYOUT.sequence_length - 1}, "the last token of all has not entered"
     decoder.prefill(PROMPT, max_frames=2)
-    assert (decoder.frames_left, decoder.capacity) == (2, LAYOUT.with_future_frames(2).sequence_length)
+    assert (decoder.frames_left, decoder.cache.capacity) == (2, LAYOUT.with_future_frames(2).sequence_length)
 
 
 def test_refresh_reads_weights_that_changed_in_place():
