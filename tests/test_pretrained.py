@@ -437,7 +437,7 @@ def test_values_of_the_metadata_are_checked(saved, values, message):
             "num_hidden_layers is 1000000000, expected a whole number from 1 to",
         ),
         ("transformer", {"hidden_size": "64"}, "hidden_size is '64', expected a whole number"),
-        ("transformer", {"hidden_act": "magic"}, "hidden_act is .magic., expected one of"),
+        ("transformer", {"hidden_act": "magic"}, "hidden_act is .magic.: nothing but .silu. can be decoded"),
         ("transformer", {"rope_theta": float("nan")}, "rope_theta is nan, expected a number from 1 to"),
         ("tokenizer", {"layers_per_block": 10**6}, "layers_per_block is 1000000, expected a whole number from 1 to 16"),
         ("tokenizer", {"block_out_channels": [2**14] * 3}, r"describes a network of \d+ parameters, .* holds \d+"),

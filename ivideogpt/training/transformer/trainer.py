@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.data.tokens.token_store import TokenBatch
+from ivideogpt.evaluation.rows import ClipRow
 from ivideogpt.evaluation.video_prediction import PredictionScorer
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
@@ -256,10 +257,10 @@ class GptTrainer:
             return
         averager = MetricAverager()
         world_model = self.world_model()
-        sampled = None
+        scorer: PredictionScorer | None = None
+        scored: list[ClipRow] = []
         if self.scoring is not None and self.evaluation_clips is None:  # a report scores futures otherwise
             scorer = self.scoring(world_model)
-            sampled = sampled_validation.SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
         llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
             batches: Iterator[Any] = self.validation_batches.first(self.args.max_eval_iters)
@@ -267,17 +268,18 @@ class GptTrainer:
                 batch = batch.to(self.accelerator.device)
                 tokens = self.tokens_of(batch)
                 num_clips = len(tokens.tokens)
+                turn = index * self.accelerator.num_processes + self.accelerator.process_index
+                first = turn * self.args.eval_batch_size  # number of the batch's first clip
                 averager.add(self.loss_of(tokens).detached(), num_clips)
                 labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
                 averager.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
-                if sampled is not None:
-                    sampled.add(self.clips_of(batch))
+                if scorer is not None:
+                    scored += scorer(range(first, first + num_clips), self.clips_of(batch))
                 if index % self.args.log_gif_interval == 0 and self.run.is_main_process:
-                    number = index * self.accelerator.num_processes * self.args.eval_batch_size
-                    sampled_validation.log_gif(self.run, step, world_model, self.clips_of(batch, 1), index, number)
+                    sampled_validation.log_gif(self.run, step, world_model, self.clips_of(batch, 1), index, first)
         metrics = self.run.mean_over_processes(averager.take())
         metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
-        metrics |= sampled.metrics() if sampled is not None else {}
+        metrics |= {} if scorer is None else sampled_validation.mean_scores(scored)
         self.run.log(step, "validation", metrics)
         if self.run.is_main_process:
             picture = sampled_validation.render_futures(world_model, self.clips_of(batch, CLIPS_SHOWN))
