@@ -90,7 +90,7 @@ class TransformerSteps:
                 tokens, labels = self.tokenizer.tokenize(self.frames, self.tokenizer.context_length)
             with timer.part("gradients"):
                 with autocast(self.device, self.args.precision):
-                    loss = self.transformer(input_ids=tokens, labels=labels, use_cache=False).loss
+                    loss = self.transformer(input_ids=tokens, labels=labels).loss
                 loss.backward()
             with timer.part("optimizer"):
                 update(self.transformer, optimizer)

@@ -177,14 +177,12 @@ def transformer_loss(
     labels = layout.labels(tokens)[:, layout.prompt_length - 1 :]
     inputs = tokens if inputs is None else inputs
     if actions is None:
-        options: dict[str, Any] = {"use_cache": False}
         if past_key_values is not None:
             inputs = inputs[:, layout.prompt_length - 1 :]
-            options = {"use_cache": True, "past_key_values": past_key_values}
-        loss = model(input_ids=inputs, labels=labels, logits_to_keep=labels.shape[1], **options).loss
+        given = {"input_ids": inputs, "labels": labels, "past_key_values": past_key_values}
+        loss = model(**given, logits_to_keep=labels.shape[1]).loss
         return LossTerms(loss, {"ce": loss})
-    options = {} if past_key_values is None else {"past_key_values": past_key_values}
-    result = model(input_ids=inputs, labels=labels, action=actions, **options)
+    result = model(input_ids=inputs, labels=labels, action=actions, past_key_values=past_key_values)
     outputs, predicted = result if isinstance(result, tuple) else (result, None)
     total, parts = outputs.loss, {"ce": outputs.cross_entropy}
     if outputs.action_recon_loss is not None:

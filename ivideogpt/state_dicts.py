@@ -140,7 +140,7 @@ def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is damaged or holds more than tensors
-        raise UserError(f"{file} cannot be read as plain tensors: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} cannot be read as plain tensors: {first_line(error)}") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{file} must hold a mapping of names to tensors, nothing else")
     return dict(tensors)

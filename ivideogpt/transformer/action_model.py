@@ -155,7 +155,6 @@ class HeadModelWithAction(nn.Module):
             position_ids=position_ids,
             output_hidden_states=has_heads,
             past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
         )
         result = ActionModelOutput(loss=outputs.loss, logits=outputs.logits, cross_entropy=outputs.loss)
         if not has_heads:

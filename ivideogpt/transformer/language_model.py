@@ -222,9 +222,8 @@ class LlamaModel(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: KeysAndValues | None = None,
-        use_cache: bool = True,
     ) -> ModelOutput:
-        """Run the layers. ``past_key_values`` hold earlier positions and take up these; ``use_cache`` needs them."""
+        """Run the layers. ``past_key_values`` hold earlier positions and take up these."""
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         length, past = hidden.shape[1], past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
@@ -275,7 +274,6 @@ class LlamaForCausalLM(nn.Module):
         past_key_values: KeysAndValues | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool = False,
         output_hidden_states: bool = False,
         logits_to_keep: int = 0,
     ) -> LanguageModelOutput:
