@@ -109,7 +109,7 @@ def test_still_weight_wants_short_latents_where_nothing_moves():
 class RewardsByFrame(nn.Module):
     """Predicts 10, 11, ... for the future frames of a clip."""
 
-    def forward(self, input_ids, labels, action):
+    def forward(self, input_ids, labels, action, past_key_values=None):
         zero = torch.zeros(())
         outputs = SimpleNamespace(loss=zero, cross_entropy=zero, action_recon_loss=None)
         return outputs, (10.0 + torch.arange(FUTURE)).expand(len(input_ids), -1)[..., None]
@@ -129,7 +129,7 @@ def test_future_frame_k_is_rewarded_for_the_action_that_led_to_it():
 class SuccessesByFrame(nn.Module):
     """Is sure that the second future frame alone is a success."""
 
-    def forward(self, input_ids, labels, action):
+    def forward(self, input_ids, labels, action, past_key_values=None):
         zero = torch.zeros(())
         logits = torch.full((len(input_ids), FUTURE, 1), -30.0)
         logits[:, 1] = 30
