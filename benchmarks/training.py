@@ -55,7 +55,7 @@ from benchmarks.generation_floor import num_weights
 from benchmarks.measuring import Timer, medians, write_results
 from benchmarks.models import build_tokenizer
 from ivideogpt.layout import TokenLayout
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
+from ivideogpt.losses import TokenizerLoss, transformer_loss
 from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
 from ivideogpt.training.common.optim import build_adamw, weight_decay_groups
 from ivideogpt.training.tokenizer.trainer import reconstruct
@@ -134,7 +134,7 @@ def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
     device = torch.device(args.device)
     tokenizer = build_tokenizer(model, device).train()
     frames = random_frames(model, model.tokenizer_segment_length, device)
-    loss, optimizer = TokenizerLoss(TokenizerLossConfig()), build_adamw(tokenizer.parameters(), LEARNING_RATE)
+    loss, optimizer = TokenizerLoss(), build_adamw(tokenizer.parameters(), LEARNING_RATE)
 
     def step(timer: Timer) -> None:
         with timer.part("gradients"):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ivideogpt.errors import UserError
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.model_configs import read_config
@@ -50,8 +50,7 @@ def build_video_predictor(
     """
     if config.without_lpips:
         logger.warning("the tokenizer learns WITHOUT the perceptual loss, as world_model.without_lpips=true says")
-    loss_config = TokenizerLossConfig(perc_weight=0.0) if config.without_lpips else TokenizerLossConfig()
-    loss = TokenizerLoss(loss_config, None if config.without_lpips else load_lpips(lpips_path, device, WITHOUT_LPIPS))
+    loss = TokenizerLoss(lpips=None if config.without_lpips else load_lpips(lpips_path, device, WITHOUT_LPIPS))
     model = build_world_model(config, seed, image_size).to(device)
     if config.selected_params:
         freeze_codebooks(model.tokenizer)

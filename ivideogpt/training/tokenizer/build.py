@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from ivideogpt import model_configs
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
@@ -155,7 +155,7 @@ def read_config(path: str | None, resolution: int) -> dict[str, Any]:
 
 def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
     """Build the loss, with LPIPS if it has a weight; raises UserError if its files are missing."""
-    config = TokenizerLossConfig(
+    return TokenizerLoss(
         reconstruction=args.vae_loss,  # type: ignore[arg-type]
         recon_weight=args.recon_weight,
         perc_weight=args.perc_weight,
@@ -163,5 +163,5 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         motion_weight=args.motion_weight,
         still_weight=args.still_weight,
         gradient_weight=args.gradient_weight,
+        lpips=load_lpips(args.lpips_path, device, WITHOUT_LPIPS) if args.perc_weight else None,
     )
-    return TokenizerLoss(config, load_lpips(args.lpips_path, device, WITHOUT_LPIPS) if args.perc_weight else None)
