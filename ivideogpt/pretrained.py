@@ -141,25 +141,21 @@ def build_transformer(
     )
 
 
-def load_transformer(
-    path_or_hub_id: str | Path, layout: TokenLayout, config: LlamaConfig | None = None, dtype: torch.dtype | None = None
-) -> Transformer:
+def load_transformer(path_or_hub_id: str | Path, layout: TokenLayout, dtype: torch.dtype | None = None) -> Transformer:
     """Load the transformer of a model folder, its own folder, or a hub id, in eval mode.
 
     Args:
         layout: the tokenizer's, for clips of the model's segment length.
-        config: the architecture, where the folder need not hold one; its vocabulary is replaced by the layout's.
         dtype: float32 if not given, whatever the files say.
     """
     folder = transformer_folder(path_or_hub_id)
-    if config is None:
-        config = read_llama_config(folder)
-        if config.vocab_size != layout.vocab_size:
-            raise UserError(
-                f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
-                f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
-                "2 separators); they do not belong together"
-            )
+    config = read_llama_config(folder)
+    if config.vocab_size != layout.vocab_size:
+        raise UserError(
+            f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
+            f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
+            "2 separators); they do not belong together"
+        )
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
     with described_by(folder / CONFIG_FILE), without_values():

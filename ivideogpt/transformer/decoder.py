@@ -189,13 +189,8 @@ class FrameDecoder:
         self.cache = self.backend.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
 
-    def expand(self, n: int, streams: RandomStreams | None = None) -> None:
-        """Continue every row n times; the copies become adjacent rows.
-
-        ``streams`` are those of all rows from then on, unless the decoder was made with them.
-        """
-        if streams is not None:
-            self.streams = streams.to(self.device)
+    def expand(self, n: int) -> None:
+        """Continue every row n times; the copies become adjacent rows. ``streams`` are those of all rows already."""
         self.cache = self.cache.expand(n)
         self._past = [object()]
         self._leave_buffers()
