@@ -56,11 +56,18 @@ def commands_of(recipe: str, output: Path, *flags: str, **variables: str) -> lis
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "scripts" / "evaluation").iterdir()))
 def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
-    """Without data to train on; scores go to metrics.jsonl, and the weights stay where they are."""
+    """Without data to train on; scores go to metrics.jsonl, and the weights stay where they are.
+
+    One with actions and one without are run, the third is built.
+    """
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(trial_runs, "CLIPS", 1)
     ((_, argv),) = commands_of(f"evaluation/{recipe}", tmp_path, "--debug")
     trainer = build_gpt_trainer(tiny_gpt_run(parse(GptArgs, argv)))
+    assert trainer.evaluation_clips is not None
+    assert (tmp_path / f"{recipe.removesuffix('.sh')}-eval.log").is_file()
+    if recipe.startswith("robonet"):
+        return
     with trainer.run:
         trainer.evaluate()
     validation, evaluation = metrics_of(trainer.run.directory)
@@ -68,7 +75,6 @@ def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
     assert {"psnr", "ssim", "mse", "copy_psnr"} <= evaluation.keys()
     assert (trainer.run.directory / "evaluation" / "report.md").is_file()
     assert not list(trainer.run.directory.rglob("*.safetensors"))
-    assert (tmp_path / f"{recipe.removesuffix('.sh')}-eval.log").is_file()
 
 
 WHOLE_RUNS = {"finetune/bair-64-act-cond.sh", "pretrain/oxe-64-goal-cond.sh", "pretrain/oxe-64-act-free.sh"}
