@@ -170,7 +170,7 @@ class TokenizerTrainer:
         if self.progress.step % 2 == 0:
             self.averager.add(self.generator_phase())
         elif self.gan_loss is not None and self.progress.step >= self.args.disc_start:
-            self.averager.add(self.discriminator_phase(self.gan_loss))
+            self.averager.add(self.discriminator_phase())
 
     def generator_phase(self) -> dict[str, Tensor | float]:
         """Update the tokenizer once from ``gradient_accumulation_steps`` batches."""
@@ -201,8 +201,9 @@ class TokenizerTrainer:
         self.shown = frames[:CLIPS_SHOWN]
         return metrics
 
-    def discriminator_phase(self, gan_loss: GanLoss) -> dict[str, Tensor | float]:
+    def discriminator_phase(self) -> dict[str, Tensor | float]:
         """Update the discriminator once from ``gradient_accumulation_steps`` batches of its own."""
+        assert self.gan_loss is not None
         num_batches = self.args.gradient_accumulation_steps
         averager = MetricAverager()
         for index in range(num_batches):
@@ -213,11 +214,11 @@ class TokenizerTrainer:
                     output = reconstruct(self.model, frames, self.args.context_length)
                 real = torch.cat([part.flatten(0, 1) for part in split(frames, self.args.context_length)])
                 is_last = index == num_batches - 1
-                averager.add(gan_loss.backward(real, reconstructed_frames(output), num_batches, is_last))
+                averager.add(self.gan_loss.backward(real, reconstructed_frames(output), num_batches, is_last))
         self.count_clips()
         with self.throughput.timing("optimizer"):
             means = averager.means()
-            return means | gan_loss.update(means["disc_loss"])
+            return means | self.gan_loss.update(means["disc_loss"])
 
     def loss_of(self, frames: Tensor) -> tuple[LossTerms, Any]:
         """Compute the loss of clips (B, T, 3, H, W); also return the tokenizer's output."""
