@@ -57,7 +57,7 @@ from transformers import LlamaForCausalLM
 
 from benchmarks.measuring import Timer, write_results
 from benchmarks.released import append_frame, huggingface_model
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metrics.frame_metrics import find_lpips
 from ivideogpt.paths import LPIPS_FOLDER
 from ivideogpt.transformer import HeadModelWithAction
@@ -327,7 +327,7 @@ def in_the_obvious_way(predictor: VideoPredictor) -> VideoPredictor:
     trained = [parameter for parameter in tokenizer.parameters() if parameter.requires_grad]
     return VideoPredictor(
         WorldModel(tokenizer, transformer, predictor.model.metadata),
-        TokenizerLoss(TokenizerLossConfig(), lpips),
+        TokenizerLoss(lpips=lpips),
         AdamW(trained, lr=settings.tok_lr, weight_decay=settings.tok_wd, foreach=False),
         AdamW(transformer.parameters(), lr=settings.model_lr, weight_decay=settings.model_wd, foreach=False),
         settings,

@@ -56,7 +56,7 @@ from benchmarks.measuring import Timer, medians, write_results
 from benchmarks.models import build_tokenizer
 from ivideogpt.devices import choose_device
 from ivideogpt.layout import TokenLayout
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig, transformer_loss
+from ivideogpt.losses import TokenizerLoss, transformer_loss
 from ivideogpt.pretrained import build_transformer, language_model, read_llama_config
 from ivideogpt.training.common.optim import build_adamw, weight_decay_groups
 from ivideogpt.training.tokenizer.trainer import reconstruct
@@ -91,7 +91,7 @@ class TransformerSteps:
                 tokens, labels = self.tokenizer.tokenize(self.frames, self.tokenizer.context_length)
             with timer.part("gradients"):
                 with autocast(self.device, self.args.precision):
-                    loss = self.transformer(input_ids=tokens, labels=labels, use_cache=False).loss
+                    loss = self.transformer(input_ids=tokens, labels=labels).loss
                 loss.backward()
             with timer.part("optimizer"):
                 update(self.transformer, optimizer)
@@ -135,7 +135,7 @@ def tokenizer_step(model: Model, args: BenchmarkArgs) -> Step:
     device = torch.device(args.device)
     tokenizer = build_tokenizer(model, device).train()
     frames = random_frames(model, model.tokenizer_segment_length, device)
-    loss, optimizer = TokenizerLoss(TokenizerLossConfig()), build_adamw(tokenizer.parameters(), LEARNING_RATE)
+    loss, optimizer = TokenizerLoss(), build_adamw(tokenizer.parameters(), LEARNING_RATE)
 
     def step(timer: Timer) -> None:
         with timer.part("gradients"):

@@ -36,9 +36,10 @@ class LossTerms:
 
 
 @dataclass(frozen=True)
-class TokenizerLossConfig:
-    """Weights of the tokenizer's loss terms.
+class TokenizerLoss:
+    """Reconstruction, perceptual and commitment terms of one batch (iVideoGPT, equation 1; without the GAN).
 
+    ``lpips`` measures batches (N, 3, H, W) around [-1, 1]; without it the perceptual terms are left out.
     ``motion_weight``, ``gradient_weight`` and ``still_weight`` are additions to the paper's loss (0 turns them off):
     more weight where a future pixel differs from the last context frame, an L1 on image gradients that keeps edges
     sharp, and dynamics latents of zero where nothing has moved: tokens then tell what changes and not what is there.
@@ -51,28 +52,17 @@ class TokenizerLossConfig:
     motion_weight: float = 0.0
     gradient_weight: float = 0.0
     still_weight: float = 0.0
-
-
-class TokenizerLoss:
-    """Reconstruction, perceptual and commitment terms of one batch (iVideoGPT, equation 1; without the GAN).
-
-    ``lpips`` measures batches (N, 3, H, W) around [-1, 1]; without it the perceptual terms are left out.
-    """
-
-    def __init__(self, config: TokenizerLossConfig, lpips: LPIPS | None = None) -> None:
-        self.config = config
-        self.lpips = lpips
+    lpips: LPIPS | None = None
 
     def __call__(self, frames: Tensor, output: Any, num_context: int) -> LossTerms:
         """Compute the loss of ``frames`` (B, T, 3, H, W) in [0, 1] from the ``output`` of the tokenizer's forward."""
         context, future = frames[:, :num_context], frames[:, num_context:]
-        config = self.config
         num_frames = frames.shape[1]
         shares = (num_frames - num_context) / num_frames, num_context / num_frames
-        future_share, context_share = shares if config.balanced else (1.0, 1.0)
+        future_share, context_share = shares if self.balanced else (1.0, 1.0)
 
         sample, ref_sample = output.sample.float(), output.ref_sample.float()
-        weights = 1 + config.motion_weight * (_change(context, future) / FULL_MOTION).clamp(max=1).flatten(0, 1)
+        weights = 1 + self.motion_weight * (_change(context, future) / FULL_MOTION).clamp(max=1).flatten(0, 1)
         context, future = context.flatten(0, 1), future.flatten(0, 1)
         parts = {
             "recon": (self._error(sample, future) * weights).mean(),
@@ -80,25 +70,25 @@ class TokenizerLoss:
             "commit": output.commit_loss,
             "dyn_commit": output.dyn_commit_loss,
         }
-        total = config.recon_weight * (future_share * parts["recon"] + context_share * parts["ref_recon"])
+        total = self.recon_weight * (future_share * parts["recon"] + context_share * parts["ref_recon"])
         total = total + parts["commit"] + parts["dyn_commit"]
-        if config.gradient_weight:
+        if self.gradient_weight:
             parts["gradient"] = _gradient_difference(sample, future, weights)
             parts["ref_gradient"] = _gradient_difference(ref_sample, context, torch.ones_like(context))
             both = future_share * parts["gradient"] + context_share * parts["ref_gradient"]
-            total = total + config.gradient_weight * both
-        if config.still_weight:
+            total = total + self.gradient_weight * both
+        if self.still_weight:
             parts["still"] = _energy_ratio(output.dynamics_latents.float(), moving_patches(frames, num_context))
-            total = total + config.still_weight * parts["still"]
+            total = total + self.still_weight * parts["still"]
         if self.lpips is not None:
             parts["perc"] = self._perceptual(sample, future)
             parts["ref_perc"] = self._perceptual(ref_sample, context)
-            total = total + config.perc_weight * (future_share * parts["perc"] + context_share * parts["ref_perc"])
+            total = total + self.perc_weight * (future_share * parts["perc"] + context_share * parts["ref_perc"])
         return LossTerms(total, parts)
 
     def _error(self, reconstruction: Tensor, truth: Tensor) -> Tensor:
         difference = reconstruction - truth
-        return difference.abs() if self.config.reconstruction == "l1" else difference.square()
+        return difference.abs() if self.reconstruction == "l1" else difference.square()
 
     def _perceptual(self, reconstruction: Tensor, truth: Tensor) -> Tensor:
         assert self.lpips is not None
@@ -177,14 +167,12 @@ def transformer_loss(
     labels = layout.labels(tokens)[:, layout.prompt_length - 1 :]
     inputs = tokens if inputs is None else inputs
     if actions is None:
-        options: dict[str, Any] = {"use_cache": False}
         if past_key_values is not None:
             inputs = inputs[:, layout.prompt_length - 1 :]
-            options = {"use_cache": True, "past_key_values": past_key_values}
-        loss = model(input_ids=inputs, labels=labels, logits_to_keep=labels.shape[1], **options).loss
+        given = {"input_ids": inputs, "labels": labels, "past_key_values": past_key_values}
+        loss = model(**given, logits_to_keep=labels.shape[1]).loss
         return LossTerms(loss, {"ce": loss})
-    options = {} if past_key_values is None else {"past_key_values": past_key_values}
-    result = model(input_ids=inputs, labels=labels, action=actions, **options)
+    result = model(input_ids=inputs, labels=labels, action=actions, past_key_values=past_key_values)
     outputs, predicted = result if isinstance(result, tuple) else (result, None)
     total, parts = outputs.loss, {"ce": outputs.cross_entropy}
     if outputs.action_recon_loss is not None:

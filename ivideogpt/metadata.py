@@ -88,7 +88,7 @@ class ModelMetadata:
             context_length=tokenizer.context_length,
             segment_length=conditioned.segment_length if conditioned else RELEASED_SEGMENT_LENGTH,
             action_dim=conditioned.action_dim if conditioned else None,
-            reward_prediction=conditioned is not None and conditioned.has_reward_head,
+            reward_prediction=conditioned is not None and conditioned.reward_linear is not None,
             success_prediction=conditioned is not None and conditioned.success_linear is not None,
         )
 

@@ -11,9 +11,7 @@ Action-conditioned transformers are recognised by the prefix ``llm.`` of their t
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
@@ -23,20 +21,28 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import read_json, write_json, write_text
+from ivideogpt.errors import UserError
+from ivideogpt.files import write_text
 from ivideogpt.layout import TokenLayout
-from ivideogpt.model_configs import CHECKED, check_llama_config, check_tokenizer_config, described_by
-from ivideogpt.state_dicts import load_strict, read_tensors, save_tensors, tensor_names, weights_file, without_values
+from ivideogpt.model_configs import CONFIG_FILE, KINDS, config_file, described_by, read_config
+from ivideogpt.state_dicts import (
+    load_strict,
+    read_tensors,
+    resolve_folder,
+    save_tensors,
+    tensor_names,
+    weights_file,
+    without_values,
+)
 from ivideogpt.transformer import HeadModelWithAction, LlamaConfig, LlamaForCausalLM, rotary_embedding
 from ivideogpt.vq_model import CompressiveVQModel
+from ivideogpt.vq_model.strict_model import WEIGHTS_FILE
 
 logger = logging.getLogger(__name__)
 
 Transformer: TypeAlias = LlamaForCausalLM | HeadModelWithAction
 
-CONFIG_FILE = "config.json"
-TOKENIZER_WEIGHTS = "diffusion_pytorch_model.safetensors"
+TOKENIZER_WEIGHTS = WEIGHTS_FILE
 TRANSFORMER_WEIGHTS = "model.safetensors"
 LLM_PREFIX = "llm."
 PLAIN_PARTS = {"encoder", "quant_conv", "quantize", "post_quant_conv", "decoder"}
@@ -44,23 +50,6 @@ OPTIONAL_HEADS = ("reward_linear", "action_recon_linear", "success_linear")
 
 
 # ---- folders and the hub
-
-
-def resolve_folder(path_or_hub_id: str | Path) -> Path:
-    """A local folder as it is; a hub id after downloading its configs and safetensors (or from the hub's cache)."""
-    folder = Path(path_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(path_or_hub_id)) or str(path_or_hub_id).startswith("."):
-        raise UserError(f"no checkpoint folder {path_or_hub_id}")
-    import huggingface_hub  # here, as it takes a fifth of a second
-
-    try:
-        return Path(huggingface_hub.snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.safetensors"]))
-    except Exception as error:  # the hub's client raises many kinds: a proxy's errors are no OSError
-        raise UserError(
-            f"{path_or_hub_id} is neither a local folder nor a model that the hub gives us: {first_line(error)}"
-        ) from error
 
 
 def model_folder(path_or_hub_id: str | Path) -> Path:
@@ -90,10 +79,7 @@ def transformer_folder(path_or_hub_id: str | Path) -> Path:
 
 def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> CompressiveVQModel:
     """The tokenizer of a model folder, a run folder, its own folder, or a hub id, in eval mode."""
-    folder = tokenizer_folder(path_or_hub_id)
-    config = folder / CONFIG_FILE
-    check_tokenizer_config(read_json(config), config)
-    return CompressiveVQModel.from_pretrained(folder, torch_dtype=dtype or torch.float32).eval()
+    return CompressiveVQModel.from_pretrained(tokenizer_folder(path_or_hub_id), torch_dtype=dtype or torch.float32)
 
 
 def is_plain_tokenizer(path_or_hub_id: str | Path) -> bool:
@@ -111,33 +97,16 @@ def initialise_from_plain_tokenizer(tokenizer: CompressiveVQModel, path_or_hub_i
     logger.info("taken from %s: %s; starting fresh: %s", file, ", ".join(sorted(PLAIN_PARTS)), ", ".join(fresh))
 
 
-def save_tokenizer(tokenizer: CompressiveVQModel, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-    """Write a tokenizer's folder; ``dtype`` may be a 16-bit one to halve the file."""
-    folder = Path(folder)
-    write_tokenizer_config(tokenizer, folder)
-    save_tensors(tokenizer.state_dict(), folder / TOKENIZER_WEIGHTS, dtype)
-
-
-def write_tokenizer_config(tokenizer: CompressiveVQModel, folder: Path) -> None:
-    """Write ``config.json``, without the folder that the tokenizer was read from."""
-    folder.mkdir(parents=True, exist_ok=True)
-    values = json.loads(tokenizer.to_json_string())
-    write_json(folder / CONFIG_FILE, {key: value for key, value in values.items() if key != "_name_or_path"})
-
-
 # ---- transformer
 
 
 def read_llama_config(path: str | Path) -> LlamaConfig:
     """The architecture in a config file, or in ``config.json`` of a folder; whatever else it says is ignored."""
-    file = Path(path)
-    file = file / CONFIG_FILE if file.is_dir() else file
-    values = read_json(file)
+    file, values = config_file(path), read_config(path)
     if values.get("model_type", "llama") != "llama":
         raise UserError(f"{file} describes a {values['model_type']} model, expected model_type llama")
-    check_llama_config(values, file)
     # released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings
-    names = CHECKED & {field.name for field in fields(LlamaConfig)}
+    names = KINDS.keys() & {field.name for field in fields(LlamaConfig)}
     with described_by(file):
         return LlamaConfig(**{name: value for name, value in values.items() if name in names})
 
@@ -154,11 +123,6 @@ def build_transformer(
 
     An ``action_dim`` makes it action-conditioned; heads exist for such models only. ``config`` is not changed.
     """
-    if action_dim is None and (reward_prediction or success_prediction or action_recon is not None):
-        raise UserError(
-            "reward_prediction, success_prediction and action_recon need an action-conditioned model: set "
-            "action_conditioned"
-        )
     config = deepcopy(config)
     config.vocab_size = layout.vocab_size
     llm = LlamaForCausalLM(config)
@@ -177,25 +141,21 @@ def build_transformer(
     )
 
 
-def load_transformer(
-    path_or_hub_id: str | Path, layout: TokenLayout, config: LlamaConfig | None = None, dtype: torch.dtype | None = None
-) -> Transformer:
+def load_transformer(path_or_hub_id: str | Path, layout: TokenLayout, dtype: torch.dtype | None = None) -> Transformer:
     """Load the transformer of a model folder, its own folder, or a hub id, in eval mode.
 
     Args:
         layout: the tokenizer's, for clips of the model's segment length.
-        config: the architecture, where the folder need not hold one; its vocabulary is replaced by the layout's.
         dtype: float32 if not given, whatever the files say.
     """
     folder = transformer_folder(path_or_hub_id)
-    if config is None:
-        config = read_llama_config(folder)
-        if config.vocab_size != layout.vocab_size:
-            raise UserError(
-                f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
-                f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
-                "2 separators); they do not belong together"
-            )
+    config = read_llama_config(folder)
+    if config.vocab_size != layout.vocab_size:
+        raise UserError(
+            f"the transformer in {folder} has a vocabulary of {config.vocab_size}, but the tokenizer's is "
+            f"{layout.vocab_size} ({layout.context_codes} context codes + {layout.dynamics_codes} dynamics codes + "
+            "2 separators); they do not belong together"
+        )
     file = weights_file(folder, TRANSFORMER_WEIGHTS)
     tensors = read_tensors(file, dtype or torch.float32)
     with described_by(folder / CONFIG_FILE), without_values():

@@ -1,4 +1,4 @@
-"""Read, check and write weight files: strict about names and shapes, and never through pickle.
+"""Find, read, check and write weight files: strict about names and shapes, and never through pickle.
 
 Knows tensors and files; knows no model.
 """
@@ -6,6 +6,7 @@ Knows tensors and files; knows no model.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,28 @@ from ivideogpt.files import atomic_file, atomic_path
 Shapes = Mapping[str, tuple[int, ...]]
 NAMES_SHOWN = 10
 PICKLES = (".bin", ".ckpt", ".pkl", ".pt", ".pth")
+
+
+def resolve_folder(path_or_hub_id: str | Path, revision: str | None = None) -> Path:
+    """Return a local folder as it is, and a hub id's after downloading its configs and safetensors, or from the cache.
+
+    A UserError says if it is neither.
+    """
+    folder = Path(path_or_hub_id).expanduser()
+    if folder.is_dir():
+        return folder
+    name = str(path_or_hub_id)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
+        raise UserError(f"no checkpoint folder {name}")
+    import huggingface_hub  # here, as it takes a fifth of a second
+
+    try:
+        patterns = ["*.json", "*.safetensors"]
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises many kinds: a proxy's errors are no OSError
+        raise UserError(
+            f"{name} is neither a local folder nor a model that the hub gives us: {first_line(error)}"
+        ) from error
 
 
 def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -117,7 +140,7 @@ def read_foreign_tensors(file: Path) -> dict[str, Tensor]:
     try:
         tensors = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that is damaged or holds more than tensors
-        raise UserError(f"{file} cannot be read as plain tensors: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{file} cannot be read as plain tensors: {first_line(error)}") from error
     if not isinstance(tensors, Mapping) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(f"{file} must hold a mapping of names to tensors, nothing else")
     return dict(tensors)

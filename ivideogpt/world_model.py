@@ -31,7 +31,6 @@ from ivideogpt.pretrained import (
     load_tokenizer,
     load_transformer,
     model_folder,
-    save_tokenizer,
     save_transformer,
 )
 from ivideogpt.session import OnFull, Seed, Session, SessionOptions, Step, check_actions, evaluating, symexp, symlog
@@ -117,7 +116,7 @@ class WorldModel:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files."""
         folder = Path(folder)
-        save_tokenizer(self.tokenizer, folder / "tokenizer", dtype)
+        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
         save_transformer(self.transformer, folder / "transformer", dtype)
         self.metadata.write(folder)
 

@@ -9,12 +9,19 @@ from typing import Any
 import torch
 
 from ivideogpt.errors import UserError
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.metrics.frame_metrics import load_lpips
+from ivideogpt.model_configs import read_config
 from ivideogpt.paths import LPIPS_FOLDER, here_or_in_project
-from ivideogpt.pretrained import initialise_transformer, load_tokenizer, model_folder, read_llama_config
-from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer, freeze_codebooks
+from ivideogpt.pretrained import (
+    build_transformer,
+    initialise_transformer,
+    load_tokenizer,
+    model_folder,
+    read_llama_config,
+)
+from ivideogpt.training.common.models import adapt_llama_config, adapt_tokenizer, freeze_codebooks
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.vq_model import CompressiveVQModel
@@ -38,8 +45,7 @@ def build_video_predictor(
 ) -> VideoPredictor:
     if config.without_lpips:
         logger.warning("the tokenizer learns WITHOUT the perceptual loss, as world_model.without_lpips=true says")
-    loss_config = TokenizerLossConfig(perc_weight=0.0) if config.without_lpips else TokenizerLossConfig()
-    loss = TokenizerLoss(loss_config, None if config.without_lpips else load_lpips(lpips_path, device, WITHOUT_LPIPS))
+    loss = TokenizerLoss(lpips=None if config.without_lpips else load_lpips(lpips_path, device, WITHOUT_LPIPS))
     model = build_world_model(config, seed, image_size).to(device)
     if config.selected_params:
         freeze_codebooks(model.tokenizer)
@@ -72,7 +78,7 @@ def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.pretrained_model_name_or_path is None:
-            new = CompressiveVQModel.load_config(here_or_in_project(NEW_TOKENIZER))
+            new = read_config(here_or_in_project(NEW_TOKENIZER))
             tokenizer = CompressiveVQModel.from_config({**new, "context_length": config.context_length})
         else:
             tokenizer = load_tokenizer(_given_or_bundled(config.pretrained_model_name_or_path))
@@ -83,14 +89,10 @@ def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64)
 
 
 def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
-    transformer = build_fitting_transformer(
-        read_llama_config(here_or_in_project(config.config_name)),
-        tokenizer.layout(config.segment_length - config.context_length),
-        "world_model.segment_length",
-        attention_dropout=config.llama_attn_drop,
-        action_dim=config.action_dim,
-        reward_prediction=True,
-    )
+    layout = tokenizer.layout(config.segment_length - config.context_length)
+    llama_config = read_llama_config(here_or_in_project(config.config_name))
+    llama_config = adapt_llama_config(llama_config, layout, "world_model.segment_length", config.llama_attn_drop)
+    transformer = build_transformer(llama_config, layout, config.action_dim, reward_prediction=True)
     assert isinstance(transformer, HeadModelWithAction)
     if config.load_pretrained_model:
         path = _given_or_bundled(config.pretrained_transformer_path)

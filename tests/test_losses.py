@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,6 @@ from torch import nn
 from ivideogpt.layout import TokenLayout
 from ivideogpt.losses import (
     TokenizerLoss,
-    TokenizerLossConfig,
     adaptive_weight,
     hinge_loss,
     moving_patches,
@@ -39,12 +39,12 @@ def output(frames, context_error=0.0, future_error=0.0):
 
 
 def loss(config, frames, out, lpips=None):
-    return TokenizerLoss(config, lpips)(frames, out, CONTEXT)
+    return replace(config, lpips=lpips)(frames, out, CONTEXT)
 
 
 @pytest.mark.parametrize(("kind", "context", "future"), [("l1", 0.1, 0.3), ("l2", 0.01, 0.09)])
 def test_reconstruction_is_weighted_and_commitment_is_not(frames, kind, context, future):
-    terms = loss(TokenizerLossConfig(kind, recon_weight=2.0), frames, output(frames, 0.1, 0.3))
+    terms = loss(TokenizerLoss(kind, recon_weight=2.0), frames, output(frames, 0.1, 0.3))
     assert terms.parts["ref_recon"].item() == pytest.approx(context)
     assert terms.parts["recon"].item() == pytest.approx(future)
     assert terms.total.item() == pytest.approx(2 * (context + future) + 5 + 7)
@@ -52,7 +52,7 @@ def test_reconstruction_is_weighted_and_commitment_is_not(frames, kind, context,
 
 def test_balanced_loss_weighs_by_the_number_of_frames(frames):
     """F/T for the future and t/T for the context, not the other way round, and never the commitment."""
-    terms = loss(TokenizerLossConfig(balanced=True), frames, output(frames, 0.1, 0.3))
+    terms = loss(TokenizerLoss(balanced=True), frames, output(frames, 0.1, 0.3))
     assert terms.total.item() == pytest.approx(0.3 * 4 / 6 + 0.1 * 2 / 6 + 12)
 
 
@@ -68,7 +68,7 @@ class BrightnessDistance(nn.Module):
 
 
 def test_lpips_sees_frames_in_minus_one_to_one(frames):
-    terms = loss(TokenizerLossConfig(perc_weight=10.0), frames, output(frames, 0.1, 0.3), BrightnessDistance())
+    terms = loss(TokenizerLoss(perc_weight=10.0), frames, output(frames, 0.1, 0.3), BrightnessDistance())
     assert terms.parts["ref_perc"].item() == pytest.approx(0.2)
     assert terms.parts["perc"].item() == pytest.approx(0.6)
     assert terms.total.item() == pytest.approx(0.1 + 0.3 + 10 * (0.2 + 0.6) + 12, rel=1e-5)
@@ -77,12 +77,12 @@ def test_lpips_sees_frames_in_minus_one_to_one(frames):
 def test_motion_weight_counts_pixels_that_left_the_last_context_frame(frames):
     """Half of the last future frame has moved in full: an eighth of all future pixels counts three times more."""
     frames[:, -1, :, :4] += 0.2
-    terms = loss(TokenizerLossConfig(motion_weight=3.0), frames, output(frames, 0.0, 0.3))
+    terms = loss(TokenizerLoss(motion_weight=3.0), frames, output(frames, 0.0, 0.3))
     assert terms.parts["recon"].item() == pytest.approx(0.3 * (1 + 3 / 8))
 
 
 def test_gradient_weight_punishes_lost_edges_only(frames):
-    config = TokenizerLossConfig(gradient_weight=1.0)
+    config = TokenizerLoss(gradient_weight=1.0)
     assert loss(config, frames, output(frames, 0.1, 0.3)).parts["gradient"].item() == pytest.approx(0, abs=1e-6)
     edge = output(frames)
     edge.sample[:, :, 4:] += 0.7  # one of seven horizontal lines between rows
@@ -97,19 +97,19 @@ def test_still_weight_wants_short_latents_where_nothing_moves():
     assert moving.nonzero().tolist() == [[0, 7]]
     out = output(frames)
     out.dynamics_latents = torch.full((1, 16, 5), 3.0).masked_fill(moving[..., None], 6.0).requires_grad_()
-    terms = loss(TokenizerLossConfig(still_weight=2.0), frames, out)
+    terms = loss(TokenizerLoss(still_weight=2.0), frames, out)
     assert terms.parts["still"].item() == pytest.approx(9 / 36)
     assert terms.total.item() == pytest.approx(12 + 2 * 9 / 36)
     terms.total.backward()
     assert not out.dynamics_latents.grad[moving].any()  # longer latents elsewhere would be no gain
     at_rest = frames[:, 1:2].expand(-1, CONTEXT + 1, -1, -1, -1)
-    assert loss(TokenizerLossConfig(still_weight=2.0), at_rest, out).parts["still"] == 0  # there is no length to go by
+    assert loss(TokenizerLoss(still_weight=2.0), at_rest, out).parts["still"] == 0  # there is no length to go by
 
 
 class RewardsByFrame(nn.Module):
     """Predicts 10, 11, ... for the future frames of a clip."""
 
-    def forward(self, input_ids, labels, action):
+    def forward(self, input_ids, labels, action, past_key_values=None):
         zero = torch.zeros(())
         outputs = SimpleNamespace(loss=zero, cross_entropy=zero, action_recon_loss=None)
         return outputs, (10.0 + torch.arange(FUTURE)).expand(len(input_ids), -1)[..., None]
@@ -129,7 +129,7 @@ def test_future_frame_k_is_rewarded_for_the_action_that_led_to_it():
 class SuccessesByFrame(nn.Module):
     """Is sure that the second future frame alone is a success."""
 
-    def forward(self, input_ids, labels, action):
+    def forward(self, input_ids, labels, action, past_key_values=None):
         zero = torch.zeros(())
         logits = torch.full((len(input_ids), FUTURE, 1), -30.0)
         logits[:, 1] = 30

@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     from ivideogpt.metadata import ModelMetadata
-    from ivideogpt.pretrained import load_tokenizer, load_transformer, save_tokenizer, transformer_folder
+    from ivideogpt.pretrained import load_tokenizer, load_transformer, transformer_folder
     from ivideogpt.world_model import WorldModel
 
     dtype = getattr(torch, args.dtype)
     tokenizer = load_tokenizer(args.tokenizer)
     if args.transformer is None:
-        save_tokenizer(tokenizer, Path(args.output) / "tokenizer", dtype)
+        tokenizer.save_pretrained(Path(args.output) / "tokenizer", dtype)
         print(f"tokenizer: {args.output}")
         return
     folder = transformer_folder(args.transformer)

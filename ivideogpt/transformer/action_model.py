@@ -110,10 +110,6 @@ class HeadModelWithAction(nn.Module):
     def action_dim(self) -> int:
         return self.action_linear.in_features
 
-    @property
-    def has_reward_head(self) -> bool:
-        return self.reward_linear is not None
-
     def get_input_embeddings(self, ids: Tensor | None = None) -> Tensor | nn.Embedding:
         """Embed ids; without ids return the embedding module, as libraries ask of a language model."""
         embedding = self.llm.get_input_embeddings()
@@ -159,7 +155,6 @@ class HeadModelWithAction(nn.Module):
             position_ids=position_ids,
             output_hidden_states=has_heads,
             past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
         )
         result = ActionModelOutput(loss=outputs.loss, logits=outputs.logits, cross_entropy=outputs.loss)
         if not has_heads:

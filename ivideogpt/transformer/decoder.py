@@ -151,14 +151,9 @@ class FrameDecoder:
         self._past = [object()]  # for what was read, and for each frame since: marks with another past are of no use
 
     @property
-    def capacity(self) -> int:
-        """Number of positions of the cache."""
-        return self.cache.capacity
-
-    @property
     def frames_that_fit(self) -> int:
         """Number of frames that the cache holds after a prompt."""
-        return self.model.layout.future_frames_that_fit(self.capacity)
+        return self.model.layout.future_frames_that_fit(self.cache.capacity)
 
     @property
     def frames_left(self) -> int:
@@ -194,13 +189,8 @@ class FrameDecoder:
         self.cache = self.backend.new_cache(len(prompts), capacity)
         self._pending = self._read(prompts, self.cache)
 
-    def expand(self, n: int, streams: RandomStreams | None = None) -> None:
-        """Continue every row n times; the copies become adjacent rows.
-
-        ``streams`` are those of all rows from then on, unless the decoder was made with them.
-        """
-        if streams is not None:
-            self.streams = streams.to(self.device)
+    def expand(self, n: int) -> None:
+        """Continue every row n times; the copies become adjacent rows. ``streams`` are those of all rows already."""
         self.cache = self.cache.expand(n)
         self._past = [object()]
         self._leave_buffers()
@@ -320,7 +310,7 @@ class FrameDecoder:
 
     def _enter_buffers(self) -> None:
         """Continue in the backend's buffers, if it has some. ``cache`` and ``_pending`` are views of them then."""
-        buffers = self.backend.borrow_buffers(self.model, self.cache.num_rows, self.capacity)
+        buffers = self.backend.borrow_buffers(self.model, self.cache.num_rows, self.cache.capacity)
         if buffers is None:
             self._may_borrow = False
             return

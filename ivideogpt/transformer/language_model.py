@@ -9,7 +9,6 @@ Shapes: B rows, L positions (P of them before, in a cache), D width, H heads of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ from ivideogpt.outputs import Output
 from ivideogpt.transformer.causal_dropout import attention
 
 IGNORED_LABEL = -100
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu, "relu": F.relu}
 DEFAULT_ROPE_THETA = 10000.0
 
 
@@ -59,8 +57,9 @@ class LlamaConfig:
     def __post_init__(self) -> None:
         if self.hidden_size % self.num_attention_heads != 0:
             raise UserError(f"hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} heads")
-        if self.hidden_act not in ACTIVATIONS:
-            raise UserError(f"hidden_act is {self.hidden_act!r}, expected one of {', '.join(ACTIVATIONS)}")
+        for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
+            if getattr(self, name) != only:
+                raise UserError(f"{name} is {getattr(self, name)!r}: nothing but {only!r} can be decoded")
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         rope = {"rope_theta": self.rope_theta or DEFAULT_ROPE_THETA} | (self.rope_scaling or self.rope_parameters or {})
@@ -157,11 +156,11 @@ class LlamaAttention(nn.Module):
         self.layer = layer
         self.head_dim = config.head_dim
         self.attention_dropout = config.attention_dropout
-        width, bias = config.hidden_size, config.attention_bias
-        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=bias)
-        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
-        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=bias)
+        width = config.hidden_size
+        self.q_proj = nn.Linear(width, config.num_attention_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * self.head_dim, width, bias=False)
 
     def forward(
         self, hidden: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KeysAndValues | None
@@ -178,13 +177,12 @@ class LlamaAttention(nn.Module):
 class LlamaMLP(nn.Module):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_proj(hidden)) * self.up_proj(hidden))
+        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
 class LlamaDecoderLayer(nn.Module):
@@ -224,9 +222,8 @@ class LlamaModel(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: KeysAndValues | None = None,
-        use_cache: bool = True,
     ) -> ModelOutput:
-        """Run the layers. ``past_key_values`` hold earlier positions and take up these; ``use_cache`` needs them."""
+        """Run the layers. ``past_key_values`` hold earlier positions and take up these."""
         hidden = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         length, past = hidden.shape[1], past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
@@ -277,7 +274,6 @@ class LlamaForCausalLM(nn.Module):
         past_key_values: KeysAndValues | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        use_cache: bool = False,
         output_hidden_states: bool = False,
         logits_to_keep: int = 0,
     ) -> LanguageModelOutput:
@@ -297,8 +293,6 @@ def _initialise(module: nn.Module, std: float) -> None:
     for each in module.modules():
         if isinstance(each, nn.Linear | nn.Embedding):
             nn.init.normal_(each.weight, std=std)
-        if isinstance(each, nn.Linear) and each.bias is not None:
-            nn.init.zeros_(each.bias)
 
 
 def _mask(length: int, past: int, padding: Tensor | None, device: torch.device) -> Tensor | None:

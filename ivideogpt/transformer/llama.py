@@ -106,8 +106,6 @@ class LlamaWeights:
 
     def __init__(self, llm: LlamaForCausalLM) -> None:
         config = llm.config
-        if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
-            raise UserError("only LLaMAs without biases and with hidden_act silu can be decoded; see their config")
         self.llm = llm
         self.num_heads: int = config.num_attention_heads
         self.num_key_value_heads: int = config.num_key_value_heads

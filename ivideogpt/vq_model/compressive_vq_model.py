@@ -66,20 +66,21 @@ class CompressiveVQOutput(Output):
 
     Attributes:
         sample: reconstructed future frames (B F, 3, H, W).
-        ref_sample: reconstructed context frames (B t, 3, H, W), if losses were asked for, like all that follow.
+        ref_sample: reconstructed context frames (B t, 3, H, W). It and all that follow are None unless losses were
+            asked for.
         commit_loss, dyn_commit_loss: codebook and commitment terms of both quantizers.
         context_latents, context_codes, dynamics_latents, dynamics_codes: inputs and results of both quantizers, for
             the upkeep of the codebooks. Dynamics latents (B F, 16, d) have a gradient.
     """
 
     sample: Tensor
-    ref_sample: Tensor | None
-    commit_loss: Tensor | None
-    dyn_commit_loss: Tensor | None
-    context_latents: Tensor | None
-    context_codes: Tensor | None
-    dynamics_latents: Tensor | None
-    dynamics_codes: Tensor | None
+    ref_sample: Tensor
+    commit_loss: Tensor
+    dyn_commit_loss: Tensor
+    context_latents: Tensor
+    context_codes: Tensor
+    dynamics_latents: Tensor
+    dynamics_codes: Tensor
 
 
 class CompressiveVQModel(StrictModel):
@@ -172,7 +173,7 @@ class CompressiveVQModel(StrictModel):
             )
         self.cond_encoder.set_context_length(context_length)
         self.cond_decoder.set_context_length(context_length)
-        self.register_to_config(context_length=context_length)
+        self.config["context_length"] = context_length
 
     @torch.no_grad()
     def align_to_context(self, context: Tensor) -> None:

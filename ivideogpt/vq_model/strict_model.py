@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.files import read_json, write_text
-from ivideogpt.model_configs import described_by
-from ivideogpt.state_dicts import check_state_dict, read_tensors, save_tensors, shapes_of, weights_file, without_values
+from ivideogpt.files import write_text
+from ivideogpt.model_configs import CONFIG_FILE, described_by, read_config
+from ivideogpt.state_dicts import load_strict, read_tensors, resolve_folder, save_tensors, weights_file, without_values
 
-CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 FORMAT_VERSION = "0.42.0"  # the diffusers version that is written into config.json; the format is stable
 
@@ -73,16 +72,6 @@ class StrictModel(nn.Module):
 
     # ---- config
 
-    def register_to_config(self, **changes: Any) -> None:
-        """Note arguments that have changed since the network was built."""
-        self.config.update(changes)
-
-    @classmethod
-    def load_config(cls, path: str | Path) -> dict[str, Any]:
-        """Return the values in a config file, or in ``config.json`` of a folder."""
-        path = Path(path)
-        return read_json(path / CONFIG_FILE if path.is_dir() else path)
-
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> Self:
         """Build a network with random weights. Values that are no arguments of it are ignored."""
@@ -96,12 +85,14 @@ class StrictModel(nn.Module):
 
     # ---- folders
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config and weights."""
+    def save_pretrained(
+        self, folder: str | Path, dtype: torch.dtype | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write config and weights: these ``tensors`` or its own, as ``dtype`` if that is given."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / CONFIG_FILE, self.to_json_string())
-        save_tensors(self.state_dict(), folder / WEIGHTS_FILE)
+        save_tensors(self.state_dict() if tensors is None else tensors, folder / WEIGHTS_FILE, dtype)
 
     @classmethod
     def from_pretrained(
@@ -123,8 +114,8 @@ class StrictModel(nn.Module):
         """
         source = f"{pretrained_model_name_or_path}"
         try:
-            folder = _resolve(source, revision) / (subfolder or "")
-            values = cls.load_config(folder)
+            folder = resolve_folder(source, revision) / (subfolder or "")
+            values = read_config(folder)
             tensors = read_tensors(weights_file(folder, WEIGHTS_FILE), torch.float32)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot load a {cls.kind} from {source}: {first_line(error)}") from error
@@ -134,16 +125,5 @@ class StrictModel(nn.Module):
         described, held = (sum(tensor.numel() for tensor in some.values()) for some in (model.state_dict(), tensors))
         if described > 2 * held:  # less of a difference gets a message that names the tensors
             raise UserError(f"{config} describes a network of {described} parameters, {WEIGHTS_FILE} holds {held}")
-        check_state_dict(shapes_of(model.state_dict()), shapes_of(tensors), f"{source}, read as a {cls.kind},")
-        model.load_state_dict(tensors, assign=True)
+        load_strict(model, tensors, f"{source}, read as a {cls.kind},", assign=True)
         return model.eval()
-
-
-def _resolve(path_or_hub_id: str, revision: str | None) -> Path:
-    folder = Path(path_or_hub_id).expanduser()
-    if folder.is_dir():
-        return folder
-    import huggingface_hub
-
-    patterns = ["*.json", "*.safetensors"]
-    return Path(huggingface_hub.snapshot_download(path_or_hub_id, revision=revision, allow_patterns=patterns))

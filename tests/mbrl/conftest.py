@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ivideogpt.pretrained import save_tokenizer, save_transformer
+from ivideogpt.pretrained import save_transformer
 from mbrl import build_trainer, trainer
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.metric_logger import MetricLogger
@@ -48,7 +48,7 @@ def whole_run(train, tmp_path_factory):
 def checkpoint(tmp_path_factory):
     """An action-free model, as released ones are."""
     folder = tmp_path_factory.mktemp("act-free")
-    save_tokenizer(tokenizer(), folder / "tokenizer")
+    tokenizer().save_pretrained(folder / "tokenizer")
     save_transformer(transformer(tokenizer()), folder / "transformer")
     return folder
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ivideogpt.errors import UserError
-from ivideogpt.pretrained import save_tokenizer, save_transformer
+from ivideogpt.pretrained import save_transformer
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.build_video_predictor import build_video_predictor
 from mbrl.envs import vector_env
@@ -229,7 +229,7 @@ def test_a_run_keeps_its_capacity(tmp_path, cheap_runs, whole_mbpo, monkeypatch,
 )
 def test_the_real_world_model_goes_on(tmp_path, cheap_runs, device):
     """On a CPU to the bit: weights, moments, dropout's random numbers, and what was imagined."""
-    save_tokenizer(tokenizer(), tmp_path / "model" / "tokenizer")
+    tokenizer().save_pretrained(tmp_path / "model" / "tokenizer")
     save_transformer(transformer(tokenizer()), tmp_path / "model" / "transformer")
     config = WorldModelConfig(
         config_name=str(tmp_path / "model" / "transformer"),

@@ -148,7 +148,8 @@ def test_expand_shares_one_prefill_and_may_come_late(kernels):
     once.expand(3)
     twice = decoder_of(model, Sampling(greedy=True))
     first = twice.step().tokens.repeat_interleave(3, dim=0)
-    twice.expand(3, once.streams)
+    twice.expand(3)
+    twice.streams = once.streams
     expected = decoder_of(model, Sampling(greedy=True)).rollout(2).tokens.repeat_interleave(3, dim=0)
     assert torch.equal(once.rollout(2).tokens, expected)
     assert torch.equal(torch.cat([first, twice.step().tokens], dim=1), expected)
@@ -169,7 +170,7 @@ def test_room():
     assert decoder.frames_left == 0
     assert set(decoder.cache.lengths) == {LAYOUT.sequence_length - 1}, "the last token of all has not entered"
     decoder.prefill(PROMPT, max_frames=2)
-    assert (decoder.frames_left, decoder.capacity) == (2, LAYOUT.with_future_frames(2).sequence_length)
+    assert (decoder.frames_left, decoder.cache.capacity) == (2, LAYOUT.with_future_frames(2).sequence_length)
 
 
 def test_refresh_reads_weights_that_changed_in_place():

@@ -27,7 +27,7 @@ def both(**changes) -> tuple[LlamaForCausalLM, transformers.LlamaForCausalLM]:
     [
         {},
         {"num_key_value_heads": 2},
-        {"head_dim": 16, "rope_theta": 500.0, "attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
+        {"head_dim": 16, "rope_theta": 500.0},
         {"rope_parameters": LINEAR_ROPE},
     ],
     ids=["plain", "grouped", "options", "linear-rope"],

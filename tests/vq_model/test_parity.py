@@ -9,6 +9,7 @@ from torch import nn
 from ivideogpt import paths
 from ivideogpt.errors import UserError
 from ivideogpt.metrics.lpips import LPIPS
+from ivideogpt.model_configs import read_config
 from ivideogpt.vq_model import CompressiveVQModel, Discriminator
 from tests.parity.formulas import assert_close, assert_record, assert_state_dict_matches, clip, fill, golden
 
@@ -73,7 +74,7 @@ def test_forward_and_gradients(case):
 @pytest.mark.parametrize("context", [1, 2])
 def test_names_and_shapes_of_released_checkpoints(size, context):
     folder = {64: "configs/ctx_vae64", 256: "configs/ctx_vae"}[size]
-    config = CompressiveVQModel.load_config(folder) | {"context_length": context}
+    config = read_config(folder) | {"context_length": context}
     with torch.device("meta"):
         model = CompressiveVQModel.from_config(config)
     assert_state_dict_matches(model, f"tokenizer-{size}-ctx{context}")

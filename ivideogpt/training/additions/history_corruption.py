@@ -96,7 +96,7 @@ def read_context(
     """
     cache = KeysAndValues()
     embeddings = _embed(transformer, tokens, actions)[:, : layout.prompt_length - 1]
-    language_model(transformer).model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True)
+    language_model(transformer).model(inputs_embeds=embeddings, past_key_values=cache)
     return cache
 
 
@@ -163,7 +163,7 @@ class _FuturePasses:
         """Last hidden states (B, 17 F, width) from the first future separator on."""
         embeddings = _embed(self.transformer, history, self.actions)[:, self.layout.prompt_length - 1 :]
         llm = language_model(self.transformer)
-        outputs = llm.model(inputs_embeds=embeddings, past_key_values=self.cache, use_cache=True)
+        outputs = llm.model(inputs_embeds=embeddings, past_key_values=self.cache)
         self.cache.crop(-embeddings.shape[1])
         return outputs.last_hidden_state
 

@@ -1,10 +1,11 @@
-"""Build models and losses for training: shared by both trainings and by model-based RL. Without accelerate."""
+"""Prepare models for training: shared by both trainings and by model-based RL. Without accelerate."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
-from ivideogpt.pretrained import Transformer, build_transformer
 from ivideogpt.transformer import LlamaConfig
 from ivideogpt.vq_model import CompressiveVQModel
 
@@ -32,19 +33,10 @@ def freeze_tokens(tokenizer: CompressiveVQModel) -> None:
         part.requires_grad_(True)
 
 
-def build_fitting_transformer(
-    config: LlamaConfig,
-    layout: TokenLayout,
-    setting: str,
-    attention_dropout: float | None = None,
-    action_dim: int | None = None,
-    reward_prediction: bool = False,
-    action_recon: float | None = None,
-    success_prediction: bool = False,
-) -> Transformer:
-    """Build a transformer with random weights, after checking that clips of ``layout`` fit into its positions.
+def adapt_llama_config(config: LlamaConfig, layout: TokenLayout, setting: str, dropout: float | None) -> LlamaConfig:
+    """Set the attention dropout if it is given; UserError if clips of ``layout`` do not fit into the positions.
 
-    ``setting`` names the clips' length in the message. Without an ``attention_dropout`` it is as ``config`` says.
+    ``setting`` names the clips' length in the message.
     """
     if layout.sequence_length > config.max_position_embeddings:
         fits = layout.context_frames + layout.future_frames_that_fit(config.max_position_embeddings)
@@ -52,6 +44,4 @@ def build_fitting_transformer(
             f"{setting} {layout.num_frames} takes {layout.sequence_length} tokens, but the transformer has "
             f"{config.max_position_embeddings} positions: at most {fits} frames fit"
         )
-    if attention_dropout is not None:
-        config.attention_dropout = attention_dropout
-    return build_transformer(config, layout, action_dim, reward_prediction, action_recon, success_prediction)
+    return config if dropout is None else replace(config, attention_dropout=dropout)

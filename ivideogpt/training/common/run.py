@@ -118,10 +118,6 @@ class Run:
     def is_main_process(self) -> bool:
         return self.accelerator.is_main_process
 
-    @property
-    def metrics_file(self) -> Path:
-        return self.directory / METRICS
-
     # ---- the record
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
@@ -129,7 +125,7 @@ class Run:
         if not self.is_main_process:
             return
         with going_on_without_room():
-            append_metrics(self.metrics_file, {"step": step, "split": split}, metrics)
+            append_metrics(self.directory / METRICS, {"step": step, "split": split}, metrics)
         with going_on_without_room():
             for tracker in self.trackers:
                 tracker.log({f"{split}/{name}": value for name, value in metrics.items()}, step)
@@ -210,7 +206,7 @@ class Run:
 
     def _open_folder(self) -> None:
         if self.checkpoint is not None:
-            cut_back(self.metrics_file, step_of(self.checkpoint))
+            cut_back(self.directory / METRICS, step_of(self.checkpoint))
             set_aside_later(self.checkpoint)
             if self.changes:
                 given = (f"--{name} {now} (was {before})" for name, (before, now) in self.changes.items())
@@ -313,14 +309,11 @@ def _git_commit() -> str | None:
 
 def recorded_run(run_directory: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the flags that a run began with, and digests of what they name."""
-    file = run_directory / RECORD
-    try:
-        record = read_json(file, "start a new run from its weights")
-    except UserError as error:
-        raise UserError(f"{file}: no readable record of the run to resume ({error})") from error
+    advice = "start a new run from its weights"
+    record = read_json(run_directory / RECORD, advice)
     recorded = record.get("args")
     if not isinstance(recorded, dict) or "seed" not in recorded:
-        raise UserError(f"{file}: no readable record of the run to resume (no args with a seed in it)")
+        raise UserError(f"{run_directory / RECORD} has no args with a seed in it; {advice}")
     return recorded, record.get("contents", {})
 
 

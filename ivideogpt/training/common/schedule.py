@@ -1,14 +1,9 @@
-"""Training phases, progress and learning-rate schedules. Knows nothing of models.
-
-Tokenizer training alternates between a generator and a discriminator phase, and every finished phase counts as one
-step, as in the published recipes: before the discriminator starts, its turn is an idle step.
-"""
+"""Training progress and learning-rate schedules. Knows nothing of models."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from torch.optim import Optimizer
@@ -17,33 +12,17 @@ from torch.optim.lr_scheduler import LambdaLR
 _POLYNOMIAL_END = 1e-7  # learning rate
 
 
-class Phase(Enum):
-    GENERATOR = "generator"
-    DISCRIMINATOR = "discriminator"
-    IDLE = "idle"
+def generator_steps(first_step: int, max_steps: int) -> range:
+    """Return the numbers of finished steps after which a tokenizer run's generator has its turn.
+
+    Its turns alternate with the discriminator's, and every turn counts as one step, as in the published recipes.
+    """
+    return range(first_step + first_step % 2, max_steps, 2)
 
 
-@dataclass(frozen=True)
-class PhaseSchedule:
-    """Schedule of phases: generator at even finished steps, discriminator at odd ones from ``disc_start`` on."""
-
-    max_steps: int
-    disc_start: int
-    first_step: int = 0
-
-    def phase(self, finished_steps: int) -> Phase:
-        if finished_steps % 2 == 0:
-            return Phase.GENERATOR
-        return Phase.DISCRIMINATOR if finished_steps >= self.disc_start else Phase.IDLE
-
-    @property
-    def generator_updates(self) -> int:
-        """Number of updates of the generator's optimizer in the whole run."""
-        return (self.max_steps + 1) // 2 - (self.first_step + 1) // 2
-
-    @property
-    def discriminator_updates(self) -> int:
-        return max(self.max_steps // 2 - max(self.first_step, self.disc_start) // 2, 0)
+def discriminator_steps(first_step: int, max_steps: int, disc_start: int) -> range:
+    """Return those after which the discriminator has its turn; before ``disc_start`` nothing happens in it."""
+    return range(max(first_step, disc_start) | 1, max_steps, 2)
 
 
 @dataclass

@@ -25,7 +25,6 @@ from ivideogpt.pretrained import (
     build_transformer,
     load_tokenizer,
     read_llama_config,
-    save_tokenizer,
     save_transformer,
 )
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs
@@ -161,11 +160,11 @@ class _StandIns:
             return path
         folder = self.folder / f"tokenizer-{self.resolution}-{self.context_length}"
         shape = {"resolution": self.resolution, "context_length": self.context_length}
-        with _made_in(folder, TOKENIZER_WEIGHTS) as unfinished:
-            if unfinished is not None:
+        if not (folder / TOKENIZER_WEIGHTS).is_file():
+            with _made_in(folder) as unfinished:
                 model = CompressiveVQModel.from_config(self.tokenizer_config(None) | shape)
                 model.dynamics_quantize.embedding.weight.data[0] = 0  # the still code, for --history own
-                save_tokenizer(model, unfinished)
+                model.save_pretrained(unfinished)
         logger.warning("--debug: %s is not there, %s stands in for it", path, folder)
         return str(folder)
 
@@ -174,8 +173,8 @@ class _StandIns:
         action_dim = args.action_dim if args.action_conditioned and not args.load_internal_llm else None
         layout = load_tokenizer(tokenizer).layout(args.segment_length - args.context_length)
         folder = self.folder / f"transformer-{layout.vocab_size}-{layout.num_frames}-{action_dim or 'free'}"
-        with _made_in(folder, TRANSFORMER_WEIGHTS) as unfinished:
-            if unfinished is not None:
+        if not (folder / TRANSFORMER_WEIGHTS).is_file():
+            with _made_in(folder) as unfinished:
                 save_transformer(build_transformer(read_llama_config(config_name), layout, action_dim), unfinished)
         logger.warning("--debug: %s is not there, %s stands in for it", args.pretrained_transformer_path, folder)
         return str(folder)
@@ -194,11 +193,8 @@ def _has_data(args: TokenizerArgs | GptArgs) -> bool:
 
 
 @contextmanager
-def _made_in(folder: Path, last_file: str) -> Iterator[Path | None]:
-    """Yield a folder to write the content of ``folder`` to, under a fixed seed; None if it exists."""
-    if (folder / last_file).is_file():
-        yield None
-        return
+def _made_in(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write the content of ``folder`` to, under a fixed seed."""
     with torch.random.fork_rng(), atomic_path(folder) as partial:
         torch.manual_seed(0)
         yield partial

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
+from ivideogpt import model_configs
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.errors import UserError
-from ivideogpt.files import read_json
-from ivideogpt.losses import TokenizerLoss, TokenizerLossConfig
+from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metrics.frame_metrics import load_lpips
 from ivideogpt.paths import PROJECT
 from ivideogpt.pretrained import initialise_from_plain_tokenizer, is_plain_tokenizer, load_tokenizer
@@ -26,7 +26,7 @@ from ivideogpt.training.common.clip_batches import BatchStream, build_clip_loade
 from ivideogpt.training.common.models import adapt_tokenizer, freeze_codebooks, freeze_tokens
 from ivideogpt.training.common.optim import EmaWeights, build_adamw, trainable_parameters
 from ivideogpt.training.common.run import build_run
-from ivideogpt.training.common.schedule import PhaseSchedule, TrainProgress, build_scheduler
+from ivideogpt.training.common.schedule import TrainProgress, build_scheduler, discriminator_steps, generator_steps
 from ivideogpt.training.tokenizer.codebooks import Codebook, Codebooks
 from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.training.tokenizer.trainer import WEIGHTS_FOLDER, TokenizerTrainer
@@ -52,9 +52,9 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
     if args.allow_tf32:  # convolutions keep PyTorch's default
         torch.backends.cuda.matmul.allow_tf32 = True
 
-    schedule = PhaseSchedule(args.max_train_steps, args.disc_start, args.start_global_step)
     optimizer = build_optimizer(tokenizer, args.learning_rate, args, accelerator)
-    scheduler = build_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, schedule.generator_updates)
+    updates = len(generator_steps(args.start_global_step, args.max_train_steps))
+    scheduler = build_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, updates)
     model, prepared_optimizer = accelerator.prepare(tokenizer, optimizer)
     run.facts["tokenizer"] = {
         "config": json.loads(tokenizer.to_json_string()),
@@ -73,27 +73,26 @@ def build_tokenizer_trainer(args: TokenizerArgs) -> TokenizerTrainer:
         loss=loss,
         optimizer=prepared_optimizer,
         scheduler=scheduler,
-        schedule=schedule,
         codebooks=codebooks,
         fresh_codebooks=fresh_codebooks,
         average=EmaWeights(tokenizer) if args.use_ema else None,
-        gan_loss=build_gan_loss(args, schedule, accelerator),
+        gan_loss=build_gan_loss(args, accelerator),
         clips=BatchStream(train_clips, accelerator.device),
         validation_clips=validation_clips,
         progress=TrainProgress(step=args.start_global_step),
     )
 
 
-def build_gan_loss(args: TokenizerArgs, schedule: PhaseSchedule, accelerator: Accelerator) -> GanLoss | None:
+def build_gan_loss(args: TokenizerArgs, accelerator: Accelerator) -> GanLoss | None:
     """Build the GAN loss, or None if the run ends before ``--disc_start``."""
-    if not schedule.discriminator_updates:
+    updates = len(discriminator_steps(args.start_global_step, args.max_train_steps, args.disc_start))
+    if not updates:
         return None
     discriminator = Discriminator(depth=args.disc_depth)
     if args.discriminator_config_name_or_path is not None:
         path = Path(args.discriminator_config_name_or_path)
         load_strict(discriminator, read_any_tensors(path), str(path))
     optimizer = build_optimizer(discriminator, args.discr_learning_rate, args, accelerator)
-    updates = schedule.discriminator_updates
     scheduler = build_scheduler(args.discr_lr_scheduler, optimizer, args.lr_warmup_steps, updates)
     model, prepared_optimizer = accelerator.prepare(discriminator, optimizer)
     return GanLoss(model, prepared_optimizer, scheduler, accelerator, args.disc_weight, args.max_grad_norm)
@@ -151,17 +150,12 @@ def read_config(path: str | None, resolution: int) -> dict[str, Any]:
     """Read a tokenizer's config.json (a file, or its folder), or the one for a resolution."""
     if path is None and resolution not in CONFIG_OF_RESOLUTION:
         raise UserError(f"no default architecture for --resolution {resolution}: give --model_config_name_or_path")
-    file = Path(path) if path is not None else CONFIG_OF_RESOLUTION[resolution]
-    file = file / "config.json" if file.is_dir() else file
-    try:
-        return read_json(file)
-    except UserError as error:
-        raise UserError(f"--model_config_name_or_path {file}: no readable JSON file ({error})") from error
+    return model_configs.read_config(CONFIG_OF_RESOLUTION[resolution] if path is None else path)
 
 
 def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
     """Build the loss, with LPIPS if it has a weight; raises UserError if its files are missing."""
-    config = TokenizerLossConfig(
+    return TokenizerLoss(
         reconstruction=args.vae_loss,  # type: ignore[arg-type]
         recon_weight=args.recon_weight,
         perc_weight=args.perc_weight,
@@ -169,5 +163,5 @@ def build_loss(args: TokenizerArgs, device: torch.device) -> TokenizerLoss:
         motion_weight=args.motion_weight,
         still_weight=args.still_weight,
         gradient_weight=args.gradient_weight,
+        lpips=load_lpips(args.lpips_path, device, WITHOUT_LPIPS) if args.perc_weight else None,
     )
-    return TokenizerLoss(config, load_lpips(args.lpips_path, device, WITHOUT_LPIPS) if args.perc_weight else None)

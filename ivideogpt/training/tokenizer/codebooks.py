@@ -150,10 +150,6 @@ class Codebooks:
 
     def observe(self, output: CompressiveVQOutput, moving: Tensor | None = None) -> None:
         """Observe a training batch's forward pass; dynamics only where ``moving`` (B F, 16), if given."""
-        assert output.context_codes is not None
-        assert output.context_latents is not None
-        assert output.dynamics_codes is not None
-        assert output.dynamics_latents is not None
         self.context.observe(output.context_codes, output.context_latents)
         chosen = slice(None) if moving is None else moving
         self.dynamics.observe(output.dynamics_codes[chosen], output.dynamics_latents.detach()[chosen])
@@ -164,8 +160,6 @@ class Codebooks:
     def restart_dead_codes(
         self, output: CompressiveVQOutput, optimizer: Optimizer, moving: Tensor | None = None
     ) -> dict[str, Tensor | float]:
-        assert output.context_latents is not None
-        assert output.dynamics_latents is not None
         context = self.context.restart_dead_codes(output.context_latents, optimizer)
         dynamics_latents = output.dynamics_latents if moving is None else output.dynamics_latents[moving]
         return context | self.dynamics.restart_dead_codes(dynamics_latents, optimizer)

@@ -26,17 +26,15 @@ from ivideogpt.evaluation.visualize import Row, contact_sheet, error_frames
 from ivideogpt.files import atomic_file
 from ivideogpt.losses import LossTerms, TokenizerLoss, moving_patches
 from ivideogpt.metrics.frame_metrics import frame_psnr
-from ivideogpt.pretrained import TOKENIZER_WEIGHTS, write_tokenizer_config
 from ivideogpt.runs.averages import MetricAverager
 from ivideogpt.runs.state import RandomState
 from ivideogpt.runs.throughput import Throughput
-from ivideogpt.state_dicts import save_tensors
 from ivideogpt.training.common.args import TokenizerArgs
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.clip_batches import BatchStream
 from ivideogpt.training.common.optim import EmaWeights, SoundUpdates, accumulating, advance, gradient_norms
 from ivideogpt.training.common.run import Run
-from ivideogpt.training.common.schedule import Phase, PhaseSchedule, TrainProgress, validates_at, within_phase_pair
+from ivideogpt.training.common.schedule import TrainProgress, validates_at, within_phase_pair
 from ivideogpt.training.tokenizer.codebooks import Codebooks
 from ivideogpt.training.tokenizer.gan import GanLoss
 from ivideogpt.video_io import to_pixels
@@ -62,7 +60,6 @@ class TokenizerTrainer:
     loss: TokenizerLoss
     optimizer: Optimizer
     scheduler: LRScheduler
-    schedule: PhaseSchedule
     codebooks: Codebooks
     fresh_codebooks: frozenset[str]  # names of those that know nothing yet
     average: EmaWeights | None  # None: what is trained is what is used
@@ -169,10 +166,11 @@ class TokenizerTrainer:
     # ---- one step
 
     def run_phase(self) -> None:
-        phase = self.schedule.phase(self.progress.step)
-        if phase != Phase.IDLE:
-            run = self.generator_phase if phase == Phase.GENERATOR else self.discriminator_phase
-            self.averager.add(run())
+        """Update the generator after an even number of steps, else the discriminator, once it has started."""
+        if self.progress.step % 2 == 0:
+            self.averager.add(self.generator_phase())
+        elif self.gan_loss is not None and self.progress.step >= self.args.disc_start:
+            self.averager.add(self.discriminator_phase())
 
     def generator_phase(self) -> dict[str, Tensor | float]:
         """Update the tokenizer once from ``gradient_accumulation_steps`` batches."""
@@ -333,8 +331,7 @@ class TokenizerTrainer:
         """Write config.json and the weights in the published format. All processes call it."""
         tensors = self.accelerator.get_state_dict(self.model)
         if self.accelerator.is_main_process:
-            write_tokenizer_config(self.accelerator.unwrap_model(self.model), folder)
-            save_tensors(tensors, folder / TOKENIZER_WEIGHTS)
+            self.accelerator.unwrap_model(self.model).save_pretrained(folder, tensors=tensors)
 
 
 def split(frames: Tensor, context_length: int) -> tuple[Tensor, Tensor]:
@@ -351,5 +348,4 @@ def reconstruct(model: nn.Module, frames: Tensor, context_length: int) -> Any:
 
 def reconstructed_frames(output: CompressiveVQOutput) -> Tensor:
     """Return all frames of all clips, (B T, 3, H, W): the context's, then the future's."""
-    assert output.ref_sample is not None
     return torch.cat([output.ref_sample, output.sample])

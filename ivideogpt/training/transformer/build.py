@@ -23,6 +23,7 @@ from ivideogpt.metadata import ModelMetadata
 from ivideogpt.pretrained import (
     TRANSFORMER_WEIGHTS,
     Transformer,
+    build_transformer,
     initialise_transformer,
     language_model,
     load_tokenizer,
@@ -36,13 +37,12 @@ from ivideogpt.training.common.args import GptArgs
 from ivideogpt.training.common.checkpoints import TRANSFORMER_CHECKPOINTS
 from ivideogpt.training.common.clip_batches import VALIDATION_SEED, BatchStream, Loader
 from ivideogpt.training.common.fsdp import is_sharded
-from ivideogpt.training.common.models import adapt_tokenizer, build_fitting_transformer
+from ivideogpt.training.common.models import adapt_llama_config, adapt_tokenizer
 from ivideogpt.training.common.optim import build_adamw, trainable_parameters, weight_decay_groups
 from ivideogpt.training.common.run import Run, build_run
 from ivideogpt.training.common.schedule import TrainProgress, build_scheduler
 from ivideogpt.training.transformer.lora import Adapters
 from ivideogpt.training.transformer.sampled_validation import find_scorer
-from ivideogpt.training.transformer.token_sources import Conditioning, PixelSource, Source, TokenSource
 from ivideogpt.training.transformer.trainer import GptTrainer
 from ivideogpt.vq_model import CompressiveVQModel
 
@@ -57,7 +57,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     adapt_tokenizer(tokenizer, args.context_length, args.resolution)
     tokenizer = prepare_tokenizer(tokenizer.to(accelerator.device))
     layout = tokenizer.layout(args.segment_length - args.context_length)
-    train_batches, validation_batches, source = build_batches(args, run, tokenizer, layout)
+    train_batches, validation_batches = build_batches(args, run, tokenizer, layout)
     transformer = build_model(args, layout, run.checkpoint)
     adapters = Adapters(transformer, args.lora_r, args.lora_alpha, args.lora_dropout) if args.lora else None
     optimizer = build_adamw(weight_decay_groups(transformer, args.weight_decay, args.embed_no_wd), args.learning_rate)
@@ -81,11 +81,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         scheduler=scheduler,
         batches=None if train_batches is None else BatchStream(train_batches, accelerator.device),
         validation_batches=validation_batches,
-        source=source,
         tokenizer=tokenizer,
-        conditioning=Conditioning(
-            args.action_conditioned, args.reward_prediction, args.symlog, args.success_prediction
-        ),
         scoring=find_scorer(args, accelerator.device) if args.scores_samples else None,
         own_history=build_own_history(args, tokenizer, model),
         evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
@@ -120,11 +116,10 @@ def build_model(args: GptArgs, layout: TokenLayout, checkpoint: Path | None) -> 
 
 def new_transformer(args: GptArgs, layout: TokenLayout) -> Transformer:
     """Build a transformer of the architecture in the flags, with random weights."""
-    return build_fitting_transformer(
-        read_llama_config(args.config_path),
+    config = read_llama_config(args.config_path)
+    return build_transformer(
+        adapt_llama_config(config, layout, "--segment_length", args.llama_attn_drop),
         layout,
-        "--segment_length",
-        attention_dropout=args.llama_attn_drop,
         action_dim=args.action_dim if args.action_conditioned else None,
         reward_prediction=args.reward_prediction,
         action_recon=args.action_recon,
@@ -152,23 +147,23 @@ def build_own_history(args: GptArgs, tokenizer: CompressiveVQModel, model: nn.Mo
 
 def build_batches(
     args: GptArgs, run: Run, tokenizer: CompressiveVQModel, layout: TokenLayout
-) -> tuple[Loader | None, Loader | None, Source]:
-    """Build the training batches (if it trains), fixed validation batches, and the source of their clips."""
+) -> tuple[Loader | None, Loader | None]:
+    """Build the training batches, if it trains, and fixed validation batches."""
     eval_batch_size = args.eval_batch_size
     if args.token_store is None:
         validated = pixel_config(args), run, eval_batch_size, args.use_eval_dataset
         if args.eval_only:
-            return None, clip_batches.build_validation_loader(*validated), PixelSource(tokenizer)
-        return (*clip_batches.build_clip_loaders(*validated), PixelSource(tokenizer))
+            return None, clip_batches.build_validation_loader(*validated)
+        return clip_batches.build_clip_loaders(*validated)
     rank, world_size = run.accelerator.process_index, run.accelerator.num_processes
     train_store = open_token_store(args.token_store, args, tokenizer, layout)
     train_batches = TokenLoader(train_store, args.per_device_train_batch_size, run.seed, rank, world_size)
     if args.eval_token_store is None:
         logger.warning("no validation: --token_store without --eval_token_store")
-        return train_batches, None, TokenSource(tokenizer)
+        return train_batches, None
     eval_store = open_token_store(args.eval_token_store, args, tokenizer, layout)
     eval_batches = TokenLoader(eval_store, eval_batch_size, VALIDATION_SEED, rank, world_size)
-    return train_batches, eval_batches, TokenSource(tokenizer)
+    return train_batches, eval_batches
 
 
 def pixel_config(args: GptArgs) -> DataConfig:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from PIL import Image
 
 from ivideogpt.data.clips.batches import ClipBatch
@@ -60,29 +58,12 @@ def find_scorer(args: GptArgs, device: torch.device) -> Callable[[WorldModel], P
     )
 
 
-@dataclass
-class SampledValidation:
-    """Scores of one validation, whose clips come in batches of ``batch_size``, in turns over the processes."""
-
-    scorer: PredictionScorer
-    batch_size: int
-    accelerator: Accelerator
-    batches: int = 0
-    rows: list[ClipRow] = field(default_factory=list)
-
-    def add(self, clips: ClipBatch) -> None:
-        """Score a batch, all of whose frames are known."""
-        accelerator = self.accelerator
-        first = (self.batches * accelerator.num_processes + accelerator.process_index) * self.batch_size
-        self.rows += self.scorer(range(first, first + len(clips.frames)), clips)
-        self.batches += 1
-
-    def metrics(self) -> dict[str, float]:
-        """Return means over the clips of all processes, which all call it; with I3D also FVD."""
-        rows = [row for part in Processes().gather(self.rows) for row in part]
-        summary = RowSummary(sorted(rows, key=lambda row: row.number))
-        scores = {column: candidates_as_json(candidates) for column, candidates in summary.columns().items()}
-        return _logged(scores, summary.fvd())
+def mean_scores(rows: list[ClipRow]) -> dict[str, float]:
+    """Return means over the scored clips of all processes, which all call it; with I3D also FVD."""
+    gathered = [row for part in Processes().gather(rows) for row in part]
+    summary = RowSummary(sorted(gathered, key=lambda row: row.number))
+    scores = {column: candidates_as_json(candidates) for column, candidates in summary.columns().items()}
+    return _logged(scores, summary.fvd())
 
 
 def log_gif(run: Run, step: int, model: WorldModel, clip: ClipBatch, batch: int, number: int) -> None:

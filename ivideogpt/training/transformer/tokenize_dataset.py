@@ -7,7 +7,7 @@ not depend on its process, so an interrupted run continues with any number of pr
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -38,19 +37,6 @@ from ivideogpt.vq_model import CompressiveVQModel
 logger = logging.getLogger(__name__)
 
 CAUSES_LISTED = 20
-
-
-@dataclass(frozen=True)
-class ClipTokenizer:
-    """Tokenizer of frames in [0, 1] to flat token ids, on a device, in eval mode."""
-
-    model: CompressiveVQModel
-    device: torch.device
-
-    @torch.inference_mode()
-    def __call__(self, frames: Tensor) -> Tensor:
-        tokens, _ = self.model.tokenize(frames, self.model.context_length)
-        return tokens.cpu()
 
 
 def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tuple[StoredClips, list[BadEpisode]]:
@@ -112,8 +98,9 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
     )
 
 
+@torch.inference_mode()
 def write_tokens(
-    tokenizer: ClipTokenizer, portions: Portions, writer: TokenStoreWriter, num_workers: int = 0, show: bool = True
+    model: CompressiveVQModel, portions: Portions, writer: TokenStoreWriter, num_workers: int, show: bool
 ) -> None:
     """Tokenize these portions and write their shards."""
     batches: list[TokenBatch] = []
@@ -123,8 +110,9 @@ def write_tokens(
             if isinstance(portion, UserError):
                 raise portion
             if portion.clips is not None:  # None if no clip of it could be read
-                series, tokens = portion.clips, tokenizer(portion.clips.to(tokenizer.device).frames)
-                batches.append(TokenBatch(tokens, series.actions, series.rewards, series.successes))
+                series = portion.clips
+                tokens, _ = model.tokenize(series.to(model.device).frames, model.context_length)
+                batches.append(TokenBatch(tokens.cpu(), series.actions, series.rewards, series.successes))
             skipped += portion.skipped
             if portion.is_last:
                 writer.write(portion.shard, batches, skipped)
@@ -153,9 +141,8 @@ def tokenize(args: TokenizeArgs) -> None:
     missing = writer.missing()
     state.wait_for_everyone()  # no process writes before all have looked
     mine = [(shard, writer.meta.clips_of(shard)) for shard in missing[state.process_index :: state.num_processes]]
-    tokenizer = ClipTokenizer(model, device)
     portions = Portions(clips, mine, args.batch_size)
-    write_tokens(tokenizer, portions, writer, args.dataloader_num_workers, show=state.is_main_process)
+    write_tokens(model, portions, writer, args.dataloader_num_workers, show=state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
         writer.finish()

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.data.tokens.token_store import TokenBatch
+from ivideogpt.evaluation.rows import ClipRow
 from ivideogpt.evaluation.video_prediction import PredictionScorer
 from ivideogpt.layout import IGNORED_LABEL, TokenLayout
 from ivideogpt.losses import LossTerms, transformer_loss
@@ -40,10 +42,9 @@ from ivideogpt.training.common.run import Run
 from ivideogpt.training.common.schedule import TrainProgress, validates_at
 from ivideogpt.training.transformer import sampled_validation
 from ivideogpt.training.transformer.lora import Adapters
-from ivideogpt.training.transformer.token_sources import Conditioning, Source
 from ivideogpt.transformer import KeysAndValues
 from ivideogpt.vq_model import CompressiveVQModel
-from ivideogpt.world_model import WorldModel, evaluating
+from ivideogpt.world_model import WorldModel, evaluating, symlog
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +67,7 @@ class GptTrainer:
     scheduler: LRScheduler
     batches: BatchStream | None  # None: evaluation only
     validation_batches: Loader | None
-    source: Source
     tokenizer: CompressiveVQModel
-    conditioning: Conditioning
     scoring: Callable[[WorldModel], PredictionScorer] | None  # None: validations sample no futures
     own_history: histories.OwnHistory | None = None  # None: the tokenizer has no code that stands still
     evaluation_clips: EvaluationClips | None = None  # for a run that only evaluates
@@ -185,7 +184,28 @@ class GptTrainer:
         with self.throughput.timing("data"):
             batch = next(self.batches)
         with self.throughput.timing("tokenize"):
-            return self.source.tokens(batch)
+            return self.tokens_of(batch)
+
+    @torch.no_grad()
+    def tokens_of(self, batch: ClipBatch | TokenBatch) -> TokenBatch:
+        """Return a batch's tokens, and those of its actions, rewards and successes that the model is given.
+
+        Frames are read in float32 whatever the run's precision: of bfloat16's tokens of context frames one in 27 is
+        another one than sessions, evaluation and token stores see.
+        """
+        if isinstance(batch, TokenBatch):
+            tokens = batch.tokens
+        else:
+            with torch.autocast(batch.frames.device.type, enabled=False):
+                tokens, _ = self.tokenizer.tokenize(batch.frames, self.tokenizer.context_length)
+        args = self.args
+        rewards = batch.rewards if args.reward_prediction else None
+        return TokenBatch(
+            tokens,
+            actions=batch.actions if args.action_conditioned else None,
+            rewards=symlog(rewards) if rewards is not None and args.symlog else rewards,
+            successes=batch.successes if args.success_prediction else None,
+        )
 
     def training_loss(self, batch: TokenBatch) -> LossTerms:
         """Compute the loss under the history corruption of ``--history`` and ``--stale_tokens``."""
@@ -195,7 +215,7 @@ class GptTrainer:
             stale = histories.with_stale_tokens(tokens, self.layout, stale_share) if stale_share else tokens
             return self.loss_of(batch, stale)
         assert self.own_history is not None
-        transformer, layout, actions = self.transformer, self.layout, self.conditioning(batch).actions
+        transformer, layout, actions = self.transformer, self.layout, batch.actions
         first = histories.sample_first_frames(len(tokens), layout, self.own_history, tokens.device)
         with self.accelerator.autocast():
             context = histories.read_context(transformer, tokens, layout, actions)
@@ -206,7 +226,6 @@ class GptTrainer:
         self, batch: TokenBatch, history: Tensor | None = None, context: KeysAndValues | None = None
     ) -> LossTerms:
         """Compute a batch's loss, reading a ``history`` (B, L) if it differs, after a context that may be cached."""
-        batch = self.conditioning(batch)
         given = batch.tokens, self.layout, batch.actions, batch.rewards
         return transformer_loss(self.model, *given, inputs=history, past_key_values=context, successes=batch.successes)
 
@@ -214,9 +233,9 @@ class GptTrainer:
         """Return the cross-entropy under the model's own history, or nothing where no frame can stand still."""
         if self.own_history is None:
             return {}
-        actions = self.conditioning(batch).actions
+        given = batch.tokens, self.layout, batch.actions, self.own_history
         with self.accelerator.autocast():
-            ce = histories.evaluate_own_history(self.transformer, batch.tokens, self.layout, actions, self.own_history)
+            ce = histories.evaluate_own_history(self.transformer, *given)
         return {"own_history_ce": ce}
 
     # ---- between steps
@@ -238,32 +257,42 @@ class GptTrainer:
             return
         averager = MetricAverager()
         world_model = self.world_model()
-        sampled = None
+        scorer: PredictionScorer | None = None
+        scored: list[ClipRow] = []
         if self.scoring is not None and self.evaluation_clips is None:  # a report scores futures otherwise
             scorer = self.scoring(world_model)
-            sampled = sampled_validation.SampledValidation(scorer, self.args.eval_batch_size, self.accelerator)
         llm = language_model(self.transformer)
         with evaluating(self.model), torch.no_grad(), latest_logits(llm) as logits:
             batches: Iterator[Any] = self.validation_batches.first(self.args.max_eval_iters)
             for index, batch in enumerate(batches):
                 batch = batch.to(self.accelerator.device)
-                tokens = self.source.tokens(batch)
+                tokens = self.tokens_of(batch)
                 num_clips = len(tokens.tokens)
+                turn = index * self.accelerator.num_processes + self.accelerator.process_index
+                first = turn * self.args.eval_batch_size  # number of the batch's first clip
                 averager.add(self.loss_of(tokens).detached(), num_clips)
                 labels = self.layout.labels(tokens.tokens)[:, -logits[-1].shape[1] :]
                 averager.add({"accuracy": accuracy(logits[-1], labels)} | self.own_history_ce(tokens), num_clips)
-                if sampled is not None:
-                    sampled.add(self.source.clips(batch))
+                if scorer is not None:
+                    scored += scorer(range(first, first + num_clips), self.clips_of(batch))
                 if index % self.args.log_gif_interval == 0 and self.run.is_main_process:
-                    number = index * self.accelerator.num_processes * self.args.eval_batch_size
-                    sampled_validation.log_gif(self.run, step, world_model, self.source.clips(batch, 1), index, number)
+                    sampled_validation.log_gif(self.run, step, world_model, self.clips_of(batch, 1), index, first)
         metrics = self.run.mean_over_processes(averager.take())
         metrics["perplexity"] = torch.tensor(metrics["ce"]).exp().item()
-        metrics |= sampled.metrics() if sampled is not None else {}
+        metrics |= {} if scorer is None else sampled_validation.mean_scores(scored)
         self.run.log(step, "validation", metrics)
         if self.run.is_main_process:
-            picture = sampled_validation.render_futures(world_model, self.source.clips(batch, CLIPS_SHOWN))
+            picture = sampled_validation.render_futures(world_model, self.clips_of(batch, CLIPS_SHOWN))
             self.run.log_image(step, "validation", picture)
+
+    @torch.no_grad()
+    def clips_of(self, batch: ClipBatch | TokenBatch, num_clips: int | None = None) -> ClipBatch:
+        """Return the first clips of a batch, decoded if it holds tokens."""
+        if isinstance(batch, TokenBatch):
+            frames = self.tokenizer.detokenize(batch.tokens[:num_clips], self.tokenizer.context_length).clamp(0, 1)
+        else:
+            frames = batch.frames[:num_clips]
+        return ClipBatch(frames, None if batch.actions is None else batch.actions[:num_clips])
 
     def world_model(self) -> WorldModel:
         """Return the model with its present weights."""

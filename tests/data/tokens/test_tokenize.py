@@ -10,7 +10,8 @@ from ivideogpt.data import __main__ as commands
 from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import load_tokenizer
-from ivideogpt.training.transformer import tokenize_command, tokenize_dataset
+from ivideogpt.training.transformer import tokenize_command
+from ivideogpt.vq_model import CompressiveVQModel
 from tests.commands import run_in_two_processes
 from tests.data.synthetic import write_episode
 
@@ -68,21 +69,21 @@ def test_an_interrupted_run_goes_on(arguments, tmp_path, monkeypatch):
         pass
 
     def stop_after(calls):
-        tokenize = tokenize_dataset.ClipTokenizer.__call__
+        tokenize = CompressiveVQModel.tokenize
 
-        def counted(self, frames):
+        def counted(*args):
             nonlocal calls
             calls -= 1
             if calls < 0:
                 raise Interrupted
-            return tokenize(self, frames)
+            return tokenize(*args)
 
         return counted
 
     arguments = [*arguments, "--clips_per_shard", "2"]
     tokenize_command.main([*arguments, "--output", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
-        patch.setattr(tokenize_dataset.ClipTokenizer, "__call__", stop_after(1))
+        patch.setattr(CompressiveVQModel, "tokenize", stop_after(1))
         with pytest.raises(Interrupted):
             tokenize_command.main(arguments)
     assert [shard.name for shard in (tmp_path / "store").glob("shard-*")] == ["shard-00000"]

@@ -92,7 +92,7 @@ def test_a_drawn_seed_and_the_precision_are_on_record(args):
 
 
 def test_a_run_without_a_record_is_not_resumed(tmp_path):
-    with pytest.raises(UserError, match=r"run\.json: no readable record"):
+    with pytest.raises(UserError, match=r"run\.json is missing; start a new run"):
         recorded_run(tmp_path)
 
 
@@ -152,5 +152,5 @@ def test_a_full_disk_does_not_end_training_for_a_line(args, caplog, no_room_for_
             run.log(2, "train", {"loss": 0.5})
             run.log_image(2, "grid", Image.new("RGB", (8, 8)))
         run.log(3, "train", {"loss": 0.5})
-    assert [json.loads(line)["step"] for line in run.metrics_file.read_text().splitlines()] == [1, 3]
+    assert [json.loads(line)["step"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()] == [1, 3]
     assert sum("File too large" in line and line.endswith("going on without") for line in caplog.messages) == 2

@@ -56,10 +56,18 @@ def commands_of(recipe: str, output: Path, *flags: str, **variables: str) -> lis
 
 @pytest.mark.parametrize("recipe", sorted(path.name for path in (ROOT / "scripts" / "evaluation").iterdir()))
 def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
-    """Without data to train on; scores go to metrics.jsonl, and the weights stay where they are."""
+    """Without data to train on; scores go to metrics.jsonl, and the weights stay where they are.
+
+    One with actions and one without are run, the third is built.
+    """
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(trial_runs, "CLIPS", 1)
     ((_, argv),) = commands_of(f"evaluation/{recipe}", tmp_path, "--debug")
     trainer = build_gpt_trainer(tiny_gpt_run(parse(GptArgs, argv)))
+    assert trainer.evaluation_clips is not None
+    assert (tmp_path / f"{recipe.removesuffix('.sh')}-eval.log").is_file()
+    if recipe.startswith("robonet"):
+        return
     with trainer.run:
         trainer.evaluate()
     validation, evaluation = metrics_of(trainer.run.directory)
@@ -67,17 +75,17 @@ def test_evaluation_recipe(recipe, tmp_path, monkeypatch):
     assert {"psnr", "ssim", "mse", "copy_psnr"} <= evaluation.keys()
     assert (trainer.run.directory / "evaluation" / "report.md").is_file()
     assert not list(trainer.run.directory.rglob("*.safetensors"))
-    assert (tmp_path / f"{recipe.removesuffix('.sh')}-eval.log").is_file()
 
 
-def trained(script: str, argv: list[str]) -> Path:
-    kind, tiny, build = COMMANDS[script]
-    return fit(build(tiny(parse(kind, argv))))
+WHOLE_RUNS = {"finetune/bair-64-act-cond.sh", "pretrain/oxe-64-goal-cond.sh", "pretrain/oxe-64-act-free.sh"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe(recipe, tmp_path, monkeypatch, fresh_accelerator):
-    """Both commands of every published recipe train, on stand-ins for data and weights that nobody here has."""
+    """Both commands of every published recipe update, on stand-ins for data and weights that nobody here has.
+
+    One of each kind trains to the end, with validations and checkpoints.
+    """
     monkeypatch.chdir(ROOT)
     for name, less in (("STEPS", 2), ("CLIPS", 1)):
         monkeypatch.setattr(trial_runs, name, less)
@@ -85,8 +93,13 @@ def test_recipe(recipe, tmp_path, monkeypatch, fresh_accelerator):
     smaller = ["--segment_length", "5"] if "256" in recipe else []  # large frames take most of the time
     assert [script for script, _ in commands] == list(COMMANDS)
     for script, argv in commands:
-        run = trained(script, [*argv, *smaller])
-        assert any(line["split"] == "validation" for line in metrics_of(run))
+        kind, tiny, build = COMMANDS[script]
+        trainer = build(tiny(parse(kind, [*argv, *smaller])))
+        if recipe in WHOLE_RUNS:
+            assert any(line["split"] == "validation" for line in metrics_of(fit(trainer)))
+        else:
+            update = trainer.generator_phase if script == "train_tokenizer.py" else trainer.update
+            assert update()["loss"].isfinite()
 
 
 def test_debug_uses_what_is_there(clips, tiny_world_model, tmp_path):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from ivideogpt.data import catalog
-from ivideogpt.data.tokens.token_store import TokenStore
+from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metrics.frame_metrics import frame_psnr
@@ -20,8 +21,7 @@ from ivideogpt.pretrained import load_transformer, save_transformer
 from ivideogpt.training import export
 from ivideogpt.training.common.optim import weight_decay_groups
 from ivideogpt.training.transformer import tokenize_command
-from ivideogpt.training.transformer.token_sources import Conditioning, TokenBatch, TokenSource
-from ivideogpt.training.transformer.trainer import accuracy
+from ivideogpt.training.transformer.trainer import GptTrainer, accuracy
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_episode
 from tests.metrics.test_fvd import StandIn
@@ -185,7 +185,7 @@ def test_validation_scores_sampled_futures(gpt_command, tmp_path):
     assert [path.name for path in (run / "images").glob("*.gif")] == ["validation-0000001-clip-000.gif"]
 
     (batch,) = trainer.validation_batches.first(1)
-    clips = trainer.source.clips(batch.to("cpu"))
+    clips = trainer.clips_of(batch.to("cpu"))
     copied = clips.frames[:, 1:2].expand(-1, 2, -1, -1, -1)
     assert line["copy_psnr"] == pytest.approx(frame_psnr(clips.frames[:, 2:], copied).mean().item(), rel=1e-5)
 
@@ -264,7 +264,7 @@ def test_the_tokenizer_is_frozen_and_never_drops_out(gpt_command):
     assert not frozen.training
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     clips = next(trainer.batches)
-    assert torch.equal(trainer.source.tokens(clips).tokens, trainer.source.tokens(clips).tokens)
+    assert torch.equal(trainer.tokens_of(clips).tokens, trainer.tokens_of(clips).tokens)
 
 
 def test_tokens_of_a_bf16_run_are_those_of_float32(gpt_command):
@@ -274,10 +274,10 @@ def test_tokens_of_a_bf16_run_are_those_of_float32(gpt_command):
     expected, _ = trainer.tokenizer.tokenize(clips.frames, 2)
     with trainer.accelerator.autocast():
         wrong, _ = trainer.tokenizer.tokenize(clips.frames, 2)
-        found = trainer.source.tokens(clips).tokens
+        found = trainer.tokens_of(clips).tokens
     assert not torch.equal(wrong, expected)
     assert torch.equal(found, expected)
-    assert torch.equal(trainer.source.tokens(clips).tokens, expected)
+    assert torch.equal(trainer.tokens_of(clips).tokens, expected)
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(gpt_command):
@@ -324,9 +324,12 @@ def test_accuracy_looks_at_the_next_token():
 def test_conditioning_withholds_what_was_not_asked_for():
     """A store has actions whether or not the model reads them."""
     batch = TokenBatch(torch.zeros(1, 3), torch.ones(1, 2, 4), torch.tensor([[-1.0, 3.0]]))
-    free = Conditioning(actions=False, rewards=False, symlog=False)(batch)
+    flags = dict.fromkeys(("action_conditioned", "reward_prediction", "success_prediction", "symlog"), False)
+    trainer = SimpleNamespace(args=SimpleNamespace(**flags))
+    free = GptTrainer.tokens_of(trainer, batch)
     assert (free.actions, free.rewards) == (None, None)
-    full = Conditioning(actions=True, rewards=True, symlog=True)(batch)
+    vars(trainer.args).update(dict.fromkeys(flags, True))
+    full = GptTrainer.tokens_of(trainer, batch)
     assert full.actions is batch.actions
     assert torch.allclose(full.rewards, torch.tensor([[-1.0, 3.0]]).sign() * torch.log(torch.tensor([[2.0, 4.0]])))
 
@@ -338,7 +341,7 @@ def test_only_clips_that_are_shown_are_decoded():
     whole = model.detokenize(tokens, 2).clamp(0, 1)
     decoded = []
     model.decode_context, decode = lambda codes: decoded.append(len(codes)) or decode(codes), model.decode_context
-    clips = TokenSource(model).clips(TokenBatch(tokens, torch.ones(3, 4, 4)), 2)
+    clips = GptTrainer.clips_of(SimpleNamespace(tokenizer=model), TokenBatch(tokens, torch.ones(3, 4, 4)), 2)
     assert decoded == [2]
     assert clips.actions.shape == (2, 4, 4)
     torch.testing.assert_close(clips.frames, whole[:2])

@@ -32,7 +32,7 @@ def test_a_gpu_replays_what_it_would_compute(sampling, has_reward_head):
             decoder.reset_rows(torch.tensor([1]).cuda(), prompts[:1])
             frames.append(decoder.step(actions))
         results.append(frames)
-    assert frame_model.backend.borrow_buffers(frame_model, 3, decoder.capacity) is not None, "capturing works"
+    assert frame_model.backend.borrow_buffers(frame_model, 3, decoder.cache.capacity) is not None, "capturing works"
     assert torch.equal(*(torch.cat([frame.tokens for frame in frames]) for frames in results))
     if has_reward_head:
         rewards = (torch.cat([frame.reward for frame in frames]) for frames in results)

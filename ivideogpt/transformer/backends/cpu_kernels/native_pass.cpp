@@ -45,15 +45,6 @@ inline Vector load(const bfloat16* from) {
 
 inline void store(float* to, Vector v) { std::memcpy(to, &v, sizeof v); }
 
-inline float to_float(float x) { return x; }
-
-inline float to_float(bfloat16 x) {
-    uint32_t word = uint32_t(x) << 16;
-    float value;
-    std::memcpy(&value, &word, sizeof value);
-    return value;
-}
-
 inline void put(float* to, float x) { *to = x; }
 
 inline void put(bfloat16* to, float x) {  // to nearest, ties to even
