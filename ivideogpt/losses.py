@@ -148,6 +148,7 @@ def transformer_loss(
     actions: Tensor | None = None,
     rewards: Tensor | None = None,
     reward_weight: float = 1.0,
+    success_weight: float = 1.0,
     inputs: Tensor | None = None,
     past_key_values: Any = None,
     successes: Tensor | None = None,
@@ -183,5 +184,5 @@ def transformer_loss(
     if successes is not None and outputs.success_logits is not None:
         logits = outputs.success_logits.squeeze(-1).float()
         parts["success"] = F.binary_cross_entropy_with_logits(logits, layout.to_future(successes))
-        total = total + parts["success"]
+        total = total + success_weight * parts["success"]
     return LossTerms(total, parts)

@@ -266,6 +266,8 @@ class GptModelArgs:
     action_recon: float | None = option(None, "weight of the reconstruction of actions", minimum=0)
     reward_prediction: bool = option(False, "predict rewards")
     success_prediction: bool = option(False, "predict the probability that a step succeeds (array success)")
+    reward_weight: float = option(1.0, "weight of the reward's squared error beside the cross-entropy", minimum=0)
+    success_weight: float = option(1.0, "weight of the success's cross-entropy", minimum=0)
     symlog: bool = option(False, "predict the symmetric logarithm of rewards")
     goal_conditioned: bool = option(False, "the first frame is the goal")
     lora: bool = option(False, "train only low-rank adapters of --pretrained_transformer_path, and the heads")

@@ -226,7 +226,8 @@ class GptTrainer:
         self, batch: TokenBatch, history: Tensor | None = None, context: KeysAndValues | None = None
     ) -> LossTerms:
         """Compute a batch's loss, reading a ``history`` (B, L) if it differs, after a context that may be cached."""
-        given = batch.tokens, self.layout, batch.actions, batch.rewards
+        weights = self.args.reward_weight, self.args.success_weight
+        given = batch.tokens, self.layout, batch.actions, batch.rewards, *weights
         return transformer_loss(self.model, *given, inputs=history, past_key_values=context, successes=batch.successes)
 
     def own_history_ce(self, batch: TokenBatch) -> dict[str, Tensor]:
