@@ -145,6 +145,11 @@ def test_future_frame_k_succeeds_by_the_action_that_led_to_it():
     assert terms.total.item() == terms.parts["success"].item() == pytest.approx(0, abs=1e-6)
     late = transformer_loss(SuccessesByFrame(), tokens, layout, taken, successes=successes.roll(1, 1))
     assert late.total.item() == pytest.approx(2 * 30 / FUTURE)
+    lighter = transformer_loss(
+        SuccessesByFrame(), tokens, layout, taken, successes=successes.roll(1, 1), success_weight=0.5
+    )
+    assert lighter.total.item() == pytest.approx(30 / FUTURE)
+    assert lighter.parts["success"] == late.parts["success"]
 
 
 def test_parts_are_unweighted_and_the_cross_entropy_is_pure():
