@@ -119,13 +119,14 @@ def test_cameras_series_and_resuming(recorded, tmp_path):
     assert (summary.written, summary.existing) == (3, 2)
     for number, length in enumerate(LENGTHS):
         with np.load(tmp_path / "pusht" / f"episode_{number:06d}.npz", allow_pickle=False) as episode:
-            assert set(episode.files) == {"image", "front", "action", "reward", "state"}
+            assert set(episode.files) == {"image", "front", "action", "reward", "state", "language_instruction"}
             for name, camera in (("image", WRIST), ("front", FRONT)):
                 assert episode[name].shape == (length, HEIGHT, WIDTH, 3)
                 wanted = [level(number, i, camera) for i in range(length)]
                 np.testing.assert_allclose(episode[name].mean(axis=(1, 2, 3)), wanted, atol=1.5)
             np.testing.assert_array_equal(episode["action"], actions(number))
             np.testing.assert_array_equal(episode["reward"], rewards(number))
+            assert episode["language_instruction"].tolist() == ["push the block"] * length
     with pytest.raises(UserError, match="cameras was"):
         convert_to_npz(recorded, tmp_path)
 
@@ -161,7 +162,7 @@ def test_a_folder_without_actions_says_so_and_other_shapes_are_kept(tmp_path, ca
     assert "actions (3)" in said
     assert "take one of them with --action_key" in said
     with np.load(tmp_path / "robot" / "episode_000001.npz") as episode:
-        assert set(episode.files) == {"image", "reward", "state"}
+        assert set(episode.files) == {"image", "reward", "state", "language_instruction"}
         np.testing.assert_array_equal(episode["state"][4], [4, -4])
 
 
@@ -179,11 +180,12 @@ def test_the_round_trip(written, episodes, tmp_path):
             np.load(tmp_path / "robot" / f"episode_{number:06d}.npz") as after,
             np.load(episodes / f"{name}.npz") as before,
         ):
-            assert set(after.files) == {"image", "wrist", "action", "reward", "success"}
+            assert set(after.files) == {"image", "wrist", "action", "reward", "success", "language_instruction"}
             np.testing.assert_array_equal(after["action"][:-1], before["action"])
             assert not after["action"][-1].any()
             np.testing.assert_array_equal(after["reward"], before["reward"])
             np.testing.assert_array_equal(after["success"], before["success"])
+            assert set(after["language_instruction"]) == {name.partition("/")[0]}
             for camera in ("image", "wrist"):
                 np.testing.assert_allclose(after[camera].astype(int), before[camera].astype(int), atol=CODEC_ERROR)
 
