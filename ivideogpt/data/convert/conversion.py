@@ -65,7 +65,7 @@ class Jobs(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the jobs, for one machine of several: those whose place in the listing is ``index`` modulo ``count``."""
+    """A part of the jobs, for one machine of several: numbers ``index``, ``index + count``, ... of the listing."""
 
     index: int = 0
     count: int = 1

@@ -162,8 +162,7 @@ def _snapshot(hub_id: str, revision: str | None, patterns: list[str]) -> Path:
 
 
 def _reason(error: Exception, revision: str | None) -> str:
-    import huggingface_hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
     match error:
         case errors.GatedRepoError():
@@ -172,6 +171,6 @@ def _reason(error: Exception, revision: str | None) -> str:
             return "the hub has no such dataset, or it is private: correct the name, or log in with hf auth login"
         case errors.RevisionNotFoundError():
             return f"it has no revision (and no camera) {revision!r} on the hub: correct what follows '@'"
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         return "it is not whole in the hub's cache: download it once without HF_HUB_OFFLINE"
     return f"the hub does not give it: {first_line(error)}; check the network"
