@@ -43,7 +43,10 @@ def serve(hub: Hub) -> Iterator[Hub]:
         def do_GET(self):
             words = unquote(urlsplit(self.path).path).strip("/").split("/")
             is_api = words[:2] == ["api", "datasets"]
-            org, name, *rest = words[2:] if is_api else words[1:]
+            words = words[2:] if is_api else words[1:]
+            if len(words) < 2:  # nothing about a dataset
+                return self.refuse(404, "")
+            org, name, *rest = words
             what, *rest = rest or ("revision", "main")
             revisions = hub.datasets.get(f"{org}/{name}", "private")
             if isinstance(revisions, str):

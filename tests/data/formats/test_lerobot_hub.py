@@ -141,7 +141,7 @@ def test_commands(hub, tmp_path):
     flags = ["--input_path", "lerobot:me/arm@v2.1", "--all_cameras", "--output_path", "out", "--num_workers", "1"]
     done = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "lerobot:me/arm: downloading 18 files" in done.stderr
+    assert "lerobot:me/arm: downloading 17 files" in done.stderr
     assert "5 episodes written" in done.stdout
     assert done.stdout.endswith("train with --dataset_path out --oxe_data_mixes_type folder:arm\n")
     with np.load(tmp_path / "out/arm/episode_000003.npz", allow_pickle=False) as episode:
