@@ -44,7 +44,7 @@ from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError, first_line, require
 from ivideogpt.files import read_json, read_json_lines
 
-VERSION = "v3.0"  # that is written
+VERSION = "v3.0"  # written by our converter
 ACTION = "action"
 REWARD, SUCCESS = "next.reward", "next.success"
 TIMESTAMP = "timestamp"
