@@ -5,7 +5,8 @@
 reads the npz files of a folder and of those below it, and writes a folder that LeRobot loads: ``action``,
 ``next.reward`` and ``next.success`` as they are, every array of frames as a camera ``observation.images.<array>``, many
 episodes to a file. The task of an episode is the name of its folder, or what ``--task`` says. Run the same command
-again to go on after an interruption: the folder appears when it is complete.
+again to go on after an interruption: the folder appears when it is complete. With ``--shard`` episodes are encoded
+only; the command without it then makes the folder.
 """
 
 from __future__ import annotations
@@ -185,6 +186,8 @@ def run(args: ToLeRobotArgs) -> Summary:
             raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
     keep_settings(work, args.noted("fps", "codec", "crf") | {"contents": contents})
     summary = args.run([jobs], partial(encode_episode, contents, args), "encode")
+    if args.shard is not None:
+        return summary
     shutil.rmtree(work / "dataset", ignore_errors=True)  # left by a run that was interrupted during assembly
     assemble(jobs, args, work / "dataset")
     (work / "dataset").replace(output)
@@ -196,7 +199,10 @@ def main() -> None:
     os.environ.setdefault("SVT_LOG", "1")  # the AV1 encoder reports errors only
     args = parse(ToLeRobotArgs)
     print(run(args))
-    print(f"train with --dataset_path lerobot:{args.output_path}")
+    if args.shard is None:
+        print(f"train with --dataset_path lerobot:{args.output_path}")
+    else:
+        print(f"after all shards, the same command without --shard makes {args.output_path} of them")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Convert a dataset of Open X-Embodiment from RLDS to npz episodes. Needs tensorflow_datasets, not tensorflow.
+"""Convert a dataset from RLDS, the format of Open X-Embodiment, to npz episodes. Needs tensorflow_datasets alone.
 
-    python datasets/oxe_data_converter.py --dataset_name bridge --input_path OXE --output_path data/oxe
+    python datasets/oxe_data_converter.py --dataset_name bridge --input_path OXE --output_path data/oxe --actions
 
 reads ``OXE/bridge/0.1.0`` and writes ``data/oxe/bridge/<split>_eps_<number>.npz`` with the frames of the camera that
-models are trained on. Episodes are numbered in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves
-the shards. Run the same command again to go on after an interruption.
+models are trained on. For a dataset that is not in our table, ``--image_key`` names the camera. Episodes are numbered
+in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards. Shards that are not there are
+named once, and leave their numbers free. Run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -21,41 +22,174 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
+from ivideogpt.data.catalog import dataset_info, is_known
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary, keep_settings
 from ivideogpt.data.convert.tfrecords import find_records
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
-VERSION = "0.1.0"
-OTHER_VERSIONS = {"robo_net": "1.0.0", "cmu_playing_with_food": "1.0.0", "language_table": "0.0.1"}
+PUBLISHED_VERSION = "0.1.0"
+OTHER_PUBLISHED = {"robo_net": "1.0.0", "cmu_playing_with_food": "1.0.0", "language_table": "0.0.1"}
+VERSION = re.compile(r"\d+\.\d+\.\d+")
 FAMILY = re.compile(r"(uiuc_d3field|stanford_robocook_converted_externally_to_rlds)[1-4]")  # one folder, four cameras
 CYCLE = 16  # number of shards that as_dataset interleaves
 BLOCK = 16  # number of consecutive records that it takes from one shard
+OBSERVATION, ACTION = "observation/", "action"
+STEP_FACTS = ("is_first", "is_last", "is_terminal", "reward", "discount")  # numbers of a step that are no action
 
 
 @dataclass(frozen=True, kw_only=True)
 class OxeArgs(ConversionArgs):
-    """Convert a dataset of Open X-Embodiment from RLDS to npz episodes."""
+    """Convert a dataset from RLDS to npz episodes."""
 
-    dataset_name: str = option("fractal20220817_data", "name of the dataset, and of its folder")
-    input_path: str = option(REQUIRED, "folder that holds <dataset>/<version>")
+    dataset_name: str | None = option(
+        None,
+        "name of the dataset and of the output (default: the folder's; in a folder of datasets, fractal20220817_data)",
+    )
+    input_path: str = option(REQUIRED, "folder of a version, of a dataset <dataset>/<version>, or of datasets")
     output_path: str = option(REQUIRED, "folder that gets <dataset>/<split>_eps_<number>.npz")
-    version: str | None = option(None, "version of the dataset (default: the one that models are trained on)")
+    version: str | None = option(
+        None, "version of the dataset (default: the one that models are trained on, if it is there, else the newest)"
+    )
+    image_key: tuple[str, ...] | None = option(
+        None,
+        "cameras below observation, with a/b for nested ones; training reads the first, the others are stored under "
+        "their names (default: the camera that models are trained on, or the only one)",
+    )
     actions: bool = option(
         False, "store actions too; the parts of an action are joined to one vector, in order of their names"
     )
+    action_key: str | None = option(
+        None, "store this feature of the steps as the action, with a/b for nested ones (default with --actions: action)"
+    )
 
 
-def builder_folder(args: OxeArgs) -> Path:
-    family = FAMILY.fullmatch(args.dataset_name)
-    name = family[1] if family else args.dataset_name
-    folder = Path(args.input_path) / name
-    version = args.version or OTHER_VERSIONS.get(name, VERSION)
-    if not (folder / version).is_dir():
-        found = ", ".join(sorted(path.name for path in folder.glob("*.*.*"))) or "none"
-        raise UserError(f"{folder / version}: no such folder; versions there: {found}; see --input_path and --version")
-    return folder / version
+# ---- which folder, and which features
+
+
+def locate(args: OxeArgs) -> tuple[str, Path]:
+    """Return the dataset's name, and the folder of the version to convert."""
+    given = Path(args.input_path)
+    own_name = given.resolve().name
+    if VERSION.fullmatch(own_name) or (given / "features.json").is_file():
+        if args.version not in (None, own_name):
+            raise UserError(f"{given}: is not version {args.version}; leave out --version, or give the folder above")
+        parent = given.resolve().parent.name
+        return args.dataset_name or (parent if VERSION.fullmatch(own_name) else own_name), given
+    if versions(given):
+        name, folder = args.dataset_name or own_name, given
+    else:
+        name = args.dataset_name or "fractal20220817_data"
+        family = FAMILY.fullmatch(name)
+        folder = given / (family[1] if family else name)
+    found = versions(folder)
+    if not found:
+        known = [path.name for path in sorted(given.glob("*")) if versions(path)]
+        listed = ", ".join(known) or "none"
+        raise UserError(f"{folder}: no dataset; those in {given}: {listed}; see --input_path and --dataset_name")
+    published = OTHER_PUBLISHED.get(name, PUBLISHED_VERSION)
+    version = args.version or (published if is_known(name) and published in found else found[-1])
+    if version not in found:
+        raise UserError(
+            f"{folder / version}: no such folder; versions there: {', '.join(found)}; see --input_path and --version"
+        )
+    return name, folder / version
+
+
+def versions(folder: Path) -> list[str]:
+    """List the versions in a dataset's folder, the newest last."""
+    names = [path.name for path in folder.glob("*.*.*") if VERSION.fullmatch(path.name)]
+    return sorted(names, key=lambda name: tuple(map(int, name.split("."))))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Features of a step that are read, and the arrays that they become. Pickled to worker processes."""
+
+    folder: str
+    cameras: tuple[tuple[str, str], ...]  # (array, feature)
+    actions: tuple[str, ...]  # features that are joined in this order
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        return (*(feature for _, feature in self.cameras), *self.actions)
+
+    def __str__(self) -> str:
+        known = step_features(self.folder)
+        lines = ["arrays: " + ", ".join(f"{array} from {feature}" for array, feature in self.cameras)]
+        if self.actions:
+            parts = ", ".join(f"{feature} {known[feature].shape}" for feature in self.actions)
+            lines[0] += f", action from {parts}" + ", joined in this order" * (len(self.actions) > 1)
+        others = [key for key in cameras_in(known) if OBSERVATION + key not in self.features]
+        others += [] if self.actions else ["actions, which --actions or --action_key store"]
+        return "\n".join(lines + [f"left out: {', '.join(others)}"] * bool(others))
+
+
+def choose_features(args: OxeArgs, name: str, folder: Path) -> Reading:
+    """Choose cameras and actions by the flags, else by the table of datasets, else the only camera.
+
+    Raises:
+        UserError: there is no such feature, or none can be chosen; the message lists those there are.
+    """
+    known, usual = step_features(str(folder)), dataset_info(name).image_key
+    cameras, numbers = cameras_in(known), numbers_in(known)
+    keys = args.image_key or ((usual,) if usual in cameras or len(cameras) != 1 else tuple(cameras))
+    action_key = args.action_key or (ACTION if args.actions else None)
+    actions = [path for path in numbers if action_key and f"{path}/".startswith(f"{action_key}/")]
+    absent = [f"camera {key!r}: choose with --image_key" for key in keys if key not in cameras]
+    absent += [f"action {action_key!r} of numbers: choose with --action_key"] if action_key and not actions else []
+    if absent:
+        listed = [", ".join(f"{key} {feature.shape}" for key, feature in cameras.items()) or "none"]
+        listed += [", ".join(f"{key} {each.shape} {each.np_dtype}" for key, each in numbers.items()) or "none"]
+        raise UserError(f"{folder}: no {absent[0]}; cameras there: {listed[0]}; actions: {listed[1]}")
+    arrays = [usual, *(key.replace("/", "_") for key in keys[1:])]
+    if len({*arrays, ACTION}) <= len(arrays):
+        raise UserError(f"--image_key {' '.join(keys)}: the arrays {', '.join(arrays)} clash; name other cameras")
+    return Reading(str(folder), tuple(zip(arrays, [OBSERVATION + key for key in keys])), tuple(actions))
+
+
+@lru_cache
+def step_features(folder: str) -> dict[str, Any]:
+    """Return the features of a step by their paths, such as observation/image, sorted."""
+    from tensorflow_datasets import features as tf
+
+    def leaves(feature: Any, path: str) -> Iterator[tuple[str, Any]]:
+        if not isinstance(feature, tf.FeaturesDict):
+            yield path, feature
+            return
+        for name in sorted(feature.keys()):
+            yield from leaves(feature[name], f"{path}/{name}".lstrip("/"))
+
+    steps = dict(open_builder(folder).info.features).get("steps")
+    if not isinstance(steps, tf.Dataset):
+        raise UserError(f"{folder}: its examples have no steps; expected episodes in RLDS, as features.json describes")
+    return dict(leaves(steps.feature, ""))
+
+
+def cameras_in(known: dict[str, Any]) -> dict[str, Any]:
+    """Return the features of frames (H, W, 3) in uint8, by their paths below observation."""
+    frames = {path: each for path, each in known.items() if path.startswith(OBSERVATION) and is_tensor(each)}
+    return {
+        path.removeprefix(OBSERVATION): each
+        for path, each in frames.items()
+        if len(each.shape) == 3 and each.shape[2] == 3 and each.np_dtype == np.uint8
+    }
+
+
+def numbers_in(known: dict[str, Any]) -> dict[str, Any]:
+    """Return the features of numbers that may be an action."""
+    frames = {OBSERVATION + key for key in cameras_in(known)}
+    others = {path: each for path, each in known.items() if path not in frames and path not in STEP_FACTS}
+    return {path: each for path, each in others.items() if is_tensor(each) and each.np_dtype.kind in "biuf"}
+
+
+def is_tensor(feature: Any) -> bool:
+    from tensorflow_datasets import features as tf
+
+    return isinstance(feature, tf.Tensor | tf.Image) and isinstance(feature.np_dtype, np.dtype)
+
+
+# ---- episodes
 
 
 @dataclass(frozen=True)
@@ -63,18 +197,32 @@ class OxeSplit:
     """The jobs of a split, in order. A shard is opened only when its first episode is asked for."""
 
     name: str
-    shards: Sequence[Any]  # paths
+    shards: Sequence[Path]
     lengths: Sequence[int]  # number of records per shard
+    absent: frozenset[int]  # shards without a file, as after a partial download
     interleaved: bool
     output: Path
 
     def __len__(self) -> int:
-        return sum(self.lengths)
+        return sum(length for shard, length in enumerate(self.lengths) if shard not in self.absent)
+
+    @property
+    def missing(self) -> str:
+        """Say what is missing; empty if nothing is."""
+        if not self.absent:
+            return ""
+        files, episodes = f"{len(self.absent)} of {len(self.shards)}", sum(self.lengths) - len(self)
+        return (
+            f"missing: {files} files of split {self.name}, with {episodes} of {sum(self.lengths)} episodes; the first: "
+            f"{self.shards[min(self.absent)].name}"
+        )
 
     def __iter__(self) -> Iterator[Job | Skipped]:
         order = interleave(self.lengths, CYCLE if self.interleaved else 1)
         for number, (shard, record) in enumerate(order):
-            path, length = Path(self.shards[shard]), self.lengths[shard]
+            if shard in self.absent:
+                continue
+            path, length = self.shards[shard], self.lengths[shard]
             records, damage = find_some(path)
             if len(records) > length:  # all later episodes would get other numbers
                 raise UserError(
@@ -132,56 +280,71 @@ def open_builder(folder: str) -> Any:
 
 
 @lru_cache
-def features_to_read(args: OxeArgs) -> Any:
-    """Return the features to decode, without other cameras, which cost time.
+def features_to_read(reading: Reading) -> Any:
+    """Return the features to decode, without others, such as more cameras, which cost time."""
+    from tensorflow_datasets import features as tf
 
-    Raises:
-        UserError: the episodes have no such camera or no actions.
-    """
-    import tensorflow_datasets as tfds
-
-    folder, camera = builder_folder(args), dataset_info(args.dataset_name).image_key
-    step = open_builder(str(folder)).info.features["steps"].feature
-    observations = sorted(step["observation"].items())
-    images = [name for name, feature in observations if isinstance(feature, tfds.features.Image)]
-    if camera not in images:
-        raise UserError(f"{folder}: no camera {camera!r}; there are {', '.join(images) or 'none'}")
-    if args.actions and "action" not in step:
-        raise UserError(f"{folder}: the steps have no action; convert without actions")
-    actions = {"action": step["action"]} if args.actions else {}
-    wanted = {"observation": {camera: step["observation"][camera]}, **actions}
-    return tfds.features.FeaturesDict({"steps": tfds.features.Dataset(wanted)})
+    wanted: dict[str, Any] = {}
+    for path in reading.features:
+        *above, name = path.split("/")
+        inner = wanted
+        for part in above:
+            inner = inner.setdefault(part, {})
+        inner[name] = step_features(reading.folder)[path]
+    return tf.FeaturesDict({"steps": tf.Dataset(wanted)})
 
 
-def read_episode(args: OxeArgs, job: Job) -> dict[str, np.ndarray]:
-    """Return the camera's frames (N, H, W, 3) under its name, and actions (N, D) if requested."""
-    data, camera = job.place.read(), dataset_info(args.dataset_name).image_key
+def read_episode(reading: Reading, job: Job) -> dict[str, np.ndarray]:
+    """Return the frames (N, H, W, 3) of each camera, and actions (N, D) if requested."""
+    data = job.place.read()
     try:
-        steps = list(features_to_read(args).deserialize_example_np(data)["steps"])
-        frames = np.stack([step["observation"][camera] for step in steps])
-        actions = [flat(step["action"]) for step in steps] if args.actions else []
-        return {camera: frames, **({"action": np.stack(actions)} if actions else {})}
+        steps = list(features_to_read(reading).deserialize_example_np(data)["steps"])
+        arrays = {array: np.stack([value(step, path) for step in steps]) for array, path in reading.cameras}
+        if reading.actions:
+            parts = [[value(step, path) for path in reading.actions] for step in steps]
+            arrays["action"] = np.stack([np.concatenate([flat(part) for part in step]) for step in parts])
+        return arrays
     except Exception as error:  # tensorflow_datasets raises many types for bytes that do not fit the features
         raise UserError(f"{job.source}: no episode as features.json describes it ({error})") from error
 
 
-def flat(action: Any) -> np.ndarray:
-    """Flatten an action to one vector: its numeric parts, in order of their names."""
-    if isinstance(action, dict):
-        return np.concatenate([flat(action[name]) for name in sorted(action)])
-    values = np.asarray(action)
-    return values.astype(np.float32).reshape(-1) if values.dtype.kind in "biuf" else np.zeros(0, np.float32)
+def value(step: Any, path: str) -> Any:
+    for name in path.split("/"):
+        step = step[name]
+    return step
+
+
+def flat(part: Any) -> np.ndarray:
+    return np.asarray(part).astype(np.float32).reshape(-1)
+
+
+def find_splits(folder: Path, output: Path) -> list[OxeSplit]:
+    """Return the splits of which files are there, and print what is missing.
+
+    Raises:
+        UserError: no file is there.
+    """
+    info, splits = open_builder(str(folder)).info, []
+    for name, split in info.splits.items():
+        shards = [Path(path) for path in split.filepaths]
+        absent = frozenset(number for number, path in enumerate(shards) if not path.is_file())
+        splits.append(OxeSplit(name, shards, split.shard_lengths, absent, not info.disable_shuffling, output))
+    missing = [split.missing for split in splits if split.missing]
+    if not any(len(split.absent) < len(split.shards) for split in splits):
+        raise UserError(f"{folder}: none of the files that dataset_info.json names; get them ({'; '.join(missing)})")
+    print(*missing, sep="\n", end="\n" * bool(missing))
+    return [split for split in splits if len(split)]
 
 
 def run(args: OxeArgs) -> Summary:
     require("tensorflow_datasets")
-    info, output = open_builder(str(builder_folder(args))).info, Path(args.output_path) / args.dataset_name
-    features_to_read(args)  # or say what is missing, before the first episode
-    splits = [
-        OxeSplit(name, split.filepaths, split.shard_lengths, not info.disable_shuffling, output)
-        for name, split in info.splits.items()
-    ]
-    return args.convert(splits, partial(read_episode, args), args.dataset_name)
+    name, folder = locate(args)
+    output = Path(args.output_path) / name
+    reading = choose_features(args, name, folder)
+    print(f"{name}: {folder}", reading, sep="\n")
+    splits = find_splits(folder, output)
+    keep_settings(output, {"version": folder.resolve().name, "cameras": reading.cameras, "actions": reading.actions})
+    return args.convert(splits, partial(read_episode, reading), name)
 
 
 if __name__ == "__main__":

@@ -155,6 +155,25 @@ def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
     return value
 
 
+def read_json_lines(path: str | Path, advice: str = "") -> list[dict[str, Any]]:
+    """Read a file that holds a JSON object a line, like :func:`read_json`; empty lines do not count."""
+    ending = f"; {advice}" if advice else ""
+    try:
+        lines = Path(path).read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}{ending}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line) if line.strip() else {}
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number} is not valid JSON{ending}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number} must be one JSON object, and is {_kind(row)}{ending}")
+        rows += [row] if line.strip() else []
+    return rows
+
+
 def check_fields(record: Any, lowest: Mapping[str, float] = MappingProxyType({}), highest: float = 2**63 - 1) -> None:
     """Check a dataclass that was made from JSON; UserError if a field has another type (True is no number) or range.
 

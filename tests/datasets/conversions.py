@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ivideogpt.data.convert.conversion import NOTE
 from ivideogpt.flags import parse
 
 
 def words(**flags):
-    return [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    words = [(f"--{name}", *(value if isinstance(value, tuple) else (value,))) for name, value in flags.items()]
+    return [str(word) for each in words for word in each]
 
 
 def run(script, args, **flags):
@@ -19,8 +21,8 @@ def run(script, args, **flags):
 
 
 def episodes(folder: Path) -> dict[str, dict[str, np.ndarray]]:
-    """Everything below a folder, which must hold whole episodes only."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """Everything below a folder, which must hold whole episodes only, and the note of the settings."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != NOTE)
     assert all(path.suffix == ".npz" for path in files), files
     contents = {}
     for path in files:

@@ -51,7 +51,7 @@ def write_rlds(
 ) -> Path:
     """A builder's folder with these numbers of records in the shards of each split.
 
-    An action is (shard, record, step, 0.5), or in named parts of given sizes.
+    An action is (shard, record, step, 0.5), or in named parts of given sizes. Cameras and parts are nested at slashes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_features(folder, cameras, parts)
@@ -70,16 +70,24 @@ def write_rlds(
 def write_features(folder, cameras, parts):
     from tensorflow_datasets import features as tf
 
-    image = {camera: tf.Image(shape=(*SIZE, 3), encoding_format="png") for camera in cameras}
+    image = nested({camera: tf.Image(shape=(*SIZE, 3), encoding_format="png") for camera in cameras})
     vector = tf.Tensor(shape=(4,), dtype=np.float32)
     step = {
         "observation": {**image, "natural_language_instruction": tf.Text()},
-        "action": {name: tf.Tensor(shape=(size,), dtype=np.float32) for name, size in parts.items()}
+        "action": nested({name: tf.Tensor(shape=(size,), dtype=np.float32) for name, size in parts.items()})
         if parts
         else vector,
         "is_last": np.bool_,
     }
     tf.FeaturesDict({"steps": tf.Dataset(step)}).save_config(str(folder))
+
+
+def nested(features: dict) -> dict:
+    found = {}
+    for path, feature in features.items():
+        name, _, below = path.partition("/")
+        found[name] = found.get(name, {}) | nested({below: feature}) if below else feature
+    return found
 
 
 def episode(shard, record, cameras, parts):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -64,6 +65,26 @@ def test_the_first_so_many_include_those_that_exist(tmp_path):
     for written in (2, 0):
         assert convert(jobs(tmp_path), make, max_num_episodes=2).written == written
     assert names(tmp_path) == ["0.npz", "1.npz"]
+
+
+def test_shards_together_are_one_run(tmp_path):
+    """Bug prevented: jobs of an array that convert an episode twice, or none of them, or the second of one name."""
+    listing = [*jobs(tmp_path / "one", 9), Job(tmp_path / "one" / "0.npz", "other", 5)]
+    whole = convert(listing, make)
+    again = [replace(job, output=tmp_path / "shards" / job.output.name) for job in listing]
+    parts = {i: convert(again, make, shard=f"{i}/3") for i in (2, 0, 1)}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "one").iterdir()} == {
+        path.name: path.read_bytes() for path in (tmp_path / "shards").iterdir()
+    }
+    assert [parts[i].written for i in range(3)] == [2, 2, 3]
+    assert sum(len(part.skipped) for part in parts.values()) == len(whole.skipped) == 3
+    assert str(parts[2]) == "shard 2/3: 3 episodes written, 0 were there before, 0 skipped"
+
+
+@pytest.mark.parametrize("shard", ["3/3", "1", "-1/2", "0/0", "a/b", "1/2/3"])
+def test_shards_that_are_none(shard):
+    with pytest.raises(UserError, match="expected i/n with i from 0 to n - 1, such as 0/8 to 7/8"):
+        ConversionArgs(shard=shard)
 
 
 def test_an_error_on_request(tmp_path):

@@ -26,6 +26,7 @@ from tests.data.formats.lerobot_folder import (
     rewards,
     write_folder,
 )
+from tests.data.formats.lerobot_v2_folder import SIZES, write_v2_folder
 from tests.data.synthetic import write_episode
 from tests.datasets.scripts import command, load_script
 
@@ -119,15 +120,37 @@ def test_cameras_series_and_resuming(recorded, tmp_path):
     assert (summary.written, summary.existing) == (3, 2)
     for number, length in enumerate(LENGTHS):
         with np.load(tmp_path / "pusht" / f"episode_{number:06d}.npz", allow_pickle=False) as episode:
-            assert set(episode.files) == {"image", "front", "action", "reward", "state"}
+            assert set(episode.files) == {"image", "front", "action", "reward", "state", "language_instruction"}
             for name, camera in (("image", WRIST), ("front", FRONT)):
                 assert episode[name].shape == (length, HEIGHT, WIDTH, 3)
                 wanted = [level(number, i, camera) for i in range(length)]
                 np.testing.assert_allclose(episode[name].mean(axis=(1, 2, 3)), wanted, atol=1.5)
             np.testing.assert_array_equal(episode["action"], actions(number))
             np.testing.assert_array_equal(episode["reward"], rewards(number))
+            assert episode["language_instruction"].tolist() == ["push the block"] * length
     with pytest.raises(UserError, match="cameras was"):
         convert_to_npz(recorded, tmp_path)
+
+
+def test_version_2_in_part(tmp_path, capsys):
+    """Bug prevented: frames of one camera beside those of another episode, as cameras lack different episodes."""
+    folder = write_v2_folder(tmp_path / "so100")
+    next(folder.rglob(f"{FRONT}/episode_000000.mp4")).unlink()
+    next(folder.rglob(f"{WRIST}/episode_000003.mp4")).unlink()
+    summary = convert_to_npz(folder, tmp_path, "--dataset_name", "robot", "--all_cameras")
+    assert (summary.written, [skip.source for skip in summary.skipped]) == (3, [f"{folder}#3"])
+    assert f"its files of {WRIST} are not there" in summary.skipped[0].reason
+    assert "language_instruction from task_index" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "robot").glob("*.npz")) == [
+        f"episode_00000{number}.npz" for number in (1, 2, 4)
+    ]
+    with np.load(tmp_path / "robot" / "episode_000004.npz", allow_pickle=False) as episode:
+        for name, camera in (("image", FRONT), ("wrist", WRIST)):
+            assert episode[name].shape == (LENGTHS[4], *SIZES[camera], 3)
+            wanted = [level(4, i, camera) for i in range(LENGTHS[4])]
+            np.testing.assert_allclose(episode[name].mean(axis=(1, 2, 3)), wanted, atol=1.5)
+        np.testing.assert_array_equal(episode["action"], actions(4))
+        assert set(episode["language_instruction"]) == {"push the block"}
 
 
 def test_the_action_is_the_feature_that_is_named(recorded, tmp_path, capsys):
@@ -161,7 +184,7 @@ def test_a_folder_without_actions_says_so_and_other_shapes_are_kept(tmp_path, ca
     assert "actions (3)" in said
     assert "take one of them with --action_key" in said
     with np.load(tmp_path / "robot" / "episode_000001.npz") as episode:
-        assert set(episode.files) == {"image", "reward", "state"}
+        assert set(episode.files) == {"image", "reward", "state", "language_instruction"}
         np.testing.assert_array_equal(episode["state"][4], [4, -4])
 
 
@@ -179,11 +202,12 @@ def test_the_round_trip(written, episodes, tmp_path):
             np.load(tmp_path / "robot" / f"episode_{number:06d}.npz") as after,
             np.load(episodes / f"{name}.npz") as before,
         ):
-            assert set(after.files) == {"image", "wrist", "action", "reward", "success"}
+            assert set(after.files) == {"image", "wrist", "action", "reward", "success", "language_instruction"}
             np.testing.assert_array_equal(after["action"][:-1], before["action"])
             assert not after["action"][-1].any()
             np.testing.assert_array_equal(after["reward"], before["reward"])
             np.testing.assert_array_equal(after["success"], before["success"])
+            assert set(after["language_instruction"]) == {name.partition("/")[0]}
             for camera in ("image", "wrist"):
                 np.testing.assert_allclose(after[camera].astype(int), before[camera].astype(int), atol=CODEC_ERROR)
 
@@ -305,6 +329,18 @@ def test_to_lerobot_by_the_command_after_an_interruption(episodes, tmp_path, mon
     again = command(tmp_path, "npz_to_lerobot", *flags)
     assert again.returncode == 2
     assert again.stderr == "error: --output_path robot exists already; delete it, or choose another\n"
+
+
+def test_to_lerobot_in_shards(episodes, written, tmp_path):
+    """Bug prevented: a folder of the first shard's episodes, which looks whole."""
+    for shard in ("1/2", "0/2"):
+        convert_to_lerobot(episodes, tmp_path / "robot", "--shard", shard)
+        assert not (tmp_path / "robot").exists()
+    summary = convert_to_lerobot(episodes, tmp_path / "robot")
+    assert (summary.written, summary.existing) == (0, len(LENGTH))
+    one, other = (LeRobotEpisodes.open_folder(folder) for folder in (written, tmp_path / "robot"))
+    for number in range(len(LENGTH)):
+        np.testing.assert_array_equal(one.open(number).series("action"), other.open(number).series("action"))
 
 
 def interrupted(*_):

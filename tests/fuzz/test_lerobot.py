@@ -8,6 +8,7 @@ from ivideogpt.data.formats.lerobot import LeRobotEpisodes
 from ivideogpt.data.formats.video_files import VideoFile
 from ivideogpt.errors import UserError
 from tests.data.formats.lerobot_folder import write_folder
+from tests.data.formats.lerobot_v2_folder import write_v2_folder
 from tests.datasets.scripts import load_script
 from tests.fuzz.mutate import check_mutants
 
@@ -25,6 +26,7 @@ def read_folder(folder):
             episode.actions(every)
             episode.rewards(every)
             episode.series("state")
+            episode.texts()
             episode.read(every)
         except UserError as error:
             problem = error
@@ -43,9 +45,17 @@ def read_video(folder):
 def test_lerobot_folders(tmp_path, num_mutants, damaged, stored, share):
     """Anything but a UserError ends a conversion or a run that was told to skip bad episodes."""
     folder = write_folder(tmp_path / "so100", stored)
-    (folder / "meta/tasks.parquet").unlink()  # is not read
     outcome = check_mutants(folder, read_folder, num_mutants // share, damaged)
     assert outcome.refused > num_mutants // share // 4
+    assert outcome.read
+
+
+@pytest.mark.parametrize("damaged", ["info.json", "*.jsonl"])
+def test_folders_of_version_2(tmp_path, num_mutants, damaged):
+    """The same for the lists of the older version."""
+    folder = write_v2_folder(tmp_path / "so100")
+    outcome = check_mutants(folder, read_folder, num_mutants // 6, damaged)
+    assert outcome.refused > num_mutants // 6 // 5
     assert outcome.read
 
 

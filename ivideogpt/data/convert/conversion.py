@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,37 +63,65 @@ class Jobs(Protocol):
     def __iter__(self) -> Iterator[Job | Skipped]: ...
 
 
+@dataclass(frozen=True)
+class Shard:
+    """A part of the jobs, for one machine of several: numbers ``index``, ``index + count``, ... of the listing."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def parse(cls, text: str | None) -> Shard:
+        """Read ``index/count``; None is everything."""
+        if text is None:
+            return cls()
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise UserError(f"--shard {text}: expected i/n with i from 0 to n - 1, such as 0/8 to 7/8")
+        return cls(int(match[1]), int(match[2]))
+
+    def has(self, number: int) -> bool:
+        return number % self.count == self.index
+
+    def __str__(self) -> str:
+        return f"shard {self.index}/{self.count}"
+
+
 @dataclass
 class Summary:
     """Counts of the outcomes so far, which the progress bar shows too."""
 
     bar: Any
     on_bad_episode: str
+    shard: Shard = Shard()
     written: int = 0
     existing: int = 0
     skipped: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
-        lines = [f"{self.written} episodes written, {self.existing} were there before, {len(self.skipped)} skipped"]
+        shard = f"{self.shard}: " if self.shard.count > 1 else ""
+        counts = f"{self.written} episodes written, {self.existing} were there before, {len(self.skipped)} skipped"
+        lines = [shard + counts]
         lines += [f"  skipped: {' '.join(str(skip).split())}" for skip in self.skipped[:_LISTED_SKIPS]]
         if len(self.skipped) > _LISTED_SKIPS:
             lines.append(f"  and {len(self.skipped) - _LISTED_SKIPS} more, named above")
         return "\n".join(lines)
 
     def missing(self, jobs: Iterable[Job | Skipped]) -> Iterator[Job]:
-        """Yield the jobs without output yet, and count the others."""
-        seen: set[Path] = set()  # outputs and their folders
-        for job in jobs:
+        """Yield the shard's jobs without output yet, and count its others."""
+        seen: set[Path] = set()  # outputs and their folders, of all shards
+        for number, job in enumerate(jobs):
+            if isinstance(job, Job) and job.output in seen:
+                job = Skipped(job.source, f"another episode is already called {job.output}")
+            if isinstance(job, Job):
+                if job.output.parent not in seen:
+                    remove_abandoned(job.output.parent)
+                seen |= {job.output, job.output.parent}
+            if not self.shard.has(number):
+                continue
             if isinstance(job, Skipped):
                 self.add(job)
-                continue
-            if job.output in seen:
-                self.add(Skipped(job.source, f"another episode is already called {job.output}"))
-                continue
-            if job.output.parent not in seen:
-                remove_abandoned(job.output.parent)
-            seen |= {job.output, job.output.parent}
-            if job.output.exists():
+            elif job.output.exists():
                 self.existing += 1
                 self.bar.update()
             else:
@@ -118,12 +147,18 @@ class ConversionArgs:
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
     on_bad_episode: str = option("skip", "treatment of episodes that are damaged or do not fit", choices=BAD_EPISODES)
     compress: bool = option(False, "smaller files, but slower to read clips from")
+    shard: str | None = option(
+        None, "convert part i of n, i/n with i from 0 on: one of n commands that together convert everything"
+    )
+
+    def __post_init__(self) -> None:
+        Shard.parse(self.shard)  # or say what is wrong with it
 
     def validate(self) -> None:
         """Check the flags of the subclass for contradictions."""
 
     def convert(self, splits: Sequence[Jobs], convert_one: Callable[[Job], Arrays], description: str) -> Summary:
-        """Write the episode of every job that has no file yet, split after split.
+        """Write the episode of every job of the shard that has no file yet, split after split.
 
         Args:
             convert_one: reads one episode. Defined at module level, as other processes import it. Its UserError or
@@ -138,9 +173,10 @@ class ConversionArgs:
         """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
         jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
-        progress = tqdm(total=total, desc=description, unit="episode")
+        shard = Shard.parse(self.shard)
+        progress = tqdm(total=len(range(shard.index, total, shard.count)), desc=description, unit="episode")
         with progress, worker_pool(self.num_workers) as run:
-            summary = Summary(progress, self.on_bad_episode)
+            summary = Summary(progress, self.on_bad_episode, shard)
             for outcome in run(work, summary.missing(jobs)):
                 summary.add(outcome)
         if summary.skipped and not summary.written + summary.existing:

@@ -1,9 +1,16 @@
-"""Read LeRobot v3.0 folders as episodes, without the lerobot package and without conversion.
+"""Read LeRobot folders of versions 3 and 2 as episodes, without the lerobot package and without conversion.
 
     meta/info.json                           features, frames per second, where the files are
     meta/episodes/chunk-000/file-000.parquet one row per episode: rows in data files, times in video files
+    meta/tasks.parquet                       the texts of tasks
     data/chunk-000/file-000.parquet          one row per frame: timestamp, action, next.reward, single pictures
     videos/<key>/chunk-000/file-000.mp4      many concatenated episodes
+
+and in version 2, where an episode has files of its own (those without are left out: a partial download)
+
+    meta/episodes.jsonl, meta/tasks.jsonl
+    data/chunk-000/episode_000000.parquet
+    videos/chunk-000/<key>/episode_000000.mp4
 
 Row i of ``action`` is the action at frame i, and row i of ``next.reward`` its reward, as in our npz episodes. Only the
 requested parts are read: the rows of an episode, and the frames of a clip from the nearest key frame on. References
@@ -13,12 +20,14 @@ between files are verified: rows are found by episode number, frames by their or
 from __future__ import annotations
 
 import io
+import logging
 import math
+import multiprocessing
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from reprlib import repr as shortened
 from typing import Any, NamedTuple, get_type_hints
@@ -29,32 +38,31 @@ from PIL import Image
 
 from ivideogpt.data.clips.segments import Indices
 from ivideogpt.data.formats.episodes import Episode, StoredArray
-from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding
-from ivideogpt.data.formats.registry import Dataset
+from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding, texts
 from ivideogpt.data.formats.video_files import shared_video
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError, first_line, require
-from ivideogpt.files import read_json
+from ivideogpt.files import read_json, read_json_lines
 
-VERSION = "v3.0"
+VERSION = "v3.0"  # written by our converter
 ACTION = "action"
 REWARD, SUCCESS = "next.reward", "next.success"
 TIMESTAMP = "timestamp"
 EPISODE = "episode_index"
-COUNTERS = (TIMESTAMP, "frame_index", EPISODE, "index", "task_index")
+TASK = "task_index"
+COUNTERS = (TIMESTAMP, "frame_index", EPISODE, "index", TASK)
 # Array of our npz episodes -> feature with the same content.
 SERIES = {"action": ACTION, "reward": REWARD, "success": SUCCESS, "state": "observation.state"}
 ONE_NUMBER = ("reward", "success")  # arrays with one number per frame
-
-PREFIX = "lerobot:"
-ACTION_CHOICE = "action="
 
 _MOST_FPS = 1e5
 _MOST_AXES = 8
 _LARGEST = 2**31  # limit for numbers of episodes, files and frames
 _COPY = "copy or record the folder again"
-# No other format, as {chunk_index:099999999d} would make gigabytes of zeros.
-_TEMPLATE = re.compile(r"([^{}\0]|\{video_key\}|\{(chunk|file)_index(:0[1-9]d)?\})*")
+# What the numbers of a file are called in the paths of each version.
+_NUMBERS = {"v3.": ("chunk_index", "file_index"), "v2.": ("episode_chunk", EPISODE)}
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,10 +74,12 @@ class LeRobotInfo:
     features: dict[str, dict[str, Any]]
     data_path: object  # a string, as :meth:`file` checks
     video_path: object
+    version: str = VERSION[:3]  # v3. or v2.
+    chunks_size: int = 1000  # episodes in a folder, in version 2
 
     @classmethod
     def load(cls, root: str | os.PathLike[str]) -> LeRobotInfo:
-        """Load and check the file. Raises UserError unless it is version 3.0 and complete."""
+        """Load and check the file. Raises UserError unless it is of version 3 or 2 and complete."""
         path = Path(root) / "meta" / "info.json"
         if not path.is_file():
             raise UserError(
@@ -78,12 +88,14 @@ class LeRobotInfo:
             )
         content = read_json(path, _COPY)
         version = content.get("codebase_version")
-        if not isinstance(version, str) or not version.startswith("v3."):
+        if not isinstance(version, str) or version[:3] not in _NUMBERS:
             raise UserError(
-                f"{path}: codebase_version is {shortened(version)}; expected {VERSION}; convert a copy of an older "
-                "folder with the lerobot package: python -m lerobot.datasets.v30.convert_dataset_v21_to_v30"
+                f"{path}: codebase_version is {shortened(version)}; expected {VERSION} or v2.x; convert a copy of an "
+                "older folder with the lerobot package of its time"
             )
-        fps, features = content.get("fps"), content.get("features")
+        fps, features, chunks_size = content.get("fps"), content.get("features"), content.get("chunks_size", 1000)
+        if not _is_length(chunks_size) or not chunks_size:
+            raise UserError(f"{path}: chunks_size is {shortened(chunks_size)}; expected a whole number; {_COPY}")
         if isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps <= _MOST_FPS:
             raise UserError(f"{path}: fps is {shortened(fps)}; expected frames per second; {_COPY}")
         if not isinstance(features, dict):
@@ -96,7 +108,8 @@ class LeRobotInfo:
                 f"{path}: feature {shortened(key)} is {shortened(feature)}; expected a dtype and a shape of whole "
                 f"numbers; {_COPY}"
             )
-        info = cls(str(root), float(fps), features, content.get("data_path"), content.get("video_path"))
+        paths = content.get("data_path"), content.get("video_path")
+        info = cls(str(root), float(fps), features, *paths, version[:3], chunks_size)
         info.file("data_path", 0, 0)
         return info
 
@@ -144,15 +157,28 @@ class LeRobotInfo:
 
     def file(self, template: str, chunk: int, file: int, video_key: str = "") -> str:
         """Fill in ``data_path`` or ``video_path``, which may name no place outside of the folder."""
-        text = getattr(self, template)
-        is_known = isinstance(text, str) and _TEMPLATE.fullmatch(text)
-        path = text.format(chunk_index=chunk, file_index=file, video_key=video_key) if is_known else ".."
+        text, names = getattr(self, template), _NUMBERS[self.version]
+        # No other format, as {chunk_index:099999999d} would make gigabytes of zeros.
+        known = rf"([^{{}}\0]|\{{video_key\}}|\{{({'|'.join(names)})(:0[1-9]d)?\}})*"
+        is_known = isinstance(text, str) and re.fullmatch(known, text)
+        path = text.format(**dict(zip(names, (chunk, file))), video_key=video_key) if is_known else ".."
         if os.path.isabs(path) or ".." in path.split("/"):
             raise UserError(
                 f"{self.root}/meta/info.json: {template} is {shortened(text)}; expected a path below the folder with "
-                f"chunk_index, file_index and, of videos, video_key, such as {{chunk_index:03d}}; {_COPY}"
+                f"{' and '.join(names)} and, of videos, video_key, such as {{{names[0]}:03d}}; {_COPY}"
             )
         return os.path.join(self.root, path)
+
+    def pattern(self, template: str, video_key: str = "") -> str:
+        """Return ``data_path`` or ``video_path`` with a star for each number."""
+        self.file(template, 0, 0, video_key)  # or say what is wrong with it
+        named = getattr(self, template).replace("{video_key}", video_key)
+        return re.sub(r"\{\w+(:\w+)?\}", "*", named)
+
+    @property
+    def tasks(self) -> dict[int, str]:
+        """Return the texts of the tasks by their ``task_index``; none if the folder has no list of them."""
+        return _tasks(self.root, self.version)
 
 
 @dataclass(frozen=True)
@@ -167,8 +193,21 @@ def _is_length(value: object) -> bool:
 
 
 def _depth(feature: dict[str, Any]) -> bool:
-    info = feature.get("info")
+    info = feature.get("info", feature.get("video_info"))
     return isinstance(info, dict) and bool(info.get("video.is_depth_map") or info.get("is_depth_map"))
+
+
+@lru_cache
+def _tasks(root: str, version: str) -> dict[int, str]:
+    listed, table = Path(root) / "meta" / "tasks.jsonl", Path(root) / "meta" / "tasks.parquet"
+    if version == "v2." and listed.is_file():
+        rows = read_json_lines(listed, _COPY)
+        return {
+            row[TASK]: row["task"] for row in rows if _is_length(row.get(TASK)) and isinstance(row.get("task"), str)
+        }
+    if version == "v2." or not table.is_file():
+        return {}
+    return dict(zip(map(int, numbers(str(table), TASK)[:, 0]), texts(str(table), "task", "__index_level_0__")))
 
 
 class VideoPlace(NamedTuple):
@@ -192,20 +231,66 @@ class EpisodeTable:
     data_chunk: NDArray[np.int64]
     data_file: NDArray[np.int64]
     video: NDArray[np.void] | None  # VideoPlaces; None if the pictures are in the data files
+    num_listed: int  # with those that are left out, as their files are not there
 
     @classmethod
     def load(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
+        return (cls._of_lines if info.version == "v2." else cls._of_parquet)(info, camera)
+
+    @classmethod
+    def _of_parquet(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
         video = f"videos/{camera.key}/"
         numbers = [EPISODE, "length", "data/chunk_index", "data/file_index"]
         numbers += [video + "chunk_index", video + "file_index"] if camera.is_video else []
         times = [video + "from_timestamp", video + "to_timestamp"] if camera.is_video else []
         columns = _episode_columns(Path(info.root), numbers + times)
         number, length, chunk, file, *video_file = (_whole(info.root, name, columns[name]) for name in numbers)
-        if (number < 0).any() or (length < 1).any():
-            raise UserError(f"{info.root}: meta/episodes gives no number or length for some episodes; copy it again")
+        _check_lengths(info.root, number, length)
         spans = [columns[name].astype(np.float64) for name in times]
         table = _video_table(info.fps, length, *video_file, *spans) if camera.is_video else None
-        return cls(number, length, chunk, file, table)
+        return cls(number, length, chunk, file, table, len(number))
+
+    @classmethod
+    def _of_lines(cls, info: LeRobotInfo, camera: Camera) -> EpisodeTable:
+        """Build the table of version 2, without the episodes of which a file is not there."""
+        lines = read_json_lines(Path(info.root) / "meta" / "episodes.jsonl", _COPY)
+        number, length = (_listed(info.root, lines, name) for name in (EPISODE, "length"))
+        _check_lengths(info.root, number, length)
+        chunk = number // info.chunks_size
+        paths = [[info.file("data_path", *place) for place in zip(chunk, number)]]
+        if camera.is_video:
+            paths += [[info.file("video_path", *place, video_key=camera.key) for place in zip(chunk, number)]]
+        there = np.flatnonzero(np.logical_and.reduce([_exist(each) for each in paths]))
+        if not len(there):
+            raise UserError(
+                f"{info.root}: none of the {len(lines)} episodes of meta/episodes.jsonl has its files, such as "
+                f"{' and '.join(each[0] for each in paths if each)}; copy them too"
+            )
+        chosen = there[np.argsort(number[there], kind="stable")]
+        number, length, chunk = number[chosen], length[chosen], chunk[chosen]
+        if (np.diff(number) == 0).any():
+            raise UserError(f"{info.root}: meta/episodes.jsonl lists an episode twice; {_COPY}")
+        zeros = np.zeros(len(chosen))
+        table = _video_table(info.fps, length, chunk, number, zeros, length / info.fps) if camera.is_video else None
+        return cls(number, length, chunk, number, table, len(lines))
+
+
+def _check_lengths(root: str, number: NDArray[Any], length: NDArray[Any]) -> None:
+    if (number < 0).any() or (length < 1).any():
+        raise UserError(f"{root}: meta/episodes gives no number or length for some episodes; copy it again")
+
+
+def _listed(root: str, lines: Sequence[dict[str, Any]], name: str) -> NDArray[np.int64]:
+    values = [line.get(name) for line in lines]
+    if not all(value is None or type(value) in (int, float) for value in values):
+        raise UserError(f"{root}: {name} in meta/episodes.jsonl holds other than numbers; copy it again")
+    return _whole(root, name, np.array([np.nan if value is None else float(value) for value in values]))
+
+
+def _exist(paths: Sequence[str]) -> NDArray[np.bool_]:
+    """Tell which files are there. Lists their folders: a question for each of 100000 files is slow over a network."""
+    names = lru_cache(lambda folder: frozenset(os.listdir(folder)) if os.path.isdir(folder) else frozenset())
+    return np.array([os.path.basename(path) in names(os.path.dirname(path)) for path in paths], bool)
 
 
 def _video_table(
@@ -273,7 +358,9 @@ class LeRobotEpisodes:
         if action_key is not None and info.dimension(action_key) is None:
             raise UserError(f"{folder}: {info.no_action(action_key)}")
         require("pyarrow", *(["av"] if chosen.is_video else []))
-        return cls(info, chosen, EpisodeTable.load(info, chosen), action_key or ACTION)
+        table = EpisodeTable.load(info, chosen)
+        _say_what_is_missing(info.root, table.num_listed - len(table.number), table.num_listed)
+        return cls(info, chosen, table, action_key or ACTION)
 
     def __len__(self) -> int:
         return len(self.table.number)
@@ -281,6 +368,13 @@ class LeRobotEpisodes:
     def open(self, index: int) -> LeRobotEpisode:
         place = self._rows(index), self._video(index)
         return LeRobotEpisode(self.name(index), self.info, self.camera, self.action_key, *place)
+
+    def numbered(self, number: int) -> LeRobotEpisode:
+        """Open the episode with this number, which no index stands for: cameras may lack different episodes."""
+        found = np.flatnonzero(self.table.number == number)
+        if not len(found):
+            raise UserError(f"{self.info.root}#{number}: its files of {self.camera.key} are not there; copy them too")
+        return self.open(int(found[0]))
 
     def name(self, index: int) -> str:
         return f"{self.info.root}#{self.table.number[index]}"
@@ -314,6 +408,12 @@ class LeRobotEpisodes:
             )
         path = self.info.file("video_path", place.chunk, place.file, video_key=self.camera.key)
         return VideoRows(self.name(index), _existing(path), place, self.info.fps)
+
+
+@lru_cache  # once, though training opens a folder for each split
+def _say_what_is_missing(root: str, missing: int, listed: int) -> None:
+    if missing and multiprocessing.parent_process() is None:  # workers of converters open it, too
+        logger.warning("%s: left out %d of %d episodes, whose files are not there", root, missing, listed)
 
 
 def _existing(path: str) -> str:
@@ -436,6 +536,12 @@ class LeRobotEpisode(Episode):
         check_plausible(values, f"{self.path}: {key!r}")
         return values
 
+    def texts(self) -> NDArray[np.str_] | None:
+        """Return the text of each frame's task (N,), empty where it has none; None if the folder has no texts."""
+        if TASK not in self.info.features or not (tasks := self.info.tasks):
+            return None
+        return np.array([tasks.get(int(task), "") for task in self.rows.numbers(TASK, 1)[:, 0]], np.str_)
+
     def describe(self) -> tuple[StoredArray, ...]:
         roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward", SUCCESS: "success"}
         return tuple(
@@ -462,60 +568,3 @@ class LeRobotEpisode(Episode):
     def _other_size(self, size: tuple[int, ...]) -> UserError:
         expected = f"but meta/info.json says {self.frame_size}"
         return UserError(f"{self.path}: frames of {self.camera.key} have size {size}, {expected}")
-
-
-# ---- paths
-
-
-def named_dataset(name: str) -> Dataset:
-    """Return one dataset of a ``lerobot:`` path, ``<folder>[@<camera>][@action=<feature>]``.
-
-    Raises:
-        UserError: the name has two cameras, or two features as the action.
-    """
-    folder, choices = _split_at_folder(name)
-    actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
-    cameras = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
-    if len(actions) > 1 or len(cameras) > 1:
-        raise UserError(f"{name}: expected <folder>[@<camera>][@action=<feature>]; '@' begins a choice there")
-    camera, action = next(iter(cameras), None), next(iter(actions), None)
-    return Dataset(name, partial(LeRobotEpisodes.open_folder, folder, camera, action), folder.resolve().name)
-
-
-def names_in(dataset_path: str) -> list[str]:
-    """Split a ``lerobot:`` path at commas, except commas in the name of an existing folder."""
-    words = dataset_path.removeprefix(PREFIX).split(",")
-    names = []
-    while words:
-        joined = (",".join(words[:number]) for number in range(1, len(words) + 1))
-        name = next((name for name in joined if _is_folder_of_this_format(_split_at_folder(name)[0])), words[0])
-        words = words[name.count(",") + 1 :]
-        names.append(name)
-    return [name for name in names if name]
-
-
-def _split_at_folder(name: str) -> tuple[Path, list[str]]:
-    """Split into the folder, whose name may contain ``@`` if it exists, and the choices after it."""
-    words = name.split("@")
-    folders = [Path("@".join(words[:number])).expanduser() for number in range(1, len(words) + 1)]
-    number = next((number for number, folder in enumerate(folders) if _is_folder_of_this_format(folder)), 0)
-    return folders[number], [word for word in words[number + 1 :] if word]
-
-
-def _is_folder_of_this_format(folder: Path) -> bool:
-    return os.path.isfile(folder / "meta" / "info.json")
-
-
-class LeRobotFormat:
-    """Format of ``lerobot:<folder>[@<camera>][@action=<feature>][,<folder>...]``, or of such a folder alone."""
-
-    def matches(self, path: str) -> bool:
-        return path.startswith(PREFIX) or _is_folder_of_this_format(Path(path))
-
-    def datasets(self, path: str) -> list[Dataset]:
-        names = names_in(path) if path.startswith(PREFIX) else [path]
-        if not names:
-            raise UserError(
-                f"dataset_path {path}: expected {PREFIX}<folder>[@<camera>][@action=<feature>][,<folder>...]"
-            )
-        return [named_dataset(name) for name in names]

@@ -1,4 +1,4 @@
-"""Read rows of parquet files by row group. Knows columns of numbers and of pictures; no episodes."""
+"""Read rows of parquet files by row group. Knows columns of numbers, pictures and texts; no episodes."""
 
 from __future__ import annotations
 
@@ -54,6 +54,12 @@ def pictures(path: str, name: str, rows: Indices) -> list[bytes]:
         own_rows = rows - file.starts[group]
         found += file.pictures(name, group, own_rows[(own_rows >= own.start) & (own_rows < own.stop)])
     return found
+
+
+def texts(path: str, *names: str) -> list[str]:
+    """Read the first of these columns that the file has, which holds texts."""
+    file, _ = _file(path)
+    return file.texts(next((name for name in names if file.has(name)), names[0]))
 
 
 def rows_holding(path: str, name: str, value: int) -> tuple[int, int]:
@@ -141,6 +147,17 @@ class _ParquetFile:
         if len(stored) != len(rows):
             raise UserError(f"{self.path}: pictures of {name!r} are missing or lie outside of it; store them inside")
         return stored
+
+    def has(self, name: str) -> bool:
+        return name in self._columns
+
+    def texts(self, name: str) -> list[str]:
+        self._check(name)
+        with self._readable():
+            values = self._file.read(columns=[name], use_threads=False).column(name).to_pylist()
+        if not all(isinstance(value, str) for value in values):
+            raise UserError(f"{self.path}: column {name!r} holds other than texts; copy the folder again")
+        return values
 
     def _check(self, name: str) -> None:
         if name not in self._columns:

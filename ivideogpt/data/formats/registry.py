@@ -58,7 +58,7 @@ def register(new: Format) -> None:
 
 def find_format(path: object) -> Format | None:
     """Return the format whose paths determine their datasets; None for npz files, where a mix does."""
-    from ivideogpt.data.formats.lerobot import LeRobotFormat
+    from ivideogpt.data.formats.lerobot_paths import LeRobotFormat
 
     known = (*_added, LeRobotFormat())
     return next((each for each in known if isinstance(path, str) and each.matches(path)), None)
@@ -111,7 +111,8 @@ class EpisodesArgs:
 
     path: str = option(
         REQUIRED,
-        "an .npz episode or demonstration, a folder of them, a folder of such folders, or lerobot:<folder>[@<camera>]",
+        "an .npz episode or demonstration, a folder of them, a folder of such folders, or lerobot:<folder or hub id>"
+        "[@<camera>]",
         positional=True,
     )
     image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")

@@ -171,8 +171,8 @@ def truncate(path: Path, part: float) -> None:
 
 
 def test_other_versions_are_refused(tmp_path):
-    folder = write_folder(tmp_path / "old", "image", version="v2.1")
-    with pytest.raises(UserError, match=r"codebase_version is 'v2.1'; expected v3.0; convert .*v21_to_v30"):
+    folder = write_folder(tmp_path / "old", "image", version="v1.6")
+    with pytest.raises(UserError, match=r"codebase_version is 'v1.6'; expected v3.0 or v2.x; convert a copy"):
         LeRobotEpisodes.open_folder(folder)
     edit_info(folder, lambda info: info.pop("codebase_version"))
     with pytest.raises(UserError, match=r"codebase_version is None; expected v3.0"):

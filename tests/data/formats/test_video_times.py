@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from ivideogpt.data.formats.lerobot import LeRobotEpisodes, LeRobotInfo, VideoPlace, VideoRows
+from ivideogpt.data.formats.lerobot import LeRobotEpisodes, VideoPlace, VideoRows
 from ivideogpt.data.formats.video_files import VideoFile
 from ivideogpt.errors import UserError
 from tests.data.formats.lerobot_folder import FPS, FRONT, LENGTHS, WRIST, level, write_folder
@@ -174,7 +174,7 @@ def test_a_colon_in_a_path(recorded, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real data here")
 def test_recorded_av1_videos():
-    """Frames by number are those that decoding from the start gives; a folder of the older format says what to do."""
+    """Frames by number are those that decoding from the start gives."""
     video = VideoFile(next((REAL / "videos").rglob("episode_000002.mp4")))
     np.testing.assert_allclose(video.times, np.arange(343) / 30)
     with av.open(video.path) as container:
@@ -183,5 +183,3 @@ def test_recorded_av1_videos():
         ]
     for chosen in ([40, 41, 57], [3, 20], [0]):
         np.testing.assert_array_equal(video.frames_numbered(np.array(chosen)), [decoded[i] for i in chosen])
-    with pytest.raises(UserError, match=r"codebase_version is 'v2.1'; expected v3.0; convert a copy"):
-        LeRobotInfo.load(REAL)
