@@ -150,8 +150,7 @@ def read_json(path: str | Path, advice: str = "") -> dict[str, Any]:
         reason = str(error) if isinstance(error, ValueError) else "nested too deeply"
         raise UserError(f"{path} is not valid JSON: {reason}{ending}") from error
     if not isinstance(value, dict):
-        kinds = {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}
-        raise UserError(f"{path} must hold one JSON object, and holds {kinds.get(type(value), 'a number')}{ending}")
+        raise UserError(f"{path} must hold one JSON object, and holds {_kind(value)}{ending}")
     return value
 
 
@@ -194,3 +193,7 @@ def _is_a(value: object, kind: Any) -> bool:
     if isinstance(value, bool):
         return kind is bool
     return isinstance(value, (int, float) if kind is float else get_origin(kind) or kind)
+
+
+def _kind(value: object) -> str:
+    return {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
