@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -65,7 +66,7 @@ class Contents:
 
         image = {"shape": [*self.frame_size, 3], "dtype": "uint8", "square_crop": self.square_crop}
         note = {"format": FORMAT, IMAGE: image, **{name: {"shape": [size]} for name, size in self.series.items()}}
-        columns = [(EPISODE, pa.int64()), (FRAME, pa.int32()), (IMAGE, pa.binary(np.prod(image["shape"]).item()))]
+        columns = [(EPISODE, pa.int64()), (FRAME, pa.int32()), (IMAGE, pa.binary(math.prod(self.frame_size) * 3))]
         columns += [(name, pa.list_(pa.float32(), size)) for name, size in self.series.items()]
         fields = [pa.field(name, kind, nullable=False) for name, kind in columns]
         return pa.schema(fields, {_NOTE: json.dumps(note)})
