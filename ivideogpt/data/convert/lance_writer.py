@@ -39,7 +39,7 @@ from ivideogpt.data.formats.lance_tables import (
 from ivideogpt.errors import UserError, require
 
 _MOST_EPISODES = 256  # in a commit, the work that an interruption loses
-_COMMITS_A_WORKER = 4  # of few episodes: their work is shared evenly
+_COMMITS_A_WORKER = 4  # at least, if there are few episodes, to share the work evenly
 _ALREADY_THERE = "already exists"  # Lance has no type for this error
 
 
