@@ -141,7 +141,7 @@ def test_later_episodes_are_appended_in_their_place(tmp_path):
     summary = append(write_npz(folder, range(4)), tmp_path / "robot", "--on_bad_episode", "error")
     assert (summary.written, summary.existing) == (4, 5)
     assert_same_episodes(tmp_path / "robot", folder)
-    assert digest_of(f"lance:{tmp_path / 'robot'}", with_contents=False) != digest  # a resumed run has other data
+    assert digest_of(f"lance:{tmp_path / 'robot'}", with_contents=False) != digest  # no copy of what it was
     assert len(reader) == 5
     reader.open(4).verify()
     assert len(open_table(f"{tmp_path / 'robot'}/{EPISODES}").get_fragments()) == 1  # opened in one piece
