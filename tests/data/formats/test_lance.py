@@ -302,5 +302,5 @@ def test_flipped_bits_and_torn_files_are_found(copied):
 def test_two_data_sets_of_one_name():
     """Weights and splits go by the name."""
     for path in ("lance:a/robot,b/robot", "lance:"):
-        with pytest.raises(UserError, match=r"lance:<uri>\[,<uri>...\], with unlike last parts"):
+        with pytest.raises(UserError, match=r"lance:<uri>\[,<uri>...\] with different last parts"):
             find_episodes(path)
