@@ -3,7 +3,8 @@
     python benchmarks/dataloading.py --output outputs/dataloading.json
 
 The baseline is the obvious loader: `np.load` of the whole episode, Pillow for every frame. Each setting names the files
-of both loaders. Episodes are synthetic, in a temporary folder, and soon in the file cache: the CPU work is compared.
+of both loaders. The last rows have our loader of npz files as the baseline of our loader of Lance tables, if pylance is
+installed. Episodes are synthetic, in a temporary folder, and soon in the file cache: the CPU work is compared.
 Rates are per second of CPU time, so that other processes disturb them little. Absolute rates depend on the machine,
 their ratios much less.
 """
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
@@ -154,10 +156,10 @@ class Comparison:
     ratio: float  # median over the ratios of consecutive measurements
 
 
-def config(folder: Path, augmentation: Augmentation | None, args: BenchmarkArgs) -> DataConfig:
+def config(path: Path | str, augmentation: Augmentation | None, args: BenchmarkArgs) -> DataConfig:
     """Return a configuration without cache of inflated arrays, into which these few episodes would fit."""
     return DataConfig(
-        dataset_path=str(folder),
+        dataset_path=str(path),
         mix=((DATASET, 1.0),),
         segment=SegmentSpec("contiguous", args.segment_length),
         image_size=args.image_size,
@@ -168,21 +170,33 @@ def config(folder: Path, augmentation: Augmentation | None, args: BenchmarkArgs)
     )
 
 
-def compare(
-    name: str, baseline_folder: Path, our_folder: Path, augmentation: Augmentation | None, args: BenchmarkArgs
-) -> Comparison:
-    episodes = sorted(map(str, (baseline_folder / DATASET).glob("*.npz")))
-    baseline = Baseline(episodes, args, augmentation, np.random.default_rng(0))
-    batches = iter(build_loader(config(our_folder, augmentation, args)))
+Batch = Callable[[], object]
+BatchOf = Callable[[Augmentation | None], Batch]  # the loader of some files
+
+
+def obvious(folder: Path, args: BenchmarkArgs) -> BatchOf:
+    episodes = sorted(map(str, (folder / DATASET).glob("*.npz")))
+    return lambda augmentation: Baseline(episodes, args, augmentation, np.random.default_rng(0)).batch
+
+
+def ours(path: Path | str, args: BenchmarkArgs) -> BatchOf:
+    def loader(augmentation: Augmentation | None) -> Batch:
+        batches = iter(build_loader(config(path, augmentation, args)))
+        return lambda: next(batches).to("cpu")
+
+    return loader
+
+
+def compare(name: str, baseline: Batch, faster: Batch, augmented: bool, args: BenchmarkArgs) -> Comparison:
     slow, fast = [], []
     for _ in range(args.repeats):
-        slow.append(clips_a_second(baseline.batch, args))
-        fast.append(clips_a_second(lambda: next(batches).to("cpu"), args))
+        slow.append(clips_a_second(baseline, args))
+        fast.append(clips_a_second(faster, args))
     ratio = statistics.median(ours / theirs for ours, theirs in zip(fast, slow))
-    return Comparison(name, augmentation is not None, statistics.median(slow), statistics.median(fast), ratio)
+    return Comparison(name, augmented, statistics.median(slow), statistics.median(fast), ratio)
 
 
-def clips_a_second(batch: Callable[[], object], args: BenchmarkArgs) -> float:
+def clips_a_second(batch: Batch, args: BenchmarkArgs) -> float:
     batch()  # warm-up
     start, number = time.process_time(), 0
     while number == 0 or time.process_time() - start < args.seconds:
@@ -196,24 +210,36 @@ def table(rates: list[Comparison], args: BenchmarkArgs) -> str:
     lines.append("|---|---|---:|---:|---:|---:|")
     for row in rates:
         cells = [row.files, "yes" if row.augmented else "no", f"{row.baseline:.1f}", f"{row.ours:.1f}"]
-        lines.append(f"| {' | '.join(cells)} | {row.ours * args.segment_length:.0f} | {row.ratio:.1f} |")
+        lines.append(f"| {' | '.join(cells)} | {row.ours * args.segment_length:.0f} | {row.ratio:.3g} |")
     return "\n".join(lines)
 
 
+def repack(source: Path, output: Path, *flags: str) -> Path:
+    command = [sys.executable, str(REPACK), "--input_path", str(source), "--output_path", str(output), *flags]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return output
+
+
 def measure(args: BenchmarkArgs, root: Path) -> list[Comparison]:
-    native, repacked = root / "native", root / "repacked"
+    native = root / "native"
     make_episodes(native, args)
-    flags = ["--input_path", str(native), "--output_path", str(repacked), "--resize", str(args.image_size)]
-    subprocess.run([sys.executable, str(REPACK), *flags], check=True, stderr=subprocess.DEVNULL)
+    repacked = repack(native, root / "repacked", "--resize", str(args.image_size))
     large, small = f"compressed {args.native_size} px", f"repacked {args.image_size} px"
+    settings = [
+        (f"baseline: {large}, ours: {small}", obvious(native, args), ours(repacked, args)),
+        (f"both: {small}", obvious(repacked, args), ours(repacked, args)),
+        (f"both: {large}", obvious(native, args), ours(native, args)),
+    ]
+    if find_spec("lance"):
+        for size, npz in ((args.image_size, repacked), (args.native_size, repack(native, root / "plain"))):
+            tables = repack(npz, root / f"lance{size}", "--format", "lance") / DATASET
+            files = f"baseline: our npz {size} px, ours: Lance {size} px"
+            settings.append((files, ours(npz, args), ours(f"lance:{tables}", args)))
     rates = []
-    for name, baseline, ours in (
-        (f"baseline: {large}, ours: {small}", native, repacked),
-        (f"both: {small}", repacked, repacked),
-        (f"both: {large}", native, native),
-    ):
+    for name, baseline, faster in settings:
         for augmentation in (None, Augmentation()):
-            rates.append(compare(name, baseline, ours, augmentation, args))
+            batches = baseline(augmentation), faster(augmentation)
+            rates.append(compare(name, *batches, augmentation is not None, args))
             print(f"{name}: {rates[-1].ratio:.1f} times as fast", file=sys.stderr)
     return rates
 

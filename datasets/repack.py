@@ -7,6 +7,9 @@ Compressed arrays become uncompressed ones, which allow reading a clip through a
 folders; the originals are not modified. Run the same command again to go on after an interruption, or with
 ``--verify`` to check existing files by their checksums and write damaged ones again. An original that is newer than its
 copy is repacked again.
+
+``--format lance`` appends what training reads of the episodes to Lance tables instead, a data set for each folder, on a
+disk or in an object store. Run it again with more episodes to append those that are missing.
 """
 
 from __future__ import annotations
@@ -32,9 +35,12 @@ from ivideogpt.data.convert.conversion import (
     keep_settings,
     write_episode,
 )
+from ivideogpt.data.convert.lance_writer import append_episodes
 from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, check_sums, npz_members
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, option, parse
+
+FORMATS = ("npz", "lance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +48,16 @@ class RepackArgs(FrameArgs):
     """Repack a tree of npz episodes so that clips are read from it fast."""
 
     input_path: str = option(REQUIRED, "folder with .npz files at any depth")
-    output_path: str = option(REQUIRED, "folder that gets the same files in the same folders; not inside input_path")
+    output_path: str = option(
+        REQUIRED, "folder, or for lance also a uri, that gets the same files or data sets; not inside input_path"
+    )
+    format: str = option("npz", "npz files, or Lance tables to which missing episodes are appended", choices=FORMATS)
     verify: bool = option(False, "check existing outputs by their checksums, and write damaged ones again")
+
+    def validate(self) -> None:
+        if self.format == "lance" and (self.verify or self.compress):
+            flag = "--verify" if self.verify else "--compress"
+            raise UserError(f"{flag} is for npz files; check tables with python -m ivideogpt.data validate lance:<uri>")
 
 
 def remove_outdated(jobs: list[Job], verify: bool) -> int:
@@ -86,8 +100,11 @@ def run(args: RepackArgs) -> Summary:
     files = [str(path.relative_to(source)) for path in files_below(source, {".npz"})]
     if not files:
         raise UserError(f"--input_path {source}: no .npz files in it or below")
-    if output.resolve().is_relative_to(source.resolve()):  # the next run would take the outputs for originals
+    is_local = "://" not in args.output_path
+    if is_local and output.resolve().is_relative_to(source.resolve()):  # the next run would take outputs for originals
         raise UserError(f"--output_path {output} is inside --input_path {source}; choose a folder elsewhere")
+    if args.format == "lance":
+        return append_episodes([source / file for file in files[: args.max_num_episodes]], args, args.output_path)
     jobs = [Job(output / file, str(source / file)) for file in files[: args.max_num_episodes]]
     foreign = next((job.output for job in jobs if job.output.exists()), None)
     if foreign is not None and not (output / NOTE).exists():

@@ -28,7 +28,8 @@ class PlayArgs(WebArgs):
 
     pretrained_model_name_or_path: str = option(str(BUNDLED_MODEL), "folder or hub id of a world model")
     dataset_path: str | None = option(
-        None, "episodes to start from: an .npz file, a folder of them, or lerobot:<folder> (default: bundled ones)"
+        None,
+        "episodes to start from: an .npz file, a folder of them, lerobot:<folder>, lance:<uri> (default: bundled)",
     )
     task: tuple[str, ...] | None = option(
         None, "Meta-World tasks to start from (default: the paper's six, where Meta-World is installed)"

@@ -14,7 +14,7 @@ class UserError(ValueError):
     """An error that the user can solve. The message says what was given, what was expected and what to change."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's class where it has no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
 

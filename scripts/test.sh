@@ -4,6 +4,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_rendering
 install_browser
+# No requirement of the project, as its wheel has 85 MB; the tests of Lance tables are skipped without it.
+python -c 'import lance' 2>/dev/null || python -m pip install -qq --disable-pip-version-check 'pylance==14.0.2' ||
+    echo "note: no pylance: tests of Lance tables are skipped" >&2
 ruff check .
 ruff format --check .
 mypy

@@ -54,8 +54,8 @@ KEPT_IN = {
     "stable_baselines3": {"envs"},
 }
 IMPORTED_WHERE_USED = {
-    "av", "h5py", "kornia", "matplotlib", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow", "tensorflow_datasets",
-    "starlette", "trackio", "uvicorn", "wandb",
+    "av", "h5py", "kornia", "lance", "matplotlib", "metaworld", "mujoco", "peft", "pyarrow", "tensorflow",
+    "tensorflow_datasets", "starlette", "trackio", "uvicorn", "wandb",
 }  # fmt: skip
 
 

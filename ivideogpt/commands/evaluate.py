@@ -25,7 +25,8 @@ class ClipFlags:
 
     pretrained_model_name_or_path: str
     dataset_path: str | None = option(
-        None, "folder that holds one folder of .npz episodes per dataset, or lerobot:<folder or hub id>[@<camera>]"
+        None,
+        "folder that holds a folder of .npz episodes per dataset, lerobot:<folder or hub id>[@<camera>] or lance:<uri>",
     )
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
     split: str = option("test", "split of the episodes", choices=("train", "test", "all"))

@@ -21,7 +21,8 @@ class EnvFlags:
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a world model that takes actions")
     dataset_path: str = option(
-        REQUIRED, "episodes that contexts are cut from: a folder of .npz files or of such folders, or lerobot:<folder>"
+        REQUIRED,
+        "episodes that contexts are cut from: a folder of .npz files or of such folders, lerobot:<folder>, lance:<uri>",
     )
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
     functions: str | None = option(

@@ -33,6 +33,7 @@ DATASET_YAML = Path(__file__).parents[2] / "DATASET.yaml"  # exists in a checkou
 REFERENCE_STEP = 3  # native frames per step of fractal20220817_data, the reference rate of all datasets
 TEST_EVERY = 100
 SOMETHING_SOMETHING = "sthsth"
+BENCHMARKED = "robo_net"  # the copy in OXE contains the test episodes of the benchmark tfds_robonet
 INDEXED_FROM = 5000  # files; smaller folders are listed as fast as an index is read
 # Times of file systems are as coarse as 2 s, which may hide a new file, and clocks of servers differ.
 SETTLED_AFTER = 60.0  # seconds without a change
@@ -157,7 +158,7 @@ def find_files(name: str, split: Split, dataset_path: str | os.PathLike[str] | N
         raise UserError(f"dataset {name!r}: no folder {folder}; choose another mix or dataset_path")
     files = npz_files(folder)
     chosen = [files[i] for i in in_split(len(files), split)]
-    if name == "robo_net":  # the copy in OXE contains the test episodes of the benchmark tfds_robonet
+    if name == BENCHMARKED:
         excluded = _robonet_test(paths.robonet_oxe_test_list or ROBONET_OXE_TEST_LIST)
         chosen = [file for file in chosen if os.path.basename(file) not in excluded]
     if not chosen:

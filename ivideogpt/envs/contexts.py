@@ -43,7 +43,7 @@ class RecordedContexts:
     """Any place in recorded episodes, of any format that training reads; frames as far apart as the model knows them.
 
     Attributes:
-        dataset_path: folder of npz episodes, folder of such folders, or ``lerobot:<folder>[@<camera>]``.
+        dataset_path: folder of npz episodes or of such folders, ``lerobot:<folder>[@<camera>]`` or ``lance:<uri>``.
         mix: datasets in it, as ``--oxe_data_mixes_type``.
     """
 

@@ -83,13 +83,14 @@ def digest_of(path: str, with_contents: bool) -> str | None:
     """Return a digest of what a path names, wherever it lies; None if nothing is there, as under a hub id.
 
     Args:
-        path: file or folder, or ``lerobot:<folder>[@<camera>][,<folder>...]``.
+        path: file or folder, ``lerobot:<folder>[@<camera>][,<folder>...]`` or ``lance:<uri>[,<uri>...]``.
         with_contents: read the weights and configurations directly in a folder. Otherwise names and sizes of all files
             count, hidden ones excepted.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for part in path.removeprefix("lerobot:").split(",") if path.startswith("lerobot:") else [path]:
-        folder, _, camera = part.partition("@") if path.startswith("lerobot:") else (part, "", "")
+    known, _, rest = path.partition(":")
+    for part in rest.split(",") if known in ("lerobot", "lance") else [path]:
+        folder, _, camera = part.partition("@") if known == "lerobot" else (part, "", "")
         digest.update(f"camera {camera}\n".encode())
         if not (files := _weight_files(Path(folder)) if with_contents else _data_files(Path(folder))):
             return None

@@ -242,5 +242,5 @@ def test_lerobot_folders_are_a_mix_of_their_own(tmp_path):
     assert resolve_mix("select", "lerobot:/a/pusht,/b/so100@front") == (("/a/pusht", 0.5), ("/b/so100@front", 0.5))
     weighted = (("/a/pusht", 3.0), ("/b/so100@front", 1.0))
     assert resolve_mix(weighted, "lerobot:/a/pusht,/b/so100@front") == (("/a/pusht", 0.75), ("/b/so100@front", 0.25))
-    with pytest.raises(UserError, match=r"expected lerobot:<folder>"):
+    with pytest.raises(UserError, match=r"expected lerobot:<folder or hub id>"):
         resolve_mix("select", "lerobot:")

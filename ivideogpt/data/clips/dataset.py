@@ -34,7 +34,7 @@ MAX_BAD_IN_A_ROW = 100  # limit before a source counts as unusable
 class DataConfig:
     """Configuration of clips: source, episodes, frames and preprocessing."""
 
-    # Folder of <dataset>/*.npz, or lerobot:<folder>[@<camera>],...; the four sets of DATASET.yaml need none.
+    # Folder of <dataset>/*.npz, lerobot:<folder>[@<camera>],... or lance:<uri>,...; the sets of DATASET.yaml need none.
     dataset_path: str | None = None
     mix: str | Mix = "frac"  # see resolve_mix
     segment: SegmentSpec = field(default_factory=SegmentSpec)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -89,6 +90,7 @@ class ClipLoader(StreamPosition):
             batch_sampler=numbers,
             num_workers=clips.config.num_workers,
             collate_fn=_as_it_is,
+            multiprocessing_context=start_method(clips.config.num_workers),
             persistent_workers=clips.config.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_obey_the_trainer_only,
@@ -122,6 +124,11 @@ class ClipLoader(StreamPosition):
                     logger.warning("skipping a bad episode: %s", bad.cause)
                     self.bad_episodes[bad.name] = bad.cause
             yield batch
+
+
+def start_method(num_workers: int) -> str | None:
+    """Return how to start data workers: anew where Lance is in use, whose threads and locks a fork does not survive."""
+    return "spawn" if num_workers and "lance" in sys.modules else None
 
 
 class WorkerDied(UserError):

@@ -127,6 +127,12 @@ class Summary:
             else:
                 yield job
 
+    def check(self) -> None:
+        """Raise UserError if there were only bad episodes."""
+        if self.skipped and not self.written + self.existing:
+            number, first = len(self.skipped), self.skipped[0]
+            raise UserError(f"none of {number} episodes could be converted; the first: {first}")
+
     def add(self, outcome: Skipped | None) -> None:
         """Count an outcome; None stands for a written episode."""
         self.bar.update()
@@ -179,9 +185,7 @@ class ConversionArgs:
             summary = Summary(progress, self.on_bad_episode, shard)
             for outcome in run(work, summary.missing(jobs)):
                 summary.add(outcome)
-        if summary.skipped and not summary.written + summary.existing:
-            number, first = len(summary.skipped), summary.skipped[0]
-            raise UserError(f"none of {number} episodes could be converted; the first: {first}")
+        summary.check()
         return summary
 
 

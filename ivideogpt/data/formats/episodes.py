@@ -73,6 +73,11 @@ class Episode(ABC):
         """Read all rows (N, D) of such an array; row i belongs to what was done at frame i."""
         return None
 
+    def series_at(self, name: str, indices: Indices) -> NDArray[np.float32] | None:
+        """Read the rows (n, D) of such an array at these frames."""
+        values = self.series(name)
+        return None if values is None else values[indices]
+
     def remarks(self) -> tuple[str, ...]:
         """List remarks on the whole dataset, for ``python -m ivideogpt.data inspect``."""
         return ()
@@ -91,21 +96,20 @@ class Episode(ABC):
 
     def actions(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the actions (n, D) taken at these frames; None if the episode has none."""
-        values = self.series(ACTION_KEY)
-        return None if values is None else values[indices]
+        return self.series_at(ACTION_KEY, indices)
 
     def rewards(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read the rewards (n,) of the actions taken at these frames; None if the episode has none."""
-        values = self.series(REWARD_KEY)
-        return None if values is None else values[indices, 0]
+        values = self.series_at(REWARD_KEY, indices)
+        return None if values is None else values[:, 0]
 
     def successes(self, indices: Indices) -> NDArray[np.float32] | None:
         """Read whether the actions taken at these frames succeeded, (n,) of 0 and 1; None if the episode has none.
 
         A positive number is a success.
         """
-        values = self.series(SUCCESS_KEY)
-        return None if values is None else (values[indices, 0] > 0).astype(np.float32)
+        values = self.series_at(SUCCESS_KEY, indices)
+        return None if values is None else (values[:, 0] > 0).astype(np.float32)
 
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""

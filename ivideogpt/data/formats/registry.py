@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from ivideogpt.data.catalog import (
+    BENCHMARKED,
     SOMETHING_SOMETHING,
     DatasetPaths,
     Split,
@@ -58,9 +59,10 @@ def register(new: Format) -> None:
 
 def find_format(path: object) -> Format | None:
     """Return the format whose paths determine their datasets; None for npz files, where a mix does."""
+    from ivideogpt.data.formats.lance_tables import LanceFormat
     from ivideogpt.data.formats.lerobot_paths import LeRobotFormat
 
-    known = (*_added, LeRobotFormat())
+    known = (*_added, LeRobotFormat(), LanceFormat())
     return next((each for each in known if isinstance(path, str) and each.matches(path)), None)
 
 
@@ -89,6 +91,8 @@ def open_episodes(
     if known is None:
         files = find_files(name, split, dataset_path, paths)
         return NpzEpisodes(pack_strings(files), dataset_info(name).image_key, arrays)
+    if name == BENCHMARKED:
+        raise UserError(f"{name} holds test episodes of a benchmark, which only its npz folder leaves out: give that")
     episodes = next(dataset for dataset in known.datasets(str(dataset_path)) if dataset.name == name).open()
     numbers = in_split(len(episodes), split)
     if not numbers:
@@ -111,8 +115,8 @@ class EpisodesArgs:
 
     path: str = option(
         REQUIRED,
-        "an .npz episode or demonstration, a folder of them, a folder of such folders, or lerobot:<folder or hub id>"
-        "[@<camera>]",
+        "an .npz episode or demonstration, a folder of them, a folder of such folders, lerobot:<folder or hub id>"
+        "[@<camera>] or lance:<uri>",
         positional=True,
     )
     image_key: str | None = option(None, "array that holds the frames (default: the dataset's, or image)")
@@ -141,7 +145,9 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
     if place.is_file():
         return [NamedEpisodes(place.stem, npz([path], place.parent))]
     if not place.is_dir():
-        raise UserError(f"{path}: no such file or folder; expected an .npz file, a folder of them or lerobot:<folder>")
+        raise UserError(
+            f"{path}: no such file or folder; expected an .npz file, a folder of them, lerobot:<folder> or lance:<uri>"
+        )
     folders: dict[Path, list[str]] = {}
     for file in files_below(place, {".npz"}):
         folders.setdefault(file.parent, []).append(str(file))
@@ -150,7 +156,9 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
         for folder, files in sorted(folders.items())
     ]
     if not found:
-        raise UserError(f"{path}: no .npz files in it or below; expected <dataset>/*.npz, or lerobot:<folder>")
+        raise UserError(
+            f"{path}: no .npz files in it or below; expected <dataset>/*.npz, lerobot:<folder> or lance:<uri>"
+        )
     return found
 
 

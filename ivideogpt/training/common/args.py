@@ -67,8 +67,8 @@ class ClipArgs:
 
     dataset_path: str | None = option(
         None,
-        "folder that holds one folder of .npz episodes per dataset, or "
-        "lerobot:<folder or hub id>[@<camera>][,<folder>...]",
+        "folder that holds one folder of .npz episodes per dataset, "
+        "lerobot:<folder or hub id>[@<camera>][,<folder>...], or lance:<uri>[,<uri>...]",
     )
     sthsth_root_path: str | None = option(None, "frame folders of Something-Something v2")
     video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)

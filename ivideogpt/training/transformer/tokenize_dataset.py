@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from ivideogpt.data.clips.batches import BadEpisode
 from ivideogpt.data.clips.dataset import DataConfig, build_sources
-from ivideogpt.data.clips.loaders import watch_workers
+from ivideogpt.data.clips.loaders import start_method, watch_workers
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.data.formats.episodes import check_carries, first_readable
@@ -106,7 +106,9 @@ def write_tokens(
     batches: list[TokenBatch] = []
     skipped: list[BadEpisode] = []
     with tqdm(total=portions.num_clips, desc="clips", unit="clip", disable=not show) as progress:
-        for portion in watch_workers(DataLoader(portions, batch_size=None, num_workers=num_workers)):
+        context = start_method(num_workers)
+        loader = DataLoader(portions, batch_size=None, num_workers=num_workers, multiprocessing_context=context)
+        for portion in watch_workers(loader):
             if isinstance(portion, UserError):
                 raise portion
             if portion.clips is not None:  # None if no clip of it could be read

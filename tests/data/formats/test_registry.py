@@ -95,3 +95,10 @@ def test_training_reads_it(raw_path):
     )
     batch = next(iter(build_loader(config, "train"))).to("cpu")
     assert batch.frames.shape == (2, 4, 3, 8, 8)
+
+
+def test_a_benchmarks_test_episodes_are_not_trained_on(raw_path, monkeypatch):
+    """Its list names npz files: by another format it would be split like any other set, and leak."""
+    monkeypatch.setattr(RawFormat, "datasets", lambda self, path: [Dataset("robo_net", lambda: None, "")])
+    with pytest.raises(UserError, match="robo_net holds test episodes of a benchmark"):
+        build_loader(DataConfig(dataset_path=raw_path, mix="folder:*", load_action=False), "train", seed=0)
