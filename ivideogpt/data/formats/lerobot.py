@@ -436,6 +436,12 @@ class LeRobotEpisode(Episode):
         check_plausible(values, f"{self.path}: {key!r}")
         return values
 
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        names = self.info.features.get(self.action_key, {}).get("names")
+        names = next(iter(names.values()), None) if isinstance(names, dict) else names  # {"motors": [...]}
+        return tuple(map(str, names)) if isinstance(names, list) and len(names) == self.action_dim else None
+
     def describe(self) -> tuple[StoredArray, ...]:
         roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward", SUCCESS: "success"}
         return tuple(
