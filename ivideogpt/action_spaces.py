@@ -51,9 +51,7 @@ class ActionSpace:
         for name in ("mean", "std", "dimensions"):
             values = getattr(self, name)
             if values is not None and len(values) != self.dim:
-                raise UserError(
-                    f"action space {self.name!r}: {len(values)} values of {name}, expected dim = {self.dim}"
-                )
+                raise UserError(f"action space {self.name!r}: {len(values)} values of {name}, but dim is {self.dim}")
         if (self.mean is None) != (self.std is None):
             raise UserError(f"action space {self.name!r}: give both mean and std, or null for both")
         numbers = (*(self.mean or ()), *(self.std or ()))
@@ -117,9 +115,7 @@ class ActionSpaces:
         folder = dataset.partition("@")[0].rstrip("/").rpartition("/")[2]
         found = [space for name in (dataset, folder) for space in self.spaces if name in space.datasets]
         if not found:
-            raise UserError(
-                f"data set {dataset!r} is in no action space: add its name to the datasets of one of {self}"
-            )
+            raise UserError(f"data set {dataset!r} is in no action space: add it to the datasets of one of {self}")
         return found[0]
 
     def with_datasets(self, datasets: Iterable[str], name: str | None) -> ActionSpaces:

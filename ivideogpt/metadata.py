@@ -119,6 +119,11 @@ class ModelMetadata:
             return self.action_spaces.encode(actions, space.name)
         return actions if self.action_normalization is None else self.action_normalization(actions)
 
+    def for_space(self, name: str | None) -> ModelMetadata:
+        """Return the metadata as callers of one action space see it: a model of that robot alone."""
+        space = self.find_space(name)
+        return self if space is None else replace(self, action_spaces=None, action_dim=space.dim)
+
     def for_encoded_actions(self) -> ModelMetadata:
         """Return the metadata under which callers give actions that data loaders have encoded, of any space."""
         return replace(self, action_spaces=None)

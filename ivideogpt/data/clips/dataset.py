@@ -49,9 +49,7 @@ class DataConfig:
     load_reward: bool = False
     load_success: bool = False
     action_dim: int | None = None  # expected dimension; others are refused
-    action_spaces: ActionSpaces | None = (
-        None  # encode actions by the space of their dataset, whose dimension is expected
-    )
+    action_spaces: ActionSpaces | None = None  # encode actions, each dataset's by its space
     dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
     sthsth_root_path: str | None = None
     on_bad_episode: OnBadEpisode = "error"  # skip: sample another one of its dataset
@@ -90,10 +88,10 @@ class Source:
         successes: bool = False,
     ) -> None:
         """Check an episode as :func:`check_carries` does, its actions by the dataset's action space if it has one."""
-        if self.action_spaces is None or not actions:
-            return check_carries(episode, actions, rewards, action_dim, successes)
-        check_carries(episode, actions, rewards, successes=successes)
-        self.action_spaces.find_for(self.info.name).check_dim(episode.action_dim, episode.path)
+        spaces = self.action_spaces
+        check_carries(episode, actions, rewards, action_dim if spaces is None else None, successes)
+        if spaces is not None and actions:
+            spaces.find_for(self.info.name).check_dim(episode.action_dim, episode.path)
 
     def cut(self, episode: Episode, indices: Indices, rng: np.random.Generator, series: Iterable[str]) -> PackedClips:
         """Read and preprocess these frames, with series out of :data:`SERIES`; return a batch of one."""

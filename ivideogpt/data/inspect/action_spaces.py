@@ -5,37 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_folder_can_be_written
 
+if TYPE_CHECKING:
+    from ivideogpt.data.inspect.command import DatasetReport
+
 MAX_STD_RATIO = 2  # within one space
-
-
-class Statistics(Protocol):
-    """Statistics of one action dimension."""
-
-    @property
-    def mean(self) -> float: ...
-    @property
-    def std(self) -> float: ...
-    @property
-    def min(self) -> float: ...
-    @property
-    def max(self) -> float: ...
-
-
-class Report(Protocol):
-    """What is known of a dataset's actions."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def actions(self) -> Sequence[Statistics]: ...
-    @property
-    def action_names(self) -> tuple[str, ...] | None: ...
 
 
 def check_new_file(file: Path) -> None:
@@ -47,13 +26,13 @@ def check_new_file(file: Path) -> None:
         raise UserError(f"--write_action_spaces {file}: there is no folder {file.parent}; make it first")
 
 
-def share_spaces(reports: Sequence[Report]) -> ActionSpaces:
+def share_spaces(reports: Sequence[DatasetReport]) -> ActionSpaces:
     """Put datasets into spaces, named after the first dataset of each; those without actions are left out.
 
     Raises:
         UserError: no dataset has actions.
     """
-    groups: list[list[Report]] = []
+    groups: list[list[DatasetReport]] = []
     for report in reports:
         if report.actions:
             alike = next((group for group in groups if _are_alike(group[0], report)), None)
@@ -63,7 +42,7 @@ def share_spaces(reports: Sequence[Report]) -> ActionSpaces:
     return ActionSpaces(tuple(map(_space, groups)))
 
 
-def _are_alike(one: Report, other: Report) -> bool:
+def _are_alike(one: DatasetReport, other: DatasetReport) -> bool:
     """Tell whether dimensions, meanings, means (to one std) and stds (to a factor of 2) agree."""
     if len(one.actions) != len(other.actions) or len({one.action_names, other.action_names} - {None}) > 1:
         return False
@@ -73,7 +52,7 @@ def _are_alike(one: Report, other: Report) -> bool:
     )
 
 
-def _space(group: Sequence[Report]) -> ActionSpace:
+def _space(group: Sequence[DatasetReport]) -> ActionSpace:
     """Join datasets with equal weights, as a mix has them, however long they are."""
     means, stds = [], []
     for columns in zip(*(report.actions for report in group), strict=True):
@@ -87,7 +66,7 @@ def _space(group: Sequence[Report]) -> ActionSpace:
     return ActionSpace(names[0], len(means), tuple(means), tuple(stds), dimensions, names)
 
 
-def table(spaces: ActionSpaces, reports: Sequence[Report]) -> str:
+def table(spaces: ActionSpaces, reports: Sequence[DatasetReport]) -> str:
     """Return the spaces as text, with the range of each dimension over the datasets of its space."""
     by_name = {report.name.rpartition("/")[2]: report for report in reports}
     lines = [f"{'action space':<28}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}"]
@@ -97,7 +76,7 @@ def table(spaces: ActionSpaces, reports: Sequence[Report]) -> str:
     return "\n".join(lines)
 
 
-def _rows(space: ActionSpace, reports: Sequence[Report]) -> Iterator[str]:
+def _rows(space: ActionSpace, reports: Sequence[DatasetReport]) -> Iterator[str]:
     assert space.mean is not None
     assert space.std is not None
     for i, (mean, std) in enumerate(zip(space.mean, space.std, strict=True)):

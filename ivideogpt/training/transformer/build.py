@@ -107,8 +107,8 @@ def find_action_spaces(args: GptArgs) -> ActionSpaces | None:
         stored = read_meta(Path(args.token_store))[0].action_spaces
         if asked not in (None, stored):
             raise UserError(
-                f"{args.token_store} was not made with the action spaces of --action_spaces {args.action_spaces}: leave "
-                "the flag out, or make the store again with it"
+                f"{args.token_store} was made with other action spaces than --action_spaces {args.action_spaces}: "
+                "leave the flag out, or make the store again with it"
             )
         return stored
     stated = starting_metadata(args) if args.eval_only else None
