@@ -1,4 +1,4 @@
-"""Actions of several robots in one model: what is encoded, who chooses, and that one robot's models stay as they were."""
+"""Actions of several robots in one model: what is encoded, and who chooses the robot."""
 
 from dataclasses import asdict, replace
 
@@ -95,10 +95,9 @@ def test_sessions_encode_what_callers_give(saved, space):
     model = WorldModel.from_pretrained(saved, action_space=space)
     assert model.metadata.action_spaces == SPACES
     assert model.action_dim == SPACES.find(space).dim
-    given = actions(2, 2, model.action_dim)
+    context, given = clip(2, 2, 64, 64).clamp(0, 1), actions(2, 2, model.action_dim)
     encoded = WorldModel(model.tokenizer, model.transformer, model.metadata.for_encoded_actions())
-    expected = encoded.predict(clip(2, 2, 64, 64).clamp(0, 1), SPACES.encode(given, space), sampling=GREEDY)
-    context = clip(2, 2, 64, 64).clamp(0, 1)
+    expected = encoded.predict(context, SPACES.encode(given, space), sampling=GREEDY)
     assert torch.equal(model.predict(context, given, sampling=GREEDY).tokens, expected.tokens)
     other = WorldModel(model.tokenizer, model.transformer, model.metadata)
     assert torch.equal(other.predict(context, given, sampling=GREEDY, action_space=space).tokens, expected.tokens)
@@ -140,6 +139,6 @@ def test_models_of_one_robot_stay_as_they_were():
     scaled = ModelMetadata(64, 2, action_dim=4, action_normalization=ActionNormalization((1.0,) * 4, (2.0,) * 4))
     assert torch.equal(scaled.encode_actions(given, scaled.find_space(None)), (given - 1) / 2)
     with pytest.raises(UserError, match="exclude each other"):
-        replace(scaled, action_dim=5, action_spaces=SPACES, action_normalization=ActionNormalization((0.0,), (1.0,)))
+        replace(scaled, action_spaces=SPACES)
     with pytest.raises(UserError, match="encode to 5 numbers, expected action_dim = 4"):
         ModelMetadata(64, 2, action_dim=4, action_spaces=SPACES)

@@ -1,4 +1,4 @@
-"""Two robots in one mix, from ``inspect`` to a report: a 2-D arm and a 7-D one whose numbers are a thousand times larger."""
+"""Two robots in one mix, from ``inspect`` to a report: of 2-D actions, and of 7-D ones a thousand times larger."""
 
 import json
 from dataclasses import replace
@@ -83,9 +83,8 @@ def test_every_clip_is_encoded_by_the_space_of_its_data_set(robots, spaces_file)
 def test_what_does_not_fit_is_named(robots, spaces_file):
     """Robots that are mixed by mistake must be noticed before training, not by a shape in a traceback."""
     with pytest.raises(UserError, match=r"\[2, 7\] dimensions.*--action_spaces"):
-        for _, batch in zip(range(5), build_loader(config_of(robots))):
-            batch.to("cpu")
-    with pytest.raises(UserError, match="expected 7; .*--action_spaces"):
+        next(iter(build_loader(config_of(robots))))
+    with pytest.raises(UserError, match=r"expected 7; .*--action_spaces"):
         build_loader(replace(config_of(robots), action_dim=7))
     arm, big = ActionSpaces.read(spaces_file).spaces
     with pytest.raises(UserError, match="data set 'big' is in no action space"):
