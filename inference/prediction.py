@@ -166,6 +166,7 @@ def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: P
         "dataset_name": args.dataset_name,
         "frames": segment.indices,
         "metadata": asdict(model.metadata),
+        "action_space": model.action_space,
         "num_samples": len(prediction.futures),
         "seed": args.seed,
         "device": str(model.device),

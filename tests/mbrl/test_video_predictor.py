@@ -259,7 +259,7 @@ def test_one_robot_of_a_model_of_several(config, tmp_path):
     predictor.update_transformer(batch := segments())
     expected = spaces.encode(batch.actions, "arm")[:, 1:-1]
     assert torch.allclose(seen["given"].float(), expected, atol=1e-2)
-    with pytest.raises(UserError, match=r"hand \(3 numbers\) was chosen: set it to 3"):
+    with pytest.raises(UserError, match=r"hand \(3 numbers\): set it to 3"):
         build_video_predictor(replace(config, action_space="hand"), CPU, seed=0)
 
 

@@ -97,25 +97,17 @@ def test_what_does_not_fit_is_named(robots, spaces_file):
 @pytest.fixture
 def command(gpt_command, robots):
     argv = without(gpt_command, "--dataset_path")
-    return [*argv, "--dataset_path", str(robots), "--action_conditioned", "--validation_steps", "2"]
+    return [*argv, "--dataset_path", str(robots), "--action_conditioned", "--skip_first_val"]
 
 
 def test_training_resumes_and_the_model_knows_its_robots(command, robots, spaces_file, tiny_world_model, tmp_path):
     """Spaces that a checkpoint, an export or a resumed run loses leave a model that nobody can steer."""
-    argv = [*command, "--action_spaces", str(spaces_file), "--checkpointing_steps", "1"]
+    argv = [*command, "--action_spaces", str(spaces_file)]
     whole = fit(build_gpt([*argv, "--max_train_steps", "2"]))
     part = fit(build_gpt([*argv, "--max_train_steps", "1", "--output_dir", str(tmp_path / "part")]))
     moved = tmp_path / "moved.json"
     moved.write_bytes(spaces_file.read_bytes())
-    again = [
-        *command,
-        "--action_spaces",
-        str(moved),
-        "--checkpointing_steps",
-        "1",
-        "--resume_from_checkpoint",
-        str(part),
-    ]
+    again = [*command, "--action_spaces", str(moved), "--resume_from_checkpoint", str(part)]
     fit(build_gpt([*again, "--max_train_steps", "2"]))
     weights = [load_file(run / "model.safetensors") for run in (whole, part)]
     assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
