@@ -439,7 +439,8 @@ class LeRobotEpisode(Episode):
     @property
     def action_names(self) -> tuple[str, ...] | None:
         names = self.info.features.get(self.action_key, {}).get("names")
-        names = next(iter(names.values()), None) if isinstance(names, dict) else names  # {"motors": [...]}
+        while isinstance(names, dict) or (isinstance(names, list) and names[:1] and isinstance(names[0], list)):
+            names = next(iter(names.values() if isinstance(names, dict) else names), None)  # {"motors": [...]}, [[...]]
         return tuple(map(str, names)) if isinstance(names, list) and len(names) == self.action_dim else None
 
     def describe(self) -> tuple[StoredArray, ...]:
