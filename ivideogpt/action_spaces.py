@@ -172,6 +172,7 @@ class ActionSpaces:
         return replace(spaces, adapters=True) if adapters else spaces
 
     def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, asdict(self))
 
     def __str__(self) -> str:

@@ -22,8 +22,6 @@ def check_new_file(file: Path) -> None:
     if file.exists():
         raise UserError(f"--write_action_spaces: {file} exists; name a new file, or remove it")
     check_folder_can_be_written(file.parent, "--write_action_spaces")
-    if not file.parent.is_dir():
-        raise UserError(f"--write_action_spaces {file}: there is no folder {file.parent}; make it first")
 
 
 def share_spaces(reports: Sequence[DatasetReport]) -> ActionSpaces:
