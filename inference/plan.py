@@ -17,7 +17,7 @@ from inference.predict import BUNDLED_MODEL, DTYPES
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import check_folder_can_be_written
-from ivideogpt.flags import BACKEND_HELP, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, option, parse
 from mbrl.envs.env_settings import CAMERAS, canonical_task, is_metaworld
 
 
@@ -53,6 +53,7 @@ class PlanArgs:
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
+    action_space: str | None = option(None, ACTION_SPACE_HELP)
 
     def validate(self) -> None:
         if self.replan_every > self.horizon:

@@ -68,7 +68,8 @@ def load_model(args: PlanArgs) -> WorldModel:
     """Load the model; UserError if it has no head for this objective."""
     dtype = precision(args.dtype)
     device = choose_device(args.device)
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend)
+    path = args.pretrained_model_name_or_path
+    model = WorldModel.from_pretrained(path, device, dtype, args.backend, args.action_space)
     heads = {"reward": model.reward_head, "success": model.success_head}
     if args.objective in heads and heads[args.objective] is None:
         raise UserError(f"--objective {args.objective}: the model has no such head; plan for a goal image instead")

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 from inference.predict import BUNDLED_MODEL, DTYPES
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli, require
-from ivideogpt.flags import BACKEND_HELP, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, option, parse
 from ivideogpt.web import WebArgs, check_web_packages, open_socket
 
 
@@ -38,6 +38,7 @@ class PlayArgs(WebArgs):
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
+    action_space: str | None = option(None, ACTION_SPACE_HELP)
 
     def validate(self) -> None:
         super().validate()

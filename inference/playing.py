@@ -28,8 +28,9 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     dtype = precision(args.dtype)
     path = args.pretrained_model_name_or_path
     asked = [canonical_task(task) for task in args.task or ()]
-    model = WorldModel.from_pretrained(path, choose_device(args.device), dtype, args.backend)
-    fits = model.metadata.action_dim == ACTION_DIM and not model.metadata.goal_conditioned
+    model = WorldModel.from_pretrained(path, choose_device(args.device), dtype, args.backend, args.action_space)
+    metadata = model.metadata.for_space(args.action_space)
+    fits = metadata.action_dim == ACTION_DIM and not metadata.goal_conditioned
     if asked and not fits:
         raise UserError(f"--task was given, but {path} has not the {ACTION_DIM} actions of Meta-World: leave it out")
     if args.agent:
@@ -38,13 +39,13 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     if fits and has_simulator:
         from inference.simulator import Simulators
 
-        simulators = Simulators(model.metadata)
+        simulators = Simulators(metadata)
         simulated = [simulators.choice(task) for task in asked or PAPER_TASKS]
         close = simulators.close
     if args.dataset_path is None:
-        choices = [*simulated, *find_starts(str(BUNDLED_SAMPLES), model.metadata, "Recorded episodes")]
+        choices = [*simulated, *find_starts(str(BUNDLED_SAMPLES), metadata, "Recorded episodes")]
     else:
-        episodes = find_starts(args.dataset_path, model.metadata)
+        episodes = find_starts(args.dataset_path, metadata)
         choices = [*simulated, *episodes] if asked else [*episodes, *simulated]
     note = "" if simulated else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
     server = PlayServer(model, Path(path).name, choices, args.max_sessions, note, close)

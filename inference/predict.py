@@ -18,7 +18,7 @@ from ivideogpt.data.formats.episodes import open_episode
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import check_folder_can_be_written
-from ivideogpt.flags import BACKEND_HELP, SAMPLING_RULES, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, SAMPLING_RULES, option, parse
 
 BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"
@@ -52,6 +52,7 @@ class PredictArgs:
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
+    action_space: str | None = option(None, ACTION_SPACE_HELP)
 
     def validate(self) -> None:
         if self.segment_length and self.horizon:

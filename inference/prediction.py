@@ -57,7 +57,7 @@ class Prediction:
 
 def run(args: PredictArgs) -> None:
     model = load_model(args)
-    segment = read_segment(args, model.metadata)
+    segment = read_segment(args, model.metadata.for_space(model.action_space))
     prediction = predict(model, segment, number_of_samples(args, model), args.seed)
     metrics = report(args, segment, model, prediction)
     write(args, segment, prediction, metrics)
@@ -67,7 +67,8 @@ def run(args: PredictArgs) -> None:
 def load_model(args: PredictArgs) -> WorldModel:
     dtype = precision(args.dtype)
     device = choose_device(args.device)
-    return adapt(WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, dtype, args.backend), args)
+    path = args.pretrained_model_name_or_path
+    return adapt(WorldModel.from_pretrained(path, device, dtype, args.backend, args.action_space), args)
 
 
 def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
@@ -75,7 +76,7 @@ def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
     if args.action_conditioned and model.metadata.action_dim is None:
         raise UserError("--action_conditioned was given, but the checkpoint is action-free")
     for flag in ("resolution", "action_dim"):
-        asked, fixed = getattr(args, flag), getattr(model.metadata, flag)
+        asked, fixed = getattr(args, flag), getattr(model.metadata.for_space(model.action_space), flag)
         if asked is not None and asked != fixed:
             raise UserError(
                 f"--{flag} {asked} was given, but {args.pretrained_model_name_or_path} has {fixed}: leave it out"
@@ -165,6 +166,7 @@ def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: P
         "dataset_name": args.dataset_name,
         "frames": segment.indices,
         "metadata": asdict(model.metadata),
+        "action_space": model.action_space,
         "num_samples": len(prediction.futures),
         "seed": args.seed,
         "device": str(model.device),

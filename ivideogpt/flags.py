@@ -32,6 +32,9 @@ REQUIRED = dataclasses.MISSING  # in place of a default
 
 # Of flags that several commands share.
 SAMPLING_RULES = ("sample", "expected_code")
+ACTION_SPACE_HELP = "robot of a model of several: the name of its action space (not needed with one)"
+ACTION_SPACES_HELP = "file of action spaces of a mix of robots: python -m ivideogpt.data inspect --write_action_spaces"
+ADAPTERS_HELP = "give each action space columns of its own, that is, a linear layer of its own"
 BACKEND_HELP = "what decodes tokens: torch, cpu_kernels, cuda_graph; auto: the fastest that runs on this device"
 
 

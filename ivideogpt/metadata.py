@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import reprlib
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_fields, read_json, write_json
 from ivideogpt.transformer import HeadModelWithAction, LlamaForCausalLM, Sampling
@@ -39,8 +41,9 @@ class ModelMetadata:
         context_length: number of context frames.
         segment_length: number of frames of a training clip.
         dataset_step: distance of a clip's frames in the episodes it was trained on; None if unknown.
-        action_dim: length of an action; None if action-free.
+        action_dim: length of an action as the model sees it; None if action-free.
         action_normalization: applied to actions before the model sees them.
+        action_spaces: those of the robots that it was trained on; None if its actions are of one kind.
         reward_prediction: it predicts rewards.
         success_prediction: it predicts successes.
         symlog: its rewards were trained in symlog space.
@@ -54,6 +57,7 @@ class ModelMetadata:
     dataset_step: int | None = None
     action_dim: int | None = None
     action_normalization: ActionNormalization | None = None
+    action_spaces: ActionSpaces | None = None
     reward_prediction: bool = False
     success_prediction: bool = False
     symlog: bool = False
@@ -78,6 +82,12 @@ class ModelMetadata:
                     f"action_normalization has a mean of {lengths[0]} and a std of {lengths[1]} numbers, expected "
                     f"action_dim = {self.action_dim} of each"
                 )
+        if self.action_spaces is not None:
+            if self.action_normalization is not None:
+                raise UserError("action_spaces and action_normalization exclude each other: each space has its own")
+            if self.action_spaces.length != self.action_dim:
+                length = self.action_spaces.length
+                raise UserError(f"action_spaces encode to {length} numbers, expected action_dim = {self.action_dim}")
 
     @classmethod
     def infer(cls, tokenizer: CompressiveVQModel, transformer: LlamaForCausalLM | HeadModelWithAction) -> ModelMetadata:
@@ -92,6 +102,33 @@ class ModelMetadata:
             success_prediction=conditioned is not None and conditioned.success_linear is not None,
         )
 
+    def find_space(self, name: str | None) -> ActionSpace | None:
+        """Return the action space that callers chose; None for models that have none to choose from.
+
+        Raises:
+            UserError: there is no such space, or several and no choice.
+        """
+        if self.action_spaces is not None:
+            return self.action_spaces.find(name)
+        if name is not None:
+            raise UserError(f"action_space {name!r} was given, but this model has one kind of actions: leave it out")
+        return None
+
+    def encode_actions(self, actions: Tensor, space: ActionSpace | None) -> Tensor:
+        """Convert actions (..., D) of a space, as callers give them, to those that the model sees."""
+        if self.action_spaces is not None and space is not None:
+            return self.action_spaces.encode(actions, space.name)
+        return actions if self.action_normalization is None else self.action_normalization(actions)
+
+    def for_space(self, name: str | None) -> ModelMetadata:
+        """Return the metadata as callers of one action space see it: a model of that robot alone."""
+        space = self.find_space(name)
+        return self if space is None else replace(self, action_spaces=None, action_dim=space.dim)
+
+    def for_encoded_actions(self) -> ModelMetadata:
+        """Return the metadata under which callers give actions that data loaders have encoded, of any space."""
+        return replace(self, action_spaces=None)
+
     @classmethod
     def read(cls, folder: Path) -> ModelMetadata | None:
         """The metadata of a model folder; None if it has none."""
@@ -103,6 +140,8 @@ class ModelMetadata:
             if (stated := values.get("action_normalization")) is not None:
                 numbers = {key: tuple(listed) for key, listed in stated.items()}
                 values["action_normalization"] = ActionNormalization(**numbers)
+            if (spaces := values.get("action_spaces")) is not None:
+                values["action_spaces"] = ActionSpaces.from_json(spaces)
             values["generation"] = Sampling(**values.get("generation", {}))
             return cls(**values)
         except UserError as error:
@@ -111,5 +150,12 @@ class ModelMetadata:
             known = ", ".join(each.name for each in fields(cls))
             raise UserError(f"{file}: {error}; its keys are {known}") from error
 
+    def as_json(self) -> dict[str, Any]:
+        """Return the values of ``ivideogpt.json``; without action spaces, those that earlier versions read, too."""
+        values = asdict(self)
+        if self.action_spaces is None:
+            del values["action_spaces"]
+        return values
+
     def write(self, folder: Path) -> None:
-        write_json(folder / METADATA_FILE, asdict(self))
+        write_json(folder / METADATA_FILE, self.as_json())

@@ -47,12 +47,10 @@ class SessionModel(Protocol):
     tokenizer: CompressiveVQModel
     transformer: Transformer
     metadata: ModelMetadata
+    action_space: str | None
 
     @property
     def device(self) -> torch.device: ...
-
-    @property
-    def action_dim(self) -> int | None: ...
 
     @property
     def reward_head(self) -> nn.Linear | None: ...
@@ -103,6 +101,7 @@ class SessionOptions:
     clip_numbers: Sequence[int] | None = None
     first_sample: int = 0
     common_noise: bool = False
+    action_space: str | None = None
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -174,17 +173,20 @@ class Session:
 
     Attributes:
         prompt: (B, 257 t) the tokens of the context that each clip began with.
+        action_dim: length of an action that callers give; None if action-free.
     """
 
     def __init__(self, model: SessionModel, context: Tensor, options: SessionOptions) -> None:
         sampling = options.sampling or model.metadata.generation
-        if sampling.separators == "sampled" and model.action_dim is not None:
+        if sampling.separators == "sampled" and model.metadata.action_dim is not None:
             raise UserError("separators='sampled' is for action-free models; with actions they must be 'forced'")
         _check_context(context, model.tokenizer)
         options = replace(options, seed=options.seed_number(sampling), sampling=sampling)
         streams = options.streams(len(context))
         self.num_samples = options.num_samples
         self._model = model
+        self._space = model.metadata.find_space(options.action_space or model.action_space)
+        self.action_dim = model.metadata.action_dim if self._space is None else self._space.dim
         self._layout = model.layout
         self._options = options
         codebook = model.tokenizer.dynamics_quantize.embedding.weight.detach()
@@ -344,12 +346,10 @@ class Session:
     def _embed_action(self, action: Tensor | None) -> Tensor | None:
         """Embed actions (B, D) or (B, N, D) for the separators of all rows: (B N, width), or None if action-free."""
         transformer = self._model.transformer
-        check_actions(action, self._model.action_dim, len(self.prompt), self.num_samples, ())
+        check_actions(action, self.action_dim, len(self.prompt), self.num_samples, ())
         if action is None or not isinstance(transformer, HeadModelWithAction):
             return None
-        action = action.to(self._model.device, torch.float32)
-        normalise = self._model.metadata.action_normalization
-        action = normalise(action) if normalise else action
+        action = self._model.metadata.encode_actions(action.to(self._model.device, torch.float32), self._space)
         if action.ndim == 2:
             action = action[:, None].expand(-1, self.num_samples, -1)
         return transformer.embed_actions(action.flatten(0, 1))

@@ -77,14 +77,18 @@ class WorldModel:
         transformer: Transformer,
         metadata: ModelMetadata | None = None,
         backend: str = "auto",
+        action_space: str | None = None,
     ) -> None:
         check_backend(backend)
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.metadata = metadata or ModelMetadata.infer(tokenizer, transformer)
         self.backend = backend
+        self.action_space = action_space
         self._decode_backend: DecodeBackend | None = None
         self._check_parts()
+        if action_space is not None:
+            self.metadata.find_space(action_space)
 
     @classmethod
     def from_pretrained(
@@ -93,6 +97,7 @@ class WorldModel:
         device: torch.device | str | None = None,
         dtype: torch.dtype | Literal["auto"] | None = None,
         backend: str = "auto",
+        action_space: str | None = None,
     ) -> WorldModel:
         """Load a model folder (or its tokenizer's folder) or a hub id.
 
@@ -101,6 +106,7 @@ class WorldModel:
                 the tokenizer than for the transformer: samples follow the same distribution up to rounding.
             backend: what decodes tokens: "torch" anywhere, "cpu_kernels", "cuda_graph", or a registered one; "auto"
                 takes the fastest that runs on the device.
+            action_space: robot whose actions callers give, for models of several; sessions may choose another.
         """
         check_backend(backend)
         folder = model_folder(path_or_hub_id)
@@ -111,7 +117,7 @@ class WorldModel:
         layout = tokenizer.layout(segment_length - tokenizer.context_length)
         transformer = load_transformer(folder, layout, dtype=precisions[1])
         tokenizer.to(memory_format=torch.channels_last)  # convolutions are 1.1 to 1.6 times as fast
-        return cls(tokenizer, transformer, metadata, backend).to(device or "cpu")
+        return cls(tokenizer, transformer, metadata, backend, action_space).to(device or "cpu")
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files."""
@@ -142,8 +148,13 @@ class WorldModel:
 
     @property
     def action_dim(self) -> int | None:
-        """Length of an action; None for action-free models."""
-        return self.transformer.action_dim if isinstance(self.transformer, HeadModelWithAction) else None
+        """Length of an action that callers give, of the chosen space if there are several; None for action-free models.
+
+        Raises:
+            UserError: the model has several action spaces, and none was chosen.
+        """
+        space = self.metadata.find_space(self.action_space)
+        return self.metadata.action_dim if space is None else space.dim
 
     @property
     def reward_head(self) -> nn.Linear | None:
@@ -170,6 +181,7 @@ class WorldModel:
         clip_numbers: Sequence[int] | None = None,
         first_sample: int = 0,
         common_noise: bool = False,
+        action_space: str | None = None,
     ) -> Session:
         """Begin a session on context frames (B, t, C, H, W) in [0, 1]. A goal-conditioned model wants the goal first.
 
@@ -184,9 +196,10 @@ class WorldModel:
                 else is in the batch; by default clips are numbered 0, 1, ...
             first_sample: number of the first sample. Those of several sessions are all those of one.
             common_noise: all samples of a clip draw the same random numbers: only their actions tell them apart.
+            action_space: robot whose actions are given, in place of the model's choice.
         """
         options = SessionOptions(
-            num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample, common_noise
+            num_samples, sampling, seed, on_full, max_frames, clip_numbers, first_sample, common_noise, action_space
         )
         return Session(self, context, options)
 
@@ -203,6 +216,7 @@ class WorldModel:
         clip_numbers: Sequence[int] | None = None,
         first_sample: int = 0,
         common_noise: bool = False,
+        action_space: str | None = None,
     ) -> Rollout:
         """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
 
@@ -214,10 +228,10 @@ class WorldModel:
         if horizon < 1:
             raise UserError(f"horizon is {horizon}, must be at least 1")
         options = SessionOptions(
-            num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample, common_noise
+            num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample, common_noise, action_space
         )
         session = Session(self, context, options)
-        check_actions(actions, self.action_dim, len(context), num_samples, (horizon,))
+        check_actions(actions, session.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)
         step_actions = [None] * horizon if actions is None else actions.unbind(-2)
         steps = [session.step(action) for action in step_actions]
@@ -249,7 +263,8 @@ class WorldModel:
             found = self.transformer.context
             raise UserError(f"the transformer has {found} context frames, the tokenizer {context_length}")
         stated = (self.metadata.resolution, self.metadata.context_length, self.metadata.action_dim)
-        actual = (self.tokenizer.config.resolution, context_length, self.action_dim)
+        action_dim = self.transformer.action_dim if isinstance(self.transformer, HeadModelWithAction) else None
+        actual = (self.tokenizer.config.resolution, context_length, action_dim)
         if stated != actual:
             names = "resolution, context_length, action_dim"
             raise UserError(f"the metadata says {names} = {stated}, but the networks have {actual}")

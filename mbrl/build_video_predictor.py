@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.errors import UserError
 from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metadata import ModelMetadata
@@ -85,14 +86,16 @@ def build_world_model(config: WorldModelConfig, seed: int, image_size: int = 64)
         advice = "the environment's frames need another world_model.pretrained_model_name_or_path"
         adapt_tokenizer(tokenizer, config.context_length, image_size, advice)
         transformer = _transformer(config, tokenizer)
-    return WorldModel(tokenizer, transformer, _metadata(config, tokenizer))
+    return WorldModel(tokenizer, transformer, _metadata(config, tokenizer), action_space=config.action_space)
 
 
 def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> HeadModelWithAction:
     layout = tokenizer.layout(config.segment_length - config.context_length)
     llama_config = read_llama_config(here_or_in_project(config.config_name))
     llama_config = adapt_llama_config(llama_config, layout, "world_model.segment_length", config.llama_attn_drop)
-    transformer = build_transformer(llama_config, layout, config.action_dim, reward_prediction=True)
+    spaces = _action_spaces(config)
+    action_dim = config.action_dim if spaces is None else spaces.length
+    transformer = build_transformer(llama_config, layout, action_dim, reward_prediction=True)
     assert isinstance(transformer, HeadModelWithAction)
     if config.load_pretrained_model:
         path = _given_or_bundled(config.pretrained_transformer_path)
@@ -100,13 +103,33 @@ def _transformer(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> Hea
     return transformer
 
 
-def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
-    """Make metadata from the config; sampling options and action normalization are the starting point's."""
+def _starting_metadata(config: WorldModelConfig) -> ModelMetadata | None:
     starts = [config.pretrained_transformer_path] if config.load_pretrained_model else []
     if config.pretrained_model_name_or_path is not None:
         starts.append(config.pretrained_model_name_or_path)
     found = (ModelMetadata.read(model_folder(_given_or_bundled(start))) for start in starts)
-    stated = next((metadata for metadata in found if metadata is not None), None)
+    return next((metadata for metadata in found if metadata is not None), None)
+
+
+def _action_spaces(config: WorldModelConfig) -> ActionSpaces | None:
+    """Return the starting point's action spaces if one of them is chosen, or if its whole transformer is taken."""
+    stated = _starting_metadata(config)
+    takes_all = config.load_pretrained_model and not config.load_internal_llm
+    if stated is None or (config.action_space is None and not takes_all):
+        if config.action_space is not None:
+            raise UserError(f"world_model.action_space is {config.action_space!r}, but the starting point has none")
+        return None
+    space = stated.find_space(config.action_space)
+    if space is not None and space.dim != config.action_dim:
+        raise UserError(
+            f"world_model.action_dim is {config.action_dim}, but action space {space}: set it to {space.dim}"
+        )
+    return stated.action_spaces
+
+
+def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelMetadata:
+    """Make metadata from the config; sampling options and kinds of actions are the starting point's."""
+    stated, spaces = _starting_metadata(config), _action_spaces(config)
     known: dict[str, Any] = {}
     if stated is not None:
         takes_reward_head = config.load_pretrained_model and not config.load_internal_llm and stated.reward_prediction
@@ -116,13 +139,14 @@ def _metadata(config: WorldModelConfig, tokenizer: CompressiveVQModel) -> ModelM
                 f"rewards with{'' if stated.symlog else 'out'} it: set it to {str(stated.symlog).lower()}"
             )
         known["generation"] = stated.generation
-        if stated.action_dim == config.action_dim:
+        if spaces is None and stated.action_dim == config.action_dim:
             known["action_normalization"] = stated.action_normalization
     return ModelMetadata(
         resolution=tokenizer.config.resolution,
         context_length=config.context_length,
         segment_length=config.segment_length,
-        action_dim=config.action_dim,
+        action_dim=config.action_dim if spaces is None else spaces.length,
+        action_spaces=spaces,
         reward_prediction=True,
         symlog=config.symlog,
         **known,

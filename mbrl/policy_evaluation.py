@@ -88,7 +88,8 @@ def run(args: PolicyArgs) -> None:
 
 def load_model(args: PolicyArgs) -> WorldModel:
     dtype = precision(args.dtype)
-    model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, choose_device(args.device), dtype)
+    path, device = args.pretrained_model_name_or_path, choose_device(args.device)
+    model = WorldModel.from_pretrained(path, device, dtype, action_space=args.action_space)
     missing = [name for name, head in (("reward", model.reward_head), ("success", model.success_head)) if head is None]
     if model.action_dim is None or missing:
         lack = "takes no actions" if model.action_dim is None else f"has no {' and no '.join(missing)} head"

@@ -117,6 +117,7 @@ class WorldModelConfig:
     context_length: int = 2
     segment_length: int = 12
     action_dim: int = 4
+    action_space: str | None = None  # robot of a starting point that knows several
     batch_size: int = 16
     selected_params: bool = True  # the codebooks stay as they are
     tok_lr: float = 1e-4

@@ -78,7 +78,7 @@ class VideoPredictor:
     def update_transformer(self, segments: Segments) -> dict[str, Tensor]:
         """Update on tokens, actions and rewards of whole segments. Returns detached metrics."""
         frames, actions, rewards = self._frames(segments.frames), *self._actions_and_rewards(segments)
-        normalise = self.model.metadata.action_normalization
+        space = self.model.metadata.find_space(self.model.action_space)
         with torch.no_grad():  # in full precision, as imagination will tokenize its starts
             tokens, _ = self.tokenizer.tokenize(frames, self.config.context_length)
         with self._autocast(), evaluating(self.transformer):  # remembers every submodule's mode
@@ -87,7 +87,7 @@ class VideoPredictor:
                 self.transformer,
                 tokens,
                 self._layout,
-                normalise(actions) if normalise else actions,
+                self.model.metadata.encode_actions(actions, space),
                 symlog(rewards) if self.config.symlog else rewards,
                 self.config.reward_weight,
             )

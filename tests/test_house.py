@@ -29,7 +29,7 @@ LAYERS = [
         "pixel_range",
     },
     {"model_configs", "state_dicts", "web"},
-    {"layout", "video_io"},
+    {"action_spaces", "layout", "video_io"},
     {"vq_model", "transformer", "data", "metrics", "runs"},
     {"losses"},
     {"metadata"},

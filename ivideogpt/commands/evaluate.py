@@ -13,7 +13,7 @@ from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.protocols import PROTOCOLS
 from ivideogpt.files import check_folder_can_be_written, write_text
-from ivideogpt.flags import BACKEND_HELP, REQUIRED, SAMPLING_RULES, Parser, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, REQUIRED, SAMPLING_RULES, Parser, option, parse
 from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER
 
 MOST_CLIPS = 100  # limit without --num_clips
@@ -83,6 +83,7 @@ class EvaluationArgs(ClipFlags):
     separators: str | None = option(
         None, "sampled: like other tokens, as released action-free models did", choices=("forced", "sampled")
     )
+    action_space: str | None = option(None, f"{ACTION_SPACE_HELP}; here: for datasets that no space names")
     backend: str = option("auto", BACKEND_HELP)
     max_generate_batchsize: int = option(100, "batch size of sampling, in futures", minimum=1)
     i3d_path: str = option(I3D_FILE, "I3D network; without it FVD is left out")

@@ -10,7 +10,7 @@ from pathlib import Path
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, require
 from ivideogpt.files import check_folder_can_be_written
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, REQUIRED, option, parse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class PolicyArgs:
     camera: str = option("corner", "camera of the frames")
     batch_size: int = option(20, "imagined episodes at a time", minimum=1)
     seed: int = option(2000, "random seed of starts, noise and sampling", minimum=0)
+    action_space: str | None = option(None, ACTION_SPACE_HELP)
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model", choices=("float32", "bfloat16", "auto"))
     output_path: str = option("outputs/policies", "folder of the report; policies that are in it are not played again")

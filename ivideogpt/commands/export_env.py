@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivideogpt.errors import UserError, require
 from ivideogpt.files import check_folder_can_be_written
-from ivideogpt.flags import REQUIRED, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, REQUIRED, option, parse
 
 if TYPE_CHECKING:
     from ivideogpt.envs import RecordedContexts, WorldModelVectorEnv
@@ -28,6 +28,7 @@ class EnvFlags:
     functions: str | None = option(
         None, "Python file with reward(frames) or success(frames) or both, in place of the model's heads"
     )
+    action_space: str | None = option(None, ACTION_SPACE_HELP)
     horizon: int | None = option(None, "steps of an episode (default: the frames the model was trained on)", minimum=1)
     task: str = option("", "description of the task, for language policies")
 
@@ -44,6 +45,7 @@ class EnvFlags:
 
         given: dict[str, Any] = {} if self.functions is None else dict(read_functions(Path(self.functions)))
         settings |= {"horizon": self.horizon, "task": self.task, "device": device, "dtype": dtype, **given}
+        settings |= {"action_space": self.action_space}
         return make_vector_env(self.pretrained_model_name_or_path, self.contexts(), num_envs, **settings)
 
 

@@ -40,9 +40,11 @@ logger = logging.getLogger(__name__)
 def evaluate_world_model(args: EvaluationArgs) -> None:
     with joined_processes(args) as (device, processes):
         model = load_model(args, device)
+        metadata = with_named_datasets(args, model.metadata)
+        model.metadata = metadata.for_encoded_actions()  # clips come from all spaces, each by its dataset's
         scorer = build_scorer(args, model, device)
         settings = replace(args, num_samples=scorer.num_samples).reported()
-        clips, folder = load_clips(args, model.metadata), Path(args.output_path)
+        clips, folder = load_clips(args, metadata), Path(args.output_path)
         report = evaluate_predictions(scorer, clips, folder, settings, args.protocol, args.batch_size, processes)
         if report is not None:
             print((folder / MARKDOWN_FILE).read_text().split("## Frame by frame")[0])
@@ -73,6 +75,15 @@ def load_model(args: EvaluationArgs, device: torch.device) -> WorldModel:
     model = WorldModel.from_pretrained(args.pretrained_model_name_or_path, device, precision(args.dtype), args.backend)
     sampling = dict(temperature=args.temperature, top_k=args.top_k, separators=args.separators, rule=args.sampling_rule)
     return with_settings(model, args.context_length, args.segment_length, args.goal_conditioned, **sampling)
+
+
+def with_named_datasets(args: EvaluationArgs, metadata: ModelMetadata) -> ModelMetadata:
+    """Return the metadata with every dataset of the mix in an action space, by its name or ``--action_space``."""
+    if metadata.action_spaces is None:
+        metadata.find_space(args.action_space)
+        return metadata
+    names = [name for name, _ in resolve_mix(args.oxe_data_mixes_type, args.dataset_path)]
+    return replace(metadata, action_spaces=metadata.action_spaces.with_datasets(names, args.action_space))
 
 
 def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips:
@@ -114,6 +125,7 @@ def clip_config(flags: ClipFlags, metadata: ModelMetadata) -> DataConfig:
         image_size=metadata.resolution,
         load_action=metadata.action_dim is not None,
         action_dim=metadata.action_dim,
+        action_spaces=metadata.action_spaces,
         sthsth_root_path=flags.sthsth_root_path,
         whole_clips=True,
     )

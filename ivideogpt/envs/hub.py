@@ -68,7 +68,8 @@ def write_folder(
     with atomic_path(folder) as partial:
         model.save_pretrained(partial / MODEL)
         np.savez_compressed(partial / CONTEXTS, frames=np.stack(starts))
-        write_json(partial / SETTINGS, {"horizon": env.horizon, "task": task})
+        chosen = {} if model.action_space is None else {"action_space": model.action_space}
+        write_json(partial / SETTINGS, {"horizon": env.horizon, "task": task, **chosen})
         write_text(partial / "env.py", ENV_PY)
         write_text(partial / "README.md", README.format(task=task or "Episodes in a world model", **facts))
         write_text(partial / "requirements.txt", REQUIREMENTS)
@@ -81,14 +82,15 @@ def open_folder(folder: Path, num_envs: int) -> WorldModelVectorEnv:
     functions = read_functions(folder / FUNCTIONS) if (folder / FUNCTIONS).exists() else {}
     with np.load(folder / CONTEXTS) as file:
         contexts = GivenContexts(file["frames"])
+    settings = read_json(folder / SETTINGS)
     return WorldModelVectorEnv(
-        load_model(str(folder / MODEL)),
+        load_model(str(folder / MODEL), action_space=settings.pop("action_space", None)),
         contexts,
         num_envs,
         observation_key="pixels",
         autoreset_mode=AutoresetMode.SAME_STEP,
         render_mode="rgb_array",
-        **read_json(folder / SETTINGS),
+        **settings,
         **functions,
     )
 

@@ -25,21 +25,22 @@ def make_vector_env(
     Args:
         pretrained_model_name_or_path: folder or hub id of a world model.
         contexts, settings: as :class:`WorldModelVectorEnv` takes them; also ``device`` and ``dtype`` of the model by
-            name, both "auto" by default.
+            name, both "auto" by default, and its ``action_space``.
     """
     return WorldModelVectorEnv(*_load(pretrained_model_name_or_path, contexts, settings), num_envs, **settings)
 
 
-def load_model(path_or_hub_id: str, device: str = "auto", dtype: str = "auto") -> WorldModel:
+def load_model(
+    path_or_hub_id: str, device: str = "auto", dtype: str = "auto", action_space: str | None = None
+) -> WorldModel:
     """Load a model by its path, which may begin at the project's root, or hub id."""
     folder = here_or_in_project(path_or_hub_id)
-    return WorldModel.from_pretrained(
-        folder if folder.exists() else path_or_hub_id, choose_device(device), precision(dtype)
-    )
+    found = folder if folder.exists() else path_or_hub_id
+    return WorldModel.from_pretrained(found, choose_device(device), precision(dtype), action_space=action_space)
 
 
 def _load(path_or_hub_id: str, contexts: Any, settings: dict[str, Any]) -> tuple[WorldModel, Any]:
     """Load the model, with its own settings, which are taken out of ``settings``; and find the contexts."""
-    own = {name: settings.pop(name) for name in ("device", "dtype") if name in settings}
+    own = {name: settings.pop(name) for name in ("device", "dtype", "action_space") if name in settings}
     found = here_or_in_project(contexts) if isinstance(contexts, str) else contexts
     return load_model(path_or_hub_id, **own), found

@@ -38,7 +38,7 @@ def with_settings(
     model.tokenizer.set_context_length(context_length)
     if isinstance(model.transformer, HeadModelWithAction):
         model.transformer.context = context_length
-    return WorldModel(model.tokenizer, model.transformer, metadata, model.backend)
+    return WorldModel(model.tokenizer, model.transformer, metadata, model.backend, model.action_space)
 
 
 def flags_for_several(generation: Sampling) -> str:

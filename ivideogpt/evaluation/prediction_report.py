@@ -69,14 +69,16 @@ def evaluate_predictions(
         return scorer(numbers, *read_with_others(clips, numbers))
 
     depend_on = {name: value for name, value in settings.items() if name not in NO_MATTER}
-    facts = {**depend_on, **model_facts(scorer.model), "left_out": left_out(scorer)}
+    facts = {**depend_on, **model_facts(scorer.model), **space_facts(clips), "left_out": left_out(scorer)}
     collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts, scorer.i3d is not None)
     if collected is None:
         return None
     shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]
-    report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown)
+    by_space = means_by_space(clips, collected.rows)
+    report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown, by_space)
     draw_curves(folder / CURVES_FILE, collected.summary.curves(), scorer.model.metadata.context_length)
-    collected.write(report, as_markdown(report, collected.summary, PROTOCOLS[protocol], scorer.num_samples))
+    text = as_markdown(report, collected.summary, PROTOCOLS[protocol], scorer.num_samples, by_space)
+    collected.write(report, text)
     return report
 
 
@@ -106,17 +108,22 @@ def build_report(
     settings: Mapping[str, Any],
     columns: Sequence[str],
     shown: Sequence[Mapping[str, Any]],
+    by_space: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     summary = collected.summary
     means, distances = summary.columns(), summary.fvd()
     return {
         "kind": KIND,
         "settings": dict(settings),
-        "model": model_facts(scorer.model),
+        "model": {**model_facts(scorer.model), **space_facts(clips)},
         "clips": collected.clip_facts(clips),
         "versions": versions(PACKAGES),
         "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
         "fvd": {column: distance for column, distance in distances.items() if column in columns},
+        "by_action_space": {
+            name: {column: candidates_as_json(own[column]) for column in columns if column in own}
+            for name, own in by_space.items()
+        },
         "findings": [
             {**finding, "difference": finding["difference"].as_json()}
             for finding in findings(summary, clips.num_episodes)
@@ -131,8 +138,22 @@ def model_facts(model: WorldModel) -> dict[str, Any]:
     return {
         "tokenizer_checksum": state_checksum(model.tokenizer.state_dict()),
         "transformer_checksum": state_checksum(model.transformer.state_dict()),
-        "metadata": asdict(model.metadata),
+        "metadata": model.metadata.as_json(),
     }
+
+
+def space_facts(clips: EvaluationClips) -> dict[str, Any]:
+    """Return what the report says of action spaces, if the model has several."""
+    spaces = clips.action_spaces
+    return {} if spaces is None else {"action_spaces": asdict(spaces)}
+
+
+def means_by_space(clips: EvaluationClips, rows: Sequence[ClipRow]) -> dict[str, dict[str, Any]]:
+    """Return action space -> column -> candidate -> metric -> mean over clips; nothing if there is one space."""
+    by_space: dict[str | None, list[ClipRow]] = {}
+    for row in rows:
+        by_space.setdefault(clips.action_space(row.number), []).append(row)
+    return {name: RowSummary(own).columns() for name, own in by_space.items() if name is not None and len(by_space) > 1}
 
 
 def left_out(scorer: PredictionScorer) -> list[str]:
@@ -162,7 +183,13 @@ def findings(summary: RowSummary, num_episodes: int) -> list[dict[str, Any]]:
     return found
 
 
-def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequence[str], num_samples: int) -> str:
+def as_markdown(
+    report: Mapping[str, Any],
+    summary: RowSummary,
+    columns: Sequence[str],
+    num_samples: int,
+    by_space: Mapping[str, Mapping[str, Any]],
+) -> str:
     means = summary.columns()
     answers = [
         [x["question"], METRICS[x["metric"]].label, with_interval(x["metric"], x["difference"]), x["answer"]]
@@ -173,6 +200,11 @@ def as_markdown(report: Mapping[str, Any], summary: RowSummary, columns: Sequenc
         if column in means:
             table = candidate_table(means[column], report["fvd"].get(column, {}))
             sections.append(f"## {COLUMNS[column].title}\n\n{table}")
+            sections += [
+                f"### Action space {name}\n\n{candidate_table(own[column], {})}"
+                for name, own in by_space.items()
+                if column in own
+            ]
     if report["fvd"] and num_samples > 1:
         sections.append(
             f"FVD of the prediction is over {num_samples} futures of each clip, that of the others over one: it is the "

@@ -36,6 +36,7 @@ class VP2Model:
         dtype: a name such as "float32", or "auto" for the fastest on the device.
         max_batch: number of candidates predicted at once.
         common_noise: all candidates draw the same random numbers.
+        action_space: robot of a model of several.
 
     Raises:
         UserError: the model or a keyword does not fit.
@@ -54,6 +55,7 @@ class VP2Model:
         max_batch: int = 200,
         seed: int = 0,
         common_noise: bool = True,
+        action_space: str | None = None,
         **ignored: Any,
     ) -> None:
         if n_past < 2:
@@ -63,7 +65,8 @@ class VP2Model:
         if unused := sorted(ignored) + ["epoch"] * (epoch is not None):
             logger.warning("these keywords have no effect on this model: %s", ", ".join(unused))
         self.num_context = n_past
-        self._model = WorldModel.from_pretrained(checkpoint_dir, choose_device(device), precision(dtype))
+        where, how = choose_device(device), precision(dtype)
+        self._model = WorldModel.from_pretrained(checkpoint_dir, where, how, action_space=action_space)
         side = self._model.metadata.resolution
         self._dynamics = SessionDynamics(self._model, torch.zeros(1, 3, side, side), seed, common_noise, max_batch)
 

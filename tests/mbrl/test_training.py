@@ -76,7 +76,7 @@ RELEASED_MBPO = """
     world_model.model_lr 1e-4; world_model.model_wd 0.0; world_model.embed_no_wd true; world_model.reward_weight 1.0
 """.replace("\n", " ").split(";")
 OURS_DRQ = {"paper_reward", "use_wandb", "run_dir", "resume_with_changes", "agent.compile"}
-OURS_MBPO = {"lpips_path", "world_model.without_lpips"}
+OURS_MBPO = {"lpips_path", "world_model.action_space", "world_model.without_lpips"}
 
 
 @pytest.fixture

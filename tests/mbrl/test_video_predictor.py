@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.errors import UserError
 from ivideogpt.losses import LossTerms
 from ivideogpt.metadata import ActionNormalization, ModelMetadata
@@ -240,6 +241,26 @@ def test_where_the_published_checkpoint_would_be(config, key, tmp_path, monkeypa
     published = getattr(WorldModelConfig(), key)
     with pytest.raises(UserError, match=f"no checkpoint folder {published}: put the files of thuml/ivideogpt-oxe-64"):
         build_video_predictor(replace(config, **{key: published}), torch.device("cpu"), seed=0)
+
+
+def test_one_robot_of_a_model_of_several(config, tmp_path):
+    """Post-training has to encode the environment's actions as the model learned them, and to hand the spaces on."""
+    spaces = ActionSpaces((ActionSpace("arm", 4, (1.0,) * 4, (2.0,) * 4), ActionSpace("hand", 3)))
+    save_transformer(transformer(golden_tokenizer(), spaces.length, llama_config()), tmp_path / "transformer")
+    metadata = ModelMetadata(64, 2, SEGMENT_LENGTH, action_dim=spaces.length, action_spaces=spaces)
+    shutil.copytree(config.pretrained_model_name_or_path, tmp_path / "tokenizer")
+    metadata.write(tmp_path)
+    config = replace(config, pretrained_transformer_path=str(tmp_path / "transformer"), action_space="arm")
+    predictor = build_video_predictor(config, CPU, seed=0)
+    assert predictor.model.action_dim == 4
+    assert predictor.model.metadata.action_spaces == spaces
+    seen = {}
+    predictor.transformer.action_linear.register_forward_hook(lambda _, given, __: seen.update(given=given[0]))
+    predictor.update_transformer(batch := segments())
+    expected = spaces.encode(batch.actions, "arm")[:, 1:-1]
+    assert torch.allclose(seen["given"].float(), expected, atol=1e-2)
+    with pytest.raises(UserError, match=r"hand \(3 numbers\): set it to 3"):
+        build_video_predictor(replace(config, action_space="hand"), CPU, seed=0)
 
 
 def test_the_transformer_s_folder_says_how_frames_are_drawn(config, tmp_path):

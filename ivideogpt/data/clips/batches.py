@@ -57,7 +57,10 @@ class PackedClips:
         """Join batches along B. All of them have the same optional fields."""
         dims = {clip.actions.shape[-1] for clip in clips if clip.actions is not None}
         if len(dims) > 1:
-            raise UserError(f"the mix holds actions of {sorted(dims)} dimensions; choose datasets of one dimension")
+            raise UserError(
+                f"the mix holds actions of {sorted(dims)} dimensions; choose datasets of one dimension, or give each "
+                "robot its action space: --action_spaces"
+            )
         colours = [clip.colour or Colour.unchanged(len(clip.pixels)) for clip in clips]
         return cls(
             torch.cat([clip.pixels for clip in clips]),

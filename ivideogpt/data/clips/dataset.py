@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.catalog import SOMETHING_SOMETHING, DatasetInfo, DatasetPaths, Split, dataset_info
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
 from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
@@ -48,6 +49,7 @@ class DataConfig:
     load_reward: bool = False
     load_success: bool = False
     action_dim: int | None = None  # expected dimension; others are refused
+    action_spaces: ActionSpaces | None = None  # encode actions, each dataset's by its space
     dataset_yaml: str | None = None  # default: DATASET.yaml of the checkout
     sthsth_root_path: str | None = None
     on_bad_episode: OnBadEpisode = "error"  # skip: sample another one of its dataset
@@ -75,11 +77,29 @@ class Source:
     episodes: Episodes
     segments: SegmentStrategy
     preprocess: Preprocess
+    action_spaces: ActionSpaces | None = None
+
+    def check(
+        self,
+        episode: Episode,
+        actions: bool = False,
+        rewards: bool = False,
+        action_dim: int | None = None,
+        successes: bool = False,
+    ) -> None:
+        """Check an episode as :func:`check_carries` does, its actions by the dataset's action space if it has one."""
+        spaces = self.action_spaces
+        check_carries(episode, actions, rewards, action_dim if spaces is None else None, successes)
+        if spaces is not None and actions:
+            spaces.find_for(self.info.name).check_dim(episode.action_dim, episode.path)
 
     def cut(self, episode: Episode, indices: Indices, rng: np.random.Generator, series: Iterable[str]) -> PackedClips:
         """Read and preprocess these frames, with series out of :data:`SERIES`; return a batch of one."""
         pixels, colour = self.preprocess(episode.read(indices), rng), self.preprocess.colour(rng)
         read: dict[str, Any] = {name: torch.from_numpy(getattr(episode, name)(indices))[None] for name in series}
+        if self.action_spaces is not None and "actions" in read:
+            space = self.action_spaces.find_for(self.info.name)
+            read["actions"] = self.action_spaces.encode(read["actions"], space.name)
         return PackedClips(pixels[None], colour, **read)
 
 
@@ -89,6 +109,8 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
     paths, arrays = DatasetPaths.load(config.dataset_yaml), InflatedArrays(config.cache_mb << 20)
     min_frames = config.segment.num_frames_spanned
     for name, weight in resolve_mix(config.mix, config.dataset_path):
+        if config.action_spaces is not None and config.load_action:
+            config.action_spaces.find_for(name)  # a missing name is no bad episode
         info = dataset_info(name)
         episodes = open_episodes(name, split, config.dataset_path, paths, arrays, config.sthsth_root_path, min_frames)
         augmented = split == "train" and name != SOMETHING_SOMETHING  # as the published tokenizers saw it
@@ -97,6 +119,7 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
             keep_some(episodes, config.dataset_size) if split == "train" else episodes,
             config.segment.strategy(info.step(config.video_stepsize)),
             Preprocess(config.image_size, info.square_crop, config.augmentation if augmented else None),
+            config.action_spaces if config.load_action else None,
         )
         _check_first(source, config)
         sources.append((source, weight))
@@ -108,7 +131,7 @@ def _check_first(source: Source, config: DataConfig) -> None:
 
     def read_first_frame(index: int) -> None:
         episode = source.episodes.open(index)
-        _check(episode, config)
+        _check(episode, source, config)
         episode.read(np.zeros(1, dtype=np.int64))
 
     tried = range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW))
@@ -122,8 +145,8 @@ def _all_bad(number: int, cause: UserError) -> UserError:
     return UserError(f"{number} episodes in a row are bad, so skipping stops; the first: {cause}")
 
 
-def _check(episode: Episode, config: DataConfig) -> None:
-    check_carries(episode, config.load_action, config.load_reward, config.action_dim, config.load_success)
+def _check(episode: Episode, source: Source, config: DataConfig) -> None:
+    source.check(episode, config.load_action, config.load_reward, config.action_dim, config.load_success)
     if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
         raise UserError(
             f"{episode.path} has {episode.num_frames} frames, fewer than the {config.segment.num_frames_spanned} of a "
@@ -177,7 +200,7 @@ class ClipDataset(Dataset[Any]):
         while True:
             try:
                 episode = source.episodes.open(index)
-                _check(episode, self.config)
+                _check(episode, source, self.config)
                 indices = source.segments(episode.num_frames, rng)
                 clip = source.cut(episode, indices, rng, self.config.series)
                 return replace(clip, skipped=tuple(bad))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.catalog import Split
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickInOrder, build_sources
@@ -56,9 +57,22 @@ class EvaluationClips:
         return len({self.origin(number) for number in range(len(self))})
 
     def next_of_another_episode(self, number: int) -> int | None:
-        """Return the next clip, cyclically, of another episode; None if there is only one episode."""
+        """Return the next clip, cyclically, of another episode of the same robot; None if there is none."""
         following = ((number + step) % len(self) for step in range(1, len(self)))
-        return next((other for other in following if self.origin(other) != self.origin(number)), None)
+        own, space = self.origin(number), self.action_space(number)
+        alike = (other for other in following if self.action_space(other) == space)
+        return next((other for other in alike if self.origin(other) != own), None)
+
+    @property
+    def action_spaces(self) -> ActionSpaces | None:
+        """Action spaces that actions are encoded by; None if they are as recorded."""
+        config = self._clips.config
+        return config.action_spaces if config.load_action else None
+
+    def action_space(self, number: int) -> str | None:
+        """Return the name of the action space of a clip; None where there are none."""
+        spaces = self.action_spaces
+        return None if spaces is None else spaces.find_for(self.origin(number).dataset).name
 
     def origin(self, number: int) -> ClipOrigin:
         source, index = self._clips.pick(self._order[number], np.random.default_rng(0))

@@ -87,6 +87,11 @@ class Episode(ABC):
         return self.dimension(ACTION_KEY)
 
     @property
+    def action_names(self) -> tuple[str, ...] | None:
+        """Return the meaning of each number of an action; None if the format does not know it."""
+        return None
+
+    @property
     def has_rewards(self) -> bool:
         return self.dimension(REWARD_KEY) is not None
 
@@ -359,7 +364,7 @@ def check_carries(
     if actions and action_dim not in (None, episode.action_dim):
         raise UserError(
             f"{episode.path}: actions have {episode.action_dim} dimensions, expected {action_dim}; "
-            "set action_dim to the data's or use a checkpoint of that dimension"
+            "set action_dim to the data's or use a checkpoint of that dimension; a mix of robots needs --action_spaces"
         )
 
 

@@ -542,6 +542,13 @@ class LeRobotEpisode(Episode):
             return None
         return np.array([tasks.get(int(task), "") for task in self.rows.numbers(TASK, 1)[:, 0]], np.str_)
 
+    @property
+    def action_names(self) -> tuple[str, ...] | None:
+        names = self.info.features.get(self.action_key, {}).get("names")
+        while isinstance(names, dict) or (isinstance(names, list) and names[:1] and isinstance(names[0], list)):
+            names = next(iter(names.values() if isinstance(names, dict) else names), None)  # {"motors": [...]}, [[...]]
+        return tuple(map(str, names)) if isinstance(names, list) and len(names) == self.action_dim else None
+
     def describe(self) -> tuple[StoredArray, ...]:
         roles = {self.camera.key: "frames", self.action_key: "action", REWARD: "reward", SUCCESS: "success"}
         return tuple(

@@ -11,6 +11,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from ivideogpt.data.formats.episodes import Episode, StoredArray, chunks
 from ivideogpt.data.formats.registry import EpisodesArgs, NamedEpisodes, sample
+from ivideogpt.data.inspect.action_spaces import check_new_file, share_spaces, table
 from ivideogpt.data.inspect.alignment import SHIFTS, Alignment, estimate_alignment
 from ivideogpt.errors import UserError
 from ivideogpt.flags import option, parse
@@ -39,6 +41,13 @@ class InspectArgs(EpisodesArgs):
     max_frames: int = option(500, "frames to inspect per episode, from its start", minimum=1)
     seed: int = option(0, "random seed of the choice of episodes", minimum=0)
     json: bool = option(False, "print JSON")
+    write_action_spaces: str | None = option(
+        None, "file to write: the action spaces of these datasets, for --action_spaces of tokenize and train_gpt.py"
+    )
+
+    def validate(self) -> None:
+        if self.write_action_spaces is not None:
+            check_new_file(Path(self.write_action_spaces))
 
 
 # ---- facts of an episode that point to faults
@@ -59,6 +68,7 @@ class EpisodeFacts:
     flat: tuple[int, ...]  # frames of one colour, but not black
     repeated: tuple[int, ...]  # frames identical to the one before
     brightest: int
+    action_names: tuple[str, ...] | None = None
 
 
 def inspect_episode(episode: Episode, name: str, max_frames: int) -> EpisodeFacts:
@@ -93,6 +103,7 @@ def inspect_episode(episode: Episode, name: str, max_frames: int) -> EpisodeFact
         flat=tuple(np.flatnonzero(~black & (highs - lows < FLAT)).tolist()),
         repeated=tuple(repeated),
         brightest=int(highs.max()),
+        action_names=episode.action_names,
     )
 
 
@@ -132,6 +143,7 @@ class DatasetReport:
     alignment: Alignment | None
     suspicious: tuple[str, ...]
     unreadable: tuple[str, ...]
+    action_names: tuple[str, ...] | None = None
 
 
 def summarise(
@@ -161,6 +173,7 @@ def summarise(
             *remarks,
         ),
         unreadable=tuple(unreadable),
+        action_names=next((fact.action_names for fact in facts if fact.action_names), None),
     )
 
 
@@ -293,3 +306,8 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps([as_json(report) for report in reports], indent=2))
     else:
         print("\n\n".join(as_text(report) for report in reports))
+    if args.write_action_spaces is not None:
+        spaces = share_spaces(reports)
+        spaces.write(Path(args.write_action_spaces))
+        if not args.json:
+            print(f"\n{table(spaces, reports)}\naction spaces: {args.write_action_spaces}")

@@ -32,7 +32,7 @@ class StoredClips:
 
     Attributes:
         sources: sources without augmentation; later passes use the configuration's.
-        action_dim: dimension of the actions of all clips; None without actions.
+        action_dim: dimension of the actions of all clips, as they are stored; None without actions.
         lengths: number of frames of each episode, source by source; 0 for a bad episode.
     """
 
@@ -106,7 +106,7 @@ class StoredClips:
 
 
 def measure(
-    sources: Sequence[Source], check: Callable[[Episode], None], skip_bad: bool, rank: int, world_size: int
+    sources: Sequence[Source], check: Callable[[Source, Episode], None], skip_bad: bool, rank: int, world_size: int
 ) -> list[int | BadEpisode]:
     """Open and check every ``world_size``-th episode from ``rank`` on; return lengths, or the bad episodes.
 
@@ -118,7 +118,7 @@ def measure(
     for source, index in map(pick, range(rank, pick.num_episodes, world_size)):
         try:
             episode = source.episodes.open(index)
-            check(episode)
+            check(source, episode)
             measured.append(episode.num_frames)
         except UserError as error:
             if not skip_bad:

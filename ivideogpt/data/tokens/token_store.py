@@ -31,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.clips.batches import BadEpisode, moved
 from ivideogpt.data.clips.loaders import StreamPosition
 from ivideogpt.data.formats.npz_arrays import npy_array
@@ -87,6 +88,7 @@ class TokenStoreMeta:
     tokenizer: str  # state_checksum of the tokenizer's weights
     precision: str  # autocast precision of the tokenizer
     has_successes: bool = False
+    action_spaces: ActionSpaces | None = None  # the stored actions are encoded by them
 
     @property
     def token_dtype(self) -> np.dtype[Any]:
@@ -131,10 +133,14 @@ def read_meta(folder: Path) -> tuple[TokenStoreMeta, list[int] | None]:
         shards = values.pop("shards", None)
         layout = TokenLayout(**values.pop("layout"))
         sources = tuple(StoredSource(**source) for source in values.pop("sources"))
-        meta = TokenStoreMeta(layout=layout, sources=sources, **values)
+        if (spaces := values.pop("action_spaces", None)) is not None:
+            spaces = ActionSpaces.from_json(spaces)
+        meta = TokenStoreMeta(layout=layout, sources=sources, action_spaces=spaces, **values)
         for part in (meta, *sources):
             check_fields(part)
         check_fields(layout, dict.fromkeys(("context_frames", "context_tokens", "dynamics_tokens"), 1), 2**24)
+        if spaces is not None and spaces.length != meta.action_dim:
+            raise UserError(f"action_spaces encode to {spaces.length} numbers, but action_dim is {meta.action_dim}")
         if not all(type(number) is int and number >= 0 for number in shards or ()):
             raise UserError("shards is no list of numbers of clips")
         if sum(shards or ()) > meta.num_clips:

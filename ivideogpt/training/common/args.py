@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse, redefine
+from ivideogpt.flags import ACTION_SPACES_HELP, ADAPTERS_HELP, REQUIRED, option, parse, redefine
 from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER, here_or_in_project
 
 __all__ = ["GptArgs", "TokenizerArgs", "option", "parse"]
@@ -34,6 +34,8 @@ NEEDS = (
     ("reward_prediction", "action_conditioned", "needs"),
     ("action_recon", "action_conditioned", "needs"),
     ("success_prediction", "action_conditioned", "needs"),
+    ("action_spaces", "action_conditioned", "needs"),
+    ("action_adapters", "action_spaces", "needs"),
     ("symlog", "reward_prediction", "transforms rewards: it needs"),
     ("load_internal_llm", "pretrained_transformer_path", "needs"),
     ("lora", "pretrained_transformer_path", "adapts a trained transformer: give"),
@@ -265,6 +267,8 @@ class GptModelArgs:
     llama_attn_drop: float | None = option(None, "attention dropout (default: that of the config)")
     action_conditioned: bool = option(False, "condition each frame on an action")
     action_dim: int = option(4, "dimension of the actions", minimum=1)
+    action_spaces: str | None = option(None, f"{ACTION_SPACES_HELP}; --action_dim is not needed then")
+    action_adapters: bool = option(False, ADAPTERS_HELP)
     action_recon: float | None = option(None, "weight of the reconstruction of actions", minimum=0)
     reward_prediction: bool = option(False, "predict rewards")
     success_prediction: bool = option(False, "predict the probability that a step succeeds (array success)")

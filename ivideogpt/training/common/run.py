@@ -61,7 +61,7 @@ RULES = ResumeRules(
     data=("dataset_path", "sthsth_root_path", "token_store"),
     weights=(
         "pretrained_model_name_or_path", "pretrained_transformer_path", "config_name", "model_config_name_or_path",
-        "discriminator_config_name_or_path",
+        "discriminator_config_name_or_path", "action_spaces",
     ),
     allow="--resume_with_changes",
 )  # fmt: skip

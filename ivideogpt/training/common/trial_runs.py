@@ -141,7 +141,9 @@ class _StandIns:
         named = f"{args.oxe_data_mixes_type} of {args.dataset_path}"
         logger.warning("--debug: %s is not there, %s stands in for it", named, folder)
         args = replace(args, dataset_path=str(folder), oxe_data_mixes_type="folder:squares", sthsth_root_path=None)
-        return replace(args, use_eval_dataset=False) if isinstance(args, GptArgs) else args
+        if isinstance(args, GptArgs):  # no action space names what stands in
+            return replace(args, use_eval_dataset=False, action_spaces=None, action_adapters=False)
+        return args
 
     def tokenizer_config(self, path: str | None) -> dict[str, Any]:
         config = read_config(path, self.resolution)

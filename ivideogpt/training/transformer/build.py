@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.dataset_mixes import resolve_mix
-from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore
+from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_meta
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metadata import ModelMetadata
@@ -51,6 +52,10 @@ logger = logging.getLogger(__name__)
 
 def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     """Build a trainer with all its parts. Writes nothing."""
+    if (spaces := find_action_spaces(args)) is not None:
+        if args.action_dim not in (GptArgs.action_dim, spaces.length):
+            raise UserError(f"--action_dim {args.action_dim}: the action spaces say {spaces.length}; leave it out")
+        args = replace(args, action_dim=spaces.length)
     run = build_run(args, TRANSFORMER_CHECKPOINTS)
     accelerator = run.accelerator
     tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
@@ -87,6 +92,32 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
         evaluation_clips=build_evaluation(args) if args.eval_only and args.scores_samples else None,
         progress=TrainProgress(step=args.start_completed_steps),
     )
+
+
+def find_action_spaces(args: GptArgs) -> ActionSpaces | None:
+    """Return the action spaces of a token store, of the flags, or of a model that is only evaluated; None without any.
+
+    Raises:
+        UserError: the store was made with others than those that were asked for.
+    """
+    if not args.action_conditioned:
+        return None
+    asked = None if args.action_spaces is None else ActionSpaces.read(args.action_spaces, args.action_adapters)
+    if args.token_store is not None:
+        stored = read_meta(Path(args.token_store))[0].action_spaces
+        if asked not in (None, stored):
+            raise UserError(
+                f"{args.token_store} was made with other action spaces than --action_spaces {args.action_spaces}: "
+                "leave the flag out, or make the store again with it"
+            )
+        return stored
+    stated = starting_metadata(args) if args.eval_only else None
+    return stated.action_spaces if asked is None and stated is not None else asked
+
+
+def starting_metadata(args: GptArgs) -> ModelMetadata | None:
+    start = args.pretrained_transformer_path
+    return None if start is None else ModelMetadata.read(model_folder(start))
 
 
 def prepare_tokenizer(tokenizer: CompressiveVQModel) -> CompressiveVQModel:
@@ -175,6 +206,7 @@ def pixel_config(args: GptArgs) -> DataConfig:
         load_reward=args.reward_prediction,
         load_success=args.success_prediction,
         action_dim=args.action_dim if args.action_conditioned else None,
+        action_spaces=find_action_spaces(args),
     )
 
 
@@ -203,6 +235,8 @@ def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, la
     store.check_tokenizer(tokenizer.state_dict())
     if args.action_conditioned and store.meta.action_dim != args.action_dim:
         raise UserError(f"{path} has actions of dimension {store.meta.action_dim}, not --action_dim {args.action_dim}")
+    if args.action_conditioned and store.meta.action_spaces != find_action_spaces(args):
+        raise UserError(f"{path} has other action spaces than {args.token_store}: make it again with the same")
     if args.reward_prediction and not store.meta.has_rewards:
         raise UserError(f"--reward_prediction needs rewards, and {path} has none")
     if args.success_prediction and not store.meta.has_successes:
@@ -212,10 +246,12 @@ def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, la
 
 def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadata:
     """Make metadata from the flags; sampling options are those of the starting point, if it has any."""
-    start = args.pretrained_transformer_path
-    stated = None if start is None else ModelMetadata.read(model_folder(start))
+    stated, spaces = starting_metadata(args), find_action_spaces(args)
     known: dict[str, Any] = {} if stated is None else {"generation": stated.generation}
-    if stated is not None and args.eval_only and args.action_conditioned:  # training reads actions as they are
+    if stated is not None and stated.action_spaces not in (None, spaces):
+        logger.warning("%s has other action spaces than this run", args.pretrained_transformer_path)
+    reads_raw = args.action_conditioned and spaces is None
+    if stated is not None and args.eval_only and reads_raw:  # training reads actions as they are
         known["action_normalization"] = stated.action_normalization
     return ModelMetadata(
         resolution=tokenizer.config.resolution,
@@ -223,6 +259,7 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
         segment_length=args.segment_length,
         dataset_step=dataset_step(args),
         action_dim=args.action_dim if args.action_conditioned else None,
+        action_spaces=spaces,
         reward_prediction=args.reward_prediction,
         success_prediction=args.success_prediction,
         symlog=args.symlog,

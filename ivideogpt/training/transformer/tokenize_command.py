@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ivideogpt.errors import UserError
-from ivideogpt.flags import REQUIRED, option, parse, redefine
+from ivideogpt.flags import ACTION_SPACES_HELP, ADAPTERS_HELP, REQUIRED, option, parse, redefine
 from ivideogpt.training.common.args import ClipArgs
 
 
@@ -23,6 +23,8 @@ class TokenizeArgs:
     video_stepsize: int = option(1, "distance of frames, in units of 3 Hz frames of each dataset", minimum=1)
     stride: int = option(1, "native frames from the start of a clip to the next one's", minimum=1)
     split: str = option("train", "split of the episodes", choices=("train", "test"))
+    action_spaces: str | None = option(None, ACTION_SPACES_HELP)
+    action_adapters: bool = option(False, ADAPTERS_HELP)
     num_passes: int = option(1, "copies of every clip: the first unchanged, all others augmented", minimum=1)
     strong_aug: bool = option(False, "stronger augmentation in the later passes")
     seed: int = option(0, "random seed of the augmentation", minimum=0)
@@ -39,6 +41,8 @@ class TokenizeArgs:
         """The tokenizer's context, which the segment length has to exceed, is not known yet."""
         if self.num_passes > 1 and self.split == "test":
             raise UserError("--num_passes augments, which --split test never is: store it in one pass")
+        if self.action_adapters and self.action_spaces is None:
+            raise UserError("--action_adapters needs --action_spaces")
         if self.strong_aug and self.num_passes == 1:
             raise UserError("--strong_aug is for the passes after the first: it needs --num_passes of at least 2")
 

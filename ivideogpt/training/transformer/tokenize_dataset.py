@@ -19,12 +19,13 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.clips.batches import BadEpisode
-from ivideogpt.data.clips.dataset import DataConfig, build_sources
+from ivideogpt.data.clips.dataset import DataConfig, Source, build_sources
 from ivideogpt.data.clips.loaders import start_method, watch_workers
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
-from ivideogpt.data.formats.episodes import check_carries, first_readable
+from ivideogpt.data.formats.episodes import first_readable
 from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, joined, measure
 from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, state_checksum
 from ivideogpt.devices import check_launcher
@@ -42,6 +43,7 @@ CAUSES_LISTED = 20
 def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tuple[StoredClips, list[BadEpisode]]:
     """Find the clips by opening every episode once, distributed over the processes; also return bad episodes."""
     augmentation = STRONG_AUGMENTATION if args.strong_aug else Augmentation()
+    spaces = None if args.action_spaces is None else ActionSpaces.read(args.action_spaces, args.action_adapters)
     config = DataConfig(
         dataset_path=args.dataset_path,
         mix=args.oxe_data_mixes_type,
@@ -50,6 +52,8 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
         image_size=image_size,
         batch_size=args.batch_size,
         augmentation=None if args.num_passes == 1 else augmentation,
+        load_action=spaces is not None,
+        action_spaces=spaces,
         sthsth_root_path=args.sthsth_root_path,
         on_bad_episode=args.on_bad_episode,  # type: ignore[arg-type]
         cache_mb=args.cache_mb,
@@ -57,13 +61,14 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
     split: Any = args.split
     sources = tuple(source for source, _ in build_sources(replace(config, augmentation=None), split))
     firsts = [first_readable(source.episodes.open, range(len(source.episodes))) for source in sources]
-    dims, has_rewards = {episode.action_dim for episode in firsts}, all(episode.has_rewards for episode in firsts)
+    dims = {episode.action_dim for episode in firsts} if spaces is None else {spaces.length}
+    has_rewards = all(episode.has_rewards for episode in firsts)
     has_successes = all(episode.has_successes for episode in firsts)
     action_dim = dims.pop() if len(dims) == 1 else None
     if dims and any(dims):
-        logger.warning("the datasets differ in action dimension: no actions are stored")
+        logger.warning("the datasets differ in action dimension: no actions are stored without --action_spaces")
     check = partial(
-        check_carries,
+        Source.check,
         actions=action_dim is not None,
         rewards=has_rewards,
         action_dim=action_dim,
@@ -86,6 +91,7 @@ def describe(args: TokenizeArgs, clips: StoredClips, layout: TokenLayout, tokeni
         seed=args.seed,
         clips_per_shard=args.clips_per_shard,
         action_dim=clips.action_dim,
+        action_spaces=clips.config.action_spaces,
         has_rewards=clips.has_rewards,
         has_successes=clips.has_successes,
         sources=clips.stored_sources(),

@@ -296,8 +296,8 @@ class GptTrainer:
         return ClipBatch(frames, None if batch.actions is None else batch.actions[:num_clips])
 
     def world_model(self) -> WorldModel:
-        """Return the model with its present weights."""
-        return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata)
+        """Return the model with its present weights, which takes actions as batches hold them."""
+        return WorldModel(self.tokenizer, self.usable_transformer(), self.metadata.for_encoded_actions())
 
     # ---- files
 

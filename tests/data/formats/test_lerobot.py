@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,19 @@ def test_a_single_action_is_a_plain_column(tmp_path):
     """Features of shape [1] are not stored as lists."""
     episode = LeRobotEpisodes.open_folder(write_folder(tmp_path / "data", "image", scalar_actions=True)).open(1)
     np.testing.assert_array_equal(episode.actions(np.array([3, 1])), [[3], [1]])
+
+
+def test_actions_may_have_names(videos, tmp_path):
+    """Recorders write them as a list, a list in a list, or under a word; they tell robots of one dimension apart."""
+    names = ("x", "y", "grip")
+    assert LeRobotEpisodes.open_folder(videos).open(0).action_names == names
+    folder = shutil.copytree(videos, tmp_path / "named")
+    file = folder / "meta" / "info.json"
+    for written, read in (([names], names), ({"motors": names}, names), (["x"], None), (None, None), ({}, None)):
+        content = json.loads(file.read_text())
+        content["features"]["action"]["names"] = written
+        file.write_text(json.dumps(content))
+        assert LeRobotEpisodes.open_folder(folder).open(0).action_names == read
 
 
 def test_a_folder_without_actions_or_rewards(videos, tmp_path):
