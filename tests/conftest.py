@@ -13,8 +13,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from ivideogpt.errors import UserError
 from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
+from mbrl.envs.offscreen import select_backend
 from tests.parity import networks
 
 
@@ -75,6 +77,15 @@ def tiny_world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     networks.world_model(action_dim=4).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def renders():
+    """Skip tests that render where nothing can."""
+    try:
+        select_backend()
+    except UserError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,6 @@ from stable_baselines3 import TD3
 from datasets import record as recorder
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from mbrl.envs.offscreen import select_backend
 from mbrl.envs.rendered_env import RenderedEnv
 from tests.documented import ROOT
 
@@ -38,11 +37,7 @@ def record(output, *flags, env=DIAL):
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory):
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
+def recording(tmp_path_factory, renders):
     cwd = tmp_path_factory.mktemp("elsewhere")
     command = [sys.executable, ROOT / "datasets" / "record.py", "--env", "Reacher-v5", "--output_path", "out", *FLAGS]
     for _ in range(2):  # the second one has nothing to do

@@ -13,7 +13,6 @@ from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from mbrl.envs.metaworld_env import MetaWorldEnv
-from mbrl.envs.offscreen import select_backend
 from tests.datasets.scripts import command, load_script
 
 LENGTH = 5
@@ -35,12 +34,8 @@ def contents(folder):
 
 
 @pytest.fixture(scope="module")
-def recording(tmp_path_factory):
+def recording(tmp_path_factory, renders):
     """Two tasks, two episodes each, recorded by the command in two processes from another directory."""
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
     cwd = tmp_path_factory.mktemp("elsewhere")
     flags = ["--tasks", "door_lock", "reach-v3", "--num_episodes", 2, "--num_workers", 2, "--output_path", "out", *TINY]
     done = command(cwd, "record_metaworld", *flags)

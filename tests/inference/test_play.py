@@ -19,18 +19,13 @@ from ivideogpt.play.game import Game
 from ivideogpt.web import WebArgs, open_socket
 from mbrl.envs.env_settings import PAPER_TASKS
 from mbrl.envs.metaworld_env import MetaWorldEnv
-from mbrl.envs.offscreen import select_backend
 from tests.play.worlds import model
 
 SCRIPT = Path(play.__file__)
 
 
 @pytest.fixture(scope="module")
-def game():
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
+def game(renders):
     from inference.simulator import Simulators
 
     simulators = Simulators(model().metadata)

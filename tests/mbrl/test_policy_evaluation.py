@@ -19,7 +19,6 @@ from mbrl import policy_evaluation
 from mbrl.agent import saved_agent
 from mbrl.agent.drqv2 import DrQConfig, build_agent
 from mbrl.agent.saved_agent import trained_agent
-from mbrl.envs.offscreen import select_backend
 from mbrl.replay.replay_buffer import EpisodeShape
 from mbrl.run_folder import RunFolder
 from mbrl.snapshots import saved_state
@@ -64,11 +63,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def flags(model):
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
+def flags(model, renders):
     return [
         "--pretrained_model_name_or_path", str(model), "--episodes", "2", "--episode_length", "3", "--device", "cpu",
         "--policies", "scripted", "scripted:1", f"{__name__}:still",

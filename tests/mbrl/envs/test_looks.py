@@ -9,17 +9,10 @@ from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.looks import FACTORS
 from mbrl.envs.metaworld_env import MetaWorldEnv
-from mbrl.envs.offscreen import select_backend
+
+pytestmark = pytest.mark.usefixtures("renders")
 
 ACTION = np.array([0.5, -0.5, 0.3, 1], np.float32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def renders():
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,7 @@ ACTIONS = np.random.default_rng(0).uniform(-1, 1, (5, 4)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def env():
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
+def env(renders):
     env = MetaWorldEnv("coffee_push", image_size=16)
     yield env
     env.close()

@@ -13,7 +13,8 @@ from ivideogpt.errors import UserError
 from mbrl.envs.collection_policies import scripted_policy
 from mbrl.envs.env_settings import PAPER_TASKS
 from mbrl.envs.metaworld_env import MetaWorldEnv
-from mbrl.envs.offscreen import select_backend
+
+pytestmark = pytest.mark.usefixtures("renders")
 
 ROOT = Path(__file__).resolve().parents[3]
 LENGTH = 5
@@ -30,14 +31,6 @@ np.testing.assert_array_equal([step[0] for step in steps], expected["frames"])
 np.testing.assert_array_equal([step[1] for step in steps], expected["rewards"])
 np.testing.assert_array_equal(env.state, expected["state"])
 """
-
-
-@pytest.fixture(scope="module", autouse=True)
-def renders():
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 def play_until_contact(env: MetaWorldEnv) -> None:

@@ -19,18 +19,12 @@ from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.offscreen import select_backend
 from mbrl.envs.vector_env import LostEnvironment, evaluate, make_vector_env
 
+pytestmark = pytest.mark.usefixtures("renders")
+
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = EnvSettings("plate-slide", image_size=16, duration=5)
 FULL_DISK = "tests.mbrl.toy_env:FullDisk-v0"
 SEEDS = [11, 12, 13, 14, 15]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def renders():
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

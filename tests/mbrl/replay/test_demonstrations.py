@@ -12,7 +12,6 @@ import pytest
 
 from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import EnvSettings
-from mbrl.envs.offscreen import select_backend
 from mbrl.replay import demonstrations
 from mbrl.replay.demonstrations import (
     Demonstration,
@@ -55,12 +54,8 @@ def prefix(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
+def recorded(tmp_path_factory, renders):
     """Two demonstrations, recorded on first use."""
-    try:
-        select_backend()
-    except UserError as error:
-        pytest.skip(str(error))
     prefix = tmp_path_factory.mktemp("demonstrations") / "not there yet"
     ensure_demonstrations(prefix, SETTINGS, num=2)
     return prefix
