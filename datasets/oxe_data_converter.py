@@ -4,8 +4,8 @@
 
 reads ``OXE/bridge/0.1.0`` and writes ``data/oxe/bridge/<split>_eps_<number>.npz`` with the frames of the camera that
 models are trained on. For a dataset that is not in our table, ``--image_key`` names the camera. Episodes are numbered
-in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards. Shards that are not there are
-named once, and leave their numbers free. Run the same command again to go on after an interruption.
+in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards. Episodes of a missing shard are
+skipped, and leave their numbers free; a missing split is named. Run the same command again to go on after an interruption.
 """
 
 from __future__ import annotations
@@ -204,14 +204,14 @@ class OxeSplit:
     output: Path
 
     def __len__(self) -> int:
-        return sum(length for shard, length in enumerate(self.lengths) if shard not in self.absent)
+        return sum(self.lengths)
 
     @property
     def missing(self) -> str:
         """Say what is missing; empty if nothing is."""
         if not self.absent:
             return ""
-        files, episodes = f"{len(self.absent)} of {len(self.shards)}", sum(self.lengths) - len(self)
+        files, episodes = f"{len(self.absent)} of {len(self.shards)}", sum(self.lengths[shard] for shard in self.absent)
         return (
             f"missing: {files} files of split {self.name}, with {episodes} of {sum(self.lengths)} episodes; the first: "
             f"{self.shards[min(self.absent)].name}"
@@ -220,9 +220,10 @@ class OxeSplit:
     def __iter__(self) -> Iterator[Job | Skipped]:
         order = interleave(self.lengths, CYCLE if self.interleaved else 1)
         for number, (shard, record) in enumerate(order):
-            if shard in self.absent:
-                continue
             path, length = self.shards[shard], self.lengths[shard]
+            if shard in self.absent:
+                yield Skipped(f"{path}#{record}", "no such file; get it")
+                continue
             records, damage = find_some(path)
             if len(records) > length:  # all later episodes would get other numbers
                 raise UserError(
@@ -330,10 +331,11 @@ def find_splits(folder: Path, output: Path) -> list[OxeSplit]:
         absent = frozenset(number for number, path in enumerate(shards) if not path.is_file())
         splits.append(OxeSplit(name, shards, split.shard_lengths, absent, not info.disable_shuffling, output))
     missing = [split.missing for split in splits if split.missing]
-    if not any(len(split.absent) < len(split.shards) for split in splits):
+    present = [split for split in splits if len(split.absent) < len(split.shards)]
+    if not present:
         raise UserError(f"{folder}: none of the files that dataset_info.json names; get them ({'; '.join(missing)})")
     print(*missing, sep="\n", end="\n" * bool(missing))
-    return [split for split in splits if len(split)]
+    return present
 
 
 def run(args: OxeArgs) -> Summary:

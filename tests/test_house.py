@@ -217,6 +217,7 @@ def test_importing_the_package_is_cheap_and_silent():
         ("ivideogpt.vq_model.lpips", ["LPIPS"]),
         ("ivideogpt.data.simple_dataloader", ["SimpleRoboticDataLoaderv2", "EvalDataLoader"]),
         ("ivideogpt.data.sthsth_dataloader", ["SomethingEpisodes"]),
+        ("ivideogpt.data.lerobot", ["LeRobotEpisodes"]),
         ("ivideogpt.vq_model.compressive_vq_model", ["CompressiveVQModel"]),
         ("ivideogpt.transformer", ["HeadModelWithAction"]),
         ("ivideogpt.transformer.action_model", ["HeadModelWithAction"]),

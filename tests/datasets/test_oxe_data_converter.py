@@ -132,6 +132,8 @@ def test_damage_costs_its_own_episodes_only(source, converted, tmp_path, capsys)
     summary = convert(tmp_path, tmp_path / "out", actions=True)
     assert [(skip.source.rsplit("-of-00019")[-1], skip.reason.split(":")[-1][:12]) for skip in summary.skipped] == [
         ("#0", " the record "),
+        ("#0", "no such file"),
+        ("#1", "no such file"),
         ("#32", " the record "),
     ]
     assert (
