@@ -5,7 +5,8 @@
 reads ``OXE/bridge/0.1.0`` and writes ``data/oxe/bridge/<split>_eps_<number>.npz`` with the frames of the camera that
 models are trained on. For a dataset that is not in our table, ``--image_key`` names the camera. Episodes are numbered
 in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards. Episodes of a missing shard are
-skipped, and leave their numbers free; a missing split is named. Run the same command again to go on after an interruption.
+skipped, and leave their numbers free; a missing split is named. Run the same command again to go on after an
+interruption.
 """
 
 from __future__ import annotations
