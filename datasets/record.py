@@ -15,7 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache, partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import file_stem, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
-from mbrl.envs.collection_policies import CorrelatedNoise
+from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy
 from mbrl.envs.env_settings import episode_rng
 from mbrl.envs.played_episode import Act, play_episode
 from mbrl.envs.rendered_env import RenderedEnv
@@ -100,10 +99,7 @@ def find_policy(name: str, env: RenderedEnv, rng: np.random.Generator) -> OwnPol
         agent = trained_agent(kind, rest)
         return lambda observation: agent.predict(observation, deterministic=True)[0]
     if rest:
-        try:
-            return getattr(import_module(kind), rest)(env.inner, rng)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"--policy {name}: {error}") from error
+        return imported_policy(kind, rest)(env.inner, rng)
     raise UserError(f"--policy {name}: expected random, scripted, module:function or sac:agent.zip")
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from itertools import combinations
 from pathlib import Path
 
@@ -28,7 +27,13 @@ from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
-from mbrl.envs.collection_policies import CorrelatedNoise, NoisyPolicy, RandomReacher, scripted_policy
+from mbrl.envs.collection_policies import (
+    CorrelatedNoise,
+    NoisyPolicy,
+    RandomReacher,
+    imported_policy,
+    scripted_policy,
+)
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
 from mbrl.envs.played_episode import check_actions, play_episode
 
@@ -120,7 +125,7 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
     if name == "random":
         return Policy(name, on_state=lambda env, rng: RandomReacher(env.env.workspace, rng))
     if rest:
-        return Policy(name, on_frames=_imported(kind, rest))
+        return Policy(name, on_frames=imported_policy(kind, rest))
     if Path(name).is_dir():
         from mbrl.agent.saved_agent import trained_agent
 
@@ -139,15 +144,6 @@ def _noise_level(name: str, text: str) -> float:
     if not 0 <= level < float("inf"):
         raise UserError(f"policy {name}: what follows the colon is a standard deviation, 0 or more")
     return level
-
-
-def _imported(module: str, function: str) -> ActOnFrames:
-    if not all(part.isidentifier() for part in module.split(".")):
-        raise UserError(f"policy {module}:{function}: {module!r} is not the name of a module, such as my_policies")
-    try:
-        return getattr(import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"policy {module}:{function}: {error}") from error
 
 
 # ---- episodes

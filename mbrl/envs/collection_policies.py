@@ -10,9 +10,12 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
+from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import ACTION_DIM
 
 Policy = Callable[[np.ndarray], np.ndarray]  # simulator observation (39,) -> action (4,), not yet clipped
@@ -98,6 +101,16 @@ def scripted_policy(task: str) -> Policy:
 
     warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")  # we clip, as the environments do
     return ENV_POLICY_MAP[f"{task}-v3"]().get_action
+
+
+def imported_policy(module: str, function: str) -> Callable[..., Any]:
+    """Return a user's function; UserError if there is no such module or function."""
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(f"policy {module}:{function}: {module!r} is not the name of a module, such as my_policies")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"policy {module}:{function}: {error}") from error
 
 
 @dataclass(frozen=True)
