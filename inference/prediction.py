@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +165,7 @@ def report(args: PredictArgs, segment: Segment, model: WorldModel, prediction: P
         "input_path": args.input_path,
         "dataset_name": args.dataset_name,
         "frames": segment.indices,
-        "metadata": asdict(model.metadata),
+        "metadata": model.metadata.as_json(),
         "action_space": model.action_space,
         "num_samples": len(prediction.futures),
         "seed": args.seed,
