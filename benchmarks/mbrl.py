@@ -24,7 +24,7 @@ from typing import Any
 # So that it runs from any directory, and that "mbrl" is the package and not this file, whose folder comes first.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks.recipes import BUNDLED_FOLDER, CONFIGS
+from benchmarks.recipes import CONFIGS
 from ivideogpt.errors import cli
 from ivideogpt.flags import option, parse
 
@@ -59,7 +59,7 @@ from benchmarks.measuring import Timer, write_results
 from benchmarks.released import append_frame, huggingface_model
 from ivideogpt.losses import TokenizerLoss
 from ivideogpt.metrics.frame_metrics import find_lpips
-from ivideogpt.paths import LPIPS_FOLDER
+from ivideogpt.paths import BUNDLED_MODEL, LPIPS_FOLDER
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.world_model import WorldModel
 from mbrl.agent.drqv2 import DrQAgent, build_agent
@@ -118,8 +118,8 @@ def build_parts(args: MbrlBenchmarkArgs, settings: MbpoSettings, stack: ExitStac
     bundled = replace(
         settings.world_model,
         config_name=str(CONFIGS / "llama" / "config_tiny.json"),
-        pretrained_model_name_or_path=str(BUNDLED_FOLDER / "tokenizer"),
-        pretrained_transformer_path=str(BUNDLED_FOLDER / "transformer"),
+        pretrained_model_name_or_path=str(BUNDLED_MODEL / "tokenizer"),
+        pretrained_transformer_path=str(BUNDLED_MODEL / "transformer"),
         load_internal_llm=False,
     )
     predictor = build_video_predictor(bundled, device, seed=0)

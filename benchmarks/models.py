@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from benchmarks.recipes import ACTION_DIM, BUNDLED, BUNDLED_FOLDER, CONFIGS, MODELS, Model
+from benchmarks.recipes import ACTION_DIM, BUNDLED, CONFIGS, MODELS, Model
 from ivideogpt.layout import TokenLayout
+from ivideogpt.paths import BUNDLED_MODEL
 from ivideogpt.pretrained import build_transformer, read_llama_config
 from ivideogpt.training.tokenizer.build import read_config
 from ivideogpt.transformer import HeadModelWithAction
@@ -41,7 +42,7 @@ def build_world_model(model: Model) -> WorldModel:
 def checkpoint(name: str) -> Iterator[Path]:
     """Yield the folder of a model, to load it as users do. A recipe's folder is temporary."""
     if name == BUNDLED:
-        yield BUNDLED_FOLDER
+        yield BUNDLED_MODEL
         return
     with tempfile.TemporaryDirectory() as folder:
         build_world_model(MODELS[name]).save_pretrained(folder)

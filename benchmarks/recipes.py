@@ -7,7 +7,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / "configs"
-BUNDLED_FOLDER = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 ACTION_DIM = 4
 
 

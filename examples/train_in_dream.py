@@ -19,6 +19,7 @@ from ivideogpt.commands.export_env import EnvFlags
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import atomic_path, check_folder_can_be_written, read_json, write_json
 from ivideogpt.flags import REQUIRED, option, parse, redefine
+from ivideogpt.paths import BUNDLED_MODEL
 from ivideogpt.runs.signals import StopSignal
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
     from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 
-BUNDLED_MODEL = "pretrained_models/ivideogpt-metaworld-64-tiny"
 AGENT, MEMORY, RESULTS = "agent.zip", "memory.pkl", "results.json"
 
 
@@ -35,7 +35,7 @@ AGENT, MEMORY, RESULTS = "agent.zip", "memory.pkl", "results.json"
 class DreamArgs(EnvFlags):
     """Train an agent in a world model and evaluate it in Meta-World before and after."""
 
-    pretrained_model_name_or_path: str = redefine(EnvFlags, "pretrained_model_name_or_path", BUNDLED_MODEL)
+    pretrained_model_name_or_path: str = redefine(EnvFlags, "pretrained_model_name_or_path", str(BUNDLED_MODEL))
     task: str = option(REQUIRED, "task of Meta-World, such as plate-slide")
     output_path: str = option("outputs/dream", f"folder of {AGENT} and {RESULTS}")
     total_steps: int = option(4000, "steps in the world model, all rows together", minimum=1)

@@ -15,10 +15,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
-from inference.predict import BUNDLED_MODEL, DTYPES
+from inference.predict import DTYPES
 from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, option, parse
+from ivideogpt.paths import BUNDLED_MODEL
 from ivideogpt.web import WebArgs, check_web_packages, open_socket
 
 

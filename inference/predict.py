@@ -19,8 +19,8 @@ from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import check_folder_can_be_written
 from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, SAMPLING_RULES, option, parse
+from ivideogpt.paths import BUNDLED_MODEL
 
-BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 BUNDLED_SAMPLES = ROOT / "inference" / "samples"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
+BUNDLED_MODEL = PROJECT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 
 # Weights of metrics, for the user to put there.
 LPIPS_FOLDER = "pretrained_models/lpips"

@@ -14,6 +14,7 @@ from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.commands.export_env import ExportEnvArgs
 from ivideogpt.commands.preview import PreviewArgs
 from ivideogpt.commands.serve_env import ServeEnvArgs
+from ivideogpt.commands.train_robot import RobotArgs
 from ivideogpt.data.inspect.command import InspectArgs
 from ivideogpt.data.inspect.validate import ValidateArgs
 from ivideogpt.flags import parse
@@ -40,6 +41,7 @@ MODULES = {
 SCRIPTS = {
     "train_tokenizer.py": TokenizerArgs,
     "train_gpt.py": GptArgs,
+    "train_robot.py": RobotArgs,
     "examples/train_in_dream.py": DreamArgs,
     "inference/plan.py": PlanArgs,
     "inference/play.py": PlayArgs,

@@ -4,16 +4,13 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
-
-import av
-import numpy as np
 
 from tests.commands import as_programs
+from tests.data.synthetic import record_video
 from tests.documented import ROOT, blocks, commands
 
 TEXT = (ROOT / "docs" / "data.md").read_text()
-WALK_THROUGH = blocks(TEXT, "bash")[0]
+WALK_THROUGH = next(block for block in blocks(TEXT, "bash") if "videos_to_npz.py" in block)
 
 
 def test_there_are_commands_of_every_kind():
@@ -23,24 +20,6 @@ def test_there_are_commands_of_every_kind():
     assert {command[3] for command in commands(TEXT) if command[1:3] == ["-m", "ivideogpt.data"]} == {
         "inspect", "preview", "validate", "tokenize",
     }  # fmt: skip
-
-
-def record(folder: Path, name: str, seed: int) -> None:
-    """A video at 10 frames per second of a square that follows the first two of four numbers."""
-    rng = np.random.default_rng(seed)
-    moves = rng.integers(-3, 4, (30, 2))
-    place = np.array([40, 40])
-    with av.open(str(folder / f"{name}.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        for move in moves:
-            frame = np.full((96, 128, 3), 60, np.uint8)
-            frame[place[0] : place[0] + 20, place[1] : place[1] + 20] = (250, 120, 30)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-            place = np.clip(place + move, 0, 70)
-        container.mux(stream.encode())
-    rows = np.concatenate([moves, np.zeros((30, 1)), rng.integers(0, 2, (30, 1))], axis=1)
-    np.savetxt(folder / f"{name}.csv", rows, delimiter=",", header="x,y,z,grip", comments="")
 
 
 def small(script: str) -> str:
@@ -61,7 +40,7 @@ def test_the_walk_through(tiny_world_model, tmp_path):
     """From videos to a prediction with a newcomer's model, command by command."""
     (tmp_path / "recordings").mkdir()
     for number in (1, 2, 3):
-        record(tmp_path / "recordings", f"pick-{number:03d}", number)
+        record_video(tmp_path / "recordings", f"pick-{number:03d}", number)
     for name in ("train_tokenizer.py", "train_gpt.py", "datasets", "inference", "ivideogpt"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(tiny_world_model, tmp_path / "pretrained_models" / "ivideogpt-metaworld-64-tiny")

@@ -21,6 +21,7 @@ COMMANDS = sorted(
     {
         *startup.COMMANDS,
         "-m ivideogpt.data validate",
+        "train_robot.py",
         "-m ivideogpt.envs export",
         "-m ivideogpt.envs serve",
         *SCRIPTS,

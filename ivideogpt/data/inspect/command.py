@@ -9,7 +9,7 @@ import dataclasses
 import json
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,6 +143,7 @@ class DatasetReport:
     alignment: Alignment | None
     suspicious: tuple[str, ...]
     unreadable: tuple[str, ...]
+    spoiling: tuple[str, ...] = ()  # those of the suspicious that no training makes up for
     action_names: tuple[str, ...] | None = None
 
 
@@ -158,6 +159,7 @@ def summarise(
     alignment = estimate_alignment([motion for motion, _ in paired], [actions for _, actions in paired])
     remarks = dict.fromkeys(remark for fact in facts for remark in fact.remarks)
     arrays = Counter(fact.arrays for fact in facts).most_common(1)
+    spoiling = tuple(_spoiling(facts, alignment))
     return DatasetReport(
         name=name,
         num_episodes=num_episodes,
@@ -167,12 +169,9 @@ def summarise(
         arrays=arrays[0][0] if arrays else (),
         actions=statistics,
         alignment=alignment,
-        suspicious=(
-            *(*_odd_sets(facts), *_odd_frames(facts), *_odd_actions(statistics)),
-            *([alignment.verdict] if alignment is not None and alignment.is_wrong else []),
-            *remarks,
-        ),
+        suspicious=(*_odd_sets(facts), *_odd_frames(facts), *_odd_actions(statistics), *spoiling, *remarks),
         unreadable=tuple(unreadable),
+        spoiling=spoiling,
         action_names=next((fact.action_names for fact in facts if fact.action_names), None),
     )
 
@@ -189,17 +188,28 @@ def _statistics(actions: Sequence[NDArray[np.float32]]) -> tuple[DimensionStatis
 # ---- probable faults
 
 
+def _spoiling(facts: Sequence[EpisodeFacts], alignment: Alignment | None) -> Iterator[str]:
+    """Yield messages on faults that spoil a model: it would learn other actions or pictures than those of the robot."""
+    dims = ("none" if fact.actions is None else str(fact.actions.shape[1]) for fact in facts)
+    yield from _differing("action dimension", dims)
+    dark = [fact for fact in facts if 0 < fact.brightest <= 1]
+    if dark:
+        yield f"no pixel is above 1 in {_episodes(dark)}: were colours in 0..1 stored as uint8? {_names(dark)}"
+    if alignment is not None and alignment.is_wrong:
+        yield alignment.verdict
+
+
+def _differing(what: str, values: Iterable[str]) -> Iterator[str]:
+    counts = Counter(values)
+    if len(counts) > 1:
+        listed = "; ".join(f"{name} in {number}" for name, number in counts.most_common(_NAMED))
+        yield f"episodes differ in {what}: {listed}"
+
+
 def _odd_sets(facts: Sequence[EpisodeFacts]) -> Iterator[str]:
     """Yield messages on episodes that differ from the others."""
-    for what, value in (
-        ("frame size", lambda fact: "{}x{}".format(*fact.frame_size)),
-        ("action dimension", lambda fact: "none" if fact.actions is None else str(fact.actions.shape[1])),
-        ("arrays", lambda fact: ", ".join(sorted(array.name for array in fact.arrays))),
-    ):
-        counts = Counter(value(fact) for fact in facts)
-        if len(counts) > 1:
-            listed = "; ".join(f"{name} in {number}" for name, number in counts.most_common(_NAMED))
-            yield f"episodes differ in {what}: {listed}"
+    yield from _differing("frame size", ("{}x{}".format(*fact.frame_size) for fact in facts))
+    yield from _differing("arrays", (", ".join(sorted(array.name for array in fact.arrays)) for fact in facts))
     short = [fact for fact in facts if fact.num_frames == 1]
     if short:
         yield f"{_episodes(short)} of a single frame: {_names(short)}"
@@ -210,9 +220,6 @@ def _odd_frames(facts: Sequence[EpisodeFacts]) -> Iterator[str]:
         having = [fact for fact in facts if value(fact)]
         if having:
             yield f"frames are {what} in {_episodes(having)}: {_names(having, value)}"
-    dark = [fact for fact in facts if 0 < fact.brightest <= 1]
-    if dark:
-        yield f"no pixel is above 1 in {_episodes(dark)}: were colours in 0..1 stored as uint8? {_names(dark)}"
     num_pairs = sum(len(fact.motion) for fact in facts)
     num_repeated = sum(len(fact.repeated) for fact in facts)
     if num_repeated > MANY_REPEATED * num_pairs:

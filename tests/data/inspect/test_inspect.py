@@ -15,7 +15,7 @@ from ivideogpt.data.inspect.validate import validate_dataset
 from ivideogpt.errors import UserError
 from tests.commands import run_python
 from tests.data.formats.lerobot_folder import FRONT, LENGTHS, WRIST, write_folder
-from tests.data.synthetic import write_episode
+from tests.data.synthetic import square, write_episode, write_squares
 from tests.real_data import real_data
 
 ROOT = Path(__file__).parents[3]
@@ -31,27 +31,6 @@ def inspect(capsys):
         return json.loads(text) if "--json" in argv else text
 
     return run
-
-
-def square(num_frames=40, seed=0, late=0, size=64):
-    """A square that moves by its action, stored ``late`` rows too late."""
-    rng = np.random.default_rng(seed)
-    moves = rng.choice([-1, 1], (num_frames, 2)) * rng.integers(1, 6, (num_frames, 1))
-    place, frames = np.array([24, 24]), []
-    for move in moves:
-        move[:] = np.where((place + move < 0) | (place + move > size - 16), -move, move)
-        frame = np.full((size, size, 3), 60, np.uint8)
-        frame[place[0] : place[0] + 16, place[1] : place[1] + 16] = (250, 120, 30)
-        frames.append(frame)
-        place = place + move
-    action = np.concatenate([moves, np.zeros((num_frames, 1))], axis=1).astype(np.float32)
-    return dict(image=np.stack(frames), action=np.roll(action, late, axis=0))
-
-
-def write_squares(folder, number=8, **options):
-    for seed in range(number):
-        write_episode(folder / f"{seed}.npz", 40, **square(seed=seed, **options))
-    return folder
 
 
 def test_what_is_said_of_a_good_dataset(inspect, tmp_path):

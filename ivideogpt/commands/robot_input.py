@@ -1,0 +1,46 @@
+"""The command that makes npz episodes of what a robot recorded, by the form of the recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ivideogpt.commands.train_robot import RobotArgs
+from ivideogpt.data.formats.lerobot_paths import PREFIX as LEROBOT
+from ivideogpt.errors import UserError
+
+Words = tuple[object, ...]
+
+
+def flags(**named: object) -> Words:
+    """Return ``--name value`` of all that are given; None is not given."""
+    return tuple(word for name, value in named.items() if value is not None for word in (f"--{name}", value))
+
+
+def converter(args: RobotArgs, output: Path, resolution: int) -> Words:
+    """Return the words after ``python`` that convert the input to episodes in ``<output>/<data set>``.
+
+    Raises:
+        UserError: there is nothing that one of the converters reads.
+    """
+    if args.recordings is not None:
+        chosen = flags(skipped_actions=args.skipped_actions, action_offset=args.action_offset)
+        chosen += flags(fps=args.fps, action_columns=args.action_columns)
+        named = flags(input_path=args.recordings, output_path=output, dataset_name=args.robot, resize=resolution)
+        return ("datasets/videos_to_npz.py", *named, *chosen)
+    source, given = Path(args.source), flags(input_path=args.source, action_key=args.action_key)
+    if args.source.startswith(LEROBOT) or (source / "meta" / "info.json").is_file():
+        named = flags(output_path=output, dataset_name=args.robot, resize=resolution, camera=args.camera)
+        return ("datasets/lerobot_to_npz.py", *given, *named)
+    if any(source.glob("features.json")) or any(source.glob("*/features.json")):
+        # its own name stays: it tells the cameras and paces of public data sets
+        return (
+            "datasets/oxe_data_converter.py",
+            *given,
+            "--actions",
+            *flags(output_path=output, image_key=args.camera),
+        )
+    if not source.is_dir():
+        expected = "lerobot:<folder or hub id>, a folder of RLDS, or one of .npz episodes"
+        raise UserError(f"--dataset {args.source}: no such folder; expected {expected}")
+    folder = output / args.robot if any(source.glob("*.npz")) else output
+    return ("datasets/repack.py", *given, *flags(output_path=folder, resize=resolution))

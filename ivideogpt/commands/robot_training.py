@@ -1,0 +1,290 @@
+"""The stages from a robot's recordings to a world model. Each runs the commands that docs/data.md describes.
+
+A stage that is done has an entry in ``stages.json``; an interrupted one goes on by what its commands have saved.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from ivideogpt.commands.robot_estimate import estimate, hours
+from ivideogpt.commands.robot_input import Words, converter, flags
+from ivideogpt.commands.robot_page import write_page
+from ivideogpt.commands.train_robot import PRESETS, RobotArgs
+from ivideogpt.data.catalog import REFERENCE_STEP, is_known
+from ivideogpt.data.convert.conversion import keep_settings
+from ivideogpt.data.formats.registry import NamedEpisodes, find_episodes
+from ivideogpt.data.inspect.command import DatasetReport, InspectArgs, as_text, inspect_dataset
+from ivideogpt.data.tokens.token_store import TokenStore
+from ivideogpt.devices import choose_device
+from ivideogpt.errors import UserError
+from ivideogpt.files import read_json, write_json
+from ivideogpt.paths import PROJECT
+from ivideogpt.pretrained import load_tokenizer, model_folder
+
+SETTINGS, DONE = "train_robot.json", "stages.json"
+LOOKED_AT = 20  # episodes, before the others are converted
+CLIP, SHORTEST_CLIP = 16, 6  # frames
+TOKENIZER_CLIP, HORIZON = 6, 16  # frames of a tokenizer's clip, and those that it is drawn from
+FAMILIAR = 20.0  # dB: a tokenizer that reconstructs new pictures worse than this has not seen any like them
+FAR = 4  # times the steps for such a tokenizer
+
+RUN_RECIPE = (
+    *("--checkpointing_steps", 250, "--keep_last_n", 2, "--validation_steps", 1000, "--max_eval_iters", 10),
+    *("--skip_first_val", "--log_steps", 20, "--report_to", "none", "--resume_from_checkpoint", "latest"),
+)
+TOKENIZER_RECIPE = (
+    *("--vae_loss", "l2", "--recon_weight", 20, "--motion_weight", 3, "--gradient_weight", 0.5, "--no_aug"),
+    *("--codebook_decay", 0.99, "--restart_dead_codes", 100, "--lr_scheduler", "cosine", "--log_image_steps", 1000),
+)
+TRANSFORMER_RECIPE = (
+    *("--weight_decay", 0.01, "--embed_no_wd", "--max_grad_norm", 1.0, "--stale_tokens", 0.9),
+    *("--lr_scheduler_type", "cosine"),
+)
+
+
+def train(args: RobotArgs) -> None:
+    """Go through all stages that are not done yet.
+
+    Raises:
+        UserError: a stage's command failed, or the episodes would spoil a model.
+    """
+    device = choose_device("auto")
+    preset = args.preset or ("gpu" if device.type == "cuda" else "cpu")
+    if PRESETS[preset].on_gpu and device.type != "cuda":
+        raise UserError("--preset gpu: no GPU is available here; choose try or cpu")
+    training = RobotTraining(args, preset)
+    times = estimate(training.start, training.preset, args.segment_length or CLIP, TOKENIZER_CLIP, device)
+    parts = ", ".join(f"{name} {hours(seconds)}" for name, seconds in times.items())
+    print(f"{args.robot} with preset {preset}, to {args.folder}")
+    print(f"about {hours(sum(times.values()))} without conversion: {parts}")
+    if not args.dry_run:
+        training.run()
+
+
+class RobotTraining:
+    """A robot's folder, and the stages that fill it. What a stage returns, later ones read from ``done``."""
+
+    def __init__(self, args: RobotArgs, preset: str) -> None:
+        self.args, self.folder, self.preset_name, self.preset = args, args.folder, preset, PRESETS[preset]
+        self.start = model_folder(args.pretrained_model_name_or_path)
+        if not (self.start / "transformer").is_dir():
+            raise UserError(f"--pretrained_model_name_or_path {self.start}: has no transformer/; name a world model")
+        tokenizer = load_tokenizer(self.start)
+        self.resolution, self.context_length = tokenizer.config.resolution, tokenizer.context_length
+        self.data, self.model = self.folder / "data", self.folder / "model"
+        self.convert_command = converter(args, self.data, self.resolution)
+        self.done: dict[str, Any] = {}
+
+    @property
+    def stages(self) -> dict[str, Callable[[], Mapping[str, Any]]]:
+        early = (self.look, self.convert, self.train_tokenizer, self.tokenize)
+        return {stage.__name__: stage for stage in (*early, self.train_transformer, self.export, self.report)}
+
+    def run(self) -> None:
+        keep_settings(self.folder, {**self.args.noted(), "preset": self.preset_name}, SETTINGS)
+        file = self.folder / DONE
+        if file.exists():
+            self.done = read_json(file, "delete it to go through all stages again")
+        for number, (name, stage) in enumerate(self.stages.items(), 1):
+            title = f"{number}/{len(self.stages)} {name.replace('_', ' ')}"
+            print(f"== {title}{': done before' if name in self.done else ''}", flush=True)
+            if name not in self.done:
+                self.done[name] = stage()
+                write_json(file, self.done)
+        page = write_page(self.folder, self.args.robot, self.done["train_tokenizer"])
+        print(f"model: {self.model}\npictures and scores: {page}")
+
+    # ---- the stages
+
+    def look(self) -> Mapping[str, Any]:
+        """Convert some episodes and look at them, before hours are spent on all."""
+        number = min(self.preset.most_episodes or LOOKED_AT, LOOKED_AT)
+        run_command(*self.convert_command, *flags(max_num_episodes=number))
+        looking = InspectArgs(path=str(self.data), max_episodes=LOOKED_AT)
+        reports = [inspect_dataset(dataset, looking) for dataset in self.datasets()]
+        print(*map(as_text, reports), sep="\n\n")
+        run_command("-m", "ivideogpt.data", "preview", self.data, *flags(output_path=self.folder / "preview"))
+        faults = spoiling(reports)
+        if faults and not self.args.anyway:
+            raise UserError(
+                f"training cannot make up for this: {'; '.join(faults)}. Correct the recordings and remove "
+                f"{self.folder}, or train with --anyway"
+            )
+        return {"faults": faults}
+
+    def convert(self) -> Mapping[str, Any]:
+        run_command(*self.convert_command, *flags(max_num_episodes=self.preset.most_episodes))
+        episodes = [data.episodes.open(number) for data in self.datasets() for number in range(len(data.episodes))]
+        if len(episodes) < 2:
+            raise UserError("1 episode, expected at least two: the first is kept to test on")
+        shortest = min(episodes, key=lambda episode: episode.num_frames)
+        usable = -(-shortest.num_frames // self.args.frame_step)
+        frames = self.args.segment_length or max(min(CLIP, usable), SHORTEST_CLIP)
+        if not self.context_length < frames <= usable:
+            raise UserError(
+                f"{shortest.path} has {usable} frames at --frame_step {self.args.frame_step}, expected a clip of "
+                f"{frames}, {self.context_length} of them context: remove such episodes, or change --segment_length"
+            )
+        num_frames = sum(episode.num_frames for episode in episodes)
+        print(f"{len(episodes)} episodes, {num_frames} frames, clips of {frames}")
+        return {"segment_length": frames, "num_frames": num_frames, "action_dim": shortest.action_dim}
+
+    def train_tokenizer(self) -> Mapping[str, Any]:
+        """Train the given tokenizer on the new pictures; keep it as it is if that does not make it better on them."""
+        before = self.reconstruction(self.start, "before")
+        steps = self.preset.tokenizer_steps
+        if before < FAMILIAR:
+            steps *= FAR
+            print(
+                f"the tokenizer reconstructs these pictures at {before:.1f} dB, less than {FAMILIAR:g}: it knows other "
+                f"ones, and is trained {FAR} times as long; a model of similar pictures would need less"
+            )
+        length = min(self.segment_length, TOKENIZER_CLIP)
+        horizon = max(length, min(self.segment_length, HORIZON))
+        self.train(
+            "train_tokenizer.py",
+            *(*self.clips, *self.clip_form(length), "--rand_select", *TOKENIZER_RECIPE),
+            *flags(pretrained_model_name_or_path=self.start, segment_horizon=horizon, exp_name="tokenizer"),
+            *flags(train_batch_size=self.preset.tokenizer_batch, max_train_steps=steps, disc_start=steps + 1),
+            *flags(lr_warmup_steps=steps // 20, perc_weight=self.args.perceptual_weight),
+        )
+        trained = self.newest("tokenizer", "unwrapped_model") / "unwrapped_model"
+        after = self.reconstruction(trained, "after")
+        print(f"test frames are reconstructed at {before:.2f} dB before, {after:.2f} dB after training")
+        if after <= before:
+            print("the tokenizer stays as it was: training has not made it better on them")
+        return {"path": str(trained if after > before else self.start), "before": before, "after": after}
+
+    def tokenize(self) -> Mapping[str, Any]:
+        stride = max(round(self.done["convert"]["num_frames"] * self.preset.passes / self.preset.most_clips), 1)
+        for split, more in (("train", flags(num_passes=self.preset.passes, stride=stride)), ("test", ())):
+            named = flags(segment_length=self.segment_length, split=split, output=self.folder / "tokens" / split)
+            model = flags(pretrained_model_name_or_path=self.tokenizer)
+            run_command("-m", "ivideogpt.data", "tokenize", *model, *self.clips, *named, *more)
+        return {"stride": stride}
+
+    def train_transformer(self) -> Mapping[str, Any]:
+        steps, stores = self.preset.transformer_steps, self.folder / "tokens"
+        self.train(
+            "train_gpt.py",
+            *(*self.clip_form(self.segment_length), *self.heads(), *TRANSFORMER_RECIPE),
+            *flags(pretrained_model_name_or_path=self.tokenizer, exp_name="transformer"),
+            *("--load_internal_llm", *flags(pretrained_transformer_path=self.start / "transformer")),
+            *flags(token_store=stores / "train", eval_token_store=stores / "test", max_train_steps=steps),
+            *flags(per_device_train_batch_size=self.preset.transformer_batch, num_warmup_steps=steps // 20),
+        )
+        return {}
+
+    def export(self) -> Mapping[str, Any]:
+        run = self.newest("transformer", "model.safetensors")
+        named = flags(tokenizer=self.tokenizer, transformer=run, output=self.model, top_k=1)
+        run_command("-m", "ivideogpt.training.export", *named)
+        return {}
+
+    def report(self) -> Mapping[str, Any]:
+        self.evaluate("report", self.model, dataset_path=self.data)
+        return {}
+
+    # ---- what the stages share
+
+    @property
+    def segment_length(self) -> int:
+        return int(self.done["convert"]["segment_length"])
+
+    @property
+    def tokenizer(self) -> str:
+        return str(self.done["train_tokenizer"]["path"])
+
+    @property
+    def clips(self) -> Words:
+        """Return the flags of all episodes' clips, whose frames are ``--frame_step`` apart."""
+        names = [path.name for path in self.data.iterdir() if path.is_dir()]
+        step = self.args.frame_step * (1 if all(map(is_known, names)) else REFERENCE_STEP)
+        return flags(dataset_path=self.data, oxe_data_mixes_type="folder:*", video_stepsize=step)
+
+    def clip_form(self, segment_length: int) -> Words:
+        return flags(resolution=self.resolution, context_length=self.context_length, segment_length=segment_length)
+
+    def datasets(self) -> list[NamedEpisodes]:
+        return find_episodes(str(self.data))
+
+    def heads(self) -> Words:
+        """Return the flags of actions, rewards and successes, as far as all episodes have them."""
+        dim = self.done["convert"]["action_dim"]
+        if dim is None:
+            print("the episodes have no actions: the model will predict what happens next, and cannot be steered")
+            return ()
+        meta = TokenStore(self.folder / "tokens" / "train").meta
+        rewards = ("--reward_prediction", "--symlog", *flags(reward_weight=0.05)) if meta.has_rewards else ()
+        successes = ("--success_prediction", *flags(success_weight=0.1)) if meta.has_successes else ()
+        return ("--action_conditioned", *flags(action_dim=dim), *rewards, *successes)
+
+    def train(self, script: str, *words: object) -> None:
+        launcher = ("-m", "accelerate.commands.launch") if self.preset.on_gpu else ()
+        named = flags(output_dir=self.folder / "runs", seed=self.args.seed, learning_rate=self.preset.learning_rate)
+        run_command(*launcher, script, *words, *named, *flags(mixed_precision=self.preset.mixed_precision), *RUN_RECIPE)
+
+    def newest(self, name: str, has: str) -> Path:
+        """Return the newest run of a name that has this part of a finished one."""
+        found = sorted((self.folder / "runs").glob(f"*-{name}/{has}"))
+        if not found:
+            raise UserError(f"{self.folder / 'runs'}: no finished run of the {name}; run the same command again")
+        return found[-1].parent
+
+    def reconstruction(self, tokenizer: object, when: str) -> float:
+        """Measure a tokenizer by the PSNR, in dB, of test frames, half of it that of context frames."""
+        report = self.evaluate(
+            f"tokenizer-{when}", tokenizer, "tokenizer", *self.clips, segment_length=self.segment_length
+        )
+        return sum(report["scores"]["all datasets"][part]["psnr"]["mean"] for part in ("context", "future")) / 2
+
+    def evaluate(self, output: str, model: object, *words: object, **named: object) -> Mapping[str, Any]:
+        folder = self.folder / output
+        named |= {"pretrained_model_name_or_path": model, "num_clips": self.preset.report_clips, "output_path": folder}
+        run_command("-m", "ivideogpt.evaluation", *words, *flags(**named))
+        return read_json(folder / "report.json")
+
+
+def spoiling(reports: Sequence[DatasetReport]) -> list[str]:
+    dims = {len(report.actions) for report in reports}
+    several = [f"data sets with {' and '.join(map(str, sorted(dims)))} action dimensions"] if len(dims) > 1 else []
+    return several + [fault for report in reports for fault in (*report.spoiling, *report.unreadable)]
+
+
+# ---- other commands
+
+
+def run_command(*argv: object) -> None:
+    """Run ``python <argv>`` as a user would, with signals passed on; scripts are those of the project.
+
+    Raises:
+        UserError: it failed, after it has said why.
+    """
+    words = [str(word) for word in argv]
+    print(f"$ python {shlex.join(words)}", flush=True)
+    status = call([sys.executable, *(str(PROJECT / word) if word.endswith(".py") else word for word in words)])
+    if status:
+        stopped = "was stopped" if status < 0 or status > 128 else f"failed with exit code {status}"
+        raise UserError(f"the command above {stopped}; the same train_robot.py goes on from there")
+
+
+def call(command: Sequence[str]) -> int:
+    """Run a command in a process group of its own, so that each signal reaches it once: by us."""
+    child = subprocess.Popen(command, process_group=0)
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            stack.callback(signal.signal, number, signal.signal(number, forward))
+        return child.wait()

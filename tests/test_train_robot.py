@@ -1,0 +1,186 @@
+"""One command from recordings to a model: stages, what it refuses, how it goes on."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ivideogpt.commands import robot_training, train_robot
+from ivideogpt.commands.robot_input import converter
+from ivideogpt.commands.train_robot import Preset, RobotArgs
+from ivideogpt.errors import UserError
+from ivideogpt.flags import parse
+from ivideogpt.world_model import WorldModel
+from tests.commands import run_python
+from tests.data.formats.lerobot_folder import write_folder
+from tests.data.synthetic import record_video, write_squares
+from tests.datasets.scripts import load_script
+from tests.documented import check
+from tests.real_data import real_data
+
+TINY = Preset(20, 2, 1, 8, 1, 2, 1, 1e-4, 1, "no")
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Commands that were run, in processes forked from one that has imported torch; ``failing`` ones fail."""
+    ran, failing = [], []
+
+    def call(command):
+        words = [Path(word).name if word.endswith(".py") else word for word in command[1:]]
+        ran.append(words[0] if words[0] != "-m" else " ".join(words[1:3]))
+        if failing and failing[0] in words:
+            return 143
+        done = run_python(*command[1:])
+        print(done.stdout, done.stderr)
+        return done.returncode
+
+    monkeypatch.setattr(robot_training, "call", call)
+    monkeypatch.setitem(train_robot.PRESETS, "try", TINY)
+    return ran, failing
+
+
+def train(tmp_path, model, *flags):
+    start = ("--pretrained_model_name_or_path", model, "--output_path", tmp_path / "robot", "--preset", "try")
+    train_robot.main([str(word) for word in (*start, *flags)])
+
+
+def test_from_videos_to_a_model(commands, tiny_world_model, tmp_path, capsys):
+    """Stopped in the last training, it goes on there; finished, it does nothing again."""
+    ran, failing = commands
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for number in (1, 2, 3):
+        record_video(recordings, f"pick-{number}", number)
+    flags = ("--recordings", recordings, "--fps", 5, "--skipped_actions", "sum", "--segment_length", 5)
+    failing.append("train_gpt.py")
+    with pytest.raises(UserError, match=r"was stopped; the same train_robot\.py goes on"):
+        train(tmp_path, tiny_world_model, *flags)
+    assert ran == [
+        *("videos_to_npz.py", "ivideogpt.data preview", "videos_to_npz.py", "ivideogpt.evaluation tokenizer"),
+        *("train_tokenizer.py", "ivideogpt.evaluation tokenizer", "ivideogpt.data tokenize", "ivideogpt.data tokenize"),
+        "train_gpt.py",
+    ]
+    failing.clear()
+    ran.clear()
+    train(tmp_path, tiny_world_model, *flags)
+    assert ran[:2] == ["train_gpt.py", "ivideogpt.training.export --tokenizer"]
+    model = WorldModel.from_pretrained(tmp_path / "robot" / "model")
+    assert (model.action_dim, model.metadata.segment_length) == (4, 5)
+    page = (tmp_path / "robot" / "index.html").read_text()
+    pictures = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert len(pictures) > 8
+    assert not [name for name in pictures if not (tmp_path / "robot" / name).is_file()]
+    assert "than copying the last frame" in page
+    ran.clear()
+    train(tmp_path, tiny_world_model, *flags)
+    assert not ran
+    with pytest.raises(UserError, match=r"fps was 5\.0, is 4\.0"):
+        train(tmp_path, tiny_world_model, *flags, "--fps", 4)
+    printed = re.findall(r"^\$ (.+)", capsys.readouterr().out, re.MULTILINE)
+    assert len(printed) == 12
+    for command in printed:
+        check(shlex.split(command))
+
+
+def test_misaligned_actions_stop_it(commands, tiny_world_model, tmp_path):
+    """A model of them looks fine, and cannot be steered: hours would be lost."""
+    ran, _ = commands
+    recorded = write_squares(tmp_path / "squares", late=1)
+    flags = ("--dataset", recorded, "--segment_length", 5)
+    with pytest.raises(UserError, match=r"cannot make up for this: action\[i\+1\] goes with the motion.*--anyway"):
+        train(tmp_path, tiny_world_model, *flags)
+    assert ran == ["repack.py", "ivideogpt.data preview"]
+    commands[1].append("train_tokenizer.py")
+    with pytest.raises(UserError, match="was stopped"):
+        train(tmp_path, tiny_world_model, *flags, "--anyway")
+    assert ran[-1] == "train_tokenizer.py"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "give one of --recordings"),
+        (["--recordings", "a", "--camera", "front"], "--camera does nothing for videos: it goes with --dataset"),
+        (["--dataset", "a", "--fps", "5"], "--fps does nothing for data sets: it goes with --recordings"),
+        (["--dataset", "nowhere", "--dry_run"], "--dataset nowhere: no such folder; expected lerobot:"),
+        (["--dataset", "nowhere", "--preset", "gpu"], "no GPU is available"),
+    ],
+)
+def test_what_is_refused(flags, message, tmp_path, monkeypatch):
+    """Before anything is converted or written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(UserError, match=re.escape(message)):
+        train_robot.main(flags)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_estimate_costs_nothing_but_time(commands, tiny_world_model, tmp_path, capsys):
+    recorded = write_squares(tmp_path / "squares", number=2)
+    train(tmp_path, tiny_world_model, "--dataset", recorded, "--segment_length", 5, "--dry_run")
+    assert re.search(r"about \d+ min without conversion: tokenizer \d+ min, transformer", capsys.readouterr().out)
+    assert not commands[0]
+    assert not (tmp_path / "robot").exists()
+
+
+def words(tmp_path, *flags):
+    args = parse(RobotArgs, [*map(str, flags), "--output_path", str(tmp_path / "out")])
+    script, *rest = map(str, converter(args, args.folder / "data", 64))
+    return script, rest
+
+
+def test_every_form_of_recordings_has_its_converter(tmp_path):
+    """The converters' own parsers read the flags that they are given."""
+    lerobot = write_folder(tmp_path / "so100")
+    rlds = tmp_path / "bridge" / "1.0.0"
+    rlds.mkdir(parents=True)
+    (rlds / "features.json").write_text("{}")
+    npz = write_squares(tmp_path / "squares", number=1)
+    for source, script, kind in (
+        (("--dataset", f"lerobot:{lerobot}", "--camera", "front"), "lerobot_to_npz", "LeRobotArgs"),
+        (("--dataset", lerobot, "--action_key", "action"), "lerobot_to_npz", "LeRobotArgs"),
+        (("--dataset", rlds.parent, "--camera", "image_0"), "oxe_data_converter", "OxeArgs"),
+        (("--dataset", rlds), "oxe_data_converter", "OxeArgs"),
+        (("--dataset", npz), "repack", "RepackArgs"),
+        (("--recordings", npz, "--fps", 5), "videos_to_npz", "VideosArgs"),
+    ):
+        found, rest = words(tmp_path, *source)
+        assert found == f"datasets/{script}.py"
+        parse(getattr(load_script(script), kind), rest)
+
+
+@pytest.mark.parametrize("name", ["rlds/bridge_dataset", "lerobot_v21_g1"])
+def test_real_recordings_are_recognised(name, tmp_path):
+    script, _ = words(tmp_path, "--dataset", real_data(name))
+    assert script == {"rlds": "datasets/oxe_data_converter.py"}.get(name[:4], "datasets/lerobot_to_npz.py")
+
+
+COUNTING = """
+import signal, sys, time
+came = []
+signal.signal(signal.SIGINT, lambda *_: came.append(1))
+print("ready", flush=True)
+while not came:
+    time.sleep(0.01)
+time.sleep(0.3)
+sys.exit(len(came))
+"""
+
+
+def test_a_signal_reaches_the_command_once():
+    """A second one would end a training at once, without a checkpoint. A terminal sends Ctrl-C to the whole group."""
+    code = "import sys; from ivideogpt.commands.robot_training import call; sys.exit(call(sys.argv[1:]))"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, sys.executable, "-c", COUNTING], stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    assert parent.stdout.readline() == "ready\n"
+    time.sleep(0.1)
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.wait(60) == 1
