@@ -1,4 +1,4 @@
-"""How long a robot's training will take on this machine, measured by single steps on random pictures.
+"""Estimate how long a robot's training will take on this machine, by single steps on random pictures.
 
 Dimension keys: B clips, T frames, S size of a frame.
 """
