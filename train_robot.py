@@ -1,4 +1,4 @@
-"""From recordings of a robot to its world model: ``python train_robot.py --recordings recordings --name my_robot``."""
+"""Train a world model from recordings of a robot: ``python train_robot.py --recordings recordings --name my_robot``."""
 
 from __future__ import annotations
 

@@ -61,7 +61,8 @@ IMPORTED_WHERE_USED = {
 
 # The language is checked in these files and folders.
 PLAIN_ENGLISH = [
-    "benchmarks", "datasets", "examples", "inference", "ivideogpt", "mbrl", "train_gpt.py", "train_robot.py", "train_tokenizer.py",
+    "benchmarks", "datasets", "examples", "inference", "ivideogpt", "mbrl",
+    "train_gpt.py", "train_robot.py", "train_tokenizer.py",
 ]  # fmt: skip
 CRYPTIC_NAMES = re.compile(r"_?(of(_\w+)?|its|those|aside|anew)")
 CRYPTIC_OPENING = re.compile(

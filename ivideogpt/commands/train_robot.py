@@ -46,7 +46,7 @@ PRESETS = {
 
 @dataclass(frozen=True, kw_only=True)
 class RobotArgs:
-    """From a robot's recordings to a world model: look, convert, tokenizer, tokens, transformer, export, report."""
+    """Train a world model from recordings of a robot: look, convert, tokenizer, tokens, transformer, export, report."""
 
     recordings: str | None = option(None, "folder of videos, each with a csv or npy table of actions beside it")
     dataset: str | None = option(

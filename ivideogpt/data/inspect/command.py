@@ -143,7 +143,7 @@ class DatasetReport:
     alignment: Alignment | None
     suspicious: tuple[str, ...]
     unreadable: tuple[str, ...]
-    spoiling: tuple[str, ...] = ()  # those of the suspicious that no training makes up for
+    spoiling: tuple[str, ...] = ()  # lines of suspicious that no training can make up for
     action_names: tuple[str, ...] | None = None
 
 
