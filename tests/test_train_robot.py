@@ -24,7 +24,7 @@ from tests.datasets.scripts import load_script
 from tests.documented import check
 from tests.real_data import real_data
 
-TINY = Preset(20, 2, 1, 8, 1, 2, 1, 1e-4, 1, "no")
+TINY = Preset(20, 2, 1, 8, 1, 2, 2, 1e-4, 1, "no")
 
 
 @pytest.fixture

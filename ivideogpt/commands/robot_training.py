@@ -27,7 +27,8 @@ from ivideogpt.data.tokens.token_store import TokenStore
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.files import read_json, write_json
-from ivideogpt.paths import PROJECT
+from ivideogpt.metrics.lpips import missing_weights
+from ivideogpt.paths import LPIPS_FOLDER, PROJECT, here_or_in_project
 from ivideogpt.pretrained import load_tokenizer, model_folder
 
 SETTINGS, DONE = "train_robot.json", "stages.json"
@@ -155,7 +156,9 @@ class RobotTraining:
             *(*self.clips, *self.clip_form(length), "--rand_select", *TOKENIZER_RECIPE),
             *flags(pretrained_model_name_or_path=self.start, segment_horizon=horizon, exp_name="tokenizer"),
             *flags(train_batch_size=self.preset.tokenizer_batch, max_train_steps=steps, disc_start=steps + 1),
-            *flags(lr_warmup_steps=steps // 20, perc_weight=self.args.perceptual_weight),
+            *flags(
+                lr_warmup_steps=steps // 20, perc_weight=0 if missing_weights(here_or_in_project(LPIPS_FOLDER)) else 1
+            ),
         )
         trained = self.newest("tokenizer", "unwrapped_model") / "unwrapped_model"
         after = self.reconstruction(trained, "after")
@@ -173,14 +176,15 @@ class RobotTraining:
         return {"stride": stride}
 
     def train_transformer(self) -> Mapping[str, Any]:
-        steps, stores = self.preset.transformer_steps, self.folder / "tokens"
+        steps, batch, stores = self.preset.transformer_steps, self.preset.transformer_batch, self.folder / "tokens"
         self.train(
             "train_gpt.py",
             *(*self.clip_form(self.segment_length), *self.heads(), *TRANSFORMER_RECIPE),
             *flags(pretrained_model_name_or_path=self.tokenizer, exp_name="transformer"),
             *("--load_internal_llm", *flags(pretrained_transformer_path=self.start / "transformer")),
             *flags(token_store=stores / "train", eval_token_store=stores / "test", max_train_steps=steps),
-            *flags(per_device_train_batch_size=self.preset.transformer_batch, num_warmup_steps=steps // 20),
+            *flags(per_device_train_batch_size=batch, num_warmup_steps=steps // 20),
+            *flags(per_device_eval_batch_size=min(batch, len(TokenStore(stores / "test")))),
         )
         return {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_folder_can_be_written, file_stem
 from ivideogpt.flags import option, parse
-from ivideogpt.paths import BUNDLED_MODEL, LPIPS_FOLDER, here_or_in_project
+from ivideogpt.paths import BUNDLED_MODEL
 
 OUTPUTS = "robots"
 FOR_VIDEOS = ("fps", "skipped_actions", "action_columns", "action_offset")
@@ -98,15 +99,13 @@ class RobotArgs:
 
     @property
     def robot(self) -> str:
-        return self.name or Path(self.source.partition(":")[2] or self.source).resolve().name.partition("@")[0]
+        path = Path(self.source.partition(":")[2] or self.source).resolve()
+        named = path.parent if re.fullmatch(r"\d+\.\d+\.\d+", path.name) else path  # a version of RLDS
+        return self.name or named.name.partition("@")[0]
 
     @property
     def folder(self) -> Path:
         return Path(self.output_path or Path(OUTPUTS, file_stem(self.robot)))
-
-    @property
-    def perceptual_weight(self) -> float:
-        return float((here_or_in_project(LPIPS_FOLDER) / "vgg.pth").is_file())
 
     def noted(self) -> dict[str, Any]:
         """Return what may not change when the command goes on."""
