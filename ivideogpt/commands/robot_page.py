@@ -10,7 +10,10 @@ from typing import Any
 from ivideogpt.files import read_json, write_text
 
 PAGE = "index.html"
-STYLE = "body{font:16px/1.5 sans-serif;max-width:1100px;margin:2em auto}img{max-width:100%;display:block;margin:1em 0}"
+STYLE = (
+    "body{font:16px/1.5 sans-serif;max-width:1100px;margin:2em auto}img{max-width:100%;display:block;margin:1em 0}"
+    "img[src$=gif]{display:inline-block;width:32%;margin-right:1%;image-rendering:pixelated}"
+)
 
 
 def write_page(folder: Path, robot: str, tokenizer: Mapping[str, Any]) -> Path:

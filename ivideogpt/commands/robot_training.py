@@ -19,7 +19,7 @@ from ivideogpt.commands.robot_estimate import estimate, hours
 from ivideogpt.commands.robot_input import Words, converter, flags
 from ivideogpt.commands.robot_page import write_page
 from ivideogpt.commands.train_robot import PRESETS, RobotArgs
-from ivideogpt.data.catalog import REFERENCE_STEP, is_known
+from ivideogpt.data.catalog import REFERENCE_STEP, TEST_EVERY, is_known
 from ivideogpt.data.convert.conversion import keep_settings
 from ivideogpt.data.formats.registry import NamedEpisodes, find_episodes
 from ivideogpt.data.inspect.command import DatasetReport, InspectArgs, as_text, inspect_dataset
@@ -124,7 +124,8 @@ class RobotTraining:
 
     def convert(self) -> Mapping[str, Any]:
         run_command(*self.convert_command, *flags(max_num_episodes=self.preset.most_episodes))
-        episodes = [data.episodes.open(number) for data in self.datasets() for number in range(len(data.episodes))]
+        opened = [[data.episodes.open(number) for number in range(len(data.episodes))] for data in self.datasets()]
+        episodes = [episode for each in opened for episode in each]
         if len(episodes) < 2:
             raise UserError("1 episode, expected at least two: the first is kept to test on")
         shortest = min(episodes, key=lambda episode: episode.num_frames)
@@ -136,8 +137,11 @@ class RobotTraining:
                 f"{frames}, {self.context_length} of them context: remove such episodes, or change --segment_length"
             )
         num_frames = sum(episode.num_frames for episode in episodes)
-        print(f"{len(episodes)} episodes, {num_frames} frames, clips of {frames}")
-        return {"segment_length": frames, "num_frames": num_frames, "action_dim": shortest.action_dim}
+        tested = [episode.num_frames for each in opened for episode in each[::TEST_EVERY]]
+        clips = sum(length // (frames * self.args.frame_step) or 1 for length in tested)
+        print(f"{len(episodes)} episodes, {num_frames} frames, clips of {frames}, {clips} of them to test on")
+        facts = {"segment_length": frames, "num_frames": num_frames, "action_dim": shortest.action_dim}
+        return facts | {"report_clips": min(clips, self.preset.report_clips)}
 
     def train_tokenizer(self) -> Mapping[str, Any]:
         """Train the given tokenizer on the new pictures; keep it as it is if that does not make it better on them."""
@@ -253,7 +257,11 @@ class RobotTraining:
 
     def evaluate(self, output: str, model: object, *words: object, **named: object) -> Mapping[str, Any]:
         folder = self.folder / output
-        named |= {"pretrained_model_name_or_path": model, "num_clips": self.preset.report_clips, "output_path": folder}
+        named |= {
+            "pretrained_model_name_or_path": model,
+            "num_clips": self.done["convert"]["report_clips"],
+            "output_path": folder,
+        }
         run_command("-m", "ivideogpt.evaluation", *words, *flags(**named))
         return read_json(folder / "report.json")
 
