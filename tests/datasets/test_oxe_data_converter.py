@@ -196,7 +196,7 @@ def test_cameras_and_actions_by_their_keys(mine, tmp_path, capsys):
     for name, camera in (("image", 1), ("top", 0)):
         np.testing.assert_array_equal(arrays[name], [frame(0, 1, step, camera) for step in range(NUM_STEPS)])
     assert arrays["action"].tolist() == [[7, 7, 7, 7, 7]] * NUM_STEPS
-    with pytest.raises(UserError, match=r"robot holds episodes made otherwise \(actions was .*, is \[\]"):
+    with pytest.raises(UserError, match=r"robot was made with other settings \(actions was .*, is \[\]"):
         convert(mine, tmp_path / "out", "robot", image_key=("wrist/rgb", "top"))
 
 

@@ -7,7 +7,6 @@ continues an interrupted conversion.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, read_json, remove_abandoned, write_json
+from ivideogpt.files import atomic_file, check_settings, remove_abandoned, write_json
 from ivideogpt.flags import REQUIRED, option
 
 BAD_EPISODES = ("error", "skip")
@@ -292,13 +291,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -
     Raises:
         UserError: its episodes were made with other settings. Continuing would mix sizes, rates or cameras unnoticed.
     """
-    now = json.loads(json.dumps(settings, default=str))  # in the form that JSON returns them
-    file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
-    before = read_json(file, advice) if file.exists() else now
-    keys = sorted(now.keys() | before.keys())
-    differing = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
-    if differing:
-        raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
+    now = check_settings(folder / note, settings, advice)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, now)
+    write_json(folder / note, now)
