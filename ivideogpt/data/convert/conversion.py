@@ -30,6 +30,7 @@ BAD_EPISODES = ("error", "skip")
 _LISTED_SKIPS = 20  # limit in the summary; each is also logged when it happens
 _BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats take four times as much
 NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
+TEXTS = "language_instruction"  # array of the text of each frame's task, called as in RLDS
 
 Arrays = Mapping[str, np.ndarray]
 
