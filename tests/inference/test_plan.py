@@ -134,6 +134,21 @@ def test_bad_flags(flags, tiny_world_model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_robot_of_several_plans(robots_model, tmp_path, capsys):
+    """Nobody had tried: plans of another length than the simulator's actions, or of no robot."""
+    flags = ["--objective", "reward", "--planner", "cem", "--episodes", "1", "--num_iterations", "1"]
+    assert run(robots_model, tmp_path / "arm", *flags, "--action_space", "arm") == 0
+    assert [row["policy"] for row in rows(tmp_path / "arm")] == ["scripted", "random", "cem"]
+    assert "- action_space: `arm`" in (tmp_path / "arm" / "report.md").read_text()
+    capsys.readouterr()
+    for chosen, message in (
+        (["--action_space", "hand"], "actions of 3 numbers"),
+        ([], "give action_space as one of arm"),
+    ):
+        assert run(robots_model, tmp_path / "other", *flags, *chosen) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_models_that_cannot_plan_here(tmp_path, capsys):
     """The first decision would fail, after the scripted episode."""
     world_model(action_dim=3).save_pretrained(tmp_path / "model")
