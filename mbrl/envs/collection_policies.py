@@ -110,7 +110,7 @@ def imported_policy(module: str, function: str) -> Callable[..., Any]:
     if not all(part.isidentifier() for part in module.split(".")):
         raise UserError(f"policy {module}:{function}: {module!r} is not the name of a module, such as my_policies")
     here = str(Path.cwd())
-    sys.path.insert(0, here)  # of scripts, Python puts their own folder there
+    sys.path.insert(0, here)  # Python puts a script's own folder there
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
