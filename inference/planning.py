@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -175,10 +175,11 @@ class PlanningController:
     def _decide(self, frames: list[Pixels]) -> None:
         started = time.perf_counter()
         context = to_frames(np.stack(frames[-self._model.metadata.context_length :]))
-        dynamics = SessionDynamics(self._model, context, seed=self._seed)
+        with_frames = self._objective.reads_frames
+        dynamics = SessionDynamics(self._model, context, seed=self._seed, with_frames=with_frames)
         self._plan = self._planner.plan(dynamics, self._objective, self._generator, self._plan, self._every)
         self.seconds.append(time.perf_counter() - started)
-        predicted = dynamics(self._plan.actions[None, : self._every]).frames
+        predicted = replace(dynamics, with_frames=True)(self._plan.actions[None, : self._every]).frames
         assert predicted is not None
         self.imagined += list(to_pixels(predicted[0]))
 
