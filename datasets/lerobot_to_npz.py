@@ -19,14 +19,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import Job, NpzDatasetArgs, StoredSize, Summary, keep_settings
+from ivideogpt.data.convert.conversion import TEXTS, Job, NpzDatasetArgs, StoredSize, Summary, keep_settings
 from ivideogpt.data.formats.lerobot import ONE_NUMBER, SERIES, TASK, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.data.formats.lerobot_paths import PREFIX, download, is_hub_id, split_at_folder
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
 FRAMES_AT_ONCE = 16  # decoded before they are resized
-TEXTS = "language_instruction"  # the array of each frame's task, called as in RLDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
     python datasets/oxe_data_converter.py --dataset_name bridge --input_path OXE --output_path data/oxe --actions
 
 reads ``OXE/bridge/0.1.0`` and writes ``data/oxe/bridge/<split>_eps_<number>.npz`` with the frames of the camera that
-models are trained on. For a dataset that is not in our table, ``--image_key`` names the camera. Episodes are numbered
+models are trained on, and the instruction of each frame, if there are some, as ``language_instruction``. For a dataset
+that is not in our table, ``--image_key`` names the camera. Episodes are numbered
 in the order of ``builder.as_dataset(split)`` unshuffled, which interleaves the shards. Episodes of a missing shard are
 skipped, and leave their numbers free; a missing split is named. Run the same command again to go on after an
 interruption.
@@ -24,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.catalog import dataset_info, is_known
-from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary, keep_settings
+from ivideogpt.data.convert.conversion import TEXTS, ConversionArgs, Job, Skipped, Summary, keep_settings
 from ivideogpt.data.convert.tfrecords import find_records
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
@@ -35,7 +36,7 @@ VERSION = re.compile(r"\d+\.\d+\.\d+")
 FAMILY = re.compile(r"(uiuc_d3field|stanford_robocook_converted_externally_to_rlds)[1-4]")  # one folder, four cameras
 CYCLE = 16  # number of shards that as_dataset interleaves
 BLOCK = 16  # number of consecutive records that it takes from one shard
-OBSERVATION, ACTION = "observation/", "action"
+STEPS, OBSERVATION, ACTION = "steps/", "observation/", "action"
 STEP_FACTS = ("is_first", "is_last", "is_terminal", "reward", "discount")  # numbers of a step that are no action
 
 
@@ -110,6 +111,7 @@ class Reading:
     folder: str
     cameras: tuple[tuple[str, str], ...]  # (array, feature)
     actions: tuple[str, ...]  # features that are joined in this order
+    text: str | None  # feature of the example, which is below its steps or not
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -121,6 +123,7 @@ class Reading:
         if self.actions:
             parts = ", ".join(f"{feature} {known[feature].shape}" for feature in self.actions)
             lines[0] += f", action from {parts}" + ", joined in this order" * (len(self.actions) > 1)
+        lines[0] += "" if self.text is None else f", {TEXTS} from {self.text.removeprefix(STEPS)}"
         others = [key for key in cameras_in(known) if OBSERVATION + key not in self.features]
         others += [] if self.actions else ["actions, which --actions or --action_key store"]
         return "\n".join(lines + [f"left out: {', '.join(others)}"] * bool(others))
@@ -146,12 +149,19 @@ def choose_features(args: OxeArgs, name: str, folder: Path) -> Reading:
     arrays = [usual, *(key.replace("/", "_") for key in keys[1:])]
     if len({*arrays, ACTION}) <= len(arrays):
         raise UserError(f"--image_key {' '.join(keys)}: the arrays {', '.join(arrays)} clash; name other cameras")
-    return Reading(str(folder), tuple(zip(arrays, [OBSERVATION + key for key in keys])), tuple(actions))
+    cameras_read = tuple(zip(arrays, [OBSERVATION + key for key in keys]))
+    return Reading(str(folder), cameras_read, tuple(actions), find_text(str(folder)))
+
+
+def step_features(folder: str) -> dict[str, Any]:
+    """Return the features of a step by their paths, such as observation/image, sorted."""
+    below = {path: each for path, each in example_features(folder).items() if path.startswith(STEPS)}
+    return {path.removeprefix(STEPS): each for path, each in below.items()}
 
 
 @lru_cache
-def step_features(folder: str) -> dict[str, Any]:
-    """Return the features of a step by their paths, such as observation/image, sorted."""
+def example_features(folder: str) -> dict[str, Any]:
+    """Return the features of an episode by their paths, such as steps/observation/image, sorted."""
     from tensorflow_datasets import features as tf
 
     def leaves(feature: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -161,10 +171,20 @@ def step_features(folder: str) -> dict[str, Any]:
         for name in sorted(feature.keys()):
             yield from leaves(feature[name], f"{path}/{name}".lstrip("/"))
 
-    steps = dict(open_builder(folder).info.features).get("steps")
+    features = dict(open_builder(folder).info.features)
+    steps = features.pop("steps", None)
     if not isinstance(steps, tf.Dataset):
         raise UserError(f"{folder}: its examples have no steps; expected episodes in RLDS, as features.json describes")
-    return dict(leaves(steps.feature, ""))
+    others = [pair for name in sorted(features) for pair in leaves(features[name], name)]
+    return dict([*leaves(steps.feature, "steps"), *others])
+
+
+def find_text(folder: str) -> str | None:
+    """Return the path of the feature that holds the instruction of each step, else of the episode; None without one."""
+    from tensorflow_datasets import features as tf
+
+    texts = [path for path, each in example_features(folder).items() if isinstance(each, tf.Text)]
+    return next((path for path in texts if path.rpartition("/")[2] in (TEXTS, f"natural_{TEXTS}")), None)
 
 
 def cameras_in(known: dict[str, Any]) -> dict[str, Any]:
@@ -287,24 +307,28 @@ def features_to_read(reading: Reading) -> Any:
     from tensorflow_datasets import features as tf
 
     wanted: dict[str, Any] = {}
-    for path in reading.features:
+    for path in (*(STEPS + path for path in reading.features), *([reading.text] if reading.text else [])):
         *above, name = path.split("/")
         inner = wanted
         for part in above:
             inner = inner.setdefault(part, {})
-        inner[name] = step_features(reading.folder)[path]
-    return tf.FeaturesDict({"steps": tf.Dataset(wanted)})
+        inner[name] = example_features(reading.folder)[path]
+    return tf.FeaturesDict(wanted | {"steps": tf.Dataset(wanted["steps"])})
 
 
 def read_episode(reading: Reading, job: Job) -> dict[str, np.ndarray]:
-    """Return the frames (N, H, W, 3) of each camera, and actions (N, D) if requested."""
+    """Return the frames (N, H, W, 3) of each camera, instructions (N,) if there are some, actions (N, D) if wanted."""
     data = job.place.read()
     try:
-        steps = list(features_to_read(reading).deserialize_example_np(data)["steps"])
+        example = features_to_read(reading).deserialize_example_np(data)
+        steps = list(example["steps"])
         arrays = {array: np.stack([value(step, path) for step in steps]) for array, path in reading.cameras}
         if reading.actions:
             parts = [[value(step, path) for path in reading.actions] for step in steps]
             arrays["action"] = np.stack([np.concatenate([flat(part) for part in step]) for step in parts])
+        if reading.text is not None:
+            texts = [value({**example, "steps": step}, reading.text) for step in steps]
+            arrays[TEXTS] = np.array([text.decode(errors="replace") for text in texts])
         return arrays
     except Exception as error:  # tensorflow_datasets raises many types for bytes that do not fit the features
         raise UserError(f"{job.source}: no episode as features.json describes it ({error})") from error

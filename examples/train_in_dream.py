@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from ivideogpt.commands.export_env import EnvFlags
-from ivideogpt.errors import UserError, cli, require
-from ivideogpt.files import atomic_path, check_folder_can_be_written, read_json, write_json
+from ivideogpt.errors import cli, require
+from ivideogpt.files import atomic_path, check_folder_can_be_written, check_settings, read_json, write_json
 from ivideogpt.flags import REQUIRED, option, parse, redefine
 from ivideogpt.paths import BUNDLED_MODEL
 from ivideogpt.runs.signals import StopSignal
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 
-AGENT, MEMORY, RESULTS = "agent.zip", "memory.pkl", "results.json"
+AGENT, MEMORY, RESULTS, SETTINGS = "agent.zip", "memory.pkl", "results.json", "settings.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +86,7 @@ def learn(args: DreamArgs, agent: SAC, results: dict[str, Any]) -> bool:
             agent.save_replay_buffer(str(partial))
     with atomic_path(folder / AGENT) as partial, partial.open("wb") as file:
         agent.save(file)
+    write_json(folder / SETTINGS, settings(args))
     write_json(folder / RESULTS, results)
     if is_complete:
         (folder / MEMORY).unlink(missing_ok=True)
@@ -95,16 +96,14 @@ def learn(args: DreamArgs, agent: SAC, results: dict[str, Any]) -> bool:
 
 
 def read_results(args: DreamArgs) -> dict[str, Any]:
-    """Return what the folder holds, or what a new one begins with; UserError if it was made with other flags."""
-    flags = {name: value for name, value in asdict(args).items() if name != "output_path"}
+    """Return what the folder holds; UserError if it was made with other flags."""
     path = Path(args.output_path) / RESULTS
-    if not path.exists():
-        return {"flags": flags}
-    results: dict[str, Any] = read_json(path, "remove it to begin anew")
-    before = results.get("flags", {})
-    if differing := [name for name, value in flags.items() if before.get(name) != value]:
-        raise UserError(f"{path} was made with another {', '.join(differing)}: name another --output_path")
-    return results
+    check_settings(path.with_name(SETTINGS), settings(args))
+    return read_json(path, "remove it to begin anew") if path.exists() else {}
+
+
+def settings(args: DreamArgs) -> dict[str, Any]:
+    return {name: value for name, value in asdict(args).items() if name != "output_path"}
 
 
 def write_results(args: DreamArgs, results: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Control Meta-World's simulator by planning in a world model, and compare with random and scripted actions.
 
-The same command goes on after an interruption: episodes that have a row in plan.json are skipped.
+The same command goes on after an interruption: episodes that have a row in episodes.jsonl are skipped.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PlanArgs:
     action_repeat: int = option(2, "simulator steps per agent step, as in the model's data", minimum=1)
     camera: str = option("corner", "camera of the frames, as in the model's data", choices=CAMERAS)
     seed: int = option(0, "random seed of episodes, planning and sampling", minimum=0)
-    output_path: str = option("outputs/planning", "folder of plan.json, report.md and GIFs")
+    output_path: str = option("outputs/planning", "folder of episodes.jsonl, report.md and GIFs")
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)

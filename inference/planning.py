@@ -5,11 +5,10 @@ Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.evaluation.report import MARKDOWN_FILE, markdown_table
-from ivideogpt.files import file_stem, read_json, write_json, write_text
+from ivideogpt.files import ROWS_FILE, KeptRows, file_stem, write_text
 from ivideogpt.planning import (
     PLANNERS,
     LatentError,
@@ -44,7 +43,6 @@ from mbrl.envs.played_episode import Act, PlayedEpisode, check_actions, play_epi
 if TYPE_CHECKING:
     from inference.plan import PlanArgs
 
-ROWS_FILE = "plan.json"
 BASELINES = ("scripted", "random")
 # Flags that may differ between the rows of one file.
 FREE_FLAGS = ("pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device")
@@ -52,7 +50,7 @@ FREE_FLAGS = ("pretrained_model_name_or_path", "task", "planner", "episodes", "o
 
 def run(args: PlanArgs) -> None:
     model = load_model(args)
-    rows = EpisodeRows(Path(args.output_path), shared_settings(args, model))
+    rows = KeptRows(Path(args.output_path), PlanRow, shared_settings(args, model))
     for task in map(canonical_task, args.task):
         settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
         with closing(settings.make()) as agent_env:
@@ -77,50 +75,33 @@ def load_model(args: PlanArgs) -> WorldModel:
 
 
 def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
-    """Return what all rows of a file share, in the form that JSON returns it."""
+    """Return what all rows of a folder share."""
     asked = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
     name = Path(args.pretrained_model_name_or_path).name
-    return json.loads(json.dumps({"model": name, **asked, **model_facts(model)}))
+    return {"model": name, **asked, **model_facts(model)}
 
 
-class EpisodeRows:
-    """Rows of plan.json, one an episode: the state of the command."""
+@dataclass(frozen=True)
+class PlanRow:
+    """An episode of the simulator. Distances to the goal image are roots of mean squared errors of pixels in [0, 1]."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.folder, self.settings = folder, settings
-        self.rows: list[dict[str, Any]] = []
-        self._path = folder / ROWS_FILE
-        if self._path.exists():
-            self._read()
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def missing(self, task: str, episode: int, policies: Sequence[str]) -> list[str]:
-        """Return the policies that have no row yet."""
-        done = {(row["task"], row["episode"], row["policy"]) for row in self.rows}
-        return [policy for policy in policies if (task, episode, policy) not in done]
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-        write_json(self._path, {"settings": self.settings, "rows": self.rows})
-
-    def _read(self) -> None:
-        advice = "remove it to begin anew, or name another --output_path"
-        saved = read_json(self._path, advice)
-        before, now = saved.get("settings", {}), self.settings
-        if differing := [name for name in now if before.get(name) != now[name]]:
-            raise UserError(f"{self._path} holds episodes with other settings ({', '.join(differing)}): {advice}")
-        keys = {"task", "episode", "policy", *(key for key, _ in COLUMNS.values())}
-        rows = saved.get("rows")
-        if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= keys for row in rows):
-            raise UserError(f"{self._path} holds no rows of episodes, or damaged ones; {advice}")
-        self.rows = rows
+    task: str
+    episode: int
+    policy: str
+    success: bool
+    total_reward: float
+    start_distance: float
+    least_distance: float
+    goal_distance: float
+    seconds_per_decision: float | None
 
 
 def play_missing(
-    args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: EpisodeRows
+    args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: KeptRows[PlanRow]
 ) -> None:
     """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
-    missing = rows.missing(task, number, (*BASELINES, args.planner))
+    played = {row.policy for row in rows.rows if (row.task, row.episode) == (task, number)}
+    missing = [policy for policy in (*BASELINES, args.planner) if policy not in played]
     if not missing:
         return
     seed = episode_seed(args.seed, "plan", number)
@@ -134,24 +115,23 @@ def play_missing(
             seconds = float(np.mean(controller.seconds))
             video = controller.beside(episode.observations, goal)
             write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
-        row = as_row(episode, goal, seconds)
-        rows.add({"task": task, "episode": number, "policy": policy, **row})
-        print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+        facts = episode_facts(episode, goal)
+        rows.add([PlanRow(task, number, policy, **facts, seconds_per_decision=seconds)])
+        print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
 
 
 def video_name(task: str, policy: str, number: int) -> str:
     return file_stem(f"{task}-{policy}-{number}")
 
 
-def as_row(episode: PlayedEpisode, goal: Pixels, seconds_per_decision: float | None) -> dict[str, Any]:
+def episode_facts(episode: PlayedEpisode, goal: Pixels) -> dict[str, Any]:
     distances = [distance(frame, goal) for frame in episode.observations]
     return {
         "success": bool(episode.successes.any()),
-        "return": float(sum(episode.rewards)),
+        "total_reward": float(sum(episode.rewards)),
         "start_distance": distances[0],
         "least_distance": min(distances),
         "goal_distance": distances[-1],
-        "seconds_per_decision": seconds_per_decision,
     }
 
 
@@ -195,10 +175,11 @@ class PlanningController:
     def _decide(self, frames: list[Pixels]) -> None:
         started = time.perf_counter()
         context = to_frames(np.stack(frames[-self._model.metadata.context_length :]))
-        dynamics = SessionDynamics(self._model, context, seed=self._seed)
+        with_frames = self._objective.reads_frames
+        dynamics = SessionDynamics(self._model, context, seed=self._seed, with_frames=with_frames)
         self._plan = self._planner.plan(dynamics, self._objective, self._generator, self._plan, self._every)
         self.seconds.append(time.perf_counter() - started)
-        predicted = dynamics(self._plan.actions[None, : self._every]).frames
+        predicted = replace(dynamics, with_frames=True)(self._plan.actions[None, : self._every]).frames
         assert predicted is not None
         self.imagined += list(to_pixels(predicted[0]))
 
@@ -246,7 +227,7 @@ def distance(frame: Pixels, goal: Pixels) -> float:
 
 COLUMNS = {  # heading -> key of a row, decimals
     "success rate": ("success", 2),
-    "return": ("return", 0),
+    "return": ("total_reward", 0),
     "distance to the goal at the start": ("start_distance", 3),
     "least": ("least_distance", 3),
     "at the end": ("goal_distance", 3),
@@ -258,17 +239,17 @@ the goal is the root of the mean squared difference of pixels in [0, 1]. Decisio
 this report. GIFs show what happened, what had been imagined of it, and the goal."""
 
 
-def report(rows: EpisodeRows) -> str:
+def report(rows: KeptRows[PlanRow]) -> str:
     """Return the report in Markdown."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in sorted(rows.rows, key=lambda row: (row["task"], row["policy"], row["episode"])):
-        groups.setdefault((row["task"], row["policy"]), []).append(row)
+    groups: dict[tuple[str, str], list[PlanRow]] = {}
+    for row in sorted(rows.rows, key=lambda row: (row.task, row.policy, row.episode)):
+        groups.setdefault((row.task, row.policy), []).append(row)
     table = [
         [*group, str(len(played)), *(cell(played, *column) for column in COLUMNS.values())]
         for group, played in groups.items()
     ]
-    planned = [row for row in rows.rows if row["policy"] not in BASELINES]
-    names = sorted(video_name(row["task"], row["policy"], row["episode"]) for row in planned)
+    planned = [row for row in rows.rows if row.policy not in BASELINES]
+    names = sorted(video_name(row.task, row.policy, row.episode) for row in planned)
     videos = [f"![{name}]({name}.gif)" for name in names]
     facts = [f"- {name}: `{value}`" for name, value in rows.settings.items() if name != "metadata"]
     header = ("task", "policy", "episodes", *COLUMNS)
@@ -276,6 +257,6 @@ def report(rows: EpisodeRows) -> str:
     return "\n\n".join([*parts, "## Made with", "\n".join(facts)]) + "\n"
 
 
-def cell(rows: Sequence[dict[str, Any]], key: str, decimals: int) -> str:
-    values = [row[key] for row in rows if row[key] is not None]
+def cell(rows: Sequence[PlanRow], key: str, decimals: int) -> str:
+    values = [value for row in rows if (value := getattr(row, key)) is not None]
     return f"{np.mean(values):.{decimals}f}" if values else "-"

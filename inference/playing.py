@@ -33,6 +33,11 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     fits = metadata.action_dim == ACTION_DIM and not metadata.goal_conditioned
     if asked and not fits:
         raise UserError(f"--task was given, but {path} has not the {ACTION_DIM} actions of Meta-World: leave it out")
+    if args.dataset_path is None and metadata.action_dim not in (None, ACTION_DIM):
+        raise UserError(
+            f"{path} takes actions of {metadata.action_dim} numbers, the bundled episodes have {ACTION_DIM}: give "
+            "--dataset_path"
+        )
     if args.agent:
         offer_agent(args.agent, model)
     simulated, close = [], None

@@ -52,7 +52,7 @@ class PredictArgs:
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
-    action_space: str | None = option(None, ACTION_SPACE_HELP)
+    action_space: str | None = option(None, f"{ACTION_SPACE_HELP}; default: that of --dataset_name, if it names one")
 
     def validate(self) -> None:
         if self.segment_length and self.horizon:

@@ -68,7 +68,11 @@ def load_model(args: PredictArgs) -> WorldModel:
     dtype = precision(args.dtype)
     device = choose_device(args.device)
     path = args.pretrained_model_name_or_path
-    return adapt(WorldModel.from_pretrained(path, device, dtype, args.backend, args.action_space), args)
+    model = WorldModel.from_pretrained(path, device, dtype, args.backend, args.action_space)
+    if args.action_space is None and model.metadata.action_spaces is not None:
+        named = [space.name for space in model.metadata.action_spaces.spaces if args.dataset_name in space.datasets]
+        model.action_space = named[0] if named else None
+    return adapt(model, args)
 
 
 def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:

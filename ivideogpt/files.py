@@ -1,24 +1,33 @@
-"""Write files and folders atomically; read JSON with a clear error for every defect. Knows nothing of the package."""
+"""Write files and folders atomically; read JSON with a clear error for every defect; keep rows of what is done.
+
+Knows nothing of the package.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import reprlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType, UnionType
-from typing import IO, Any, Literal, get_args, get_origin, get_type_hints
+from typing import IO, Any, Generic, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from ivideogpt.errors import UserError
 
 PARTIAL_SUFFIX = ".partial"
 ABANDONED_AFTER = 60.0  # seconds without a change: the writer may run on another machine
+ROWS_FILE, SETTINGS_FILE = "episodes.jsonl", "settings.json"
+ADVICE = "remove it to begin anew, or name another folder"
+
+Row = TypeVar("Row")
 
 
 def partial_path(path: Path) -> Path:
@@ -197,3 +206,69 @@ def _is_a(value: object, kind: Any) -> bool:
 
 def _kind(value: object) -> str:
     return {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
+
+
+def check_settings(file: Path, settings: Mapping[str, Any], advice: str = ADVICE) -> dict[str, Any]:
+    """Return settings as JSON returns them. A setting that only one of two sides has is null on the other.
+
+    Raises:
+        UserError: the file holds others, or cannot be read, which ``advice`` is for.
+    """
+    now: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    if file.exists() and (differing := _differences(read_json(file, advice), now)):
+        raise UserError(f"{file.parent} was made with other settings ({'; '.join(differing)}): name another folder")
+    return now
+
+
+def _differences(before: Any, now: Any, name: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        inside = {key: f"{name}.{key}".lstrip(".") for key in sorted(before.keys() | now.keys())}
+        return [text for key, path in inside.items() for text in _differences(before.get(key), now.get(key), path)]
+    return [] if before == now else [f"{name} was {before}, is {now}"]
+
+
+class KeptRows(Generic[Row]):
+    """Rows of a folder, one JSON object a line, and beside them the settings that they share: a command's state.
+
+    Attributes:
+        rows: those of earlier commands first. Half a line at the end, of a killed process, is none.
+    """
+
+    def __init__(self, folder: Path, kind: type[Row], settings: Mapping[str, Any], name: str = ROWS_FILE) -> None:
+        """UserError: the folder's rows were made with other settings or are damaged. ``kind`` is their dataclass."""
+        self.folder, self.path, self._kind, self._noted = folder, folder / name, kind, folder / SETTINGS_FILE
+        self.settings = check_settings(self._noted, settings)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.rows: list[Row] = []
+        if self._noted.exists() and self.path.exists():
+            self.rows = self._read()
+            write_text(self.path, "".join(f"{self._line(row)}\n" for row in self.rows))
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Write more rows, all of them or none."""
+        if not self._noted.exists():
+            write_text(self.path, "")
+            write_json(self._noted, self.settings)
+        append_line(self.path, "\n".join(map(self._line, rows)))
+        self.rows += rows
+
+    def from_json(self, line: Mapping[str, Any]) -> Row | None:
+        """Return the row of a line, or None if it does not count; ValueError, TypeError or KeyError if damaged."""
+        row = self._kind(**line)
+        check_fields(row, dict.fromkeys(line, -math.inf))
+        return row
+
+    def as_json(self, row: Row) -> dict[str, Any]:
+        return asdict(row)  # type: ignore[call-overload]
+
+    def _read(self) -> list[Row]:
+        rows = []
+        for number, line in enumerate(self.path.read_bytes().split(b"\n")[:-1], 1):
+            try:
+                rows.append(self.from_json(json.loads(line)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(f"{self.path}: line {number} is damaged ({error}); {ADVICE}") from error
+        return [row for row in rows if row is not None]
+
+    def _line(self, row: Row) -> str:
+        return json.dumps(self.as_json(row), allow_nan=False)

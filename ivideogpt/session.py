@@ -69,7 +69,7 @@ class Step:
     """One new frame of every sample.
 
     Attributes:
-        frames: (B, N, C, H, W) in [0, 1].
+        frames: (B, N, C, H, W) in [0, 1]; (B, N, 0, H, W) in a session without frames.
         reward: (B, N) of arriving there, in environment units; None without a reward head.
         success: (B, N) probability that this step succeeds; None without a success head.
         tokens: (B, N, 17) the separator in front of the frame and its ids, as drawn.
@@ -102,6 +102,7 @@ class SessionOptions:
     first_sample: int = 0
     common_noise: bool = False
     action_space: str | None = None
+    with_frames: bool = True
 
     def __post_init__(self) -> None:
         if self.num_samples < 1:
@@ -198,6 +199,10 @@ class Session:
         self._contexts = SampleContexts(features, len(context), options.num_samples)
         self._context: Tensor | None = None
         self._decoder.prefill(self.prompt, options.max_frames)
+        # a session that slides reads its own frames
+        self._decodes = options.with_frames or options.max_frames != self._decoder.frames_that_fit
+        if not self._decodes:
+            self._options = replace(options, on_full="error")
         if options.num_samples > 1:
             self._decoder.expand(options.num_samples)
         # the last t frames of every sample, (B, N, C, H, W) each; with a goal it stays the first of them
@@ -220,9 +225,11 @@ class Session:
         if self._decoder.frames_left < 1:
             self._slide()
         decoded = self._decoder.step(action_embedding)
-        frames = self._decode(decoded.tokens)
-        self._recent.append(frames.clone())  # frames are the caller's, who may write to them
-        del self._recent[1 if self._model.metadata.goal_conditioned else 0]
+        frames = self._recent[-1][:, :, :0]
+        if self._decodes:
+            frames = self._decode(decoded.tokens)
+            self._recent.append(frames.clone())  # frames are the caller's, who may write to them
+            del self._recent[1 if self._model.metadata.goal_conditioned else 0]
         reward = decoded.reward
         if reward is not None:
             reward = self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)

@@ -50,7 +50,7 @@ class Rollout:
 
     Attributes:
         context: (B, t, C, H, W) reconstructed, in [0, 1].
-        frames: (B, N, F, C, H, W) in [0, 1].
+        frames: (B, N, F, C, H, W) in [0, 1]; (B, N, F, 0, H, W) if they were not wanted.
         rewards: (B, N, F) in environment units; None without a reward head.
         successes: (B, N, F) probabilities; None without a success head.
         tokens: (B, N, L) context and future as one sequence (see :mod:`ivideogpt.layout`). If the session slid, the
@@ -217,19 +217,22 @@ class WorldModel:
         first_sample: int = 0,
         common_noise: bool = False,
         action_space: str | None = None,
+        with_frames: bool = True,
     ) -> Rollout:
         """Predict ``horizon`` frames: by default one an action, else to the end of the model's segment length.
 
         ``actions`` is (B, F, D), or (B, N, F, D) for different ones per sample; the first is taken at the last context
-        frame, so of a clip's actions it is ``layout.to_future``. Other arguments as in :meth:`start`.
+        frame, so of a clip's actions it is ``layout.to_future``. ``with_frames=False`` leaves out the frames, on which
+        most of the time is spent: rewards, successes and tokens are the same. Other arguments as in :meth:`start`.
         """
         if horizon is None:
             horizon = self.layout.future_frames if actions is None or actions.ndim < 2 else actions.shape[-2]
         if horizon < 1:
             raise UserError(f"horizon is {horizon}, must be at least 1")
         options = SessionOptions(
-            num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample, common_noise, action_space
-        )
+            num_samples, sampling, seed, on_full, horizon, clip_numbers, first_sample, common_noise, action_space,
+            with_frames,
+        )  # fmt: skip
         session = Session(self, context, options)
         check_actions(actions, session.action_dim, len(context), num_samples, (horizon,))
         session.check_room(horizon)

@@ -20,7 +20,7 @@ from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.devices import choose_device
 from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, write_report
+from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, read_rows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.files import file_stem
 from ivideogpt.precision import precision
@@ -74,8 +74,9 @@ def run(args: PolicyArgs) -> None:
     asked = {name: value for name, value in asdict(args).items() if name not in NOT_REPORTED}
     facts = {name: value for name, value in model_facts(model).items() if name.endswith("_checksum")}
     name = Path(args.pretrained_model_name_or_path).name
-    rows = PolicyRows(Path(args.output_path), {"model": name, **asked, "task": task, **facts})
-    check_names({row.policy for row in rows.rows} | {policy.name for policy in policies})
+    rows = read_rows(Path(args.output_path), {"model": name, **asked, "task": task, **facts})
+    played = {row.policy for row in rows.rows}
+    check_names(played | {policy.name for policy in policies})
     needed = max(args.frame_stack, model.tokenizer.context_length)
     settings = EnvSettings(
         task, model.metadata.resolution, args.action_repeat, args.camera, frame_stack=needed,
@@ -84,7 +85,7 @@ def run(args: PolicyArgs) -> None:
     with closing(settings.make()) as env:
         check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
         for policy in policies:
-            if policy.name not in rows:
+            if policy.name not in played:
                 play_policy(args, model, env, policy, rows)
     videos = [file_stem(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
     print(write_report(rows, videos).split("## Where")[0])

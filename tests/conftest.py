@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.errors import UserError
 from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.transformer.backends.cpu_kernels import kernels as native
@@ -76,6 +77,17 @@ def tiny_world_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a saved world model with 4-D actions: 64 px, context 2, segment 5. Not to be written to."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     networks.world_model(action_dim=4).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def robots_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a model with heads, of an arm (4-D actions) and a hand (3-D): 64 px. Not to be written to."""
+    arm = ActionSpace("arm", 4, (0.5,) * 4, (2.0,) * 4, datasets=("arm-data",))
+    spaces = ActionSpaces((arm, ActionSpace("hand", 3, datasets=("hand-data",))))
+    folder = tmp_path_factory.mktemp("models") / "robots"
+    heads = dict(reward_prediction=True, success_prediction=True)
+    networks.world_model(action_dim=spaces.length, action_spaces=spaces, **heads).save_pretrained(folder)
     return folder
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ivideogpt.errors import UserError
 from ivideogpt.files import (
     PARTIAL_SUFFIX,
+    KeptRows,
     atomic_file,
     atomic_path,
     check_folder_can_be_written,
@@ -125,3 +127,44 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     with pytest.raises(UserError, match=f"nothing can be written to {tmp_path}: "):
         check_folder_can_be_written(tmp_path / "a", "--output_path")
+
+
+@dataclass(frozen=True)
+class Measured:
+    place: str
+    value: float
+
+
+SETTINGS = {"seed": 0, "size": (2, 3), "model": {"width": 8, "name": "a"}}
+
+
+def test_rows_are_kept_with_their_settings(tmp_path):
+    """Rows of two models in one table, refused without a word of what differs; a command that keeps nothing."""
+    KeptRows(tmp_path, Measured, SETTINGS).add([Measured("a", -1.0), Measured("b", 2.0)])
+    KeptRows(tmp_path, Measured, SETTINGS).add([Measured("c", 0.5)])
+    assert [row.place for row in KeptRows(tmp_path, Measured, SETTINGS).rows] == ["a", "b", "c"]
+    other = {"seed": 0, "size": [2, 4], "model": {"width": 8, "name": "b"}, "unset": None}
+    message = (
+        r"made with other settings \(model.name was a, is b; size was \[2, 3\], is \[2, 4\]\): name another folder"
+    )
+    with pytest.raises(UserError, match=message):
+        KeptRows(tmp_path, Measured, other)
+    (tmp_path / "settings.json").unlink()
+    KeptRows(tmp_path, Measured, other).add([Measured("d", 1.0)])
+    assert [row.place for row in KeptRows(tmp_path, Measured, other).rows] == ["d"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"place": "a"', "[]", "null", '{"place": "a"}', '{"place": 3, "value": 1}', '{"place": "a", "value": NaN}'],
+)
+def test_damaged_rows_are_named(line, tmp_path):
+    """A traceback, or a mean over fewer rows than there were."""
+    KeptRows(tmp_path, Measured, SETTINGS).add([Measured("a", -1.0)])
+    with (tmp_path / "episodes.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"episodes\.jsonl: line 2 is damaged .*; remove it to begin anew"):
+        KeptRows(tmp_path, Measured, SETTINGS)
+    (tmp_path / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json is not valid JSON"):
+        KeptRows(tmp_path, Measured, SETTINGS)

@@ -5,11 +5,9 @@ Knows numbers by name; knows no policies and no environments.
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +17,9 @@ from numpy.typing import NDArray
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.bootstrap import NUM_REPLICATES, BootstrapMeans, Interval, interval_of
 from ivideogpt.evaluation.report import DPI, MARKDOWN_FILE, markdown_table
-from ivideogpt.files import atomic_file, check_fields, read_json, write_json, write_text
+from ivideogpt.files import ADVICE, KeptRows, atomic_file, write_text
 
-ROWS_FILE, FIGURE_FILE, SETTINGS_FILE = "episodes.jsonl", "policies.png", "settings.json"
-ADVICE = "remove it to begin anew, or name another folder"
+FIGURE_FILE = "policies.png"
 QUANTITIES = {"return": 1, "success": 2}  # name -> decimals
 COLUMNS = ("real_success", "imagined_success", "real_return", "imagined_return")
 
@@ -40,42 +37,21 @@ class EpisodeRow:
     imagined_success: bool  # whether any step succeeded
 
 
-class PolicyRows:
-    """``episodes.jsonl`` of a folder: the state of the evaluation. Policies that are there are not played again."""
+PolicyRows = KeptRows[EpisodeRow]
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
-        """UserError: the folder holds another evaluation."""
-        self.folder, self.settings = folder, settings
-        folder.mkdir(parents=True, exist_ok=True)
-        noted, self._path = folder / SETTINGS_FILE, folder / ROWS_FILE
-        self.rows: list[EpisodeRow] = []
-        if noted.exists():
-            before, now = read_json(noted, ADVICE), json.loads(json.dumps(settings))
-            if changed := [name for name in now if now[name] != before.get(name)]:
-                raise UserError(f"{folder} holds an evaluation with other {', '.join(changed)}: name another folder")
-            self.rows = self._read() if self._path.exists() else []
-        write_json(noted, settings)
 
-    def _read(self) -> list[EpisodeRow]:
-        rows, numbers = [], dict[str, list[int]]()
-        for number, line in enumerate(self._path.read_bytes().splitlines(), 1):
-            try:
-                rows.append(EpisodeRow(**json.loads(line)))
-                check_fields(rows[-1], dict.fromkeys(("real_return", "imagined_return"), -math.inf))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{self._path}: line {number} is damaged; {ADVICE}") from error
-            numbers.setdefault(rows[-1].policy, []).append(rows[-1].episode)
-        num_episodes = self.settings.get("episodes") or len(rows) // max(len(numbers), 1)
-        if any(found != [*range(num_episodes)] for found in numbers.values()):
-            raise UserError(f"{self._path}: lines are missing; {ADVICE}")
-        return rows
+def read_rows(folder: Path, settings: Mapping[str, Any]) -> PolicyRows:
+    """Return the state of an evaluation: policies that are there are not played again.
 
-    def __contains__(self, policy: str) -> bool:
-        return any(row.policy == policy for row in self.rows)
-
-    def add(self, rows: Sequence[EpisodeRow]) -> None:
-        self.rows += rows
-        write_text(self._path, "".join(f"{json.dumps(asdict(row))}\n" for row in self.rows))
+    Raises:
+        UserError: the folder holds another evaluation, damaged rows, or some episodes of a policy only.
+    """
+    rows = KeptRows(folder, EpisodeRow, settings)
+    numbers = {row.policy: [other.episode for other in rows.rows if other.policy == row.policy] for row in rows.rows}
+    num_episodes = settings.get("episodes") or len(rows.rows) // max(len(numbers), 1)
+    if any(found != [*range(num_episodes)] for found in numbers.values()):
+        raise UserError(f"{rows.path}: lines are missing; {ADVICE}")
+    return rows
 
 
 def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:

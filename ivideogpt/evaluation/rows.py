@@ -6,7 +6,6 @@ Shapes: N samples, T frames of a clip, d features.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 import zipfile
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from ivideogpt.evaluation.bootstrap import BootstrapMeans, Interval
 from ivideogpt.evaluation.protocols import COLUMNS
-from ivideogpt.files import atomic_file, write_text
+from ivideogpt.files import SETTINGS_FILE, KeptRows, atomic_file
 from ivideogpt.metrics.fvd import FeatureStats, frechet_distance
 
 CLIPS_FILE = "clips.jsonl"
@@ -117,67 +116,47 @@ def frames_checksum(frames: Tensor) -> str:
     return hashlib.blake2b(pixels.tobytes(), digest_size=8).hexdigest()
 
 
-class RowFile:
-    """Rows in ``folder/clips.jsonl``: the state of an evaluation.
+class ClipRows(KeptRows[ClipRow]):
+    """Rows in ``folder/clips.jsonl``: the state of an evaluation. Those whose features are wanted and missing are none.
 
-    ``evaluation`` is a checksum of everything that affects scores. Rows with another one are ignored.
+    ``facts`` is everything that affects scores.
     """
 
-    def __init__(self, folder: Path, evaluation: str = "") -> None:
-        self.folder = folder
-        self._evaluation = evaluation
+    def __init__(self, folder: Path, facts: Mapping[str, Any], with_features: bool = False) -> None:
+        self._with_features = with_features
+        super().__init__(folder, ClipRow, facts, CLIPS_FILE)
 
-    def read(self, with_features: bool = False) -> list[ClipRow]:
-        """Return the rows in the order of clips, without truncated lines and rows whose features are missing."""
-        try:
-            lines = (self.folder / CLIPS_FILE).read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        rows = {}
-        for line in lines:
-            try:
-                row = json.loads(line)
-                if row["evaluation"] == self._evaluation:
-                    features = self._read_features(row["clip"]) if with_features else {}
-                    rows[row["clip"]] = ClipRow.from_json(row, features)
-            except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile):
-                continue
-        return [rows[number] for number in sorted(rows)]
-
-    @property
-    def is_of_another(self) -> bool:
-        """Tell whether all rows of the file belong to another evaluation."""
-        path = self.folder / CLIPS_FILE
-        return path.is_file() and path.stat().st_size > 0 and not self.read()
-
-    def rewrite(self, rows: Sequence[ClipRow]) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(self.folder / CLIPS_FILE, self._lines(rows))
-
-    def append(self, rows: Sequence[ClipRow]) -> None:
+    def add(self, rows: Sequence[ClipRow]) -> None:
         for row in rows:
             if row.features:
                 (self.folder / FEATURES_FOLDER).mkdir(exist_ok=True)
                 arrays: dict[str, Any] = {"/".join(key): values for key, values in row.features.items()}
                 with atomic_file(self._features_path(row.number)) as file:
                     np.savez(file, **arrays)
-        with (self.folder / CLIPS_FILE).open("a") as file:
-            file.write(self._lines(rows))
+        super().add(rows)
 
-    def remove_features(self) -> None:
+    def from_json(self, line: Mapping[str, Any]) -> ClipRow | None:
+        features = self._read_features(line["clip"]) if self._with_features else {}
+        return None if features is None else ClipRow.from_json(line, features)
+
+    def as_json(self, row: ClipRow) -> dict[str, Any]:
+        return row.as_json()
+
+    def finish(self) -> None:
+        """Remove what only an unfinished evaluation needs: the same command would score all clips again."""
         shutil.rmtree(self.folder / FEATURES_FOLDER, ignore_errors=True)
-
-    def _lines(self, rows: Sequence[ClipRow]) -> str:
-        lines = [json.dumps({**row.as_json(), "evaluation": self._evaluation}, allow_nan=False) for row in rows]
-        return "".join(f"{line}\n" for line in lines)
+        (self.folder / SETTINGS_FILE).unlink(missing_ok=True)
 
     def _features_path(self, number: int) -> Path:
         return self.folder / FEATURES_FOLDER / f"{number}.npz"
 
-    def _read_features(self, number: int) -> Features:
-        with np.load(self._features_path(number), allow_pickle=False) as file:
-            keys = (name.split("/", 1) for name in file.files)
-            return {(column, name): file[f"{column}/{name}"] for column, name in keys}
+    def _read_features(self, number: int) -> Features | None:
+        try:
+            with np.load(self._features_path(number), allow_pickle=False) as file:
+                keys = (name.split("/", 1) for name in file.files)
+                return {(column, name): file[f"{column}/{name}"] for column, name in keys}
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+            return None
 
 
 class RowSummary:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,8 +19,8 @@ from ivideogpt.data.clips.evaluation_clips import EvaluationClips
 from ivideogpt.devices import versions
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.report import JSON_FILE, MARKDOWN_FILE, PACKAGES
-from ivideogpt.evaluation.rows import CLIPS_FILE, ClipRow, RowFile, RowSummary
-from ivideogpt.files import write_json, write_text
+from ivideogpt.evaluation.rows import ClipRow, ClipRows, RowSummary
+from ivideogpt.files import SETTINGS_FILE, check_settings, write_json, write_text
 
 T = TypeVar("T")
 
@@ -67,7 +66,7 @@ class Collected:
 
     rows: Sequence[ClipRow]
     rank_by: tuple[str, str, str]
-    file: RowFile
+    file: ClipRows
 
     @functools.cached_property
     def summary(self) -> RowSummary:
@@ -83,7 +82,7 @@ class Collected:
         """Write the report, which ends the evaluation: the same command would score all clips again."""
         write_json(self.file.folder / JSON_FILE, report)
         write_text(self.file.folder / MARKDOWN_FILE, markdown)
-        self.file.remove_features()
+        self.file.finish()
 
     def chosen(self) -> dict[str, tuple[float, int]]:
         """Choose clips to show: rank -> (score, clip number)."""
@@ -112,36 +111,28 @@ def collect(
         with_features: whether existing rows need their I3D features.
     """
     facts = {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)}
-    evaluation = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
-    file = RowFile(folder, evaluation)
-    rows = _begun(file, with_features) if processes.is_main else []
-    known, *_ = processes.gather({row.number for row in rows})
+    file = _begun(folder, facts, with_features) if processes.is_main else None
+    known, *_ = processes.gather({row.number for row in file.rows} if file is not None else set())
     batches = [range(first, min(first + batch_size, len(clips))) for first in range(0, len(clips), batch_size)]
     missing = [numbers for batch in batches if (numbers := [number for number in batch if number not in known])]
-    is_main = processes.is_main
-    with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip", disable=not is_main) as bar:
+    with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip", disable=file is None) as bar:
         for part in score_batches(score, missing, processes):
-            if not is_main:  # the main process alone keeps the rows
-                continue
-            new = [replace(row, **asdict(clips.origin(row.number))) for row in part]
-            file.append(new)
-            rows += new
-            bar.update(len(new))
-    return Collected(sorted(rows, key=lambda row: row.number), rank_by, file) if is_main else None
+            if file is not None:  # the main process alone keeps the rows
+                file.add([replace(row, **asdict(clips.origin(row.number))) for row in part])
+                bar.update(len(part))
+    return None if file is None else Collected(sorted(file.rows, key=lambda row: row.number), rank_by, file)
 
 
-def _begun(file: RowFile, with_features: bool) -> list[ClipRow]:
-    """Return the rows of an interrupted evaluation, none of a finished one, and remove all others from the file."""
-    rows: list[ClipRow] = []
-    folder = file.folder
-    if not (folder / JSON_FILE).exists():
-        if file.is_of_another:
-            logger.warning("%s is of another evaluation: beginning again", folder / CLIPS_FILE)
-        rows = file.read(with_features)
-    file.rewrite(rows)
+def _begun(folder: Path, facts: Mapping[str, Any], with_features: bool) -> ClipRows:
+    """Return the rows of an interrupted evaluation, none of a finished one or of another, whose report is removed."""
+    try:
+        check_settings(folder / SETTINGS_FILE, facts)
+    except UserError as error:
+        logger.warning("beginning again: %s", error)
+        (folder / SETTINGS_FILE).unlink()
     for name in (JSON_FILE, MARKDOWN_FILE):  # an old report would be mistaken for the new one
         (folder / name).unlink(missing_ok=True)
-    return rows
+    return ClipRows(folder, facts, with_features)
 
 
 def score_batches(score: ScoreBatch, batches: Sequence[Sequence[int]], processes: Processes) -> Iterator[list[ClipRow]]:

@@ -52,6 +52,7 @@ class SessionDynamics:
             their places. Without it, a candidate's number decides what it draws.
         max_batch: number of candidates predicted at once; more take several rounds, with the same results.
         sampling: the checkpoint's own if not given.
+        with_frames: predict frames, on which most of the time is spent; not needed where no objective reads them.
     """
 
     world_model: WorldModel
@@ -60,6 +61,7 @@ class SessionDynamics:
     common_noise: bool = True
     max_batch: int = 200
     sampling: Sampling | None = None
+    with_frames: bool = True
 
     def __post_init__(self) -> None:
         if self.world_model.action_dim is None:
@@ -86,9 +88,10 @@ class SessionDynamics:
             seed=self.seed,
             first_sample=0 if self.common_noise else first,
             common_noise=self.common_noise,
+            with_frames=self.with_frames,
         )
         heads = (None if part is None else part[0] for part in (rollout.rewards, rollout.successes))
-        return Futures(rollout.frames[0], *heads)
+        return Futures(rollout.frames[0] if self.with_frames else None, *heads)
 
     def _context(self) -> Tensor:
         length = self.world_model.metadata.context_length

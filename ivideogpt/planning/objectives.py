@@ -23,6 +23,11 @@ FRAMES_AT_ONCE = 64  # limit for a network
 class Objective(ABC):
     """Score of predicted outcomes."""
 
+    @property
+    def reads_frames(self) -> bool:
+        """Whether it needs predicted frames: if not, ``SessionDynamics`` may leave them out."""
+        return True
+
     @abstractmethod
     def __call__(self, futures: Futures) -> Tensor:
         """Return the score of each candidate, (N,); UserError if the dynamics does not predict what it needs."""
@@ -41,6 +46,10 @@ class _Sum(Objective):
     first: Objective
     second: Objective
 
+    @property
+    def reads_frames(self) -> bool:
+        return self.first.reads_frames or self.second.reads_frames
+
     def __call__(self, futures: Futures) -> Tensor:
         return self.first(futures) + self.second(futures)
 
@@ -49,6 +58,10 @@ class _Sum(Objective):
 class _Scaled(Objective):
     weight: float
     objective: Objective
+
+    @property
+    def reads_frames(self) -> bool:
+        return self.objective.reads_frames
 
     def __call__(self, futures: Futures) -> Tensor:
         return self.weight * self.objective(futures)
@@ -104,6 +117,8 @@ class Classifier(Objective):
 class Reward(Objective):
     """Sum of the rewards that the reward head predicts."""
 
+    reads_frames = False
+
     def __call__(self, futures: Futures) -> Tensor:
         if futures.rewards is None:
             raise UserError(
@@ -115,6 +130,8 @@ class Reward(Objective):
 @dataclass(frozen=True)
 class Success(Objective):
     """Expected number of successful steps, by the success head."""
+
+    reads_frames = False
 
     def __call__(self, futures: Futures) -> Tensor:
         if futures.successes is None:

@@ -45,6 +45,10 @@ class Standardised(Objective):
 
     objective: Objective
 
+    @property
+    def reads_frames(self) -> bool:
+        return self.objective.reads_frames
+
     def __call__(self, futures: Futures) -> Tensor:
         scores = self.objective(futures)
         return (scores - scores.mean()) / scores.std().clamp(min=1e-6)
@@ -69,10 +73,11 @@ def planned_action(game: Game) -> Floats:
 def make_plan(game: Game, previous: Plan | None, executed: int) -> Plan:
     """Search for good actions from the shown frame of the selected sample."""
     context = unit_range(channels_first(game.context(game.selected)))
-    sampling = game.settings.sampling(game.model.metadata.generation)
-    dynamics = SessionDynamics(game.model, context, game.seed, sampling=sampling)
+    sampling, scores = game.settings.sampling(game.model.metadata.generation), Standardised(objective(game))
+    with_frames = scores.reads_frames
+    dynamics = SessionDynamics(game.model, context, game.seed, sampling=sampling, with_frames=with_frames)
     generator = torch.Generator().manual_seed(game.seed + game.position)
-    return planner(game.action_dim).plan(dynamics, Standardised(objective(game)), generator, previous, executed)
+    return planner(game.action_dim).plan(dynamics, scores, generator, previous, executed)
 
 
 def planner(action_dim: int) -> Planner:

@@ -13,9 +13,10 @@ from ivideogpt.files import read_json, write_json
 
 RECORD = "run.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_CHUNK = 1 << 20
+ON_HUB = "hub:"  # begins digests of what a hub has, whose commits follow
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
+FindOnHub = Callable[[str], str | None]  # name of a data set -> commit on the hub and further choices, None for folders
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,14 @@ class ResumeRules:
         data: paths of data folders, which may move: the names and sizes of their files must stay.
         weights: paths of weights and configurations, which may move: the contents of their files must stay.
         allow: what the user adds to change other settings on purpose.
+        find_on_hub: tells what a name of a ``lerobot:`` path means on the hub now.
     """
 
     may_change: frozenset[str]
     data: Collection[str]
     weights: Collection[str]
     allow: str
+    find_on_hub: FindOnHub = lambda name: None
 
     def digests(self, settings: Mapping[str, Any]) -> dict[str, str]:
         """Return digests of the contents that a run reads, by setting, for :meth:`changes` when it resumes."""
@@ -48,10 +51,16 @@ class ResumeRules:
         """
         changes: Changes = {}
         for name, now in asked.items():
-            if name not in self.may_change and name in recorded and recorded[name] != now:
-                old = (digests or {}).get(name) or self._digest(name, recorded[name])
-                if old is None or old != self._digest(name, now):
-                    changes[name] = [recorded[name], now]
+            if name in self.may_change or name not in recorded:
+                continue
+            old = (digests or {}).get(name)
+            if recorded[name] != now:
+                old = old or self._digest(name, recorded[name])
+                differs = old is None or old != self._digest(name, now)
+            else:  # a name on the hub may have new data; one that is not found there now is for its reader to report
+                differs = old is not None and old.startswith(ON_HUB) and self._digest(name, now) not in (None, old)
+            if differs:
+                changes[name] = [recorded[name], now]
         return changes
 
     def note(self, file: Path, changes: Changes, step: int, asked: Mapping[str, Any], args: str | None = None) -> None:
@@ -67,29 +76,36 @@ class ResumeRules:
 
     def _digest(self, name: str, path: Any) -> str | None:
         is_path = path and (name in self.data or name in self.weights)
-        return digest_of(str(path), with_contents=name in self.weights) if is_path else None
+        return digest_of(str(path), name in self.weights, self.find_on_hub) if is_path else None
 
 
 def refuse(changes: Changes, allow: str, describe: Callable[[str, Any, Any], str], otherwise: str) -> None:
     """Raise UserError if there are changes that are not allowed."""
     if changes:
-        listed = ", ".join(describe(name, before, now) for name, (before, now) in changes.items())
+        listed = ", ".join(
+            describe(name, before, now) + ", which has other data now" * (before == now)
+            for name, (before, now) in changes.items()
+        )
         raise UserError(
             f"a resumed run keeps its settings, but given {listed}: {otherwise}, or add {allow} to go on with them"
         )
 
 
-def digest_of(path: str, with_contents: bool) -> str | None:
-    """Return a digest of what a path names, wherever it lies; None if nothing is there, as under a hub id.
+def digest_of(path: str, with_contents: bool, find_on_hub: FindOnHub = lambda name: None) -> str | None:
+    """Return a digest of what a path names, wherever it lies; None if nothing is there, as under a model's hub id.
 
     Args:
-        path: file or folder, ``lerobot:<folder>[@<camera>][,<folder>...]`` or ``lance:<uri>[,<uri>...]``.
+        path: file or folder, ``lerobot:<folder or hub id>[@<camera>][,<folder>...]`` or ``lance:<uri>[,<uri>...]``.
         with_contents: read the weights and configurations directly in a folder. Otherwise names and sizes of all files
             count, hidden ones excepted.
     """
-    digest = hashlib.blake2b(digest_size=16)
+    digest, commits = hashlib.blake2b(digest_size=16), list[str]()
     known, _, rest = path.partition(":")
     for part in rest.split(",") if known in ("lerobot", "lance") else [path]:
+        if known == "lerobot" and (found := find_on_hub(part)) is not None:
+            commits.append(found.split()[0])
+            digest.update(f"{found}\n".encode())
+            continue
         folder, _, camera = part.partition("@") if known == "lerobot" else (part, "", "")
         digest.update(f"camera {camera}\n".encode())
         if not (files := _weight_files(Path(folder)) if with_contents else _data_files(Path(folder))):
@@ -100,7 +116,7 @@ def digest_of(path: str, with_contents: bool) -> str | None:
             if with_contents:
                 with file.open("rb") as content:
                     hashlib.file_digest(content, lambda: digest)  # adds to it
-    return digest.hexdigest()
+    return " ".join([f"{ON_HUB}{','.join(commits)}"] * bool(commits) + [digest.hexdigest()])
 
 
 def _data_files(path: Path) -> list[Path]:

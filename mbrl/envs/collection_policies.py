@@ -6,11 +6,13 @@ generator that is passed in.
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -104,13 +106,17 @@ def scripted_policy(task: str) -> Policy:
 
 
 def imported_policy(module: str, function: str) -> Callable[..., Any]:
-    """Return a user's function; UserError if there is no such module or function."""
+    """Return a user's function, also of a module in the current folder; UserError if there is none."""
     if not all(part.isidentifier() for part in module.split(".")):
         raise UserError(f"policy {module}:{function}: {module!r} is not the name of a module, such as my_policies")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)  # Python puts a script's own folder there
     try:
         return getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"policy {module}:{function}: {error}") from error
+    finally:
+        sys.path.remove(here)
 
 
 @dataclass(frozen=True)

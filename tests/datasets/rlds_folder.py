@@ -47,19 +47,24 @@ def png(pixels) -> bytes:
 
 
 def write_rlds(
-    folder: Path, splits: dict[str, list[int]], cameras=("image",), parts: dict[str, int] | None = None
+    folder: Path,
+    splits: dict[str, list[int]],
+    cameras=("image",),
+    parts: dict[str, int] | None = None,
+    text: str | None = "steps/observation/natural_language_instruction",
 ) -> Path:
     """A builder's folder with these numbers of records in the shards of each split.
 
-    An action is (shard, record, step, 0.5), or in named parts of given sizes. Cameras and parts are nested at slashes.
+    An action is (shard, record, step, 0.5), or in named parts of given sizes. Cameras, parts and the text are nested
+    at slashes; the text is one of each step or of the episode.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_features(folder, cameras, parts)
+    write_features(folder, cameras, parts, text)
     info = {"name": folder.parent.name, "version": folder.name, "fileFormat": "tfrecord", "splits": []}
     for split, lengths in splits.items():
         for shard, length in enumerate(lengths):
             path = folder / f"{folder.parent.name}-{split}.tfrecord-{shard:05d}-of-{len(lengths):05d}"
-            write_tfrecords(path, [episode(shard, record, cameras, parts) for record in range(length)])
+            write_tfrecords(path, [episode(shard, record, cameras, parts, text) for record in range(length)])
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         shard_lengths = [str(length) for length in lengths]
         info["splits"].append({"name": split, "shardLengths": shard_lengths, "filepathTemplate": template})
@@ -67,19 +72,20 @@ def write_rlds(
     return folder
 
 
-def write_features(folder, cameras, parts):
+def write_features(folder, cameras, parts, text):
     from tensorflow_datasets import features as tf
 
     image = nested({camera: tf.Image(shape=(*SIZE, 3), encoding_format="png") for camera in cameras})
+    texts = nested({text: tf.Text()} if text else {})
     vector = tf.Tensor(shape=(4,), dtype=np.float32)
     step = {
-        "observation": {**image, "natural_language_instruction": tf.Text()},
+        "observation": {**image, **texts.pop("steps", {}).get("observation", {})},
         "action": nested({name: tf.Tensor(shape=(size,), dtype=np.float32) for name, size in parts.items()})
         if parts
         else vector,
         "is_last": np.bool_,
     }
-    tf.FeaturesDict({"steps": tf.Dataset(step)}).save_config(str(folder))
+    tf.FeaturesDict({"steps": tf.Dataset(step), **texts}).save_config(str(folder))
 
 
 def nested(features: dict) -> dict:
@@ -90,13 +96,14 @@ def nested(features: dict) -> dict:
     return found
 
 
-def episode(shard, record, cameras, parts):
+def episode(shard, record, cameras, parts, text):
     steps = range(NUM_STEPS)
     features = {
         f"steps/observation/{camera}": [png(frame(shard, record, step, number)) for step in steps]
         for number, camera in enumerate(cameras)
     }
-    features["steps/observation/natural_language_instruction"] = [b"pick the block"] * NUM_STEPS
+    if text:
+        features[text] = [f"pick block {record}".encode()] * (NUM_STEPS if text.startswith("steps/") else 1)
     features["steps/is_last"] = [int(step == NUM_STEPS - 1) for step in steps]
     if parts:
         for name, size in parts.items():

@@ -128,7 +128,7 @@ def test_cameras_series_and_resuming(recorded, tmp_path):
             np.testing.assert_array_equal(episode["action"], actions(number))
             np.testing.assert_array_equal(episode["reward"], rewards(number))
             assert episode["language_instruction"].tolist() == ["push the block"] * length
-    with pytest.raises(UserError, match="cameras was"):
+    with pytest.raises(UserError, match=r"cameras\.image was"):
         convert_to_npz(recorded, tmp_path)
 
 

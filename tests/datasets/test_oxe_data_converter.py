@@ -77,7 +77,9 @@ def test_contents(converted):
     assert {name: (array.shape, str(array.dtype)) for name, array in arrays.items()} == {
         "image": ((NUM_STEPS, 4, 6, 3), "uint8"),
         "action": ((NUM_STEPS, 4), "float32"),
+        "language_instruction": ((NUM_STEPS,), "<U12"),
     }
+    assert set(arrays["language_instruction"]) == {"pick block 1"}
     np.testing.assert_array_equal(arrays["image"], [frame(1, 1, step) for step in range(NUM_STEPS)])
     np.testing.assert_array_equal(arrays["action"], [[1, 1, step, 0.5] for step in range(NUM_STEPS)])
 
@@ -103,14 +105,14 @@ def test_a_command_from_anywhere_goes_on_where_it_stopped(source, converted, tmp
     assert "14/14" in done.stderr
     assert done.stdout.splitlines() == [
         f"toy: {source}/toy/0.1.0",
-        "arrays: image from observation/image",
+        "arrays: image from observation/image, language_instruction from observation/natural_language_instruction",
         "left out: actions, which --actions or --action_key store",
         "14 episodes written, 0 were there before, 0 skipped",
     ]
     contents, whole = episodes(tmp_path / "out"), episodes(converted)
     assert [name for name in whole if name.startswith("toy/val") or name < "toy/train_eps_00000010"] == list(contents)
     for name, arrays in contents.items():
-        assert list(arrays) == ["image"]
+        assert list(arrays) == ["image", "language_instruction"]
         np.testing.assert_array_equal(arrays["image"], whole[name]["image"])
     (tmp_path / "out/toy/train_eps_00000003.npz").unlink()
     summary = convert(source, tmp_path / "out", max_num_episodes=12)
@@ -157,12 +159,13 @@ def test_a_shard_with_too_many_records_is_refused(tmp_path):
 
 
 def test_the_cameras_of_a_family_share_a_folder(tmp_path):
-    """uiuc_d3field3 is the camera image_3 of uiuc_d3field; actions in parts become one vector."""
+    """uiuc_d3field3 is the camera image_3 of uiuc_d3field; actions in parts become one vector. It has no texts."""
     cameras = ["image_1", "image_2", "image_3"]
-    write_rlds(tmp_path / "uiuc_d3field" / "0.1.0", {"train": [1]}, cameras, parts={"xyz": 3, "grip": 1})
+    write_rlds(tmp_path / "uiuc_d3field" / "0.1.0", {"train": [1]}, cameras, {"xyz": 3, "grip": 1}, text=None)
     convert(tmp_path, tmp_path / "out", "uiuc_d3field3", actions=True)
     ((name, arrays),) = episodes(tmp_path / "out").items()
     assert name == "uiuc_d3field3/train_eps_00000000.npz"
+    assert set(arrays) == {"image_3", "action"}
     np.testing.assert_array_equal(arrays["image_3"], [frame(0, 0, step, camera=2) for step in range(NUM_STEPS)])
     assert arrays["action"].tolist() == [[4, 3, 3, 3]] * NUM_STEPS
     with pytest.raises(UserError, match=r"no camera 'image_4': .*; cameras there: image_1 \(4, 6, 3\), image_2"):
@@ -170,13 +173,14 @@ def test_the_cameras_of_a_family_share_a_folder(tmp_path):
 
 
 PARTS = {"hand": 1, "arm/xyz": 3, "arm/ypr": 2}
+TEXT = "episode_metadata/language_instruction"
 
 
 @pytest.fixture(scope="module")
 def mine(tmp_path_factory):
     """Nothing in it has a name that we expect."""
     folder = tmp_path_factory.mktemp("rlds") / "mine" / "1.2.0"
-    return write_rlds(folder, {"train": [2], "val": [3]}, ["top", "wrist/rgb"], PARTS)
+    return write_rlds(folder, {"train": [2], "val": [3]}, ["top", "wrist/rgb"], PARTS, TEXT)
 
 
 def test_cameras_and_actions_by_their_keys(mine, tmp_path, capsys):
@@ -185,18 +189,20 @@ def test_cameras_and_actions_by_their_keys(mine, tmp_path, capsys):
     summary = convert(mine, tmp_path / "out", "robot", image_key=("wrist/rgb", "top"), action_key="action/arm")
     (tmp_path / "elsewhere").rename(mine / "mine-val.tfrecord-00000-of-00001")
     joined = "action from action/arm/xyz (3,), action/arm/ypr (2,), joined in this order"
+    text = f"language_instruction from {TEXT}"
     assert capsys.readouterr().out.splitlines() == [
         f"robot: {mine}",
-        f"arrays: image from observation/wrist/rgb, top from observation/top, {joined}",
+        f"arrays: image from observation/wrist/rgb, top from observation/top, {joined}, {text}",
         "missing: 1 of 1 files of split val, with 3 of 3 episodes; the first: mine-val.tfrecord-00000-of-00001",
     ]
     assert (summary.written, summary.skipped) == (2, ())
     arrays = episodes(tmp_path / "out")["robot/train_eps_00000001.npz"]
-    assert set(arrays) == {"image", "top", "action"}
+    assert set(arrays) == {"image", "top", "action", "language_instruction"}
+    assert arrays["language_instruction"].tolist() == ["pick block 1"] * NUM_STEPS
     for name, camera in (("image", 1), ("top", 0)):
         np.testing.assert_array_equal(arrays[name], [frame(0, 1, step, camera) for step in range(NUM_STEPS)])
     assert arrays["action"].tolist() == [[7, 7, 7, 7, 7]] * NUM_STEPS
-    with pytest.raises(UserError, match=r"robot holds episodes made otherwise \(actions was .*, is \[\]"):
+    with pytest.raises(UserError, match=r"robot was made with other settings \(actions was .*, is \[\]"):
         convert(mine, tmp_path / "out", "robot", image_key=("wrist/rgb", "top"))
 
 
@@ -226,7 +232,10 @@ def test_the_real_bridge_dataset(tmp_path, capsys):
         "image": (10, 64, 64, 3),
         "image_3": (10, 64, 64, 3),
         "action": (10, 7),
+        "language_instruction": (10,),
     }
+    assert len(set(arrays["language_instruction"])) == 1
+    assert "" not in arrays["language_instruction"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,9 @@ def record(output, *flags, env=DIAL):
 @pytest.fixture(scope="module")
 def recording(tmp_path_factory, renders):
     cwd = tmp_path_factory.mktemp("elsewhere")
+    (cwd / "swaying.py").write_text("def act(env, rng):\n    return lambda observation: rng.uniform(-1, 1, 2)\n")
     command = [sys.executable, ROOT / "datasets" / "record.py", "--env", "Reacher-v5", "--output_path", "out", *FLAGS]
+    command += ["--policy", "swaying:act", "--random_fraction", "0"]  # a module in the current folder
     for _ in range(2):  # the second one has nothing to do
         done = subprocess.run([*command, "--num_workers", "2"], cwd=cwd, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

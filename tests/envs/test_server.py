@@ -315,18 +315,22 @@ import sys
 from ivideogpt.envs import RemoteEnv
 env = RemoteEnv(sys.argv[1])
 env.reset(seed=1)
-_, rewards, _, truncations, _ = env.chunk_step([[[0.0] * 4] * 2] * 2)
+_, rewards, _, truncations, _ = env.chunk_step([[[0.0] * 3] * 2] * 2)
 assert rewards.shape == (2, 2) and truncations.sum() == 2, (rewards, truncations)
 assert "torch" not in sys.modules
 """
 
 
-def test_the_command_serves_a_trainer_without_torch(tiny_world_model, tmp_path):
-    """Trainers load their own torch, or none; a server that leaves a traceback at Ctrl-C looks broken."""
+def test_the_command_serves_a_trainer_without_torch(robots_model, tmp_path):
+    """Trainers load their own torch, or none; a server that leaves a traceback at Ctrl-C looks broken.
+
+    The actions are those of the chosen robot, of a model of two.
+    """
     (tmp_path / "brightness.py").write_text("def reward(frames):\n    return frames.mean(dim=(1, 2, 3))\n")
     flags = f"""
-        --pretrained_model_name_or_path {tiny_world_model} --dataset_path {ROOT / "inference" / "samples"} --num_envs 2
-        --functions {tmp_path / "brightness.py"} --horizon 2 --port 0
+        --pretrained_model_name_or_path {robots_model} --dataset_path {ROOT / "inference" / "samples"} --num_envs 2
+        --functions {tmp_path / "brightness.py"} --horizon 2 --ignore_terminations --port 0
+        --action_space hand
     """
     command = [sys.executable, "-m", "ivideogpt.envs", "serve", *flags.split()]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as server:

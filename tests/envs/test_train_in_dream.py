@@ -74,7 +74,7 @@ def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_pat
     ).split()
     main(flags)
     assert "stopped after 2 of 8 steps: the same command goes on" in capsys.readouterr().out
-    with pytest.raises(UserError, match="made with another batch_size, seed: name another --output_path"):
+    with pytest.raises(UserError, match=r"batch_size was 2, is 3; seed was 0, is 1\): name another folder"):
         main([*flags, "--batch_size", "3", "--seed", "1"])
     main(flags)
     assert "after: success rate" in capsys.readouterr().out
@@ -82,4 +82,4 @@ def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_pat
     assert results["before"].keys() == results["after"].keys() == {"success_rate", "reward"}
     assert results["before"] != results["after"]  # it has learned something, if nothing useful
     assert SAC.load(tmp_path / "out" / "agent.zip").num_timesteps == 8
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["agent.zip", "results.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["agent.zip", "results.json", "settings.json"]

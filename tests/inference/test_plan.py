@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from inference import plan, planning
-from ivideogpt.errors import UserError, cli
+from ivideogpt.errors import cli
+from ivideogpt.files import KeptRows
 from tests.mbrl.toy_env import Toy
 from tests.parity.networks import world_model
 
@@ -29,7 +30,7 @@ def run(model: Path, output: Path, *flags: str) -> int:
 
 
 def rows(output: Path) -> list[dict]:
-    return json.loads((output / "plan.json").read_text())["rows"]
+    return [json.loads(line) for line in (output / "episodes.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -96,17 +97,19 @@ def test_other_settings_are_refused(planned, tiny_world_model, tmp_path, capsys)
     """Rows of two horizons, or of two models, in one table."""
     output = Path(shutil.copytree(planned, tmp_path / "out"))
     assert run(tiny_world_model, output, "--planner", "cem", "--seed", "1") == 2
-    assert "holds episodes with other settings (seed)" in capsys.readouterr().err
+    assert "was made with other settings (seed was 0, is 1)" in capsys.readouterr().err
     other = tmp_path / tiny_world_model.name
     world_model(action_dim=4, success_prediction=True).save_pretrained(other)
     assert run(other, output, "--planner", "cem") == 2
-    assert "other settings (transformer_checksum, metadata)" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "metadata.success_prediction was False, is True; transformer_checksum was" in message
+    assert "horizon" not in message
 
 
 def test_tasks_that_end_alike_are_two(monkeypatch, tiny_world_model, tmp_path, capsys):
     """Of my_envs:a/Push-v0 and my_envs:b/Push-v0 only the first was played. Environments need no attribute `task`."""
     args = plan.PlanArgs(planner="cem", episode_length=1)
-    rows = planning.EpisodeRows(tmp_path, {})
+    rows = KeptRows(tmp_path, planning.PlanRow, {})
     monkeypatch.setattr(planning, "scripted", lambda env: lambda frames: np.zeros(2))
     monkeypatch.setattr(planning, "build_controller", lambda *_: lambda frames: np.zeros(2))
     for task in ("my_envs:a/Push-v0", "my_envs:b/Push-v0"):
@@ -114,13 +117,6 @@ def test_tasks_that_end_alike_are_two(monkeypatch, tiny_world_model, tmp_path, c
     assert len(rows.rows) == 6
     assert "my_envs:b/Push-v0 0 cem: success" in capsys.readouterr().out
     assert planning.video_name("my_envs:a/Push-v0", "cem", 0) == "my_envs-a-Push-v0-cem-0"
-
-
-@pytest.mark.parametrize("content", ["[]", '{"settings": {}}', '{"settings": {}, "rows": [{"task": "hammer"}]}'])
-def test_damaged_rows(content, tmp_path):
-    (tmp_path / "plan.json").write_text(content)
-    with pytest.raises(UserError, match="remove it to begin anew"):
-        planning.EpisodeRows(tmp_path, {})
 
 
 BAD_FLAGS = {
@@ -136,6 +132,21 @@ def test_bad_flags(flags, tiny_world_model, tmp_path, capsys):
     assert run(tiny_world_model, tmp_path / "out", *flags) == 2
     assert BAD_FLAGS[flags] in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_robot_of_several_plans(robots_model, tmp_path, capsys):
+    """Nobody had tried: plans of another length than the simulator's actions, or of no robot."""
+    flags = ["--objective", "reward", "--planner", "cem", "--episodes", "1", "--num_iterations", "1"]
+    assert run(robots_model, tmp_path / "arm", *flags, "--action_space", "arm") == 0
+    assert [row["policy"] for row in rows(tmp_path / "arm")] == ["scripted", "random", "cem"]
+    assert "- action_space: `arm`" in (tmp_path / "arm" / "report.md").read_text()
+    capsys.readouterr()
+    for chosen, message in (
+        (["--action_space", "hand"], "actions of 3 numbers"),
+        ([], "give action_space as one of arm"),
+    ):
+        assert run(robots_model, tmp_path / "other", *flags, *chosen) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_models_that_cannot_plan_here(tmp_path, capsys):

@@ -19,6 +19,7 @@ from ivideogpt.play.game import Game
 from ivideogpt.web import WebArgs, open_socket
 from mbrl.envs.env_settings import PAPER_TASKS
 from mbrl.envs.metaworld_env import MetaWorldEnv
+from tests.data.synthetic import write_episode
 from tests.play.worlds import model
 
 SCRIPT = Path(play.__file__)
@@ -60,9 +61,9 @@ def test_the_simulator_goes_back_with_the_dream(game):
     game.close()
 
 
-def test_the_command_says_its_address_and_ends_with_ctrl_c(tiny_world_model):
+def test_the_command_says_its_address_and_ends_with_ctrl_c(robots_model):
     """A server that leaves a traceback, or a thread that goes on, at the usual way to end it."""
-    flags = ["--pretrained_model_name_or_path", tiny_world_model, "--port", "0"]
+    flags = ["--pretrained_model_name_or_path", robots_model, "--action_space", "arm", "--port", "0"]
     command = [sys.executable, str(SCRIPT), *map(str, flags)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
         line = server.stdout.readline()
@@ -90,9 +91,29 @@ def test_what_the_page_offers(tiny_world_model, monkeypatch):
     assert offered("--task", "push_back", "--dataset_path", "inference/samples/push.npz") == (["push-back", "push"], "")
     assert offered("--dataset_path", "inference/samples/push.npz")[0] == ["push", *PAPER_TASKS]
     monkeypatch.setattr(playing, "ACTION_DIM", 7)
-    assert offered() == (bundled, playing.OTHER_ROBOT)
+    assert offered("--dataset_path", "inference/samples") == (bundled, playing.OTHER_ROBOT)
+    with pytest.raises(UserError, match="takes actions of 4 numbers, the bundled episodes have 7: give --dataset_path"):
+        offered()
     with pytest.raises(UserError, match="leave it out"):
         offered("--task", "hammer")
+
+
+def test_a_robot_of_several_can_be_driven(robots_model, tmp_path, monkeypatch):
+    """Nobody had tried: a page without starts, or one that takes the actions of another robot."""
+    served = []
+    monkeypatch.setattr(playing, "PlayServer", lambda *args: served.append(args) or SimpleNamespace(app=None))
+    monkeypatch.setattr(playing, "serve", lambda *args: None)
+    write_episode(tmp_path / "0.npz", 4, image=np.zeros((4, 64, 64, 3), np.uint8), action=np.ones((4, 3), np.float32))
+    flags = ["--pretrained_model_name_or_path", str(robots_model), "--action_space", "hand", "--device", "cpu"]
+    playing.run(parse(play.PlayArgs, [*flags, "--dataset_path", str(tmp_path)]), None, True)
+    hand, _, choices, *_ = served[-1]
+    game = Game(hand, {choice.key: choice for choice in choices})
+    game.reset(choices[0].key, 1)
+    for name in ("recorded", "random", "mppi"):
+        game.step(autopilot_action(game, name))
+    assert game.moments[1].action.tolist() == [1, 1, 1]
+    assert game.now.action.shape == (3,)
+    assert len(choices) == 1
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,19 @@ def test_writes_gifs_contact_sheet_and_metrics(run, every_mode):
         assert word in printed
 
 
+def test_the_data_set_names_the_robot(run, robots_model):
+    """Evaluation knew the robot of a data set, and this command asked for it; or took another than was asked for."""
+    code, _, _, output = run("--dataset_name", "arm-data", model=robots_model)
+    assert (code, json.loads((output / "metrics.json").read_text())["action_space"]) == (0, "arm")
+    for flags, message in {
+        (): "no action space was chosen",
+        ("--dataset_name", "foot-data"): "no action space was chosen",
+        ("--dataset_name", "arm-data", "--action_space", "hand"): "expected 3",
+    }.items():
+        code, _, error, _ = run(*flags, model=robots_model)
+        assert (code, message in error) == (2, True), error
+
+
 def test_equal_samples_are_written_once(run):
     """A checkpoint that asks for the likeliest tokens would fill the sheet with one future."""
     _, printed, _, output = run("--top_k", "1")

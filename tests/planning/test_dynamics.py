@@ -20,6 +20,7 @@ from ivideogpt.planning import (
     SquaredError,
     Success,
 )
+from ivideogpt.session import Session
 from tests.parity.formulas import actions, clip
 from tests.parity.networks import world_model
 
@@ -92,6 +93,29 @@ def test_context_of_any_length(dynamics, futures):
     still = dynamics.context[-1:]
     padded = replace(dynamics, context=torch.cat([still, still]))(CANDIDATES[:1])
     assert_same(replace(dynamics, context=still)(CANDIDATES[:1]), padded)
+
+
+@pytest.mark.parametrize("frames_that_fit", [1, HORIZON])
+def test_heads_without_frames(dynamics, frames_that_fit, monkeypatch):
+    """Three quarters of a decision went into frames that nobody looked at; a session that slides needs them."""
+    heads = dict(reward_prediction=True, success_prediction=True)
+    model, decoded = world_model(action_dim=4, frames_that_fit=frames_that_fit, **heads), []
+    whole = replace(dynamics, world_model=model)
+    expected = whole(CANDIDATES)
+    decode = Session._decode
+    monkeypatch.setattr(Session, "_decode", lambda *args: decoded.append(1) or decode(*args))
+    without = replace(whole, with_frames=False)(CANDIDATES)
+    assert without.frames is None
+    torch.testing.assert_close((without.rewards, without.successes), (expected.rewards, expected.successes))
+    assert len(decoded) == (HORIZON if frames_that_fit == 1 else 0)
+
+
+def test_objectives_say_whether_they_read_frames():
+    """A sum that forgot one of its parts would have no frames to look at."""
+    goal = SquaredError(torch.zeros(3, 64, 64))
+    assert [one.reads_frames for one in (Reward(), 2 * Success() + Reward(), goal, Reward() + 0.5 * goal)] == [
+        False, False, True, True,
+    ]  # fmt: skip
 
 
 def test_bad_dynamics(dynamics):

@@ -7,7 +7,6 @@ continues an interrupted conversion.
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import re
 import sys
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, read_json, remove_abandoned, write_json
+from ivideogpt.files import atomic_file, check_settings, remove_abandoned, write_json
 from ivideogpt.flags import REQUIRED, option
 
 BAD_EPISODES = ("error", "skip")
@@ -31,6 +30,7 @@ BAD_EPISODES = ("error", "skip")
 _LISTED_SKIPS = 20  # limit in the summary; each is also logged when it happens
 _BYTES_AT_ONCE = 16 << 20  # limit for frames that are resized together: floats take four times as much
 NOTE = "conversion.json"  # settings of a folder's conversion, which all its episodes share
+TEXTS = "language_instruction"  # array of the text of each frame's task, called as in RLDS
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -292,13 +292,7 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], note: str = NOTE) -
     Raises:
         UserError: its episodes were made with other settings. Continuing would mix sizes, rates or cameras unnoticed.
     """
-    now = json.loads(json.dumps(settings, default=str))  # in the form that JSON returns them
-    file = folder / note
     advice = "delete it to go on with the settings given now, or use another folder"
-    before = read_json(file, advice) if file.exists() else now
-    keys = sorted(now.keys() | before.keys())
-    differing = [f"{key} was {before.get(key)}, is {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
-    if differing:
-        raise UserError(f"{folder} holds episodes made otherwise ({'; '.join(differing)}): use another folder")
+    now = check_settings(folder / note, settings, advice)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, now)
+    write_json(folder / note, now)

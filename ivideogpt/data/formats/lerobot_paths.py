@@ -33,9 +33,7 @@ def named_dataset(name: str) -> Dataset:
     Raises:
         UserError: the name has more choices than its kind of path has.
     """
-    folder, choices = split_at_folder(name)
-    actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
-    others = [choice for choice in choices if not choice.startswith(ACTION_CHOICE)]
+    folder, others, actions = _choices_in(name)
     is_on_hub = is_hub_id(folder)
     if len(actions) > 1 or len(others) > 1 + is_on_hub:
         revision = "[@<revision>]" * is_on_hub
@@ -46,6 +44,13 @@ def named_dataset(name: str) -> Dataset:
     return Dataset(
         name, partial(LeRobotEpisodes.open_folder, folder, next(iter(others), None), action), folder.resolve().name
     )
+
+
+def _choices_in(name: str) -> tuple[Path, list[str], list[str]]:
+    """Split into the folder or hub id, choices of revision and camera, and those of the action."""
+    folder, choices = split_at_folder(name)
+    actions = [choice.removeprefix(ACTION_CHOICE) for choice in choices if choice.startswith(ACTION_CHOICE)]
+    return folder, [choice for choice in choices if not choice.startswith(ACTION_CHOICE)], actions
 
 
 def names_in(dataset_path: str) -> list[str]:
@@ -102,12 +107,29 @@ def open_from_hub(hub_id: str, choices: Sequence[str], action_key: str | None) -
     Raises:
         UserError: the hub gives us no such dataset, or as in :meth:`LeRobotEpisodes.open_folder`.
     """
+    revision, camera = _revision_and_camera(hub_id, choices)
+    return LeRobotEpisodes.open_folder(download(hub_id, revision, [camera]), camera, action_key)
+
+
+def _revision_and_camera(hub_id: str, choices: Sequence[str]) -> tuple[str | None, str | None]:
     revision, camera = choices if len(choices) == 2 else (None, None)
     if len(choices) == 1:
         with suppress(UserError):  # without a main branch in the cache, it is a revision
             camera = next((key for key in _info_on_hub(hub_id, None).cameras if key == choices[0]), None)
         revision = None if camera else choices[0]
-    return LeRobotEpisodes.open_folder(download(hub_id, revision, [camera]), camera, action_key)
+    return revision, camera
+
+
+def find_on_hub(name: str) -> str | None:
+    """Return commit, camera and action of a name in a ``lerobot:`` path; None for folders, and if the hub says none."""
+    folder, choices, actions = _choices_in(name)
+    if not is_hub_id(folder):
+        return None
+    try:
+        revision, camera = _revision_and_camera(str(folder), choices)
+        return f"{_snapshot(str(folder), revision, [_INFO]).name} {camera} {actions}"
+    except UserError:
+        return None
 
 
 def download(hub_id: str, revision: str | None, cameras: Sequence[str | None] | None) -> Path:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ivideogpt.data.clips.loaders import WorkerDied
+from ivideogpt.data.formats.lerobot_paths import find_on_hub
 from ivideogpt.devices import check_launcher, has_bfloat16_units, versions
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, read_json, write_json
@@ -64,6 +65,7 @@ RULES = ResumeRules(
         "discriminator_config_name_or_path", "action_spaces",
     ),
     allow="--resume_with_changes",
+    find_on_hub=find_on_hub,
 )  # fmt: skip
 
 

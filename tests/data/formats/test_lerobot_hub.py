@@ -14,7 +14,9 @@ from huggingface_hub import constants
 from ivideogpt.data.clips.dataset import DataConfig, build_sources
 from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.errors import UserError
-from tests.data.formats.hub import Hub, serve
+from ivideogpt.runs.resume import refuse
+from ivideogpt.training.common.run import RULES
+from tests.data.formats.hub import Hub, commit, serve
 from tests.data.formats.lerobot_folder import FRONT, LENGTHS, WRIST, level, write_folder
 from tests.data.formats.lerobot_v2_folder import write_v2_folder
 from tests.data.formats.test_lerobot import CODEC_ERROR, shown
@@ -93,6 +95,22 @@ def test_a_revision_a_camera_or_both(hub):
         levels = shown(episodes.open(1).read(np.arange(2)))
         np.testing.assert_allclose(levels, [level(1, i, camera) for i in range(2)], atol=CODEC_ERROR)
     assert episodes.action_key == "next.reward"
+
+
+def test_a_resumed_run_notices_another_commit(hub, monkeypatch):
+    """Half of a run on data that somebody has replaced since, with nothing in its record."""
+    asked = {"dataset_path": f"lerobot:me/arm@{WRIST}", "seed": 0}
+    digests = RULES.digests(asked)
+    assert commit(hub.datasets["me/arm"]["main"]) in digests["dataset_path"]
+    assert RULES.changes(asked, asked, digests) == {}
+    same, other = ({**asked, "dataset_path": f"lerobot:me/arm@{revision}@{WRIST}"} for revision in ("main", "v2.1"))
+    assert RULES.changes(same, asked, digests) == {}
+    assert RULES.changes(other, asked, digests).keys() == {"dataset_path"}
+    monkeypatch.setitem(hub.datasets["me/arm"], "main", hub.datasets["me/arm"]["v2.1"])
+    changes = RULES.changes(asked, asked, digests)
+    with pytest.raises(UserError, match=r"given lerobot:me/arm@.*, which has other data now: start anew"):
+        refuse(changes, RULES.allow, lambda name, before, now: now, "start anew")
+    assert RULES.digests({"dataset_path": "lerobot:me/nothing"}) == {}  # whoever reads it says what is wrong
 
 
 def test_a_folder_that_exists_wins(hub, tmp_path):

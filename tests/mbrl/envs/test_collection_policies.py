@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
-from mbrl.envs.collection_policies import CollectionPolicies, CorrelatedNoise, NoisyPolicy, RandomReacher, Restless
+from ivideogpt.errors import UserError
+from mbrl.envs.collection_policies import (
+    CollectionPolicies,
+    CorrelatedNoise,
+    NoisyPolicy,
+    RandomReacher,
+    Restless,
+    imported_policy,
+)
 
 WORKSPACE = np.array([-0.5, 0.4, 0.05]), np.array([0.5, 1.0, 0.5])
 
@@ -69,3 +79,17 @@ def test_behaviour_takes_noise_levels_in_turn_and_random_policies_at_their_rate(
     assert 0.17 < np.mean(random) < 0.33
     levels = {((i + i // 100) % 2, p._noise._scale) for i, p in enumerate(policies) if isinstance(p, NoisyPolicy)}
     assert levels == {(0, 0.0), (1, 0.7)}
+
+
+def test_modules_in_the_current_folder_are_found(tmp_path, monkeypatch):
+    """`python datasets/record.py` looked in datasets/ alone; a path left behind would lead later imports astray."""
+    (tmp_path / "helper_of_mine.py").write_text("VALUE = 3")
+    (tmp_path / "policy_of_mine.py").write_text(
+        "import helper_of_mine\n\ndef act():\n    return helper_of_mine.VALUE\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert imported_policy("policy_of_mine", "act")() == 3
+    with pytest.raises(UserError, match="no attribute 'rest'"):
+        imported_policy("policy_of_mine", "rest")
+    assert sys.path == before

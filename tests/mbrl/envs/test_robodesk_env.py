@@ -97,7 +97,7 @@ def test_planning(tmp_path):
     flags += " --planner mppi --init_std 0.5 0.5 0.5 0.1 0.1 --device cpu --dtype float32"
     paths = ["--pretrained_model_name_or_path", str(model), "--output_path", str(output), "--task", TASK]
     plan.main([*paths, *flags.split()])
-    rows = json.loads((output / "plan.json").read_text())["rows"]
+    rows = [json.loads(line) for line in (output / "episodes.jsonl").read_text().splitlines()]
     assert [(row["task"], row["policy"]) for row in rows] == [
         ("RoboDesk-push_blue-fast-v0", policy) for policy in ("scripted", "random", "mppi")
     ]
