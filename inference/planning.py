@@ -5,18 +5,19 @@ Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivideogpt.data.clips.transforms import unit_range
 from ivideogpt.devices import choose_device
@@ -26,6 +27,7 @@ from ivideogpt.evaluation.report import MARKDOWN_FILE, markdown_table
 from ivideogpt.files import file_stem, read_json, write_json, write_text
 from ivideogpt.planning import (
     PLANNERS,
+    Classifier,
     LatentError,
     Objective,
     Plan,
@@ -35,6 +37,7 @@ from ivideogpt.planning import (
     SquaredError,
     Success,
 )
+from ivideogpt.planning.vp2_files import CLASSIFIER_SIDE, Goal, load_classifier, read_goals
 from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
@@ -45,21 +48,29 @@ if TYPE_CHECKING:
     from inference.plan import PlanArgs
 
 ROWS_FILE = "plan.json"
+ADVICE = "remove it to begin anew, or name another --output_path"
 BASELINES = ("scripted", "random")
-# Flags that may differ between the rows of one file.
-FREE_FLAGS = ("pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device")
+# Flags that may differ between the rows of one file. Of the last two, the files' contents may not.
+FREE_FLAGS = (
+    "pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device", "goals", "classifiers",
+)  # fmt: skip
 
 
 def run(args: PlanArgs) -> None:
     model = load_model(args)
     rows = EpisodeRows(Path(args.output_path), shared_settings(args, model))
-    for task in map(canonical_task, args.task):
+    tasks = {canonical_task(task): read_files(args, i, model) for i, task in enumerate(args.task)}
+    for task, files in tasks.items():
+        rows.check_files(task, files)
+    for task, files in tasks.items():
         settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
         with closing(settings.make()) as agent_env:
             env = agent_env.env
             check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
+            if files.goals and not hasattr(env, "reset_to"):
+                raise UserError(f"--goals: {type(env).__name__} has no method reset_to, which begins in a given state")
             for number in range(args.episodes):
-                play_missing(args, model, env, task, number, rows)
+                play_missing(args, model, env, task, number, rows, files)
     write_text(rows.folder / MARKDOWN_FILE, report(rows))
     print(f"{MARKDOWN_FILE}, {ROWS_FILE} and GIFs are in {rows.folder}")
 
@@ -76,9 +87,33 @@ def load_model(args: PlanArgs) -> WorldModel:
     return model
 
 
+@dataclass(frozen=True)
+class TaskFiles:
+    """What the files of VP2 say of a task: nothing, where none are given."""
+
+    goals: Sequence[Goal] = ()
+    classifier: nn.Module | None = None
+    checksum: str = ""
+
+
+def read_files(args: PlanArgs, index: int, model: WorldModel) -> TaskFiles:
+    """Read the files of a task, which has a place in --task; UserError if they do not fit."""
+    side = model.metadata.resolution
+    paths = [Path(files[index]) for files in (args.goals, args.classifiers) if files]
+    goals = read_goals(Path(args.goals[index]), side) if args.goals else []
+    if goals and len(goals) < args.episodes:
+        raise UserError(f"--episodes is {args.episodes}, but {args.goals[index]} has {len(goals)} goals")
+    classifier = load_classifier(Path(args.classifiers[index])) if args.classifiers else None
+    if classifier is not None and side != CLASSIFIER_SIDE:
+        raise UserError(f"--classifiers read frames of {CLASSIFIER_SIDE} pixels, and the model's have {side}")
+    digest = hashlib.blake2b(b"".join(path.read_bytes() for path in paths), digest_size=16)
+    return TaskFiles(goals, classifier, digest.hexdigest() if paths else "")
+
+
 def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
     """Return what all rows of a file share, in the form that JSON returns it."""
     asked = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
+    asked |= {"goals": "VP2's" if args.goals else "scripted", "classifiers": bool(args.classifiers)}
     name = Path(args.pretrained_model_name_or_path).name
     return json.loads(json.dumps({"model": name, **asked, **model_facts(model)}))
 
@@ -103,39 +138,55 @@ class EpisodeRows:
         self.rows.append(row)
         write_json(self._path, {"settings": self.settings, "rows": self.rows})
 
+    def check_files(self, task: str, files: TaskFiles) -> None:
+        """Raise UserError if rows of a task come from other goals or another classifier."""
+        if any(row["task"] == task and row.get("files", "") != files.checksum for row in self.rows):
+            raise UserError(f"{self._path} holds episodes of {task} with other --goals or --classifiers: {ADVICE}")
+
     def _read(self) -> None:
-        advice = "remove it to begin anew, or name another --output_path"
-        saved = read_json(self._path, advice)
+        saved = read_json(self._path, ADVICE)
         before, now = saved.get("settings", {}), self.settings
         if differing := [name for name in now if before.get(name) != now[name]]:
-            raise UserError(f"{self._path} holds episodes with other settings ({', '.join(differing)}): {advice}")
+            raise UserError(f"{self._path} holds episodes with other settings ({', '.join(differing)}): {ADVICE}")
         keys = {"task", "episode", "policy", *(key for key, _ in COLUMNS.values())}
         rows = saved.get("rows")
         if not isinstance(rows, list) or not all(isinstance(row, dict) and row.keys() >= keys for row in rows):
-            raise UserError(f"{self._path} holds no rows of episodes, or damaged ones; {advice}")
+            raise UserError(f"{self._path} holds no rows of episodes, or damaged ones; {ADVICE}")
         self.rows = rows
 
 
 def play_missing(
-    args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: EpisodeRows
+    args: PlanArgs,
+    model: WorldModel,
+    env: gymnasium.Env,
+    task: str,
+    number: int,
+    rows: EpisodeRows,
+    files: TaskFiles,
 ) -> None:
-    """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
-    missing = rows.missing(task, number, (*BASELINES, args.planner))
+    """Play an episode by each policy that has no row yet. Without given goals the scripted one makes the goal."""
+    baselines = BASELINES[1:] if files.goals else BASELINES
+    missing = rows.missing(task, number, (*baselines, args.planner))
     if not missing:
         return
-    seed = episode_seed(args.seed, "plan", number)
-    by_script = play_episode(env, scripted(env), seed, args.episode_length)
-    goal = by_script.observations[-1]
+    seed, by_script = episode_seed(args.seed, "plan", number), None
+    if files.goals:
+        goal = files.goals[number]
+    else:
+        by_script = play_episode(env, scripted(env), seed, args.episode_length)
+        goal = Goal(by_script.observations[-1])
     for policy in missing:
-        controller = None if policy == "scripted" else build_controller(policy, args, model, env, goal, seed)
-        episode = by_script if controller is None else play_episode(env, controller, seed, args.episode_length)
-        seconds = None
-        if isinstance(controller, PlanningController):
-            seconds = float(np.mean(controller.seconds))
-            video = controller.beside(episode.observations, goal)
-            write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
-        row = as_row(episode, goal, seconds)
-        rows.add({"task": task, "episode": number, "policy": policy, **row})
+        episode, seconds = by_script, None
+        if policy != "scripted":
+            controller = build_controller(policy, args, model, env, goal.image, seed, files.classifier)
+            episode = play_episode(env, controller, seed, args.episode_length, state=goal.start)
+            if isinstance(controller, PlanningController):
+                seconds = float(np.mean(controller.seconds))
+                video = controller.beside(episode.observations, goal.image)
+                write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
+        assert episode is not None
+        row = as_row(episode, goal.image, seconds)
+        rows.add({"task": task, "episode": number, "policy": policy, "files": files.checksum, **row})
         print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
 
 
@@ -156,12 +207,18 @@ def as_row(episode: PlayedEpisode, goal: Pixels, seconds_per_decision: float | N
 
 
 def build_controller(
-    policy: str, args: PlanArgs, model: WorldModel, env: gymnasium.Env, goal: Pixels, seed: int
+    policy: str,
+    args: PlanArgs,
+    model: WorldModel,
+    env: gymnasium.Env,
+    goal: Pixels,
+    seed: int,
+    classifier: nn.Module | None,
 ) -> Act:
     if policy == "random":
         rng = np.random.default_rng(seed)
         return lambda frames: rng.uniform(-1, 1, env.action_space.shape)
-    return PlanningController(args, model, goal, seed)
+    return PlanningController(args, model, build_objective(args, model, goal, classifier), seed)
 
 
 def scripted(env: gymnasium.Env) -> Act:
@@ -175,18 +232,20 @@ def scripted(env: gymnasium.Env) -> Act:
 class PlanningController:
     """Plans every few steps from the latest frames; remembers what it imagined and how long decisions took."""
 
-    def __init__(self, args: PlanArgs, model: WorldModel, goal: Pixels, seed: int) -> None:
-        self._model, self._every, self._seed = model, args.replan_every, seed
+    def __init__(self, args: PlanArgs, model: WorldModel, objective: Objective, seed: int) -> None:
+        self._model, self._every, self._idle, self._seed = model, args.replan_every, args.idle_steps, seed
         assert model.action_dim is not None
-        self._planner = build_planner(args, model.action_dim)
-        self._objective = build_objective(args, model, goal)
+        self._planner, self._objective = build_planner(args, model.action_dim), objective
         self._generator = torch.Generator().manual_seed(seed)
         self._plan: Plan | None = None
         self.seconds: list[float] = []  # one a decision
         self.imagined: list[Pixels] = []  # (h, w, 3), one a step
 
     def __call__(self, frames: list[Pixels]) -> np.ndarray:
-        step = (len(frames) - 1) % self._every
+        if len(frames) <= self._idle:
+            self.imagined.append(frames[-1])
+            return np.zeros(len(self._planner.low))
+        step = (len(frames) - 1 - self._idle) % self._every
         if step == 0:
             self._decide(frames)
         assert self._plan is not None
@@ -221,10 +280,12 @@ def build_planner(args: PlanArgs, action_dim: int) -> Planner:
     )
 
 
-def build_objective(args: PlanArgs, model: WorldModel, goal: Pixels) -> Objective:
+def build_objective(args: PlanArgs, model: WorldModel, goal: Pixels, classifier: nn.Module | None) -> Objective:
     image = to_frames(goal[None])[0]
+    half = 0.5 * SquaredError(image)
     objectives = {
         "goal": SquaredError(image),
+        "vp2": half if classifier is None else half + 10 * Classifier(classifier),
         "latent": LatentError(model.tokenizer, image),
         "reward": Reward(),
         "success": Success(),
@@ -253,9 +314,10 @@ COLUMNS = {  # heading -> key of a row, decimals
     "seconds a decision": ("seconds_per_decision", 1),
 }
 EXPLANATION = """All policies begin in the same states. The scripted policy knows the simulator's state; the image
-that it ends with is the goal of the others. A success is an episode with at least one successful step. The distance to
-the goal is the root of the mean squared difference of pixels in [0, 1]. Decisions were timed on the machine that made
-this report. GIFs show what happened, what had been imagined of it, and the goal."""
+that it ends with is the goal of the others, unless goals were given. A success is an episode with at least one
+successful step: VP2's score, the least of its steps, is -1 then, and 0 otherwise. The distance to the goal is the root
+of the mean squared difference of pixels in [0, 1]. Decisions were timed on the machine that made this report. GIFs show
+what happened, what had been imagined of it, and the goal."""
 
 
 def report(rows: EpisodeRows) -> str:
@@ -272,8 +334,19 @@ def report(rows: EpisodeRows) -> str:
     videos = [f"![{name}]({name}.gif)" for name in names]
     facts = [f"- {name}: `{value}`" for name, value in rows.settings.items() if name != "metadata"]
     header = ("task", "policy", "episodes", *COLUMNS)
-    parts = ["# Planning in the simulator", EXPLANATION, markdown_table(header, table), "## Episodes", *videos]
+    tables = [success_rates(rows.rows), markdown_table(header, table)]
+    parts = ["# Planning in the simulator", EXPLANATION, *tables, "## Episodes", *videos]
     return "\n\n".join([*parts, "## Made with", "\n".join(facts)]) + "\n"
+
+
+def success_rates(rows: Sequence[dict[str, Any]]) -> str:
+    """Return the table of success rates: a row for each task and one for all episodes, a column for each policy."""
+    tasks, policies = (sorted({row[key] for row in rows}) for key in ("task", "policy"))
+    table = []
+    for name, chosen in (*((task, [task]) for task in tasks), ("all", tasks)):
+        columns = [[row for row in rows if row["task"] in chosen and row["policy"] == policy] for policy in policies]
+        table.append([name, *(cell(column, "success", 2) for column in columns)])
+    return markdown_table(("success rate", *policies), table)
 
 
 def cell(rows: Sequence[dict[str, Any]], key: str, decimals: int) -> str:

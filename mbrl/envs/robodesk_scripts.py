@@ -9,12 +9,12 @@ import numpy as np
 Waypoint = tuple[str, tuple[float, float, float]]  # an object's name, and where to be from it, in metres
 
 REACH = 0.08  # metres that the end effector moves in a step of full speed
-NEAR = 0.04  # metres from a waypoint that count as there
-PATIENCE = 6  # steps after which a waypoint that is not reached gives way to the next one
+NEAR = 0.05  # metres from a waypoint that count as there
+PATIENCE = 10  # steps after which a waypoint that is not reached gives way to the next one
 
 
 def _push_down(button: str) -> tuple[Waypoint, ...]:
-    return (button, (0, 0, 0.14)), (button, (0, 0, 0))
+    return (button, (0, 0, 0.14)), (button, (0.01, -0.01, 0.04))  # lightly: harder, the finger slides off in the end
 
 
 WAYPOINTS: dict[str, tuple[Waypoint, ...]] = {
@@ -22,11 +22,15 @@ WAYPOINTS: dict[str, tuple[Waypoint, ...]] = {
     "push_green": _push_down("green_button"),
     "push_blue": _push_down("blue_button"),
     "flat_block_off_table": (
-        ("flat_block", (0, 0.11, 0.2)),
-        ("flat_block", (0, 0.11, 0.02)),
-        ("flat_block", (0, -0.3, 0.02)),
+        ("flat_block", (-0.13, 0, 0.2)),
+        ("flat_block", (-0.13, 0, 0.02)),
+        ("flat_block", (0.3, 0, 0.02)),
     ),
-    "open_slide": (("slide_handle", (-0.1, 0, 0.15)), ("slide_handle", (-0.1, 0, 0)), ("slide_handle", (0.3, 0, 0))),
+    "open_slide": (
+        ("slide_handle", (-0.08, -0.12, 0.02)),
+        ("slide_handle", (-0.08, 0, 0)),
+        ("slide_handle", (0.3, 0, 0)),
+    ),
 }
 
 
