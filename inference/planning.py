@@ -66,9 +66,9 @@ def run(args: PlanArgs) -> None:
         settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
         with closing(settings.make()) as agent_env:
             env = agent_env.env
-            check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
             if files.goals and not hasattr(env, "reset_to"):
                 raise UserError(f"--goals: {type(env).__name__} has no method reset_to, which begins in a given state")
+            check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
             for number in range(args.episodes):
                 play_missing(args, model, env, task, number, rows, files)
     write_text(rows.folder / MARKDOWN_FILE, report(rows))

@@ -64,7 +64,7 @@ def _goal(group: Any, side: int) -> Goal:
     image = Image.fromarray(images[-1])
     if image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.LANCZOS)  # as the benchmark shrinks what it renders
-    return Goal(np.asarray(image), states[0].astype(np.float64))
+    return Goal(np.array(image), states[0].astype(np.float64))
 
 
 def _arrays(group: Any) -> dict[str, Any]:
