@@ -89,7 +89,7 @@ def load_model(args: PlanArgs) -> WorldModel:
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """What the files of VP2 say of a task: nothing, where none are given."""
+    """Contents of the files of VP2 for a task: nothing, where none are given."""
 
     goals: Sequence[Goal] = ()
     classifier: nn.Module | None = None
