@@ -14,7 +14,7 @@ from PIL import Image
 
 from inference import plan, planning
 from ivideogpt.errors import UserError, cli
-from ivideogpt.planning import Futures
+from ivideogpt.planning import Futures, Plan
 from ivideogpt.planning.vp2_files import FrameClassifier
 from tests.mbrl.toy_env import Toy
 from tests.parity.networks import world_model
@@ -177,6 +177,22 @@ def test_tasks_that_cannot_begin_in_a_state(vp2_files, tiny_world_model, tmp_pat
     flags = ["--task", "tests.mbrl.toy_env:Toy-v0", "--episodes", "1", "--goals", str(vp2_files / "goals.hdf5")]
     assert run(tiny_world_model, tmp_path / "out", *flags) == 2
     assert "--goals: Toy has no method reset_to" in capsys.readouterr().err
+
+
+def test_the_first_plan_comes_after_the_idle_steps(monkeypatch):
+    """A plan whose actions are executed from the second on would miss every goal by a step."""
+    args = plan.PlanArgs(idle_steps=2, replan_every=2, horizon=2)
+    controller = planning.PlanningController(args, SimpleNamespace(action_dim=4), planning.Reward(), 0)
+    decisions = []
+
+    def decide(frames):
+        decisions.append(len(frames))
+        controller._plan = Plan(torch.tensor([[0.1] * 4, [0.2] * 4]), 0.0, 0)
+
+    monkeypatch.setattr(controller, "_decide", decide)
+    first_numbers = [float(controller([np.zeros(3, np.uint8)] * length)[0]) for length in range(1, 6)]
+    assert first_numbers == pytest.approx([0, 0, 0.1, 0.2, 0.1])
+    assert (decisions, len(controller.imagined)) == ([3, 5], 2)
 
 
 def test_the_objective_of_vp2():
