@@ -58,8 +58,8 @@ FREE_FLAGS = (
 
 def run(args: PlanArgs) -> None:
     model = load_model(args)
-    rows = EpisodeRows(Path(args.output_path), shared_settings(args, model))
     tasks = {canonical_task(task): read_files(args, i, model) for i, task in enumerate(args.task)}
+    rows = EpisodeRows(Path(args.output_path), shared_settings(args, model))
     for task, files in tasks.items():
         rows.check_files(task, files)
     for task, files in tasks.items():
@@ -106,8 +106,12 @@ def read_files(args: PlanArgs, index: int, model: WorldModel) -> TaskFiles:
     classifier = load_classifier(Path(args.classifiers[index])) if args.classifiers else None
     if classifier is not None and side != CLASSIFIER_SIDE:
         raise UserError(f"--classifiers read frames of {CLASSIFIER_SIDE} pixels, and the model's have {side}")
-    digest = hashlib.blake2b(b"".join(path.read_bytes() for path in paths), digest_size=16)
-    return TaskFiles(goals, classifier, digest.hexdigest() if paths else "")
+    return TaskFiles(goals, classifier, " ".join(map(checksum, paths)))
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:

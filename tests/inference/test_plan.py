@@ -170,6 +170,7 @@ def test_rows_of_other_goals_are_refused(planned_for_goals, vp2_files, tiny_worl
     assert f"holds episodes of {DESK} with other --goals or --classifiers" in capsys.readouterr().err
     assert run(tiny_world_model, tmp_path / "new", *flags, str(vp2_files / "goals.hdf5"), "--episodes", "3") == 2
     assert "--episodes is 3, but" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_tasks_that_cannot_begin_in_a_state(vp2_files, tiny_world_model, tmp_path, capsys):
