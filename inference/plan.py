@@ -34,9 +34,15 @@ class PlanArgs:
     objective: str = option(
         "goal",
         "goal: pixels of the image that the scripted episode ends with; latent: the same in the tokenizer's latent "
-        "space; reward, success: the model's heads",
-        choices=("goal", "latent", "reward", "success"),
+        "space; reward, success: the model's heads; vp2: as VP2 has it for RoboDesk, 0.5 * goal + 10 * classifier",
+        choices=("goal", "latent", "reward", "success", "vp2"),
     )
+    goals: tuple[str, ...] = option(
+        (),
+        "VP2's goals.hdf5 of each task, in their order: episodes begin in a state of the file, and its last image is "
+        "the goal in place of the scripted episode's",
+    )
+    classifiers: tuple[str, ...] = option((), "VP2's classifier (.pt) of each task, in their order")
     horizon: int = option(10, "planned steps", minimum=1)
     num_candidates: int = option(64, "candidates of an iteration", minimum=1)
     num_iterations: int | None = option(None, "iterations of a decision (default: the planner's)", minimum=1)
@@ -45,6 +51,7 @@ class PlanArgs:
     )
     budget_seconds: float | None = option(None, "begin no iteration that would end a decision later", minimum=0)
     replan_every: int = option(5, "steps of a plan that are executed before the next one", minimum=1)
+    idle_steps: int = option(0, "steps without action before the first plan (VP2: 1)", minimum=0)
     episodes: int = option(3, "episodes of each task", minimum=1)
     episode_length: int = option(50, "agent steps of an episode", minimum=1)
     action_repeat: int = option(2, "simulator steps per agent step, as in the model's data", minimum=1)
@@ -59,6 +66,15 @@ class PlanArgs:
     def validate(self) -> None:
         if self.replan_every > self.horizon:
             raise UserError(f"--replan_every is {self.replan_every}, but plans have --horizon {self.horizon} steps")
+        for name, files in (("goals", self.goals), ("classifiers", self.classifiers)):
+            if files and len(files) != len(self.task):
+                raise UserError(f"--{name}: {len(files)} files for {len(self.task)} tasks: give each its own")
+        if self.classifiers and self.objective != "vp2":
+            raise UserError(f"--classifiers are for --objective vp2, not {self.objective}")
+        if self.idle_steps >= self.episode_length:
+            raise UserError(f"--idle_steps {self.idle_steps} leave none of --episode_length {self.episode_length}")
+        if self.goals:
+            require("h5py")
         on_metaworld = any(map(is_metaworld, self.task))
         require("gymnasium", *(("metaworld", "mujoco") if on_metaworld else ()), extra="mbrl")
         for task in self.task:

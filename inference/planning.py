@@ -5,6 +5,7 @@ Shapes: T steps of an episode, H planned steps, D action dimension, h w pixels.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivideogpt.data.clips.transforms import unit_range
 from ivideogpt.devices import choose_device
@@ -25,6 +26,7 @@ from ivideogpt.evaluation.report import MARKDOWN_FILE, markdown_table
 from ivideogpt.files import ROWS_FILE, KeptRows, file_stem, write_text
 from ivideogpt.planning import (
     PLANNERS,
+    Classifier,
     LatentError,
     Objective,
     Plan,
@@ -34,6 +36,7 @@ from ivideogpt.planning import (
     SquaredError,
     Success,
 )
+from ivideogpt.planning.vp2_files import CLASSIFIER_SIDE, Goal, load_classifier, read_goals
 from ivideogpt.precision import precision
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
@@ -44,20 +47,27 @@ if TYPE_CHECKING:
     from inference.plan import PlanArgs
 
 BASELINES = ("scripted", "random")
-# Flags that may differ between the rows of one file.
-FREE_FLAGS = ("pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device")
+# Flags that may differ between the rows of one file. Of the last two, the files' contents may not.
+FREE_FLAGS = (
+    "pretrained_model_name_or_path", "task", "planner", "episodes", "output_path", "device", "goals", "classifiers",
+)  # fmt: skip
 
 
 def run(args: PlanArgs) -> None:
     model = load_model(args)
+    tasks = {canonical_task(task): read_files(args, i, model) for i, task in enumerate(args.task)}
     rows = KeptRows(Path(args.output_path), PlanRow, shared_settings(args, model))
-    for task in map(canonical_task, args.task):
+    for task, files in tasks.items():
+        check_files(rows, task, files)
+    for task, files in tasks.items():
         settings = EnvSettings(task, model.metadata.resolution, args.action_repeat, args.camera)
         with closing(settings.make()) as agent_env:
             env = agent_env.env
+            if files.goals and not hasattr(env, "reset_to"):
+                raise UserError(f"--goals: {type(env).__name__} has no method reset_to, which begins in a given state")
             check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
             for number in range(args.episodes):
-                play_missing(args, model, env, task, number, rows)
+                play_missing(args, model, env, task, number, rows, files)
     write_text(rows.folder / MARKDOWN_FILE, report(rows))
     print(f"{MARKDOWN_FILE}, {ROWS_FILE} and GIFs are in {rows.folder}")
 
@@ -74,9 +84,37 @@ def load_model(args: PlanArgs) -> WorldModel:
     return model
 
 
+@dataclass(frozen=True)
+class TaskFiles:
+    """Contents of the files of VP2 for a task: nothing, where none are given."""
+
+    goals: Sequence[Goal] = ()
+    classifier: nn.Module | None = None
+    checksum: str = ""
+
+
+def read_files(args: PlanArgs, index: int, model: WorldModel) -> TaskFiles:
+    """Read the files of a task, which has a place in --task; UserError if they do not fit."""
+    side = model.metadata.resolution
+    paths = [Path(files[index]) for files in (args.goals, args.classifiers) if files]
+    goals = read_goals(Path(args.goals[index]), side) if args.goals else []
+    if goals and len(goals) < args.episodes:
+        raise UserError(f"--episodes is {args.episodes}, but {args.goals[index]} has {len(goals)} goals")
+    classifier = load_classifier(Path(args.classifiers[index])) if args.classifiers else None
+    if classifier is not None and side != CLASSIFIER_SIDE:
+        raise UserError(f"--classifiers read frames of {CLASSIFIER_SIDE} pixels, and the model's have {side}")
+    return TaskFiles(goals, classifier, " ".join(map(checksum, paths)))
+
+
+def checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def shared_settings(args: PlanArgs, model: WorldModel) -> dict[str, Any]:
     """Return what all rows of a folder share."""
     asked = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
+    asked |= {"goals": "VP2's" if args.goals else "scripted", "classifiers": bool(args.classifiers)}
     name = Path(args.pretrained_model_name_or_path).name
     return {"model": name, **asked, **model_facts(model)}
 
@@ -94,29 +132,50 @@ class PlanRow:
     least_distance: float
     goal_distance: float
     seconds_per_decision: float | None
+    files: str = ""  # checksums of the task's files of VP2
+
+
+def check_files(rows: KeptRows[PlanRow], task: str, files: TaskFiles) -> None:
+    """Raise UserError if rows of a task come from other goals or another classifier."""
+    if any(row.task == task and row.files != files.checksum for row in rows.rows):
+        raise UserError(
+            f"{rows.folder} holds episodes of {task} with other --goals or --classifiers: name another --output_path"
+        )
 
 
 def play_missing(
-    args: PlanArgs, model: WorldModel, env: gymnasium.Env, task: str, number: int, rows: KeptRows[PlanRow]
+    args: PlanArgs,
+    model: WorldModel,
+    env: gymnasium.Env,
+    task: str,
+    number: int,
+    rows: KeptRows[PlanRow],
+    files: TaskFiles,
 ) -> None:
-    """Play an episode by each policy that has no row yet. The scripted one comes first: its end is the goal."""
+    """Play an episode by each policy that has no row yet. Without given goals the scripted one makes the goal."""
+    baselines = BASELINES[1:] if files.goals else BASELINES
     played = {row.policy for row in rows.rows if (row.task, row.episode) == (task, number)}
-    missing = [policy for policy in (*BASELINES, args.planner) if policy not in played]
+    missing = [policy for policy in (*baselines, args.planner) if policy not in played]
     if not missing:
         return
-    seed = episode_seed(args.seed, "plan", number)
-    by_script = play_episode(env, scripted(env), seed, args.episode_length)
-    goal = by_script.observations[-1]
+    seed, by_script = episode_seed(args.seed, "plan", number), None
+    if files.goals:
+        goal = files.goals[number]
+    else:
+        by_script = play_episode(env, scripted(env), seed, args.episode_length)
+        goal = Goal(by_script.observations[-1])
     for policy in missing:
-        controller = None if policy == "scripted" else build_controller(policy, args, model, env, goal, seed)
-        episode = by_script if controller is None else play_episode(env, controller, seed, args.episode_length)
-        seconds = None
-        if isinstance(controller, PlanningController):
-            seconds = float(np.mean(controller.seconds))
-            video = controller.beside(episode.observations, goal)
-            write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
-        facts = episode_facts(episode, goal)
-        rows.add([PlanRow(task, number, policy, **facts, seconds_per_decision=seconds)])
+        episode, seconds = by_script, None
+        if policy != "scripted":
+            controller = build_controller(policy, args, model, env, goal.image, seed, files.classifier)
+            episode = play_episode(env, controller, seed, args.episode_length, state=goal.start)
+            if isinstance(controller, PlanningController):
+                seconds = float(np.mean(controller.seconds))
+                video = controller.beside(episode.observations, goal.image)
+                write_gif(rows.folder / f"{video_name(task, policy, number)}.gif", video)
+        assert episode is not None
+        facts = episode_facts(episode, goal.image)
+        rows.add([PlanRow(task, number, policy, **facts, seconds_per_decision=seconds, files=files.checksum)])
         print(f"{task} {number} {policy}: " + ", ".join(f"{name} {value}" for name, value in facts.items()), flush=True)
 
 
@@ -136,12 +195,18 @@ def episode_facts(episode: PlayedEpisode, goal: Pixels) -> dict[str, Any]:
 
 
 def build_controller(
-    policy: str, args: PlanArgs, model: WorldModel, env: gymnasium.Env, goal: Pixels, seed: int
+    policy: str,
+    args: PlanArgs,
+    model: WorldModel,
+    env: gymnasium.Env,
+    goal: Pixels,
+    seed: int,
+    classifier: nn.Module | None,
 ) -> Act:
     if policy == "random":
         rng = np.random.default_rng(seed)
         return lambda frames: rng.uniform(-1, 1, env.action_space.shape)
-    return PlanningController(args, model, goal, seed)
+    return PlanningController(args, model, build_objective(args, model, goal, classifier), seed)
 
 
 def scripted(env: gymnasium.Env) -> Act:
@@ -155,18 +220,20 @@ def scripted(env: gymnasium.Env) -> Act:
 class PlanningController:
     """Plans every few steps from the latest frames; remembers what it imagined and how long decisions took."""
 
-    def __init__(self, args: PlanArgs, model: WorldModel, goal: Pixels, seed: int) -> None:
-        self._model, self._every, self._seed = model, args.replan_every, seed
+    def __init__(self, args: PlanArgs, model: WorldModel, objective: Objective, seed: int) -> None:
+        self._model, self._every, self._idle, self._seed = model, args.replan_every, args.idle_steps, seed
         assert model.action_dim is not None
-        self._planner = build_planner(args, model.action_dim)
-        self._objective = build_objective(args, model, goal)
+        self._planner, self._objective = build_planner(args, model.action_dim), objective
         self._generator = torch.Generator().manual_seed(seed)
         self._plan: Plan | None = None
         self.seconds: list[float] = []  # one a decision
         self.imagined: list[Pixels] = []  # (h, w, 3), one a step
 
     def __call__(self, frames: list[Pixels]) -> np.ndarray:
-        step = (len(frames) - 1) % self._every
+        if len(frames) <= self._idle:
+            self.imagined.append(frames[-1])
+            return np.zeros(len(self._planner.low))
+        step = (len(frames) - 1 - self._idle) % self._every
         if step == 0:
             self._decide(frames)
         assert self._plan is not None
@@ -202,10 +269,12 @@ def build_planner(args: PlanArgs, action_dim: int) -> Planner:
     )
 
 
-def build_objective(args: PlanArgs, model: WorldModel, goal: Pixels) -> Objective:
+def build_objective(args: PlanArgs, model: WorldModel, goal: Pixels, classifier: nn.Module | None) -> Objective:
     image = to_frames(goal[None])[0]
+    half = 0.5 * SquaredError(image)
     objectives = {
         "goal": SquaredError(image),
+        "vp2": half if classifier is None else half + 10 * Classifier(classifier),
         "latent": LatentError(model.tokenizer, image),
         "reward": Reward(),
         "success": Success(),
@@ -234,9 +303,10 @@ COLUMNS = {  # heading -> key of a row, decimals
     "seconds a decision": ("seconds_per_decision", 1),
 }
 EXPLANATION = """All policies begin in the same states. The scripted policy knows the simulator's state; the image
-that it ends with is the goal of the others. A success is an episode with at least one successful step. The distance to
-the goal is the root of the mean squared difference of pixels in [0, 1]. Decisions were timed on the machine that made
-this report. GIFs show what happened, what had been imagined of it, and the goal."""
+that it ends with is the goal of the others, unless goals were given. A success is an episode with at least one
+successful step: VP2's score, the least of its steps, is -1 then, and 0 otherwise. The distance to the goal is the root
+of the mean squared difference of pixels in [0, 1]. Decisions were timed on the machine that made this report. GIFs show
+what happened, what had been imagined of it, and the goal."""
 
 
 def report(rows: KeptRows[PlanRow]) -> str:
@@ -253,8 +323,19 @@ def report(rows: KeptRows[PlanRow]) -> str:
     videos = [f"![{name}]({name}.gif)" for name in names]
     facts = [f"- {name}: `{value}`" for name, value in rows.settings.items() if name != "metadata"]
     header = ("task", "policy", "episodes", *COLUMNS)
-    parts = ["# Planning in the simulator", EXPLANATION, markdown_table(header, table), "## Episodes", *videos]
+    tables = [success_rates(rows.rows), markdown_table(header, table)]
+    parts = ["# Planning in the simulator", EXPLANATION, *tables, "## Episodes", *videos]
     return "\n\n".join([*parts, "## Made with", "\n".join(facts)]) + "\n"
+
+
+def success_rates(rows: Sequence[PlanRow]) -> str:
+    """Return the table of success rates: a row for each task and one for all episodes, a column for each policy."""
+    tasks, policies = sorted({row.task for row in rows}), sorted({row.policy for row in rows})
+    table = []
+    for name, chosen in (*((task, [task]) for task in tasks), ("all", tasks)):
+        columns = [[row for row in rows if row.task in chosen and row.policy == policy] for policy in policies]
+        table.append([name, *(cell(column, "success", 2) for column in columns)])
+    return markdown_table(("success rate", *policies), table)
 
 
 def cell(rows: Sequence[PlanRow], key: str, decimals: int) -> str:

@@ -33,13 +33,26 @@ class PlayedEpisode:
         return {"image": self.observations, **after_last}
 
 
-def play_episode(env: gymnasium.Env, act: Act, seed: int, num_steps: int, may_end: bool = False) -> PlayedEpisode:
+def play_episode(
+    env: gymnasium.Env,
+    act: Act,
+    seed: int,
+    num_steps: int,
+    may_end: bool = False,
+    state: np.ndarray | None = None,
+) -> PlayedEpisode:
     """Play the episode of a seed, of ``num_steps`` steps, or fewer if it may end earlier.
+
+    Args:
+        state: where it begins, if not where the seed places things, for environments that have ``reset_to``.
 
     Raises:
         UserError: an action is not D finite numbers, or the environment ends its episode earlier and may not.
     """
-    observations, actions, rewards, successes = [env.reset(seed=seed)[0]], [], [], []
+    first, _ = env.reset(seed=seed)
+    if state is not None:
+        first = env.reset_to(state)
+    observations, actions, rewards, successes = [first], [], [], []
     for step in range(1, num_steps + 1):
         action = np.clip(act(observations), -1, 1).astype(np.float32)
         if action.shape != env.action_space.shape or not np.isfinite(action).all():

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from inference import plan, planning
 from ivideogpt.errors import cli
 from ivideogpt.files import KeptRows
+from ivideogpt.planning import Futures, Plan
+from ivideogpt.planning.vp2_files import FrameClassifier
 from tests.mbrl.toy_env import Toy
 from tests.parity.networks import world_model
+from tests.planning.test_vp2_files import write_goals
 
 STEPS = 3
 FLAGS = f"--task plate_slide --episode_length {STEPS} --replan_every 2 --horizon 2 --num_candidates 2 --device cpu"
@@ -76,7 +81,9 @@ def test_goes_on_with_what_is_missing(planned, tiny_world_model, tmp_path, monke
     before = rows(output)
     played = []
     play = planning.play_episode
-    monkeypatch.setattr(planning, "play_episode", lambda env, act, *rest: played.append(act) or play(env, act, *rest))
+    monkeypatch.setattr(
+        planning, "play_episode", lambda env, act, *rest, **state: played.append(act) or play(env, act, *rest, **state)
+    )
     assert run(tiny_world_model, output, "--episodes", "1", "--planner", "cem") == 0
     assert (rows(output), played) == (before, [])
     assert run(tiny_world_model, output, "--episodes", "1", "--planner", "mppi") == 0
@@ -113,10 +120,96 @@ def test_tasks_that_end_alike_are_two(monkeypatch, tiny_world_model, tmp_path, c
     monkeypatch.setattr(planning, "scripted", lambda env: lambda frames: np.zeros(2))
     monkeypatch.setattr(planning, "build_controller", lambda *_: lambda frames: np.zeros(2))
     for task in ("my_envs:a/Push-v0", "my_envs:b/Push-v0"):
-        planning.play_missing(args, None, Toy(64, 2), task, 0, rows)
+        planning.play_missing(args, None, Toy(64, 2), task, 0, rows, planning.TaskFiles())
     assert len(rows.rows) == 6
     assert "my_envs:b/Push-v0 0 cem: success" in capsys.readouterr().out
     assert planning.video_name("my_envs:a/Push-v0", "cem", 0) == "my_envs-a-Push-v0-cem-0"
+
+
+DESK = "tests.mbrl.toy_env:Desk-v0"
+VP2 = "--objective vp2 --planner mppi --replan_every 1 --idle_steps 1 --episodes 2"
+
+
+@pytest.fixture(scope="module")
+def vp2_files(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("vp2")
+    write_goals(folder / "goals.hdf5", numbers=(3, 150))
+    write_goals(folder / "other.hdf5", numbers=(5, 150))
+    torch.save(FrameClassifier().state_dict(), folder / "push.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def planned_for_goals(vp2_files, tiny_world_model, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("goals")
+    files = ["--goals", str(vp2_files / "goals.hdf5"), "--classifiers", str(vp2_files / "push.pt")]
+    assert run(tiny_world_model, output, "--task", DESK, *VP2.split(), *files) == 0
+    return output
+
+
+def test_plans_for_goals_of_vp2(planned_for_goals):
+    """Episodes that begin where the seed says, goals of the next instance, a plan that begins before it has frames."""
+    played = rows(planned_for_goals)
+    assert [(row["episode"], row["policy"]) for row in played] == [
+        (i, name) for i in (0, 1) for name in ("random", "mppi")
+    ]
+    assert [row["start_distance"] for row in played] == pytest.approx([100 / 255] * 4)
+    assert [row["success"] for row in played] == [False, False, True, True]
+    report = (planned_for_goals / "report.md").read_text()
+    assert (
+        f"| success rate | mppi | random |\n| --- | --- | --- |\n| {DESK} | 0.50 | 0.50 |\n| all | 0.50 | 0.50 |"
+        in report
+    )
+    assert "- goals: `VP2's`" in report
+
+
+def test_rows_of_other_goals_are_refused(planned_for_goals, vp2_files, tiny_world_model, tmp_path, capsys):
+    """A success rate over instances of two files, whose paths may be the same."""
+    output = Path(shutil.copytree(planned_for_goals, tmp_path / "out"))
+    flags = ["--task", DESK, *VP2.split(), "--classifiers", str(vp2_files / "push.pt"), "--goals"]
+    assert run(tiny_world_model, output, *flags, str(vp2_files / "goals.hdf5")) == 0
+    assert rows(output) == rows(planned_for_goals)
+    assert run(tiny_world_model, output, *flags, str(vp2_files / "other.hdf5")) == 2
+    assert f"holds episodes of {DESK} with other --goals or --classifiers" in capsys.readouterr().err
+    assert run(tiny_world_model, tmp_path / "new", *flags, str(vp2_files / "goals.hdf5"), "--episodes", "3") == 2
+    assert "--episodes is 3, but" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_tasks_that_cannot_begin_in_a_state(vp2_files, tiny_world_model, tmp_path, capsys):
+    """The goal of another start, which nobody would notice."""
+    flags = ["--task", "tests.mbrl.toy_env:Toy-v0", "--episodes", "1", "--goals", str(vp2_files / "goals.hdf5")]
+    assert run(tiny_world_model, tmp_path / "out", *flags) == 2
+    assert "--goals: Toy has no method reset_to" in capsys.readouterr().err
+
+
+def test_the_first_plan_comes_after_the_idle_steps(monkeypatch):
+    """A plan whose actions are executed from the second on would miss every goal by a step."""
+    args = plan.PlanArgs(idle_steps=2, replan_every=2, horizon=2)
+    controller = planning.PlanningController(args, SimpleNamespace(action_dim=4), planning.Reward(), 0)
+    decisions = []
+
+    def decide(frames):
+        decisions.append(len(frames))
+        controller._plan = Plan(torch.tensor([[0.1] * 4, [0.2] * 4]), 0.0, 0)
+
+    monkeypatch.setattr(controller, "_decide", decide)
+    first_numbers = [float(controller([np.zeros(3, np.uint8)] * length)[0]) for length in range(1, 6)]
+    assert first_numbers == pytest.approx([0, 0, 0.1, 0.2, 0.1])
+    assert (decisions, len(controller.imagined)) == ([3, 5], 2)
+
+
+def test_the_objective_of_vp2():
+    """MPPI weighs candidates by differences of scores: half the error is another planner."""
+    frames, goal = torch.rand(3, 2, 3, 64, 64), np.full((64, 64, 3), 51, np.uint8)
+    network = FrameClassifier()
+    model = SimpleNamespace(tokenizer=None)
+    args = plan.PlanArgs(objective="vp2")
+    error = -(frames - 0.2).square().sum(dim=(1, 2, 3, 4))
+    logits = network(frames.flatten(0, 1)).detach().view(3, 2).sum(1)
+    for classifier, expected in ((None, 0.5 * error), (network, 0.5 * error + 10 * logits)):
+        scores = planning.build_objective(args, model, goal, classifier)(Futures(frames))
+        torch.testing.assert_close(scores, expected)
 
 
 BAD_FLAGS = {
@@ -124,6 +217,9 @@ BAD_FLAGS = {
     ("--task", "plate-slid"): "did you mean plate-slide",
     ("--objective", "reward"): "--objective reward: the model has no such head",
     ("--episodes", "0"): "--episodes is 0",
+    ("--goals", "a.hdf5", "b.hdf5"): "--goals: 2 files for 1 tasks: give each its own",
+    ("--classifiers", "a.pt"): "--classifiers are for --objective vp2, not goal",
+    ("--idle_steps", "3"): "--idle_steps 3 leave none of --episode_length 3",
 }
 
 

@@ -31,5 +31,20 @@ class FullDisk(Toy):
         return super().step(action)
 
 
+class Desk(Simulator):
+    """Can begin in a state, as RoboDesk can, of which it reads the first number."""
+
+    def __init__(self, image_size: int, action_repeat: int) -> None:
+        self.observation_space = Box(0, 255, (image_size, image_size, 3), np.uint8)
+
+    def frame(self) -> np.ndarray:
+        return np.full(self.observation_space.shape, self.level % 256, np.uint8)
+
+    def reset_to(self, state: np.ndarray) -> np.ndarray:
+        self.level = float(state[0])
+        return self.frame()
+
+
 gymnasium.register("Toy-v0", Toy)
+gymnasium.register("Desk-v0", Desk)
 gymnasium.register("FullDisk-v0", FullDisk)

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from inference import plan
+from inference import plan, planning
 from ivideogpt.errors import UserError
 from mbrl.envs.env_settings import EnvSettings
 from mbrl.envs.robodesk_env import TASKS, RoboDeskEnv
@@ -99,9 +99,9 @@ def test_planning(tmp_path):
     plan.main([*paths, *flags.split()])
     rows = [json.loads(line) for line in (output / "episodes.jsonl").read_text().splitlines()]
     assert [(row["task"], row["policy"]) for row in rows] == [
-        ("RoboDesk-push_blue-fast-v0", policy) for policy in ("scripted", "random", "mppi")
+        (TASK, policy) for policy in ("scripted", "random", "mppi")
     ]
-    assert (output / "RoboDesk-push_blue-fast-v0-mppi-0.gif").is_file()
+    assert (output / f"{planning.video_name(TASK, 'mppi', 0)}.gif").is_file()
 
 
 def test_tasks_without_a_script_or_a_name(monkeypatch):
