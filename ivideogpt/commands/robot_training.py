@@ -20,18 +20,17 @@ from ivideogpt.commands.robot_input import Words, converter, flags
 from ivideogpt.commands.robot_page import write_page
 from ivideogpt.commands.train_robot import PRESETS, RobotArgs
 from ivideogpt.data.catalog import REFERENCE_STEP, TEST_EVERY, is_known
-from ivideogpt.data.convert.conversion import keep_settings
 from ivideogpt.data.formats.registry import NamedEpisodes, find_episodes
 from ivideogpt.data.inspect.command import DatasetReport, InspectArgs, as_text, inspect_dataset
 from ivideogpt.data.tokens.token_store import TokenStore
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
-from ivideogpt.files import read_json, write_json
+from ivideogpt.files import SETTINGS_FILE, check_settings, read_json, write_json
 from ivideogpt.metrics.lpips import missing_weights
 from ivideogpt.paths import LPIPS_FOLDER, PROJECT, here_or_in_project
 from ivideogpt.pretrained import load_tokenizer, model_folder
 
-SETTINGS, DONE = "train_robot.json", "stages.json"
+DONE = "stages.json"
 LOOKED_AT = 20  # episodes, before the others are converted
 CLIP, SHORTEST_CLIP = 16, 6  # frames
 TOKENIZER_CLIP, HORIZON = 6, 16  # frames of a tokenizer's clip, and those that it is drawn from
@@ -91,8 +90,10 @@ class RobotTraining:
         return {stage.__name__: stage for stage in (*early, self.train_transformer, self.export, self.report)}
 
     def run(self) -> None:
-        keep_settings(self.folder, {**self.args.noted(), "preset": self.preset_name}, SETTINGS)
-        file = self.folder / DONE
+        file, noted = self.folder / DONE, self.folder / SETTINGS_FILE
+        settings = check_settings(noted, {**self.args.noted(), "preset": self.preset_name})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(noted, settings)
         if file.exists():
             self.done = read_json(file, "delete it to go through all stages again")
         for number, (name, stage) in enumerate(self.stages.items(), 1):
