@@ -23,7 +23,6 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PRELOADED = ("ivideogpt.evaluation.report", "ivideogpt.training.transformer.build", "mbrl.build_trainer")
-SERVER = "TESTS_COMMAND_SERVER"  # the socket of the process to fork from, for commands that scripts start
 Environment = Mapping[str, str]
 LONGEST = 600  # seconds that a command may take
 _started: list[Any] = []  # processes and folders: they end with this process
@@ -40,23 +39,6 @@ def run_in_two_processes(*argv: object, env: Environment | None = None) -> subpr
         port = str(free.getsockname()[1])
     shared = {**(env or {}), "TORCHELASTIC_RUN_ID": "none", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     return _run(argv, ROOT, [{**shared, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
-
-
-def as_programs(folder: Path) -> dict[str, str]:
-    """Return an environment in which scripts find ``python`` and ``accelerate launch`` that run commands so."""
-    folder.mkdir()
-    for name, skipped in (("python", 0), ("accelerate", 1)):
-        code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests import commands; commands.forward({skipped})"
-        (folder / name).write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
-        (folder / name).chmod(0o755)
-    return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", SERVER: _server()}
-
-
-def forward(skipped: int) -> None:
-    done = run_python(*sys.argv[1 + skipped :], cwd=Path.cwd())
-    sys.stdout.write(done.stdout)
-    sys.stderr.write(done.stderr)
-    sys.exit(done.returncode)
 
 
 def _run(argv: tuple[object, ...], cwd: Path, envs: list[Environment]) -> subprocess.CompletedProcess[str]:
@@ -79,8 +61,6 @@ def _run(argv: tuple[object, ...], cwd: Path, envs: list[Environment]) -> subpro
 @cache
 def _server() -> str:
     """Return its socket. It is started when first asked for, and ends when this process does."""
-    if SERVER in os.environ:
-        return os.environ[SERVER]
     folder = tempfile.TemporaryDirectory(prefix="commands-", ignore_cleanup_errors=True)
     path = str(Path(folder.name, "socket"))
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}

@@ -54,3 +54,13 @@ def test_accelerate_reads_its_configurations(path):
         return
     assert args.use_fsdp
     assert (args.fsdp_version, args.fsdp_transformer_layer_cls_to_wrap) == (2, "LlamaDecoderLayer")
+
+
+def test_the_page_of_data_names_every_command():
+    """What is not mentioned is not found."""
+    named = commands((ROOT / "docs" / "data.md").read_text())
+    scripts = {word for command in named for word in command if word.startswith("datasets/")}
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "datasets").glob("*.py")} == scripts
+    assert {command[3] for command in named if command[1:3] == ["-m", "ivideogpt.data"]} == {
+        "inspect", "preview", "validate", "tokenize",
+    }  # fmt: skip

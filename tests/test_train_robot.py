@@ -97,10 +97,10 @@ def test_misaligned_actions_stop_it(commands, tiny_world_model, tmp_path):
     with pytest.raises(UserError, match=r"cannot make up for this: action\[i\+1\] goes with the motion.*--anyway"):
         train(tmp_path, tiny_world_model, *flags)
     assert ran == ["repack.py", "ivideogpt.data preview"]
-    commands[1].append("train_tokenizer.py")
+    commands[1].append("ivideogpt.evaluation")
     with pytest.raises(UserError, match="was stopped"):
         train(tmp_path, tiny_world_model, *flags, "--anyway")
-    assert ran[-1] == "train_tokenizer.py"
+    assert ran[-1] == "ivideogpt.evaluation tokenizer"
 
 
 @pytest.mark.parametrize(
