@@ -125,7 +125,9 @@ def test_what_is_refused(flags, message, tmp_path, monkeypatch):
 def test_an_estimate_costs_nothing_but_time(commands, tiny_world_model, tmp_path, capsys):
     recorded = write_squares(tmp_path / "squares", number=2)
     train(tmp_path, tiny_world_model, "--dataset", recorded, "--segment_length", 5, "--dry_run")
-    assert re.search(r"about \d+ min without conversion: tokenizer \d+ min, transformer", capsys.readouterr().out)
+    assert re.search(
+        r"about \d+ min without conversion: train tokenizer \d+ min, train transformer", capsys.readouterr().out
+    )
     assert not commands[0]
     assert not (tmp_path / "robot").exists()
 

@@ -22,7 +22,7 @@ from ivideogpt.world_model import WorldModel
 def estimate(
     model: Path, preset: Preset, segment_length: int, tokenizer_length: int, device: torch.device
 ) -> dict[str, float]:
-    """Return the seconds of the stages that take long, by name."""
+    """Return the seconds that long stages take, by their names."""
     given = WorldModel.from_pretrained(model, device)
     tokenizer, transformer = given.tokenizer, language_model(given.transformer)
     layout = tokenizer.layout(segment_length - tokenizer.context_length)
@@ -54,12 +54,12 @@ def estimate(
         network.train().requires_grad_(True)
     with cast:
         times = {
-            "tokenizer": preset.tokenizer_steps * seconds(tokenizer_step, device),
-            "transformer": preset.transformer_steps * seconds(transformer_step, device),
+            "train_tokenizer": preset.tokenizer_steps * seconds(tokenizer_step, device),
+            "train_transformer": preset.transformer_steps * seconds(transformer_step, device),
         }
     for network in (tokenizer, transformer):
         network.eval()
-    times["tokens"] = preset.most_clips * seconds(tokenize, device)
+    times["tokenize"] = preset.most_clips * seconds(tokenize, device)
     times["report"] = 2 * preset.report_clips * seconds(predict, device)  # once more under other actions
     return times
 

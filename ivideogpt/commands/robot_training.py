@@ -62,10 +62,11 @@ def train(args: RobotArgs) -> None:
     if PRESETS[preset].on_gpu and device.type != "cuda":
         raise UserError("--preset gpu: no GPU is available here; choose try or cpu")
     training = RobotTraining(args, preset)
+    print(f"{args.robot} with preset {preset}, to {args.folder}", flush=True)
     times = estimate(training.start, training.preset, args.segment_length or CLIP, TOKENIZER_CLIP, device)
-    parts = ", ".join(f"{name} {hours(seconds)}" for name, seconds in times.items())
-    print(f"{args.robot} with preset {preset}, to {args.folder}")
-    print(f"about {hours(sum(times.values()))} without conversion: {parts}")
+    left = {name.replace("_", " "): seconds for name, seconds in times.items() if name not in training.done}
+    parts = ", ".join(f"{name} {hours(seconds)}" for name, seconds in left.items())
+    print(f"about {hours(sum(left.values()))} without conversion: {parts or 'all done before'}", flush=True)
     if not args.dry_run:
         training.run()
 
@@ -74,7 +75,7 @@ class RobotTraining:
     """A robot's folder, and the stages that fill it. What a stage returns, later ones read from ``done``."""
 
     def __init__(self, args: RobotArgs, preset: str) -> None:
-        self.args, self.folder, self.preset_name, self.preset = args, args.folder, preset, PRESETS[preset]
+        self.args, self.folder, self.preset = args, args.folder, PRESETS[preset]
         self.start = model_folder(args.pretrained_model_name_or_path)
         if not (self.start / "transformer").is_dir():
             raise UserError(f"--pretrained_model_name_or_path {self.start}: has no transformer/; name a world model")
@@ -82,7 +83,9 @@ class RobotTraining:
         self.resolution, self.context_length = tokenizer.config.resolution, tokenizer.context_length
         self.data, self.model = self.folder / "data", self.folder / "model"
         self.convert_command = converter(args, self.data, self.resolution)
-        self.done: dict[str, Any] = {}
+        self.settings = check_settings(self.folder / SETTINGS_FILE, {**args.noted(), "preset": preset})
+        done = self.folder / DONE
+        self.done: dict[str, Any] = read_json(done, "delete it to go through all stages again") if done.exists() else {}
 
     @property
     def stages(self) -> dict[str, Callable[[], Mapping[str, Any]]]:
@@ -90,18 +93,14 @@ class RobotTraining:
         return {stage.__name__: stage for stage in (*early, self.train_transformer, self.export, self.report)}
 
     def run(self) -> None:
-        file, noted = self.folder / DONE, self.folder / SETTINGS_FILE
-        settings = check_settings(noted, {**self.args.noted(), "preset": self.preset_name})
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(noted, settings)
-        if file.exists():
-            self.done = read_json(file, "delete it to go through all stages again")
+        write_json(self.folder / SETTINGS_FILE, self.settings)
         for number, (name, stage) in enumerate(self.stages.items(), 1):
             title = f"{number}/{len(self.stages)} {name.replace('_', ' ')}"
             print(f"== {title}{': done before' if name in self.done else ''}", flush=True)
             if name not in self.done:
                 self.done[name] = stage()
-                write_json(file, self.done)
+                write_json(self.folder / DONE, self.done)
         page = write_page(self.folder, self.args.robot, self.done["train_tokenizer"])
         print(f"model: {self.model}\npictures and scores: {page}")
 
