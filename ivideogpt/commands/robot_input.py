@@ -23,7 +23,7 @@ def converter(args: RobotArgs, output: Path, resolution: int) -> Words:
     Raises:
         UserError: there is nothing that one of the converters reads.
     """
-    name = file_stem(args.robot)  # of a folder that the data commands find
+    name = file_stem(args.robot)  # the data commands do not find hidden or nested folders
     if args.recordings is not None:
         if not Path(args.recordings).is_dir():
             raise UserError(f"--recordings {args.recordings}: no such folder; expected one of videos")
