@@ -9,17 +9,20 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ivideogpt.commands import robot_training, train_robot
 from ivideogpt.commands.robot_input import converter
 from ivideogpt.commands.train_robot import Preset, RobotArgs
+from ivideogpt.data.catalog import dataset_info
+from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from ivideogpt.world_model import WorldModel
 from tests.commands import run_python
 from tests.data.formats.lerobot_folder import write_folder
-from tests.data.synthetic import record_video, write_squares
+from tests.data.synthetic import record_video, write_episode, write_squares
 from tests.datasets.scripts import load_script
 from tests.documented import check
 from tests.real_data import real_data
@@ -109,6 +112,9 @@ def test_misaligned_actions_stop_it(commands, tiny_world_model, tmp_path):
         ([], "give one of --recordings"),
         (["--recordings", "a", "--camera", "front"], "--camera does nothing for videos: it goes with --dataset"),
         (["--dataset", "a", "--fps", "5"], "--fps does nothing for data sets: it goes with --recordings"),
+        (["--recordings", "nowhere", "--dry_run"], "--recordings nowhere: no such folder"),
+        (["--dataset", ".", "--segment_length", "2"], "--segment_length 2: the model has 2 context frames"),
+        (["--dataset", ".", "--camera", "front"], "--camera and --action_key do nothing for .npz episodes"),
         (["--dataset", "nowhere", "--dry_run"], "--dataset nowhere: no such folder; expected lerobot:"),
         (["--dataset", "nowhere", "--preset", "gpu"], "no GPU is available"),
     ],
@@ -156,6 +162,87 @@ def test_every_form_of_recordings_has_its_converter(tmp_path):
         found, rest = words(tmp_path, *source)
         assert found == f"datasets/{script}.py"
         parse(getattr(load_script(script), kind), rest)
+
+
+def test_several_data_sets_of_rlds_are_named(tmp_path):
+    """They were taken for npz episodes, of which there are none."""
+    (tmp_path / "OXE" / "bridge" / "1.0.0").mkdir(parents=True)
+    (tmp_path / "OXE" / "bridge" / "1.0.0" / "features.json").write_text("{}")
+    with pytest.raises(UserError, match=r"holds several of RLDS; name one, such as .*OXE/bridge"):
+        words(tmp_path, "--dataset", tmp_path / "OXE")
+
+
+def test_odd_names_give_a_folder_that_is_found(tmp_path):
+    """``a/b`` would be a folder in a folder, and ``.a`` a hidden one: neither is trained on."""
+    npz = write_squares(tmp_path / "squares", number=1)
+    assert words(tmp_path, "--dataset", npz, "--name", ".a/b c")[1][3].endswith("data/a-b-c")
+    assert words(tmp_path, "--recordings", npz, "--name", ".a/b c")[1][5] == "a-b-c"
+
+
+def test_the_same_paths_written_otherwise_go_on(tmp_path, monkeypatch):
+    """The shell's completion adds a slash."""
+    write_squares(tmp_path / "squares", number=1)
+    monkeypatch.chdir(tmp_path)
+    noted = [
+        parse(RobotArgs, ["--dataset", path, "--pretrained_model_name_or_path", path, *more]).noted()
+        for path, *more in (("squares",), ("squares/", "--name", "squares"), (str(tmp_path / "squares"),))
+    ]
+    assert noted[0] == noted[1] == noted[2]
+
+
+@pytest.mark.parametrize(
+    ("folder", "arrays", "message"),
+    [
+        ("own", [{}], "own: 1 episode, expected at least two"),
+        ("own", [{}, {"reward": None}], "only one of them has rewards"),
+        ("own", [{}, {"action": np.full((20, 2), np.nan, np.float32)}], "holds NaN"),
+        ("a/own", [{}, {}], "a/own is a folder in a folder"),
+    ],
+)
+def test_faults_are_found_before_any_training(folder, arrays, message, tmp_path):
+    """Later stages would refuse such episodes, after hours."""
+    for number, each in enumerate(arrays):
+        write_episode(tmp_path / folder / f"{number}.npz", **each)
+    with pytest.raises(UserError, match=message):
+        robot_training.open_all(*find_episodes(str(tmp_path)))
+
+
+@pytest.fixture
+def training(tiny_world_model, tmp_path):
+    def make(*flags, preset="try"):
+        recorded = write_squares(tmp_path / "squares", number=1)
+        start = ("--dataset", recorded, "--pretrained_model_name_or_path", tiny_world_model, *flags)
+        return robot_training.RobotTraining(
+            parse(RobotArgs, [*map(str, start), "--output_path", str(tmp_path / "robot")]), preset
+        )
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("name", "frame_step", "apart"), [("own", 3, 3), ("reach-v3", 3, 3), ("bridge", 1, 2), ("bridge", 2, 3)]
+)
+def test_frames_are_as_far_apart_as_asked(training, name, frame_step, apart):
+    """Meta-World's frames stayed neighbours. A public data set has a pace of its own."""
+    made = training("--frame_step", frame_step)
+    (made.data / name).mkdir(parents=True)
+    assert dataset_info(name).step(made.video_stepsize) == apart
+
+
+@pytest.mark.parametrize(("gpus", "first"), [(1, "train_gpt.py"), (2, "-m")])
+def test_one_gpu_needs_no_launcher(training, gpus, first, monkeypatch):
+    """The launcher dies of a signal, and the training would go on alone, beside the next one."""
+    ran = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(robot_training, "run_command", lambda *words: ran.append(words))
+    training(preset="gpu").train("train_gpt.py")
+    assert ran[0][0] == first
+
+
+def test_commands_find_the_package_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    assert robot_training.call([sys.executable, "-c", "import ivideogpt"]) == 0
 
 
 @pytest.mark.parametrize("name", ["rlds/bridge_dataset", "lerobot_v21_g1"])

@@ -7,6 +7,7 @@ from pathlib import Path
 from ivideogpt.commands.train_robot import RobotArgs
 from ivideogpt.data.formats.lerobot_paths import PREFIX as LEROBOT
 from ivideogpt.errors import UserError
+from ivideogpt.files import file_stem
 
 Words = tuple[object, ...]
 
@@ -22,14 +23,17 @@ def converter(args: RobotArgs, output: Path, resolution: int) -> Words:
     Raises:
         UserError: there is nothing that one of the converters reads.
     """
+    name = file_stem(args.robot)  # the data commands do not find hidden or nested folders
     if args.recordings is not None:
+        if not Path(args.recordings).is_dir():
+            raise UserError(f"--recordings {args.recordings}: no such folder; expected one of videos")
         chosen = flags(skipped_actions=args.skipped_actions, action_offset=args.action_offset)
         chosen += flags(fps=args.fps, action_columns=args.action_columns)
-        named = flags(input_path=args.recordings, output_path=output, dataset_name=args.robot, resize=resolution)
+        named = flags(input_path=args.recordings, output_path=output, dataset_name=name, resize=resolution)
         return ("datasets/videos_to_npz.py", *named, *chosen)
     source, given = Path(args.source), flags(input_path=args.source, action_key=args.action_key)
     if args.source.startswith(LEROBOT) or (source / "meta" / "info.json").is_file():
-        named = flags(output_path=output, dataset_name=args.robot, resize=resolution, camera=args.camera)
+        named = flags(output_path=output, dataset_name=name, resize=resolution, camera=args.camera)
         return ("datasets/lerobot_to_npz.py", *given, *named)
     if any(source.glob("features.json")) or any(source.glob("*/features.json")):
         # its own name stays: it tells the cameras and paces of public data sets
@@ -42,5 +46,9 @@ def converter(args: RobotArgs, output: Path, resolution: int) -> Words:
     if not source.is_dir():
         expected = "lerobot:<folder or hub id>, a folder of RLDS, or one of .npz episodes"
         raise UserError(f"--dataset {args.source}: no such folder; expected {expected}")
-    folder = output / args.robot if any(source.glob("*.npz")) else output
-    return ("datasets/repack.py", *given, *flags(output_path=folder, resize=resolution))
+    if inside := sorted(path.parents[1].name for path in source.glob("*/*/features.json")):
+        raise UserError(f"--dataset {args.source}: holds several of RLDS; name one, such as {source / inside[0]}")
+    if args.camera is not None or args.action_key is not None:
+        raise UserError("--camera and --action_key do nothing for .npz episodes, whose arrays are image and action")
+    folder = output / name if any(source.glob("*.npz")) else output
+    return ("datasets/repack.py", *flags(input_path=args.source, output_path=folder, resize=resolution))

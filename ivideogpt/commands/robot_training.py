@@ -5,6 +5,7 @@ A stage that is done has an entry in ``stages.json``; an interrupted one goes on
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import subprocess
@@ -15,11 +16,15 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import torch
+
 from ivideogpt.commands.robot_estimate import estimate, hours
 from ivideogpt.commands.robot_input import Words, converter, flags
 from ivideogpt.commands.robot_page import write_page
 from ivideogpt.commands.train_robot import PRESETS, RobotArgs
-from ivideogpt.data.catalog import REFERENCE_STEP, TEST_EVERY, is_known
+from ivideogpt.data.catalog import REFERENCE_STEP, TEST_EVERY, dataset_info
+from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.formats.registry import NamedEpisodes, find_episodes
 from ivideogpt.data.inspect.command import DatasetReport, InspectArgs, as_text, inspect_dataset
 from ivideogpt.data.tokens.token_store import TokenStore
@@ -81,6 +86,9 @@ class RobotTraining:
             raise UserError(f"--pretrained_model_name_or_path {self.start}: has no transformer/; name a world model")
         tokenizer = load_tokenizer(self.start)
         self.resolution, self.context_length = tokenizer.config.resolution, tokenizer.context_length
+        if args.segment_length is not None and args.segment_length <= self.context_length:
+            given = f"--segment_length {args.segment_length}"
+            raise UserError(f"{given}: the model has {self.context_length} context frames; give more frames than that")
         self.data, self.model = self.folder / "data", self.folder / "model"
         self.convert_command = converter(args, self.data, self.resolution)
         self.settings = check_settings(self.folder / SETTINGS_FILE, {**args.noted(), "preset": preset})
@@ -124,23 +132,25 @@ class RobotTraining:
 
     def convert(self) -> Mapping[str, Any]:
         run_command(*self.convert_command, *flags(max_num_episodes=self.preset.most_episodes))
-        opened = [[data.episodes.open(number) for number in range(len(data.episodes))] for data in self.datasets()]
-        episodes = [episode for each in opened for episode in each]
-        if len(episodes) < 2:
-            raise UserError("1 episode, expected at least two: the first is kept to test on")
-        shortest = min(episodes, key=lambda episode: episode.num_frames)
-        usable = -(-shortest.num_frames // self.args.frame_step)
+        steps = {data.name: dataset_info(data.name).step(self.video_stepsize) for data in self.datasets()}
+        opened = {data.name: open_all(data) for data in self.datasets()}
+        episodes = [episode for each in opened.values() for episode in each]
+        if len(dims := {episode.action_dim for episode in episodes}) > 1:
+            raise UserError(f"actions of {' and '.join(sorted(map(str, dims)))} dimensions: train one model for each")
+        usable, path, step = min(
+            (-(-each.num_frames // steps[name]), each.path, steps[name]) for name in opened for each in opened[name]
+        )
         frames = self.args.segment_length or max(min(CLIP, usable), SHORTEST_CLIP)
         if not self.context_length < frames <= usable:
             raise UserError(
-                f"{shortest.path} has {usable} frames at --frame_step {self.args.frame_step}, expected a clip of "
-                f"{frames}, {self.context_length} of them context: remove such episodes, or change --segment_length"
+                f"{path} has {usable} frames {step} apart, expected a clip of {frames}, {self.context_length} of them "
+                "context: remove such episodes, or change --segment_length"
             )
         num_frames = sum(episode.num_frames for episode in episodes)
-        tested = [episode.num_frames for each in opened for episode in each[::TEST_EVERY]]
-        clips = sum(length // (frames * self.args.frame_step) or 1 for length in tested)
+        tested = [(each.num_frames, steps[name]) for name in opened for each in opened[name][::TEST_EVERY]]
+        clips = sum(length // (frames * step) or 1 for length, step in tested)
         print(f"{len(episodes)} episodes, {num_frames} frames, clips of {frames}, {clips} of them to test on")
-        facts = {"segment_length": frames, "num_frames": num_frames, "action_dim": shortest.action_dim}
+        facts = {"segment_length": frames, "num_frames": num_frames, "action_dim": dims.pop()}
         return facts | {"report_clips": min(clips, self.preset.report_clips)}
 
     def train_tokenizer(self) -> Mapping[str, Any]:
@@ -169,7 +179,7 @@ class RobotTraining:
         print(f"test frames are reconstructed at {before:.2f} dB before, {after:.2f} dB after training")
         if after <= before:
             print("the tokenizer stays as it was: training has not made it better on them")
-        return {"path": str(trained if after > before else self.start), "before": before, "after": after}
+        return {"path": str((trained if after > before else self.start).resolve()), "before": before, "after": after}
 
     def tokenize(self) -> Mapping[str, Any]:
         stride = max(round(self.done["convert"]["num_frames"] * self.preset.passes / self.preset.most_clips), 1)
@@ -199,7 +209,7 @@ class RobotTraining:
         return {}
 
     def report(self) -> Mapping[str, Any]:
-        self.evaluate("report", self.model, dataset_path=self.data)
+        self.evaluate("report", self.model, *self.clips)
         return {}
 
     # ---- what the stages share
@@ -215,9 +225,13 @@ class RobotTraining:
     @property
     def clips(self) -> Words:
         """Return the flags of all episodes' clips, whose frames are ``--frame_step`` apart."""
-        names = [path.name for path in self.data.iterdir() if path.is_dir()]
-        step = self.args.frame_step * (1 if all(map(is_known, names)) else REFERENCE_STEP)
-        return flags(dataset_path=self.data, oxe_data_mixes_type="folder:*", video_stepsize=step)
+        return flags(dataset_path=self.data, oxe_data_mixes_type="folder:*", video_stepsize=self.video_stepsize)
+
+    @property
+    def video_stepsize(self) -> int:
+        """Return ``--frame_step`` in the unit of the data commands; public data sets keep their own pace as 1."""
+        paced = all(dataset_info(path.name).base_step > 1 for path in self.data.iterdir() if path.is_dir())
+        return self.args.frame_step * (1 if paced else REFERENCE_STEP)
 
     def clip_form(self, segment_length: int) -> Words:
         return flags(resolution=self.resolution, context_length=self.context_length, segment_length=segment_length)
@@ -237,7 +251,8 @@ class RobotTraining:
         return ("--action_conditioned", *flags(action_dim=dim), *rewards, *successes)
 
     def train(self, script: str, *words: object) -> None:
-        launcher = ("-m", "accelerate.commands.launch") if self.preset.on_gpu else ()
+        # on one GPU it would be a process between, which dies of a signal and leaves the training without one
+        launcher = ("-m", "accelerate.commands.launch") if torch.cuda.device_count() > 1 and self.preset.on_gpu else ()
         named = flags(output_dir=self.folder / "runs", seed=self.args.seed, learning_rate=self.preset.learning_rate)
         run_command(*launcher, script, *words, *named, *flags(mixed_precision=self.preset.mixed_precision), *RUN_RECIPE)
 
@@ -266,6 +281,30 @@ class RobotTraining:
         return read_json(folder / "report.json")
 
 
+def open_all(data: NamedEpisodes) -> list[Episode]:
+    """Open all episodes, and read their actions and rewards: a fault there would end a later stage, after hours.
+
+    Raises:
+        UserError: one cannot be read, only some have rewards or successes, or none is left to train or to test on.
+    """
+    if os.sep in data.name:
+        raise UserError(f"{data.name} is a folder in a folder: give a folder of episodes, or one of such folders")
+    opened = [data.episodes.open(number) for number in range(len(data.episodes))]
+    if len(opened) < 2:
+        raise UserError(f"{data.name}: 1 episode, expected at least two: the first is kept to test on")
+    for episode in opened:
+        everything = np.arange(episode.num_frames)
+        if episode.action_dim is not None:
+            episode.actions(everything)
+        if episode.has_rewards:
+            episode.rewards(everything)
+        for what in ("has_rewards", "has_successes"):
+            if getattr(episode, what) != getattr(opened[0], what):
+                told = f"{episode.path} and {opened[0].path}: only one of them {what.replace('_', ' ')}"
+                raise UserError(f"{told}; expected all episodes of {data.name} to have them, or none")
+    return opened
+
+
 def spoiling(reports: Sequence[DatasetReport]) -> list[str]:
     dims = {len(report.actions) for report in reports}
     several = [f"data sets with {' and '.join(map(str, sorted(dims)))} action dimensions"] if len(dims) > 1 else []
@@ -291,7 +330,8 @@ def run_command(*argv: object) -> None:
 
 def call(command: Sequence[str]) -> int:
     """Run a command in a process group of its own, so that each signal reaches it once: by us."""
-    child = subprocess.Popen(command, process_group=0)
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))  # for -m, from any directory
+    child = subprocess.Popen(command, process_group=0, env={**os.environ, "PYTHONPATH": path})
 
     def forward(number: int, frame: FrameType | None) -> None:
         child.send_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +16,8 @@ from ivideogpt.paths import BUNDLED_MODEL
 
 OUTPUTS = "robots"
 FOR_VIDEOS = ("fps", "skipped_actions", "action_columns", "action_offset")
-PASSING = ("anyway", "dry_run")  # may change from one call to the next
+PASSING = ("anyway", "dry_run", "output_path")  # may change from one call to the next
+PATHS = ("recordings", "dataset", "pretrained_model_name_or_path")
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,9 @@ class RobotArgs:
 
     def noted(self) -> dict[str, Any]:
         """Return what may not change when the command goes on."""
-        return {name: value for name, value in asdict(self).items() if name not in PASSING}
+        noted = {name: value for name, value in asdict(self).items() if name not in PASSING}
+        paths = {name: os.path.abspath(noted[name]) for name in PATHS if noted[name] and Path(noted[name]).exists()}
+        return {**noted, **paths, "name": self.robot}
 
 
 def main(argv: Sequence[str]) -> None:
