@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import startup
+from ivideogpt.paths import BUNDLED_MODEL
 
 ROOT = Path(__file__).parents[1]
-BUNDLED_MODEL = ROOT / "pretrained_models" / "ivideogpt-metaworld-64-tiny"
 MODEL_LIBRARIES = {"diffusers", "transformers", "accelerate", "huggingface_hub", "scipy", "matplotlib", "torch._dynamo"}
 SLOW = {"torch", "tensorflow", "metaworld", "mujoco", "h5py", "av", "pyarrow", "hydra", *MODEL_LIBRARIES}
 HYDRA = {"mbrl/train_metaworld_drq.py", "mbrl/train_metaworld_mbpo.py"}  # it puts together the settings to be shown

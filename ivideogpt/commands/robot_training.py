@@ -68,10 +68,11 @@ def train(args: RobotArgs) -> None:
         raise UserError("--preset gpu: no GPU is available here; choose try or cpu")
     training = RobotTraining(args, preset)
     print(f"{args.robot} with preset {preset}, to {args.folder}", flush=True)
-    times = estimate(training.start, training.preset, args.segment_length or CLIP, TOKENIZER_CLIP, device)
-    left = {name.replace("_", " "): seconds for name, seconds in times.items() if name not in training.done}
-    parts = ", ".join(f"{name} {hours(seconds)}" for name, seconds in left.items())
-    print(f"about {hours(sum(left.values()))} without conversion: {parts or 'all done before'}", flush=True)
+    if training.stages.keys() - training.done:  # measuring takes a while itself
+        times = estimate(training.start, training.preset, args.segment_length or CLIP, TOKENIZER_CLIP, device)
+        left = {name.replace("_", " "): seconds for name, seconds in times.items() if name not in training.done}
+        parts = ", ".join(f"{name} {hours(seconds)}" for name, seconds in left.items())
+        print(f"about {hours(sum(left.values()))} without conversion: {parts or 'seconds'}", flush=True)
     if not args.dry_run:
         training.run()
 
