@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ivideogpt.errors import UserError
 from ivideogpt.outputs import Output
-from ivideogpt.transformer.causal_dropout import attention
+from ivideogpt.transformer.causal_attention import attention
 
 IGNORED_LABEL = -100
 DEFAULT_ROPE_THETA = 10000.0
@@ -297,12 +297,10 @@ def _initialise(module: nn.Module, std: float) -> None:
 
 def _mask(length: int, past: int, padding: Tensor | None, device: torch.device) -> Tensor | None:
     """Return True where a position may look, (1 or B, 1, L, P + L); None for plain causal attention."""
-    if padding is not None and padding.all():
-        padding = None
-    if padding is None and (past == 0 or length == 1):
+    if padding is None or padding.all():
         return None
     visible = torch.ones(length, past + length, dtype=torch.bool, device=device).tril_(past)[None, None]
-    return visible if padding is None else visible & padding[:, None, None].bool()
+    return visible & padding[:, None, None].bool()
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

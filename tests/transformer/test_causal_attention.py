@@ -6,17 +6,20 @@ import torch.nn.functional as F
 
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import build_transformer
-from ivideogpt.transformer import causal_dropout
-from ivideogpt.transformer.causal_dropout import BLOCK, GROUP, causal_attention
+from ivideogpt.transformer import KeysAndValues
+from ivideogpt.transformer import causal_attention as module
+from ivideogpt.transformer.causal_attention import BLOCKS, GROUP, attention, causal_attention
 from tests.parity.networks import llama_config
 
+BLOCK = BLOCKS[torch.float32]
 LENGTH = 2 * BLOCK + 7
 DROPOUT = 0.25
 
 
-def inputs(rows: int = GROUP + 3, length: int = LENGTH, size: int = 16) -> list[torch.Tensor]:
+def inputs(rows: int = GROUP + 3, length: int = LENGTH, size: int = 16, past: int = 0) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, rows, length, size, generator=generator, requires_grad=True) for _ in range(3)]
+    lengths = length, past + length, past + length
+    return [torch.randn(1, rows, each, size, generator=generator, requires_grad=True) for each in lengths]
 
 
 def gradients(attended: torch.Tensor, tensors: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -28,14 +31,46 @@ def close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def torch_s_own(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    past = keys.shape[2] - queries.shape[2]
+    visible = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool).tril(past)
+    return F.scaled_dot_product_attention(queries, keys, values, visible)
+
+
+@pytest.mark.parametrize("past", [0, 1, BLOCK + 5])
 @pytest.mark.parametrize("length", [1, BLOCK, LENGTH])
-def test_without_dropout_it_is_torch_s_own(length):
-    tensors = inputs(length=length)
-    expected = F.scaled_dot_product_attention(*tensors, is_causal=True)
+def test_without_dropout_it_is_torch_s_own(length, past):
+    tensors = inputs(length=length, past=past)
+    expected = torch_s_own(*tensors)
     actual = causal_attention(*tensors, dropout=0.0)
     close(actual, expected)
     for ours, theirs in zip(gradients(actual, tensors), gradients(expected, tensors), strict=True):
         close(ours, theirs)
+
+
+@pytest.mark.parametrize("past", [0, 37])
+def test_in_bfloat16_it_is_as_exact_as_its_numbers(past):
+    exact = inputs(length=BLOCKS[torch.bfloat16] + 9, past=past)
+    tensors = [tensor.detach().bfloat16().requires_grad_() for tensor in exact]
+    expected, actual = torch_s_own(*exact), causal_attention(*tensors, dropout=0.0)
+    assert actual.dtype == torch.bfloat16
+    assert (actual - expected).norm() < 0.01 * expected.norm()
+    for ours, theirs in zip(gradients(actual.float(), tensors), gradients(expected, exact), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_bfloat16_goes_in_blocks_where_the_processor_has_it(monkeypatch, calls, units):
+    monkeypatch.setattr(module, "has_bfloat16_units", lambda: units)
+    tensors = inputs(length=9, past=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        attended = attention(*tensors, None, 0.0)
+    assert calls == [0.0] * units
+    assert attended.dtype == torch.bfloat16
+    assert (attended - torch_s_own(*tensors)).norm() < 0.02 * attended.norm()
+    close(attention(*tensors, None, 0.0), torch_s_own(*tensors))  # in float32 torch's own is as fast
+    assert calls == [0.0] * units
 
 
 def weights_of(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
@@ -66,10 +101,10 @@ def test_dropped_weights_are_gone_in_values_and_gradients():
 
 def test_draws_are_even_and_from_the_global_generator():
     torch.manual_seed(3)
-    drawn = causal_dropout._random_levels(torch.empty(1000, 401))
-    again = causal_dropout._random_levels(torch.empty(1000, 401))
+    drawn = module._random_levels(torch.empty(1000, 401))
+    again = module._random_levels(torch.empty(1000, 401))
     torch.manual_seed(3)
-    assert torch.equal(drawn, causal_dropout._random_levels(torch.empty(1000, 401)))
+    assert torch.equal(drawn, module._random_levels(torch.empty(1000, 401)))
     assert not torch.equal(drawn, again)
     for lane in range(4):  # of a 64-bit word
         of_lane = drawn.flatten()[lane::4].float() / 2**16
@@ -85,7 +120,7 @@ def calls(monkeypatch) -> list[float]:
         seen.append(dropout)
         return causal_attention(queries, keys, values, dropout)
 
-    monkeypatch.setattr(causal_dropout, "causal_attention", spy)
+    monkeypatch.setattr(module, "causal_attention", spy)
     return seen
 
 
@@ -105,8 +140,10 @@ def test_a_transformer_uses_it_only_while_it_drops(calls):
     assert padded.isfinite().all()
 
 
-def test_mixed_precision_computes_attention_in_float32(calls):
+@pytest.mark.parametrize("units", [False, True])
+def test_mixed_precision(monkeypatch, calls, units):
     """Rotary embeddings give float32 queries and keys, projections bfloat16 values: all of them arrive here."""
+    monkeypatch.setattr(module, "has_bfloat16_units", lambda: units)
     config = llama_config()
     config.attention_dropout = DROPOUT
     model = build_transformer(config, TokenLayout(1, 1, context_codes=64, dynamics_codes=48)).train()
@@ -133,3 +170,24 @@ def test_fewer_heads_of_keys_than_of_queries_go_to_torch(calls):
     model = build_transformer(config, TokenLayout(1, 1, context_codes=64, dynamics_codes=48)).train()
     model(torch.zeros(1, 5, dtype=torch.long)).logits.sum().backward()
     assert not calls
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_prefix_that_was_read_before_changes_nothing(monkeypatch, mixed):
+    monkeypatch.setattr(module, "has_bfloat16_units", lambda: True)
+    model = build_transformer(llama_config(), TokenLayout(1, 1, context_codes=64, dynamics_codes=48)).eval()
+    tokens = torch.randint(64, (2, 12), generator=torch.Generator().manual_seed(0))
+
+    def loss_and_gradients(prefix: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        cache = KeysAndValues()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            first = model(tokens[:, :prefix], past_key_values=cache).logits
+            logits = torch.cat([first, model(tokens[:, prefix:], past_key_values=cache).logits], dim=1)
+        loss = F.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        return loss.detach(), list(torch.autograd.grad(loss, list(model.parameters())))
+
+    loss, ours = loss_and_gradients(prefix=5)
+    expected, exact = loss_and_gradients(prefix=11)
+    torch.testing.assert_close(loss, expected, rtol=1e-2 if mixed else 1e-5, atol=0)
+    for one, other in zip(ours, exact, strict=True):
+        assert (one - other).norm() < (0.05 if mixed else 1e-4) * other.norm()
