@@ -2,13 +2,13 @@
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
 # Run it again to go on after an interruption. --minutes N ends it after N minutes, with a checkpoint to go on from.
 # Paths and sizes come from the environment:
-#   DATA=... RUNS=... MODEL=... EPISODES=60 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
+#   DATA=... RUNS=... MODEL=... EPISODES=60 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... OWN_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
 MINUTES=
 if [ "${1:-}" = --minutes ] && [[ "${2:-}" =~ ^[1-9][0-9]*$ ]]; then
     MINUTES=$2
     shift 2
 fi
-MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU with AMX
+MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU that has it (AMX, AVX-512 with bf16)
 # A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
 # OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
 LAUNCH=${LAUNCH:-python}
@@ -41,12 +41,14 @@ DATA=${DATA:-data/metaworld}
 HELD_OUT=${HELD_OUT:-data/metaworld-heldout}
 RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
-TASKS=${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
-EPISODES=${EPISODES:-60} # of each task
+HELD_OUT_TASKS=${HELD_OUT_TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
+TASKS=${TASKS:-$HELD_OUT_TASKS reach drawer-close window-open faucet-close button-press}
+EPISODES=${EPISODES:-100} # of each task
 HELD_OUT_EPISODES=${HELD_OUT_EPISODES:-12}
 PLAIN_STEPS=${PLAIN_STEPS:-4000} # phases of the tokenizer's first stage, of which half are updates
 ALIGNED_STEPS=${ALIGNED_STEPS:-4000} # and of its second
-TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-8000}
+TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-8000} # of the transformer's first stage
+OWN_STEPS=${OWN_STEPS:-25000} # and of its second
 STRIDE=${STRIDE:-9} # frames from one stored clip of an episode to the next
 TOKENIZER_BATCH=${TOKENIZER_BATCH:-4} # clips per process
 TRANSFORMER_BATCH=${TRANSFORMER_BATCH:-4}
@@ -55,8 +57,9 @@ TOKENIZER_NAME=metaworld-64-tiny-tokenizer
 TRANSFORMER_NAME=metaworld-64-tiny-transformer
 
 read -ra tasks <<<"$TASKS"
+read -ra held_out_tasks <<<"$HELD_OUT_TASKS"
 timed python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$DATA" --num_episodes "$EPISODES" --seed 0
-timed python datasets/record_metaworld.py --tasks "${tasks[@]}" --output_path "$HELD_OUT" --num_episodes "$HELD_OUT_EPISODES" --seed 1000
+timed python datasets/record_metaworld.py --tasks "${held_out_tasks[@]}" --output_path "$HELD_OUT" --num_episodes "$HELD_OUT_EPISODES" --seed 1000
 
 train_tokenizer() { # name, phases, how to start
     local name=$1 steps=$2
@@ -84,17 +87,27 @@ for split in train test; do
         --segment_length 16 --stride "$STRIDE" --split "$split" --output "$RUNS/tokens/$split"
 done
 
-timed $LAUNCH train_gpt.py --exp_name "$TRANSFORMER_NAME" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
-    --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --config_name configs/llama/config_tiny.json \
-    --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
-    --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
-    --per_device_train_batch_size "$TRANSFORMER_BATCH" --learning_rate 1e-3 --lr_scheduler_type cosine --num_warmup_steps 200 \
-    --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 --stale_tokens 0.9 --max_train_steps "$TRANSFORMER_STEPS" \
-    --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 --resume_from_checkpoint latest \
-    $TRANSFORMER_ARGS
+train_transformer() { # name, steps, how to start and what to read as history
+    local name=$1 steps=$2
+    shift 2
+    timed $LAUNCH train_gpt.py --exp_name "$name" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
+        --pretrained_model_name_or_path "$RUNS/exported/tokenizer" \
+        --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
+        --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
+        --per_device_train_batch_size "$TRANSFORMER_BATCH" --num_warmup_steps 100 --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 \
+        --max_train_steps "$steps" --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 \
+        --resume_from_checkpoint latest "$@" $TRANSFORMER_ARGS
+}
+
+# First from histories of older tokens. Then, with heads for reward and success, from histories of its own.
+train_transformer "$TRANSFORMER_NAME-stale" "$TRANSFORMER_STEPS" --config_name configs/llama/config_tiny.json --stale_tokens 0.9 \
+    --learning_rate 1e-3 --lr_scheduler_type cosine
+train_transformer "$TRANSFORMER_NAME" "$OWN_STEPS" --history own --history_rule expected_code \
+    --pretrained_transformer_path "$(newest_run "$RUNS" "$TRANSFORMER_NAME-stale" model.safetensors)" \
+    --reward_prediction --success_prediction --symlog --reward_weight 0.05 --success_weight 0.1 --learning_rate 6e-4 --lr_scheduler_type linear
 
 timed python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
-    --output "$MODEL" --dtype float16 --top_k 1
+    --output "$MODEL" --dtype float16 --sampling_rule expected_code
 timed python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
     --output_path "$RUNS/evaluation"
 echo "finished: $MODEL"
