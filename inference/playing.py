@@ -48,9 +48,10 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
         simulated = [simulators.choice(task) for task in asked or PAPER_TASKS]
         close = simulators.close
     if args.dataset_path is None:
-        choices = [*simulated, *find_starts(str(BUNDLED_SAMPLES), metadata, "Recorded episodes")]
+        bundled = find_starts(str(BUNDLED_SAMPLES), model.metadata, "Recorded episodes", args.action_space)
+        choices = [*simulated, *bundled]
     else:
-        episodes = find_starts(args.dataset_path, metadata)
+        episodes = find_starts(args.dataset_path, model.metadata, action_space=args.action_space)
         choices = [*simulated, *episodes] if asked else [*episodes, *simulated]
     note = "" if simulated else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
     server = PlayServer(model, Path(path).name, choices, args.max_sessions, note, close)

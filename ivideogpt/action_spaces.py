@@ -112,11 +112,20 @@ class ActionSpaces:
 
     def find_for(self, dataset: str) -> ActionSpace:
         """Return the space of a data set, given by its name or by a path such as ``<folder>[@<camera>]``."""
+        found = self._naming(dataset)
+        if found is None:
+            raise UserError(f"data set {dataset!r} is in no action space: add it to the datasets of one of {self}")
+        return found
+
+    def is_of_another(self, dataset: str, name: str | None) -> bool:
+        """Return whether a data set is in another space than ``name``; one that is in none may be of any."""
+        found = self._naming(dataset)
+        return found is not None and found != self.find(name)
+
+    def _naming(self, dataset: str) -> ActionSpace | None:
         folder = dataset.partition("@")[0].rstrip("/").rpartition("/")[2]
         found = [space for name in (dataset, folder) for space in self.spaces if name in space.datasets]
-        if not found:
-            raise UserError(f"data set {dataset!r} is in no action space: add it to the datasets of one of {self}")
-        return found[0]
+        return found[0] if found else None
 
     def with_datasets(self, datasets: Iterable[str], name: str | None) -> ActionSpaces:
         """Add those of the data sets that are in no space yet to the space ``name``; without a name they are an error.

@@ -6,7 +6,7 @@ Shapes: E starts, M frames of a start, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,14 +15,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.catalog import Split, has_npz_files, stepsize_as_trained
 from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, build_sources
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import resize
-from ivideogpt.data.dataset_mixes import resolve_mix
+from ivideogpt.data.dataset_mixes import Mix, resolve_mix
 from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
 from ivideogpt.metadata import ModelMetadata
+from ivideogpt.world_model import WorldModel
 
 SampleStart = Callable[[np.random.Generator], Tensor]  # -> (M, 3, H, W) uint8
 
@@ -45,15 +47,19 @@ class RecordedContexts:
     Attributes:
         dataset_path: folder of npz episodes or of such folders, ``lerobot:<folder>[@<camera>]`` or ``lance:<uri>``.
         mix: datasets in it, as ``--oxe_data_mixes_type``.
+        action_spaces, action_space: spaces of a model of several robots and the name of the one that acts; datasets of
+            other robots are left out.
     """
 
     dataset_path: str
     mix: str = "folder:*"
     split: Split = "all"
+    action_spaces: ActionSpaces | None = None
+    action_space: str | None = None
 
     def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:
         path, mix = self._path_and_mix()
-        names = resolve_mix(mix, path)
+        names = self._of_this_robot(resolve_mix(mix, path))
         config = DataConfig(
             dataset_path=path,
             mix=names,
@@ -63,6 +69,17 @@ class RecordedContexts:
         )
         clips = ClipDataset(config, PickByWeight(build_sources(config, self.split)), seed=0)
         return lambda rng: clips[int(rng.integers(2**62))].pixels[0].float().round().byte()
+
+    def _of_this_robot(self, mix: Mix) -> Mix:
+        if self.action_spaces is None:
+            return mix
+        kept = tuple(each for each in mix if not self.action_spaces.is_of_another(each[0], self.action_space))
+        if not kept:
+            raise UserError(
+                f"{self.dataset_path}: all of its datasets ({', '.join(name for name, _ in mix)}) are of another robot "
+                f"than action space {self.action_spaces.find(self.action_space)}: give episodes of this one"
+            )
+        return kept
 
     def _path_and_mix(self) -> tuple[str, str]:
         """Return the folder of folders that datasets are looked for in, where the path holds episodes itself."""
@@ -99,6 +116,16 @@ class GivenContexts:
             raise UserError(f"contexts of {self.frames.shape[1]} frames were given, at least {num_frames} are needed")
         starts = [resize(start[-num_frames:], metadata.resolution) for start in self.frames]
         return torch.stack(starts).float().round().byte()
+
+
+def start_sampler(
+    contexts: Contexts | str | Path | NDArray[np.uint8], model: WorldModel, num_frames: int
+) -> SampleStart:
+    """Return a function that samples ``num_frames`` frames for a model, of its own robot if it knows several."""
+    source = as_contexts(contexts)
+    if isinstance(source, RecordedContexts) and source.action_spaces is None:
+        source = replace(source, action_spaces=model.metadata.action_spaces, action_space=model.action_space)
+    return source.sampler(model.metadata, num_frames)
 
 
 def as_contexts(contexts: Contexts | str | Path | NDArray[np.uint8]) -> Contexts:

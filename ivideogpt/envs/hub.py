@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from ivideogpt.envs.contexts import Contexts, GivenContexts
+from ivideogpt.envs.contexts import Contexts, GivenContexts, start_sampler
 from ivideogpt.envs.registration import load_model
 from ivideogpt.envs.settings import FrameFunction
 from ivideogpt.envs.vector_env import WorldModelVectorEnv
@@ -62,7 +62,7 @@ def write_folder(
 ) -> None:
     """Write an environment, with ``num_contexts`` starts sampled from the contexts, into a new or empty folder."""
     model, task = env.model, env.settings.task
-    sample = contexts.sampler(model.metadata, model.tokenizer.context_length)
+    sample = start_sampler(contexts, model, model.tokenizer.context_length)
     starts = [sample(np.random.default_rng([seed, number])).movedim(1, -1).numpy() for number in range(num_contexts)]
     facts = dict(resolution=model.metadata.resolution, action_dim=model.action_dim, horizon=env.horizon)
     with atomic_path(folder) as partial:

@@ -18,7 +18,7 @@ from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ivideogpt.envs.contexts import Contexts, GivenContexts, as_contexts
+from ivideogpt.envs.contexts import Contexts, GivenContexts, start_sampler
 from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
 from ivideogpt.envs.settings import FrameFunction, WorldModelEnvSettings
 from ivideogpt.errors import UserError
@@ -62,7 +62,7 @@ class WorldModelVectorEnv(VectorEnv):
         self.model, self.num_envs, self.render_mode = model, num_envs, self.settings.render_mode
         self.horizon = self.settings.horizon or model.layout.future_frames
         self.num_start_frames = max(model.tokenizer.context_length, self.settings.frame_stack)
-        self._sample_start = as_contexts(contexts).sampler(model.metadata, self.num_start_frames)
+        self._sample_start = start_sampler(contexts, model, self.num_start_frames)
         self._set_spaces(model.action_dim)
         mode = self.settings.autoreset_mode
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": RENDER_FPS, "autoreset_mode": mode}

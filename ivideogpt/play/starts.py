@@ -104,10 +104,17 @@ class RecordedWorld:
         return self._actions[self._index] if self._index < len(self._frames) - 1 else None
 
 
-def find_starts(path: str, metadata: ModelMetadata, group: str | None = None) -> list[StartChoice]:
-    """List the episodes at a path as starts, in the group of their dataset if none is named. None is opened yet."""
-    choices = []
+def find_starts(
+    path: str, model: ModelMetadata, group: str | None = None, action_space: str | None = None
+) -> list[StartChoice]:
+    """List the episodes at a path as starts, in the group of their dataset if none is named. None is opened yet.
+
+    Datasets of other robots than that of ``action_space`` are left out.
+    """
+    choices, metadata = [], model.for_space(action_space)
     for dataset in find_episodes(path):
+        if model.action_spaces is not None and model.action_spaces.is_of_another(dataset.name, action_space):
+            continue
         step = dataset_info(dataset.name).step(stepsize_as_trained([dataset.name], metadata.dataset_step))
         for number in range(min(len(dataset.episodes), MAX_EPISODES)):
             name = dataset.episodes.name(number)

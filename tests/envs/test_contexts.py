@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ivideogpt.envs.contexts import RecordedContexts, as_contexts
+from ivideogpt.envs.contexts import RecordedContexts, as_contexts, start_sampler
 from ivideogpt.errors import UserError
 from ivideogpt.metadata import ModelMetadata
+from ivideogpt.world_model import WorldModel
 from tests.data.formats import lerobot_folder
 
 METADATA = ModelMetadata(resolution=64, context_length=2, dataset_step=3, action_dim=4)
@@ -55,3 +56,18 @@ def test_lerobot(tmp_path):
     frames = sampler(np.random.default_rng(0))
     assert frames.shape == (2, 3, 64, 64)
     assert int(frames[1, 0, 0, 0]) - int(frames[0, 0, 0, 0]) == 3
+
+
+@pytest.mark.parametrize(("robot", "is_high"), [("arm", False), ("hand", True)])
+def test_a_model_of_several_robots_begins_with_its_own(counting, robots_model, robot, is_high):
+    """A hand that is shown an arm's frames would act in a picture of another robot."""
+    (counting / "low").rename(counting / "arm-data")
+    (counting / "high").rename(counting / "hand-data")
+    model = WorldModel.from_pretrained(robots_model, action_space=robot)
+    for contexts in (counting, RecordedContexts(str(counting))):
+        sample = start_sampler(contexts, model, 2)
+        frames = [int(sample(np.random.default_rng(seed))[0, 0, 0, 0]) for seed in range(12)]
+        assert all((level >= 100) == is_high for level in frames)
+    other = counting / ("arm-data" if is_high else "hand-data")
+    with pytest.raises(UserError, match=f"{other.name}.*another robot than action space {robot}"):
+        start_sampler(other, model, 2)

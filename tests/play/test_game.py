@@ -11,6 +11,7 @@ import torch
 
 from ivideogpt.data.convert.conversion import check_arrays
 from ivideogpt.errors import UserError
+from ivideogpt.metadata import ModelMetadata
 from ivideogpt.planning import Reward, SquaredError
 from ivideogpt.play import autopilots, planner
 from ivideogpt.play.autopilots import autopilot_action
@@ -230,3 +231,15 @@ def test_bundled_episodes_are_starts_for_models_of_any_kind():
     assert np.array_equal(goal.context[1], start.context[0])
     assert not np.array_equal(goal.context[0], start.context[1])
     assert goal.actions.shape == (0, 0)
+
+
+def test_starts_of_other_robots_are_left_out(tmp_path, robots_model):
+    frames = np.zeros((6, 64, 64, 3), np.uint8)
+    for name, dim in (("arm-data", 4), ("hand-data", 3), ("new-data", 3)):
+        (tmp_path / name).mkdir()
+        np.savez(tmp_path / name / "0.npz", image=frames, action=np.zeros((6, dim), np.float32))
+    metadata = ModelMetadata.read(robots_model)
+    groups = [choice.group for choice in find_starts(str(tmp_path), metadata, action_space="hand")]
+    assert groups == ["hand-data", "new-data"]
+    start = find_starts(str(tmp_path), metadata, action_space="hand")[0].open(0)
+    assert start.actions.shape == (1, 3)
