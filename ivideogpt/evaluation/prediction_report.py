@@ -6,7 +6,7 @@ Knows models and clips; the caller knows flags and datasets.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -43,6 +43,7 @@ FEWEST_EPISODES = 5  # minimum for a meaningful bootstrap interval
 # Settings without effect on the scores of a clip.
 NO_MATTER = ("batch_size", "max_generate_batchsize", "max_decode_batchsize", "protocol")
 RANKED_BY = ("future", PREDICTION, "psnr")  # score that ranks the clips
+Parts = Mapping[str, RowSummary]  # rows of a report by a name that they share
 QUESTIONS = {
     COPY: "Is it better than copying the last context frame?",
     SHUFFLED: "Does it listen to actions: is it better than under another episode's?",
@@ -74,10 +75,13 @@ def evaluate_predictions(
     if collected is None:
         return None
     shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]
-    by_space = means_by_space(clips, collected.rows)
-    report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown, by_space)
+    parts = {
+        "action_space": parts_by(lambda row: clips.action_space(row.number), collected.rows),
+        "dataset": parts_by(lambda row: row.dataset, collected.rows),
+    }
+    report = build_report(scorer, clips, collected, settings, PROTOCOLS[protocol], shown, parts)
     draw_curves(folder / CURVES_FILE, collected.summary.curves(), scorer.model.metadata.context_length)
-    text = as_markdown(report, collected.summary, PROTOCOLS[protocol], scorer.num_samples, by_space)
+    text = as_markdown(report, collected.summary, PROTOCOLS[protocol], scorer.num_samples, parts)
     collected.write(report, text)
     return report
 
@@ -108,22 +112,24 @@ def build_report(
     settings: Mapping[str, Any],
     columns: Sequence[str],
     shown: Sequence[Mapping[str, Any]],
-    by_space: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Parts],
 ) -> dict[str, Any]:
     summary = collected.summary
-    means, distances = summary.columns(), summary.fvd()
+    distances = summary.fvd()
+
+    def scores(of: RowSummary) -> dict[str, Any]:
+        means = of.columns()
+        return {column: candidates_as_json(means[column]) for column in columns if column in means}
+
     return {
         "kind": KIND,
         "settings": dict(settings),
         "model": {**model_facts(scorer.model), **space_facts(clips)},
         "clips": collected.clip_facts(clips),
         "versions": versions(PACKAGES),
-        "scores": {column: candidates_as_json(means[column]) for column in columns if column in means},
+        "scores": scores(summary),
         "fvd": {column: distance for column, distance in distances.items() if column in columns},
-        "by_action_space": {
-            name: {column: candidates_as_json(own[column]) for column in columns if column in own}
-            for name, own in by_space.items()
-        },
+        **{f"by_{kind}": {name: scores(part) for name, part in each.items()} for kind, each in parts.items()},
         "findings": [
             {**finding, "difference": finding["difference"].as_json()}
             for finding in findings(summary, clips.num_episodes)
@@ -148,12 +154,12 @@ def space_facts(clips: EvaluationClips) -> dict[str, Any]:
     return {} if spaces is None else {"action_spaces": asdict(spaces)}
 
 
-def means_by_space(clips: EvaluationClips, rows: Sequence[ClipRow]) -> dict[str, dict[str, Any]]:
-    """Return action space -> column -> candidate -> metric -> mean over clips; nothing if there is one space."""
-    by_space: dict[str | None, list[ClipRow]] = {}
+def parts_by(key: Callable[[ClipRow], str | None], rows: Sequence[ClipRow]) -> Parts:
+    """Divide rows by a name, in the order of names; no part where all rows have the same, or one has none."""
+    parts: dict[str, list[ClipRow]] = {}
     for row in rows:
-        by_space.setdefault(clips.action_space(row.number), []).append(row)
-    return {name: RowSummary(own).columns() for name, own in by_space.items() if name is not None and len(by_space) > 1}
+        parts.setdefault(key(row) or "", []).append(row)
+    return {name: RowSummary(parts[name]) for name in sorted(parts)} if len(parts) > 1 and "" not in parts else {}
 
 
 def left_out(scorer: PredictionScorer) -> list[str]:
@@ -183,14 +189,28 @@ def findings(summary: RowSummary, num_episodes: int) -> list[dict[str, Any]]:
     return found
 
 
+def dataset_table(parts: Parts, columns: Sequence[str]) -> str:
+    """Return a table with one row per dataset: PSNR, and how far it is ahead of copying, clip by clip."""
+    shown = [column for column in ("future", "late") if column in columns] or ["paper"]
+    heads = [f"{COLUMNS[column].title}: {what}" for column in shown for what in ("PSNR", "ahead of copying")]
+    rows = []
+    for name, part in parts.items():
+        means, cells = part.columns(), []
+        for column in shown:
+            ahead = part.means.difference((column, PREDICTION, "psnr"), (column, COPY, "psnr"))
+            cells += [with_interval("psnr", interval) for interval in (means[column][PREDICTION]["psnr"], ahead)]
+        rows.append([name, str(part.num_clips), *cells])
+    return markdown_table(["", "clips", *heads], rows)
+
+
 def as_markdown(
     report: Mapping[str, Any],
     summary: RowSummary,
     columns: Sequence[str],
     num_samples: int,
-    by_space: Mapping[str, Mapping[str, Any]],
+    parts: Mapping[str, Parts],
 ) -> str:
-    means = summary.columns()
+    means, by_space = summary.columns(), {name: part.columns() for name, part in parts["action_space"].items()}
     answers = [
         [x["question"], METRICS[x["metric"]].label, with_interval(x["metric"], x["difference"]), x["answer"]]
         for x in findings(summary, report["clips"]["episodes"])
@@ -210,6 +230,8 @@ def as_markdown(
             f"FVD of the prediction is over {num_samples} futures of each clip, that of the others over one: it is the "
             "larger for fewer videos."
         )
+    if parts["dataset"]:
+        sections.append(f"## By dataset\n\n{dataset_table(parts['dataset'], columns)}")
     sections += [f"Left out: {line}." for line in report["left_out"]]
     sections += [f"## Frame by frame\n\n![scores of every frame]({CURVES_FILE})", "## Clips"]
     for shown in report["shown"]:

@@ -169,6 +169,10 @@ class RowSummary:
         curves = [by_key(_each_metric(row.curves, lambda curve: dict(enumerate(curve)))) for row in rows]
         self._frame_means: BootstrapMeans[tuple[str, str, int]] = BootstrapMeans(curves, episodes)
 
+    @property
+    def num_clips(self) -> int:
+        return len(self._rows)
+
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return column -> candidate -> metric -> mean over clips."""
         return _nested_intervals(self.means)

@@ -133,7 +133,13 @@ def assert_scored_by_space(model, robots, folder):
     means = [part["prediction"]["psnr"]["mean"] for part in parts]
     assert sum(means) / 2 == pytest.approx(report["scores"]["future"]["prediction"]["psnr"]["mean"])
     assert all("shuffled_actions" in part for part in parts)
-    assert "### Action space big" in (folder / "report.md").read_text()
+    text = (folder / "report.md").read_text()
+    assert "### Action space big" in text
+    assert {name: part["future"] for name, part in report["by_dataset"].items()} == dict(zip(("arm", "big"), parts))
+    ahead = parts[0]["prediction"]["psnr"]["mean"] - parts[0]["copy_last_frame"]["psnr"]["mean"]
+    row = next(line for line in text.splitlines() if line.startswith("| arm |"))
+    assert row.startswith(f"| arm | 3 | {means[0]:.2f} ")
+    assert f"| {ahead:.2f} " in row
 
 
 def test_a_store_remembers_its_spaces(command, robots, spaces_file, tiny_world_model, tmp_path):
