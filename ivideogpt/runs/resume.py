@@ -95,13 +95,15 @@ def digest_of(path: str, with_contents: bool, find_on_hub: FindOnHub = lambda na
     """Return a digest of what a path names, wherever it lies; None if nothing is there, as under a model's hub id.
 
     Args:
-        path: file or folder, ``lerobot:<folder or hub id>[@<camera>][,<folder>...]`` or ``lance:<uri>[,<uri>...]``.
+        path: file, ``<folder>[,<folder>...]``, ``lerobot:<folder or hub id>[@<camera>][,<folder>...]`` or
+            ``lance:<uri>[,<uri>...]``.
         with_contents: read the weights and configurations directly in a folder. Otherwise names and sizes of all files
             count, hidden ones excepted.
     """
     digest, commits = hashlib.blake2b(digest_size=16), list[str]()
     known, _, rest = path.partition(":")
-    for part in rest.split(",") if known in ("lerobot", "lance") else [path]:
+    listed = rest if known in ("lerobot", "lance") else path
+    for part in [path] if Path(path).exists() else listed.split(","):
         if known == "lerobot" and (found := find_on_hub(part)) is not None:
             commits.append(found.split()[0])
             digest.update(f"{found}\n".encode())

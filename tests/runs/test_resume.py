@@ -73,3 +73,16 @@ def test_noted_changes_are_what_the_next_resumption_keeps(tmp_path, folders):
     ]
     assert record["args"] == asked
     assert record["contents"] == RULES.digests({"data": folders["data"]})
+
+
+def test_folders_in_a_list_are_compared_each(folders, tmp_path):
+    """Token stores that are read as one."""
+    second = shutil.copytree(folders["data"], tmp_path / "second")
+    both = {"data": f"{folders['data']},{second}"}
+    digests = RULES.digests(both)
+    moved_second = shutil.move(second, tmp_path / "elsewhere")
+    now = {"data": f"{folders['data']},{moved_second}"}
+    assert RULES.changes(now, both, digests) == {}
+    assert RULES.changes(folders, both, digests).keys() == {"data"}
+    (tmp_path / "elsewhere" / "1.npz").write_bytes(b"another")
+    assert RULES.changes(now, both, digests).keys() == {"data"}

@@ -21,7 +21,7 @@ import json
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,17 @@ from ivideogpt.layout import TokenLayout
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META, SKIPPED = "meta.json", "skipped.json"
 FORMAT = 2
+# of stores that are read as one
+ALIKE = (
+    "layout",
+    "action_dim",
+    "action_spaces",
+    "has_rewards",
+    "has_successes",
+    "tokenizer",
+    "precision",
+    "video_stepsize",
+)
 _OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per process
 
 
@@ -160,22 +171,37 @@ def state_checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def store_folders(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the folder of a store, or those of several that are read as one: ``<folder>[,<folder>...]``."""
+    return [Path(path)] if Path(path).exists() else [Path(part) for part in os.fspath(path).split(",")]
+
+
 class TokenStore:
-    """A finished store, read through memory maps."""
+    """A finished store, or several that are read as one (:func:`store_folders`), through memory maps.
+
+    ``meta`` of several has all of their clips and sources; what else may differ, such as strides, is the first one's.
+    """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.meta, shards = read_meta(self.folder)
-        if shards is None:
-            raise UserError(f"{self.folder} is not finished; run {TOKENIZE} again to finish it")
-        if not any(shards):
-            raise UserError(f"{self.folder} holds no clips; run {TOKENIZE} on episodes that have some")
-        self._ends = np.cumsum(shards)
-        self._starts = self._ends - shards
-        for shard, number in enumerate(shards):
+        folders = store_folders(folder)
+        metas, shards, numbers = [], list[Path](), list[int]()
+        for part in folders:
+            meta, of_shards = read_meta(part)
+            if of_shards is None:
+                raise UserError(f"{part} is not finished; run {TOKENIZE} again to finish it")
+            if not any(of_shards):
+                raise UserError(f"{part} holds no clips; run {TOKENIZE} on episodes that have some")
+            metas.append(meta)
+            shards += [shard_folder(part, shard) for shard in range(len(of_shards))]
+            numbers += of_shards
+        self.meta = joined(dict(zip(folders, metas)))
+        self._ends = np.cumsum(numbers)
+        self._starts = self._ends - numbers
+        for shard, number in zip(shards, numbers, strict=True):
             self._check_shard(shard, number)
         self._open_shard = lru_cache(_OPEN_SHARDS)(
-            lambda shard: {name: mapped(shard_folder(self.folder, shard), name) for name in self.meta.arrays()}
+            lambda shard: {name: mapped(shards[shard], name) for name in self.meta.arrays()}
         )
 
     def __len__(self) -> int:
@@ -196,9 +222,8 @@ class TokenStore:
             told = f"the tokens in {self.folder} were made by another tokenizer"
             raise UserError(f"{told}; give that one, or run {TOKENIZE} with this one")
 
-    def _check_shard(self, shard: int, number: int) -> None:
+    def _check_shard(self, folder: Path, number: int) -> None:
         """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
-        folder = shard_folder(self.folder, shard)
         for name, (row_shape, dtype) in self.meta.arrays().items() if number else ():
             array = mapped(folder, name)
             if array.shape != (number, *row_shape) or array.dtype != dtype:
@@ -206,6 +231,20 @@ class TokenStore:
                     f"{folder / name}.npy holds {array.shape} {array.dtype}, but {META} says {(number, *row_shape)} "
                     f"{dtype}; make the store again with {TOKENIZE}"
                 )
+
+
+def joined(parts: Mapping[Path, TokenStoreMeta]) -> TokenStoreMeta:
+    """Return the description of stores, by folder, that are read as one; UserError if their clips are not alike."""
+    (folder, first), *others = parts.items()
+    for other, meta in others:
+        if different := [name for name in ALIKE if getattr(meta, name) != getattr(first, name)]:
+            raise UserError(
+                f"{other} cannot be read with {folder} (other {', '.join(different)}): make both with the same flags "
+                "and tokenizer, from episodes with the same arrays"
+            )
+    metas = parts.values()
+    sources = tuple(source for meta in metas for source in meta.sources)
+    return replace(first, num_clips=sum(meta.num_clips for meta in metas), sources=sources)
 
 
 def check_clips(meta: TokenStoreMeta, tokens: NDArray[Any], others: Mapping[str, NDArray[Any]], source: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from ivideogpt.data.catalog import OWN_SPLITS, DatasetPaths
 from ivideogpt.data.dataset_mixes import DATASET_NAMED_MIXES
 from ivideogpt.data.formats.registry import find_format
+from ivideogpt.data.tokens.token_store import store_folders
 from ivideogpt.files import atomic_file, atomic_path, write_json
 from ivideogpt.metrics.lpips import missing_weights
 from ivideogpt.paths import here_or_in_project
@@ -127,7 +128,7 @@ class _StandIns:
     def with_episodes(self, args: Any, num_frames: int) -> Any:
         """Return settings with the run's own data if they exist, else with squares that actions move."""
         if isinstance(args, GptArgs) and args.token_store is not None:
-            if Path(args.token_store).is_dir():
+            if all(folder.is_dir() for folder in store_folders(args.token_store)):
                 return args
             logger.warning("--debug: no token store %s; clips are read as pixels", args.token_store)
             args = replace(args, token_store=None, eval_token_store=None)

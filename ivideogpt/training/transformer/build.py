@@ -17,7 +17,7 @@ from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.dataset_mixes import resolve_mix
-from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_meta
+from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_meta, store_folders
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metadata import ModelMetadata
@@ -104,7 +104,7 @@ def find_action_spaces(args: GptArgs) -> ActionSpaces | None:
         return None
     asked = None if args.action_spaces is None else ActionSpaces.read(args.action_spaces, args.action_adapters)
     if args.token_store is not None:
-        stored = read_meta(Path(args.token_store))[0].action_spaces
+        stored = read_meta(store_folders(args.token_store)[0])[0].action_spaces
         if asked not in (None, stored):
             raise UserError(
                 f"{args.token_store} was made with other action spaces than --action_spaces {args.action_spaces}: "

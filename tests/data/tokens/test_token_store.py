@@ -8,6 +8,7 @@ import torch
 
 from ivideogpt.data.clips.batches import BadEpisode
 from ivideogpt.data.tokens.token_store import (
+    StoredSource,
     TokenBatch,
     TokenLoader,
     TokenStore,
@@ -38,6 +39,34 @@ def test_clips_come_back_from_every_shard(store):
         assert torch.equal(getattr(batch, name), getattr(expected, name)[[19, 0, 7, 8]])
     assert len(store) == 20
     assert store.meta == META
+
+
+def test_several_stores_are_read_as_one(store, tmp_path):
+    """A comma in the name of a folder that exists is a comma."""
+    other = replace(META, num_clips=7, stride=5, sources=(StoredSource("push", 2, 7),), clips_per_shard=4)
+    write(tmp_path / "a,b", other, offset=3)
+    assert len(TokenStore(tmp_path / "a,b")) == 7
+    (tmp_path / "a,b").rename(tmp_path / "other")
+    both = TokenStore(f"{store.folder},{tmp_path / 'other'}")
+    assert len(both) == both.meta.num_clips == 27
+    assert both.meta.datasets == ("coffee-push", "push")
+    batch = both.read(np.array([26, 5, 20, 19]))
+    assert batch.tokens[:, 0].tolist() == [9, 5, 3, 19]
+    assert batch.rewards[:, 0].tolist() == [6, 5, 0, 19]
+    seen = sorted(number for batch in take(TokenLoader(both, 9), 3) for number in batch.rewards[:, 0].tolist())
+    assert seen == sorted([*range(20), *range(7)])
+    both.check_tokenizer(WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(dict(tokenizer="other"), "tokenizer"), (dict(video_stepsize=2), "video_stepsize")]
+)
+def test_stores_of_another_kind_are_not_read_together(store, tmp_path, change, said):
+    write(tmp_path / "other", replace(META, **change))
+    with pytest.raises(UserError, match=rf"other cannot be read with .*store \(other {said}\)"):
+        TokenStore(f"{store.folder},{tmp_path / 'other'}")
+    with pytest.raises(UserError, match="nothing is no token store"):
+        TokenStore(f"{store.folder},{tmp_path / 'nothing'}")
 
 
 @pytest.mark.parametrize(("codes", "dtype"), [(8192, np.uint16), (65000, np.uint32)])
