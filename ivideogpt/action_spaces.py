@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -112,20 +112,30 @@ class ActionSpaces:
 
     def find_for(self, dataset: str) -> ActionSpace:
         """Return the space of a data set, given by its name or by a path such as ``<folder>[@<camera>]``."""
-        found = self._naming(dataset)
+        found = self._naming([dataset, dataset.partition("@")[0].rstrip("/").rpartition("/")[2]])
         if found is None:
             raise UserError(f"data set {dataset!r} is in no action space: add it to the datasets of one of {self}")
         return found
 
-    def is_of_another(self, dataset: str, name: str | None) -> bool:
-        """Return whether a data set is in another space than ``name``; one that is in none may be of any."""
-        found = self._naming(dataset)
-        return found is not None and found != self.find(name)
+    def of_robot(self, datasets: Sequence[str], name: str | None, path: str) -> list[str]:
+        """Return those of the data sets at a path that are not in another space than ``name``, not even by a folder.
 
-    def _naming(self, dataset: str) -> ActionSpace | None:
-        folder = dataset.partition("@")[0].rstrip("/").rpartition("/")[2]
-        found = [space for name in (dataset, folder) for space in self.spaces if name in space.datasets]
-        return found[0] if found else None
+        Raises:
+            UserError: all are of other robots.
+        """
+        space = self.find(name)
+        owners = {each: self._naming([each, *reversed(each.partition("@")[0].split("/"))]) for each in datasets}
+        kept = [dataset for dataset in datasets if owners[dataset] in (None, space)]
+        if datasets and not kept:
+            raise UserError(
+                f"{path}: all of its data sets ({', '.join(datasets)}) are of another robot than action space {space}: "
+                "give episodes of this one"
+            )
+        return kept
+
+    def _naming(self, names: Iterable[str]) -> ActionSpace | None:
+        """Return the space that has the first of the names that is in one."""
+        return next((space for name in names for space in self.spaces if name in space.datasets), None)
 
     def with_datasets(self, datasets: Iterable[str], name: str | None) -> ActionSpaces:
         """Add those of the data sets that are in no space yet to the space ``name``; without a name they are an error.
@@ -186,3 +196,25 @@ class ActionSpaces:
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.spaces))
+
+
+def same_encoding(one: ActionSpaces | None, other: ActionSpaces | None) -> bool:
+    """Return whether both encode actions alike, whatever data sets they name."""
+    if one is None or other is None:
+        return one is other
+    return _without_datasets(one) == _without_datasets(other)
+
+
+def with_all_datasets(several: Sequence[ActionSpaces | None]) -> ActionSpaces | None:
+    """Return spaces that encode alike as one, with the data sets of all."""
+    first = several[0]
+    if first is None:
+        return None
+    listed = zip(*(spaces.spaces for spaces in several if spaces is not None), strict=True)
+    names = [dict.fromkeys(name for space in same for name in space.datasets) for same in listed]
+    spaces = (replace(space, datasets=tuple(own)) for space, own in zip(first.spaces, names, strict=True))
+    return replace(first, spaces=tuple(spaces))
+
+
+def _without_datasets(spaces: ActionSpaces) -> ActionSpaces:
+    return replace(spaces, spaces=tuple(replace(space, datasets=()) for space in spaces.spaces))

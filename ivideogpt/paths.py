@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[1]
@@ -16,6 +17,17 @@ I3D_FILE = "pretrained_models/i3d/i3d_torchscript.pt"
 def here_or_in_project(path: str | Path) -> Path:
     """Return the path if it exists, else the path below the project's root, which defaults are relative to."""
     return Path(path) if Path(path).exists() else PROJECT / path
+
+
+def split_paths(listed: str, exists: Callable[[str], bool] = os.path.exists) -> list[str]:
+    """Split a list of paths at commas, except commas in the name of what exists; empty parts are left out."""
+    words, paths = listed.split(","), list[str]()
+    while words:
+        joined = (",".join(words[:number]) for number in range(1, len(words) + 1))
+        path = next((path for path in joined if path and exists(path)), words[0])
+        words = words[path.count(",") + 1 :]
+        paths.append(path)
+    return [path for path in paths if path]
 
 
 def user_cache() -> Path | None:

@@ -15,12 +15,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.catalog import Split, has_npz_files, stepsize_as_trained
 from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickByWeight, build_sources
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import resize
-from ivideogpt.data.dataset_mixes import Mix, resolve_mix
+from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.formats.registry import find_format
 from ivideogpt.errors import UserError
 from ivideogpt.metadata import ModelMetadata
@@ -47,19 +46,20 @@ class RecordedContexts:
     Attributes:
         dataset_path: folder of npz episodes or of such folders, ``lerobot:<folder>[@<camera>]`` or ``lance:<uri>``.
         mix: datasets in it, as ``--oxe_data_mixes_type``.
-        action_spaces, action_space: spaces of a model of several robots and the name of the one that acts; datasets of
-            other robots are left out.
+        action_space: robot of a model of several; datasets of the others are left out.
     """
 
     dataset_path: str
     mix: str = "folder:*"
     split: Split = "all"
-    action_spaces: ActionSpaces | None = None
     action_space: str | None = None
 
     def sampler(self, metadata: ModelMetadata, num_frames: int) -> SampleStart:
         path, mix = self._path_and_mix()
-        names = self._of_this_robot(resolve_mix(mix, path))
+        names = resolve_mix(mix, path)
+        if metadata.action_spaces is not None:
+            own = metadata.action_spaces.of_robot([name for name, _ in names], self.action_space, self.dataset_path)
+            names = tuple(each for each in names if each[0] in own)
         config = DataConfig(
             dataset_path=path,
             mix=names,
@@ -69,17 +69,6 @@ class RecordedContexts:
         )
         clips = ClipDataset(config, PickByWeight(build_sources(config, self.split)), seed=0)
         return lambda rng: clips[int(rng.integers(2**62))].pixels[0].float().round().byte()
-
-    def _of_this_robot(self, mix: Mix) -> Mix:
-        if self.action_spaces is None:
-            return mix
-        kept = tuple(each for each in mix if not self.action_spaces.is_of_another(each[0], self.action_space))
-        if not kept:
-            raise UserError(
-                f"{self.dataset_path}: all of its datasets ({', '.join(name for name, _ in mix)}) are of another robot "
-                f"than action space {self.action_spaces.find(self.action_space)}: give episodes of this one"
-            )
-        return kept
 
     def _path_and_mix(self) -> tuple[str, str]:
         """Return the folder of folders that datasets are looked for in, where the path holds episodes itself."""
@@ -123,8 +112,8 @@ def start_sampler(
 ) -> SampleStart:
     """Return a function that samples ``num_frames`` frames for a model, of its own robot if it knows several."""
     source = as_contexts(contexts)
-    if isinstance(source, RecordedContexts) and source.action_spaces is None:
-        source = replace(source, action_spaces=model.metadata.action_spaces, action_space=model.action_space)
+    if isinstance(source, RecordedContexts) and source.action_space is None:
+        source = replace(source, action_space=model.action_space)
     return source.sampler(model.metadata, num_frames)
 
 

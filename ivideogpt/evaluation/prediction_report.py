@@ -28,6 +28,7 @@ from ivideogpt.evaluation.report import (
     made_with,
     markdown_table,
     with_interval,
+    without_interval,
 )
 from ivideogpt.evaluation.rows import PREDICTION, SHUFFLED, ClipRow, RowSummary
 from ivideogpt.evaluation.scoring import Collected, Processes, collect, read_with_others
@@ -117,8 +118,8 @@ def build_report(
     summary = collected.summary
     distances = summary.fvd()
 
-    def scores(of: RowSummary) -> dict[str, Any]:
-        means = of.columns()
+    def scores(summary: RowSummary) -> dict[str, Any]:
+        means = summary.columns()
         return {column: candidates_as_json(means[column]) for column in columns if column in means}
 
     return {
@@ -191,16 +192,19 @@ def findings(summary: RowSummary, num_episodes: int) -> list[dict[str, Any]]:
 
 def dataset_table(parts: Parts, columns: Sequence[str]) -> str:
     """Return a table with one row per dataset: PSNR, and how far it is ahead of copying, clip by clip."""
-    shown = [column for column in ("future", "late") if column in columns] or ["paper"]
+    scored = next(iter(parts.values())).columns()
+    shown = [column for column in ("future", "late", "paper") if column in columns and column in scored]
+    shown = shown[:2]
     heads = [f"{COLUMNS[column].title}: {what}" for column in shown for what in ("PSNR", "ahead of copying")]
     rows = []
     for name, part in parts.items():
         means, cells = part.columns(), []
         for column in shown:
             ahead = part.means.difference((column, PREDICTION, "psnr"), (column, COPY, "psnr"))
-            cells += [with_interval("psnr", interval) for interval in (means[column][PREDICTION]["psnr"], ahead)]
-        rows.append([name, str(part.num_clips), *cells])
-    return markdown_table(["", "clips", *heads], rows)
+            text = with_interval if part.num_episodes >= FEWEST_EPISODES else without_interval
+            cells += [text("psnr", interval) for interval in (means[column][PREDICTION]["psnr"], ahead)]
+        rows.append([name, str(part.num_episodes), *cells])
+    return markdown_table(["", "episodes", *heads], rows)
 
 
 def as_markdown(

@@ -43,6 +43,10 @@ def with_interval(metric: str, interval: Interval) -> str:
     return interval.text(METRICS[metric].decimals)
 
 
+def without_interval(metric: str, interval: Interval) -> str:
+    return number(metric, interval.mean)
+
+
 def label(metric: str) -> str:
     return METRICS[metric].heading
 

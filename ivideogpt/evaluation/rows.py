@@ -170,8 +170,8 @@ class RowSummary:
         self._frame_means: BootstrapMeans[tuple[str, str, int]] = BootstrapMeans(curves, episodes)
 
     @property
-    def num_clips(self) -> int:
-        return len(self._rows)
+    def num_episodes(self) -> int:
+        return len({row.episode_key for row in self._rows})
 
     def columns(self) -> dict[str, dict[str, dict[str, Interval]]]:
         """Return column -> candidate -> metric -> mean over clips."""

@@ -105,16 +105,18 @@ class RecordedWorld:
 
 
 def find_starts(
-    path: str, model: ModelMetadata, group: str | None = None, action_space: str | None = None
+    path: str, metadata: ModelMetadata, group: str | None = None, action_space: str | None = None
 ) -> list[StartChoice]:
     """List the episodes at a path as starts, in the group of their dataset if none is named. None is opened yet.
 
-    Datasets of other robots than that of ``action_space`` are left out.
+    Of a model of several robots, datasets of others than that of ``action_space`` are left out.
     """
-    choices, metadata = [], model.for_space(action_space)
-    for dataset in find_episodes(path):
-        if model.action_spaces is not None and model.action_spaces.is_of_another(dataset.name, action_space):
-            continue
+    choices, found = [], find_episodes(path)
+    if metadata.action_spaces is not None:
+        own = metadata.action_spaces.of_robot([dataset.name for dataset in found], action_space, path)
+        found = [dataset for dataset in found if dataset.name in own]
+    metadata = metadata.for_space(action_space)
+    for dataset in found:
         step = dataset_info(dataset.name).step(stepsize_as_trained([dataset.name], metadata.dataset_step))
         for number in range(min(len(dataset.episodes), MAX_EPISODES)):
             name = dataset.episodes.name(number)

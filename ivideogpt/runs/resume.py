@@ -10,6 +10,7 @@ from typing import Any
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import read_json, write_json
+from ivideogpt.paths import split_paths
 
 RECORD = "run.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
@@ -103,7 +104,7 @@ def digest_of(path: str, with_contents: bool, find_on_hub: FindOnHub = lambda na
     digest, commits = hashlib.blake2b(digest_size=16), list[str]()
     known, _, rest = path.partition(":")
     listed = rest if known in ("lerobot", "lance") else path
-    for part in [path] if Path(path).exists() else listed.split(","):
+    for part in split_paths(listed):
         if known == "lerobot" and (found := find_on_hub(part)) is not None:
             commits.append(found.split()[0])
             digest.update(f"{found}\n".encode())

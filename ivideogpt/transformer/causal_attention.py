@@ -69,16 +69,18 @@ class _CausalAttention(torch.autograd.Function):
         past = k.shape[1] - q.shape[1]
         q = q * scaling
         out = torch.empty_like(q)
-        weights, draws = [], []
+        weights, draws = list[Tensor](), list[Tensor]()
+        is_kept = any(ctx.needs_input_grad)
         for rows, first, end in _blocks(q):
             scores = torch.bmm(q[rows, first:end], k[rows, : past + end].transpose(1, 2))
             later = torch.ones(end - first, end - first, dtype=torch.bool).triu_(1)
             scores[:, :, past + first :].masked_fill_(later, float("-inf"))
             kept = softmax = torch.softmax(scores, dim=-1, out=scores)
-            weights.append(softmax)
             if threshold:
-                draws.append(_random_levels(softmax))
-                kept = _kept(draws[-1], threshold, q.dtype).mul_(softmax)
+                drawn = _random_levels(softmax)
+                kept = _kept(drawn, threshold, q.dtype).mul_(softmax)
+                draws += [drawn] * is_kept
+            weights += [softmax] * is_kept
             torch.bmm(kept, v[rows, : past + end], out=out[rows, first:end])
         if threshold:
             out /= ctx.share

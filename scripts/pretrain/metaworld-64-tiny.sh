@@ -2,7 +2,7 @@
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
 # Run it again to go on after an interruption. --minutes N ends it after N minutes, with a checkpoint to go on from.
 # Paths and sizes come from the environment:
-#   DATA=... RUNS=... MODEL=... EPISODES=60 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... OWN_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
+#   DATA=... RUNS=... MODEL=... EPISODES=100 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... OWN_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
 MINUTES=
 if [ "${1:-}" = --minutes ] && [[ "${2:-}" =~ ^[1-9][0-9]*$ ]]; then
     MINUTES=$2
@@ -41,7 +41,7 @@ DATA=${DATA:-data/metaworld}
 HELD_OUT=${HELD_OUT:-data/metaworld-heldout}
 RUNS=${RUNS:-log_metaworld}
 MODEL=${MODEL:-pretrained_models/ivideogpt-metaworld-64-tiny}
-HELD_OUT_TASKS=${HELD_OUT_TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}
+HELD_OUT_TASKS=${HELD_OUT_TASKS:-${TASKS:-button-press-topdown-wall coffee-push door-lock hammer handle-pull-side plate-slide drawer-open window-close push faucet-open}}
 TASKS=${TASKS:-$HELD_OUT_TASKS reach drawer-close window-open faucet-close button-press}
 EPISODES=${EPISODES:-100} # of each task
 HELD_OUT_EPISODES=${HELD_OUT_EPISODES:-12}

@@ -71,3 +71,5 @@ def test_a_model_of_several_robots_begins_with_its_own(counting, robots_model, r
     other = counting / ("arm-data" if is_high else "hand-data")
     with pytest.raises(UserError, match=f"{other.name}.*another robot than action space {robot}"):
         start_sampler(other, model, 2)
+    with pytest.raises(UserError, match="no action space was chosen"):
+        RecordedContexts(str(counting)).sampler(model.metadata, 2)

@@ -229,6 +229,16 @@ def test_models_without_actions_and_with_a_goal(episodes, benchmark, tmp_path):
         evaluate.main([*model, *benchmark, "--goal_conditioned"])
 
 
+def test_one_future_frame_has_no_later_half(bare_flags, tmp_path):
+    evaluate.main([*bare_flags, "--segment_length", "3", "--output_path", str(tmp_path)])
+    text = (tmp_path / "report.md").read_text()
+    assert "Later half" not in text
+    table = text.partition("## By dataset")[2].partition("##")[0]
+    rows = [line for line in table.splitlines() if line.startswith(("| left |", "| right |"))]
+    assert len(rows) == 2
+    assert not any("[" in row for row in rows)  # an interval of three episodes says nothing
+
+
 def test_other_actions_are_of_another_episode(episodes):
     """Of the same one they may be the very same."""
     args = parse(EvaluationArgs, ["--pretrained_model_name_or_path", "unused", "--dataset_path", str(episodes)])

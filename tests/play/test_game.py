@@ -235,11 +235,16 @@ def test_bundled_episodes_are_starts_for_models_of_any_kind():
 
 def test_starts_of_other_robots_are_left_out(tmp_path, robots_model):
     frames = np.zeros((6, 64, 64, 3), np.uint8)
-    for name, dim in (("arm-data", 4), ("hand-data", 3), ("new-data", 3)):
-        (tmp_path / name).mkdir()
+    for name, dim in (("arm-data/train", 4), ("hand-data", 3), ("new-data", 3)):
+        (tmp_path / name).mkdir(parents=True)
         np.savez(tmp_path / name / "0.npz", image=frames, action=np.zeros((6, dim), np.float32))
     metadata = ModelMetadata.read(robots_model)
     groups = [choice.group for choice in find_starts(str(tmp_path), metadata, action_space="hand")]
     assert groups == ["hand-data", "new-data"]
+    (tmp_path / "new-data" / "0.npz").unlink()
+    (tmp_path / "hand-data" / "0.npz").rename(tmp_path / "arm-data" / "train" / "1.npz")
+    with pytest.raises(UserError, match=r"arm-data/train.*another robot than action space hand"):
+        find_starts(str(tmp_path), metadata, action_space="hand")
+    np.savez(tmp_path / "hand-data" / "0.npz", image=frames, action=np.zeros((6, 3), np.float32))
     start = find_starts(str(tmp_path), metadata, action_space="hand")[0].open(0)
     assert start.actions.shape == (1, 3)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -58,6 +60,34 @@ def test_in_bfloat16_it_is_as_exact_as_its_numbers(past):
     for ours, theirs in zip(gradients(actual.float(), tensors), gradients(expected, exact), strict=True):
         assert ours.dtype == torch.bfloat16
         assert (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+@pytest.mark.parametrize("past", [0, 4])
+def test_grouped_heads_are_torch_s_own(past):
+    """Causal also after a prefix, where torch's flag would look at the first keys alone."""
+    queries, keys, values = inputs(length=9, past=past)
+    keys, values = keys[:, :1], values[:, :1]
+    expected = torch_s_own(
+        queries, keys.expand(-1, queries.shape[1], -1, -1), values.expand(-1, queries.shape[1], -1, -1)
+    )
+    close(attention(queries, keys, values, None, 0.0), expected)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_weights_are_kept_for_gradients_alone(monkeypatch, trains):
+    """Validation and the passes of own histories would hold a square of weights a layer."""
+    draws, alive = [], []
+
+    def spy(like):
+        alive.append(sum(drawn() is not None for drawn in draws))
+        drawn = random_levels(like)
+        draws.append(weakref.ref(drawn))
+        return drawn
+
+    random_levels = module._random_levels
+    monkeypatch.setattr(module, "_random_levels", spy)
+    causal_attention(*(tensor.detach().requires_grad_(trains) for tensor in inputs()), dropout=DROPOUT)
+    assert alive == (list(range(6)) if trains else [0, 1, 1, 1, 1, 1])
 
 
 @pytest.mark.parametrize("units", [False, True])

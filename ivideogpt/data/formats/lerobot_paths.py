@@ -19,6 +19,7 @@ from pathlib import Path
 from ivideogpt.data.formats.lerobot import LeRobotEpisodes, LeRobotInfo
 from ivideogpt.data.formats.registry import Dataset
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.paths import split_paths
 
 PREFIX = "lerobot:"
 ACTION_CHOICE = "action="
@@ -55,14 +56,8 @@ def _choices_in(name: str) -> tuple[Path, list[str], list[str]]:
 
 def names_in(dataset_path: str) -> list[str]:
     """Split a ``lerobot:`` path at commas, except commas in the name of an existing folder."""
-    words = dataset_path.removeprefix(PREFIX).split(",")
-    names = []
-    while words:
-        joined = (",".join(words[:number]) for number in range(1, len(words) + 1))
-        name = next((name for name in joined if _is_folder_of_this_format(split_at_folder(name)[0])), words[0])
-        words = words[name.count(",") + 1 :]
-        names.append(name)
-    return [name for name in names if name]
+    listed = dataset_path.removeprefix(PREFIX)
+    return split_paths(listed, lambda name: _is_folder_of_this_format(split_at_folder(name)[0]))
 
 
 def split_at_folder(name: str) -> tuple[Path, list[str]]:

@@ -31,7 +31,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ivideogpt.action_spaces import ActionSpaces
+from ivideogpt.action_spaces import ActionSpaces, same_encoding, with_all_datasets
 from ivideogpt.data.clips.batches import BadEpisode, moved
 from ivideogpt.data.clips.loaders import StreamPosition
 from ivideogpt.data.formats.npz_arrays import npy_array
@@ -39,21 +39,13 @@ from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_path, check_fields, read_json, remove_abandoned, write_json
 from ivideogpt.layout import TokenLayout
+from ivideogpt.paths import split_paths
 
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META, SKIPPED = "meta.json", "skipped.json"
 FORMAT = 2
-# of stores that are read as one
-ALIKE = (
-    "layout",
-    "action_dim",
-    "action_spaces",
-    "has_rewards",
-    "has_successes",
-    "tokenizer",
-    "precision",
-    "video_stepsize",
-)
+# fields that must be equal in stores that are read as one
+SAME_IN_ALL = "layout", "action_dim", "has_rewards", "has_successes", "tokenizer", "precision", "video_stepsize"
 _OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per process
 
 
@@ -172,8 +164,21 @@ def state_checksum(tensors: Mapping[str, Tensor]) -> str:
 
 
 def store_folders(path: str | os.PathLike[str]) -> list[Path]:
-    """Return the folder of a store, or those of several that are read as one: ``<folder>[,<folder>...]``."""
-    return [Path(path)] if Path(path).exists() else [Path(part) for part in os.fspath(path).split(",")]
+    """Return the folder of a store, or those of several that are read as one: ``<folder>[,<folder>...]``.
+
+    Raises:
+        UserError: one is named twice.
+    """
+    folders = [Path(part) for part in split_paths(os.fspath(path))]
+    places = [folder.resolve() for folder in folders]
+    if twice := [folder for number, folder in enumerate(folders) if places[number] in places[:number]]:
+        raise UserError(f"{path}: {twice[0]} is named twice, which would give its clips twice the weight: name it once")
+    return folders
+
+
+def read_description(path: str | os.PathLike[str]) -> TokenStoreMeta:
+    """Return the ``meta`` of :class:`TokenStore` without opening its shards."""
+    return _description_of_all([(folder, read_meta(folder)[0]) for folder in store_folders(path)])
 
 
 class TokenStore:
@@ -184,18 +189,17 @@ class TokenStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        folders = store_folders(folder)
-        metas, shards, numbers = [], list[Path](), list[int]()
-        for part in folders:
-            meta, of_shards = read_meta(part)
-            if of_shards is None:
+        parts, shards, numbers = [], list[Path](), list[int]()
+        for part in store_folders(folder):
+            meta, clips = read_meta(part)
+            if clips is None:
                 raise UserError(f"{part} is not finished; run {TOKENIZE} again to finish it")
-            if not any(of_shards):
+            if not any(clips):
                 raise UserError(f"{part} holds no clips; run {TOKENIZE} on episodes that have some")
-            metas.append(meta)
-            shards += [shard_folder(part, shard) for shard in range(len(of_shards))]
-            numbers += of_shards
-        self.meta = joined(dict(zip(folders, metas)))
+            parts.append((part, meta))
+            shards += [shard_folder(part, shard) for shard in range(len(clips))]
+            numbers += clips
+        self.meta = _description_of_all(parts)
         self._ends = np.cumsum(numbers)
         self._starts = self._ends - numbers
         for shard, number in zip(shards, numbers, strict=True):
@@ -233,18 +237,25 @@ class TokenStore:
                 )
 
 
-def joined(parts: Mapping[Path, TokenStoreMeta]) -> TokenStoreMeta:
-    """Return the description of stores, by folder, that are read as one; UserError if their clips are not alike."""
-    (folder, first), *others = parts.items()
+def _description_of_all(parts: Sequence[tuple[Path, TokenStoreMeta]]) -> TokenStoreMeta:
+    """Return the description of stores that are read as one; UserError if their clips are of different kinds."""
+    (folder, first), *others = parts
     for other, meta in others:
-        if different := [name for name in ALIKE if getattr(meta, name) != getattr(first, name)]:
+        different = [name for name in SAME_IN_ALL if getattr(meta, name) != getattr(first, name)]
+        if not same_encoding(meta.action_spaces, first.action_spaces):
+            different.append("action_spaces")
+        if different:
             raise UserError(
                 f"{other} cannot be read with {folder} (other {', '.join(different)}): make both with the same flags "
                 "and tokenizer, from episodes with the same arrays"
             )
-    metas = parts.values()
-    sources = tuple(source for meta in metas for source in meta.sources)
-    return replace(first, num_clips=sum(meta.num_clips for meta in metas), sources=sources)
+    metas = [meta for _, meta in parts]
+    return replace(
+        first,
+        num_clips=sum(meta.num_clips for meta in metas),
+        sources=tuple(source for meta in metas for source in meta.sources),
+        action_spaces=with_all_datasets([meta.action_spaces for meta in metas]),
+    )
 
 
 def check_clips(meta: TokenStoreMeta, tokens: NDArray[Any], others: Mapping[str, NDArray[Any]], source: str) -> None:

@@ -281,7 +281,7 @@ class GptModelArgs:
     lora_alpha: float = option(32, "scale of the adapters, divided by their rank", minimum=1)
     lora_dropout: float = option(0.0, "dropout of the adapters")
     token_store: str | None = option(None, "train from stored tokens instead of pixels: <folder>[,<folder>...]")
-    eval_token_store: str | None = option(None, "stored tokens of the test split, for validation with --token_store")
+    eval_token_store: str | None = option(None, "such tokens of the test split, for validation with --token_store")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from ivideogpt.action_spaces import ActionSpaces
+from ivideogpt.action_spaces import ActionSpaces, same_encoding
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.dataset_mixes import resolve_mix
-from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_meta, store_folders
+from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_description
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metadata import ModelMetadata
@@ -104,8 +104,8 @@ def find_action_spaces(args: GptArgs) -> ActionSpaces | None:
         return None
     asked = None if args.action_spaces is None else ActionSpaces.read(args.action_spaces, args.action_adapters)
     if args.token_store is not None:
-        stored = read_meta(store_folders(args.token_store)[0])[0].action_spaces
-        if asked not in (None, stored):
+        stored = read_description(args.token_store).action_spaces
+        if asked is not None and not same_encoding(asked, stored):
             raise UserError(
                 f"{args.token_store} was made with other action spaces than --action_spaces {args.action_spaces}: "
                 "leave the flag out, or make the store again with it"
@@ -235,7 +235,7 @@ def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, la
     store.check_tokenizer(tokenizer.state_dict())
     if args.action_conditioned and store.meta.action_dim != args.action_dim:
         raise UserError(f"{path} has actions of dimension {store.meta.action_dim}, not --action_dim {args.action_dim}")
-    if args.action_conditioned and store.meta.action_spaces != find_action_spaces(args):
+    if args.action_conditioned and not same_encoding(store.meta.action_spaces, find_action_spaces(args)):
         raise UserError(f"{path} has other action spaces than {args.token_store}: make it again with the same")
     if args.reward_prediction and not store.meta.has_rewards:
         raise UserError(f"--reward_prediction needs rewards, and {path} has none")
@@ -271,7 +271,7 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
 def dataset_step(args: GptArgs) -> int | None:
     """Return the native frames between the frames of a clip; None if the datasets of the mix differ in it."""
     if args.token_store is not None:
-        meta = TokenStore(args.token_store).meta
+        meta = read_description(args.token_store)
         names, video_stepsize = meta.datasets, meta.video_stepsize
     else:
         mix = resolve_mix(args.oxe_data_mixes_type, args.dataset_path)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.data.clips.batches import BadEpisode
 from ivideogpt.data.tokens.token_store import (
     StoredSource,
@@ -13,6 +14,7 @@ from ivideogpt.data.tokens.token_store import (
     TokenLoader,
     TokenStore,
     TokenStoreWriter,
+    read_description,
 )
 from ivideogpt.errors import UserError
 from tests.data.tokens.token_stores import LAYOUT, META, WEIGHTS, clips, write
@@ -67,6 +69,25 @@ def test_stores_of_another_kind_are_not_read_together(store, tmp_path, change, s
         TokenStore(f"{store.folder},{tmp_path / 'other'}")
     with pytest.raises(UserError, match="nothing is no token store"):
         TokenStore(f"{store.folder},{tmp_path / 'nothing'}")
+    with pytest.raises(UserError, match="store is named twice"):
+        TokenStore(f"{store.folder},{store.folder}/../store")
+
+
+def test_parts_may_name_other_data_sets_of_the_same_robots(tmp_path):
+    """A robot's new recordings are a data set more in its space, and change no action."""
+    arm, hand = ActionSpace("arm", 1, datasets=("first",)), ActionSpace("hand", 1, datasets=("held",))
+    spaces = ActionSpaces((arm, hand))
+    more = ActionSpaces((replace(arm, datasets=("first", "second")), hand))
+    other = ActionSpaces((replace(arm, mean=(1.0,), std=(1.0,)), hand))
+    for name, each in (("a", spaces), ("b", more), ("c", other)):
+        writer = TokenStoreWriter(tmp_path / name, replace(META, action_dim=3, num_clips=1, action_spaces=each))
+        writer.begin()
+        writer.write(0, [replace(clips([0]), actions=torch.zeros(1, 3, 3))])
+        writer.finish()
+    both = f"{tmp_path / 'a'},{tmp_path / 'b'}"
+    assert TokenStore(both).meta.action_spaces == read_description(both).action_spaces == more
+    with pytest.raises(UserError, match="other action_spaces"):
+        TokenStore(f"{both},{tmp_path / 'c'}")
 
 
 @pytest.mark.parametrize(("codes", "dtype"), [(8192, np.uint16), (65000, np.uint32)])
