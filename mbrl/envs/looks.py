@@ -11,7 +11,17 @@ from ivideogpt.errors import UserError
 
 FACTORS = ("light", "colours", "camera", "table")
 SURROUNDINGS = ("basic_floor", "table_wood", "table_col", "wall_metal")  # Meta-World's materials that are no objects
-CHANGED = ("mat_rgba", "light_diffuse", "light_pos", "cam_pos", "cam_quat", "cam_fovy")  # arrays of a model
+NO_OBJECTS = ("world", "tablelink", "RetainingWall", "base", "mocap")  # Meta-World's bodies that are none
+DEFAULT_COLOUR = (0.5, 0.5, 0.5, 1.0)  # of a part, which MuJoCo then draws in the colour of its material
+CHANGED = (
+    "mat_rgba",
+    "geom_rgba",
+    "light_diffuse",
+    "light_pos",
+    "cam_pos",
+    "cam_quat",
+    "cam_fovy",
+)  # arrays of a model
 
 
 def check_factors(names: Sequence[str]) -> None:
@@ -36,6 +46,9 @@ class Looks:
         names = [model.material(number).name for number in range(model.nmat)]
         self._is_table = np.array([name in ("basic_floor", "table_wood") for name in names], bool)
         self._is_object = np.array([name not in SURROUNDINGS for name in names], bool)
+        roots = [model.body(model.body_rootid[body]).name for body in model.geom_bodyid]
+        is_coloured = (model.geom_matid < 0) | (model.geom_rgba != DEFAULT_COLOUR).any(axis=1)
+        self._is_coloured_part = np.array([root not in NO_OBJECTS for root in roots], bool) & is_coloured
 
     def vary(self, seed: int) -> None:
         """Give the model the looks of a seed. A factor looks the same whatever else varies."""
@@ -54,15 +67,16 @@ class Looks:
             values[:] = np.minimum(values * rng.uniform(0.4, 1.6), 1)
 
     def _vary_colours(self, rng: np.random.Generator) -> None:
-        exchanged = self._model.mat_rgba[:, rng.permutation(3)]
-        self._tint(self._is_object, exchanged, rng)
+        order = rng.permutation(3)
+        for colours, which in (
+            (self._model.mat_rgba, self._is_object),
+            (self._model.geom_rgba, self._is_coloured_part),
+        ):
+            colours[:, :3] = np.where(which[:, None], _tinted(colours[:, order], rng), colours[:, :3])
 
     def _vary_table(self, rng: np.random.Generator) -> None:
-        self._tint(self._is_table, self._model.mat_rgba[:, :3], rng)
-
-    def _tint(self, which: np.ndarray, colours: np.ndarray, rng: np.random.Generator) -> None:
-        tinted = np.clip(colours * rng.uniform(0.5, 1.5, colours.shape), 0, 1)
-        self._model.mat_rgba[which, :3] = tinted[which]
+        colours = self._model.mat_rgba
+        colours[:, :3] = np.where(self._is_table[:, None], _tinted(colours[:, :3], rng), colours[:, :3])
 
     def _vary_camera(self, rng: np.random.Generator) -> None:
         import mujoco
@@ -75,3 +89,7 @@ class Looks:
         model.cam_fovy[:] *= zoom
         for camera in range(model.ncam):
             mujoco.mju_mulQuat(model.cam_quat[camera], model.cam_quat[camera].copy(), rotation)
+
+
+def _tinted(colours: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.clip(colours * rng.uniform(0.5, 1.5, colours.shape), 0, 1)

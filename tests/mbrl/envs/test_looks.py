@@ -39,6 +39,19 @@ def test_a_factor_is_seen_and_changes_nothing_else(plain, factor):
     env.close()
 
 
+@pytest.mark.parametrize(("task", "channel"), [("push", 0), ("shelf-place", 2)])
+def test_objects_with_a_colour_of_their_own_change_it(task, channel):
+    """A red part's own colour hides that of its material, and a blue one has none: both looked as ever."""
+    env, plain = MetaWorldEnv(task, 64, vary=("colours",)), MetaWorldEnv(task, 64)
+    before, after = (each.reset(seed=1)[0].astype(int) for each in (plain, env))
+    others = np.delete(before, channel, axis=-1).max(axis=-1)
+    is_object = (before[..., channel] > 60) & (others < 3)
+    assert 0 < is_object.sum() < 30
+    assert (np.abs(after - before).max(axis=-1)[is_object] > 20).all()
+    env.close()
+    plain.close()
+
+
 def test_a_snapshot_keeps_the_looks():
     """Bug prevented: a resumed episode that goes on in other colours."""
     settings = EnvSettings("plate-slide", image_size=16, duration=3, vary=FACTORS)
