@@ -17,7 +17,7 @@ from ivideogpt.data.catalog import dataset_info, is_known, stepsize_as_trained
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import with_settings
 from ivideogpt.evaluation.video_prediction import references, sample_futures, score_frames
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
@@ -121,8 +121,7 @@ def number_of_samples(args: PredictArgs, model: WorldModel) -> int:
     """Return ``--repeat_times``, or 1 with a message where sampling is deterministic."""
     if args.repeat_times == 1 or not model.metadata.generation.is_deterministic:
         return args.repeat_times
-    several = flags_for_several(model.metadata.generation)
-    print(f"one future, as the checkpoint samples deterministically; {several} samples several", flush=True)
+    print("one future, as the checkpoint samples deterministically; --top_k 100 samples several", flush=True)
     return 1
 
 

@@ -20,7 +20,7 @@ from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.devices import check_launcher, choose_device
 from ivideogpt.errors import UserError
-from ivideogpt.evaluation.model_settings import flags_for_several, with_settings
+from ivideogpt.evaluation.model_settings import with_settings
 from ivideogpt.evaluation.prediction_report import evaluate_predictions
 from ivideogpt.evaluation.protocols import PROTOCOLS
 from ivideogpt.evaluation.report import MARKDOWN_FILE
@@ -98,8 +98,7 @@ def load_clips(args: EvaluationArgs, metadata: ModelMetadata) -> EvaluationClips
 def build_scorer(args: EvaluationArgs, model: WorldModel, device: torch.device) -> PredictionScorer:
     num_samples = args.num_samples
     if num_samples > 1 and model.metadata.generation.is_deterministic:
-        several = flags_for_several(model.metadata.generation)
-        logger.warning("one sample of each clip: the checkpoint samples deterministically; %s samples several", several)
+        logger.warning("one sample of each clip: the checkpoint samples deterministically; --top_k 100 samples several")
         num_samples = 1
     return PredictionScorer(
         model,

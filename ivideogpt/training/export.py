@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, SAMPLING_RULES, option, parse
@@ -49,9 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     metadata = ModelMetadata.read(folder)
     if metadata is None:
         raise UserError(f"{folder} has no ivideogpt.json: name a folder that train_gpt.py wrote")
-    asked: dict[str, Any] = {"temperature": args.temperature, "top_k": args.top_k, "rule": args.sampling_rule}
-    chosen = {name: value for name, value in asked.items() if value is not None}
-    metadata = replace(metadata, generation=replace(metadata.generation, **chosen))
+    asked = dict(temperature=args.temperature, top_k=args.top_k, rule=args.sampling_rule)
+    metadata = replace(metadata, generation=metadata.generation.with_flags(**asked))
     layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)
     print(f"model folder: {args.output}")

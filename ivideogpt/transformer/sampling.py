@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -39,6 +39,18 @@ class Sampling:
     def is_deterministic(self) -> bool:
         """Whether all samples of a context are the same."""
         return self.greedy or self.top_k == 1 or self.rule == "expected_code"
+
+    def with_flags(self, **flags: Any) -> Sampling:
+        """Return these options with those of a command line that are not None.
+
+        A ``top_k`` (0: all) draws samples, whatever the rule was; with the rule "expected_code" it is a UserError.
+        """
+        chosen = {name: value for name, value in flags.items() if value is not None}
+        if "top_k" in chosen:
+            if chosen.setdefault("rule", "sample") == "expected_code":
+                raise UserError("--top_k does nothing with --sampling_rule expected_code: give one of them")
+            chosen["top_k"] = chosen["top_k"] or None
+        return replace(self, **chosen)
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:

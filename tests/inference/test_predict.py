@@ -111,14 +111,15 @@ def test_equal_samples_are_written_once(run):
 
 
 def test_a_checkpoints_sampling_rule_can_be_changed_back(capsys):
-    """--top_k alone would be ignored, and what is printed must not advise it."""
+    """Whoever gives --top_k wants samples; with the rule that draws none it would be ignored."""
     model = prediction.adapt(world_model(action_dim=4), predict_args("--sampling_rule", "expected_code"))
     assert model.metadata.generation.rule == "expected_code"
     assert prediction.number_of_samples(predict_args(), model) == 1
-    assert "--sampling_rule sample --top_k 100 samples several" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--top_k does nothing with the sampling rule expected_code"):
-        prediction.adapt(model, predict_args("--top_k", "100"))
-    again = prediction.adapt(model, predict_args("--sampling_rule", "sample", "--top_k", "100"))
+    assert "--top_k 100 samples several" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--top_k does nothing with --sampling_rule expected_code: give one"):
+        prediction.adapt(model, predict_args("--sampling_rule", "expected_code", "--top_k", "100"))
+    again = prediction.adapt(model, predict_args("--top_k", "100"))
+    assert again.metadata.generation.rule == "sample"
     assert prediction.number_of_samples(predict_args(), again) == 5
 
 

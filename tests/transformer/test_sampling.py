@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ivideogpt.errors import UserError
 from ivideogpt.transformer import LlamaForCausalLM, RandomStreams, Sampling, expected_codes, open_backend
 from tests.parity.networks import llama_config
 from tests.transformer.naive_random import BITS, NaiveRandom, split_mix
@@ -115,3 +116,14 @@ IMPOSSIBLE = [
 def test_impossible_options_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)
+
+
+def test_flags_that_sample_change_the_rule():
+    """A --top_k beside a checkpoint's rule that draws nothing was an error in one command and ignored in another."""
+    stated = Sampling(rule="expected_code", top_k=1)
+    assert stated.with_flags(temperature=None, top_k=None, rule=None) == stated
+    assert stated.with_flags(temperature=0.5, top_k=None) == Sampling(0.5, 1, rule="expected_code")
+    assert stated.with_flags(top_k=20) == Sampling(top_k=20)
+    assert stated.with_flags(top_k=0).top_k is None
+    with pytest.raises(UserError, match="--top_k does nothing with --sampling_rule expected_code: give one"):
+        stated.with_flags(top_k=20, rule="expected_code")
