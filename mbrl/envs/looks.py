@@ -12,7 +12,7 @@ from ivideogpt.errors import UserError
 FACTORS = ("light", "colours", "camera", "table")
 SURROUNDINGS = ("basic_floor", "table_wood", "table_col", "wall_metal")  # Meta-World's materials that are no objects
 NO_OBJECTS = ("world", "tablelink", "RetainingWall", "base", "mocap")  # Meta-World's bodies that are none
-DEFAULT_COLOUR = (0.5, 0.5, 0.5, 1.0)  # of a part, which MuJoCo then draws in the colour of its material
+DEFAULT_COLOUR = (0.5, 0.5, 0.5, 1.0)  # parts of this colour are drawn in that of their material
 CHANGED = (
     "mat_rgba",
     "geom_rgba",
