@@ -280,6 +280,21 @@ def test_only_optional_heads_may_be_missing(tmp_path):
         initialise_transformer(target, tmp_path)
 
 
+def test_heads_that_are_not_wanted_stay_behind(tmp_path, caplog):
+    """A model with a success head could not be fine-tuned on episodes without successes, nor learn in MBPO."""
+    source = transformer(tokenizer(), 4, reward_prediction=True, success_prediction=True)
+    save_transformer(source, tmp_path)
+    target = transformer(tokenizer(), 4, reward_prediction=True)
+    with caplog.at_level(logging.INFO):
+        assert initialise_transformer(target, tmp_path) == []
+    assert "success_linear in" in caplog.text
+    assert "reward_linear" not in caplog.text
+    assert torch.equal(target.reward_linear.weight, source.reward_linear.weight)
+    change_tensors(tmp_path / "model.safetensors", lambda tensors: tensors.update(other=torch.ones(1)))
+    with pytest.raises(UserError, match="unexpected: other"):
+        initialise_transformer(target, tmp_path)
+
+
 def test_kinds_are_not_mixed_silently(tmp_path):
     free, conditioned = transformer(tokenizer()), transformer(tokenizer(), 4)
     save_transformer(free, tmp_path / "free")
