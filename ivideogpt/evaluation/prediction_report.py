@@ -195,7 +195,8 @@ def dataset_table(parts: Parts, columns: Sequence[str]) -> str:
     scored = next(iter(parts.values())).columns()
     shown = [column for column in ("future", "late", "paper") if column in columns and column in scored]
     shown = shown[:2]
-    heads = [f"{COLUMNS[column].title}: {what}" for column in shown for what in ("PSNR", "ahead of copying")]
+    spans = [COLUMNS[column].title.partition(",")[0] for column in shown]
+    heads = [f"{span}: {what}" for span in spans for what in ("PSNR", "ahead of copying")]
     rows = []
     for name, part in parts.items():
         means, cells = part.columns(), []
