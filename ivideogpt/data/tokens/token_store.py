@@ -167,9 +167,11 @@ def store_folders(path: str | os.PathLike[str]) -> list[Path]:
     """Return the folder of a store, or those of several that are read as one: ``<folder>[,<folder>...]``.
 
     Raises:
-        UserError: one is named twice.
+        UserError: none is named, or one twice.
     """
     folders = [Path(part) for part in split_paths(os.fspath(path))]
+    if not folders:
+        raise UserError(f"token store {os.fspath(path)!r} names no folder; expected <folder>[,<folder>...]")
     places = [folder.resolve() for folder in folders]
     if twice := [folder for number, folder in enumerate(folders) if places[number] in places[:number]]:
         raise UserError(f"{path}: {twice[0]} is named twice, which would give its clips twice the weight: name it once")

@@ -69,6 +69,8 @@ def test_stores_of_another_kind_are_not_read_together(store, tmp_path, change, s
         TokenStore(f"{store.folder},{tmp_path / 'other'}")
     with pytest.raises(UserError, match="nothing is no token store"):
         TokenStore(f"{store.folder},{tmp_path / 'nothing'}")
+    with pytest.raises(UserError, match="token store ',' names no folder"):
+        TokenStore(",")
     with pytest.raises(UserError, match="store is named twice"):
         TokenStore(f"{store.folder},{store.folder}/../store")
 
