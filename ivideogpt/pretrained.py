@@ -12,7 +12,7 @@ Action-conditioned transformers are recognised by the prefix ``llm.`` of their t
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import fields
 from pathlib import Path
@@ -172,7 +172,7 @@ def initialise_transformer(
 ) -> list[str]:
     """Load a starting point of training into a new transformer. Returns and logs the parts that the file lacks.
 
-    Heads for reward and success that the new transformer does not have are left out, and logged, too.
+    Optional heads that the new transformer does not have are left out, and logged, too.
     ``load_internal_llm`` takes only the language model, from either kind of file, and ``action_linear`` if it fits.
     """
     file = weights_file(transformer_folder(path_or_hub_id), TRANSFORMER_WEIGHTS)
@@ -187,23 +187,23 @@ def initialise_transformer(
                 f"{file} is {kinds[not wanted]} and the new transformer {kinds[wanted]}; "
                 "load_internal_llm takes only the language model from it"
             )
-        names = transformer.state_dict().keys()
-        for head in OPTIONAL_HEADS:
-            if not _has_part(names, head) and _has_part(tensors, head):
-                logger.info("%s in %s is not used: this model has no such head", head, file)
-                tensors = {name: tensor for name, tensor in tensors.items() if not _has_part([name], head)}
-        absent = [head for head in OPTIONAL_HEADS if not _has_part(tensors, head)]
-        may_lack = [name for name in names if any(_has_part([name], head) for head in absent)]
+        own, stored = ({_part(name) for name in names} for names in (transformer.state_dict(), tensors))
+        unwanted = [head for head in OPTIONAL_HEADS if head in stored - own]
+        for head in unwanted:
+            logger.info("%s in %s is not used: this model has no such head", head, file)
+        tensors = {name: tensor for name, tensor in tensors.items() if _part(name) not in unwanted}
+        absent = set(OPTIONAL_HEADS) - stored
+        may_lack = [name for name in transformer.state_dict() if _part(name) in absent]
         load_strict(transformer, tensors, str(file), may_lack)
         loaded = set(tensors)
-    fresh = sorted({name.partition(".")[0] for name in transformer.state_dict() if name not in loaded})
+    fresh = sorted({_part(name) for name in transformer.state_dict() if name not in loaded})
     for part in fresh:
         logger.info("%s is not taken from %s and starts fresh", part, file)
     return fresh
 
 
-def _has_part(names: Iterable[str], part: str) -> bool:
-    return any(name.startswith(f"{part}.") for name in names)
+def _part(name: str) -> str:
+    return name.partition(".")[0]
 
 
 def save_transformer(

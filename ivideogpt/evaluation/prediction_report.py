@@ -193,8 +193,7 @@ def findings(summary: RowSummary, num_episodes: int) -> list[dict[str, Any]]:
 def dataset_table(parts: Parts, columns: Sequence[str]) -> str:
     """Return a table with one row per dataset: PSNR, and how far it is ahead of copying, clip by clip."""
     scored = next(iter(parts.values())).columns()
-    shown = [column for column in ("future", "late", "paper") if column in columns and column in scored]
-    shown = shown[:2]
+    shown = [column for column in ("future", "late", "paper") if column in columns and column in scored][:2]
     spans = [COLUMNS[column].title.partition(",")[0] for column in shown]
     heads = [f"{span}: {what}" for span in spans for what in ("PSNR", "ahead of copying")]
     rows = []
