@@ -36,6 +36,7 @@ from ivideogpt.data.formats.episodes import (
 from ivideogpt.data.formats.registry import Dataset
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError, first_line, require
+from ivideogpt.paths import split_paths
 
 PREFIX = "lance:"
 FRAMES, EPISODES = "frames.lance", "episodes.lance"
@@ -334,8 +335,8 @@ class LanceFormat:
         return path.startswith(PREFIX)
 
     def datasets(self, path: str) -> list[Dataset]:
-        uris = [os.path.expanduser(uri).rstrip("/") for uri in path.removeprefix(PREFIX).split(",")]
-        uris = [uri for uri in uris if uri]
+        listed = split_paths(path.removeprefix(PREFIX), lambda uri: os.path.exists(os.path.expanduser(uri)))
+        uris = [uri for uri in (os.path.expanduser(uri).rstrip("/") for uri in listed) if uri]
         names = [dataset_name(uri) for uri in uris]
         if not uris or len(set(names)) < len(names):
             fault = f"two data sets are called {max(names, key=names.count)}" if uris else "no uri"

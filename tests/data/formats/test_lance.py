@@ -304,3 +304,11 @@ def test_two_data_sets_of_one_name():
     for path in ("lance:a/robot,b/robot", "lance:"):
         with pytest.raises(UserError, match=r"lance:<uri>\[,<uri>...\] with different last parts"):
             find_episodes(path)
+
+
+def test_commas_in_the_name_of_a_folder(recorded, tmp_path):
+    """Lists are split at commas as they are everywhere: not within the name of what exists."""
+    first, second = tmp_path / "left,right", tmp_path / "other"
+    for folder in (first, second):
+        shutil.copytree(recorded / "lance" / "robot", folder)
+    assert [dataset.name for dataset in find_episodes(f"lance:{first},{second}")] == ["left,right", "other"]
