@@ -9,10 +9,12 @@ import argparse
 import dataclasses
 import importlib
 import math
+import sys
 import types
 import typing
 import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, Protocol, TypeVar
 
 from ivideogpt.errors import UserError
@@ -60,8 +62,7 @@ def redefine(base: type, name: str, default: Any, help: str | None = None) -> An
 
 def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     """Read flags into ``kind`` and check them before anything expensive starts; UserError if they do not fit."""
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = Parser(description=kind.__doc__, formatter_class=formatter, allow_abbrev=False)
+    parser = Parser(_program(argv), description=kind.__doc__, formatter_class=HelpFormatter, allow_abbrev=False)
     hints = typing.get_type_hints(kind)
     known = dataclasses.fields(kind)  # type: ignore[arg-type]
     for field in known:
@@ -98,6 +99,23 @@ def run_command(program: str, commands: Mapping[str, tuple[str, str]], argv: Seq
         raise UserError(f"unknown command {name!r}; expected {program} {{{','.join(commands)}}} ...")
     module, _ = commands[name]
     importlib.import_module(module).main(argv[1:])
+
+
+def _program(argv: Sequence[str] | None) -> str:
+    """Return what the user typed before these flags."""
+    spec, words, flags = sys.modules["__main__"].__spec__, sys.argv[1:], list(argv or [])
+    start = len(words) - len(flags)
+    command = words[:start] if argv is not None and words[start:] == flags else []
+    return " ".join([f"python -m {spec.name.removesuffix('.__main__')}" if spec else Path(sys.argv[0]).name, *command])
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds a flag's default, unless its help says it or there is none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default in (None, ()) or "(default: " in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):

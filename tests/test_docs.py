@@ -35,6 +35,12 @@ def test_python_examples_are_python(page):
         ast.parse(example)
 
 
+@pytest.mark.parametrize("page", sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]), ids=lambda page: page.name)
+def test_every_point_of_a_list_has_a_line(page):
+    """Filling paragraphs anew had put the next point of some lists into the line before."""
+    assert not re.findall(r"^.*[.;:] - [A-Z*`].*$", page.read_text(), re.MULTILINE)
+
+
 def test_architecture_names_what_is_there():
     """The page is the map: a file that has moved sends its reader into the wrong room."""
     named = re.findall(r"`([\w/]+(?:\.py|/))`", (ROOT / "docs" / "architecture.md").read_text())

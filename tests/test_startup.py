@@ -1,5 +1,6 @@
 """What importing the package and asking a command for help load: seconds that every user waits."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ COMMANDS = sorted(
     }
 )
 ASK_FOR_HELP = """
+import re
 import runpy, sys
 sys.argv = [*sys.argv[1:], "--help"]
 try:
@@ -69,4 +71,5 @@ def test_help_is_answered_before_a_slow_library_is_imported(command):
     """Help took as long as importing torch and the models; so did the answer to a mistyped flag."""
     done = python(ASK_FOR_HELP, *command.split())
     assert "--" in done.stdout
+    assert not re.search(r"\(default: (None|\(\))\)|\(default: [^()]*\)\s+\(default: ", done.stdout)  # said twice, or none
     assert not (SLOW - ({"hydra"} if command in HYDRA else set())) & set(done.stderr.split())

@@ -19,6 +19,7 @@ from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
+from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.world_model import WorldModel
 from tests.commands import run_python
 from tests.data.formats.lerobot_folder import write_folder
@@ -27,7 +28,7 @@ from tests.datasets.scripts import load_script
 from tests.documented import check
 from tests.real_data import real_data
 
-TINY = Preset(20, 2, 1, 8, 1, 2, 2, 1e-4, 1, "no")
+TINY = Preset(20, 2, 1, 8, 1, 2, 2, 1e-4, 1, False)
 
 
 @pytest.fixture
@@ -54,8 +55,9 @@ def train(tmp_path, model, *flags):
     train_robot.main([str(word) for word in (*start, *flags)])
 
 
-def test_from_videos_to_a_model(commands, tiny_world_model, tmp_path, capsys):
-    """Stopped in the last training, it goes on there; finished, it does nothing again."""
+def test_from_videos_to_a_model(commands, tiny_world_model, tmp_path, capsys, monkeypatch):
+    """Stopped in the last training, it goes on there, in the same precision; finished, it does nothing again."""
+    monkeypatch.setenv(BFLOAT16_SWITCH, "0")
     ran, failing = commands
     recordings = tmp_path / "recordings"
     recordings.mkdir()
@@ -72,6 +74,7 @@ def test_from_videos_to_a_model(commands, tiny_world_model, tmp_path, capsys):
     ]
     failing.clear()
     ran.clear()
+    monkeypatch.setenv(BFLOAT16_SWITCH, "1")  # on another machine
     train(tmp_path, tiny_world_model, *flags)
     assert ran[:2] == ["train_gpt.py", "ivideogpt.training.export --tokenizer"]
     model = WorldModel.from_pretrained(tmp_path / "robot" / "model")
@@ -90,6 +93,7 @@ def test_from_videos_to_a_model(commands, tiny_world_model, tmp_path, capsys):
     assert len(printed) == 12
     for command in printed:
         check(shlex.split(command))
+    assert re.findall(r"--mixed_precision (\S+)", "\n".join(printed)) == ["no"] * 3
 
 
 def test_misaligned_actions_stop_it(commands, tiny_world_model, tmp_path):
@@ -132,7 +136,8 @@ def test_an_estimate_costs_nothing_but_time(commands, tiny_world_model, tmp_path
     recorded = write_squares(tmp_path / "squares", number=2)
     train(tmp_path, tiny_world_model, "--dataset", recorded, "--segment_length", 5, "--dry_run")
     assert re.search(
-        r"about \d+ min without conversion: train tokenizer \d+ min, train transformer", capsys.readouterr().out
+        r"about \d+ min without conversion: train tokenizer \d+ min, train transformer .* min; \d+ min more if",
+        capsys.readouterr().out,
     )
     assert not commands[0]
     assert not (tmp_path / "robot").exists()

@@ -20,7 +20,12 @@ from ivideogpt.world_model import WorldModel
 
 
 def estimate(
-    model: Path, preset: Preset, segment_length: int, tokenizer_length: int, device: torch.device
+    model: Path,
+    preset: Preset,
+    mixed_precision: str,
+    segment_length: int,
+    tokenizer_length: int,
+    device: torch.device,
 ) -> dict[str, float]:
     """Return the seconds that long stages take, by their names."""
     given = WorldModel.from_pretrained(model, device)
@@ -49,7 +54,7 @@ def estimate(
     def predict() -> None:
         WorldModel(tokenizer, transformer).predict(clip[:, : tokenizer.context_length], horizon=layout.future_frames)
 
-    cast = torch.autocast(device.type, torch.bfloat16) if preset.on_gpu else nullcontext()
+    cast = torch.autocast(device.type, torch.bfloat16) if mixed_precision == "bf16" else nullcontext()
     for network in (tokenizer, transformer):
         network.train().requires_grad_(True)
     with cast:

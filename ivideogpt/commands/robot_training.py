@@ -28,11 +28,12 @@ from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.formats.registry import NamedEpisodes, find_episodes
 from ivideogpt.data.inspect.command import DatasetReport, InspectArgs, as_text, inspect_dataset
 from ivideogpt.data.tokens.token_store import TokenStore
-from ivideogpt.devices import choose_device
+from ivideogpt.devices import choose_device, has_bfloat16_units
 from ivideogpt.errors import UserError
 from ivideogpt.files import SETTINGS_FILE, check_settings, read_json, write_json
 from ivideogpt.metrics.lpips import missing_weights
 from ivideogpt.paths import LPIPS_FOLDER, PROJECT, here_or_in_project
+from ivideogpt.precision import forced_bfloat16
 from ivideogpt.pretrained import load_tokenizer, model_folder
 
 DONE = "stages.json"
@@ -69,9 +70,12 @@ def train(args: RobotArgs) -> None:
     training = RobotTraining(args, preset)
     print(f"{args.robot} with preset {preset}, to {args.folder}", flush=True)
     if training.stages.keys() - training.done:  # measuring takes a while itself
-        times = estimate(training.start, training.preset, args.segment_length or CLIP, TOKENIZER_CLIP, device)
+        given = training.start, training.preset, training.mixed_precision, args.segment_length or CLIP, TOKENIZER_CLIP
+        times = estimate(*given, device)
         left = {name.replace("_", " "): seconds for name, seconds in times.items() if name not in training.done}
         parts = ", ".join(f"{name} {hours(seconds)}" for name, seconds in left.items())
+        if "train tokenizer" in left:
+            parts += f"; {hours((FAR - 1) * left['train tokenizer'])} more if it knows no such pictures"
         print(f"about {hours(sum(left.values()))} without conversion: {parts or 'seconds'}", flush=True)
     if not args.dry_run:
         training.run()
@@ -151,8 +155,13 @@ class RobotTraining:
         tested = [(each.num_frames, steps[name]) for name in opened for each in opened[name][::TEST_EVERY]]
         clips = sum(length // (frames * step) or 1 for length, step in tested)
         print(f"{len(episodes)} episodes, {num_frames} frames, clips of {frames}, {clips} of them to test on")
-        facts = {"segment_length": frames, "num_frames": num_frames, "action_dim": dims.pop()}
-        return facts | {"report_clips": min(clips, self.preset.report_clips)}
+        return {
+            "segment_length": frames,
+            "num_frames": num_frames,
+            "action_dim": dims.pop(),
+            "report_clips": min(clips, self.preset.report_clips),
+            "mixed_precision": self.mixed_precision,  # runs stay with it, on whatever machine they go on
+        }
 
     def train_tokenizer(self) -> Mapping[str, Any]:
         """Train the given tokenizer on the new pictures; keep it as it is if that does not make it better on them."""
@@ -220,6 +229,13 @@ class RobotTraining:
         return int(self.done["convert"]["segment_length"])
 
     @property
+    def mixed_precision(self) -> str:
+        if "convert" in self.done:
+            return str(self.done["convert"].get("mixed_precision", "bf16" if self.preset.on_gpu else "no"))
+        forced = forced_bfloat16()
+        return "bf16" if self.preset.on_gpu or (has_bfloat16_units() if forced is None else forced) else "no"
+
+    @property
     def tokenizer(self) -> str:
         return str(self.done["train_tokenizer"]["path"])
 
@@ -255,7 +271,7 @@ class RobotTraining:
         # on one GPU it would be a process between, which dies of a signal and leaves the training without one
         launcher = ("-m", "accelerate.commands.launch") if torch.cuda.device_count() > 1 and self.preset.on_gpu else ()
         named = flags(output_dir=self.folder / "runs", seed=self.args.seed, learning_rate=self.preset.learning_rate)
-        run_command(*launcher, script, *words, *named, *flags(mixed_precision=self.preset.mixed_precision), *RUN_RECIPE)
+        run_command(*launcher, script, *words, *named, *flags(mixed_precision=self.mixed_precision), *RUN_RECIPE)
 
     def newest(self, name: str, has: str) -> Path:
         """Return the newest run of a name that has this part of a finished one."""

@@ -33,17 +33,13 @@ class Preset:
     transformer_batch: int  # clips
     learning_rate: float
     report_clips: int
-    mixed_precision: str
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.mixed_precision != "no"
+    on_gpu: bool
 
 
 PRESETS = {
-    "try": Preset(20, 60, 4, 200, 1, 100, 4, 5e-4, 4, "no"),
-    "cpu": Preset(None, 2_000, 4, 16_000, 4, 6_000, 4, 5e-4, 40, "no"),
-    "gpu": Preset(None, 20_000, 16, 200_000, 4, 40_000, 16, 1e-4, 100, "bf16"),
+    "try": Preset(20, 60, 4, 200, 1, 100, 4, 5e-4, 4, False),
+    "cpu": Preset(None, 2_000, 4, 16_000, 4, 6_000, 4, 5e-4, 40, False),
+    "gpu": Preset(None, 20_000, 16, 200_000, 4, 40_000, 16, 1e-4, 100, True),
 }
 
 
