@@ -125,6 +125,7 @@ class Reading:
             lines[0] += f", action from {parts}" + ", joined in this order" * (len(self.actions) > 1)
         lines[0] += "" if self.text is None else f", {TEXTS} from {self.text.removeprefix(STEPS)}"
         others = [key for key in cameras_in(known) if OBSERVATION + key not in self.features]
+        others += ["reward"] if "reward" in known else []
         others += [] if self.actions else ["actions, which --actions or --action_key store"]
         return "\n".join(lines + [f"left out: {', '.join(others)}"] * bool(others))
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import TEST_EVERY
 from ivideogpt.data.convert.conversion import keep_settings, write_episode
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.errors import UserError, cli, require
@@ -82,7 +83,8 @@ def episode_policy(args: RecordArgs, env: RenderedEnv, number: int, rng: np.rand
     if args.policy == "random" or rng.random() < args.random_fraction:
         noise = CorrelatedNoise(1.0, False, rng, size)
         return lambda frames: noise()
-    noise = CorrelatedNoise(args.noise[number % len(args.noise)], False, rng, size)
+    shift = number // TEST_EVERY  # or all test episodes would have the first level
+    noise = CorrelatedNoise(args.noise[(number + shift) % len(args.noise)], False, rng, size)
     act = find_policy(args.policy, env, rng)
     return lambda frames: env.from_inner(act(env.state)) + noise()
 
@@ -129,7 +131,10 @@ def record(args: RecordArgs, number: int) -> None:
             policy = episode_policy(args, env, number, rng)
         return policy(frames)
 
-    write_episode(path, play_episode(env, act, seed, args.episode_length, may_end=True).arrays(), args.compress)
+    arrays = play_episode(env, act, seed, args.episode_length, may_end=True).arrays()
+    if not env.reports_success:  # nothing is known of it, which is not the same as never
+        del arrays["success"]
+    write_episode(path, arrays, args.compress)
 
 
 def main() -> None:

@@ -14,9 +14,11 @@ disk or in an object store. Run it again with more episodes to append those that
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +105,11 @@ def run(args: RepackArgs) -> Summary:
     is_local = "://" not in args.output_path
     if is_local and output.resolve().is_relative_to(source.resolve()):  # the next run would take outputs for originals
         raise UserError(f"--output_path {output} is inside --input_path {source}; choose a folder elsewhere")
+    folders = groupby(sorted(files, key=os.path.dirname), key=os.path.dirname)  # a data set each
+    files = [file for _, group in folders for file in islice(group, args.max_num_episodes)]
     if args.format == "lance":
-        return append_episodes([source / file for file in files[: args.max_num_episodes]], args, args.output_path)
-    jobs = [Job(output / file, str(source / file)) for file in files[: args.max_num_episodes]]
+        return append_episodes([source / file for file in files], args, args.output_path)
+    jobs = [Job(output / file, str(source / file)) for file in files]
     foreign = next((job.output for job in jobs if job.output.exists()), None)
     if foreign is not None and not (output / NOTE).exists():
         raise UserError(f"{foreign} was not written by this command; choose an empty --output_path")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from inference.predict import BUNDLED_SAMPLES
+from ivideogpt.data.dataset_mixes import METAWORLD_TASKS
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
 from ivideogpt.play.autopilots import AUTOPILOTS, policy_on_frames
@@ -31,6 +32,8 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     model = WorldModel.from_pretrained(path, choose_device(args.device), dtype, args.backend, args.action_space)
     metadata = model.metadata.for_space(args.action_space)
     fits = metadata.action_dim == ACTION_DIM and not metadata.goal_conditioned
+    space = model.metadata.find_space(args.action_space)
+    is_metaworld = space is None or any(name.removesuffix("-v3") in METAWORLD_TASKS for name in space.datasets)
     if asked and not fits:
         raise UserError(f"--task was given, but {path} has not the {ACTION_DIM} actions of Meta-World: leave it out")
     if args.dataset_path is None and metadata.action_dim not in (None, ACTION_DIM):
@@ -41,7 +44,7 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     if args.agent:
         offer_agent(args.agent, model)
     simulated, close = [], None
-    if fits and has_simulator:
+    if fits and has_simulator and (asked or is_metaworld):
         from inference.simulator import Simulators
 
         simulators = Simulators(metadata)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_fields, read_json, write_json
+from ivideogpt.paths import folder_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,7 +113,7 @@ class ActionSpaces:
 
     def find_for(self, dataset: str) -> ActionSpace:
         """Return the space of a data set, given by its name or by a path such as ``<folder>[@<camera>]``."""
-        found = self._naming([dataset, dataset.partition("@")[0].rstrip("/").rpartition("/")[2]])
+        found = self._naming([dataset, dataset.rstrip("/").rpartition("/")[2], folder_name(dataset)])
         if found is None:
             raise UserError(f"data set {dataset!r} is in no action space: add it to the datasets of one of {self}")
         return found
@@ -138,17 +139,17 @@ class ActionSpaces:
         return next((space for name in names for space in self.spaces if name in space.datasets), None)
 
     def with_datasets(self, datasets: Iterable[str], name: str | None) -> ActionSpaces:
-        """Add those of the data sets that are in no space yet to the space ``name``; without a name they are an error.
+        """Add those of the data sets that are in no space yet to the space ``name``; if there is only one, to that.
 
         Raises:
             UserError: there is no such space, or nothing to add to it.
         """
         known = {dataset for space in self.spaces for dataset in space.datasets}
-        names = [dataset.partition("@")[0].rstrip("/").rpartition("/")[2] for dataset in datasets]
+        names = map(folder_name, datasets)
         new = tuple(dict.fromkeys(dataset for dataset in names if dataset not in known))
-        if name is None:
-            for dataset in new:
-                self.find_for(dataset)
+        if name is None and len(self.spaces) > 1 and new:
+            raise UserError(f"data set {new[0]!r} is in no action space: give --action_space, one of {self}")
+        if name is None and not new:
             return self
         chosen = self.find(name)
         if not new:

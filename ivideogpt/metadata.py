@@ -114,6 +114,13 @@ class ModelMetadata:
             raise UserError(f"action_space {name!r} was given, but this model has one kind of actions: leave it out")
         return None
 
+    def action_scale(self, name: str | None) -> ActionNormalization | None:
+        """Return mean and std by which actions of a space are normalised; None if they are taken as they are."""
+        space = self.find_space(name)
+        if space is None:
+            return self.action_normalization
+        return None if space.mean is None or space.std is None else ActionNormalization(space.mean, space.std)
+
     def encode_actions(self, actions: Tensor, space: ActionSpace | None) -> Tensor:
         """Convert actions (..., D) of a space, as callers give them, to those that the model sees."""
         if self.action_spaces is not None and space is not None:

@@ -30,6 +30,11 @@ def split_paths(listed: str, exists: Callable[[str], bool] = os.path.exists) -> 
     return [path for path in paths if path]
 
 
+def folder_name(dataset: str) -> str:
+    """Return the last folder of a data set's name, such as ``<org>/<name>@<camera>``, without the choices after it."""
+    return dataset.partition("@")[0].rstrip("/").rpartition("/")[2]
+
+
 def user_cache() -> Path | None:
     """Return ``~/.cache/ivideogpt``, or its place under XDG_CACHE_HOME; None for a user without a home.
 

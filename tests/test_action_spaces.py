@@ -57,6 +57,13 @@ def test_a_space_is_found_by_name_or_by_data_set():
     assert added.find_for("other").name == "hand"
     with pytest.raises(UserError, match="does nothing"):
         SPACES.with_datasets(["reacher"], "hand")
+    with pytest.raises(UserError, match="data set 'other' is in no action space: give --action_space, one of"):
+        SPACES.with_datasets(["reacher", "other"], None)
+    alone = ActionSpaces((ARM,)).with_datasets(["other"], None)  # there is no choice
+    assert alone.find_for("other").name == "arm"
+    odd = ActionSpaces((replace(ARM, datasets=("left@right",)), replace(HAND, datasets=("org/pick", "mine/pick"))))
+    assert odd.find_for("/disk/left@right").name == "arm"
+    assert odd.find_for("org/pick").name == "hand"
 
 
 @pytest.mark.parametrize(

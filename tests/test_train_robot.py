@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ivideogpt.commands import robot_training, train_robot
 from ivideogpt.commands.robot_input import converter
@@ -79,6 +80,11 @@ def test_from_videos_to_a_model(commands, tiny_world_model, tmp_path, capsys, mo
     assert ran[:2] == ["train_gpt.py", "ivideogpt.training.export --tokenizer"]
     model = WorldModel.from_pretrained(tmp_path / "robot" / "model")
     assert (model.action_dim, model.metadata.segment_length) == (4, 5)
+    (episodes,) = find_episodes(str(tmp_path / "robot" / "data"))
+    opened = [episodes.episodes.open(number) for number in range(3)]
+    actions = np.concatenate([episode.actions(np.arange(episode.num_frames - 1)) for episode in opened])
+    scaled = model.metadata.encode_actions(torch.from_numpy(actions), model.metadata.find_space(None))[:, :4]
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(4), rtol=0, atol=1e-4)  # whatever the table counts in
     page = (tmp_path / "robot" / "index.html").read_text()
     pictures = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(pictures) > 8

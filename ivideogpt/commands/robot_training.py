@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.commands.robot_estimate import estimate, hours
 from ivideogpt.commands.robot_input import Words, converter, flags
 from ivideogpt.commands.robot_page import write_page
@@ -95,6 +96,7 @@ class RobotTraining:
             given = f"--segment_length {args.segment_length}"
             raise UserError(f"{given}: the model has {self.context_length} context frames; give more frames than that")
         self.data, self.model = self.folder / "data", self.folder / "model"
+        self.spaces = self.folder / "action_spaces.json"
         self.convert_command = converter(args, self.data, self.resolution)
         self.settings = check_settings(self.folder / SETTINGS_FILE, {**args.noted(), "preset": preset})
         done = self.folder / DONE
@@ -143,7 +145,7 @@ class RobotTraining:
         if len(dims := {episode.action_dim for episode in episodes}) > 1:
             raise UserError(f"actions of {' and '.join(sorted(map(str, dims)))} dimensions: train one model for each")
         usable, path, step = min(
-            (-(-each.num_frames // steps[name]), each.path, steps[name]) for name in opened for each in opened[name]
+            (each.num_frames // steps[name], each.path, steps[name]) for name in opened for each in opened[name]
         )
         frames = self.args.segment_length or max(min(CLIP, usable), SHORTEST_CLIP)
         if not self.context_length < frames <= usable:
@@ -155,6 +157,8 @@ class RobotTraining:
         tested = [(each.num_frames, steps[name]) for name in opened for each in opened[name][::TEST_EVERY]]
         clips = sum(length // (frames * step) or 1 for length, step in tested)
         print(f"{len(episodes)} episodes, {num_frames} frames, clips of {frames}, {clips} of them to test on")
+        if None not in dims:
+            action_space(self.args.robot, opened).write(self.spaces)
         return {
             "segment_length": frames,
             "num_frames": num_frames,
@@ -193,10 +197,11 @@ class RobotTraining:
 
     def tokenize(self) -> Mapping[str, Any]:
         stride = max(round(self.done["convert"]["num_frames"] * self.preset.passes / self.preset.most_clips), 1)
+        spaces = flags(action_spaces=self.spaces if self.spaces.exists() else None)
         for split, more in (("train", flags(num_passes=self.preset.passes, stride=stride)), ("test", ())):
             named = flags(segment_length=self.segment_length, split=split, output=self.folder / "tokens" / split)
             model = flags(pretrained_model_name_or_path=self.tokenizer)
-            run_command("-m", "ivideogpt.data", "tokenize", *model, *self.clips, *named, *more)
+            run_command("-m", "ivideogpt.data", "tokenize", *model, *self.clips, *named, *more, *spaces)
         return {"stride": stride}
 
     def train_transformer(self) -> Mapping[str, Any]:
@@ -265,7 +270,8 @@ class RobotTraining:
         meta = TokenStore(self.folder / "tokens" / "train").meta
         rewards = ("--reward_prediction", "--symlog", *flags(reward_weight=0.05)) if meta.has_rewards else ()
         successes = ("--success_prediction", *flags(success_weight=0.1)) if meta.has_successes else ()
-        return ("--action_conditioned", *flags(action_dim=dim), *rewards, *successes)
+        dimension = flags(action_dim=None if meta.action_spaces else dim)  # which the spaces say
+        return ("--action_conditioned", *dimension, *rewards, *successes)
 
     def train(self, script: str, *words: object) -> None:
         # on one GPU it would be a process between, which dies of a signal and leaves the training without one
@@ -320,6 +326,16 @@ def open_all(data: NamedEpisodes) -> list[Episode]:
                 told = f"{episode.path} and {opened[0].path}: only one of them {what.replace('_', ' ')}"
                 raise UserError(f"{told}; expected all episodes of {data.name} to have them, or none")
     return opened
+
+
+def action_space(robot: str, opened: Mapping[str, Sequence[Episode]]) -> ActionSpaces:
+    """Return the robot's action space: networks learn little from numbers that are very small, large or far from 0."""
+    episodes = [episode for each in opened.values() for episode in each]
+    actions = np.concatenate([episode.actions(np.arange(episode.num_frames - 1)) for episode in episodes])
+    mean, std = actions.mean(0, np.float64), actions.std(0, np.float64)
+    std = np.where(std > 1e-6 * np.abs(actions).max(0), std, 1)  # what never changes
+    space = ActionSpace(robot, len(mean), tuple(mean.tolist()), tuple(std.tolist()), datasets=tuple(opened))
+    return ActionSpaces((space,))
 
 
 def spoiling(reports: Sequence[DatasetReport]) -> list[str]:

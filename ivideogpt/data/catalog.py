@@ -22,7 +22,7 @@ import yaml
 
 from ivideogpt.errors import UserError
 from ivideogpt.files import write_json
-from ivideogpt.paths import user_cache
+from ivideogpt.paths import folder_name, user_cache
 
 Split = Literal["train", "test", "all"]
 
@@ -62,7 +62,7 @@ class DatasetInfo:
 
 def dataset_info(name: str) -> DatasetInfo:
     """Return the properties of a listed dataset; others have step 1 and their frames under ``image``."""
-    return DatasetInfo(name, **_paced_datasets().get(name, {}))
+    return DatasetInfo(name, **_paced_datasets().get(folder_name(name), {}))
 
 
 def is_known(name: str) -> bool:
@@ -83,7 +83,7 @@ def stepsize_as_trained(names: Collection[str], trained_step: int | None) -> int
     """
     if trained_step is None:
         return 1
-    stepsize = 1 if _paced_datasets().keys() & set(names) else trained_step * REFERENCE_STEP
+    stepsize = 1 if _paced_datasets().keys() & set(map(folder_name, names)) else trained_step * REFERENCE_STEP
     for name in names:
         step = dataset_info(name).step(stepsize)
         if step != trained_step:

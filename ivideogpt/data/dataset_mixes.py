@@ -29,8 +29,8 @@ def resolve_mix(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
 
     ``mix`` is a name of :data:`DATASET_NAMED_MIXES`, ``folder:*`` for every sub-folder of ``dataset_path`` that holds
     episodes, ``folder:a,b`` for some of them, or pairs of name and weight. ``metaworld`` means its recorded tasks.
-    A ``dataset_path`` that a registered format matches, such as ``lerobot:<folder>``, lists its datasets itself, so
-    that no mix is looked up.
+    A ``dataset_path`` that a registered format matches, such as ``lerobot:<folder>``, lists its datasets itself: any
+    other mix than ``folder:a,b`` means all of them.
     """
     weights: dict[str, float] = {}
     for name, weight in _entries(mix, dataset_path):
@@ -45,7 +45,12 @@ def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     if not isinstance(mix, str):
         return mix
     if (known := find_format(dataset_path)) is not None:
-        return tuple((dataset.name, 1.0) for dataset in known.datasets(str(dataset_path)))
+        datasets = known.datasets(str(dataset_path))
+        titles = [dataset.title for dataset in datasets]
+        chosen = mix.removeprefix(FOLDERS).split(",") if mix.startswith(FOLDERS) and mix != f"{FOLDERS}*" else titles
+        if missing := [name for name in chosen if name not in titles]:
+            raise UserError(f"mix {mix!r}: {dataset_path} has no {', '.join(missing)}; it has {', '.join(titles)}")
+        return tuple((dataset.name, 1.0) for dataset in datasets if dataset.title in chosen)
     dataset_path = Path(dataset_path) if dataset_path else None
     if mix.startswith(FOLDERS):
         wanted = mix.removeprefix(FOLDERS)

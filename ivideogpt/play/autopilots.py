@@ -44,9 +44,9 @@ def policy_on_frames(label: str, act: Callable[[Tensor], Tensor], frame_stack: i
 
 
 def random_action(game: Game) -> Floats:
-    """Return an action in [-1, 1] that changes every few steps, and is the same whenever the moment is visited."""
+    """Return an action that changes every few steps, and is the same whenever the moment is visited."""
     rng = np.random.default_rng([game.seed % 2**32, game.position // STRETCH])
-    return rng.uniform(-1, 1, game.action_dim).astype(np.float32)
+    return game.from_controls(rng.uniform(-1, 1, game.action_dim).astype(np.float32))
 
 
 AUTOPILOTS = {

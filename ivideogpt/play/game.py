@@ -107,6 +107,23 @@ class Game:
         return self.model.action_dim or 0
 
     @property
+    def reach(self) -> tuple[Floats, Floats]:
+        """Middle and half width (D,) of what controls reach: [-1, 1], or two stds about the mean that it knows."""
+        scale = self.model.metadata.action_scale(self.model.action_space)
+        if scale is None:
+            return np.zeros(self.action_dim, np.float32), np.ones(self.action_dim, np.float32)
+        return np.array(scale.mean, np.float32), 2 * np.array(scale.std, np.float32)
+
+    def from_controls(self, controls: Floats) -> Floats:
+        """Return the action (D,) of controls in [-1, 1]."""
+        middle, half = self.reach
+        return middle + half * controls
+
+    def to_controls(self, action: Floats) -> Floats:
+        middle, half = self.reach
+        return (action - middle) / half
+
+    @property
     def title(self) -> str:
         return self.choices[self.key].title
 

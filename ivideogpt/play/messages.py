@@ -120,7 +120,7 @@ def moment_message(game: Game, milliseconds: float) -> bytes:
         "num_samples": len(moment.dream),
         "has_real": real.frame is not None,
         "has_goal": game.goal is not None,
-        "action": [round(float(value), 4) for value in moment.action],
+        "action": [round(float(value), 4) for value in game.to_controls(moment.action)],
         "reward": _numbers(moment.reward),
         "success": _numbers(moment.success),
         "real_reward": real.reward,

@@ -199,7 +199,10 @@ def advance(game: Game, message: Message) -> bytes:
         game.seek(message.position)
     elif isinstance(message, Step):
         given, pilot = message.action, message.autopilot
-        game.step(read_action(given, game.action_dim) if pilot is None else autopilot_action(game, pilot))
+        if pilot is None:
+            game.step(game.from_controls(read_action(given, game.action_dim)))
+        else:
+            game.step(autopilot_action(game, pilot))
     return moment_message(game, 1000 * (time.perf_counter() - started))
 
 

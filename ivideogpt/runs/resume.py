@@ -58,8 +58,9 @@ class ResumeRules:
             if recorded[name] != now:
                 old = old or self._digest(name, recorded[name])
                 differs = old is None or old != self._digest(name, now)
-            else:  # a name on the hub may have new data; one that is not found there now is for its reader to report
-                differs = old is not None and old.startswith(ON_HUB) and self._digest(name, now) not in (None, old)
+            else:  # what is not found now is for its reader to report
+                may_be_rewritten = old is not None and (name in self.weights or old.startswith(ON_HUB))
+                differs = may_be_rewritten and self._digest(name, now) not in (None, old)
             if differs:
                 changes[name] = [recorded[name], now]
         return changes
@@ -84,7 +85,7 @@ def refuse(changes: Changes, allow: str, describe: Callable[[str, Any, Any], str
     """Raise UserError if there are changes that are not allowed."""
     if changes:
         listed = ", ".join(
-            describe(name, before, now) + ", which has other data now" * (before == now)
+            describe(name, before, now) + ", which has other contents now" * (before == now)
             for name, (before, now) in changes.items()
         )
         raise UserError(

@@ -28,6 +28,7 @@ class RenderedEnv(gymnasium.Env):
     Attributes:
         inner: the environment itself, for policies that act on its own observations.
         state: its latest own observation.
+        reports_success: whether any step of this episode had one of the two in its info.
     """
 
     metadata = {"render_modes": ["rgb_array"]}
@@ -66,6 +67,7 @@ class RenderedEnv(gymnasium.Env):
         """Return the first frame. What follows is a function of the seed and the actions."""
         super().reset(seed=seed)
         self._seed, self._actions = int(self.np_random.integers(2**31)) if seed is None else seed, []
+        self.reports_success = False
         self.state, _ = self.inner.reset(seed=self._seed, options=options)
         frame = self.render()
         # It must be closed ahead of the OpenGL library, which begins with the first picture and is ended at exit, too.
@@ -83,6 +85,7 @@ class RenderedEnv(gymnasium.Env):
         for _ in range(self.action_repeat):
             self.state, step_reward, terminated, truncated, info = self.inner.step(self.to_inner(action))
             reward += float(step_reward)
+            self.reports_success |= not info.keys().isdisjoint(("is_success", "success"))
             success = success or bool(info.get("is_success", info.get("success", False)))
             if terminated or truncated:
                 break

@@ -55,6 +55,13 @@ def test_image_keys():
     assert dataset_info("my-own-robot").image_key == "image"
 
 
+@pytest.mark.parametrize("name", ["viola", "./viola", "/data/viola/", "org/viola", "viola@left@action=action"])
+def test_a_dataset_keeps_its_pace_however_its_path_is_written(name):
+    """Frames of one LeRobot folder were five apart by a relative path and one apart by an absolute one."""
+    assert dataset_info(name).step(3) == 20
+    assert stepsize_as_trained([name], 20) == 1
+
+
 @pytest.mark.parametrize(
     "name", ["bridge", "bair_robot_pushing", "vp2_robodesk", "metaworld", "plate-slide", "hammer-v3"]
 )

@@ -64,6 +64,7 @@ def test_actions_are_taken_at_their_image(recording):
         np.testing.assert_array_equal(frame, episode["image"][row + 1])
         assert np.float32(reward) == episode["reward"][row]
     assert not episode["action"][4].any()
+    assert "success" not in episode  # Reacher does not say, which does not mean never
     env.close()
 
 
@@ -76,6 +77,18 @@ def test_a_function_acts_in_the_environments_own_units(tmp_path):
         assert first[0] * 100 == pytest.approx((first[1] + 10) * 10, abs=1e-3)
         assert 0 <= first[0] * 100 <= 100
         assert episode["image"][0, 8, 2, 0] == int(first[0] * 100 + 1e-3)
+
+
+def test_test_episodes_have_all_levels_of_noise(tmp_path):
+    """Every hundredth episode is one to test on: all of them had the first level, none."""
+    flags = ["--policy", f"{__name__}:upwards", "--random_fraction", "0", "--noise", "0", "1"]
+    args = parse(recorder.RecordArgs, ["--env", DIAL, "--output_path", str(tmp_path), *FLAGS, *flags])
+    for number in (0, 100):
+        recorder.record(args, number)
+    first, second = (np.load(path) for path in sorted(args.folder.glob("eps_*.npz")))
+    assert (first["action"][:-1] == 1).all()
+    assert (second["action"][:-1] < 1).any()
+    assert "success" in first
 
 
 def test_an_episode_may_end_early(tmp_path):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.data.convert.conversion import check_arrays
 from ivideogpt.errors import UserError
 from ivideogpt.metadata import ModelMetadata
@@ -16,11 +17,11 @@ from ivideogpt.planning import Reward, SquaredError
 from ivideogpt.play import autopilots, planner
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game, Settings
-from ivideogpt.play.messages import Save
-from ivideogpt.play.server import save
+from ivideogpt.play.messages import Save, Step
+from ivideogpt.play.server import advance, save
 from ivideogpt.play.starts import RecordedWorld, Start, StartChoice, find_starts
 from tests.parity.networks import world_model
-from tests.play.worlds import ACTION_DIM, ACTIONS, FRAMES, FRAMES_THAT_FIT, model, new_game
+from tests.play.worlds import ACTION_DIM, ACTIONS, CHOICES, FRAMES, FRAMES_THAT_FIT, model, new_game
 
 SEVERAL = Settings(num_samples=3, temperature=1.0, top_k=50, rule="sample")
 
@@ -119,8 +120,10 @@ def test_random_actions_are_the_same_after_going_back(game):
 def plans(monkeypatch) -> list[tuple[bool, int]]:
     """Makes plans small, and notes for each whether it began at another, and how many of its steps were taken."""
     made, make_plan = [], planner.make_plan
-    small = replace(planner.planner(ACTION_DIM), horizon=planner.REPLAN_EVERY + 1, num_candidates=2, num_iterations=1)
-    monkeypatch.setattr(planner, "planner", lambda action_dim: small)
+    small = replace(
+        planner.planner(*new_game().reach), horizon=planner.REPLAN_EVERY + 1, num_candidates=2, num_iterations=1
+    )
+    monkeypatch.setattr(planner, "planner", lambda middle, half: small)
 
     def noted(game, previous, executed):
         made.append((previous is not None, executed))
@@ -200,6 +203,23 @@ def test_memory_of_a_game_is_bounded(game, monkeypatch):
     go(game, 0, 1)
     with pytest.raises(UserError, match="this game is full \\(2 steps\\)"):
         go(game, 2)
+
+
+def test_controls_reach_what_a_robot_does():
+    """Keys, bars, random actions and plans in [-1, 1] were 400 standard deviations of a robot that counts in metres."""
+    arm = ActionSpace("arm", ACTION_DIM, (0.5, 300.0, 0.0, -1.0), (0.25, 100.0, 0.0025, 1.0))
+    spaces = ActionSpaces((arm, ActionSpace("hand", 2)))
+    robots = world_model(action_dim=spaces.length, reward_prediction=True, action_spaces=spaces)
+    robots.action_space = "arm"
+    game = Game(robots, {choice.key: choice for choice in CHOICES})
+    game.reset("episode:noise", 3)
+    advance(game, Step(action=[1, -1, 0.5, 0]))
+    np.testing.assert_allclose(game.now.action, [1, 100, 0.0025, -1], rtol=1e-6)
+    np.testing.assert_allclose(game.to_controls(game.now.action), [1, -1, 0.5, 0], atol=1e-6)
+    controls = [game.to_controls(autopilot_action(game, name)) for name in ("random", "mppi")]
+    assert all(0 < np.abs(each).max() <= 1 + 1e-5 for each in controls)
+    plain = new_game()
+    assert np.array_equal(plain.from_controls(ACTIONS[0]), ACTIONS[0])
 
 
 def test_models_without_actions_dream_by_themselves():

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,16 @@ def test_other_weights_of_the_same_size_are_a_change(folders, tmp_path):
     now = moved(folders, tmp_path)
     (tmp_path / "new-model" / "model.safetensors").write_bytes(b"WEIGHTS")
     assert RULES.changes(now, folders, digests).keys() == {"model"}
+
+
+def test_weights_that_were_written_anew_in_their_place_are_a_change(folders):
+    """A file of action spaces that was edited between two parts of a run exchanged its robots in silence."""
+    digests = RULES.digests(folders)
+    assert RULES.changes(folders, folders, digests) == {}
+    Path(folders["model"], "model.safetensors").write_bytes(b"WEIGHTS")
+    changes = RULES.changes(folders, folders, digests)
+    with pytest.raises(UserError, match=r"given model=.*, which has other contents now"):
+        refuse(changes, "--anyway", lambda name, _, now: f"{name}={now}", "start a new run")
 
 
 def test_without_digests_the_old_place_is_compared(folders, tmp_path):

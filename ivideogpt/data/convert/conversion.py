@@ -149,7 +149,7 @@ class Summary:
 class ConversionArgs:
     """Flags of all converters; each adds its own in a subclass."""
 
-    max_num_episodes: int | None = option(None, "convert only the first N episodes of each split", minimum=1)
+    max_num_episodes: int | None = option(None, "convert only the first N episodes of each split or folder", minimum=1)
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
     on_bad_episode: str = option("skip", "treatment of episodes that are damaged or do not fit", choices=BAD_EPISODES)
     compress: bool = option(False, "smaller files, but slower to read clips from")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -19,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.convert.conversion import FrameArgs, Skipped, StoredSize, Summary
+from ivideogpt.data.convert.conversion import FrameArgs, Shard, Skipped, StoredSize, Summary
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.formats.episodes import NpzEpisode, first_readable, open_episode
 from ivideogpt.data.formats.lance_tables import (
@@ -74,9 +75,10 @@ def append_episodes(files: Sequence[Path], args: FrameArgs, output: str) -> Summ
             as :meth:`ConversionArgs.convert` says.
     """
     require("lance", extra="lance")
-    source = Path(args.input_path)
+    source, shard = Path(args.input_path), Shard.parse(args.shard)
+    files = [file for number, file in enumerate(files) if shard.has(number)]
     with tqdm(total=len(files), desc="append", unit="episode") as bar, worker_pool(args.num_workers) as run:
-        summary = Summary(bar, args.on_bad_episode)
+        summary = Summary(bar, args.on_bad_episode, shard)
         for folder, group in groupby(sorted(files, key=_folder), key=_folder):
             below = str(folder.relative_to(source))
             uri = output.rstrip("/") if below == "." else f"{output.rstrip('/')}/{below}"
@@ -85,7 +87,8 @@ def append_episodes(files: Sequence[Path], args: FrameArgs, output: str) -> Summ
                 _commit(uri, written)
                 for outcome in (*[None] * len(written.names), *written.skipped):
                     summary.add(outcome)
-            open_table(f"{uri}/{EPISODES}").optimize.compact_files()  # it is read whole at every opening
+            with suppress(OSError):  # another command compacts it now
+                open_table(f"{uri}/{EPISODES}").optimize.compact_files()  # it is read whole at every opening
     summary.check()
     return summary
 

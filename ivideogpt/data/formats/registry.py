@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,13 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
             the folder, or ``image``.
     """
     if (known := find_format(path)) is not None:
-        return [NamedEpisodes(dataset.title, dataset.open()) for dataset in known.datasets(path)]
+        if image_key is not None:
+            named = "lerobot:<folder>@<camera> names a camera"
+            raise UserError(f"--image_key {image_key} chooses an array of npz files, which {path} has none of; {named}")
+        datasets = known.datasets(path)
+        titles = Counter(dataset.title for dataset in datasets)
+        names = [dataset.title if titles[dataset.title] == 1 else dataset.name for dataset in datasets]
+        return [NamedEpisodes(name, dataset.open()) for name, dataset in zip(names, datasets, strict=True)]
 
     def npz(files: list[str], folder: Path) -> Recordings:
         return Recordings(files, image_key or dataset_info(folder.resolve().name).image_key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ def share_spaces(reports: Sequence[DatasetReport]) -> ActionSpaces:
     Raises:
         UserError: no dataset has actions.
     """
+    names = _dataset_names(reports)
     groups: list[list[DatasetReport]] = []
     for report in reports:
         if report.actions:
@@ -37,7 +39,14 @@ def share_spaces(reports: Sequence[DatasetReport]) -> ActionSpaces:
             groups.append([report]) if alike is None else alike.append(report)
     if not groups:
         raise UserError("no dataset has actions, so there are no action spaces to write")
-    return ActionSpaces(tuple(map(_space, groups)))
+    return ActionSpaces(tuple(_space(group, [names[report.name] for report in group]) for group in groups))
+
+
+def _dataset_names(reports: Sequence[DatasetReport]) -> dict[str, str]:
+    """Return the name of each dataset in an action space: that of its folder, or the whole one if several have that."""
+    folders = {report.name: report.name.rpartition("/")[2] for report in reports}
+    seen = Counter(folders.values())
+    return {name: folder if seen[folder] == 1 else name for name, folder in folders.items()}
 
 
 def _are_alike(one: DatasetReport, other: DatasetReport) -> bool:
@@ -50,7 +59,7 @@ def _are_alike(one: DatasetReport, other: DatasetReport) -> bool:
     )
 
 
-def _space(group: Sequence[DatasetReport]) -> ActionSpace:
+def _space(group: Sequence[DatasetReport], names: Sequence[str]) -> ActionSpace:
     """Join datasets with equal weights, as a mix has them, however long they are."""
     means, stds = [], []
     for columns in zip(*(report.actions for report in group), strict=True):
@@ -59,14 +68,14 @@ def _space(group: Sequence[DatasetReport]) -> ActionSpace:
         is_constant = min(column.min for column in columns) == max(column.max for column in columns)
         means.append(mean)
         stds.append(1.0 if is_constant else math.sqrt(variance))
-    names = tuple(dict.fromkeys(report.name.rpartition("/")[2] for report in group))
     dimensions = next((report.action_names for report in group if report.action_names), None)
-    return ActionSpace(names[0], len(means), tuple(means), tuple(stds), dimensions, names)
+    return ActionSpace(names[0], len(means), tuple(means), tuple(stds), dimensions, tuple(names))
 
 
 def table(spaces: ActionSpaces, reports: Sequence[DatasetReport]) -> str:
     """Return the spaces as text, with the range of each dimension over the datasets of its space."""
-    by_name = {report.name.rpartition("/")[2]: report for report in reports}
+    names = _dataset_names(reports)
+    by_name = {names[report.name]: report for report in reports}
     lines = [f"{'action space':<28}{'mean':>10}{'std':>10}{'min':>10}{'max':>10}"]
     for space in spaces.spaces:
         lines.append(f"{space}: {', '.join(space.datasets)}")

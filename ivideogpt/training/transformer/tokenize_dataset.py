@@ -67,6 +67,9 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
     action_dim = dims.pop() if len(dims) == 1 else None
     if dims and any(dims):
         logger.warning("the datasets differ in action dimension: no actions are stored without --action_spaces")
+    for what, stored in (("has_rewards", has_rewards), ("has_successes", has_successes)):
+        if not stored and any(getattr(episode, what) for episode in firsts):
+            logger.warning("only some of the datasets %s: none are stored", what.replace("_", " "))
     check = partial(
         Source.check,
         actions=action_dim is not None,

@@ -187,6 +187,15 @@ def test_commands_that_append_at_the_same_time(tmp_path, monkeypatch):
     assert_same_episodes(tmp_path / "robot", folder)
 
 
+def test_shards_append_their_own_episodes(tmp_path):
+    """Every command of a job array wrote all of them, so that the frames were there once a job."""
+    folder = write_npz(tmp_path / "npz")
+    parts = [append(folder, tmp_path / "robot", "--shard", f"{index}/2") for index in range(2)]
+    assert [part.written for part in parts] == [-(-NUM_EPISODES // 2), NUM_EPISODES // 2]
+    assert open_table(f"{tmp_path / 'robot'}/{EPISODES}").count_rows() == NUM_EPISODES
+    assert_same_episodes(tmp_path / "robot", folder)
+
+
 def test_in_an_object_store(recorded, monkeypatch):
     """Paths with ``://`` are no folders: every place that treats them so fails where the data is too large to copy."""
     with object_store() as store:

@@ -108,7 +108,7 @@ def test_a_resumed_run_notices_another_commit(hub, monkeypatch):
     assert RULES.changes(other, asked, digests).keys() == {"dataset_path"}
     monkeypatch.setitem(hub.datasets["me/arm"], "main", hub.datasets["me/arm"]["v2.1"])
     changes = RULES.changes(asked, asked, digests)
-    with pytest.raises(UserError, match=r"given lerobot:me/arm@.*, which has other data now: start anew"):
+    with pytest.raises(UserError, match=r"given lerobot:me/arm@.*, which has other contents now: start anew"):
         refuse(changes, RULES.allow, lambda name, before, now: now, "start anew")
     assert RULES.digests({"dataset_path": "lerobot:me/nothing"}) == {}  # whoever reads it says what is wrong
 

@@ -13,7 +13,7 @@ from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.formats import registry
 from ivideogpt.data.formats.episodes import Episode, StoredArray
-from ivideogpt.data.formats.registry import Dataset, register
+from ivideogpt.data.formats.registry import Dataset, find_episodes, register
 from ivideogpt.errors import UserError
 
 
@@ -83,7 +83,11 @@ def test_inspect_and_validate(raw_path, tmp_path, capsys, monkeypatch):
 
 
 def test_training_reads_it(raw_path):
-    assert resolve_mix("folder:*", raw_path) == (("toy", 1.0),)
+    assert resolve_mix("folder:*", raw_path) == resolve_mix("folder:toy", raw_path) == (("toy", 1.0),)
+    with pytest.raises(UserError, match=f"{raw_path} has no train; it has toy"):  # all were trained on
+        resolve_mix("folder:train", raw_path)
+    with pytest.raises(UserError, match="--image_key wrist chooses an array of npz files, which"):
+        find_episodes(raw_path, "wrist")
     config = DataConfig(
         dataset_path=raw_path,
         mix=resolve_mix("folder:*", raw_path),

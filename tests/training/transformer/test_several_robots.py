@@ -1,6 +1,7 @@
 """Two robots in one mix, from ``inspect`` to a report: of 2-D actions, and of 7-D ones a thousand times larger."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -61,6 +62,15 @@ def test_data_sets_that_look_alike_share_a_space(robots, spaces_file, capsys):
     capsys.readouterr()
     inspect_episodes.main([str(robots / "big"), "--write_action_spaces", str(robots / "one.json")])
     assert "big (7 numbers): big" in capsys.readouterr().out
+
+
+def test_folders_of_one_name_keep_apart(robots, tmp_path):
+    """Folders of one name in two others ended the command, which said to name them once: nobody had named them."""
+    for robot in ("arm", "big"):
+        shutil.copytree(robots / robot, tmp_path / "all" / robot / "pick")
+    inspect_episodes.main([str(tmp_path / "all"), "--write_action_spaces", str(tmp_path / "spaces.json")])
+    arm, big = ActionSpaces.read(tmp_path / "spaces.json").spaces
+    assert (arm.name, arm.datasets, big.name, big.datasets) == ("arm/pick", ("arm/pick",), "big/pick", ("big/pick",))
 
 
 def test_every_clip_is_encoded_by_the_space_of_its_data_set(robots, spaces_file):
