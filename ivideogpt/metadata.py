@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.action_spaces import ActionSpace, ActionSpaces
@@ -114,12 +116,15 @@ class ModelMetadata:
             raise UserError(f"action_space {name!r} was given, but this model has one kind of actions: leave it out")
         return None
 
-    def action_scale(self, name: str | None) -> ActionNormalization | None:
-        """Return mean and std by which actions of a space are normalised; None if they are taken as they are."""
+    def action_bounds(self, name: str | None) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return usual bounds (D,) of a space's actions: two stds about the mean if it has these, or [-1, 1]."""
         space = self.find_space(name)
-        if space is None:
-            return self.action_normalization
-        return None if space.mean is None or space.std is None else ActionNormalization(space.mean, space.std)
+        scale = self.action_normalization if space is None else space
+        if scale is None or scale.mean is None or scale.std is None:
+            dim = self.action_dim if space is None else space.dim
+            return -np.ones(dim or 0, np.float32), np.ones(dim or 0, np.float32)
+        mean, std = np.array(scale.mean), np.array(scale.std)
+        return (mean - 2 * std).astype(np.float32), (mean + 2 * std).astype(np.float32)
 
     def encode_actions(self, actions: Tensor, space: ActionSpace | None) -> Tensor:
         """Convert actions (..., D) of a space, as callers give them, to those that the model sees."""

@@ -131,8 +131,10 @@ def test_a_robot_has_to_be_chosen_and_its_actions_to_fit(saved):
 def test_an_environment_is_of_the_chosen_robot(saved):
     """Agents, planners and the page ask the model how long an action is."""
     frames = (clip(1, 2, 64, 64).clamp(0, 1) * 255).byte().movedim(2, -1).numpy()
+    arm = WorldModelVectorEnv(WorldModel.from_pretrained(saved, action_space="arm"), GivenContexts(frames))
+    assert (arm.single_action_space.low.tolist(), arm.single_action_space.high.tolist()) == ([-3, -6], [5, 10])
     env = WorldModelVectorEnv(WorldModel.from_pretrained(saved, action_space="hand"), GivenContexts(frames), horizon=1)
-    assert env.single_action_space.shape == (3,)
+    assert (env.single_action_space.low.tolist(), env.single_action_space.high.tolist()) == ([-1] * 3, [1] * 3)
     env.reset(seed=0)
     observation, *_ = env.step(env.action_space.sample())
     assert observation.shape == (1, 64, 64, 3)

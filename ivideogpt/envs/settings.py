@@ -27,7 +27,8 @@ class WorldModelEnvSettings:
         observation_key: None: an observation is the image. Else it is a dict with the image under this key:
             "pixels" for LeRobot's policies, "main_images" for RLinf's trainers (see `rlinf.py`).
         autoreset_mode: of gymnasium.
-        action_bounds: lowest and highest number of an action; what lies beyond is passed on as it is.
+        action_bounds: lowest and highest number of an action; None: those of
+            :meth:`~ivideogpt.metadata.ModelMetadata.action_bounds`. What lies beyond is passed on as it is.
         task: description of the task, for policies that read one.
         render_mode: None or "rgb_array".
     """
@@ -40,7 +41,7 @@ class WorldModelEnvSettings:
     ignore_terminations: bool = False
     observation_key: str | None = None
     autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP
-    action_bounds: tuple[float, float] = (-1.0, 1.0)
+    action_bounds: tuple[float, float] | None = None
     task: str = ""
     render_mode: str | None = None
 

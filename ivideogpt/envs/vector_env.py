@@ -77,13 +77,19 @@ class WorldModelVectorEnv(VectorEnv):
         self._is_sound = torch.ones((), dtype=torch.bool, device=model.device)
 
     def _set_spaces(self, action_dim: int) -> None:
-        resolution, (low, high) = self.model.metadata.resolution, self.settings.action_bounds
+        resolution, low, high = self.model.metadata.resolution, *self._action_bounds(action_dim)
         image = Box(0, 255, (resolution, resolution, 3 * self.settings.frame_stack), np.uint8)
         key = self.settings.observation_key
         self.single_observation_space = image if key is None else Dict({key: image})
-        self.single_action_space = Box(low, high, (action_dim,), np.float32)
+        self.single_action_space = Box(low, high, dtype=np.float32)
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def _action_bounds(self, action_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        if self.settings.action_bounds is None:
+            return self.model.metadata.action_bounds(self.model.action_space)
+        low, high = self.settings.action_bounds
+        return np.full(action_dim, low, np.float32), np.full(action_dim, high, np.float32)
 
     # ---- gymnasium
 

@@ -108,11 +108,9 @@ class Game:
 
     @property
     def reach(self) -> tuple[Floats, Floats]:
-        """Middle and half width (D,) of what controls reach: [-1, 1], or two stds about the mean that it knows."""
-        scale = self.model.metadata.action_scale(self.model.action_space)
-        if scale is None:
-            return np.zeros(self.action_dim, np.float32), np.ones(self.action_dim, np.float32)
-        return np.array(scale.mean, np.float32), 2 * np.array(scale.std, np.float32)
+        """Middle and half width (D,) of the actions that controls in [-1, 1] stand for."""
+        low, high = self.model.metadata.action_bounds(self.model.action_space)
+        return (low + high) / np.float32(2), (high - low) / np.float32(2)
 
     def from_controls(self, controls: Floats) -> Floats:
         """Return the action (D,) of controls in [-1, 1]."""

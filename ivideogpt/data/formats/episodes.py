@@ -364,7 +364,8 @@ def check_carries(
     if actions and action_dim not in (None, episode.action_dim):
         raise UserError(
             f"{episode.path}: actions have {episode.action_dim} dimensions, expected {action_dim}; "
-            "set action_dim to the data's or use a checkpoint of that dimension; a mix of robots needs --action_spaces"
+            "set action_dim to the data's or use a checkpoint of that dimension; training on a mix of robots needs "
+            "--action_spaces, a model of several the --action_space of this one"
         )
 
 
