@@ -15,6 +15,7 @@ import torch
 from ivideogpt.commands.train_robot import Preset
 from ivideogpt.losses import TokenizerLoss, transformer_loss
 from ivideogpt.pretrained import language_model
+from ivideogpt.training.additions.history_corruption import OwnHistory, own_history, read_context
 from ivideogpt.training.tokenizer.trainer import reconstruct
 from ivideogpt.world_model import WorldModel
 
@@ -39,13 +40,16 @@ def estimate(
     clip = frames(1, segment_length)
     with torch.no_grad():
         tokens = tokenizer.tokenize(clip, tokenizer.context_length)[0].expand(preset.transformer_batch, -1)
+    first, settings = torch.zeros(len(tokens), dtype=torch.int64, device=device), OwnHistory(still_code=0)
 
     def tokenizer_step() -> None:
         shown = frames(preset.tokenizer_batch, tokenizer_length)
         loss(shown, reconstruct(tokenizer, shown, tokenizer.context_length), tokenizer.context_length).total.backward()
 
     def transformer_step() -> None:
-        transformer_loss(transformer, tokens, layout).total.backward()
+        context = read_context(transformer, tokens, layout, None)
+        history = own_history(transformer, context, tokens, layout, None, first, settings)
+        transformer_loss(transformer, tokens, layout, inputs=history, past_key_values=context).total.backward()
 
     def tokenize() -> None:
         with torch.no_grad():

@@ -36,6 +36,7 @@ from ivideogpt.metrics.lpips import missing_weights
 from ivideogpt.paths import LPIPS_FOLDER, PROJECT, here_or_in_project
 from ivideogpt.precision import forced_bfloat16
 from ivideogpt.pretrained import load_tokenizer, model_folder
+from ivideogpt.training.additions.history_corruption import find_still_code
 
 DONE = "stages.json"
 LOOKED_AT = 20  # episodes, before the others are converted
@@ -51,11 +52,13 @@ RUN_RECIPE = (
 TOKENIZER_RECIPE = (
     *("--vae_loss", "l2", "--recon_weight", 20, "--motion_weight", 3, "--gradient_weight", 0.5, "--no_aug"),
     *("--codebook_decay", 0.99, "--restart_dead_codes", 100, "--lr_scheduler", "cosine", "--log_image_steps", 1000),
+    *("--still_weight", 1),
 )
 TRANSFORMER_RECIPE = (
-    *("--weight_decay", 0.01, "--embed_no_wd", "--max_grad_norm", 1.0, "--stale_tokens", 0.9),
-    *("--lr_scheduler_type", "cosine"),
+    *("--weight_decay", 0.01, "--embed_no_wd", "--max_grad_norm", 1.0, "--lr_scheduler_type", "cosine"),
 )
+OWN_HISTORY = ("--history", "own", "--history_rule", "expected_code")
+STALE_HISTORY = ("--stale_tokens", 0.9)  # with a tokenizer that has no code that stands still
 
 
 def train(args: RobotArgs) -> None:
@@ -209,6 +212,7 @@ class RobotTraining:
         self.train(
             "train_gpt.py",
             *(*self.clip_form(self.segment_length), *self.heads(), *TRANSFORMER_RECIPE),
+            *(OWN_HISTORY if self.can_stand_still else STALE_HISTORY),
             *flags(pretrained_model_name_or_path=self.tokenizer, exp_name="transformer"),
             *("--load_internal_llm", *flags(pretrained_transformer_path=self.start / "transformer")),
             *flags(token_store=stores / "train", eval_token_store=stores / "test", max_train_steps=steps),
@@ -219,8 +223,9 @@ class RobotTraining:
 
     def export(self) -> Mapping[str, Any]:
         run = self.newest("transformer", "model.safetensors")
-        named = flags(tokenizer=self.tokenizer, transformer=run, output=self.model, top_k=1)
-        run_command("-m", "ivideogpt.training.export", *named)
+        named = flags(tokenizer=self.tokenizer, transformer=run, output=self.model)
+        rule = flags(sampling_rule="expected_code") if self.can_stand_still else flags(top_k=1)
+        run_command("-m", "ivideogpt.training.export", *named, *rule)
         return {}
 
     def report(self) -> Mapping[str, Any]:
@@ -243,6 +248,11 @@ class RobotTraining:
     @property
     def tokenizer(self) -> str:
         return str(self.done["train_tokenizer"]["path"])
+
+    @property
+    def can_stand_still(self) -> bool:
+        """Tell whether the tokenizer has a code for frames in which nothing moves, which own histories begin with."""
+        return find_still_code(load_tokenizer(self.tokenizer).dynamics_quantize.embedding.weight) is not None
 
     @property
     def clips(self) -> Words:
