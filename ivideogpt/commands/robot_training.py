@@ -280,7 +280,7 @@ class RobotTraining:
         meta = TokenStore(self.folder / "tokens" / "train").meta
         rewards = ("--reward_prediction", "--symlog", *flags(reward_weight=0.05)) if meta.has_rewards else ()
         successes = ("--success_prediction", *flags(success_weight=0.1)) if meta.has_successes else ()
-        dimension = flags(action_dim=None if meta.action_spaces else dim)  # which the spaces say
+        dimension = flags(action_dim=None if meta.action_spaces else dim)  # the spaces say it
         return ("--action_conditioned", *dimension, *rewards, *successes)
 
     def train(self, script: str, *words: object) -> None:
@@ -343,7 +343,7 @@ def action_space(robot: str, opened: Mapping[str, Sequence[Episode]]) -> ActionS
     episodes = [episode for each in opened.values() for episode in each]
     actions = np.concatenate([episode.actions(np.arange(episode.num_frames - 1)) for episode in episodes])
     mean, std = actions.mean(0, np.float64), actions.std(0, np.float64)
-    std = np.where(std > 1e-6 * np.abs(actions).max(0), std, 1)  # what never changes
+    std = np.where(std > 1e-6 * np.abs(actions).max(0), std, 1)  # a number that never changes
     space = ActionSpace(robot, len(mean), tuple(mean.tolist()), tuple(std.tolist()), datasets=tuple(opened))
     return ActionSpaces((space,))
 

@@ -58,7 +58,7 @@ class ResumeRules:
             if recorded[name] != now:
                 old = old or self._digest(name, recorded[name])
                 differs = old is None or old != self._digest(name, now)
-            else:  # what is not found now is for its reader to report
+            else:  # missing files are for their reader to report
                 may_be_rewritten = old is not None and (name in self.weights or old.startswith(ON_HUB))
                 differs = may_be_rewritten and self._digest(name, now) not in (None, old)
             if differs:
