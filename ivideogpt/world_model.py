@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
@@ -155,6 +157,11 @@ class WorldModel:
         """
         space = self.metadata.find_space(self.action_space)
         return self.metadata.action_dim if space is None else space.dim
+
+    @property
+    def action_bounds(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Usual lowest and highest action (D,) of the chosen space: :meth:`ModelMetadata.action_bounds`."""
+        return self.metadata.action_bounds(self.action_space)
 
     @property
     def reward_head(self) -> nn.Linear | None:

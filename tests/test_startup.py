@@ -31,7 +31,6 @@ COMMANDS = sorted(
     }
 )
 ASK_FOR_HELP = """
-import re
 import runpy, sys
 sys.argv = [*sys.argv[1:], "--help"]
 try:

@@ -209,22 +209,25 @@ class RobotTraining:
 
     def train_transformer(self) -> Mapping[str, Any]:
         steps, batch, stores = self.preset.transformer_steps, self.preset.transformer_batch, self.folder / "tokens"
+        # own histories begin with frames in which nothing moves
+        is_own = find_still_code(load_tokenizer(self.tokenizer).dynamics_quantize.embedding.weight) is not None
         self.train(
             "train_gpt.py",
             *(*self.clip_form(self.segment_length), *self.heads(), *TRANSFORMER_RECIPE),
-            *(OWN_HISTORY if self.can_stand_still else STALE_HISTORY),
+            *(OWN_HISTORY if is_own else STALE_HISTORY),
             *flags(pretrained_model_name_or_path=self.tokenizer, exp_name="transformer"),
             *("--load_internal_llm", *flags(pretrained_transformer_path=self.start / "transformer")),
             *flags(token_store=stores / "train", eval_token_store=stores / "test", max_train_steps=steps),
             *flags(per_device_train_batch_size=batch, num_warmup_steps=steps // 20),
             *flags(per_device_eval_batch_size=min(batch, len(TokenStore(stores / "test")))),
         )
-        return {}
+        return {"own_history": is_own}
 
     def export(self) -> Mapping[str, Any]:
         run = self.newest("transformer", "model.safetensors")
         named = flags(tokenizer=self.tokenizer, transformer=run, output=self.model)
-        rule = flags(sampling_rule="expected_code") if self.can_stand_still else flags(top_k=1)
+        is_own = self.done["train_transformer"].get("own_history", False)
+        rule = flags(sampling_rule="expected_code") if is_own else flags(top_k=1)
         run_command("-m", "ivideogpt.training.export", *named, *rule)
         return {}
 
@@ -248,11 +251,6 @@ class RobotTraining:
     @property
     def tokenizer(self) -> str:
         return str(self.done["train_tokenizer"]["path"])
-
-    @property
-    def can_stand_still(self) -> bool:
-        """Tell whether the tokenizer has a code for frames in which nothing moves, which own histories begin with."""
-        return find_still_code(load_tokenizer(self.tokenizer).dynamics_quantize.embedding.weight) is not None
 
     @property
     def clips(self) -> Words:

@@ -87,7 +87,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _action_bounds(self, action_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         if self.settings.action_bounds is None:
-            return self.model.metadata.action_bounds(self.model.action_space)
+            return self.model.action_bounds
         low, high = self.settings.action_bounds
         return np.full(action_dim, low, np.float32), np.full(action_dim, high, np.float32)
 

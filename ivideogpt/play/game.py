@@ -106,20 +106,14 @@ class Game:
     def action_dim(self) -> int:
         return self.model.action_dim or 0
 
-    @property
-    def reach(self) -> tuple[Floats, Floats]:
-        """Middle and half width (D,) of the actions that controls in [-1, 1] stand for."""
-        low, high = self.model.metadata.action_bounds(self.model.action_space)
-        return (low + high) / np.float32(2), (high - low) / np.float32(2)
-
     def from_controls(self, controls: Floats) -> Floats:
-        """Return the action (D,) of controls in [-1, 1]."""
-        middle, half = self.reach
-        return middle + half * controls
+        """Return the action (D,) of controls in [-1, 1], which span the model's usual actions."""
+        low, high = self.model.action_bounds
+        return (low + high) / np.float32(2) + (high - low) / np.float32(2) * controls
 
     def to_controls(self, action: Floats) -> Floats:
-        middle, half = self.reach
-        return (action - middle) / half
+        low, high = self.model.action_bounds
+        return (action - (low + high) / np.float32(2)) / ((high - low) / np.float32(2))
 
     @property
     def title(self) -> str:

@@ -77,13 +77,13 @@ def make_plan(game: Game, previous: Plan | None, executed: int) -> Plan:
     with_frames = scores.reads_frames
     dynamics = SessionDynamics(game.model, context, game.seed, sampling=sampling, with_frames=with_frames)
     generator = torch.Generator().manual_seed(game.seed + game.position)
-    return planner(*game.reach).plan(dynamics, scores, generator, previous, executed)
+    return planner(*game.model.action_bounds).plan(dynamics, scores, generator, previous, executed)
 
 
-def planner(middle: Floats, half: Floats) -> Planner:
+def planner(low: Floats, high: Floats) -> Planner:
     """Return a planner with few candidates, and more of them where the first are quick: a page must stay lively."""
     return MPPI(
-        low=tuple((middle - half).tolist()), high=tuple((middle + half).tolist()), init_std=tuple((half / 2).tolist()),
+        low=tuple(low.tolist()), high=tuple(high.tolist()), init_std=tuple(((high - low) / 4).tolist()),
         horizon=HORIZON, smoothing=0.8, gamma=3.0, num_candidates=6, num_iterations=4, max_seconds=0.4,
     )  # fmt: skip
 

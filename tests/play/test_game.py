@@ -120,10 +120,9 @@ def test_random_actions_are_the_same_after_going_back(game):
 def plans(monkeypatch) -> list[tuple[bool, int]]:
     """Makes plans small, and notes for each whether it began at another, and how many of its steps were taken."""
     made, make_plan = [], planner.make_plan
-    small = replace(
-        planner.planner(*new_game().reach), horizon=planner.REPLAN_EVERY + 1, num_candidates=2, num_iterations=1
-    )
-    monkeypatch.setattr(planner, "planner", lambda middle, half: small)
+    bounds = new_game().model.action_bounds
+    small = replace(planner.planner(*bounds), horizon=planner.REPLAN_EVERY + 1, num_candidates=2, num_iterations=1)
+    monkeypatch.setattr(planner, "planner", lambda low, high: small)
 
     def noted(game, previous, executed):
         made.append((previous is not None, executed))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -141,9 +141,8 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
             named = "lerobot:<folder>@<camera> names a camera"
             raise UserError(f"--image_key {image_key} chooses an array of npz files, which {path} has none of; {named}")
         datasets = known.datasets(path)
-        titles = Counter(dataset.title for dataset in datasets)
-        names = [dataset.title if titles[dataset.title] == 1 else dataset.name for dataset in datasets]
-        return [NamedEpisodes(name, dataset.open()) for name, dataset in zip(names, datasets, strict=True)]
+        names = short_names({dataset.name: dataset.title for dataset in datasets})
+        return [NamedEpisodes(names[dataset.name], dataset.open()) for dataset in datasets]
 
     def npz(files: list[str], folder: Path) -> Recordings:
         return Recordings(files, image_key or dataset_info(folder.resolve().name).image_key)
@@ -167,6 +166,12 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
             f"{path}: no .npz files in it or below; expected <dataset>/*.npz, lerobot:<folder> or lance:<uri>"
         )
     return found
+
+
+def short_names(short: Mapping[str, str]) -> dict[str, str]:
+    """Return the short name of each whole one, or the whole one where several have the same short name."""
+    number = Counter(short.values())
+    return {name: title if number[title] == 1 else name for name, title in short.items()}
 
 
 def sample(total: int, number: int, seed: int) -> list[int]:

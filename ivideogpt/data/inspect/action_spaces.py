@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ivideogpt.action_spaces import ActionSpace, ActionSpaces
+from ivideogpt.data.formats.registry import short_names
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_folder_can_be_written
 
@@ -44,9 +44,7 @@ def share_spaces(reports: Sequence[DatasetReport]) -> ActionSpaces:
 
 def _dataset_names(reports: Sequence[DatasetReport]) -> dict[str, str]:
     """Return the name of each dataset in an action space: that of its folder, or the whole one if several have that."""
-    folders = {report.name: report.name.rpartition("/")[2] for report in reports}
-    seen = Counter(folders.values())
-    return {name: folder if seen[folder] == 1 else name for name, folder in folders.items()}
+    return short_names({report.name: report.name.rpartition("/")[2] for report in reports})
 
 
 def _are_alike(one: DatasetReport, other: DatasetReport) -> bool:
