@@ -39,6 +39,16 @@ def check_launcher() -> None:
         )
 
 
+def several_without_gpu() -> bool:
+    """Return whether torchrun has started several processes on a machine without a GPU.
+
+    Accelerate connects them only if it is told that they run on the CPU. Otherwise each would do the whole work alone.
+    """
+    import torch  # here, as commands read DEVICES for --help
+
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+
+
 def choose_device(name: str) -> torch.device:
     """Return the device that ``--device`` names; each of several processes on a machine gets a GPU of its own.
 

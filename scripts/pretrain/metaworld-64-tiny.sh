@@ -10,7 +10,7 @@ if [ "${1:-}" = --minutes ] && [[ "${2:-}" =~ ^[1-9][0-9]*$ ]]; then
 fi
 MIXED_PRECISION=${MIXED_PRECISION:-no} # bf16 on a GPU, or on a CPU that has it (AMX, AVX-512 with bf16)
 # A GPU: accelerate launch. Two CPU cores: python -m torch.distributed.run --standalone --nproc_per_node 2, with
-# OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=true and half the clips per process; processes use cores better than threads do.
+# OMP_NUM_THREADS=1 and half the clips per process; processes use cores better than threads do.
 LAUNCH=${LAUNCH:-python}
 source "$(dirname "${BASH_SOURCE[0]}")/../recipe.sh"
 if [ -n "$COMMON_ARGS" ]; then

@@ -30,7 +30,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.data.formats.lerobot_paths import find_on_hub
-from ivideogpt.devices import check_launcher, has_bfloat16_units, versions
+from ivideogpt.devices import check_launcher, has_bfloat16_units, several_without_gpu, versions
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, read_json, write_json
 from ivideogpt.runs.checkpoints import set_aside_later, step_of
@@ -256,7 +256,7 @@ def going_on_without_room() -> Iterator[None]:
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     """Start the processes and name the run. Writes nothing yet."""
     check_launcher()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision)
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=several_without_gpu())
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

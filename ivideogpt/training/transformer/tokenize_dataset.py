@@ -28,7 +28,7 @@ from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.data.formats.episodes import first_readable
 from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, joined, measure
 from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, state_checksum
-from ivideogpt.devices import check_launcher
+from ivideogpt.devices import check_launcher, several_without_gpu
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.pretrained import load_tokenizer
@@ -133,8 +133,7 @@ def write_tokens(
 
 def tokenize(args: TokenizeArgs) -> None:
     check_launcher()
-    # Needed on machines without a GPU, where accelerate would not connect several processes.
-    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
+    state = PartialState(cpu=args.device == "cpu" or several_without_gpu())
     device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     device = device if state.num_processes == 1 else state.device
     model = load_tokenizer(args.pretrained_model_name_or_path).to(device, memory_format=torch.channels_last)
