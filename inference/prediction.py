@@ -57,7 +57,7 @@ class Prediction:
 
 def run(args: PredictArgs) -> None:
     model = load_model(args)
-    segment = read_segment(args, model.metadata.for_space(model.action_space))
+    segment = read_segment(args, model.metadata, model.action_space)
     prediction = predict(model, segment, number_of_samples(args, model), args.seed)
     metrics = report(args, segment, model, prediction)
     write(args, segment, prediction, metrics)
@@ -97,13 +97,16 @@ def adapt(model: WorldModel, args: PredictArgs) -> WorldModel:
     )
 
 
-def read_segment(args: PredictArgs, metadata: ModelMetadata) -> Segment:
+def read_segment(args: PredictArgs, metadata: ModelMetadata, action_space: str | None = None) -> Segment:
     """Read the context and the true future of one segment. A goal-conditioned model gets the last frame first."""
     assert args.input_path is not None
+    spaces = () if metadata.action_spaces is None else metadata.action_spaces.spaces
+    trained_on = {dataset for space in spaces for dataset in space.datasets}
+    metadata = metadata.for_space(action_space)
     name = args.dataset_name
     info = dataset_info(name or "")
     step = info.step(stepsize_as_trained([] if name is None else [name], metadata.dataset_step))
-    if name is not None and not is_known(name):
+    if name is not None and name not in trained_on and not is_known(name):
         logger.warning(
             "--dataset_name %s is in no table: frames are %d apart, from array %r", name, step, info.image_key
         )

@@ -199,6 +199,11 @@ class ActionSpaces:
         return ", ".join(map(str, self.spaces))
 
 
+def usable_std(std: float, largest: float) -> float:
+    """Return what to divide a number by: ``std``, or 1 if it never changes but by rounding. ``largest`` bounds it."""
+    return std if std > 1e-6 * largest else 1.0
+
+
 def same_encoding(one: ActionSpaces | None, other: ActionSpaces | None) -> bool:
     """Return whether both encode actions alike, whatever data sets they name."""
     if one is None or other is None:

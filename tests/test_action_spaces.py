@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ivideogpt.action_spaces import ActionSpace, ActionSpaces
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces, usable_std
 from ivideogpt.envs import GivenContexts, WorldModelVectorEnv
 from ivideogpt.errors import UserError
 from ivideogpt.files import write_json
@@ -32,6 +32,13 @@ def test_encoded_actions_are_normalised_padded_and_say_whose_they_are():
     assert ADAPTERS.encode(arm, "arm").tolist() == [[1, 0, 0, 0, 0, 1, 0]]
     assert ADAPTERS.encode(hand, "hand").tolist() == [0, 0, 3, 2, 7, 0, 1]
     assert SPACES.encode(arm[:, None].expand(4, 6, 2), "arm").shape == (4, 6, 5)
+
+
+@pytest.mark.parametrize(("std", "used"), [(0.5, 0.5), (1e-5, 1e-5), (1e-9, 1.0), (0.0, 1.0)])
+def test_rounding_is_not_taken_for_motion(std, used):
+    """Divided by its own noise, a gripper that never moves would be all that a network sees."""
+    assert usable_std(std, largest=1.0) == used
+    assert usable_std(0.0, largest=0.0) == 1
 
 
 def test_adapters_are_one_linear_layer_a_space():

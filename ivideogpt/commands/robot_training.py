@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ivideogpt.action_spaces import ActionSpace, ActionSpaces
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces, usable_std
 from ivideogpt.commands.robot_estimate import estimate, hours
 from ivideogpt.commands.robot_input import Words, converter, flags
 from ivideogpt.commands.robot_page import write_page
@@ -340,9 +340,9 @@ def action_space(robot: str, opened: Mapping[str, Sequence[Episode]]) -> ActionS
     """Return the robot's action space: networks learn little from numbers that are very small, large or far from 0."""
     episodes = [episode for each in opened.values() for episode in each]
     actions = np.concatenate([episode.actions(np.arange(episode.num_frames - 1)) for episode in episodes])
-    mean, std = actions.mean(0, np.float64), actions.std(0, np.float64)
-    std = np.where(std > 1e-6 * np.abs(actions).max(0), std, 1)  # a number that never changes
-    space = ActionSpace(robot, len(mean), tuple(mean.tolist()), tuple(std.tolist()), datasets=tuple(opened))
+    mean, std, largest = actions.mean(0, np.float64), actions.std(0, np.float64), np.abs(actions).max(0)
+    stds = tuple(map(usable_std, std.tolist(), largest.tolist()))
+    space = ActionSpace(robot, len(mean), tuple(mean.tolist()), stds, datasets=tuple(opened))
     return ActionSpaces((space,))
 
 

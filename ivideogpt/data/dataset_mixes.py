@@ -44,17 +44,20 @@ def resolve_mix(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
 def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     if not isinstance(mix, str):
         return mix
+    listed = [name for name in mix.removeprefix(FOLDERS).split(",") if name]
+    is_listed = mix.startswith(FOLDERS) and listed != ["*"]
+    if is_listed and not listed:
+        raise UserError(f"mix {mix!r} names no data set: give folder:<name>[,<name>...] or folder:*")
     if (known := find_format(dataset_path)) is not None:
         datasets = known.datasets(str(dataset_path))
         titles = [dataset.title for dataset in datasets]
-        chosen = mix.removeprefix(FOLDERS).split(",") if mix.startswith(FOLDERS) and mix != f"{FOLDERS}*" else titles
+        chosen = listed if is_listed else titles
         if missing := [name for name in chosen if name not in titles]:
             raise UserError(f"mix {mix!r}: {dataset_path} has no {', '.join(missing)}; it has {', '.join(titles)}")
         return tuple((dataset.name, 1.0) for dataset in datasets if dataset.title in chosen)
     dataset_path = Path(dataset_path) if dataset_path else None
     if mix.startswith(FOLDERS):
-        wanted = mix.removeprefix(FOLDERS)
-        names = _recorded(dataset_path) if wanted == "*" else [name for name in wanted.split(",") if name]
+        names = listed if is_listed else _recorded(dataset_path)
         if not names:
             raise UserError(f"mix {mix!r}: no sub-folder of {dataset_path} holds .npz episodes")
         return tuple((name, 1.0) for name in names)

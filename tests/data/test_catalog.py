@@ -111,7 +111,9 @@ def test_weights_are_normalised_and_datasets_listed_twice_add_up():
 def test_folder_mixes_are_the_sub_folders_with_episodes(tmp_path):
     touch(tmp_path, "b/0.npz", "a/0.npz", "notes/readme.txt", "half/.partial.npz", "0.npz")
     assert resolve_mix("folder:*", tmp_path) == (("a", 0.5), ("b", 0.5))
-    assert resolve_mix("folder:b", tmp_path) == (("b", 1.0),)
+    assert resolve_mix("folder:b", tmp_path) == resolve_mix("folder:b,", tmp_path) == (("b", 1.0),)
+    with pytest.raises(UserError, match=r"'folder:,' names no data set"):
+        resolve_mix("folder:,", tmp_path)
     with pytest.raises(UserError, match="no sub-folder"):
         resolve_mix("folder:*", tmp_path / "notes")
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from inference import predict, prediction
 from inference.utils import Segment
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import parse
 from ivideogpt.video_io import to_pixels
@@ -237,6 +238,11 @@ def test_a_mistyped_dataset_is_pointed_out_once(episode, caplog):
     prediction.read_segment(args, world_model().metadata)
     (record,) = caplog.records
     assert record.getMessage() == "--dataset_name brigde is in no table: frames are 1 apart, from array 'image'"
+    caplog.clear()
+    spaces = ActionSpaces((ActionSpace("arm", 4, datasets=("brigde",)),))  # the model's own robot
+    metadata = replace(world_model(action_dim=spaces.length).metadata, action_spaces=spaces)
+    prediction.read_segment(args, metadata)
+    assert not caplog.records
 
 
 def test_baseline_repeats_the_last_context_frame():

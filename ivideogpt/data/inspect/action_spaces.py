@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ivideogpt.action_spaces import ActionSpace, ActionSpaces
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces, usable_std
 from ivideogpt.data.formats.registry import short_names
 from ivideogpt.errors import UserError
 from ivideogpt.files import check_folder_can_be_written
@@ -63,9 +63,8 @@ def _space(group: Sequence[DatasetReport], names: Sequence[str]) -> ActionSpace:
     for columns in zip(*(report.actions for report in group), strict=True):
         mean = sum(column.mean for column in columns) / len(columns)
         variance = sum(column.std**2 + (column.mean - mean) ** 2 for column in columns) / len(columns)
-        is_constant = min(column.min for column in columns) == max(column.max for column in columns)
         means.append(mean)
-        stds.append(1.0 if is_constant else math.sqrt(variance))
+        stds.append(usable_std(math.sqrt(variance), max(abs(end) for each in columns for end in (each.min, each.max))))
     dimensions = next((report.action_names for report in group if report.action_names), None)
     return ActionSpace(names[0], len(means), tuple(means), tuple(stds), dimensions, tuple(names))
 
