@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from any directory, installed or not
 
 from ivideogpt.commands.export_env import EnvFlags
-from ivideogpt.errors import cli, require
+from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import atomic_path, check_folder_can_be_written, check_settings, read_json, write_json
 from ivideogpt.flags import REQUIRED, option, parse, redefine
 from ivideogpt.paths import BUNDLED_MODEL
@@ -66,28 +66,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_actions(args.pretrained_model_name_or_path, agent.action_space.shape[0], simulator.single_action_space)
         if "before" not in results:
             results["before"] = evaluate(args, agent, simulator)
-        if learn(args, agent, results):
-            write_results(args, results | {"after": evaluate(args, agent, simulator)})
+            write_results(args, results)
+        if learn(args, agent):
+            results["after"] = evaluate(args, agent, simulator)
+            write_results(args, results)
+            for when in ("before", "after"):
+                success_rate, reward = results[when]["success_rate"], results[when]["reward"]
+                print(f"{when}: success rate {success_rate:.2f}, reward {reward:.1f} an episode")
     finally:
         simulator.close()
 
 
-def learn(args: DreamArgs, agent: SAC, results: dict[str, Any]) -> bool:
+def learn(args: DreamArgs, agent: SAC) -> bool:
     """Train the agent to the end and save it; False if a signal came before, after which it can go on."""
     stop = StopSignal()
     with stop.listening():
         left = args.total_steps - agent.num_timesteps
         agent.learn(left, callback=lambda *_: not stop.number, log_interval=4, reset_num_timesteps=False)
     folder = Path(args.output_path)
-    folder.mkdir(parents=True, exist_ok=True)
     is_complete = agent.num_timesteps >= args.total_steps
     if not is_complete:
         with atomic_path(folder / MEMORY) as partial:
             agent.save_replay_buffer(str(partial))
     with atomic_path(folder / AGENT) as partial, partial.open("wb") as file:
         agent.save(file)
-    write_json(folder / SETTINGS, settings(args))
-    write_json(folder / RESULTS, results)
     if is_complete:
         (folder / MEMORY).unlink(missing_ok=True)
     else:
@@ -96,10 +98,15 @@ def learn(args: DreamArgs, agent: SAC, results: dict[str, Any]) -> bool:
 
 
 def read_results(args: DreamArgs) -> dict[str, Any]:
-    """Return what the folder holds; UserError if it was made with other flags."""
+    """Return what the folder holds; UserError if it was made with other flags, or lacks what came before training."""
     path = Path(args.output_path) / RESULTS
     check_settings(path.with_name(SETTINGS), settings(args))
-    return read_json(path, "remove it to begin anew") if path.exists() else {}
+    results = read_json(path, "remove the folder to begin anew") if path.exists() else {}
+    if "before" not in results and path.with_name(AGENT).exists():
+        raise UserError(
+            f"{path.with_name(AGENT)} has learned, and no scores from before are in {path}: remove the folder"
+        )
+    return results
 
 
 def settings(args: DreamArgs) -> dict[str, Any]:
@@ -107,10 +114,10 @@ def settings(args: DreamArgs) -> dict[str, Any]:
 
 
 def write_results(args: DreamArgs, results: dict[str, Any]) -> None:
-    write_json(Path(args.output_path) / RESULTS, results)
-    for when in ("before", "after"):
-        success_rate, reward = results[when]["success_rate"], results[when]["reward"]
-        print(f"{when}: success rate {success_rate:.2f}, reward {reward:.1f} an episode")
+    folder = Path(args.output_path)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings(args))
+    write_json(folder / RESULTS, results)
 
 
 def build_agent(args: DreamArgs) -> SAC:
@@ -121,6 +128,7 @@ def build_agent(args: DreamArgs) -> SAC:
     dream, folder = VecMonitor(build_dream(args)), Path(args.output_path)
     if (folder / AGENT).exists():
         agent = SAC.load(folder / AGENT, dream)
+        agent.set_random_seed(args.seed + agent.num_timesteps)  # loading goes back to the numbers that it began with
         if (folder / MEMORY).exists():
             agent.load_replay_buffer(str(folder / MEMORY))
         return agent
@@ -160,7 +168,9 @@ def evaluate(args: DreamArgs, agent: SAC, simulator: VectorEnv) -> dict[str, flo
     from mbrl.envs.env_settings import episode_seed
 
     seeds = [episode_seed(args.seed, "eval", number) for number in range(args.eval_episodes)]
-    results = vector_env.evaluate(simulator, lambda stacks: agent.predict(stacks, deterministic=True)[0], seeds)
+    results = vector_env.evaluate(
+        simulator, lambda stacks: agent.predict(stacks, deterministic=True)[0].clip(-1, 1), seeds
+    )  # the world model's bounds of actions may be wider
     return {
         "success_rate": sum(result.success for result in results) / len(results),
         "reward": sum(result.total_reward for result in results) / len(results),

@@ -6,6 +6,7 @@ Knows nothing of the package.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import re
@@ -26,6 +27,8 @@ PARTIAL_SUFFIX = ".partial"
 ABANDONED_AFTER = 60.0  # seconds without a change: the writer may run on another machine
 ROWS_FILE, SETTINGS_FILE = "episodes.jsonl", "settings.json"
 ADVICE = "remove it to begin anew, or name another folder"
+
+logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 
@@ -71,6 +74,15 @@ def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` as :func:`atomic_path` says; `mode` is ``"wb"`` or ``"w"`` (UTF-8)."""
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
         yield file
+
+
+@contextmanager
+def going_on_without_room() -> Iterator[None]:
+    """Log a failed write and go on: weights are worth more than a log line or a picture."""
+    try:
+        yield
+    except OSError as error:
+        logger.error("%s; going on without", error)
 
 
 def remove_abandoned(folder: Path) -> None:

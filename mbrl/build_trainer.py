@@ -101,9 +101,10 @@ def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapp
     if settings.demo and frame is None:
         ensure_demonstrations(settings.demo_path_prefix, settings.env)
         demonstrations = load_demonstrations(settings.demo_path_prefix, settings.env)
-    folder.note_settings(config, changes, frame or 0)
+    is_resumed = snapshots.load()
+    folder.note_settings(config, changes, frame or 0)  # now that they fit what was saved
     if settings.use_tb:
         trackers.append(TensorBoard(folder.path / "tensorboard", -1 if frame is None else frame))
     if settings.use_wandb:
-        trackers.append(start_wandb(folder, settings.experiment, config, is_resumed=frame is not None))
-    return trainer.run(snapshots, demonstrations)
+        trackers.append(start_wandb(folder, settings.experiment, config, is_resumed=is_resumed))
+    return trainer.run(snapshots, None if is_resumed else demonstrations)

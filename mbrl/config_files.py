@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from mbrl.envs.env_settings import canonical_task, is_metaworld
 from mbrl.run_folder import flat
 
@@ -108,6 +108,8 @@ def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_reason(error, name)) from error
+    except ValueError as error:  # of an argument without a key, such as =5
+        raise UserError(f"{first_line(error)}; settings are given as key=value, see --help") from error
 
 
 def help_text(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import logging
 import os
 import secrets
@@ -15,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import INK, PAPER, font
-from ivideogpt.files import atomic_file, write_text
+from ivideogpt.files import atomic_file, going_on_without_room, write_text
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, finite_or_none
 from ivideogpt.runs.trackers import Tracker, WeightsAndBiases
 from ivideogpt.video_io import Pixels, write_gif
@@ -79,9 +80,9 @@ class MetricLogger:
             tracker.log(tracked, frame)
 
     def write_video(self, kind: str, name: str, video: Pixels) -> None:
-        """Write a video (T, H, W, 3)."""
+        """Write a video (T, H, W, 3). A full disk is logged, and the run goes on without."""
         path = self._folder.video(kind, name)
-        with writing(path):
+        with going_on_without_room():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_gif(path, video, VIDEO_FPS)
 
@@ -95,16 +96,18 @@ class MetricLogger:
         panel.plot(*zip(*points), marker="o", markersize=3)
         panel.set(xlabel="frames", ylabel="success rate", ylim=(-0.03, 1.03), title=self._folder.path.name)
         panel.grid(alpha=0.3)
-        with writing(self._folder.path / CURVE), atomic_file(self._folder.path / CURVE) as file:
+        with going_on_without_room(), atomic_file(self._folder.path / CURVE) as file:
             figure.savefig(file, format="png", dpi=110)
 
     def set_aside_unsaved(self) -> None:
         """Move away the records of a run that was never saved and so cannot be continued."""
         for path in self._files():
             if path.exists():
-                logger.warning("no snapshot in %s: beginning anew; %s is kept as %s.old", path.parent, path, path.name)
+                names = (f"{path.name}.old{number or ''}" for number in itertools.count())
+                free = next(name for name in names if not path.with_name(name).exists())
+                logger.warning("no snapshot in %s: beginning anew; %s is kept as %s", path.parent, path, free)
                 with writing(path):
-                    os.replace(path, path.with_name(path.name + ".old"))
+                    os.replace(path, path.with_name(free))
 
     def state_dict(self) -> dict[str, int]:
         """Return the sizes of the files, whose contents are on the disk by then."""

@@ -133,7 +133,13 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
         assert model.action_dim is not None
         size, actions = model.metadata.resolution, model.action_dim
         agent = trained_agent(Path(name), size, actions, model.device, args.frame_stack)
-        return Policy(str(Path(name)), on_frames=agent.act)
+        learned = {"task": canonical_task(agent.settings["task_name"])}
+        learned |= {flag: agent.settings[flag] for flag in ("camera", "action_repeat")}
+        asked = {"task": task, "camera": args.camera, "action_repeat": args.action_repeat}
+        if differing := [flag for flag, value in learned.items() if value != asked[flag]]:
+            told = ", ".join(f"--{flag} {learned[flag]}, not {asked[flag]}" for flag in differing)
+            raise UserError(f"{name}: its agent has learned with {told}: give the flags that it has learned with")
+        return Policy(f"{Path(name)} (frame {agent.frame})", on_frames=agent.act)  # it may go on learning
     raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
 
 

@@ -25,6 +25,13 @@ from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.resume import RECORD, Changes, ResumeRules, refuse
 
 ADVICE = "use another run_dir"
+# What the saved state was made with or has been through. resume_with_changes=true changes none of it.
+FIXED = frozenset(
+    {
+        "task_name", "camera", "frame_stack", "action_repeat", "duration", "demo", "replay_buffer_size", "start_mbpo",
+        "feature_dim", "agent.feature_dim", "agent.hidden_dim",
+    }
+)  # fmt: skip
 RULES = ResumeRules(
     may_change=frozenset(
         {
@@ -78,7 +85,8 @@ class RunFolder:
         """Return the settings that are changed on purpose. Writes nothing.
 
         Raises:
-            UserError: the folder was made with other settings, cannot be written to, or is in use.
+            UserError: the folder was made with other settings, cannot be written to, or is in use; or the run was
+                saved, and is not to be saved any more.
         """
         check_folder_can_be_written(self.path, "run_dir")
         with writing(self.path):
@@ -91,11 +99,18 @@ class RunFolder:
         changes = RULES.changes(
             {name: now.get(name) for name in names}, {name: before.get(name) for name in names}, record.get("contents")
         )
+        otherwise = f"use another exp_name (a variant has its own) or run_dir than {self.path}"
         if not now.get("resume_with_changes"):
-            refuse(
-                changes, RULES.allow, lambda name, before, now: f"{name} is {now}, was {before}",
-                f"use another exp_name (a variant has its own) or run_dir than {self.path}",
-            )  # fmt: skip
+            refuse(changes, RULES.allow, lambda name, before, now: f"{name} is {now}, was {before}", otherwise)
+        is_saved = self.latest.exists()
+        if is_saved and (kept := sorted(changes.keys() & FIXED)):
+            given = ", ".join(f"{name} is {now.get(name)}, was {before.get(name)}" for name in kept)
+            raise UserError(f"a saved run keeps these whatever else may change: {given}; {otherwise}")
+        if is_saved and now.get("save_snapshot") is False:
+            raise UserError(
+                f"save_snapshot is false, and {self.path} has snapshots: what the run adds would be cut off when it "
+                f"goes on; leave it out, or {ADVICE}"
+            )
         return changes
 
     @contextmanager

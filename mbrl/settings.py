@@ -238,6 +238,8 @@ class Settings:
         """Raise UserError if a value is out of its range, or contradicts another one."""
         _check_minima(self, MINIMA)
         _check_minima(self.agent, {"update_every_steps": 1}, "agent.")
+        if self.seed >= 2**63:
+            raise UserError(f"seed is {self.seed}: it must be less than 2^63")
         if not 0 <= self.discount <= 1:
             raise UserError(f"discount is {self.discount}: it must be in [0, 1]")
         if self.camera not in CAMERAS:
@@ -346,6 +348,11 @@ class MbpoSettings(Settings):
             )
         if context > self.frame_stack:
             raise UserError(f"world_model.context_length {context} is more than the frame_stack {self.frame_stack}")
+        if self.replay_buffer_size < 2 * self.duration:  # one may be held out
+            raise UserError(
+                f"replay_buffer_size {self.replay_buffer_size} is less than the two episodes ({2 * self.duration}) "
+                "that a world model needs: raise it"
+            )
         if length > self.duration:
             raise UserError(
                 f"world_model.segment_length {length} is more than the {self.duration} steps of an episode (duration)"

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -87,16 +88,16 @@ class Snapshots:
     ) -> None:
         self._folder = folder
         self._parts, self._replay, self._env = parts, replay, env
-        self._valid: tuple[Path, Mapping[str, Manifest]] | None = None
+        self._kept: dict[Path, Mapping[str, Manifest]] = {}  # what this process wrote or read, newest last
 
-    def save(self, frame: int) -> None:
-        """Write a checkpoint and keep the previous one. Does nothing if this frame's is there and valid.
+    def save(self, frame: int, anew: bool = False) -> None:
+        """Write a checkpoint and keep the previous one. Does nothing if this frame's is there, unless ``anew``.
 
         Raises:
             UserError: the disk is full or cannot be written to. What was saved before is as it was.
         """
-        path, before = self._folder.snapshots / f"{frame:09d}", self._valid
-        if before is not None and path == before[0]:
+        path = self._folder.snapshots / f"{frame:09d}"
+        if path in self._kept and not anew:
             return
         try:
             manifests = {name: files.write() for name, files in self._replay.items()}
@@ -110,12 +111,12 @@ class Snapshots:
             raise UserError(
                 f"cannot save the run in {path} ({reason}); what was saved before is unharmed: make room"
             ) from error
-        self._valid = path, manifests
-        kept = [self._valid, *([before] if before else [])]
-        for other in set(self._folder.snapshots.iterdir()) - {path for path, _ in kept}:
+        before = [kept for kept in self._kept if kept != path][-1:]
+        self._kept = {kept: self._kept[kept] for kept in before} | {path: manifests}
+        for other in set(self._folder.snapshots.iterdir()) - self._kept.keys():
             remove_checkpoint(other)
         for name, files in self._replay.items():
-            files.remove_unreferenced(*(manifests[name] for _, manifests in kept))
+            files.remove_unreferenced(*(manifests[name] for manifests in self._kept.values()))
 
     def _write(self, path: Path, manifests: Mapping[str, Manifest]) -> None:
         state = {
@@ -140,8 +141,14 @@ class Snapshots:
         for name, files in self._replay.items():
             files.load(manifests[name])
         for name, part in self._parts.items():
-            part.load_state_dict(state["parts"][name])
+            try:
+                part.load_state_dict(state["parts"][name])
+            except (RuntimeError, KeyError) as error:  # tensors of another shape, or another network
+                raise UserError(
+                    f"{path}: the {name} that was saved does not fit these settings ({shorten(str(error), 160)}); go "
+                    "on with those of the run, or use another run_dir"
+                ) from error
         self._env.restore(environment)
-        self._valid = path, manifests
+        self._kept = {path: manifests}
         logger.info("going on from %s", path)
         return True

@@ -76,6 +76,7 @@ class Trainer:
         self.progress = Progress()
         self.averager = MetricAverager()
         self.stop_signal = StopSignal()
+        self._saved_evaluation = -1  # Progress.evaluated when the run was last saved
         self._started = time.perf_counter()
 
     @property
@@ -93,18 +94,22 @@ class Trainer:
         }
         return parts if self.mbpo is None else parts | {"world_model": self.mbpo.world_model, "dreaming": self.mbpo}
 
-    def run(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode] = ()) -> int:
-        """Begin with the demonstrations, or go on; return the command's exit code, not 0 if the run was interrupted."""
+    def run(self, snapshots: Snapshots, demonstrations: Sequence[ReplayEpisode] | None) -> int:
+        """Begin with the demonstrations, or go on from what was loaded; return the command's exit code.
+
+        Args:
+            demonstrations: None if a snapshot was loaded.
+        """
         with ExitStack() as stack:
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             stack.callback(self.metric_logger.close)
-            if not snapshots.load():
+            if demonstrations is not None:
                 self.metric_logger.set_aside_unsaved()
                 for episode in demonstrations:
                     self.real.add(episode, demonstration=True)
                 self._reset()
-            self._started = time.perf_counter()
+            self._saved_evaluation, self._started = self.progress.evaluated, time.perf_counter()
             frames = self.settings.frame(self.settings.num_steps)
             bar = tqdm(total=frames, initial=self.frame, unit="frame", disable=None, desc=self.settings.task_name)
             stack.enter_context(bar)
@@ -225,7 +230,8 @@ class Trainer:
         self._finite(self.averager.values() | self.agent.weight_norms())
         self.progress.seconds, self._started = self._seconds(), time.perf_counter()
         try:
-            snapshots.save(self.frame)
+            snapshots.save(self.frame, anew=self.progress.evaluated != self._saved_evaluation)
+            self._saved_evaluation = self.progress.evaluated
         except UserError as error:
             if must_succeed:
                 raise

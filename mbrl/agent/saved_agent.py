@@ -5,9 +5,10 @@ Shapes: n rows, K frames in a stack, H W pixels, D action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,18 @@ from mbrl.snapshots import saved_state
 
 @dataclass(frozen=True)
 class SavedAgent:
-    """Mean actions of an agent. ``act`` maps stacks (n, 3 K, H, W) uint8 to actions (n, D)."""
+    """Mean actions of an agent.
+
+    Attributes:
+        act: maps stacks (n, 3 K, H, W) uint8 to actions (n, D).
+        frame: the run's frame at which it was saved.
+        settings: of its run, as ``run.json`` has them.
+    """
 
     act: Callable[[Tensor], Tensor]
     frame_stack: int
+    frame: int
+    settings: Mapping[str, Any]
 
 
 def trained_agent(
@@ -55,4 +64,5 @@ def trained_agent(
     agent = build_agent(EpisodeShape(seen[0], (size,) * 2, action_dim), read(DrQConfig, config, "agent."), 0, device)
     agent.load_state_dict(state)
     unused = torch.Generator()
-    return SavedAgent(lambda stacks: agent.act(stacks, 0, mean=True, generator=unused), seen[0])
+    frame = saved["parts"]["progress"]["step"] * settings["action_repeat"]
+    return SavedAgent(lambda stacks: agent.act(stacks, 0, mean=True, generator=unused), seen[0], frame, settings)

@@ -14,7 +14,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from PIL import Image
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from mbrl.envs.offscreen import select_backend
 from mbrl.replay.episodes import Floats, Pixels
 
@@ -110,7 +110,10 @@ class RenderedEnv(gymnasium.Env):
         )
 
     def render(self) -> Pixels:
-        picture = self.inner.render()
+        try:
+            picture = self.inner.render()
+        except gymnasium.error.Error as error:  # such as a package that only pictures need
+            raise UserError(f"{self._id} renders no pictures: {first_line(error)}") from error
         if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
             raise UserError(f"{self._id} renders {type(picture).__name__}, expected pictures (H, W, 3) of 8 bits")
         return np.asarray(Image.fromarray(picture).resize((self._size, self._size), Image.Resampling.BILINEAR))

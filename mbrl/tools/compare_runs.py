@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.bootstrap import CONFIDENCE, Interval
-from ivideogpt.files import check_folder_can_be_written
+from ivideogpt.files import check_folder_can_be_written, read_json
 from mbrl.run_folder import RULES, RunFolder, flat
 
-FREE_SETTINGS = RULES.may_change | {"seed", "task_name", "demo_path_prefix"}
+FREE_SETTINGS = (RULES.may_change - {"world_model.without_lpips"}) | {"seed", "task_name", "demo_path_prefix"}
 SHOWN_SETTINGS = ("num_seed_frames", "num_eval_episodes", "demo", "batch_size", "lr", "agent_update_times")
 
 
@@ -39,6 +39,7 @@ class Run:
 
     path: Path
     settings: Mapping[str, Any]
+    record: Mapping[str, Any]  # the whole run.json
     success: Mapping[int, float]  # frame -> mean of an evaluation's episodes
     reward: Mapping[int, float]  # frame -> mean of an evaluation's episodes
     hours: float  # until the last evaluation, its own time included
@@ -48,16 +49,31 @@ class Run:
         """Task and method."""
         return self.settings["task_name"], self.settings["exp_name"]
 
+    def decides_training(self) -> dict[str, Any]:
+        """Return settings, contents of weights, and what was changed on the way, by name."""
+        settings = {name: value for name, value in flat(self.settings).items() if name not in FREE_SETTINGS}
+        contents = {f"the contents of {name}": digest for name, digest in self.record.get("contents", {}).items()}
+        changes = [
+            {name: change for name, change in changed.items() if name not in FREE_SETTINGS}
+            for changed in self.record.get("changes", [])
+        ]
+        on_the_way = [changed for changed in changes if changed.keys() - {"step"}]
+        return settings | contents | {"settings that were changed on the way": on_the_way}
+
     @classmethod
     def read(cls, path: Path) -> Run:
         """Read a folder; UserError if it is none of a run, or the run has evaluated nothing yet."""
-        settings, table = RunFolder(path).settings(), path / "eval.csv"
+        folder, table = RunFolder(path), path / "eval.csv"
+        settings = folder.settings()
         rows = list(csv.DictReader(table.read_text().splitlines())) if table.is_file() else []
+        if rows and not rows[-1]["hours"]:  # the run was killed while it wrote this row
+            rows.pop()
         if not rows:
             raise UserError(f"{path} holds no evaluation yet")
         return cls(
             path,
             settings,
+            read_json(folder.record),
             success={int(row["frame"]): float(row["success_rate"]) for row in rows},
             reward={int(row["frame"]): float(row["episode_reward"]) for row in rows},
             hours=float(rows[-1]["hours"]),
@@ -94,8 +110,8 @@ def grouped(runs: Iterable[Run]) -> Groups:
             raise UserError(f"two runs of {method} on {task} have one seed ({sorted(seeds)}): name one of them only")
         for run in members:
             first = first_run.setdefault(method, run)
-            one, two = flat(first.settings), flat(run.settings)
-            names = (one.keys() | two.keys()) - FREE_SETTINGS
+            one, two = first.decides_training(), run.decides_training()
+            names = one.keys() | two.keys()
             if differing := sorted(name for name in names if one.get(name) != two.get(name)):
                 raise UserError(
                     f"{first.path} and {run.path} are runs of {method} that differ in {', '.join(differing)}: all "

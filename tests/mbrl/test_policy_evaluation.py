@@ -164,15 +164,16 @@ def test_a_model_of_another_robot_is_refused(flags, tmp_path):
 
 def test_runs_of_one_name_are_two_policies(monkeypatch):
     """The second agent was taken for the first, whose row was there; and its video would replace the other."""
-    monkeypatch.setattr(saved_agent, "trained_agent", lambda *_: SimpleNamespace(act=still))
+    settings = {"task_name": "plate_slide", "camera": "corner", "action_repeat": 2}
+    monkeypatch.setattr(saved_agent, "trained_agent", lambda *_: SimpleNamespace(act=still, frame=8, settings=settings))
     monkeypatch.setattr(policy_evaluation.Path, "is_dir", lambda path: True)
     args = PolicyArgs(pretrained_model_name_or_path="model")
     model = world_model(action_dim=4)
     runs = [policy_evaluation.find_policy(f"{name}/seed0/", "plate-slide", args, model).name for name in "ab"]
-    assert runs == ["a/seed0", "b/seed0"]
+    assert runs == ["a/seed0 (frame 8)", "b/seed0 (frame 8)"]
     policy_evaluation.check_names(runs)
-    with pytest.raises(UserError, match="a-seed0 and a/seed0 have the same file name"):
-        policy_evaluation.check_names([*runs, "a-seed0"])
+    with pytest.raises(UserError, match=r"a-seed0-frame-8- and .* have the same file name"):
+        policy_evaluation.check_names([*runs, "a-seed0-frame-8-"])
 
 
 def test_a_model_that_gives_no_numbers_is_noticed():

@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,8 @@ import torch
 
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
-from mbrl import build_trainer
+from ivideogpt.training.common.optim import SoundUpdates
+from mbrl import build_trainer, metric_logger
 from mbrl import command as command_line
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
@@ -413,6 +415,16 @@ def test_without_snapshots_nothing_is_kept_or_lost(tmp_path, cheap_runs):
     train_drq(tmp_path, "save_snapshot=false", "num_train_frames=48")
     assert (tmp_path / "metrics.jsonl.old").read_text() == before
     assert len(lines(tmp_path)) == len(before.splitlines())
+    train_drq(tmp_path, "save_snapshot=false", "num_train_frames=24")
+    assert (tmp_path / "metrics.jsonl.old").read_text() == before
+    assert len((tmp_path / "metrics.jsonl.old1").read_text().splitlines()) == len(before.splitlines())
+
+
+def test_a_saved_run_goes_on_being_saved(tmp_path, cheap_runs):
+    """The next start cut off the lines of all frames since the last snapshot."""
+    train_drq(tmp_path, "num_train_frames=24")
+    with pytest.raises(UserError, match="what the run adds would be cut off"):
+        train_drq(tmp_path, "save_snapshot=false", "num_train_frames=48")
 
 
 def test_a_failing_world_model_is_left_alone(tmp_path, cheap_runs, caplog):
@@ -427,6 +439,20 @@ def test_a_failing_world_model_is_left_alone(tmp_path, cheap_runs, caplog):
     resumed = WorldModel()
     train_mbpo(tmp_path, "num_train_frames=144", world_model=resumed)
     assert resumed.num_rounds == 4
+
+
+def test_a_world_model_that_cannot_learn_is_left_alone_too(tmp_path, cheap_runs, monkeypatch, caplog):
+    """It ended the run, and every start after that: its losses were NaN, not its frames."""
+
+    def update(model, segments):
+        weight = torch.nn.Parameter(torch.zeros(()))
+        updates = SoundUpdates("transformer", torch.optim.SGD([weight]))
+        while True:
+            updates.step(torch.tensor(math.nan), torch.tensor(1.0))
+
+    monkeypatch.setattr(WorldModel, "update_transformer", update)
+    assert train_mbpo(tmp_path) == 0
+    assert sum("no imagination from here on" in message for message in caplog.messages) == 1
 
 
 def test_a_lost_agent_never_reaches_a_snapshot(tmp_path, cheap_runs, monkeypatch):
@@ -541,6 +567,46 @@ def test_a_run_goes_on_with_changes_on_purpose(tmp_path, cheap_runs):
     assert [(change["step"], change["lr"]["now"]) for change in changes] == [(24, 0.002)]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "task=hammer", "camera=topview", "frame_stack=2", "action_repeat=1", "duration=4", "demo=true",
+        "replay_buffer_size=90", "agent.hidden_dim=16", "agent.feature_dim=6", "start_mbpo=12",
+    ],
+)  # fmt: skip
+def test_what_was_saved_allows_no_other(tmp_path, cheap_runs, change):
+    """They were noted before they were found not to fit, after which the run did not even go on as it had been."""
+    train = train_mbpo if "mbpo" in change else train_drq
+    train(tmp_path, "num_train_frames=22")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()}
+    with pytest.raises(UserError, match=r"whatever else may change: .*use another"):
+        train(tmp_path, change, "resume_with_changes=true")
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*") if path.is_file()} == before
+    assert train(tmp_path, "num_train_frames=36") == 0
+
+
+def test_a_state_that_does_not_fit_leaves_the_record(tmp_path, cheap_runs):
+    """A network that no setting names is another one, such as one of another version."""
+    train_drq(tmp_path, "num_train_frames=24")
+    record = (tmp_path / "run.json").read_text()
+    (tmp_path / "run.json").write_text(record.replace('"hidden_dim": 8', '"hidden_dim": 16'))
+    with pytest.raises(UserError, match=r"the agent that was saved does not fit these settings \(.*size mismatch"):
+        train_drq(tmp_path, "agent.hidden_dim=16", "lr=0.002", "resume_with_changes=true")
+    assert "changes" not in json.loads((tmp_path / "run.json").read_text())
+
+
+def test_a_full_disk_costs_pictures_not_the_run(tmp_path, cheap_runs, monkeypatch, caplog):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(metric_logger, "write_gif", fail)
+    monkeypatch.setattr(metric_logger, "atomic_file", fail)
+    monkeypatch.setattr(MetricLogger, "plot_success", PLOT)
+    assert train_drq(tmp_path, "save_video=true", "num_train_frames=12") == 0
+    assert sum("No space left on device" in line for line in caplog.messages) == 2
+    assert (tmp_path / "snapshots/000000012").is_dir()
+
+
 def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
     train_mbpo(tmp_path, "num_train_frames=12")
     with pytest.raises(UserError, match="exp_name is drq, was mbpo"):
@@ -565,6 +631,9 @@ def test_drq_does_not_go_on_with_mbpo(tmp_path, cheap_runs):
         ("world_model=3", "world_model is 3: it should be a group"),
         ("world_model.batch_size=x", "world_model.batch_size is 'x': it should be a whole number"),
         ("num_seed_frames=100", r"before the first episode ends \(200 frames\)"),
+        ("=5", "settings are given as key=value"),
+        (f"seed={2**64}", "seed is 18446744073709551616: it must be less than 2\\^63"),
+        ("replay_buffer_size=199", "less than the two episodes .200. that a world model needs"),
         ("start_mbpo=100", "start_mbpo is 100, before the first episode ends"),
         ("gen_horizon=5", r"must be gen_horizon \+ world_model.context_length, which is 5 \+ 2"),
         ("world_model.action_dim=5", "world_model.action_dim is 5: Meta-World's actions have 4"),
@@ -832,6 +901,10 @@ def test_a_damaged_snapshot_gives_a_line_and_the_one_before(tmp_path, cheap_runs
 
 
 def test_a_saved_frame_is_not_saved_again(tmp_path, cheap_runs, monkeypatch):
-    train_drq(tmp_path, "num_train_frames=24")
+    """But once if it is evaluated after that: the evaluation was made again at each start."""
+    end = "num_train_frames=120", "eval_every_frames=60"  # which is saved after ten episodes, too
+    train_drq(tmp_path, *end)
+    assert saved_state(RunFolder(tmp_path))["parts"]["progress"]["evaluated"] == 60
+    assert [path.name for path in sorted((tmp_path / "snapshots").iterdir())] == ["000000096", "000000120"]
     monkeypatch.setattr(Snapshots, "_write", None)
-    assert train_drq(tmp_path, "num_train_frames=24") == 0
+    assert train_drq(tmp_path, *end) == 0

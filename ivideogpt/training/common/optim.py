@@ -22,6 +22,10 @@ MAX_DECAY = 0.9999
 WARM_UP = 9  # update n has decay n / (WARM_UP + n), as in diffusers: a young average forgets its beginning
 
 
+class UnsoundUpdates(UserError, FloatingPointError):
+    """What learns has only losses or gradients left that are not finite."""
+
+
 class SoundUpdates:
     """The updates of an optimizer, which skips those whose loss or gradients are not finite.
 
@@ -44,7 +48,7 @@ class SoundUpdates:
     def step(self, loss: Tensor, norm: Tensor) -> Tensor:
         """Update with the gradients that there are, of norm ``norm``. Returns 1 if that was skipped, else 0.
 
-        After ``MAX_SKIPPED`` skipped updates in a row all processes raise UserError.
+        After ``MAX_SKIPPED`` skipped updates in a row all processes raise UnsoundUpdates.
         """
         scaler = None if self._accelerator is None else self._accelerator.scaler
         skipped = self._skipped(norm if scaler is not None else loss.detach() + norm)
@@ -64,7 +68,7 @@ class SoundUpdates:
         return skipped
 
     def check_end(self) -> None:
-        """Raise UserError if the last ``MAX_SKIPPED`` updates were skipped, or all of a run that has fewer."""
+        """Raise UnsoundUpdates if the last ``MAX_SKIPPED`` updates were skipped, or all of a run that has fewer."""
         if self._updates:
             self._check(min(self._updates, MAX_SKIPPED))
 
@@ -76,7 +80,7 @@ class SoundUpdates:
 
     def _check(self, limit: int) -> None:
         if self._in_a_row >= limit:
-            raise UserError(
+            raise UnsoundUpdates(
                 f"the last {int(self._in_a_row)} updates of the {self.name} had losses or gradients that are not "
                 "finite and were skipped; what is saved is from before. Look for bad values in the data, lower the "
                 "learning rate, or give gradients a maximal norm"

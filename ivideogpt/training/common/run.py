@@ -32,7 +32,7 @@ from ivideogpt.data.clips.loaders import WorkerDied
 from ivideogpt.data.formats.lerobot_paths import find_on_hub
 from ivideogpt.devices import check_launcher, has_bfloat16_units, several_without_gpu, versions
 from ivideogpt.errors import UserError
-from ivideogpt.files import atomic_file, read_json, write_json
+from ivideogpt.files import atomic_file, going_on_without_room, read_json, write_json
 from ivideogpt.runs.checkpoints import set_aside_later, step_of
 from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
@@ -242,15 +242,6 @@ class Run:
         if name == "wandb":
             return WeightsAndBiases("--report_to wandb", project=project, name=self.directory.name, config=config)
         return Trackio(project, config)
-
-
-@contextmanager
-def going_on_without_room() -> Iterator[None]:
-    """Report a failed write and go on: weights are worth more than a log line."""
-    try:
-        yield
-    except OSError as error:
-        logger.error("%s; going on without", error)
 
 
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:

@@ -41,6 +41,14 @@ class Dial(gymnasium.Env):
 
 
 BOUNDS = Box(np.array([0, -10], np.float32), np.array([10, 30], np.float32))
+
+
+class Unseen(Dial):
+    def render(self):
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+
+gymnasium.register("Unseen-v0", Unseen, kwargs={"action_space": BOUNDS})
 gymnasium.register("Dial-v0", Dial, max_episode_steps=3, kwargs={"action_space": BOUNDS})
 gymnasium.register("Choice-v0", Dial, kwargs={"action_space": Discrete(3, start=5)})
 gymnasium.register("Dictionary-v0", Dial, kwargs={"action_space": Dict(x=BOUNDS)})
@@ -48,6 +56,11 @@ gymnasium.register("Dictionary-v0", Dial, kwargs={"action_space": Dict(x=BOUNDS)
 
 def test_gymnasium_accepts_it():
     check_env(RenderedEnv("Dial-v0"), skip_render_check=True)
+
+
+def test_pictures_that_need_another_package():
+    with pytest.raises(UserError, match="Unseen-v0 renders no pictures: pygame is not installed"):
+        RenderedEnv("Unseen-v0").reset(seed=0)
 
 
 def test_actions_frames_and_repeats():
