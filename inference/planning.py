@@ -55,6 +55,8 @@ FREE_FLAGS = (
 
 def run(args: PlanArgs) -> None:
     model = load_model(args)
+    if model.action_dim is not None:
+        build_planner(args, model.action_dim)  # a setting that does not fit is found before anything is played
     tasks = {canonical_task(task): read_files(args, i, model) for i, task in enumerate(args.task)}
     rows = KeptRows(Path(args.output_path), PlanRow, shared_settings(args, model))
     for task, files in tasks.items():

@@ -22,6 +22,7 @@ from ivideogpt.evaluation.video_prediction import references, sample_futures, sc
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
 from ivideogpt.files import write_json
 from ivideogpt.metadata import ModelMetadata
+from ivideogpt.metrics.frame_metrics import best_of_samples
 from ivideogpt.metrics.table import METRICS
 from ivideogpt.precision import precision
 from ivideogpt.pretrained import language_model
@@ -154,7 +155,7 @@ def score(segment: Segment, prediction: Prediction) -> Scores:
 def summarise(scores: Scores) -> dict[str, dict[str, float]]:
     """Average over frames and samples; each metric chooses its own best sample."""
     summary = {name: {key: float(values.mean()) for key, values in metrics.items()} for name, metrics in scores.items()}
-    best = {key: float(values.mean(dim=1).max()) for key, values in scores["prediction"].items()}
+    best = {key: float(best_of_samples(key, values.mean(dim=1)[None])) for key, values in scores["prediction"].items()}
     return {"prediction": summary.pop("prediction"), "prediction_best_sample": best, **summary}
 
 

@@ -234,6 +234,8 @@ class Session:
         if reward is not None:
             reward = self._by_sample(symexp(reward) if self._model.metadata.symlog else reward)
         success = None if decoded.success is None else self._by_sample(decoded.success.sigmoid())
+        if not self._options.with_frames:  # a session that slides has decoded them for itself
+            frames = frames[:, :, :0]
         return Step(frames=frames, reward=reward, tokens=self._by_sample(decoded.tokens), success=success)
 
     def mark(self) -> SessionMark:
@@ -389,6 +391,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 def _check_context(context: Tensor, tokenizer: CompressiveVQModel, batch: int | None = None) -> None:
     """Check the context frames. ``batch`` is the number of clips that must be given; None accepts any but zero."""
+    check_tensor(context, "context frames")
     length, resolution = tokenizer.context_length, tokenizer.config.resolution
     expected = (length, tokenizer.config.in_channels, resolution, resolution)
     fits = len(context) > 0 if batch is None else len(context) == batch
@@ -398,6 +401,11 @@ def _check_context(context: Tensor, tokenizer: CompressiveVQModel, batch: int | 
             f"({'any' if batch is None else batch}, {', '.join(map(str, expected))})"
         )
     check_range(context, "context frames")
+
+
+def check_tensor(value: object, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise UserError(f"{name} are {type(value).__name__}, expected a tensor: torch.as_tensor makes one")
 
 
 def check_actions(
@@ -410,6 +418,7 @@ def check_actions(
         return
     if actions is None:
         raise UserError(f"this model is action-conditioned: give an action of {action_dim} numbers for every frame")
+    check_tensor(actions, "actions")
     shared, per_sample = (batch, *frames, action_dim), (batch, num_samples, *frames, action_dim)
     if tuple(actions.shape) not in (shared, per_sample):
         raise UserError(f"actions have shape {tuple(actions.shape)}, expected {shared} or, by sample, {per_sample}")

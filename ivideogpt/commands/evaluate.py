@@ -13,7 +13,7 @@ from ivideogpt.devices import DEVICES
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.protocols import PROTOCOLS
 from ivideogpt.files import check_folder_can_be_written, write_text
-from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, REQUIRED, SAMPLING_RULES, Parser, option, parse
+from ivideogpt.flags import ACTION_SPACE_HELP, BACKEND_HELP, REQUIRED, SAMPLING_RULES, Parser, option, parse, redefine
 from ivideogpt.paths import I3D_FILE, LPIPS_FOLDER
 
 MOST_CLIPS = 100  # limit without --num_clips
@@ -106,6 +106,7 @@ class TokenizerEvaluationArgs(ClipFlags):
 
     pretrained_model_name_or_path: str = option(REQUIRED, "folder or hub id of a tokenizer, or of its world model")
     context_length: int | None = option(None, "context frames (default: the checkpoint's)", minimum=1)
+    output_path: str = redefine(ClipFlags, "output_path", "outputs/tokenizer-evaluation")
 
 
 def main(argv: Sequence[str]) -> None:

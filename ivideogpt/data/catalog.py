@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 
@@ -188,7 +188,9 @@ def _robonet_test(path: Path) -> set[str]:
 
 
 def in_split(num_episodes: int, split: Split) -> range | list[int]:
-    """Return the episode numbers of a split, for datasets without a split of their own."""
+    """Return the episode numbers of a split, for datasets without a split of their own; UserError if it is none."""
+    if split not in get_args(Split):
+        raise UserError(f"there is no split {split!r}: give one of {', '.join(get_args(Split))}")
     if split == "train":
         return [number for number in range(num_episodes) if number % TEST_EVERY]
     return range(0, num_episodes, TEST_EVERY if split == "test" else 1)

@@ -107,7 +107,10 @@ def read_functions(path: Path) -> dict[str, FrameFunction]:
     if spec is None or spec.loader is None:
         raise UserError(f"{path}: expected a Python file, whose name ends in .py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as error:
+        raise UserError(f"{path}: it cannot be imported ({error})") from error
     found: dict[str, Any] = {name: getattr(module, name) for name in ("reward", "success") if hasattr(module, name)}
     if not found:
         raise UserError(f"{path}: it has neither a function reward(frames) nor success(frames)")

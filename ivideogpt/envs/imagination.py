@@ -65,7 +65,7 @@ class Imagination:
         starts = self._check(starts)
         context = self._context(starts)
         self._session = model.start(context, seed=seed, max_frames=max_frames, clip_numbers=row_numbers)
-        self.stacks = starts[:, -num_stacked:]
+        self.stacks = starts[:, -num_stacked:].clone()  # the caller's may be a buffer that is filled again
 
     @torch.no_grad()
     def step(self, actions: Tensor) -> ImaginedStep:

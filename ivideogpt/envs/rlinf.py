@@ -46,8 +46,8 @@ class RLinfEnv:
         self,
         *,
         seed: int | Sequence[int | None] | None = None,
-        reset_mask: NDArray[np.bool_] | None = None,
-        contexts: NDArray[np.uint8] | None = None,
+        reset_mask: Tensor | NDArray[np.bool_] | None = None,
+        contexts: Tensor | NDArray[np.uint8] | None = None,
         task_descriptions: Sequence[str] | None = None,
     ) -> tuple[Observation, Infos]:
         """Begin all episodes anew, or those of some rows.
@@ -61,11 +61,11 @@ class RLinfEnv:
         Raises:
             UserError: something has another shape or type. Episodes then go on as before.
         """
-        numbers = range(self.num_envs) if reset_mask is None else np.flatnonzero(reset_mask).tolist()
+        numbers = range(self.num_envs) if reset_mask is None else np.flatnonzero(_on_cpu(reset_mask)).tolist()
         if task_descriptions is not None and len(task_descriptions) != len(numbers):
             raise UserError(f"{len(task_descriptions)} task_descriptions were given for {len(numbers)} rows")
         given = {"reset_mask": reset_mask, "contexts": contexts}
-        options = {name: value for name, value in given.items() if value is not None}
+        options = {name: _on_cpu(value) for name, value in given.items() if value is not None}
         observations, _ = self.envs.reset(seed=seed, options=options)
         for number, text in zip(numbers, task_descriptions or ()):
             self.task_descriptions[number] = text
@@ -101,3 +101,7 @@ class RLinfEnv:
 
     def _with_tasks(self, observation: Observation) -> Observation:
         return {**observation, TASKS: list(self.task_descriptions)}
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, Tensor) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
@@ -47,8 +48,20 @@ class WorldModelEnvSettings:
 
     def __post_init__(self) -> None:
         for name in ("horizon", "frame_stack"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise UserError(f"{name} is {value}, must be at least 1")
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+                raise UserError(f"{name} is {value}, must be a whole number, at least 1")
+        if not self.success_threshold >= 0:
+            raise UserError(f"success_threshold is {self.success_threshold}, must be a number, at least 0")
+        if self.action_bounds is not None:
+            bounds = np.asarray(self.action_bounds, np.float64)
+            if bounds.shape != (2,) or not -np.inf < bounds[0] < bounds[1] < np.inf:
+                raise UserError(f"action_bounds are {self.action_bounds}, must be two numbers, the lower one first")
+        try:  # gymnasium takes its name, too
+            object.__setattr__(self, "autoreset_mode", AutoresetMode(self.autoreset_mode))
+        except ValueError as error:
+            modes = ", ".join(mode.value for mode in AutoresetMode)
+            raise UserError(f"autoreset_mode is {self.autoreset_mode!r}, must be one of {modes}") from error
         if self.render_mode not in (None, "rgb_array"):
             raise UserError(f"render_mode is {self.render_mode!r}, must be None or 'rgb_array'")
         if self.observation_key is not None and self.frame_stack > 1:

@@ -106,11 +106,14 @@ class WorldModelVectorEnv(VectorEnv):
         rows = self._reset_mask(options)
         given = self._given_starts(rows, options.get("contexts"))
         seeds = [seed + row for row in range(self.num_envs)] if isinstance(seed, int | np.integer) else seed
+        if not isinstance(seeds, Sequence | np.ndarray | None):
+            raise UserError(f"seed is {seeds}, must be a whole number, or one for each row")
         if seeds is not None and len(seeds) != self.num_envs:
             raise UserError(f"{len(seeds)} seeds were given for {self.num_envs} rows")
         known = [number for number in (() if seeds is None else seeds) if number is not None]
-        if min(known, default=0) < 0:
-            raise UserError(f"a seed is {min(known)}, must be at least 0")
+        for number in known:
+            if not isinstance(number, int | np.integer) or number < 0:
+                raise UserError(f"a seed is {number}, must be a whole number, at least 0")
         for row, generator_seed in enumerate(() if seeds is None else seeds):
             if rows[row] and generator_seed is not None:
                 self._generators[row] = np.random.default_rng(generator_seed)

@@ -7,6 +7,7 @@ the same clips resample the same episodes, and their difference is taken replica
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -61,20 +62,20 @@ class BootstrapMeans(Generic[Key]):
         return float(np.cumsum(known)[-1] / len(known))  # summed in the order of clips, unlike numpy's pairwise sum
 
     def interval(self, key: Key) -> Interval:
-        return interval_of(self.mean(key), self._replicates_of(key), self._num_clips(key))
+        known = ~np.isnan(self._values[:, self._columns[key]])
+        if len(set(itertools.compress(self._episodes, known))) < 2:  # one episode says nothing of how others differ
+            return Interval(self.mean(key), math.nan, math.nan, int(known.sum()))
+        return interval_of(self.mean(key), self._replicates[:, self._columns[key]], int(known.sum()))
 
     def difference(self, key: Key, other: Key, others: BootstrapMeans[Key] | None = None) -> Interval:
-        """Return mean of ``key`` minus mean of ``other``, which may be in ``others``, scores of the same clips."""
+        """Return the mean of ``key`` minus ``other``, which may be in ``others``, over the clips that have both."""
         others = others or self
-        replicates = self._replicates_of(key) - others._replicates_of(other)
-        num_clips = min(self._num_clips(key), others._num_clips(other))
-        return interval_of(self.mean(key) - others.mean(other), replicates, num_clips)
+        differences = self._values[:, self._columns[key]] - others._values[:, others._columns[other]]
+        paired = BootstrapMeans([{"difference": value} for value in differences.tolist()], self._episodes)
+        return paired.interval("difference") if "difference" in paired else Interval(math.nan, math.nan, math.nan, 0)
 
     def _num_clips(self, key: Key) -> int:
         return int((~np.isnan(self._values[:, self._columns[key]])).sum())
-
-    def _replicates_of(self, key: Key) -> NDArray[np.float64]:
-        return self._replicates[:, self._columns[key]]
 
     @functools.cached_property
     def _replicates(self) -> NDArray[np.float64]:
@@ -84,10 +85,16 @@ class BootstrapMeans(Generic[Key]):
         sums, counts = np.zeros((2, num_episodes, len(self._columns)))
         np.add.at(sums, episode_of_clip, np.where(known, self._values, 0.0))
         np.add.at(counts, episode_of_clip, known)
-        rng = np.random.default_rng(0)
-        times = rng.multinomial(num_episodes, [1 / num_episodes] * num_episodes, NUM_REPLICATES).astype(np.float64)
+        times = _times_drawn(num_episodes)
         with np.errstate(invalid="ignore"):
             return (times @ sums) / (times @ counts)
+
+
+@functools.lru_cache(maxsize=4)
+def _times_drawn(num_episodes: int) -> NDArray[np.float64]:
+    """Return how many times each replicate (replicates, episodes) has each episode."""
+    rng = np.random.default_rng(0)
+    return rng.multinomial(num_episodes, [1 / num_episodes] * num_episodes, NUM_REPLICATES).astype(np.float64)
 
 
 def interval_of(mean: float, replicates: NDArray[np.float64], num_clips: int | None = None) -> Interval:

@@ -43,8 +43,10 @@ class Report:
         return cls(path, content, means)
 
     @property
-    def clips(self) -> str:
-        return self.content["clips"]["checksum"]
+    def clips(self) -> tuple[str, int | None]:
+        """The clips, and how many of their frames are context: scores of other frames are not to be paired."""
+        metadata = self.content.get("model", {}).get("metadata", {})
+        return self.content["clips"]["checksum"], metadata.get("context_length")
 
 
 def compare(reports: Sequence[Report]) -> str:

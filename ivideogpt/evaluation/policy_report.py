@@ -164,7 +164,7 @@ def draw(path: Path, rows: Sequence[EpisodeRow]) -> None:
     for panel, name in zip(figure.subplots(1, 2), ("success", "return"), strict=True):
         real, imagined = matrix(rows, f"real_{name}"), matrix(rows, f"imagined_{name}")
         for policy, x, y in zip(policies, real, imagined, strict=True):
-            error_x, error_y = (1.96 * values.std() / np.sqrt(len(values)) for values in (x, y))
+            error_x, error_y = (1.96 * values.std(ddof=1) / np.sqrt(len(values)) for values in (x, y))
             panel.errorbar(x.mean(), y.mean(), error_y, error_x, marker="o", capsize=2, label=policy)
         limits = [min(real.mean(1).min(), imagined.mean(1).min()), max(real.mean(1).max(), imagined.mean(1).max())]
         panel.plot(limits, limits, color="0.8", zorder=0)

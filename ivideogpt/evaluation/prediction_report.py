@@ -68,11 +68,13 @@ def evaluate_predictions(
     processes = processes or Processes()
 
     def score(numbers: Sequence[int]) -> list[ClipRow]:
-        return scorer(numbers, *read_with_others(clips, numbers))
+        alone = [number for number in numbers if clips.next_of_another_episode(number) is None]
+        groups = filter(None, ([number for number in numbers if number not in alone], alone))
+        return [row for group in groups for row in scorer(group, *read_with_others(clips, group))]
 
     depend_on = {name: value for name, value in settings.items() if name not in NO_MATTER}
     facts = {**depend_on, **model_facts(scorer.model), **space_facts(clips), "left_out": left_out(scorer)}
-    collected = collect(score, clips, folder, batch_size, processes, RANKED_BY, facts, scorer.i3d is not None)
+    collected = collect(score, clips, folder, batch_size, processes, KIND, RANKED_BY, facts, scorer.i3d is not None)
     if collected is None:
         return None
     shown = [_show(folder, scorer, clips, rank, *which) for rank, which in collected.chosen().items()]

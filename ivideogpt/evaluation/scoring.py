@@ -20,7 +20,7 @@ from ivideogpt.devices import versions
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.report import JSON_FILE, MARKDOWN_FILE, PACKAGES
 from ivideogpt.evaluation.rows import ClipRow, ClipRows, RowSummary
-from ivideogpt.files import SETTINGS_FILE, check_settings, write_json, write_text
+from ivideogpt.files import ADVICE, SETTINGS_FILE, check_settings, read_json, write_json, write_text
 
 T = TypeVar("T")
 
@@ -97,6 +97,7 @@ def collect(
     folder: Path,
     batch_size: int,
     processes: Processes,
+    kind: str,
     rank_by: tuple[str, str, str],
     facts: Mapping[str, Any],
     with_features: bool = False,
@@ -106,13 +107,20 @@ def collect(
     Returns the rows on the main process, None on the others.
 
     Args:
+        kind: of the report.
         rank_by: column, candidate and metric.
         facts: everything that affects the scores; existing rows with other facts are ignored.
         with_features: whether existing rows need their I3D features.
     """
-    facts = {**facts, "clips": clips.checksum(), "versions": versions(PACKAGES)}
-    file = _begun(folder, facts, with_features) if processes.is_main else None
-    known, *_ = processes.gather({row.number for row in file.rows} if file is not None else set())
+    facts = {"kind": kind, **facts, "clips": clips.checksum(), "versions": versions(PACKAGES)}
+    file, scored = None, set[int]()
+    if processes.is_main:
+        try:
+            file = _begun(folder, kind, facts, with_features)
+            scored = {row.number for row in file.rows}
+        except UserError as error:
+            processes.gather(error)  # raises it on all: other ranks would wait forever
+    known, *_ = processes.gather(scored)
     batches = [range(first, min(first + batch_size, len(clips))) for first in range(0, len(clips), batch_size)]
     missing = [numbers for batch in batches if (numbers := [number for number in batch if number not in known])]
     with tqdm(initial=len(known), total=len(clips), desc="clips", unit="clip", disable=file is None) as bar:
@@ -123,8 +131,16 @@ def collect(
     return None if file is None else Collected(sorted(file.rows, key=lambda row: row.number), rank_by, file)
 
 
-def _begun(folder: Path, facts: Mapping[str, Any], with_features: bool) -> ClipRows:
-    """Return the rows of an interrupted evaluation, none of a finished one or of another, whose report is removed."""
+def _begun(folder: Path, kind: str, facts: Mapping[str, Any], with_features: bool) -> ClipRows:
+    """Return the rows of an interrupted evaluation, none of a finished one or of another, whose report is removed.
+
+    Raises:
+        UserError: the folder is of another command, or of an evaluation of another kind.
+    """
+    for path in (folder / SETTINGS_FILE, folder / JSON_FILE):
+        content = read_json(path, ADVICE) if path.exists() else None
+        if content is not None and (not {"clips", "versions"} <= content.keys() or content.get("kind", kind) != kind):
+            raise UserError(f"{path} is of something else than {kind}: name another folder, or remove this one")
     try:
         check_settings(folder / SETTINGS_FILE, facts)
     except UserError as error:

@@ -72,7 +72,8 @@ def evaluate_reconstructions(
 ) -> None:
     """Score the reconstructions and write the report. All processes call it; the main one writes."""
     facts = {**settings, "weights": state_checksum(score.tokenizer.state_dict()), "lpips": bool(score.scorer.lpips)}
-    collected = collect(score, score.clips, folder, batch_size, processes, (ALL, FUTURE, "psnr"), facts)
+    rank_by = ALL, FUTURE, "psnr"
+    collected = collect(score, score.clips, folder, batch_size, processes, KIND, rank_by, facts)
     if collected is None:
         return
     for rank, which in collected.chosen().items():

@@ -66,6 +66,12 @@ class SessionDynamics:
     def __post_init__(self) -> None:
         if self.world_model.action_dim is None:
             raise UserError("this model is action-free, and planning chooses actions: use an action-conditioned one")
+        size = self.world_model.metadata.resolution
+        if self.context.ndim != 4 or 0 in self.context.shape or self.context.shape[2:] != (size, size):
+            raise UserError(
+                f"context has shape {tuple(self.context.shape)}, expected (frames, channels, {size}, {size}) with one "
+                "frame at least"
+            )
         if self.max_batch < 1:
             raise UserError(f"max_batch is {self.max_batch}, must be at least 1")
 

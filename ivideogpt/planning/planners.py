@@ -21,6 +21,8 @@ from ivideogpt.planning.objectives import Objective
 
 # Settings of all planners, by name: lowest and highest number.
 RANGES = dict.fromkeys(("horizon", "num_candidates", "num_iterations", "num_elites", "decay"), (1, math.inf))
+LEAST_ROOM = 0.025  # of the distance between the bounds
+WHOLE = ("horizon", "num_candidates", "num_iterations", "num_elites")
 RANGES |= dict.fromkeys(("init_std", "noise_exponent", "gamma"), (0, math.inf))
 RANGES |= dict.fromkeys(("elite_fraction", "momentum", "kept_fraction", "smoothing"), (0, 1))
 
@@ -65,6 +67,8 @@ class Planner(ABC):
     max_seconds: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("low", "high"):
+            object.__setattr__(self, name, tuple(map(float, getattr(self, name))))
         bounds = zip(self.low, self.high)
         if len(self.low) != len(self.high) or not all(-math.inf < low < high < math.inf for low, high in bounds):
             raise UserError(
@@ -77,6 +81,8 @@ class Planner(ABC):
             if not all(lowest <= number <= highest and number < math.inf for number in np.atleast_1d(value)):
                 limits = f"at least {lowest}" if highest == math.inf else f"from {lowest} to {highest}"
                 raise UserError(f"{name} is {value}, must be {limits}")
+            if name in WHOLE and not isinstance(value, int | np.integer):
+                raise UserError(f"{name} is {value}, must be a whole number")
 
     def plan(
         self,
@@ -124,7 +130,8 @@ class Planner(ABC):
 class CEM(Planner):
     """Cross-entropy method with independent Gaussian noise; returns the best candidate of all iterations.
 
-    The standard deviation is at most half the distance from the mean to the nearer bound.
+    The standard deviation is at most half the distance from the mean to the nearer bound, as in VP2, but never bounded
+    to less than ``LEAST_ROOM``: actions of the last plan that lie on a bound would stay there for good.
     """
 
     elite_fraction: float = 0.05
@@ -135,13 +142,14 @@ class CEM(Planner):
 
     def _improve(self, search: _Search, mean: Tensor, kept: Tensor, generator: torch.Generator) -> Tensor:
         low, high = self._bounds()
-        std = self._std()
+        std, least_room = self._std(), LEAST_ROOM * (high - low)
         for _ in range(self.num_iterations):
             if not search.has_room(self.num_candidates):
                 break
             noise = torch.randn(self.num_candidates, *mean.shape, generator=generator)
             room = torch.minimum(mean - low, high - mean) / 2
-            elites = search.select((mean + torch.minimum(std, room) * noise).clamp(low, high), self.num_elites)
+            std = torch.minimum(std, torch.maximum(room, least_room))
+            elites = search.select((mean + std * noise).clamp(low, high), self.num_elites)
             mean, std = elites.mean(0), elites.std(0, correction=0)
         return search.best_actions
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import tempfile
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -41,6 +42,8 @@ from ivideogpt.world_model import WorldModel
 
 logger = logging.getLogger(__name__)
 
+MAX_WAITING = 100  # messages; more are a flood, of which the oldest are dropped
+
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "connect-src 'self' ws: wss:; img-src data: blob:; frame-ancestors 'none'",
@@ -51,18 +54,24 @@ PAGE_HEADERS = {
 
 
 class Inbox:
-    """The newest message of each kind: someone who sends faster than the model steps is not queued for."""
+    """Messages in their order, but the newest step alone: someone who sends faster than the model steps is not queued.
+
+    Of others of one kind in a row the newest is kept. Those behind another kind stay: that one may depend on them, as a
+    goal does on the frame that is shown.
+    """
 
     def __init__(self) -> None:
-        self._waiting: dict[type[Message], Message] = {}
+        self._waiting: deque[Message] = deque(maxlen=MAX_WAITING)
         self._arrived = asyncio.Event()
         self.is_closed = False
 
     def put(self, message: Message) -> None:
-        if isinstance(message, Reset | Seek):  # steps before it are of the past
-            self._waiting.pop(Step, None)
-        self._waiting.pop(type(message), None)
-        self._waiting[type(message)] = message
+        if isinstance(message, Step | Reset | Seek):  # steps before it are of the past
+            for step in [waiting for waiting in self._waiting if isinstance(waiting, Step)]:
+                self._waiting.remove(step)
+        if self._waiting and type(self._waiting[-1]) is type(message):
+            self._waiting.pop()
+        self._waiting.append(message)
         self._arrived.set()
 
     def close(self) -> None:
@@ -74,7 +83,7 @@ class Inbox:
         await self._arrived.wait()
         if self.is_closed:
             return None
-        message = self._waiting.pop(next(iter(self._waiting)))
+        message = self._waiting.popleft()
         if not self._waiting:
             self._arrived.clear()
         return message

@@ -79,8 +79,9 @@ class StartChoice:
 class RecordedWorld:
     """An episode: what happened is known as long as the actions are the recorded ones."""
 
-    def __init__(self, frames: Pixels, actions: Floats) -> None:
-        self._frames, self._actions, self.end = frames, actions, frames[-1]
+    def __init__(self, frames: Pixels, actions: Floats, end: Pixels | None = None) -> None:
+        """``end`` (H, W, 3) is the episode's last frame where that is later than the last of ``frames``."""
+        self._frames, self._actions, self.end = frames, actions, frames[-1] if end is None else end
         self._index, self._is_known = 0, True
         self.policies = {"recorded": self._recorded} if actions.shape[1] else {}
 
@@ -130,18 +131,19 @@ def open_start(episodes: Episodes, number: int, metadata: ModelMetadata, step: i
     """Begin with the first frames of an episode, ``step`` apart; a goal-conditioned model gets the last one first."""
     episode = episodes.open(number)
     check_carries(episode, actions=metadata.action_dim is not None, action_dim=metadata.action_dim)
-    frames, actions = read_episode(episode, metadata, step)
+    indices = np.arange(0, episode.num_frames, step)
+    frames, actions = read_episode(episode, metadata, indices[:MAX_RECORDED])
+    (end,) = frames[-1:] if len(frames) == len(indices) else read_episode(episode, metadata, indices[-1:])[0]
     t = metadata.context_length
     if len(frames) < t:
         raise UserError(f"{episode.path}: {len(frames)} frames {step} apart, expected at least {t} as context")
     seen = t - metadata.goal_conditioned
-    context = np.concatenate([frames[-1:], frames[:seen]]) if metadata.goal_conditioned else frames[:t]
-    return Start(context, actions[: seen - 1], RecordedWorld(frames[seen - 1 :], actions[seen - 1 :]))
+    context = np.concatenate([end[None], frames[:seen]]) if metadata.goal_conditioned else frames[:t]
+    return Start(context, actions[: seen - 1], RecordedWorld(frames[seen - 1 :], actions[seen - 1 :], end))
 
 
-def read_episode(episode: Episode, metadata: ModelMetadata, step: int) -> tuple[Pixels, Floats]:
-    """Read the frames of an episode at the model's resolution, and the actions taken at them, (N, 0) without any."""
-    indices = np.arange(0, episode.num_frames, step)[:MAX_RECORDED]
+def read_episode(episode: Episode, metadata: ModelMetadata, indices: NDArray[np.int64]) -> tuple[Pixels, Floats]:
+    """Read frames of an episode at the model's resolution, and the actions taken at them, (N, 0) without any."""
     frames = truncate(resize(episode.read(indices), metadata.resolution)).numpy().transpose(0, 2, 3, 1)
     actions = None if metadata.action_dim is None else episode.actions(indices)
     return frames, np.zeros((len(indices), 0), np.float32) if actions is None else actions

@@ -26,6 +26,11 @@ def counting(tmp_path):
     return tmp_path
 
 
+def test_a_mistyped_split_is_not_all_episodes(counting):
+    with pytest.raises(UserError, match="there is no split 'tst': give one of train, test, all"):
+        RecordedContexts(str(counting), split="tst").sampler(METADATA, 3)
+
+
 def levels(source: RecordedContexts, seed: int, num_frames: int = 3) -> list[int]:
     frames = source.sampler(METADATA, num_frames)(np.random.default_rng(seed))
     assert frames.shape == (num_frames, 3, 64, 64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -162,10 +163,22 @@ def test_what_cannot_be_an_environment(envs, frames):
     for listed in (list(frames), torch.from_numpy(frames)):
         with pytest.raises(UserError, match=r"contexts are (list|torch.uint8) of shape .*, expected an array"):
             WorldModelVectorEnv(world_model(2, 4), listed, reward=brightness)
-    with pytest.raises(UserError, match="a seed is -1, must be at least 0"):
+    with pytest.raises(UserError, match="a seed is -1, must be a whole number, at least 0"):
         envs(2).reset(seed=-1)
-    with pytest.raises(UserError, match="horizon is 0"):
-        envs(2, horizon=0)
+    for settings, message in (
+        ({"horizon": 0}, "horizon is 0"),
+        ({"horizon": 2.5}, "horizon is 2.5, must be a whole number"),
+        ({"success_threshold": math.nan}, "success_threshold is nan"),
+        ({"action_bounds": (1, -1)}, "action_bounds are .1, -1., must be two numbers"),
+        ({"action_bounds": 1.0}, "action_bounds are 1.0, must be two numbers"),
+        ({"autoreset_mode": "Sometimes"}, "autoreset_mode is 'Sometimes', must be one of NextStep, SameStep, Disabled"),
+    ):
+        with pytest.raises(UserError, match=message):
+            envs(2, **settings)
+    for seed in (1.5, [0, "1"]):
+        with pytest.raises(UserError, match="must be a whole number"):
+            envs(2).reset(seed=seed)
+    assert envs(2, autoreset_mode="SameStep").metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     env = envs(2, autoreset_mode=AutoresetMode.DISABLED, horizon=1)
     with pytest.raises(UserError, match="no episode has begun"):
         env.step(actions(env)[0])

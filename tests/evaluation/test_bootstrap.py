@@ -51,9 +51,19 @@ def test_models_are_compared_clip_by_clip():
     assert (difference.low, difference.mean, difference.high) == pytest.approx((0.1, 0.1, 0.1))
 
 
+def test_a_difference_is_over_the_clips_that_have_both():
+    """Hard clips without the other score turned a gain of 1 on every pair into a loss of 3."""
+    clips = [{"ours": 30.0, "theirs": 29.0}] * 3 + [{"ours": 20.0}] * 2
+    difference = BootstrapMeans(clips, list("abcde")).difference("ours", "theirs")
+    assert (difference.mean, difference.low, difference.high, difference.clips) == (1, 1, 1, 3)
+    nothing = BootstrapMeans([{"ours": 1.0}, {"theirs": 1.0}], list("ab")).difference("ours", "theirs")
+    assert math.isnan(nothing.mean)
+
+
 def test_one_clip_has_no_interval_but_its_mean():
     interval = means_of([4.0]).interval("score")
-    assert (interval.low, interval.mean, interval.high) == (4.0, 4.0, 4.0)
+    assert interval.mean == 4.0
+    assert np.isnan([interval.low, interval.high]).all()
 
 
 def test_clips_of_one_episode_are_no_independent_draws():

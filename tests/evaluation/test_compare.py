@@ -1,6 +1,7 @@
 """Reports side by side: means, and differences clip by clip where clips are the same."""
 
 import json
+import shutil
 
 import pytest
 
@@ -20,6 +21,18 @@ def reports(tiny_world_model, episodes, tmp_path_factory):
     evaluate.main([*shared, "--num_clips", "3", "--output_path", str(folder / "elsewhere")])
     evaluate.main(["tokenizer", *shared, "--output_path", str(folder / "tokenizer")])
     return folder
+
+
+def test_other_frames_are_not_paired(reports, tmp_path, capsys):
+    """Predicted frames of a model with more context are other frames of the same clips."""
+    shutil.copytree(reports / "second", tmp_path / "more")
+    content = json.loads((tmp_path / "more" / "report.json").read_text())
+    content["model"]["metadata"]["context_length"] += 1
+    (tmp_path / "more" / "report.json").write_text(json.dumps(content))
+    evaluate.main(["compare", str(reports / "first"), str(tmp_path / "more")])
+    text = capsys.readouterr().out
+    assert "means only" in text
+    assert "<br>" not in text
 
 
 def test_differences_are_of_the_same_clips(reports, capsys, tmp_path):

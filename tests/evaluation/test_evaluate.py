@@ -15,7 +15,9 @@ from ivideogpt.commands import evaluate
 from ivideogpt.commands.evaluate import EvaluationArgs
 from ivideogpt.commands.run_evaluation import clip_config, load_clips
 from ivideogpt.data import catalog
+from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
+from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.rows import ClipRows
 from ivideogpt.evaluation.scoring import read_with_others
@@ -127,6 +129,35 @@ def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, capl
     assert "beginning again: " in caplog.text
     assert "seed was 0, is 1)" in caplog.text
     assert len((tmp_path / "clips.jsonl").read_text().splitlines()) == 2
+
+
+def test_folders_of_other_commands_are_left_alone(bare_flags, tiny_world_model, episodes, tmp_path):
+    """Their settings and reports were removed, after which they emptied their own rows."""
+    plan = {"settings.json": '{"planner": "cem"}', "episodes.jsonl": "{}\n", "report.md": "plans"}
+    for name, text in plan.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=r"settings\.json is of something else than video prediction: name another"):
+        evaluate.main([*bare_flags, "--num_clips", "1", "--output_path", str(tmp_path)])
+    assert {name: (tmp_path / name).read_text() for name in plan} == plan
+    shared = [*bare_flags[:2], "--dataset_path", str(episodes), "--split", "all", "--num_clips", "1"]
+    evaluate.main(["tokenizer", *shared, "--output_path", str(tmp_path / "tokenizer")])
+    with pytest.raises(UserError, match=r"report\.json is of something else than video prediction"):
+        evaluate.main([*bare_flags, "--num_clips", "1", "--output_path", str(tmp_path / "tokenizer")])
+    assert report_of(tmp_path / "tokenizer")["kind"] == "tokenizer"
+
+
+def test_episodes_of_one_file_name_are_several(tmp_path):
+    """VP2's tasks have the same names: all tasks' first episodes counted as one."""
+    image, action = np.zeros((9, 64, 64, 3), np.uint8), np.zeros((9, 4), np.float32)
+    for task in ("push", "open"):
+        for number in range(2):
+            write_episode(tmp_path / "arm" / task / f"{number}.npz", 9, image=image, action=action)
+    config = DataConfig(str(tmp_path), "folder:arm", SegmentSpec(length=5), image_size=64)
+    clips = build_evaluation_clips(config, "all", 4, seed=0)
+    assert clips.num_episodes == 4
+    assert {str(clips.origin(number)) for number in range(4)} == {
+        f"arm/{task}/{number}.npz" for task in ("push", "open") for number in range(2)
+    }
 
 
 def test_two_processes_and_other_batches_give_the_same_numbers(flags, whole, tmp_path):

@@ -113,6 +113,13 @@ def test_other_settings_are_refused(planned, tiny_world_model, tmp_path, capsys)
     assert "horizon" not in message
 
 
+def test_a_wrong_planner_is_found_before_anything_is_played(tiny_world_model, tmp_path, capsys):
+    """It was found after the baselines, and the corrected command was refused for their rows."""
+    assert run(tiny_world_model, tmp_path / "out", "--init_std", "0.5", "0.5") == 2
+    assert "init_std has 2 numbers for actions of 4" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_tasks_that_end_alike_are_two(monkeypatch, tiny_world_model, tmp_path, capsys):
     """Of my_envs:a/Push-v0 and my_envs:b/Push-v0 only the first was played. Environments need no attribute `task`."""
     args = plan.PlanArgs(planner="cem", episode_length=1)

@@ -19,6 +19,7 @@ from inference.utils import Segment
 from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import parse
+from ivideogpt.metrics.table import METRICS, frame_mse
 from ivideogpt.video_io import to_pixels
 from ivideogpt.world_model import WorldModel
 from tests.parity.formulas import actions, clip
@@ -252,6 +253,15 @@ def test_baseline_repeats_the_last_context_frame():
     scores = prediction.score(segment, predicted)
     expected = [(i / 100) ** 2 for i in range(1, 4)]
     assert (10 ** (-scores["copy_last_frame"]["psnr"][0] / 10)).tolist() == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_best_sample_has_the_least_error(monkeypatch):
+    """Of a metric of which less is better the worst sample was reported."""
+    monkeypatch.setitem(METRICS, "mse", replace(METRICS["mse"], function=frame_mse))
+    segment, futures = numbered_segment(SEGMENT_LENGTH), torch.zeros(2, 3, 3, 64, 64)
+    predicted = prediction.Prediction(segment.frames[:2], futures, {}, None, 0.0)
+    predicted.futures[1] = segment.frames[2:]
+    assert prediction.summarise(prediction.score(segment, predicted))["prediction_best_sample"]["mse"] == 0
 
 
 def test_flags_change_what_the_checkpoint_says():

@@ -138,6 +138,15 @@ def test_cem_narrows_near_the_bounds():
     assert point.asked[0].std() < 0.06
 
 
+def test_cem_leaves_a_bound_again():
+    """Candidates are clamped onto bounds; around an action there was no room for any noise, in all later plans."""
+    plan, source = Plan(torch.ones(HORIZON, 2), 0.0, 0), generator()
+    anew = SMALL["cem"].plan(Point(), Reward(), source)
+    for _ in range(20):
+        plan = SMALL["cem"].plan(Point(), Reward(), source, plan)
+    torch.testing.assert_close(plan.actions[0], anew.actions[0], atol=0.2, rtol=0)
+
+
 def test_mppi_is_the_weighted_mean():
     """The formula of the benchmark: weights exp(gamma (score - highest score)), one iteration."""
     point = Point()

@@ -14,7 +14,7 @@ from ivideogpt.data.convert.conversion import check_arrays
 from ivideogpt.errors import UserError
 from ivideogpt.metadata import ModelMetadata
 from ivideogpt.planning import Reward, SquaredError
-from ivideogpt.play import autopilots, planner
+from ivideogpt.play import autopilots, planner, starts
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game, Settings
 from ivideogpt.play.messages import Save, Step
@@ -250,6 +250,18 @@ def test_bundled_episodes_are_starts_for_models_of_any_kind():
     assert np.array_equal(goal.context[1], start.context[0])
     assert not np.array_equal(goal.context[0], start.context[1])
     assert goal.actions.shape == (0, 0)
+
+
+def test_a_long_episode_ends_with_its_last_frame(tmp_path, monkeypatch):
+    """The goal "end" was the last frame that had been read."""
+    frames = np.broadcast_to(np.arange(8, dtype=np.uint8)[:, None, None, None], (8, 64, 64, 3))
+    (tmp_path / "arm").mkdir()
+    np.savez(tmp_path / "arm" / "0.npz", image=frames, action=np.zeros((8, ACTION_DIM), np.float32))
+    monkeypatch.setattr(starts, "MAX_RECORDED", 4)
+    world = find_starts(str(tmp_path), model().metadata)[0].open(0).real
+    assert world.end[0, 0, 0] == 7
+    goal = replace(model().metadata, goal_conditioned=True)
+    assert find_starts(str(tmp_path), goal)[0].open(0).context[0, 0, 0, 0] == 7
 
 
 def test_starts_of_other_robots_are_left_out(tmp_path, robots_model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import socket
@@ -17,6 +18,8 @@ from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.data.inspect.validate import validate_dataset
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
+from ivideogpt.play.messages import Goal, Seek, Step
+from ivideogpt.play.server import MAX_WAITING, Inbox
 from ivideogpt.web import MAX_FRAME, MAX_MESSAGE, WebArgs, open_socket
 from tests.play.serving import Running, wait_until
 from tests.play.worlds import ACTIONS, FRAMES
@@ -240,3 +243,17 @@ def test_the_end_is_said_to_players():
     assert closed.value.rcvd.code == 1012
     with pytest.raises(ConnectionRefusedError), running.player():
         pass
+
+
+def test_a_goal_is_the_frame_that_was_gone_to_before():
+    """While the server was busy, a later seek took the earlier one's place, behind the goal."""
+    inbox = Inbox()
+    sent = [Step(), Seek(4), Seek(5), Goal("shown"), Step(), Seek(0), Step(), Step()]
+    for message in sent:
+        inbox.put(message)
+    got = [asyncio.run(inbox.get()) for _ in range(4)]
+    assert got == [Seek(5), Goal("shown"), Seek(0), Step()]
+    for _ in range(2 * MAX_WAITING):
+        inbox.put(Goal("shown"))
+        inbox.put(Seek(0))
+    assert len(inbox._waiting) == MAX_WAITING

@@ -18,12 +18,13 @@ from ivideogpt.data.catalog import Split
 from ivideogpt.data.clips.batches import ClipBatch
 from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickInOrder, build_sources
 from ivideogpt.data.clips.loaders import benchmark_clips
+from ivideogpt.data.formats.episodes import Episodes
 from ivideogpt.errors import UserError
 
 
 @dataclass(frozen=True)
 class ClipOrigin:
-    """Origin of a clip: dataset, and the episode's file without its folders."""
+    """Origin of a clip: dataset, and the episode's file, with folders only where files of several have one name."""
 
     dataset: str
     episode: str
@@ -37,6 +38,7 @@ class EvaluationClips:
 
     def __init__(self, clips: ClipDataset, order: Sequence[int]) -> None:
         self._clips, self._order = clips, order
+        self._folders: dict[int, str | None] = {}  # of a source: what its names share; None where files tell them apart
 
     def __len__(self) -> int:
         return len(self._order)
@@ -76,7 +78,15 @@ class EvaluationClips:
 
     def origin(self, number: int) -> ClipOrigin:
         source, index = self._clips.pick(self._order[number], np.random.default_rng(0))
-        return ClipOrigin(source.info.name, os.path.basename(source.episodes.name(index)))
+        name, shared = source.episodes.name(index), self._shared_folder(source.episodes)
+        return ClipOrigin(source.info.name, os.path.basename(name) if shared is None else os.path.relpath(name, shared))
+
+    def _shared_folder(self, episodes: Episodes) -> str | None:
+        if id(episodes) not in self._folders:
+            names = [episodes.name(index) for index in range(len(episodes))]
+            are_unique = len(set(map(os.path.basename, names))) == len(names)
+            self._folders[id(episodes)] = None if are_unique else os.path.commonpath(map(os.path.dirname, names))
+        return self._folders[id(episodes)]
 
     def checksum(self) -> str:
         """Return a checksum of the settings and episode names, equal for equal lists of clips."""

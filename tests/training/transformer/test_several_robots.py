@@ -143,6 +143,16 @@ def assert_scored_by_space(model, robots, folder):
     means = [part["prediction"]["psnr"]["mean"] for part in parts]
     assert sum(means) / 2 == pytest.approx(report["scores"]["future"]["prediction"]["psnr"]["mean"])
     assert all("shuffled_actions" in part for part in parts)
+    lone, *_ = sorted((robots / "big").glob("*.npz"))
+    (folder / "lone" / "big").mkdir(parents=True)
+    (folder / "lone" / "arm").symlink_to(robots / "arm")
+    shutil.copy(lone, folder / "lone" / "big")
+    flags[flags.index(str(robots))] = str(folder / "lone")
+    for size in ("1", "10"):  # a robot's only episode has no other's actions; its batch lost them, too
+        evaluate.main([*flags, "--num_clips", "4", "--batch_size", size, "--output_path", str(folder / size)])
+        clips = [json.loads(line) for line in (folder / size / "clips.jsonl").read_text().splitlines()]
+        assert all(("shuffled_actions" in clip["scores"]["future"]) == (clip["dataset"] == "arm") for clip in clips)
+        assert {clip["dataset"] for clip in clips} == {"arm", "big"}
     text = (folder / "report.md").read_text()
     assert "### Action space big" in text
     assert {name: part["future"] for name, part in report["by_dataset"].items()} == dict(zip(("arm", "big"), parts))
