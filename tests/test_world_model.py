@@ -538,7 +538,7 @@ def test_on_a_gpu():
 def test_frames_that_are_not_wanted_are_not_kept():
     """A session that slides decodes them for itself; planners over a long horizon held all of them."""
     model = world_model(action_dim=4, frames_that_fit=2, reward_prediction=True)
-    rollout = model.predict(context_of(2), actions(1, 4, 4), with_frames=False)
+    rollout = model.predict(context_of(2, 1), actions(1, 4, 4), with_frames=False)
     assert rollout.frames.shape == (1, 1, 4, 0, 64, 64)
     with pytest.raises(UserError, match="actions are ndarray, expected a tensor"):
         model.start(context_of(2)).step(np.zeros((1, 4)))

@@ -16,7 +16,7 @@ from ivideogpt.commands.evaluate import EvaluationArgs
 from ivideogpt.commands.run_evaluation import clip_config, load_clips
 from ivideogpt.data import catalog
 from ivideogpt.data.clips.dataset import DataConfig
-from ivideogpt.data.clips.evaluation_clips import build_evaluation_clips
+from ivideogpt.data.clips.evaluation_clips import build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.rows import ClipRows
@@ -148,16 +148,16 @@ def test_folders_of_other_commands_are_left_alone(bare_flags, tiny_world_model, 
 
 def test_episodes_of_one_file_name_are_several(tmp_path):
     """VP2's tasks have the same names: all tasks' first episodes counted as one."""
-    image, action = np.zeros((9, 64, 64, 3), np.uint8), np.zeros((9, 4), np.float32)
-    for task in ("push", "open"):
-        for number in range(2):
-            write_episode(tmp_path / "arm" / task / f"{number}.npz", 9, image=image, action=action)
-    config = DataConfig(str(tmp_path), "folder:arm", SegmentSpec(length=5), image_size=64)
-    clips = build_evaluation_clips(config, "all", 4, seed=0)
+    image, action = np.zeros((9, 64, 64, 3), np.uint8), np.zeros((9, 5), np.float32)
+    names = [f"{task}/validation/{number}.npz" for task in ("push", "open") for number in range(2)]
+    for name in names:
+        write_episode(tmp_path / "vp2" / name, 9, image=image, action=action)
+    (tmp_path / "paths.yaml").write_text(f"robodesk_dataset: {tmp_path / 'vp2'}\n")
+    segment, mix = SegmentSpec(length=5), (("vp2_robodesk", 1.0),)
+    config = DataConfig(mix=mix, segment=segment, image_size=64, dataset_yaml=str(tmp_path / "paths.yaml"))
+    clips = build_benchmark_evaluation(config, None)
     assert clips.num_episodes == 4
-    assert {str(clips.origin(number)) for number in range(4)} == {
-        f"arm/{task}/{number}.npz" for task in ("push", "open") for number in range(2)
-    }
+    assert {clips.origin(number).episode for number in range(4)} == set(names)
 
 
 def test_two_processes_and_other_batches_give_the_same_numbers(flags, whole, tmp_path):

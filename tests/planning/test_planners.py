@@ -144,7 +144,7 @@ def test_cem_leaves_a_bound_again():
     anew = SMALL["cem"].plan(Point(), Reward(), source)
     for _ in range(20):
         plan = SMALL["cem"].plan(Point(), Reward(), source, plan)
-    torch.testing.assert_close(plan.actions[0], anew.actions[0], atol=0.2, rtol=0)
+    assert plan.score > anew.score - 0.01
 
 
 def test_mppi_is_the_weighted_mean():
