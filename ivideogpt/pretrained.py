@@ -105,6 +105,8 @@ def read_llama_config(path: str | Path) -> LlamaConfig:
     file, values = config_file(path), read_config(path)
     if values.get("model_type", "llama") != "llama":
         raise UserError(f"{file} describes a {values['model_type']} model, expected model_type llama")
+    if values.get("tie_word_embeddings"):
+        raise UserError(f"{file}: tie_word_embeddings is true, and this model's head has weights of its own: set false")
     # released configs also carry a half-precision dtype, token ids outside the vocabulary and generation settings
     names = KINDS.keys() & {field.name for field in fields(LlamaConfig)}
     with described_by(file):

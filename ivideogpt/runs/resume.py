@@ -14,6 +14,7 @@ from ivideogpt.paths import split_paths
 
 RECORD = "run.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+MODEL_PARTS = ("tokenizer", "transformer", "unwrapped_model")  # folders of a model's folder, or of a run's
 ON_HUB = "hub:"  # begins digests of what a hub has, whose commits follow
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
@@ -133,7 +134,8 @@ def _data_files(path: Path) -> list[Path]:
 
 
 def _weight_files(path: Path) -> list[Path]:
-    files = [path] if path.is_file() else sorted(path.glob("*"))
+    folders = [path, *(path / part for part in MODEL_PARTS)]
+    files = [path] if path.is_file() else sorted(file for folder in folders for file in folder.glob("*"))
     named = [file for file in files if file == path or file.suffix in WEIGHT_SUFFIXES or file.name == "config.json"]
     # a folder's configuration alone says nothing about weights
     return named if any(file == path or file.suffix in WEIGHT_SUFFIXES for file in named) else []

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import math
+import os
 import signal
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 logger = logging.getLogger(__name__)
+
+SAME_SIGNAL = 1.0  # seconds
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class Interrupted(Exception):
@@ -16,13 +24,18 @@ class Interrupted(Exception):
 
 
 class StopSignal:
-    """The first signal asks a run to end after its step; a second one ends it at once. ``number`` is 0 before."""
+    """The first signal asks a run to end after its step; a second one ends it at once. ``number`` is 0 before.
+
+    A launcher passes on what a job's manager has sent to all processes: what comes within a second is the same signal.
+    """
 
     def __init__(self) -> None:
         self.number = 0
+        self._came = -math.inf
 
     @contextmanager
     def listening(self) -> Iterator[None]:
+        _end_with_launcher()
         with ExitStack() as stack:
             for number in (signal.SIGTERM, signal.SIGINT):
                 stack.callback(signal.signal, number, signal.signal(number, self._note))
@@ -39,8 +52,18 @@ class StopSignal:
             raise Interrupted
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.number and now - self._came < SAME_SIGNAL:
+            return
         if self.number:
             raise KeyboardInterrupt
         name = signal.Signals(number).name
         logger.warning("%s: ending after this step; a second one ends at once, back at the last checkpoint", name)
-        self.number = number
+        self.number, self._came = number, now
+
+
+def _end_with_launcher() -> None:
+    """Ask Linux for SIGTERM when ``accelerate launch`` ends: to one process it passes no signal on."""
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    if is_launched and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

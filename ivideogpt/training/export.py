@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ivideogpt.errors import UserError, cli
+from ivideogpt.files import read_json
 from ivideogpt.flags import REQUIRED, SAMPLING_RULES, option, parse
+from ivideogpt.runs.resume import RECORD
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -51,8 +57,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = dict(temperature=args.temperature, top_k=args.top_k, rule=args.sampling_rule)
     metadata = replace(metadata, generation=metadata.generation.with_flags(**asked))
     layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
+    check_tokenizer(folder, tokenizer.state_dict())
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)
     print(f"model folder: {args.output}")
+
+
+def check_tokenizer(transformer: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError if the transformer's run, where it has a record, was on tokens of another tokenizer."""
+    from ivideogpt.data.tokens.token_store import token_checksum
+
+    folders = (transformer, *transformer.parents[:2])  # a checkpoint is in the run's folder, or in one of its folders
+    record = next((folder / RECORD for folder in folders if (folder / RECORD).exists()), None)
+    known = None if record is None else read_json(record).get("tokens_of")
+    if known not in (None, token_checksum(tensors)):
+        raise UserError(f"{record}: the transformer was trained on tokens of another tokenizer; name that one")
 
 
 if __name__ == "__main__":

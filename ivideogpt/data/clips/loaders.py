@@ -118,7 +118,7 @@ class ClipLoader(StreamPosition):
         self._numbers.start, self._numbers.stop = start, stop
         for batch in watch_workers(self._batches):
             if isinstance(batch, UserError):
-                raise batch
+                raise BatchLost(str(batch)) from batch
             for bad in batch.skipped:
                 if bad.name not in self.bad_episodes:
                     logger.warning("skipping a bad episode: %s", bad.cause)
@@ -131,8 +131,12 @@ def start_method(num_workers: int) -> str | None:
     return "spawn" if num_workers and "lance" in sys.modules else None
 
 
-class WorkerDied(UserError):
-    """A data worker was killed. Raised only when the next batch is requested, never during a step."""
+class BatchLost(UserError):
+    """A batch cannot be had. Raised only when the next one is requested, never during a step."""
+
+
+class WorkerDied(BatchLost):
+    """A data worker was killed."""
 
 
 def watch_workers(batches: DataLoader[Any]) -> Iterator[Any]:

@@ -41,6 +41,8 @@ from ivideogpt.files import atomic_path, check_fields, read_json, remove_abandon
 from ivideogpt.layout import TokenLayout
 from ivideogpt.paths import split_paths
 
+DECODER_PARTS = ("decoder", "cond_decoder", "post_quant_conv", "post_quant_linear")  # no token depends on them
+
 TOKENIZE = "python -m ivideogpt.data tokenize"
 META, SKIPPED = "meta.json", "skipped.json"
 FORMAT = 2
@@ -88,7 +90,7 @@ class TokenStoreMeta:
     video_stepsize: int
     stride: int
     episodes: str  # checksum of the names and lengths of the episodes
-    tokenizer: str  # state_checksum of the tokenizer's weights
+    tokenizer: str  # token_checksum of the tokenizer's weights
     precision: str  # autocast precision of the tokenizer
     has_successes: bool = False
     action_spaces: ActionSpaces | None = None  # the stored actions are encoded by them
@@ -163,6 +165,11 @@ def state_checksum(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def token_checksum(tensors: Mapping[str, Tensor]) -> str:
+    """Return the checksum of those weights of a tokenizer that decide its tokens: all but the decoders'."""
+    return state_checksum({name: tensors[name] for name in tensors if name.partition(".")[0] not in DECODER_PARTS})
+
+
 def store_folders(path: str | os.PathLike[str]) -> list[Path]:
     """Return the folder of a store, or those of several that are read as one: ``<folder>[,<folder>...]``.
 
@@ -224,7 +231,8 @@ class TokenStore:
 
     def check_tokenizer(self, tensors: Mapping[str, Tensor]) -> None:
         """Raise UserError unless the tokens were made with these weights."""
-        if state_checksum(tensors) != self.meta.tokenizer:
+        known = token_checksum(tensors), state_checksum(tensors)  # older stores have the latter
+        if self.meta.tokenizer not in known:
             told = f"the tokens in {self.folder} were made by another tokenizer"
             raise UserError(f"{told}; give that one, or run {TOKENIZE} with this one")
 

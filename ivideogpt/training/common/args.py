@@ -42,6 +42,15 @@ NEEDS = (
     ("eval_only", "pretrained_transformer_path", "needs a trained transformer: give"),
     ("eval_token_store", "token_store", "replaces the test split: it goes with"),
 )
+# A flag of either script that does nothing without another one.
+DOES_NOTHING_WITHOUT = (
+    ("reward_weight", "reward_prediction"),
+    ("success_weight", "success_prediction"),
+    ("action_dim", "action_conditioned"),
+    ("lora_r", "lora"),
+    ("lora_alpha", "lora"),
+    ("lora_dropout", "lora"),
+)
 # Two flags that do not go together, and why.
 CLASHES = (
     ("strong_aug", "no_aug", "contradict each other"),
@@ -183,7 +192,7 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
 
     # Optimisation
     train_batch_size: int = option(16, "clips per device and batch", minimum=1)
-    discr_learning_rate: float = option(1e-4, "learning rate of the discriminator")
+    discr_learning_rate: float = option(1e-4, "learning rate of the discriminator", minimum=0)
     scale_lr: bool = option(False, "multiply learning rates by devices x batch size x accumulation steps")
     lr_scheduler: str = option("constant_with_warmup", "learning-rate schedule", choices=SCHEDULES)
     discr_lr_scheduler: str = option("constant_with_warmup", "schedule of the discriminator", choices=SCHEDULES)
@@ -340,6 +349,8 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
         self._check_history()
         if self.lora and not _is_installed("peft"):
             raise UserError("--lora needs peft: pip install -e '.[lora]'")
+        if self.token_store is not None and self.token_store == self.eval_token_store:
+            raise UserError("--eval_token_store is --token_store: validating clips of the training says nothing")
         if not self.config_path.exists():
             raise UserError(f"--config_name {self.config_name}: no such file")
         given = [f"--{name}" for name in PIXEL_FLAGS if getattr(self, name) != getattr(GptArgs, name)]
@@ -375,8 +386,9 @@ class GptArgs(TrialArgs, GenerationArgs, RecordArgs, OptimisationArgs, ClipArgs,
     def config_path(self) -> Path:
         """Path of the architecture; without ``--config_name`` that of the initial weights, if they come with one."""
         if self.config_name == GptArgs.config_name and self.pretrained_transformer_path is not None:
-            beside = Path(self.pretrained_transformer_path) / "config.json"
-            return beside if beside.is_file() else here_or_in_project(self.config_name)
+            start = Path(self.pretrained_transformer_path)
+            beside = (start / "transformer" / "config.json", start / "config.json")
+            return next((path for path in beside if path.is_file()), here_or_in_project(self.config_name))
         return here_or_in_project(self.config_name)
 
 
@@ -397,6 +409,13 @@ def _check_what_both_share(args: TokenizerArgs | GptArgs, start: str) -> None:
             f"--{start} {getattr(args, start)} leaves no step to do: --max_train_steps is {args.max_train_steps}, and "
             "counts from 0"
         )
+    if args.max_grad_norm == 0:
+        raise UserError("--max_grad_norm 0 would leave nothing of any gradient: give a large number for no limit")
+    if "/" in args.exp_name:
+        raise UserError(f"--exp_name {args.exp_name}: it is part of a folder's name, so it cannot have a slash")
+    for name, needed in DOES_NOTHING_WITHOUT:
+        if getattr(args, name, None) != getattr(type(args), name, None) and not getattr(args, needed):
+            warnings.warn(f"--{name} {getattr(args, name)} does nothing without --{needed}", stacklevel=4)
     if args.seed is not None and args.seed >= MAX_SEED:
         raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
     for name in args.report_to.split(","):

@@ -18,7 +18,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 from ivideogpt.runs.checkpoints import (
     CHECKSUMS,
     SHARED_STATE,
@@ -104,18 +104,27 @@ class Checkpoints:
         return folder
 
     def load(self, folder: Path) -> None:
-        """Restore everything but the weights, which the model was built from."""
+        """Restore everything but the weights, which the model was built from.
+
+        Raises:
+            UserError: it was written by another number of processes, or does not fit this run.
+        """
+        written, running = len(list(folder.glob(_process_file("*")))), PartialState().num_processes
+        if written != running:  # with another number the batch is another one
+            told = f"{folder} was written by {written} processes, and this run has {running}"
+            raise UserError(f"{told}: resume on the same number of processes")
         process_file = folder / _process_file(PartialState().process_index)
-        if not process_file.is_file():
-            raise UserError(
-                f"{folder} was written by fewer processes than the {PartialState().num_processes} of this run: "
-                "resume on the same number of processes"
-            )
         for path, parts in ((folder / SHARED_STATE, self.shared), (process_file, self.local)):
             present = {name: part for name, part in parts.items() if part is not None}
             state = read_state(path, needed=present)
             for name, part in present.items():
-                part.load_state_dict(state[name])
+                try:
+                    part.load_state_dict(state[name])
+                except (ValueError, RuntimeError, KeyError) as error:  # of other parameters
+                    raise UserError(
+                        f"{folder}: the {name} that was saved does not fit these flags ({first_line(error)}); resume "
+                        "with those of the run, or start a new one from its weights"
+                    ) from error
 
 
 @contextmanager
@@ -141,6 +150,11 @@ def find_checkpoint(wanted: str | None, output_dir: Path, exp_name: str, prefix:
         for run in reversed(runs):
             if checkpoint := latest_undamaged(run, prefix):
                 return checkpoint
+            if finals := [*run.glob("*.safetensors")]:
+                raise UserError(
+                    f"{run} has ended and has no checkpoints any more: its weights are in {finals[0]}; leave "
+                    "--resume_from_checkpoint out for a new run"
+                )
         logger.warning("no checkpoint of %s in %s to resume from: starting a new run", exp_name, output_dir)
         return None
     path = Path(wanted)
@@ -165,5 +179,5 @@ def _state_of(parts: Mapping[str, Stateful | None]) -> dict[str, Any]:
     return {name: part.state_dict() for name, part in parts.items() if part is not None}
 
 
-def _process_file(rank: int) -> str:
+def _process_file(rank: int | str) -> str:
     return f"process_{rank}.pt"

@@ -21,14 +21,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
-from accelerate.utils import broadcast_object_list, set_seed
+from accelerate.utils import GradientAccumulationPlugin, broadcast_object_list, set_seed
 from PIL import Image
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ivideogpt.data.clips.loaders import WorkerDied
+from ivideogpt.data.clips.loaders import BatchLost
 from ivideogpt.data.formats.lerobot_paths import find_on_hub
 from ivideogpt.devices import check_launcher, has_bfloat16_units, several_without_gpu, versions
 from ivideogpt.errors import UserError
@@ -91,19 +91,21 @@ class Run:
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             if self.is_main_process:
+                Path(self.args.output_dir).mkdir(parents=True, exist_ok=True)
                 while self.checkpoint is None:
                     try:
-                        self.directory.mkdir(parents=True)
+                        self.directory.mkdir()
                         break
                     except FileExistsError:  # a run that began in the same second has taken the name
                         self.directory = _new_folder_name(self.args)
                 stack.enter_context(locked(self.directory, WAIT_OR))
-                self._open_folder()
+                if self.checkpoint is None:
+                    self._write_record()
             self.directory = broadcast_object_list([self.directory])[0]
             stack.callback(self.accelerator.end_training)
             for name in self.args.trackers if self.is_main_process else ():
-                stack.callback((tracker := self._start_tracker(name)).close)
-                self.trackers.append(tracker)
+                self.trackers.append(tracker := self._start_tracker(name))
+                stack.callback(going_on_without_room()(tracker.close))
             stack.enter_context(self.stop_signal.listening())
             stack.enter_context(logging_redirect_tqdm())
             self._exit = stack.pop_all()
@@ -147,8 +149,9 @@ class Run:
 
     def log_video(self, step: int, name: str, path: Path) -> None:
         """Send a GIF of the run folder to the trackers."""
-        for tracker in self.trackers:
-            tracker.log_gif(name, path, step)
+        with going_on_without_room():
+            for tracker in self.trackers:
+                tracker.log_gif(name, path, step)
 
     def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each metric over all processes, which all call this."""
@@ -182,39 +185,48 @@ class Run:
         logger.info("stopped after step %d: go on with --resume_from_checkpoint latest", step)
 
     @contextmanager
-    def saving_at_worker_death(self, save: Callable[[], None]) -> Iterator[None]:
-        """Call ``save`` before the run ends because a data worker died. Batches come before a step changes weights.
+    def saving_at_lost_batch(self, save: Callable[[], None]) -> Iterator[None]:
+        """Call ``save`` before the run ends because a batch cannot be had. It would come before a step changes weights.
 
         Batches that an unfinished step has accumulated are not used again. Of several processes the others wait for
         this one's gradients and cannot take part in saving: their last checkpoint stays.
         """
         try:
             yield
-        except WorkerDied:
+        except BatchLost:
             if self.accelerator.num_processes == 1:
                 save()
             raise
 
     def resume(self, checkpoints: Checkpoints, optimizers: Sequence[tuple[Optimizer, LRScheduler]]) -> None:
-        """Load the checkpoint; settings of optimizers that were changed on purpose stay as asked."""
+        """Load the checkpoint, then put the folder back to it; settings of optimizers that were changed stay as asked.
+
+        Raises:
+            UserError: the checkpoint does not fit this run. The folder is as it was.
+        """
         assert self.checkpoint is not None
         with ExitStack() as stack:
             for pair in optimizers if self.changes else ():
                 stack.enter_context(keeping_hyperparameters(*pair))
             checkpoints.load(self.checkpoint)
+        self.accelerator.wait_for_everyone()  # all have loaded theirs
+        if self.is_main_process:
+            self._go_back(self.checkpoint)
         logger.info("resumed from %s", self.checkpoint)
 
     # ---- start and end
 
-    def _open_folder(self) -> None:
-        if self.checkpoint is not None:
-            cut_back(self.directory / METRICS, step_of(self.checkpoint))
-            set_aside_later(self.checkpoint)
-            if self.changes:
-                given = (f"--{name} {now} (was {before})" for name, (before, now) in self.changes.items())
-                logger.warning("going on with changes: %s", ", ".join(given))
-                asked = dataclasses.asdict(self.args)
-                RULES.note(self.directory / RECORD, self.changes, step_of(self.checkpoint), asked, args="args")
+    def _go_back(self, checkpoint: Path) -> None:
+        cut_back(self.directory / METRICS, step_of(checkpoint))
+        set_aside_later(checkpoint)
+        if self.changes:
+            given = (f"--{name} {now} (was {before})" for name, (before, now) in self.changes.items())
+            logger.warning("going on with changes: %s", ", ".join(given))
+            asked = dataclasses.asdict(self.args)
+            RULES.note(self.directory / RECORD, self.changes, step_of(checkpoint), asked, args="args")
+        self._write_record()
+
+    def _write_record(self) -> None:
         settings = dataclasses.asdict(self.args) | {"seed": self.seed}
         record = {
             "args": settings,
@@ -247,7 +259,9 @@ class Run:
 def build_run(args: TokenizerArgs | GptArgs, checkpoint_prefix: str) -> Run:
     """Start the processes and name the run. Writes nothing yet."""
     check_launcher()
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=several_without_gpu())
+    own = GradientAccumulationPlugin(num_steps=1)  # the trainers' flag decides; accelerate would divide once more
+    cpu = several_without_gpu()
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, cpu=cpu, gradient_accumulation_plugin=own)
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise UserError("--mixed_precision fp16 needs an accelerator, and this run is on the CPU: choose bf16 or no")
     if accelerator.distributed_type == DistributedType.DEEPSPEED:

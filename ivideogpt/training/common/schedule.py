@@ -54,7 +54,8 @@ def build_scheduler(name: str, optimizer: Optimizer, warmup_updates: int, update
 
     The schedules are those of transformers, whose import takes twice as long as all else that training needs.
     """
-    end = _POLYNOMIAL_END / optimizer.param_groups[0]["lr"] if name == "polynomial" else 0.0
+    rate = optimizer.param_groups[0]["lr"]
+    end = _POLYNOMIAL_END / rate if name == "polynomial" and rate else 0.0
 
     def share(update: int) -> float:
         """Return the share of the full learning rate after so many updates."""

@@ -117,7 +117,7 @@ class TokenizerTrainer:
         self.start()
         clips_per_step = self.clips_per_update / 2  # every other step is the discriminator's
         progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, clips_per_step)
-        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
+        with progress_bar as bar, self.run.saving_at_lost_batch(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.run_phase()
                 self.progress.step += 1
@@ -309,9 +309,9 @@ class TokenizerTrainer:
     # ---- files
 
     def save_checkpoint(self) -> None:
-        """Save; a failure is only logged unless the run ends here."""
-        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
-        self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
+        """Save; a failure is only logged unless the run is stopped here. At its end the final weights still come."""
+        is_stopped = self.progress.step < self.args.max_train_steps and self.run.stop_signal.number != 0
+        self.checkpoints.save_or_report(self.progress.step, must_succeed=is_stopped)
 
     def write_checkpoint_weights(self, folder: Path) -> None:
         """Write the weights to continue training with, and their EMA."""

@@ -17,7 +17,7 @@ from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.clips.segments import SegmentSpec, segment_kind
 from ivideogpt.data.dataset_mixes import resolve_mix
-from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_description
+from ivideogpt.data.tokens.token_store import TokenLoader, TokenStore, read_description, token_checksum
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metadata import ModelMetadata
@@ -59,6 +59,7 @@ def build_gpt_trainer(args: GptArgs) -> GptTrainer:
     run = build_run(args, TRANSFORMER_CHECKPOINTS)
     accelerator = run.accelerator
     tokenizer = load_tokenizer(args.pretrained_model_name_or_path)
+    run.facts["tokens_of"] = token_checksum(tokenizer.state_dict())
     adapt_tokenizer(tokenizer, args.context_length, args.resolution)
     tokenizer = prepare_tokenizer(tokenizer.to(accelerator.device))
     layout = tokenizer.layout(args.segment_length - args.context_length)
@@ -251,6 +252,11 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
     if stated is not None and stated.action_spaces not in (None, spaces):
         logger.warning("%s has other action spaces than this run", args.pretrained_transformer_path)
     reads_raw = args.action_conditioned and spaces is None
+    if stated is not None and not args.eval_only and not args.load_internal_llm:
+        if args.reward_prediction and stated.reward_prediction and stated.symlog != args.symlog:
+            logger.warning("the start's reward head %s --symlog", "was trained with" if stated.symlog else "knows no")
+        if reads_raw and stated.action_normalization is not None:
+            logger.warning("the start has learned from normalised actions, and this run reads them as they are")
     if stated is not None and args.eval_only and reads_raw:  # training reads actions as they are
         known["action_normalization"] = stated.action_normalization
     return ModelMetadata(

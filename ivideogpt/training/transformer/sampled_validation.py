@@ -17,6 +17,7 @@ from ivideogpt.evaluation.rows import PREDICTION, ClipRow, RowSummary
 from ivideogpt.evaluation.scoring import Processes
 from ivideogpt.evaluation.video_prediction import COPY, RECONSTRUCTION, PredictionScorer, predict_future, sample_futures
 from ivideogpt.evaluation.visualize import contact_sheet, sample_rows
+from ivideogpt.files import going_on_without_room
 from ivideogpt.metrics.frame_metrics import FrameScorer, find_i3d, find_lpips
 from ivideogpt.metrics.table import METRICS
 from ivideogpt.training.common.args import GptArgs
@@ -71,9 +72,10 @@ def log_gif(run: Run, step: int, model: WorldModel, clip: ClipBatch, batch: int,
     rollout = sample_futures(model, clip, VALIDATION_SEED, clip_numbers=[number])
     sample = torch.cat([rollout.context[0], rollout.frames[0, 0]])
     path = run.directory / "images" / f"validation-{step:07d}-clip-{batch:03d}.gif"
-    path.parent.mkdir(exist_ok=True)
-    write_gif(path, side_by_side([to_pixels(clip.frames[0]), to_pixels(sample)]))
-    run.log_video(step, f"validation-clip-{batch:03d}", path)
+    with going_on_without_room():
+        path.parent.mkdir(exist_ok=True)
+        write_gif(path, side_by_side([to_pixels(clip.frames[0]), to_pixels(sample)]))
+        run.log_video(step, f"validation-clip-{batch:03d}", path)
 
 
 def render_futures(model: WorldModel, clips: ClipBatch) -> Image.Image:

@@ -27,7 +27,7 @@ from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import STRONG_AUGMENTATION, Augmentation
 from ivideogpt.data.formats.episodes import first_readable
 from ivideogpt.data.tokens.stored_clips import Portions, StoredClips, joined, measure
-from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, state_checksum
+from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore, TokenStoreMeta, TokenStoreWriter, token_checksum
 from ivideogpt.devices import check_launcher, several_without_gpu
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
@@ -144,7 +144,7 @@ def tokenize(args: TokenizeArgs) -> None:
         raise UserError(f"{asked} has no future after {model.context_length} context frames; raise it")
     layout = model.layout(args.segment_length - model.context_length)
     clips, bad = find_clips(args, model.config.resolution, state)
-    writer = TokenStoreWriter(Path(args.output), describe(args, clips, layout, state_checksum(model.state_dict())))
+    writer = TokenStoreWriter(Path(args.output), describe(args, clips, layout, token_checksum(model.state_dict())))
     if state.is_main_process:
         writer.begin()
     state.wait_for_everyone()

@@ -128,7 +128,7 @@ class GptTrainer:
         if self.run.checkpoint is not None:
             self.run.resume(self.checkpoints, [(self.optimizer, self.scheduler)])
         progress_bar = self.run.progress_bar(self.progress.step, self.args.max_train_steps, self.clips_per_update)
-        with progress_bar as bar, self.run.saving_at_worker_death(self.save_checkpoint):
+        with progress_bar as bar, self.run.saving_at_lost_batch(self.save_checkpoint):
             while self.progress.step < self.args.max_train_steps and not self.run.should_stop():
                 self.averager.add(self.update())
                 self.progress.step += 1
@@ -302,9 +302,9 @@ class GptTrainer:
     # ---- files
 
     def save_checkpoint(self) -> None:
-        """Save; a failure is only logged unless the run ends here."""
-        ends_here = self.progress.step == self.args.max_train_steps or self.run.stop_signal.number != 0
-        self.checkpoints.save_or_report(self.progress.step, must_succeed=ends_here)
+        """Save; a failure is only logged unless the run is stopped here. At its end the final weights still come."""
+        is_stopped = self.progress.step < self.args.max_train_steps and self.run.stop_signal.number != 0
+        self.checkpoints.save_or_report(self.progress.step, must_succeed=is_stopped)
 
     def write_weights(self, folder: Path) -> None:
         """Write config.json, model.safetensors and the metadata. All processes call it: weights may be sharded."""
