@@ -43,6 +43,18 @@ def test_other_weights_of_the_same_size_are_a_change(folders, tmp_path):
     assert RULES.changes(now, folders, digests).keys() == {"model"}
 
 
+def test_a_model_s_folder_is_what_is_in_its_parts(folders):
+    """Only files directly in a folder counted: for README's form of the path another tokenizer was no change."""
+    tokenizer = Path(folders["model"], "tokenizer")
+    tokenizer.mkdir()
+    for file in Path(folders["model"]).glob("*.*"):
+        file.rename(tokenizer / file.name)
+    digests = RULES.digests(folders)
+    assert digests.keys() == {"data", "model"}
+    (tokenizer / "model.safetensors").write_bytes(b"WEIGHTS")
+    assert RULES.changes(folders, folders, digests).keys() == {"model"}
+
+
 def test_weights_that_were_written_anew_in_their_place_are_a_change(folders):
     """A file of action spaces that was edited between two parts of a run exchanged its robots in silence."""
     digests = RULES.digests(folders)

@@ -149,6 +149,10 @@ def test_values_have_the_types_of_their_fields():
         (GptArgs, [*GPT, "--token_store", "a", "--dataset_path", "b"], "give one"),
         (GptArgs, [*GPT, "--load_internal_llm"], "--pretrained_transformer_path"),
         (GptArgs, [*GPT, "--config_name", "nowhere.json"], "nowhere.json"),
+        (GptArgs, [*GPT, "--max_grad_norm", "0"], "--max_grad_norm 0 would leave nothing of any gradient"),
+        (GptArgs, [*GPT, "--exp_name", "a/b"], "--exp_name a/b: .* cannot have a slash"),
+        (GptArgs, [*GPT, "--token_store", "a", "--eval_token_store", "a"], "--eval_token_store is --token_store"),
+        (TokenizerArgs, ["--discr_learning_rate", "-1", *NO_GAN], "--discr_learning_rate is -1.0"),
     ],
 )
 def test_refused(kind, argv, message):
@@ -185,6 +189,8 @@ def test_inert_flags_warn():
             [*GPT, "--token_store", "a", "--no_aug", "--dataset_size", "9"],
             "--dataset_size, --no_aug does nothing",
         ),
+        (GptArgs, [*GPT, "--reward_weight", "2"], "--reward_weight 2.0 does nothing without --reward_prediction"),
+        (GptArgs, [*GPT, "--action_dim", "7"], "--action_dim 7 does nothing without --action_conditioned"),
         (
             GptArgs,
             [*GPT, "--dataset_path", "lerobot:a", "--oxe_data_mixes_type", "bair"],
@@ -210,5 +216,8 @@ def test_initial_weights_bring_their_architecture(tmp_path):
     assert parse(GptArgs, [*GPT, *weights]).config_path == tmp_path / "config.json"
     named = parse(GptArgs, [*GPT, *weights, "--config_name", "configs/llama/config_tiny.json"])
     assert named.config_path.name == "config_tiny.json"
-    (tmp_path / "config.json").unlink()
+    (tmp_path / "transformer").mkdir()
+    (tmp_path / "config.json").rename(tmp_path / "transformer" / "config.json")  # a model's folder
+    assert parse(GptArgs, [*GPT, *weights]).config_path == tmp_path / "transformer" / "config.json"
+    (tmp_path / "transformer" / "config.json").unlink()
     assert parse(GptArgs, [*GPT, *weights]).config_path.name == "config.json"

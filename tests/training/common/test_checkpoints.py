@@ -131,7 +131,11 @@ def test_run_folder_of_a_transformer_checkpoint(tmp_path):
 def test_other_number_of_processes_is_refused(tmp_path):
     checkpoints = checkpoints_of(tmp_path, TrainProgress())
     folder = checkpoints.save(1)
-    (folder / "process_0.pt").unlink()
+    shutil.copy(folder / "process_0.pt", folder / "process_1.pt")
+    with pytest.raises(UserError, match=r"written by 2 processes, and this run has 1: .* same number of processes"):
+        checkpoints.load(folder)  # it trained on with half the batch
+    for rank in range(2):
+        (folder / f"process_{rank}.pt").unlink()
     with pytest.raises(UserError, match="same number of processes"):
         checkpoints.load(folder)
 

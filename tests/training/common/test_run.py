@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -145,6 +147,10 @@ def test_a_run_that_is_training_is_not_resumed(args, tmp_path):
 
 def test_a_full_disk_does_not_end_training_for_a_line(args, caplog, no_room_for_files):
     """Training goes on after a checkpoint that could not be saved, and then died of the next line of its record."""
+
+    def refuse(*_):
+        raise OSError("no room for the tracker")
+
     run = build_run(args, TOKENIZER_CHECKPOINTS)
     with run:
         run.log(1, "train", {"loss": 0.5})
@@ -152,5 +158,22 @@ def test_a_full_disk_does_not_end_training_for_a_line(args, caplog, no_room_for_
             run.log(2, "train", {"loss": 0.5})
             run.log_image(2, "grid", Image.new("RGB", (8, 8)))
         run.log(3, "train", {"loss": 0.5})
+        run.trackers = [SimpleNamespace(log_gif=refuse)]
+        run.log_video(3, "film", Path("film.gif"))
     assert [json.loads(line)["step"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()] == [1, 3]
     assert sum("File too large" in line and line.endswith("going on without") for line in caplog.messages) == 2
+    assert "no room for the tracker; going on without" in caplog.messages
+
+
+def test_accumulation_is_the_flag_s_alone(args, monkeypatch):
+    """A variable that accelerate reads divided all gradients a second time."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert build_run(args, TOKENIZER_CHECKPOINTS).accelerator.gradient_accumulation_steps == 1
+
+
+def test_an_output_folder_that_leads_nowhere_is_an_error(args, tmp_path):
+    """It was tried again for ever."""
+    (tmp_path / "gone").symlink_to(tmp_path / "unmounted" / "disk")
+    run = build_run(dataclasses.replace(args, output_dir=str(tmp_path / "gone")), TOKENIZER_CHECKPOINTS)
+    with pytest.raises(FileExistsError, match="gone"), run:
+        pass

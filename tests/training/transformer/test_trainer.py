@@ -1,8 +1,11 @@
 """Transformer training from beginning to end on a tiny model."""
 
+import errno
 import json
 import math
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,16 +19,18 @@ from ivideogpt.data import catalog
 from ivideogpt.data.tokens.token_store import TokenBatch, TokenStore
 from ivideogpt.errors import UserError
 from ivideogpt.layout import TokenLayout
+from ivideogpt.metadata import ActionNormalization
 from ivideogpt.metrics.frame_metrics import frame_psnr
 from ivideogpt.pretrained import load_transformer, save_transformer
 from ivideogpt.training import export
+from ivideogpt.training.common.checkpoints import Checkpoints, SaveError
 from ivideogpt.training.common.optim import weight_decay_groups
-from ivideogpt.training.transformer import tokenize_command
+from ivideogpt.training.transformer import sampled_validation, tokenize_command
 from ivideogpt.training.transformer.trainer import GptTrainer, accuracy
 from ivideogpt.world_model import WorldModel
 from tests.data.synthetic import write_episode
 from tests.metrics.test_fvd import StandIn
-from tests.parity.networks import tokenizer, transformer
+from tests.parity.networks import tokenizer, transformer, world_model
 from tests.training.runs import build_gpt, fit, metrics_of, without
 
 STEPS = 4
@@ -131,6 +136,66 @@ def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tm
     save_file(weights, other / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match="another tokenizer"):
         build_gpt([*from_tokens, "--max_train_steps", "1", "--pretrained_model_name_or_path", str(other)])
+    with pytest.raises(UserError, match="was trained on tokens of another tokenizer; name that one"):
+        export.main(["--tokenizer", str(other), "--transformer", str(run), "--output", str(tmp_path / "model")])
+    weights = load_file(tiny_world_model / "tokenizer" / "diffusion_pytorch_model.safetensors")
+    weights["post_quant_conv.bias"] += 1  # as --decoders_only trains it
+    save_file(weights, other / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    build_gpt([*from_tokens, "--max_train_steps", "1", "--pretrained_model_name_or_path", str(other)])
+    export.main(["--tokenizer", str(other), "--transformer", str(run), "--output", str(tmp_path / "model")])
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(finished_run, seedless_command):
+    """Its later checkpoints were set aside, its lines cut, and its record said what it had never trained with."""
+    before = {path: path.read_bytes() for path in finished_run.rglob("*.json*")}
+    again = ["--resume_from_checkpoint", str(finished_run / "checkpoints" / "checkpoint_1"), "--resume_with_changes"]
+    trainer = build_gpt([*seedless_command, *again, "--embed_no_wd", "--weight_decay", "0.1"])
+    with pytest.raises(UserError, match="the optimizer that was saved does not fit these flags"):
+        fit(trainer)
+    assert {path: path.read_bytes() for path in finished_run.rglob("*.json*")} == before
+
+
+def test_final_weights_need_no_last_checkpoint(seedless_command, monkeypatch, caplog):
+    """The disk had room for them and not for the optimizer's state: hours of training were lost."""
+
+    def fail(checkpoints, step):
+        raise SaveError("no room")
+
+    monkeypatch.setattr(Checkpoints, "save", fail)
+    run = fit(build_gpt([*seedless_command, "--max_train_steps", "1"]))
+    assert (run / "model.safetensors").is_file()
+    assert "no room; going on without" in caplog.text
+    with pytest.raises(UserError, match="has ended and has no checkpoints any more: its weights are in"):
+        build_gpt([*seedless_command, "--resume_from_checkpoint", "latest"])
+
+
+def test_a_full_disk_costs_a_gif(seedless_command, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sampled_validation, "write_gif", fail)
+    assert (fit(build_gpt([*seedless_command, "--max_train_steps", "1"])) / "model.safetensors").is_file()
+    assert "No space left on device; going on without" in caplog.text
+
+
+def test_tied_embeddings_are_refused_before_training(gpt_command):
+    """They cannot be saved: it was said after the last step."""
+    place = Path(gpt_command[gpt_command.index("--config_name") + 1])
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"tie_word_embeddings": True}))
+    with pytest.raises(UserError, match="tie_word_embeddings is true"):
+        build_gpt([*gpt_command, "--max_train_steps", "1"])
+
+
+def test_a_start_with_other_rewards_or_actions_is_pointed_out(gpt_command, tmp_path, caplog):
+    """Heads and layers went on with numbers of another kind, in silence."""
+    model = world_model(action_dim=4, reward_prediction=True)
+    normalised = ActionNormalization(mean=(0.0,) * 4, std=(2.0,) * 4)
+    model.metadata = replace(model.metadata, symlog=True, action_normalization=normalised)
+    model.save_pretrained(tmp_path / "start")
+    flags = ["--action_conditioned", "--reward_prediction", "--max_train_steps", "1"]
+    build_gpt([*gpt_command, *flags, "--pretrained_transformer_path", str(tmp_path / "start")])
+    assert "the start's reward head was trained with --symlog" in caplog.text
+    assert "the start has learned from normalised actions" in caplog.text
 
 
 def test_action_free_start_inside_an_action_model(gpt_command, tmp_path):
