@@ -108,7 +108,7 @@ def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_reason(error, name)) from error
-    except ValueError as error:  # of an argument without a key, such as =5
+    except ValueError as error:  # an argument has no key, such as =5
         raise UserError(f"{first_line(error)}; settings are given as key=value, see --help") from error
 
 

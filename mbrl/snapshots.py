@@ -90,14 +90,14 @@ class Snapshots:
         self._parts, self._replay, self._env = parts, replay, env
         self._kept: dict[Path, Mapping[str, Manifest]] = {}  # what this process wrote or read, newest last
 
-    def save(self, frame: int, anew: bool = False) -> None:
-        """Write a checkpoint and keep the previous one. Does nothing if this frame's is there, unless ``anew``.
+    def save(self, frame: int, again: bool = False) -> None:
+        """Write a checkpoint and keep the previous one. Does nothing if this frame's is there, unless ``again``.
 
         Raises:
             UserError: the disk is full or cannot be written to. What was saved before is as it was.
         """
         path = self._folder.snapshots / f"{frame:09d}"
-        if path in self._kept and not anew:
+        if path in self._kept and not again:
             return
         try:
             manifests = {name: files.write() for name, files in self._replay.items()}

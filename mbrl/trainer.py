@@ -230,7 +230,7 @@ class Trainer:
         self._finite(self.averager.values() | self.agent.weight_norms())
         self.progress.seconds, self._started = self._seconds(), time.perf_counter()
         try:
-            snapshots.save(self.frame, anew=self.progress.evaluated != self._saved_evaluation)
+            snapshots.save(self.frame, again=self.progress.evaluated != self._saved_evaluation)
             self._saved_evaluation = self.progress.evaluated
         except UserError as error:
             if must_succeed:

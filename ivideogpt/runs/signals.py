@@ -16,7 +16,7 @@ from types import FrameType
 logger = logging.getLogger(__name__)
 
 SAME_SIGNAL = 1.0  # seconds
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PR_SET_PDEATHSIG = 1  # number in linux/prctl.h
 
 
 class Interrupted(Exception):

@@ -120,7 +120,7 @@ class Checkpoints:
             for name, part in present.items():
                 try:
                     part.load_state_dict(state[name])
-                except (ValueError, RuntimeError, KeyError) as error:  # of other parameters
+                except (ValueError, RuntimeError, KeyError) as error:  # other parameters
                     raise UserError(
                         f"{folder}: the {name} that was saved does not fit these flags ({first_line(error)}); resume "
                         "with those of the run, or start a new one from its weights"

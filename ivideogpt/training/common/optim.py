@@ -23,7 +23,7 @@ WARM_UP = 9  # update n has decay n / (WARM_UP + n), as in diffusers: a young av
 
 
 class UnsoundUpdates(UserError, FloatingPointError):
-    """What learns has only losses or gradients left that are not finite."""
+    """Raised when losses or gradients stay without finite numbers."""
 
 
 class SoundUpdates:
