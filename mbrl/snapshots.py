@@ -88,7 +88,7 @@ class Snapshots:
     ) -> None:
         self._folder = folder
         self._parts, self._replay, self._env = parts, replay, env
-        self._kept: dict[Path, Mapping[str, Manifest]] = {}  # what this process wrote or read, newest last
+        self._kept: dict[Path, Mapping[str, Manifest]] = {}  # snapshots of this process, newest last
 
     def save(self, frame: int, again: bool = False) -> None:
         """Write a checkpoint and keep the previous one. Does nothing if this frame's is there, unless ``again``.
