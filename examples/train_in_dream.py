@@ -145,12 +145,16 @@ def build_agent(args: DreamArgs) -> SAC:
 
 
 def build_dream(args: DreamArgs) -> StableBaselinesEnv:
-    """Make the world model an environment of stable-baselines3."""
+    """Make the world model an environment of stable-baselines3.
+
+    Episodes go on after a success, as Meta-World's do: its reward is paid at each step. Where success ended them, waiting
+    in front of the goal would earn more.
+    """
     from gymnasium.vector import AutoresetMode
 
     from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 
-    settings = dict(frame_stack=args.frame_stack, autoreset_mode=AutoresetMode.SAME_STEP)
+    settings = dict(frame_stack=args.frame_stack, autoreset_mode=AutoresetMode.SAME_STEP, ignore_terminations=True)
     return StableBaselinesEnv(args.make_env(args.num_envs, "auto", "auto", **settings))
 
 
