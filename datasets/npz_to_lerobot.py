@@ -15,7 +15,8 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -91,6 +92,22 @@ class Contents:
         return ", ".join(sizes + [f"{name} of {dimension}" for name, dimension in self.series.items()])
 
 
+@contextmanager
+def keeping_priority() -> Iterator[None]:
+    """Take back the real-time priority that SVT-AV1 gives to its caller and to its threads, if root is running it.
+
+    A process of that priority leaves nothing to the others of the machine, also after it has encoded.
+    """
+    if not hasattr(os, "sched_setscheduler"):
+        yield
+        return
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    yield
+    for thread in os.listdir("/proc/self/task"):
+        with suppress(OSError):  # it has ended
+            os.sched_setscheduler(int(thread), *before)
+
+
 def encode(frames: np.ndarray, codec: str, crf: int, fps: int) -> bytes:
     """Encode frames (N, H, W, 3) as an mp4 file. Raises UserError if the encoder is missing or refuses them."""
     import av
@@ -103,6 +120,8 @@ def encode(frames: np.ndarray, codec: str, crf: int, fps: int) -> bytes:
             stream.height, stream.width = frames.shape[1:3]
             stream.pix_fmt = "yuv420p"
             stream.codec_context.thread_count = 1  # there is a process per core
+            with keeping_priority():
+                stream.codec_context.open(strict=False)
             for frame in frames:
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())

@@ -147,8 +147,8 @@ def build_agent(args: DreamArgs) -> SAC:
 def build_dream(args: DreamArgs) -> StableBaselinesEnv:
     """Make the world model an environment of stable-baselines3.
 
-    Episodes go on after a success, as Meta-World's do: its reward is paid at each step. Where success ended them, waiting
-    in front of the goal would earn more.
+    Episodes go on after a success, as Meta-World's do: its reward is paid at each step. Where success ended them,
+    waiting in front of the goal would earn more.
     """
     from gymnasium.vector import AutoresetMode
 

@@ -1,6 +1,7 @@
 """Both ways between npz episodes and LeRobot folders; the folders that are read are partly not of our own writing."""
 
 import json
+import os
 
 import av
 import numpy as np
@@ -306,6 +307,14 @@ def test_many_files_go_into_several_folders(episodes, tmp_path, monkeypatch):
         episode = read.open(number)
         assert episode.num_frames == LENGTH[name]
         np.testing.assert_allclose(episode.read(np.array([2])).mean(), picture(name, 2), atol=CODEC_ERROR)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getscheduler"), reason="Linux's")
+def test_encoding_takes_no_real_time_priority():
+    """SVT-AV1 gives it to whoever calls it as root, for good: a conversion in a container stopped the whole machine."""
+    before = os.sched_getscheduler(0)
+    to_lerobot.encode(np.zeros((3, 64, 64, 3), np.uint8), "av1", crf=30, fps=10)
+    assert {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")} == {before}
 
 
 def test_to_lerobot_by_the_command_after_an_interruption(episodes, tmp_path, monkeypatch):
