@@ -21,10 +21,10 @@ from ivideogpt.planning.objectives import Objective
 
 # Settings of all planners, by name: lowest and highest number.
 RANGES = dict.fromkeys(("horizon", "num_candidates", "num_iterations", "num_elites", "decay"), (1, math.inf))
-LEAST_ROOM = 0.025  # share of the distance between the bounds
-WHOLE = ("horizon", "num_candidates", "num_iterations", "num_elites")
 RANGES |= dict.fromkeys(("init_std", "noise_exponent", "gamma"), (0, math.inf))
 RANGES |= dict.fromkeys(("elite_fraction", "momentum", "kept_fraction", "smoothing"), (0, 1))
+WHOLE = ("horizon", "num_candidates", "num_iterations", "num_elites")
+LEAST_ROOM = 0.025  # share of the distance between the bounds
 
 
 @dataclass(frozen=True)

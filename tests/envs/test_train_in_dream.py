@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import SAC
 
-from examples.train_in_dream import DreamArgs, build_simulator, main
+from examples.train_in_dream import DreamArgs, build_simulator, evaluate, main
 from ivideogpt.envs.stable_baselines import StableBaselinesEnv
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
@@ -50,6 +51,16 @@ def test_the_simulator_is_like_the_dream(tmp_path):
         main([*flags, "--task", "plate-slid", "--pretrained_model_name_or_path", "nowhere"])
 
 
+def test_actions_beyond_the_simulator_s_are_clipped(tmp_path):
+    """A model that was trained on normalised actions offers two standard deviations, which may be more than 1."""
+    flags = ["--dataset_path", str(ROOT / "inference" / "samples"), "--output_path", str(tmp_path / "out")]
+    args = parse(DreamArgs, [*flags, "--task", "plate-slide", "--eval_episodes", "1", "--eval_steps", "2"])
+    agent = SimpleNamespace(predict=lambda stacks, deterministic: (np.full((len(stacks), 4), 1.2, np.float32), None))
+    simulator = build_simulator(args, "plate-slide", 32)
+    assert evaluate(args, agent, simulator).keys() == {"success_rate", "reward"}
+    simulator.close()
+
+
 REWARD = """
 import os, pathlib, signal
 
@@ -63,7 +74,7 @@ def reward(frames):
 """
 
 
-def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_path, capsys):
+def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_path, capsys, monkeypatch):
     """What it had learned was lost by Ctrl-C; frames in another order than the agent learned would go unnoticed."""
     rewarding_model.save_pretrained(tmp_path / "model")
     (tmp_path / "reward.py").write_text(REWARD)
@@ -74,9 +85,17 @@ def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_pat
     ).split()
     main(flags)
     assert "stopped after 2 of 8 steps: the same command goes on" in capsys.readouterr().out
+    begun = (tmp_path / "out" / "results.json").read_text()
     with pytest.raises(UserError, match=r"batch_size was 2, is 3; seed was 0, is 1\): name another folder"):
         main([*flags, "--batch_size", "3", "--seed", "1"])
+    (tmp_path / "out" / "results.json").write_text("{}")
+    with pytest.raises(UserError, match=r"agent\.zip has learned, and no scores from before"):
+        main(flags)
+    (tmp_path / "out" / "results.json").write_text(begun)
+    seeds, seed = [], SAC.set_random_seed
+    monkeypatch.setattr(SAC, "set_random_seed", lambda self, number=None: (seeds.append(number), seed(self, number)))
     main(flags)
+    assert seeds[-1] == 2  # begun again at 0, it would repeat its first actions and starts
     assert "after: success rate" in capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["before"].keys() == results["after"].keys() == {"success_rate", "reward"}

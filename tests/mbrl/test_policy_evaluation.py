@@ -1,6 +1,8 @@
 """Policies, imagined and real: the numbers of the report, and the command with the real simulator."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -130,6 +132,21 @@ def test_the_agent_of_a_run_acts_as_it_was_saved(tmp_path, cheap_runs, monkeypat
     ):
         with pytest.raises(UserError, match=message):
             trained_agent(tmp_path / "run", *other)
+
+
+def test_an_agent_s_rows_are_those_of_its_frame(flags, tmp_path, cheap_runs):
+    """After more training the old rows stood for the new agent; one of another task or camera was played, too."""
+    args = parse(PolicyArgs, flags)
+    find = partial(policy_evaluation.find_policy, str(tmp_path / "run"), model=policy_evaluation.load_model(args))
+    names = []
+    for frames in (24, 48):
+        train_drq(tmp_path / "run", f"num_train_frames={frames}")
+        names.append(find(task="plate-slide", args=args).name)
+    assert names == [f"{tmp_path / 'run'} (frame {frame})" for frame in (24, 48)]
+    with pytest.raises(
+        UserError, match="has learned with --task plate-slide, not hammer, --camera corner, not topview:"
+    ):
+        find(task="hammer", args=replace(args, camera="topview"))
 
 
 @pytest.mark.parametrize(

@@ -38,9 +38,8 @@ class EvaluationClips:
 
     def __init__(self, clips: ClipDataset, order: Sequence[int]) -> None:
         self._clips, self._order = clips, order
-        self._folders: dict[
-            int, str | None
-        ] = {}  # folder that a source's names share; None where files tell them apart
+        # folder that a source's names share, by the source; None where the files' names tell them apart
+        self._folders: dict[int, str | None] = {}
 
     def __len__(self) -> int:
         return len(self._order)

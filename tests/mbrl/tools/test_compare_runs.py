@@ -98,11 +98,43 @@ def test_report_picture_and_numbers(tmp_path, capsys):
     assert "7 runs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "change"), [("lr", {"lr": 1.0}), ("agent.hidden_dim", {"agent": {"hidden_dim": 8}})])
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("lr", {"lr": 1.0}),
+        ("agent.hidden_dim", {"agent": {"hidden_dim": 8}}),
+        ("world_model.without_lpips", {"world_model": {"without_lpips": True}}),
+    ],
+)
 def test_runs_of_other_settings_are_not_one_curve(tmp_path, name, change):
     runs = [write_run(tmp_path, {0: 0.0}, seed=1), write_run(tmp_path, {0: 0.0}, seed=2, **change)]
     with pytest.raises(UserError, match=f"differ in {re.escape(name)}:"):
         grouped(map(Run.read, runs))
+
+
+@pytest.mark.parametrize(
+    ("noted", "name"),
+    [
+        ({"contents": {"world_model.config_name": "other"}}, "the contents of world_model.config_name"),
+        ({"changes": [{"step": 8, "lr": {"before": 1e-4, "now": 1e-3}}]}, "settings that were changed on the way"),
+    ],
+)
+def test_runs_with_other_weights_or_changes_are_not_one_curve(tmp_path, noted, name):
+    """The path of the weights was the same, and the last settings were."""
+    runs = [write_run(tmp_path, {0: 0.0}, seed=seed) for seed in (1, 2)]
+    record = json.loads((runs[1] / "run.json").read_text())
+    (runs[1] / "run.json").write_text(json.dumps(record | noted))
+    with pytest.raises(UserError, match=f"differ in {name}:"):
+        grouped(map(Run.read, runs))
+    (runs[1] / "run.json").write_text(json.dumps(record | {"changes": [{"step": 8, "use_tb": {}}]}))
+    assert len(grouped(map(Run.read, runs))) == 1
+
+
+def test_a_row_that_was_cut_short_does_not_count(tmp_path):
+    run = write_run(tmp_path, {0: 0.0, 10: 0.5})
+    with (run / "eval.csv").open("a") as file:
+        file.write("20,3")
+    assert list(Run.read(run).success) == [0, 10]
 
 
 def test_runs_may_differ_in_what_decides_nothing(tmp_path):
