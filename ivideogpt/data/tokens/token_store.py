@@ -111,9 +111,16 @@ class TokenStoreMeta:
         """Return the clip numbers of a shard."""
         return range(self.num_clips)[shard * self.clips_per_shard : (shard + 1) * self.clips_per_shard]
 
+    def first_frames(self, num_frames: int | None) -> TokenStoreMeta:
+        """Describe the same clips, cut to so many frames where they are longer: no token depends on later frames."""
+        layout = self.layout
+        if num_frames is None or num_frames >= layout.num_frames or num_frames < layout.context_frames:
+            return self
+        return replace(self, layout=layout.with_future_frames(num_frames - layout.context_frames))
+
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Return row shape and type of each array in a shard, by name. T follows from the layout."""
-        num_frames, single = self.layout.context_frames + self.layout.future_frames, np.dtype(np.float32)
+        num_frames, single = self.layout.num_frames, np.dtype(np.float32)
         actions = {} if self.action_dim is None else {"actions": ((num_frames, self.action_dim), single)}
         numbers = {"rewards": self.has_rewards, "successes": self.has_successes}
         single_numbers = {name: ((num_frames,), single) for name, is_stored in numbers.items() if is_stored}
@@ -194,9 +201,10 @@ class TokenStore:
     """A finished store, or several that are read as one (:func:`store_folders`), through memory maps.
 
     ``meta`` of several has all of their clips and sources; what else may differ, such as strides, is the first one's.
+    ``num_frames``: read only so many frames of each clip, the first ones, where a store has more.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], num_frames: int | None = None) -> None:
         self.folder = Path(folder)
         parts, shards, numbers = [], list[Path](), list[int]()
         for part in store_folders(folder):
@@ -205,14 +213,14 @@ class TokenStore:
                 raise UserError(f"{part} is not finished; run {TOKENIZE} again to finish it")
             if not any(clips):
                 raise UserError(f"{part} holds no clips; run {TOKENIZE} on episodes that have some")
-            parts.append((part, meta))
             shards += [shard_folder(part, shard) for shard in range(len(clips))]
             numbers += clips
+            for shard, number in zip(shards[-len(clips) :], clips, strict=True):
+                _check_shard(meta, shard, number)
+            parts.append((part, meta.first_frames(num_frames)))
         self.meta = _description_of_all(parts)
         self._ends = np.cumsum(numbers)
         self._starts = self._ends - numbers
-        for shard, number in zip(shards, numbers, strict=True):
-            self._check_shard(shard, number)
         self._open_shard = lru_cache(_OPEN_SHARDS)(
             lambda shard: {name: mapped(shards[shard], name) for name in self.meta.arrays()}
         )
@@ -223,7 +231,10 @@ class TokenStore:
     def read(self, rows: NDArray[np.int64]) -> TokenBatch:
         shards = np.searchsorted(self._ends, rows, side="right")
         places = [(self._open_shard(int(shard)), row) for shard, row in zip(shards, rows - self._starts[shards])]
-        found = {name: np.stack([arrays[name][row] for arrays, row in places]) for name in self.meta.arrays()}
+        found = {
+            name: np.stack([arrays[name][row][:length] for arrays, row in places])
+            for name, ((length, *_), _) in self.meta.arrays().items()
+        }
         tokens = found.pop("tokens").astype(np.int64)
         check_clips(self.meta, tokens, found, f"{self.folder}, one of the clips {reprlib.repr(rows.tolist())}")
         series = {name: torch.from_numpy(values) for name, values in found.items()}
@@ -236,15 +247,16 @@ class TokenStore:
             told = f"the tokens in {self.folder} were made by another tokenizer"
             raise UserError(f"{told}; give that one, or run {TOKENIZE} with this one")
 
-    def _check_shard(self, folder: Path, number: int) -> None:
-        """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
-        for name, (row_shape, dtype) in self.meta.arrays().items() if number else ():
-            array = mapped(folder, name)
-            if array.shape != (number, *row_shape) or array.dtype != dtype:
-                raise UserError(
-                    f"{folder / name}.npy holds {array.shape} {array.dtype}, but {META} says {(number, *row_shape)} "
-                    f"{dtype}; make the store again with {TOKENIZE}"
-                )
+
+def _check_shard(meta: TokenStoreMeta, folder: Path, number: int) -> None:
+    """Raise UserError unless all arrays of a shard exist, complete and in the form that ``meta.json`` describes."""
+    for name, (row_shape, dtype) in meta.arrays().items() if number else ():
+        array = mapped(folder, name)
+        if array.shape != (number, *row_shape) or array.dtype != dtype:
+            raise UserError(
+                f"{folder / name}.npy holds {array.shape} {array.dtype}, but {META} says {(number, *row_shape)} "
+                f"{dtype}; make the store again with {TOKENIZE}"
+            )
 
 
 def _description_of_all(parts: Sequence[tuple[Path, TokenStoreMeta]]) -> TokenStoreMeta:

@@ -224,9 +224,9 @@ def build_evaluation(args: GptArgs) -> EvaluationClips:
 def open_token_store(path: str, args: GptArgs, tokenizer: CompressiveVQModel, layout: TokenLayout) -> TokenStore:
     """Open a token store after checking that it holds what this run needs.
 
-    Clips of another shape or another tokenizer, and missing actions or rewards, are UserErrors.
+    Clips that are too short or of another tokenizer, and missing actions or rewards, are UserErrors.
     """
-    store = TokenStore(path)
+    store = TokenStore(path, args.segment_length)
     if store.meta.layout != layout:
         raise UserError(
             f"{path} holds clips of {store.meta.layout.context_frames} context and {store.meta.layout.future_frames} "

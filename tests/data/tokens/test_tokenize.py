@@ -60,6 +60,23 @@ def test_every_clip_is_stored_as_the_tokenizer_sees_it(arguments, tiny_world_mod
     assert next(iter(TokenLoader(store, 2))).tokens.shape == (2, store.meta.layout.sequence_length)
 
 
+def test_first_frames_of_stored_clips_are_shorter_clips(arguments, tmp_path):
+    """Else every length needs a store of its own, and clips of two lengths cannot be read together."""
+    tokenize_command.main(arguments)
+    tokenize_command.main([*arguments, "--segment_length", "3", "--output", str(tmp_path / "short")])
+    short = TokenStore(tmp_path / "short")
+    both = TokenStore(f"{tmp_path / 'store'},{tmp_path / 'short'}", num_frames=3)
+    assert both.meta.layout == short.meta.layout
+    assert (len(both), len(short)) == (6 + 7, 7)
+    cut, expected = (
+        both.read(np.arange(6)),
+        short.read(np.array([0, 1, 2, 3, 5, 6])),
+    )  # the fifth begins too late for four
+    for name in ("tokens", "actions", "rewards"):
+        assert torch.equal(getattr(cut, name), getattr(expected, name))
+    assert torch.equal(both.read(np.arange(6, 13)).tokens, short.read(np.arange(7)).tokens)
+
+
 def contents(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 

@@ -125,6 +125,8 @@ def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tm
     from_tokens += ["--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
     run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned"]))
     assert [line["split"] for line in metrics_of(run)] == ["train", "validation"]
+    run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned", "--segment_length", "3"]))
+    assert [line["split"] for line in metrics_of(run)] == ["train", "validation"]
     with pytest.raises(UserError, match="--context_length or --segment_length"):
         build_gpt([*from_tokens, "--max_train_steps", "1", "--segment_length", "5"])
     with pytest.raises(UserError, match="not --action_dim 3"):
