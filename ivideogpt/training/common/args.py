@@ -42,15 +42,23 @@ NEEDS = (
     ("eval_only", "pretrained_transformer_path", "needs a trained transformer: give"),
     ("eval_token_store", "token_store", "replaces the test split: it goes with"),
 )
-# A flag of either script that does nothing without another one.
+# A flag of either script that does nothing without another one, or one of several.
+SAMPLING = ("use_frame_metrics", "use_fvd")
 DOES_NOTHING_WITHOUT = (
-    ("reward_weight", "reward_prediction"),
-    ("success_weight", "success_prediction"),
-    ("action_dim", "action_conditioned"),
-    ("lora_r", "lora"),
-    ("lora_alpha", "lora"),
-    ("lora_dropout", "lora"),
+    ("reward_weight", ("reward_prediction",)),
+    ("success_weight", ("success_prediction",)),
+    ("action_dim", ("action_conditioned",)),
+    ("lora_r", ("lora",)),
+    ("lora_alpha", ("lora",)),
+    ("lora_dropout", ("lora",)),
+    ("segment_horizon", ("rand_select", "rand_shuffle")),
+    ("i3d_path", ("use_fvd",)),
+    ("eval_generate_times", SAMPLING),
+    ("max_generate_batchsize", SAMPLING),
+    ("max_decode_batchsize", SAMPLING),
 )
+# Flags of the GAN loss, which begins at step disc_start.
+GAN = ("disc_weight", "disc_depth", "discriminator_config_name_or_path", "discr_learning_rate", "discr_lr_scheduler")
 # Two flags that do not go together, and why.
 CLASHES = (
     ("strong_aug", "no_aug", "contradict each other"),
@@ -240,6 +248,9 @@ class TokenizerArgs(TrialArgs, RecordArgs, OptimisationArgs, TokenizerLossArgs, 
             )
         if self.disc_start < self.max_train_steps:
             self._check_discriminator()
+        elif given := [f"--{name}" for name in GAN if getattr(self, name) != getattr(type(self), name)]:
+            asked = f"--disc_start {self.disc_start} and --max_train_steps {self.max_train_steps}"
+            warnings.warn(f"{', '.join(given)} does nothing: {asked} leave no step for the GAN loss", stacklevel=3)
 
     def _check_discriminator(self) -> None:
         size = self.resolution // 2**self.disc_depth
@@ -414,8 +425,9 @@ def _check_what_both_share(args: TokenizerArgs | GptArgs, start: str) -> None:
     if "/" in args.exp_name:
         raise UserError(f"--exp_name {args.exp_name}: it is part of a folder's name, so it cannot have a slash")
     for name, needed in DOES_NOTHING_WITHOUT:
-        if getattr(args, name, None) != getattr(type(args), name, None) and not getattr(args, needed):
-            warnings.warn(f"--{name} {getattr(args, name)} does nothing without --{needed}", stacklevel=4)
+        if getattr(args, name, None) != getattr(type(args), name, None) and not any(map(vars(args).get, needed)):
+            flags = " or ".join(f"--{other}" for other in needed)
+            warnings.warn(f"--{name} {getattr(args, name)} does nothing without {flags}", stacklevel=4)
     if args.seed is not None and args.seed >= MAX_SEED:
         raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
     for name in args.report_to.split(","):

@@ -193,6 +193,21 @@ def test_inert_flags_warn():
         (GptArgs, [*GPT, "--action_dim", "7"], "--action_dim 7 does nothing without --action_conditioned"),
         (
             GptArgs,
+            [*GPT, "--eval_generate_times", "9"],
+            "--eval_generate_times 9 does nothing without --use_frame_metrics or --use_fvd",
+        ),
+        (
+            TokenizerArgs,
+            [*NO_GAN, "--segment_horizon", "20"],
+            "--segment_horizon 20 does nothing without --rand_select or --rand_shuffle",
+        ),
+        (
+            TokenizerArgs,
+            [*NO_GAN, "--disc_weight", "2", "--discriminator_config_name_or_path", "weights"],
+            "--disc_weight, --discriminator_config_name_or_path does nothing: --disc_start 1000005",
+        ),
+        (
+            GptArgs,
             [*GPT, "--dataset_path", "lerobot:a", "--oxe_data_mixes_type", "bair"],
             "--oxe_data_mixes_type bair has no effect",
         ),
