@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ivideogpt.metadata import ModelMetadata
     from ivideogpt.pretrained import load_tokenizer, load_transformer, transformer_folder
+    from ivideogpt.training.common.models import adapt_tokenizer
     from ivideogpt.world_model import WorldModel
 
     dtype = getattr(torch, args.dtype)
@@ -56,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{folder} has no ivideogpt.json: name a folder that train_gpt.py wrote")
     asked = dict(temperature=args.temperature, top_k=args.top_k, rule=args.sampling_rule)
     metadata = replace(metadata, generation=metadata.generation.with_flags(**asked))
-    layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     check_tokenizer(folder, tokenizer.state_dict())
+    adapt_tokenizer(tokenizer, metadata.context_length, metadata.resolution, "name that of the transformer's run")
+    layout = tokenizer.layout(metadata.segment_length - metadata.context_length)
     WorldModel(tokenizer, load_transformer(folder, layout), metadata).save_pretrained(args.output, dtype)
     print(f"model folder: {args.output}")
 

@@ -115,6 +115,15 @@ def test_a_success_head_learns_from_pixels_and_stores_alike(gpt_command, clips, 
     assert metrics_of(fit(build_gpt([*argv, *stores])))[-1]["success"] > 0
 
 
+def test_a_model_of_fewer_context_frames_than_its_tokenizer_is_exported(gpt_command, tiny_world_model, tmp_path):
+    """Bug prevented: training shrinks the tokenizer, export read it as it was and refused what was trained."""
+    run = fit(build_gpt([*gpt_command, "--context_length", "1", "--max_train_steps", "1"]))
+    export.main(["--tokenizer", str(tiny_world_model), "--transformer", str(run), "--output", str(tmp_path / "model")])
+    model = WorldModel.from_pretrained(tmp_path / "model")
+    assert model.metadata.context_length == model.tokenizer.context_length == 1
+    assert model.predict(torch.rand(1, 1, 3, 64, 64), horizon=2).frames.shape[2] == 2
+
+
 def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tmp_path):
     """A store of other clips, or made by another tokenizer, would train a transformer that fits nothing."""
     tokens = ["--pretrained_model_name_or_path", str(tiny_world_model), "--dataset_path", str(clips)]
