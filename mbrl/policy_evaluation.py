@@ -128,19 +128,23 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
     if rest:
         return Policy(name, on_frames=imported_policy(kind, rest))
     if Path(name).is_dir():
-        from mbrl.agent.saved_agent import trained_agent
-
-        assert model.action_dim is not None
-        size, actions = model.metadata.resolution, model.action_dim
-        agent = trained_agent(Path(name), size, actions, model.device, args.frame_stack)
-        learned = {"task": canonical_task(agent.settings["task_name"])}
-        learned |= {flag: agent.settings[flag] for flag in ("camera", "action_repeat")}
-        asked = {"task": task, "camera": args.camera, "action_repeat": args.action_repeat}
-        if differing := [flag for flag, value in learned.items() if value != asked[flag]]:
-            told = ", ".join(f"--{flag} {learned[flag]}, not {asked[flag]}" for flag in differing)
-            raise UserError(f"{name}: its agent has learned with {told}: give the flags that it has learned with")
-        return Policy(f"{Path(name)} (frame {agent.frame})", on_frames=agent.act)  # it may go on learning
+        return _agent_of_a_run(Path(name), task, args, model)
     raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
+
+
+def _agent_of_a_run(folder: Path, task: str, args: PolicyArgs, model: WorldModel) -> Policy:
+    """Return the agent of a run's folder; UserError if it has learned in another environment than the flags name."""
+    from mbrl.agent.saved_agent import trained_agent
+
+    assert model.action_dim is not None
+    agent = trained_agent(folder, model.metadata.resolution, model.action_dim, model.device, args.frame_stack)
+    learned = {"task": canonical_task(agent.settings["task_name"])}
+    learned |= {flag: agent.settings[flag] for flag in ("camera", "action_repeat")}
+    asked = {"task": task, "camera": args.camera, "action_repeat": args.action_repeat}
+    if differing := [flag for flag, value in learned.items() if value != asked[flag]]:
+        told = ", ".join(f"--{flag} {learned[flag]}, not {asked[flag]}" for flag in differing)
+        raise UserError(f"{folder}: its agent has learned with {told}: give the flags that it has learned with")
+    return Policy(f"{folder} (frame {agent.frame})", on_frames=agent.act)  # it may go on learning
 
 
 def _noise_level(name: str, text: str) -> float:

@@ -87,6 +87,18 @@ def test_a_remote_environment_is_the_one_in_this_process(make_env, frames, auto_
         remote.close()
 
 
+def test_tensors_and_arrays_begin_the_same_episodes(make_env, frames):
+    """RLinf's trainers keep masks and frames as tensors, on any device."""
+    arrays = dict(contexts=frames[:1], reset_mask=np.array([False, True]))
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    observations = []
+    for given in (arrays, tensors):
+        env = make_env()
+        env.reset(seed=1)
+        observations.append(env.reset(**given)[0]["main_images"])
+    assert torch.equal(*observations)
+
+
 def npz(save: Callable[..., None] = np.savez, **arrays: Any) -> bytes:
     file = io.BytesIO()
     save(file, **arrays)

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from ivideogpt.envs import WorldModelEnv, WorldModelVectorEnv
+from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from tests.envs.conftest import BRIGHT, HORIZON, actions, brightness
 from tests.parity.networks import world_model
@@ -106,6 +107,16 @@ def test_stacks_hold_the_last_frames_oldest_first(envs):
         before, (observation, *_) = observation, env.step(step_actions)
         np.testing.assert_array_equal(observation[..., :6], before[..., 3:])
         np.testing.assert_array_equal(observation[..., 6:], env.render())
+
+
+def test_a_buffer_of_starts_may_be_filled_again(rewarding_model, frames):
+    """Bug prevented: the stack was a view of the caller's tensor, and its next frames became the agent's past."""
+    starts = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).clone()
+    imagination = Imagination(rewarding_model, starts, num_stacked=3, seed=0)
+    before = imagination.stacks.clone()
+    starts.zero_()
+    imagination.step(torch.zeros(len(starts), 4))
+    assert torch.equal(imagination.stacks[:, :2], before[:, 1:])
 
 
 def test_contexts_of_the_callers_choice(envs, frames):

@@ -123,6 +123,9 @@ def test_bad_dynamics(dynamics):
         SessionDynamics(world_model(), dynamics.context)
     with pytest.raises(UserError, match=r"\(5, 2, 3\).*4 numbers an action"):
         dynamics(CANDIDATES[..., :3])
+    for context in (dynamics.context[None], dynamics.context[:, :, :32], dynamics.context[:0]):
+        with pytest.raises(UserError, match=r"context has shape .*, expected \(frames, channels, 64, 64\)"):
+            replace(dynamics, context=context)
     with pytest.raises(UserError, match="max_batch is 0"):
         replace(dynamics, max_batch=0)
 
