@@ -192,9 +192,11 @@ def store_folders(path: str | os.PathLike[str]) -> list[Path]:
     return folders
 
 
-def read_description(path: str | os.PathLike[str]) -> TokenStoreMeta:
+def read_description(path: str | os.PathLike[str], num_frames: int | None = None) -> TokenStoreMeta:
     """Return the ``meta`` of :class:`TokenStore` without opening its shards."""
-    return _description_of_all([(folder, read_meta(folder)[0]) for folder in store_folders(path)])
+    return _description_of_all(
+        [(folder, read_meta(folder)[0].first_frames(num_frames)) for folder in store_folders(path)]
+    )
 
 
 class TokenStore:

@@ -105,7 +105,7 @@ def find_action_spaces(args: GptArgs) -> ActionSpaces | None:
         return None
     asked = None if args.action_spaces is None else ActionSpaces.read(args.action_spaces, args.action_adapters)
     if args.token_store is not None:
-        stored = read_description(args.token_store).action_spaces
+        stored = read_description(args.token_store, args.segment_length).action_spaces
         if asked is not None and not same_encoding(asked, stored):
             raise UserError(
                 f"{args.token_store} was made with other action spaces than --action_spaces {args.action_spaces}: "
@@ -277,7 +277,7 @@ def build_metadata(args: GptArgs, tokenizer: CompressiveVQModel) -> ModelMetadat
 def dataset_step(args: GptArgs) -> int | None:
     """Return the native frames between the frames of a clip; None if the datasets of the mix differ in it."""
     if args.token_store is not None:
-        meta = read_description(args.token_store)
+        meta = read_description(args.token_store, args.segment_length)
         names, video_stepsize = meta.datasets, meta.video_stepsize
     else:
         mix = resolve_mix(args.oxe_data_mixes_type, args.dataset_path)
