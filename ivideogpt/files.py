@@ -70,6 +70,30 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a folder to write to; its files take their places in `path` once the block has ended without an error.
+
+    All of them are on the disk before the first is renamed. Other files in `path` stay.
+    """
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(path / "files")
+    try:
+        partial.mkdir()
+        yield partial
+        written = [file for file in partial.rglob("*") if file.is_file()]
+        for file in written:
+            sync(file)
+        for file in written:
+            place = path / file.relative_to(partial)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
+            sync_folder(place.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
 def atomic_file(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that takes the place of `path` as :func:`atomic_path` says; `mode` is ``"wb"`` or ``"w"`` (UTF-8)."""
     with atomic_path(path) as partial, partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
@@ -202,10 +226,16 @@ def check_fields(record: Any, lowest: Mapping[str, float] = MappingProxyType({})
     for name, kind in get_type_hints(type(record)).items():
         value = getattr(record, name)
         if not any(_is_a(value, each) for each in (get_args(kind) if isinstance(kind, UnionType) else (kind,))):
-            raise UserError(f"{name} is {reprlib.repr(value)}, expected {getattr(kind, '__name__', kind)}")
+            raise UserError(f"{name} is {reprlib.repr(value)}, expected {_described(kind)}")
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if is_number and not lowest.get(name, 0) <= value <= highest:
             raise UserError(f"{name} is {reprlib.repr(value)}, expected {lowest.get(name, 0)} to {highest:g}")
+
+
+def _described(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return " or ".join(map(repr, get_args(kind)))
+    return str(getattr(kind, "__name__", kind))
 
 
 def _is_a(value: object, kind: Any) -> bool:

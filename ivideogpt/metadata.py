@@ -74,6 +74,10 @@ class ModelMetadata:
                 f"segment_length {self.segment_length} leaves no frame to predict after context_length "
                 f"{self.context_length}: it counts the context"
             )
+        if self.goal_conditioned and self.context_length < 2:
+            raise UserError(
+                "goal_conditioned needs a context_length of at least 2: the goal, and what is to move there"
+            )
         if self.action_normalization is not None:
             numbers = (*self.action_normalization.mean, *self.action_normalization.std)
             if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers):
@@ -84,6 +88,8 @@ class ModelMetadata:
                     f"action_normalization has a mean of {lengths[0]} and a std of {lengths[1]} numbers, expected "
                     f"action_dim = {self.action_dim} of each"
                 )
+            if min(self.action_normalization.std) <= 0:
+                raise UserError("action_normalization has a std of 0 or less: give 1 to what never changes")
         if self.action_spaces is not None:
             if self.action_normalization is not None:
                 raise UserError("action_spaces and action_normalization exclude each other: each space has its own")

@@ -31,10 +31,13 @@ def resolve_folder(path_or_hub_id: str | Path, revision: str | None = None) -> P
 
     A UserError says if it is neither.
     """
-    folder = Path(path_or_hub_id).expanduser()
+    name = str(path_or_hub_id)
+    try:
+        folder = Path(path_or_hub_id).expanduser()
+    except RuntimeError as error:  # a user that there is not
+        raise UserError(f"no checkpoint folder {name}: {first_line(error)}") from error
     if folder.is_dir():
         return folder
-    name = str(path_or_hub_id)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
         raise UserError(f"no checkpoint folder {name}")
     import huggingface_hub  # here, as it takes a fifth of a second
@@ -160,7 +163,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype |
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
     if bad := [name for name, tensor in contiguous.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{file} is not written; {_listed('not finite', bad)}")
+        beyond = "" if dtype is None else f", or beyond {str(dtype).removeprefix('torch.')}"
+        raise UserError(f"{file} is not written; {_listed(f'not finite{beyond}', bad)}")
     with atomic_path(file) as partial:
         try:
             save_file(contiguous, partial, metadata={"format": "pt"})

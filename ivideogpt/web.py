@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import SplitResult, parse_qs, urlsplit
 
-from ivideogpt.errors import UserError, require
+from ivideogpt.errors import UserError, first_line, require
 from ivideogpt.flags import option
 
 MAX_MESSAGE = 16 * 1024  # bytes of a message that is read
@@ -143,8 +143,8 @@ def open_socket(args: WebArgs) -> socket.socket:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
         bound.listen()  # an address that another server waits on is found out here
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, UnicodeError) as error:  # a host with an empty label is a UnicodeError
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(
             f"cannot serve on {args.host}:{args.port} ({reason}): choose another --port, 0 for a free one, or --host"
         ) from error

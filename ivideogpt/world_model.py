@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +24,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import atomic_folder
 from ivideogpt.layout import TokenLayout
 from ivideogpt.metadata import RELEASED_SEGMENT_LENGTH, ModelMetadata
-from ivideogpt.precision import forced_bfloat16
+from ivideogpt.precision import forced_bfloat16, precision
 from ivideogpt.pretrained import (
     Transformer,
     language_model,
@@ -97,20 +98,22 @@ class WorldModel:
         cls,
         path_or_hub_id: str | Path,
         device: torch.device | str | None = None,
-        dtype: torch.dtype | Literal["auto"] | None = None,
+        dtype: torch.dtype | str | None = None,
         backend: str = "auto",
         action_space: str | None = None,
     ) -> WorldModel:
         """Load a model folder (or its tokenizer's folder) or a hub id.
 
         Args:
-            dtype: float32 if not given. "auto" takes what the device is fastest in, which may be another precision for
-                the tokenizer than for the transformer: samples follow the same distribution up to rounding.
+            dtype: float32 if not given; a name such as "bfloat16" will do. "auto" takes what the device is fastest in,
+                which may be another precision for the tokenizer than for the transformer: samples follow the same
+                distribution up to rounding.
             backend: what decodes tokens: "torch" anywhere, "cpu_kernels", "cuda_graph", or a registered one; "auto"
                 takes the fastest that runs on the device.
             action_space: robot whose actions callers give, for models of several; sessions may choose another.
         """
         check_backend(backend)
+        dtype = precision(dtype) if isinstance(dtype, str) else dtype
         folder = model_folder(path_or_hub_id)
         metadata = ModelMetadata.read(folder)
         precisions = fastest_precisions(torch.device(device or "cpu"), backend) if dtype == "auto" else (dtype, dtype)
@@ -121,12 +124,19 @@ class WorldModel:
         tokenizer.to(memory_format=torch.channels_last)  # convolutions are 1.1 to 1.6 times as fast
         return cls(tokenizer, transformer, metadata, backend, action_space).to(device or "cpu")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and other processes get: compiled kernels are opened again there."""
+        return vars(self) | {"_decode_backend": None}
+
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files."""
-        folder = Path(folder)
-        self.tokenizer.save_pretrained(folder / "tokenizer", dtype)
-        save_transformer(self.transformer, folder / "transformer", dtype)
-        self.metadata.write(folder)
+        """Write both networks and the metadata; ``dtype`` may be a 16-bit one to halve the files.
+
+        A model that is there already is replaced once all of this one is written.
+        """
+        with atomic_folder(folder) as written:
+            self.tokenizer.save_pretrained(written / "tokenizer", dtype)
+            save_transformer(self.transformer, written / "transformer", dtype)
+            self.metadata.write(written)
 
     def push_to_hub(self, repo_id: str, private: bool = False, dtype: torch.dtype | None = None) -> str:
         """Upload what :meth:`save_pretrained` writes, creating the repository if there is none. Returns its address."""

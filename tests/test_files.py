@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from ivideogpt.files import (
     PARTIAL_SUFFIX,
     KeptRows,
     atomic_file,
+    atomic_folder,
     atomic_path,
     check_folder_can_be_written,
     partial_path,
@@ -94,6 +96,22 @@ def test_a_folder_appears_whole(tmp_path):
         (partial / "a.npy").write_bytes(b"1")
         raise OSError("the disk is full")
     assert [path.name for path in tmp_path.iterdir()] == ["shard"]
+
+
+def test_files_of_a_folder_are_replaced_together(tmp_path):
+    """Bug prevented: a model's folder with one part of the new model and one of the old, which loads in silence."""
+    folder = tmp_path / "model"
+    for content in ("old", "new", "newer"):
+        with pytest.raises(OSError) if content == "newer" else nullcontext(), atomic_folder(folder) as written:
+            (written / "part").mkdir()
+            (written / "part" / "a.txt").write_text(content)
+            if content == "newer":
+                raise OSError("the disk is full")
+            (written / "b.txt").write_text(content)
+        (folder / "notes.txt").write_text("of the user")
+    found = {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*") if path.is_file()}
+    assert found == {"part/a.txt": "new", "b.txt": "new", "notes.txt": "of the user"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_only_what_killed_processes_left_is_removed(tmp_path):

@@ -146,6 +146,8 @@ def test_a_hub_id_is_downloaded_without_pickles(monkeypatch, saved):
 def test_a_missing_folder_is_one_line(name):
     with pytest.raises(UserError, match=f"^no checkpoint folder {name}$"):
         WorldModel.from_pretrained(name)
+    with pytest.raises(UserError, match="^no checkpoint folder ~nobody-of-this-name/model: Could not determine home"):
+        WorldModel.from_pretrained("~nobody-of-this-name/model")
 
 
 def test_a_hub_id_without_network_is_one_line(monkeypatch):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import inspect
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -426,6 +428,27 @@ def test_actions_are_normalised_as_in_training():
     expected = plain.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY)
     actual = scaled.predict(context_of(2), 1 + 2 * actions(2, 2, 4), sampling=GREEDY)
     assert torch.equal(actual.tokens, expected.tokens)
+
+
+def test_a_model_that_has_predicted_can_be_copied():
+    """Bug prevented: compiled kernels, which the first prediction opens, belong to a process and cannot be pickled."""
+    model = world_model(action_dim=4)
+    expected = model.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY)
+    unpickled = pickle.loads(pickle.dumps(model))  # noqa: S301
+    for copied in (copy.deepcopy(model), unpickled):
+        assert torch.equal(copied.predict(context_of(2), actions(2, 2, 4), sampling=GREEDY).tokens, expected.tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"goal_conditioned": True, "context_length": 1}, "goal_conditioned needs a context_length of at least 2"),
+        ({"action_normalization": ActionNormalization((0.0,) * 4, (1.0, 1.0, 1.0, 0.0))}, "has a std of 0 or less"),
+    ],
+)
+def test_metadata_that_mean_nothing_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        ModelMetadata(**({"resolution": 64, "context_length": 2, "action_dim": 4} | change))
 
 
 def test_the_checkpoints_own_sampling_is_the_default():

@@ -116,6 +116,11 @@ class Game:
         return (action - (low + high) / np.float32(2)) / ((high - low) / np.float32(2))
 
     @property
+    def has_goal(self) -> bool:
+        """Whether the first context frame is a goal, not a moment."""
+        return self.model.metadata.goal_conditioned
+
+    @property
     def title(self) -> str:
         return self.choices[self.key].title
 
@@ -152,7 +157,7 @@ class Game:
         if self.position == 0:
             assert self._start is not None
             dream = np.repeat(self._start.context[-1:], settings.num_samples, axis=0)
-            self.moments = [replace(self.now, dream=dream)]
+            self.moments[0] = replace(self.now, dream=dream)
 
     def seek(self, position: int) -> None:
         """Look at another moment; the next step goes on from there."""
@@ -215,14 +220,14 @@ class Game:
     def context(self, sample: int) -> Pixels:
         """Return what the model goes on from at the shown moment: the last t frames of a sample, (t, H, W, 3)."""
         t, frames = self.model.metadata.context_length, self.frames(self.position, sample)
-        return np.concatenate([frames[:1], frames[1:][1 - t :]]) if self._has_goal else frames[-t:]
+        return np.concatenate([frames[:1], frames[1:][1 - t :]]) if self.has_goal else frames[-t:]
 
     def latest(self, number: int) -> Pixels:
         """Return the last frames of the selected sample, (number, H, W, 3), the first one repeated if there are fewer.
 
         The goal of a goal-conditioned model is none of them.
         """
-        frames = self.frames(self.position, self.selected)[self._has_goal :]
+        frames = self.frames(self.position, self.selected)[self.has_goal :]
         return frames[np.arange(len(frames) - number, len(frames)).clip(min=0)]
 
     def actions(self, last: int) -> Floats:
@@ -248,10 +253,6 @@ class Game:
         if self._start is not None:
             self._start.real.close()
             self._start = None
-
-    @property
-    def _has_goal(self) -> bool:
-        return self.model.metadata.goal_conditioned and self.model.metadata.context_length > 1
 
     def _real_world(self) -> Any:
         self.check_begun()

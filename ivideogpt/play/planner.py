@@ -14,7 +14,7 @@ from torch import Tensor
 from ivideogpt.data.clips.transforms import channels_first, unit_range
 from ivideogpt.errors import UserError
 from ivideogpt.planning import MPPI, Futures, Objective, Plan, Planner, Reward, SessionDynamics, SquaredError
-from ivideogpt.play.game import Game
+from ivideogpt.play.game import Game, Settings
 from ivideogpt.play.starts import Floats
 from ivideogpt.video_io import Pixels
 
@@ -23,18 +23,21 @@ HORIZON, REPLAN_EVERY = 4, 2
 
 @dataclass(frozen=True, eq=False)
 class GamePlan:
-    """A plan, and the moment and the goal that it was made for."""
+    """A plan, and what it was made for: a moment of a sample, a goal, and how the model samples."""
 
     plan: Plan
     position: int
     dream: Pixels
     goal: Pixels | None
+    selected: int
+    settings: Settings
 
     def num_executed(self, game: Game) -> int | None:
-        """Count the planned actions that led to the shown moment; None if others did, or the goal is another."""
+        """Count the planned actions that led to the shown moment; None if others did, or something else has changed."""
         taken = [moment.action for moment in game.moments[self.position + 1 : game.position + 1]]
         is_ahead = self.position > game.position or game.moments[self.position].dream is not self.dream
-        if is_ahead or self.goal is not game.goal or len(taken) >= len(self.plan.actions):
+        is_others = self.goal is not game.goal or (self.selected, self.settings) != (game.selected, game.settings)
+        if is_ahead or is_others or len(taken) >= len(self.plan.actions):
             return None
         return len(taken) if all(map(np.array_equal, taken, self.plan.actions.numpy())) else None
 
@@ -65,7 +68,7 @@ def planned_action(game: Game) -> Floats:
     if planned is None or executed is None or executed >= REPLAN_EVERY:
         previous = None if planned is None or executed is None else planned.plan
         plan = make_plan(game, previous, executed or 0)
-        game.plan = planned = GamePlan(plan, game.position, game.now.dream, game.goal)
+        game.plan = planned = GamePlan(plan, game.position, game.now.dream, game.goal, game.selected, game.settings)
         executed = 0
     return planned.plan.actions[executed].numpy()
 

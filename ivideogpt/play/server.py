@@ -56,8 +56,8 @@ PAGE_HEADERS = {
 class Inbox:
     """Messages in their order, but the newest step alone: someone who sends faster than the model steps is not queued.
 
-    Of others of one kind in a row the newest is kept. Those behind another kind stay: that one may depend on them, as a
-    goal does on the frame that is shown.
+    Of others of one kind in a row the newest is kept, but all files that are asked for. Those behind another kind stay:
+    that one may depend on them, as a goal does on the frame that is shown.
     """
 
     def __init__(self) -> None:
@@ -69,7 +69,7 @@ class Inbox:
         if isinstance(message, Step | Reset | Seek):  # steps before it are of the past
             for step in [waiting for waiting in self._waiting if isinstance(waiting, Step)]:
                 self._waiting.remove(step)
-        if self._waiting and type(self._waiting[-1]) is type(message):
+        if self._waiting and type(self._waiting[-1]) is type(message) and not isinstance(message, Save):
             self._waiting.pop()
         self._waiting.append(message)
         self._arrived.set()
@@ -220,6 +220,8 @@ def save(game: Game, message: Save) -> tuple[str, bytes]:
     game.check_begun()
     real = game.real_frames(game.position)
     dream = game.frames(game.position, game.selected)
+    if game.has_goal:  # the first frame is where the episode is to end, not where it began
+        real, dream = None if real is None else real[1:], dream[1:]
     if message.view == "real" and real is None:
         raise UserError("what really happened is not known here: save the dream")
     frames = real if real is not None and message.view == "real" else dream

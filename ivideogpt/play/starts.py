@@ -5,6 +5,7 @@ Shapes: t context frames, H W pixels, D action dimension.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -123,8 +124,14 @@ def find_starts(
             name = dataset.episodes.name(number)
             title = name.rpartition("/")[2].removesuffix(".npz")
             opened = partial(open_start, dataset.episodes, number, metadata, step)
-            choices.append(StartChoice(f"episode:{dataset.name}#{number}", title, group or dataset.name, opened))
+            texts = f"episode:{dataset.name}#{number}", title, group or dataset.name
+            choices.append(StartChoice(*map(_printable, texts), opened))
     return choices
+
+
+def _printable(name: str) -> str:
+    """Return a file's name as a text that can be sent: on Linux it may be no UTF-8."""
+    return os.fsencode(name).decode(errors="replace")
 
 
 def open_start(episodes: Episodes, number: int, metadata: ModelMetadata, step: int, seed: int) -> Start:

@@ -33,7 +33,9 @@ class ExportArgs:
     )
 
     def validate(self) -> None:
-        """Accept any combination."""
+        chosen = ("temperature", "top_k", "sampling_rule")
+        if self.transformer is None and (given := [f"--{name}" for name in chosen if getattr(self, name) is not None]):
+            raise UserError(f"{', '.join(given)} does nothing without --transformer: a tokenizer alone samples nothing")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,6 +12,8 @@ from ivideogpt.errors import UserError
 from ivideogpt.flags import SAMPLING_RULES
 from ivideogpt.precision import full_float32
 
+MIN_TEMPERATURE = 1e-6  # logits divided by less may overflow
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -43,19 +45,27 @@ class Sampling:
     def with_flags(self, **flags: Any) -> Sampling:
         """Return these options with those of a command line that are not None.
 
-        A ``top_k`` (0: all) draws samples, whatever the rule was; with the rule "expected_code" it is a UserError.
+        A ``top_k`` (0: all) draws samples, whatever the rule was; with the rule "expected_code" it is a UserError. So
+        is a temperature where the likeliest ids are taken, which it does not change.
         """
         chosen = {name: value for name, value in flags.items() if value is not None}
+        if chosen.keys() & {"top_k", "rule"}:
+            chosen.setdefault("greedy", False)
         if "top_k" in chosen:
             if chosen.setdefault("rule", "sample") == "expected_code":
                 raise UserError("--top_k does nothing with --sampling_rule expected_code: give one of them")
             chosen["top_k"] = chosen["top_k"] or None
-        return replace(self, **chosen)
+        sampling = replace(self, **chosen)
+        takes_likeliest = sampling.greedy or (sampling.top_k == 1 and sampling.rule == "sample")
+        if takes_likeliest and sampling.temperature != self.temperature:
+            raise UserError("--temperature does nothing where the likeliest tokens are taken: give --top_k 100, too")
+        return sampling
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not self.temperature >= MIN_TEMPERATURE:
             raise UserError(
-                f"temperature is {self.temperature}, must be positive; for the likeliest tokens use greedy=True"
+                f"temperature is {self.temperature}, must be at least {MIN_TEMPERATURE}; for the likeliest tokens use "
+                "greedy=True"
             )
         if self.top_k is not None and self.top_k < 1:
             raise UserError(f"top_k is {self.top_k}, must be at least 1, or None to keep all ids")

@@ -106,6 +106,7 @@ def test_the_data_set_names_the_robot(run, robots_model):
 
 def test_equal_samples_are_written_once(run):
     """A checkpoint that asks for the likeliest tokens would fill the sheet with one future."""
+    run("--repeat_times", "3")
     _, printed, _, output = run("--top_k", "1")
     assert [path.name for path in output.glob("*.gif")] == ["pred-samples-0.gif"]
     assert "--top_k 100 samples several" in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -79,6 +80,16 @@ def test_settings_change_in_the_middle(game):
     assert go(game, 3)[0].shape[0] == 1
     assert np.array_equal(game.frames(2, 2), selected)
     assert len(game.frames(4, 2)) == 2 + 4
+
+
+def test_settings_change_at_the_start(game):
+    """The frames after it were dropped at once, at any other one with the next step."""
+    go(game, 0, 1)
+    game.seek(0)
+    game.change(SEVERAL)
+    assert [len(moment.dream) for moment in game.moments] == [3, 1, 1]
+    assert [len(frames) for frames in go(game, 2)] == [3]
+    assert len(game.moments) == 2
 
 
 def test_the_real_world_is_known_as_long_as_the_recorded_actions_are_repeated(game):
@@ -158,7 +169,11 @@ def test_a_plan_is_followed_for_some_steps_and_then_improved(game, plans):
     autopilot_action(game, "mppi")
     game.reset("episode:noise", 3)
     autopilot_action(game, "mppi")
-    assert plans[2:] == 3 * [(False, 0)]
+    game.change(replace(game.settings, num_samples=2))
+    autopilot_action(game, "mppi")
+    game.selected = 1
+    autopilot_action(game, "mppi")
+    assert plans[2:] == 5 * [(False, 0)]
 
 
 def test_what_is_planned_for(game):
@@ -250,6 +265,28 @@ def test_bundled_episodes_are_starts_for_models_of_any_kind():
     assert np.array_equal(goal.context[1], start.context[0])
     assert not np.array_equal(goal.context[0], start.context[1])
     assert goal.actions.shape == (0, 0)
+
+
+def test_a_saved_episode_begins_without_the_goal():
+    """Bug prevented: an episode to train on that jumps from its end to its beginning."""
+    goal_model = world_model(goal_conditioned=True)
+    choice = find_starts("inference/samples", goal_model.metadata)[0]
+    game = Game(goal_model, {choice.key: choice})
+    game.reset(choice.key, 0)
+    game.step(np.zeros(0, np.float32))
+    with np.load(io.BytesIO(save(game, Save("npz", "dream", 10))[1])) as saved:
+        assert np.array_equal(saved["image"], [choice.open(0).context[1], game.now.dream[0]])
+
+
+def test_names_that_are_no_utf8_are_shown(tmp_path):
+    """Bug prevented: one such file, and no page could be opened."""
+    folder = tmp_path / "arm"
+    folder.mkdir()
+    np.savez(folder / "0.npz", image=np.zeros((3, 64, 64, 3), np.uint8), action=np.zeros((3, ACTION_DIM), np.float32))
+    (folder / "0.npz").rename(os.fsdecode(os.fsencode(folder) + b"/\xff.npz"))
+    (choice,) = find_starts(str(tmp_path), model().metadata)
+    assert choice.title == "\N{REPLACEMENT CHARACTER}"
+    assert choice.open(0).context.shape == (2, 64, 64, 3)
 
 
 def test_a_long_episode_ends_with_its_last_frame(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from ivideogpt.data.formats.registry import find_episodes
 from ivideogpt.data.inspect.validate import validate_dataset
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from ivideogpt.play.messages import Goal, Seek, Step
+from ivideogpt.play.messages import Goal, Save, Seek, Step
 from ivideogpt.play.server import MAX_WAITING, Inbox
 from ivideogpt.web import MAX_FRAME, MAX_MESSAGE, WebArgs, open_socket
 from tests.play.serving import Running, wait_until
@@ -226,6 +226,8 @@ def test_addresses_that_cannot_be_served_are_one_line():
             open_socket(WebArgs(port=port))
     with pytest.raises(UserError, match=r"cannot serve on 192\.0\.2\.1"):
         open_socket(WebArgs(host="192.0.2.1"))
+    with pytest.raises(UserError, match=r"cannot serve on a\.\.b"):  # an empty label
+        open_socket(WebArgs(host="a..b"))
     with pytest.raises(UserError, match="at most 65535"):
         parse(WebArgs, ["--port", "70000"])
     with pytest.raises(UserError, match="at least 8 letters"):
@@ -253,6 +255,10 @@ def test_a_goal_is_the_frame_that_was_gone_to_before():
         inbox.put(message)
     got = [asyncio.run(inbox.get()) for _ in range(4)]
     assert got == [Seek(5), Goal("shown"), Seek(0), Step()]
+    files = [Save("gif", "dream", 10), Save("npz", "dream", 10)]
+    for message in files:
+        inbox.put(message)
+    assert [asyncio.run(inbox.get()) for _ in files] == files
     for _ in range(2 * MAX_WAITING):
         inbox.put(Goal("shown"))
         inbox.put(Seek(0))

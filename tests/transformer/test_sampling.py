@@ -103,6 +103,7 @@ def test_the_expected_code_lies_between_the_likely_ones():
 
 IMPOSSIBLE = [
     {"temperature": 0},
+    {"temperature": 1e-38},
     {"temperature": -1.0},
     {"top_k": 0},
     {"separators": "none"},
@@ -127,3 +128,10 @@ def test_flags_that_sample_change_the_rule():
     assert stated.with_flags(top_k=0).top_k is None
     with pytest.raises(UserError, match="--top_k does nothing with --sampling_rule expected_code: give one"):
         stated.with_flags(top_k=20, rule="expected_code")
+    greedy = Sampling(greedy=True)
+    assert greedy.with_flags(top_k=20) == Sampling(top_k=20)
+    assert greedy.with_flags(rule="expected_code") == Sampling(rule="expected_code")
+    assert greedy.with_flags(temperature=1.0) == greedy
+    for likeliest, flags in ((greedy, {}), (Sampling(), {"top_k": 1})):
+        with pytest.raises(UserError, match="--temperature does nothing where the likeliest tokens are taken"):
+            likeliest.with_flags(temperature=5.0, **flags)

@@ -18,6 +18,7 @@ from ivideogpt.training.common.args import (
     TrialArgs,
     parse,
 )
+from ivideogpt.training.export import ExportArgs
 
 GPT = ["--pretrained_model_name_or_path", "tokenizer"]
 SHARED = (ClipArgs, OptimisationArgs, RecordArgs, TrialArgs)
@@ -170,6 +171,11 @@ def test_8bit_adam_needs_a_package_and_leaves_code_vectors_alone(monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", found)
     with pytest.raises(UserError, match=r"--codebook_decay 0\.99"):
         parse(TokenizerArgs, ["--use_8bit_adam", "--restart_dead_codes", "9", *NO_GAN])
+
+
+def test_a_tokenizer_is_exported_without_sampling():
+    with pytest.raises(UserError, match="--temperature, --top_k does nothing without --transformer"):
+        parse(ExportArgs, ["--tokenizer", "a", "--output", "b", "--top_k", "3", "--temperature", "0.5"])
 
 
 def test_inert_flags_warn():
