@@ -79,7 +79,13 @@ def transformer_folder(path_or_hub_id: str | Path) -> Path:
 
 def load_tokenizer(path_or_hub_id: str | Path, dtype: torch.dtype | None = None) -> CompressiveVQModel:
     """The tokenizer of a model folder, a run folder, its own folder, or a hub id, in eval mode."""
-    return CompressiveVQModel.from_pretrained(tokenizer_folder(path_or_hub_id), torch_dtype=dtype or torch.float32)
+    folder = tokenizer_folder(path_or_hub_id)
+    if (folder / TRANSFORMER_WEIGHTS).is_file() and not (folder / TOKENIZER_WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} has a transformer and no tokenizer: make a model folder of both with python -m "
+            f"ivideogpt.training.export --tokenizer <its tokenizer> --transformer {folder} --output <folder>"
+        )
+    return CompressiveVQModel.from_pretrained(folder, torch_dtype=dtype or torch.float32)
 
 
 def is_plain_tokenizer(path_or_hub_id: str | Path) -> bool:

@@ -142,11 +142,17 @@ def test_a_hub_id_is_downloaded_without_pickles(monkeypatch, saved):
     assert WorldModel.from_pretrained("thuml/ivideogpt-oxe-64-act-free").action_dim == 4
 
 
+def test_a_run_of_a_transformer_is_no_model(tiny_world_model):
+    """It was said that a file of the tokenizer was missing, not what to do."""
+    with pytest.raises(UserError, match=r"has a transformer and no tokenizer: make a model folder.*training\.export"):
+        load_tokenizer(tiny_world_model / "transformer")
+
+
 @pytest.mark.parametrize("name", ["no/such/folder", "./missing", "/missing/folder", "missing"])
 def test_a_missing_folder_is_one_line(name):
     with pytest.raises(UserError, match=f"^no checkpoint folder {name}$"):
         WorldModel.from_pretrained(name)
-    with pytest.raises(UserError, match="^no checkpoint folder ~nobody-of-this-name/model: Could not determine home"):
+    with pytest.raises(UserError, match=r"^no checkpoint folder ~nobody-of-this-name/model: Could not determine home"):
         WorldModel.from_pretrained("~nobody-of-this-name/model")
 
 

@@ -134,7 +134,10 @@ def test_token_store_in_place_of_pixels(gpt_command, clips, tiny_world_model, tm
     from_tokens += ["--token_store", str(tmp_path / "train"), "--eval_token_store", str(tmp_path / "test")]
     run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned"]))
     assert [line["split"] for line in metrics_of(run)] == ["train", "validation"]
-    run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned", "--segment_length", "3"]))
+    short = ["--segment_length", "3", "--stride", "3", "--output", str(tmp_path / "short"), "--device", "cpu"]
+    tokenize_command.main([*tokens, *short])
+    both = ["--token_store", f"{tmp_path / 'train'},{tmp_path / 'short'}", "--segment_length", "3"]
+    run = fit(build_gpt([*from_tokens, "--max_train_steps", "1", "--action_conditioned", *both]))
     assert [line["split"] for line in metrics_of(run)] == ["train", "validation"]
     with pytest.raises(UserError, match="--context_length or --segment_length"):
         build_gpt([*from_tokens, "--max_train_steps", "1", "--segment_length", "5"])
