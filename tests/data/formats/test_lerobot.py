@@ -331,6 +331,20 @@ def test_actions_of_several_axes_are_flattened(images, tmp_path, shape):
     np.testing.assert_array_equal(episode.rewards(np.arange(9)), rewards(3))
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_lists_of_uneven_length_are_refused(images, tmp_path, nested):
+    """Bug prevented: a row without an action beside one with two moved the actions between them to other frames."""
+    folder = copy_of(images, tmp_path)
+    for path in folder.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        rows = table.column("action").to_pylist()
+        rows[1], rows[2] = [], rows[1] + rows[2]
+        column = pa.array([[row] for row in rows] if nested else rows)
+        pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", column), path)
+    with pytest.raises(UserError, match=r"column 'action' holds \d+ values .*, unevenly many in each; expected 3"):
+        LeRobotEpisodes.open_folder(folder).open(0).actions(np.arange(3))
+
+
 def test_rewards_of_several_numbers_are_none(images, tmp_path):
     """Bug prevented: the first number of several was taken for the reward."""
     folder = copy_of(images, tmp_path)
