@@ -253,7 +253,7 @@ class OxeSplit:
                 )
             source = f"{path}#{record}"
             if record < len(records):
-                yield Job(self.output / f"{self.name}_eps_{number:08d}.npz", source, records[record])
+                yield Job(self.output / f"{self.name}_eps_{number:08d}.npz", source, records[record], (path,))
             else:
                 reason = damage or f"holds {len(records)} of {length} records that dataset_info.json lists"
                 yield Skipped(source, reason)

@@ -48,7 +48,7 @@ def find_jobs(folder: Path, output: Path) -> list[Job | Skipped]:
     for first, path in sorted(files.items()):
         records, damage = find_records(path)
         for i, record in enumerate(records):
-            jobs.append(Job(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record))
+            jobs.append(Job(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record, (path,)))
         if damage:
             jobs.append(Skipped(str(path), f"only {len(records)} trajectories found: {damage}"))
     return jobs

@@ -64,7 +64,10 @@ def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
         counts = f"{len(missing)} of the {len(test)} files of the test split"
         print(f"{counts} are not there, {min(missing)} first", file=sys.stderr)
     output = Path(args.save_path)
-    jobs = [Job(output / ("test" if path.stem in test else "train") / f"{path.stem}.npz", str(path)) for path in files]
+    jobs = [
+        Job(output / ("test" if path.stem in test else "train") / f"{path.stem}.npz", str(path), files=(path,))
+        for path in files
+    ]
     return [[job for job in jobs if job.output.parent.name == split] for split in ("train", "test")]
 
 

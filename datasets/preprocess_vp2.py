@@ -53,7 +53,7 @@ def find_jobs(path: Path, split: str, output: Path) -> list[Job | Skipped]:
     except UserError as error:
         return [Skipped(str(path), str(error))]
     return [
-        Job(output / f"{split}_eps_{match[1]}{int(match[2]):05d}.npz", f"{path}#{demo}", (path, demo, camera))
+        Job(output / f"{split}_eps_{match[1]}{int(match[2]):05d}.npz", f"{path}#{demo}", (path, demo, camera), (path,))
         if (match := DEMO.fullmatch(demo))
         else Skipped(f"{path}#{demo}", "expected five letters and a number, such as demo_12, as its name")
         for demo in demos

@@ -5,7 +5,8 @@
 reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm}`` with ``<name>.csv`` or ``<name>.npy`` and writes
 ``data/my_robot/<name>.npz``, which trains with ``--dataset_path data --oxe_data_mixes_type folder:my_robot``. Row i of
 the actions is the action at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
-episodes have no actions. Run the same command again to go on after an interruption.
+episodes have no actions. Run the same command again to go on after an interruption, or after correcting tables:
+episodes that are older than their video or table are written again.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], int | None]:
         else:
             name = "_".join(video.relative_to(root).with_suffix("").parts)
             output = Path(args.output_path) / args.dataset / f"{name}.npz"
-            jobs.append(Job(output, str(video), next(iter(found), None)))
+            jobs.append(Job(output, str(video), next(iter(found), None), (video, *found)))
     return jobs, action_dim
 
 

@@ -13,7 +13,7 @@ from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from tests.datasets.conversions import episodes, run, words
+from tests.datasets.conversions import episodes, make_newer, run, words
 from tests.datasets.scripts import command, load_script
 
 av = pytest.importorskip("av")
@@ -170,6 +170,12 @@ def test_the_test_list_decides_and_both_splits_are_read(source, tmp_path):
     config = DataConfig(mix="tfds_robonet", segment=segment, batch_size=2, load_action=True, dataset_yaml=str(yaml))
     for split in ("train", "test"):
         assert next(iter(build_loader(config, split))).actions.shape == (2, 4, 5)
+
+
+def test_a_changed_file_is_converted_again(source, tmp_path):
+    for outdated in (0, 1):
+        assert convert(source, tmp_path / "out", no_test_split=True).outdated == outdated
+        make_newer(source / "two.hdf5")
 
 
 def test_the_published_test_split_is_the_default(tmp_path, capsys):

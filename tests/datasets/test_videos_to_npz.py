@@ -1,5 +1,6 @@
 """Real videos whose frame i has grey level 8 i, with tables whose row i says i."""
 
+import os
 from contextlib import nullcontext
 
 import av
@@ -358,6 +359,20 @@ def test_it_goes_on_after_an_interruption_and_keeps_to_its_settings(folder):
     assert (summary.written, summary.existing) == (1, 1)
     with pytest.raises(UserError, match="resize was None, is 16"):
         convert(folder, "--resize", "16")
+
+
+def test_a_corrected_table_is_converted_again(folder):
+    """Bug prevented: inspect finds late actions, the table is corrected, and the same command keeps the old episode."""
+    convert(folder)
+    made = (folder.parent / "out" / "robot" / "one.npz").stat().st_mtime
+    write_csv(folder / "one.csv", rows=2 * table())
+    os.utime(folder / "one.csv", (made + 1, made + 1))
+    summary = convert(folder)
+    assert (summary.written, summary.outdated) == (1, 1)
+    np.testing.assert_array_equal(episode(folder)["action"], 2 * table())
+    os.utime(folder / "one.csv", (made - 1, made - 1))
+    os.utime(folder / "one.mp4", (made + 9, made + 9))
+    assert convert(folder).outdated == 1
 
 
 def test_misnamed_tables_are_an_error(tmp_path):

@@ -1,7 +1,7 @@
 """Shared parts of the converters: jobs in, npz episodes out. Knows only the format that is written.
 
 Episodes are written under a temporary name and renamed. So files with a final name are complete, and the same command
-continues an interrupted conversion.
+continues an interrupted conversion. Those that are older than a source are made again.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ class Job:
     output: Path
     source: str  # name in messages: a path, or path#episode
     place: Any = None  # where its converter finds it, if the source does not say
+    files: tuple[str | Path, ...] = ()  # local files that it is made of: an output older than one of them is outdated
+
+    @property
+    def is_outdated(self) -> bool:
+        """Tell whether the output, which exists, is older than one of its files."""
+        made = self.output.stat().st_mtime_ns
+        return any(os.stat(file).st_mtime_ns > made for file in self.files if os.path.exists(file))
 
 
 @dataclass(frozen=True)
@@ -96,19 +103,21 @@ class Summary:
     shard: Shard = Shard()
     written: int = 0
     existing: int = 0
+    outdated: int = 0  # were there before, but a source has changed since
     skipped: tuple[Skipped, ...] = ()
 
     def __str__(self) -> str:
         shard = f"{self.shard}: " if self.shard.count > 1 else ""
         counts = f"{self.written} episodes written, {self.existing} were there before, {len(self.skipped)} skipped"
-        lines = [shard + counts]
+        again = f"; {self.outdated} were there, but older than a source" if self.outdated else ""
+        lines = [shard + counts + again]
         lines += [f"  skipped: {' '.join(str(skip).split())}" for skip in self.skipped[:_LISTED_SKIPS]]
         if len(self.skipped) > _LISTED_SKIPS:
             lines.append(f"  and {len(self.skipped) - _LISTED_SKIPS} more, named above")
         return "\n".join(lines)
 
     def missing(self, jobs: Iterable[Job | Skipped]) -> Iterator[Job]:
-        """Yield the shard's jobs without output yet, and count its others."""
+        """Yield the shard's jobs whose output is missing or outdated, and count its others."""
         seen: set[Path] = set()  # outputs and their folders, of all shards
         for number, job in enumerate(jobs):
             if isinstance(job, Job) and job.output in seen:
@@ -121,11 +130,15 @@ class Summary:
                 continue
             if isinstance(job, Skipped):
                 self.add(job)
-            elif job.output.exists():
+            elif not job.output.exists():
+                yield job
+            elif job.is_outdated:
+                self.outdated += 1
+                job.output.unlink(missing_ok=True)  # or it would stay if the source cannot be read any more
+                yield job
+            else:
                 self.existing += 1
                 self.bar.update()
-            else:
-                yield job
 
     def check(self) -> None:
         """Raise UserError if there were only bad episodes."""
@@ -164,7 +177,7 @@ class ConversionArgs:
         """Check the flags of the subclass for contradictions."""
 
     def convert(self, splits: Sequence[Jobs], convert_one: Callable[[Job], Arrays], description: str) -> Summary:
-        """Write the episode of every job of the shard that has no file yet, split after split.
+        """Write the episode of every job of the shard whose file is missing or outdated, split after split.
 
         Args:
             convert_one: reads one episode. Defined at module level, as other processes import it. Its UserError or
@@ -177,7 +190,7 @@ class ConversionArgs:
 
     def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | None], description: str) -> Summary:
         """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
-        jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
+        jobs = self._first_of_each(splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         shard = Shard.parse(self.shard)
         progress = tqdm(total=len(range(shard.index, total, shard.count)), desc=description, unit="episode")
@@ -187,6 +200,14 @@ class ConversionArgs:
                 summary.add(outcome)
         summary.check()
         return summary
+
+    def own_jobs(self, splits: Sequence[Jobs]) -> list[Job | Skipped]:
+        """Return the jobs of the shard, with those that are done."""
+        shard = Shard.parse(self.shard)
+        return [job for number, job in enumerate(self._first_of_each(splits)) if shard.has(number)]
+
+    def _first_of_each(self, splits: Sequence[Jobs]) -> Iterator[Job | Skipped]:
+        return itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
 
 
 @dataclass(frozen=True)
