@@ -12,6 +12,7 @@ only; the command without it then makes the folder.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import sys
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.catalog import files_below
+from ivideogpt.data.catalog import files_by_folder
 from ivideogpt.data.convert.conversion import (
     FrameArgs,
     Job,
@@ -195,20 +196,21 @@ def run(args: ToLeRobotArgs) -> Summary:
     if output.exists():
         raise UserError(f"--output_path {output} exists already; delete it, or choose another")
     source, work = Path(args.input_path), output.with_name(f".{output.name}.partial")
-    files = files_below(source, {".npz"})[: args.max_num_episodes]
-    if not files:
+    folders = [files[: args.max_num_episodes] for files in files_by_folder(source, {".npz"}).values()]
+    if not folders:
         raise UserError(f"--input_path {source}: no .npz files in it or below")
-    jobs = [Job(work / "parts" / path.relative_to(source), str(path)) for path in files]
-    contents = first_readable(lambda path: Contents.of(path, args.store), files)
+    parts = work / "parts"
+    jobs = [[Job(parts / path.relative_to(source), str(path), files=(path,)) for path in each] for each in folders]
+    contents = first_readable(lambda path: Contents.of(path, args.store), itertools.chain(*folders))
     for name, (height, width) in contents.cameras.items():
         if height % 2 or width % 2:
             raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
     keep_settings(work, args.noted("fps", "codec", "crf") | {"contents": contents})
-    summary = args.run([jobs], partial(encode_episode, contents, args), "encode")
+    summary = args.run(jobs, partial(encode_episode, contents, args), "encode")
     if args.shard is not None:
         return summary
     shutil.rmtree(work / "dataset", ignore_errors=True)  # left by a run that was interrupted during assembly
-    assemble(jobs, args, work / "dataset")
+    assemble(itertools.chain(*jobs), args, work / "dataset")
     (work / "dataset").replace(output)
     shutil.rmtree(work)
     return summary

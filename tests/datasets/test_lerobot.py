@@ -326,7 +326,7 @@ def test_to_lerobot_by_the_command_after_an_interruption(episodes, tmp_path, mon
     assert not (tmp_path / "robot").exists()
     done = command(tmp_path, "npz_to_lerobot", *flags, "--num_workers", 2)
     assert done.returncode == 0, done.stderr
-    assert "3 episodes written, 2 were there before" in done.stdout
+    assert "1 episodes written, 4 were there before" in done.stdout
     assert "train with --dataset_path lerobot:robot" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["robot"]
     assert "Svt" not in done.stderr
@@ -350,6 +350,13 @@ def test_to_lerobot_in_shards(episodes, written, tmp_path):
     one, other = (LeRobotEpisodes.open_folder(folder) for folder in (written, tmp_path / "robot"))
     for number in range(len(LENGTH)):
         np.testing.assert_array_equal(one.open(number).series("action"), other.open(number).series("action"))
+
+
+def test_to_lerobot_the_first_episodes_of_every_folder(episodes, tmp_path):
+    """Bug prevented: --max_num_episodes took the first folder's alone, against its help."""
+    assert convert_to_lerobot(episodes, tmp_path / "robot", "--max_num_episodes", "1").written == 2
+    read = LeRobotEpisodes.open_folder(tmp_path / "robot")
+    assert [read.open(number).num_frames for number in range(len(read))] == [LENGTH["lift/c"], LENGTH["push/a"]]
 
 
 def interrupted(*_):

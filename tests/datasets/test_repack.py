@@ -125,6 +125,31 @@ def test_verifying_finds_and_replaces_a_damaged_file(tmp_path, capsys):
     assert run(tmp_path / "in", tmp_path / "out", "--verify").written == 0
 
 
+def test_a_shard_verifies_its_own_files(tmp_path, capsys):
+    """Bug prevented: damaged files of other shards were deleted, and not written again."""
+    write_dataset(tmp_path / "in", 4)
+    run(tmp_path / "in", tmp_path / "out")
+    good = files(tmp_path / "out")
+    for name, content in good.items():
+        (tmp_path / "out" / name).write_bytes(content[:-9])
+    assert run(tmp_path / "in", tmp_path / "out", "--verify", "--shard", "1/2").written == 2
+    assert "2 files differed" in capsys.readouterr().out
+    now = files(tmp_path / "out")
+    assert now.keys() == good.keys()
+    assert [now[name] == content for name, content in good.items()] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("shard", [(), ("--shard", "0/1")])
+def test_the_first_episodes_of_every_folder(tmp_path, shard):
+    """Bug prevented: --max_num_episodes took the first folder's alone."""
+    for robot in ("a", "b/c", "b"):
+        write_dataset(tmp_path / "in" / robot, 3)
+    run(tmp_path / "in", tmp_path / "out", "--max_num_episodes", "2", *shard)
+    assert list(files(tmp_path / "out")) == [
+        f"{robot}/0000{i}.npz" for robot, numbers in (("a", "01"), ("b", "01"), ("b/c", "01")) for i in numbers
+    ]
+
+
 def test_bad_files_are_skipped_and_named(tmp_path):
     write_dataset(tmp_path / "in", 1)
     write_episode(tmp_path / "in" / "objects.npz", info=np.array([{}], dtype=object))
