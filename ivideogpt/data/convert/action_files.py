@@ -112,12 +112,28 @@ def _is_numeric_header(path: Path, rows: list[list[str]]) -> bool:
 
 
 def _cells(path: Path) -> list[list[str]]:
+    """Read the lines as cells. Empty lines at the end are ignored.
+
+    Every second line may be empty, as where csv was written on Windows with line ends of its own. Any other empty line
+    is an error: it may be a lost row, without which all later ones would belong to the frame before theirs.
+    """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable text file ({error}); save it as csv in UTF-8") from error
+    filled = [bool(line.strip()) for line in lines]
+    while filled and not filled[-1]:
+        filled.pop()
+    lines = lines[: len(filled)]
     if not lines:
         raise UserError(f"{path}: is empty; expected one row of actions a frame")
+    if filled == [True, False] * (len(lines) // 2) + [True]:
+        lines = lines[::2]
+    elif False in filled:
+        raise UserError(
+            f"{path}: line {filled.index(False) + 1} is empty, but rows come after it; fill in the row that was lost, "
+            "or remove the line if none was"
+        )
     lines[0] = lines[0].removeprefix("#")  # numpy.savetxt comments its header out
     delimiter = max(_DELIMITERS, key=lines[0].count)
     if delimiter not in lines[0]:
