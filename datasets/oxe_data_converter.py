@@ -371,7 +371,8 @@ def run(args: OxeArgs) -> Summary:
     reading = choose_features(args, name, folder)
     print(f"{name}: {folder}", reading, sep="\n")
     splits = find_splits(folder, output)
-    keep_settings(output, {"version": folder.resolve().name, "cameras": reading.cameras, "actions": reading.actions})
+    settings = {"input_path": folder.resolve(), "version": folder.resolve().name}
+    keep_settings(output, settings | {"cameras": reading.cameras, "actions": reading.actions})
     return args.convert(splits, partial(read_episode, reading), name)
 
 

@@ -151,6 +151,15 @@ def test_damage_costs_its_own_episodes_only(source, converted, tmp_path, capsys)
         convert(tmp_path, tmp_path / "other", on_bad_episode="error")
 
 
+def test_one_folder_keeps_to_one_input(tmp_path):
+    """Bug prevented: episodes of two data sets of one name and version under the numbers of one."""
+    for place in ("a", "b"):
+        write_rlds(tmp_path / place / "toy" / "0.1.0", {"train": [1]})
+    convert(tmp_path / "a", tmp_path / "out")
+    with pytest.raises(UserError, match=r"input_path was .*a/toy/0.1.0, is .*b/toy/0.1.0"):
+        convert(tmp_path / "b", tmp_path / "out")
+
+
 def test_a_shard_with_too_many_records_is_refused(tmp_path):
     folder = write_rlds(tmp_path / "toy" / "0.1.0", {"train": [3]})
     info = json.loads((folder / "dataset_info.json").read_text())

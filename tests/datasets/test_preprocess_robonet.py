@@ -188,6 +188,20 @@ def test_the_published_test_split_is_the_default(tmp_path, capsys):
     assert len(converter.read_names(converter.ROBONET_TEST_LIST)) == 256
 
 
+def test_one_folder_keeps_to_one_test_list_and_input(source, tmp_path):
+    """Bug prevented: episodes of the first test list in test/ and, by the second one, in train/ as well."""
+    convert(source, tmp_path / "out", test_list=tmp_path / "test.txt")
+    (tmp_path / "copy.txt").write_text("three\nnot_here\ntwo\n")
+    assert convert(source, tmp_path / "out", test_list=tmp_path / "copy.txt").existing == 4
+    (tmp_path / "test.txt").write_text("one.hdf5\n")
+    with pytest.raises(UserError, match=r"test_list was 3 names, checksum \w+, is 1 names, .*: name another folder"):
+        convert(source, tmp_path / "out", test_list=tmp_path / "test.txt")
+    with pytest.raises(UserError, match=r"test_list was 3 names, .* is 0 names"):
+        convert(source, tmp_path / "out", no_test_split=True)
+    with pytest.raises(UserError, match=r"hdf5_path was .*in, is .*sub"):
+        convert(source / "sub", tmp_path / "out", test_list=tmp_path / "copy.txt")
+
+
 def test_a_test_list_and_no_test_split_contradict_each_other():
     flags = ["--test_list", "x", "--no_test_split"]
     with pytest.raises(UserError, match=r"--test_list names a test split and --no_test_split makes none"):

@@ -119,6 +119,13 @@ def test_a_changed_file_is_converted_again(robodesk, tmp_path):
     assert convert(robodesk, tmp_path / "out").outdated == 2
 
 
+def test_one_folder_keeps_to_one_input(robodesk, tmp_path):
+    """Bug prevented: demonstrations of one number from two folders, of which the second were left out."""
+    convert(robodesk / "slide", tmp_path / "out")
+    with pytest.raises(UserError, match=r"dir_path was .*slide, is .*push_red"):
+        convert(robodesk / "push_red", tmp_path / "out")
+
+
 def test_a_path_of_no_simulator(tmp_path):
     write_hdf5(tmp_path / "a" / "b.hdf5", "robodesk")
     with pytest.raises(UserError, match="the path has to hold one of robodesk, robosuite"):
