@@ -351,9 +351,53 @@ def test_bad_episodes_are_skipped_and_named(folder):
     assert (summary.written, len(summary.skipped)) == (2, 3)
     reasons = str(summary)
     assert "no_table.mp4: no actions; expected no_table.csv or no_table.npy beside it" in reasons
-    assert "wide.npy: 3 columns of actions; the first table has 2" in reasons
+    assert "wide.npy: its actions are 0,1,2; expected x,y in any order, as in the first table" in reasons
     assert "torn.mp4: missing, damaged or not a video" in reasons
     assert episode(folder, "sub_one")["image"].shape == (NUM_FRAMES, *SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("x,y", table()),
+        ("y,x", table()[:, ::-1]),  # by name, in the order of the first table
+        ("x,z", "its actions are x,z; expected x,y in any order, as in the first table"),
+        (None, "its actions are 0,1; expected x,y in any order"),
+        ("X,Y", "its actions are X,Y; expected x,y"),
+    ],
+)
+def test_columns_are_taken_by_name(folder, header, expected):
+    """Bug prevented: tables with the same columns in another order were mixed, and nothing could steer the model."""
+    write_video(folder / "two.mp4")
+    write_csv(folder / "two.csv", header)
+    summary = convert(folder)
+    if isinstance(expected, str):
+        assert summary.written == 1
+        assert f"two.csv: {expected}" in str(summary)
+    else:
+        np.testing.assert_array_equal(episode(folder, "two")["action"], expected)
+
+
+def test_chosen_columns_are_one_set_by_name_too(folder):
+    """Bug prevented: --action_columns 0,1 took other columns in a table of another order."""
+    rows = np.concatenate([table()[:, ::-1], 100 + table()[:, :1]], axis=1)
+    for name in ("two", "three"):
+        write_video(folder / f"{name}.mp4")
+    write_csv(folder / "two.csv", "y,x,z", rows)
+    write_csv(folder / "three.csv", "z,x,y", rows[:, [2, 1, 0]])
+    summary = convert(folder, "--action_columns", "0,1")
+    np.testing.assert_array_equal(episode(folder, "two")["action"], table())
+    assert "three.csv: its actions are z,x; expected x,y" in str(summary)
+    assert convert(folder, "--action_columns", "x,y", "--dataset_name", "by_name").written == 3
+
+
+def test_an_episode_that_comes_later_does_not_change_the_order(folder):
+    """Bug prevented: a new first table with columns in another order, whose order the following episodes had."""
+    convert(folder)
+    write_video(folder / "new.mp4")
+    write_csv(folder / "new.csv", "y,x")
+    with pytest.raises(UserError, match=r"action_names was \['x', 'y'\], is \['y', 'x'\]\): name another folder"):
+        convert(folder)
 
 
 def test_it_goes_on_after_an_interruption_and_keeps_to_its_settings(folder):

@@ -45,13 +45,27 @@ class ActionTable:
     """Actions (rows, D), and how the file was read.
 
     Attributes:
+        names: names of the columns of the actions; where there is no header, their numbers from 0.
         left_out: names or numbers of the columns that were not chosen.
         header: the line that was read as names; empty without one.
     """
 
+    path: Path
     actions: Actions
+    names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     header: str = ""
+
+    def ordered(self, names: tuple[str, ...]) -> Actions:
+        """Return the actions with their columns in the order of these names. UserError unless it has just these."""
+        if names == self.names:
+            return self.actions
+        if sorted(names) != sorted(self.names) or len(set(names)) < len(names):
+            raise UserError(
+                f"{self.path}: its actions are {','.join(self.names)}; expected {','.join(names)} in any order, as in "
+                "the first table; columns without a header are called by their numbers"
+            )
+        return self.actions[:, [self.names.index(name) for name in names]]
 
 
 def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
@@ -80,7 +94,8 @@ def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
         _refuse_logs(path, names if header else [], values)
     check_plausible(values, str(path))
     left_out = tuple(name for column, name in enumerate(names) if column not in chosen)
-    return ActionTable(values.astype(np.float32), left_out, ",".join(header))
+    chosen_names = tuple(names[column] for column in chosen)
+    return ActionTable(path, values.astype(np.float32), chosen_names, left_out, ",".join(header))
 
 
 def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
