@@ -4,9 +4,11 @@
 
 Compressed arrays become uncompressed ones, which allow reading a clip through a memory map; int64 frames become uint8;
 ``--resize`` resizes frames as training does, rounded to 8 bits. Everything else is copied unchanged into the same
-folders; the originals are not modified. Run the same command again to go on after an interruption, or with
-``--verify`` to check existing files by their checksums and write damaged ones again. An original that is newer than its
-copy is repacked again. Every folder is a data set: ``--max_num_episodes`` takes the first of each.
+folders, but for arrays of Python objects, which are left out; the originals are not modified. Every folder is a data
+set: ``--max_num_episodes`` takes the first of each.
+
+Run the same command again to go on after an interruption, or with ``--verify`` to check existing files by their
+checksums and write damaged ones again. An original that is newer than its copy is repacked again.
 
 ``--format lance`` appends what training reads of the episodes to Lance tables instead, a data set for each folder, on a
 disk or in an object store. Run it again with more episodes to append those that are missing.
@@ -25,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.catalog import files_by_folder
+from ivideogpt.data.catalog import dataset_info, files_by_folder
 from ivideogpt.data.convert.conversion import (
     NOTE,
     FrameArgs,
@@ -37,7 +39,8 @@ from ivideogpt.data.convert.conversion import (
     write_episode,
 )
 from ivideogpt.data.convert.lance_writer import append_episodes
-from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, check_sums, npz_members
+from ivideogpt.data.formats.episodes import holds_frames
+from ivideogpt.data.formats.npz_arrays import UnfitArray, as_bytes, check_sums, npz_members
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -73,20 +76,27 @@ def remove_damaged(outputs: Iterable[Path]) -> int:
     return num_damaged
 
 
-def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | None:
-    """Write a job's file, unless it cannot be read."""
+def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | str | None:
+    """Write a job's file, unless it cannot be read. Arrays of Python objects are left out, and returned as a remark."""
+    image_key = dataset_info(Path(job.source).resolve().parent.name).image_key
+    arrays, left_out = {}, []
     try:
-        arrays = {name: repacked(member, store) for name, member in npz_members(job.source).items()}
+        members = npz_members(job.source)
+        for name in members:
+            try:
+                member = members[name]
+            except UnfitArray:
+                left_out.append(name)
+                continue
+            values = member.all()
+            is_camera = holds_frames(member, image_key)
+            arrays[name] = store(np.ascontiguousarray(as_bytes(values, member))) if is_camera else values
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))
+    if not arrays:
+        return Skipped(job.source, "no array that can be read")
     write_episode(job.output, arrays, compress)
-    return None
-
-
-def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
-    values = member.all()
-    is_frames = values.ndim == 4 and values.shape[3] == 3 and values.dtype.kind in "iu" and values.size > 0
-    return store(np.ascontiguousarray(as_bytes(values, member))) if is_frames else values
+    return f"left out, as they hold Python objects: {', '.join(left_out)}" if left_out else None
 
 
 def run(args: RepackArgs) -> Summary:

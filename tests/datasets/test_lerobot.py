@@ -386,6 +386,20 @@ def test_bad_episodes_are_skipped_and_the_others_numbered_on(tmp_path):
     np.testing.assert_allclose(read.open(1).read(np.array([3])).mean(), picture("push/a", 3), atol=CODEC_ERROR)
 
 
+@pytest.mark.parametrize(
+    "state", [np.zeros((9, 2, 3)), np.array([{"x": 1}] * 9, object), np.zeros((4, 2)), np.array(["up"] * 9)]
+)
+def test_arrays_that_training_never_reads_may_be_of_any_kind(tmp_path, capsys, state):
+    """Bug prevented: a state of other axes, or an array of motion in pixels, made every episode a bad one."""
+    flow = np.full((9, *SIZE, 3), -3, np.int16)
+    write_npz(tmp_path / "in", "push/a", state=state, flow=flow, lang=np.array([{}], object))
+    assert convert_to_lerobot(tmp_path / "in", tmp_path / "out").written == 1
+    assert capsys.readouterr().err.count("left out, as they are not a row of numbers a frame: state\n") == 1
+    read = LeRobotEpisodes.open_folder(tmp_path / "out")
+    assert read.info.cameras == ["observation.images.image", "observation.images.wrist"]
+    assert "observation.state" not in read.info.features
+
+
 def test_what_an_encoder_refuses_is_an_episode_left_out(tmp_path, monkeypatch):
     """Bug prevented: one episode of which no video can be made ended the conversion with a traceback."""
     for name in ("lift/c", "push/b"):

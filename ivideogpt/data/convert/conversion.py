@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -105,6 +105,7 @@ class Summary:
     existing: int = 0
     outdated: int = 0  # were there before, but a source has changed since
     skipped: tuple[Skipped, ...] = ()
+    remarks: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         shard = f"{self.shard}: " if self.shard.count > 1 else ""
@@ -146,11 +147,14 @@ class Summary:
             number, first = len(self.skipped), self.skipped[0]
             raise UserError(f"none of {number} episodes could be converted; the first: {first}")
 
-    def add(self, outcome: Skipped | None) -> None:
-        """Count an outcome; None stands for a written episode."""
+    def add(self, outcome: Skipped | str | None) -> None:
+        """Count an outcome; None stands for a written episode, and a text for one with this remark."""
         self.bar.update()
-        if outcome is None:
+        if not isinstance(outcome, Skipped):
             self.written += 1
+            if outcome is not None and outcome not in self.remarks:
+                self.remarks.add(outcome)
+                self.bar.write(outcome, file=sys.stderr)
         elif self.on_bad_episode == "error":
             raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
         else:
@@ -188,8 +192,11 @@ class ConversionArgs:
         """
         return self.run(splits, partial(_work, convert_one, self.compress), description)
 
-    def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | None], description: str) -> Summary:
-        """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
+    def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | str | None], description: str) -> Summary:
+        """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped.
+
+        A text that it returns is a remark on a written episode, and is shown once.
+        """
         jobs = self._first_of_each(splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         shard = Shard.parse(self.shard)
