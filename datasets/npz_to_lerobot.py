@@ -12,6 +12,7 @@ only; the command without it then makes the folder.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import shutil
 import sys
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.catalog import files_below
+from ivideogpt.data.catalog import dataset_info, files_by_folder
 from ivideogpt.data.convert.conversion import (
     FrameArgs,
     Job,
@@ -38,7 +39,7 @@ from ivideogpt.data.convert.conversion import (
     write_episode,
 )
 from ivideogpt.data.convert.lerobot_writer import LeRobotWriter
-from ivideogpt.data.formats.episodes import first_readable, open_episode
+from ivideogpt.data.formats.episodes import first_readable, holds_frames, open_episode
 from ivideogpt.data.formats.lerobot import SERIES
 from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, first_line, require
@@ -76,9 +77,9 @@ class Contents:
     @classmethod
     def of(cls, path: Path, store: StoredSize) -> Contents:
         members = npz_members(str(path))
-        cameras = {}
+        cameras, image_key = {}, dataset_info(path.resolve().parent.name).image_key
         for name, member in sorted(members.readable().items()):
-            if len(member.shape) == 4 and member.shape[3] == 3 and member.dtype.kind in "iu":
+            if holds_frames(member, image_key):
                 height, width = store(np.zeros((1, *member.shape[1:]), np.uint8)).shape[1:3]
                 cameras[name] = (height, width)
         if not cameras:
@@ -133,14 +134,15 @@ def encode(frames: np.ndarray, codec: str, crf: int, fps: int) -> bytes:
     return content.getvalue()
 
 
-def encode_episode(contents: Contents, args: ToLeRobotArgs, job: Job) -> Skipped | None:
+def encode_episode(contents: Contents, args: ToLeRobotArgs, job: Job) -> Skipped | str | None:
     """Encode one episode into a temporary file of its own; the dataset's files are assembled from these."""
     try:
         part = read_part(contents, args, Path(job.source))
+        left_out = [name for name in SERIES if name in npz_members(job.source) and name not in contents.series]
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))
     write_episode(job.output, part)
-    return None
+    return f"left out, as they are not a row of numbers a frame: {', '.join(left_out)}" if left_out else None
 
 
 def read_part(contents: Contents, args: ToLeRobotArgs, path: Path) -> dict[str, np.ndarray]:
@@ -195,20 +197,21 @@ def run(args: ToLeRobotArgs) -> Summary:
     if output.exists():
         raise UserError(f"--output_path {output} exists already; delete it, or choose another")
     source, work = Path(args.input_path), output.with_name(f".{output.name}.partial")
-    files = files_below(source, {".npz"})[: args.max_num_episodes]
-    if not files:
+    folders = [files[: args.max_num_episodes] for files in files_by_folder(source, {".npz"}).values()]
+    if not folders:
         raise UserError(f"--input_path {source}: no .npz files in it or below")
-    jobs = [Job(work / "parts" / path.relative_to(source), str(path)) for path in files]
-    contents = first_readable(lambda path: Contents.of(path, args.store), files)
+    parts = work / "parts"
+    jobs = [[Job(parts / path.relative_to(source), str(path), files=(path,)) for path in each] for each in folders]
+    contents = first_readable(lambda path: Contents.of(path, args.store), itertools.chain(*folders))
     for name, (height, width) in contents.cameras.items():
         if height % 2 or width % 2:
             raise UserError(f"frames {name!r} are {height}x{width}; videos need even sizes: use --resize")
     keep_settings(work, args.noted("fps", "codec", "crf") | {"contents": contents})
-    summary = args.run([jobs], partial(encode_episode, contents, args), "encode")
+    summary = args.run(jobs, partial(encode_episode, contents, args), "encode")
     if args.shard is not None:
         return summary
     shutil.rmtree(work / "dataset", ignore_errors=True)  # left by a run that was interrupted during assembly
-    assemble(jobs, args, work / "dataset")
+    assemble(itertools.chain(*jobs), args, work / "dataset")
     (work / "dataset").replace(output)
     shutil.rmtree(work)
     return summary

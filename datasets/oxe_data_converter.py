@@ -253,7 +253,7 @@ class OxeSplit:
                 )
             source = f"{path}#{record}"
             if record < len(records):
-                yield Job(self.output / f"{self.name}_eps_{number:08d}.npz", source, records[record])
+                yield Job(self.output / f"{self.name}_eps_{number:08d}.npz", source, records[record], (path,))
             else:
                 reason = damage or f"holds {len(records)} of {length} records that dataset_info.json lists"
                 yield Skipped(source, reason)
@@ -371,7 +371,8 @@ def run(args: OxeArgs) -> Summary:
     reading = choose_features(args, name, folder)
     print(f"{name}: {folder}", reading, sep="\n")
     splits = find_splits(folder, output)
-    keep_settings(output, {"version": folder.resolve().name, "cameras": reading.cameras, "actions": reading.actions})
+    settings = {"input_path": folder.resolve(), "version": folder.resolve().name}
+    keep_settings(output, settings | {"cameras": reading.cameras, "actions": reading.actions})
     return args.convert(splits, partial(read_episode, reading), name)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary, keep_settings
 from ivideogpt.data.convert.tfrecords import find_records, parse_example
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
@@ -48,7 +48,7 @@ def find_jobs(folder: Path, output: Path) -> list[Job | Skipped]:
     for first, path in sorted(files.items()):
         records, damage = find_records(path)
         for i, record in enumerate(records):
-            jobs.append(Job(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record))
+            jobs.append(Job(output / f"traj_{first + i:05d}.npz", f"{path}#{i}", record, (path,)))
         if damage:
             jobs.append(Skipped(str(path), f"only {len(records)} trajectories found: {damage}"))
     return jobs
@@ -84,6 +84,7 @@ def run(args: BairArgs) -> Summary:
     splits = [find_jobs(source / split, output / split) for split in SPLITS]
     if not any(splits):
         raise UserError(f"--input_path {source}: no {{train,test}}/traj_<first>_to_<last>.tfrecords there")
+    keep_settings(output, {"input_path": source.resolve()})
     return args.convert(splits, partial(read_trajectory, args.save_gif), "BAIR")
 
 

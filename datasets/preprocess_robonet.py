@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from ivideogpt.data.catalog import ROBONET_TEST_LIST
-from ivideogpt.data.convert.conversion import ConversionArgs, Job, Summary
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Summary, keep_settings
 from ivideogpt.data.convert.hdf5 import open_hdf5, read_array
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
@@ -53,18 +54,20 @@ def read_names(test_list: str | Path) -> set[str]:
     return names
 
 
-def find_jobs(args: RoboNetArgs) -> list[list[Job]]:
-    """List the jobs of the training split and of the test split."""
+def find_jobs(args: RoboNetArgs, test: set[str]) -> list[list[Job]]:
+    """List the jobs of the training split and of the test split, which holds these names."""
     files = sorted(Path(args.hdf5_path).rglob("*.hdf5"))
     if not files:
         raise UserError(f"--hdf5_path {args.hdf5_path}: no .hdf5 files there")
-    test = set() if args.no_test_split else read_names(args.test_list or ROBONET_TEST_LIST)
     missing = test - {path.stem for path in files}
     if missing:
         counts = f"{len(missing)} of the {len(test)} files of the test split"
         print(f"{counts} are not there, {min(missing)} first", file=sys.stderr)
     output = Path(args.save_path)
-    jobs = [Job(output / ("test" if path.stem in test else "train") / f"{path.stem}.npz", str(path)) for path in files]
+    jobs = [
+        Job(output / ("test" if path.stem in test else "train") / f"{path.stem}.npz", str(path), files=(path,))
+        for path in files
+    ]
     return [[job for job in jobs if job.output.parent.name == split] for split in ("train", "test")]
 
 
@@ -132,7 +135,12 @@ def _text(value: Any) -> str:
 
 def run(args: RoboNetArgs) -> Summary:
     require("h5py", "av")
-    return args.convert(find_jobs(args), read_episode, "RoboNet")
+    test = set() if args.no_test_split else read_names(args.test_list or ROBONET_TEST_LIST)
+    splits = find_jobs(args, test)
+    checksum = zlib.crc32("\n".join(sorted(test)).encode())
+    settings = {"hdf5_path": Path(args.hdf5_path).resolve(), "test_list": f"{len(test)} names, checksum {checksum:08x}"}
+    keep_settings(Path(args.save_path), settings)  # with another list, test episodes would be in train/ as well
+    return args.convert(splits, read_episode, "RoboNet")
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary
+from ivideogpt.data.convert.conversion import ConversionArgs, Job, Skipped, Summary, keep_settings
 from ivideogpt.data.convert.hdf5 import open_hdf5, read_array
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
@@ -53,7 +53,7 @@ def find_jobs(path: Path, split: str, output: Path) -> list[Job | Skipped]:
     except UserError as error:
         return [Skipped(str(path), str(error))]
     return [
-        Job(output / f"{split}_eps_{match[1]}{int(match[2]):05d}.npz", f"{path}#{demo}", (path, demo, camera))
+        Job(output / f"{split}_eps_{match[1]}{int(match[2]):05d}.npz", f"{path}#{demo}", (path, demo, camera), (path,))
         if (match := DEMO.fullmatch(demo))
         else Skipped(f"{path}#{demo}", "expected five letters and a number, such as demo_12, as its name")
         for demo in demos
@@ -82,6 +82,7 @@ def run(args: Vp2Args) -> Summary:
         folder = Path(args.save_path) / path.parent.relative_to(source)
         for split, jobs in splits.items():
             jobs += find_jobs(path, split, folder / "".join([split, *noise]))
+    keep_settings(Path(args.save_path), {"dir_path": source})
     return args.convert(list(splits.values()), read_demo, "VP2")
 
 

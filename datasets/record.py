@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from ivideogpt.data.catalog import TEST_EVERY
 from ivideogpt.data.convert.conversion import keep_settings, write_episode
 from ivideogpt.data.convert.workers import worker_pool
+from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import file_stem, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
@@ -58,7 +59,7 @@ class RecordArgs:
     noise: tuple[float, ...] = option(
         (0.0, 0.2, 0.5, 1.0), "standard deviations of the noise on the policy's actions in [-1, 1], taken in turn"
     )
-    random_fraction: float = option(0.25, "part of the episodes with a random policy", minimum=0)
+    random_fraction: float = option(0.25, "part of the episodes with a random policy")
     seed: int = option(0, "random seed of all episodes", minimum=0)
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
     compress: bool = option(False, "smaller files, but slower to read windows from")
@@ -66,10 +67,15 @@ class RecordArgs:
     def validate(self) -> None:
         if min(self.noise) < 0:
             raise UserError(f"--noise {min(self.noise)}: levels are standard deviations, 0 or more")
+        if not 0 <= self.random_fraction <= 1:
+            raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
 
     @property
     def folder(self) -> Path:
         return Path(self.output_path) / file_stem(self.env)
+
+    def file(self, number: int) -> Path:
+        return self.folder / f"eps_{number:08d}.npz"
 
 
 @cache
@@ -101,7 +107,10 @@ def find_policy(name: str, env: RenderedEnv, rng: np.random.Generator) -> OwnPol
         agent = trained_agent(kind, rest)
         return lambda observation: agent.predict(observation, deterministic=True)[0]
     if rest:
-        return imported_policy(kind, rest)(env.inner, rng)
+        policy = imported_policy(kind, rest)(env.inner, rng)
+        if not callable(policy):
+            raise UserError(f"--policy {name}: returned {policy!r}, expected a function from observation to action")
+        return policy
     raise UserError(f"--policy {name}: expected random, scripted, module:function or sac:agent.zip")
 
 
@@ -118,7 +127,7 @@ def trained_agent(algorithm: str, path: str) -> Any:
 
 def record(args: RecordArgs, number: int) -> None:
     """Write the file of an episode, if there is none."""
-    path = args.folder / f"eps_{number:08d}.npz"
+    path = args.file(number)
     if path.exists():
         return
     env, rng = open_environment(args), episode_rng(args.seed, args.env, number)
@@ -132,9 +141,18 @@ def record(args: RecordArgs, number: int) -> None:
         return policy(frames)
 
     arrays = play_episode(env, act, seed, args.episode_length, may_end=True).arrays()
-    if not env.reports_success:  # nothing is known of it, which is not the same as never
+    if not env.reports_success:  # in no episode: nothing is known of it, which is not the same as never
         del arrays["success"]
     write_episode(path, arrays, args.compress)
+
+
+def complete_successes(args: RecordArgs) -> None:
+    """Let all episodes have successes if one has: the environment may report them only where one has happened."""
+    files = [args.file(number) for number in range(args.num_episodes)]
+    lacking = [file for file in files if "success" not in npz_members(str(file))]
+    for file in lacking if len(lacking) < len(files) else ():
+        arrays = {name: member.all() for name, member in npz_members(str(file)).items()}
+        write_episode(file, arrays | {"success": np.zeros(len(arrays["action"]), bool)}, args.compress)
 
 
 def main() -> None:
@@ -149,6 +167,7 @@ def main() -> None:
     with worker_pool(args.num_workers) as run, tqdm(total=args.num_episodes, unit="episode") as progress:
         for _ in run(partial(record, args), numbers):
             progress.update()
+    complete_successes(args)
     print(f"{args.num_episodes} episodes are in {args.folder}")
 
 

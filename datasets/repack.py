@@ -4,9 +4,11 @@
 
 Compressed arrays become uncompressed ones, which allow reading a clip through a memory map; int64 frames become uint8;
 ``--resize`` resizes frames as training does, rounded to 8 bits. Everything else is copied unchanged into the same
-folders; the originals are not modified. Run the same command again to go on after an interruption, or with
-``--verify`` to check existing files by their checksums and write damaged ones again. An original that is newer than its
-copy is repacked again.
+folders, but for arrays of Python objects, which are left out; the originals are not modified. Every folder is a data
+set: ``--max_num_episodes`` takes the first of each.
+
+Run the same command again to go on after an interruption, or with ``--verify`` to check existing files by their
+checksums and write damaged ones again. An original that is newer than its copy is repacked again.
 
 ``--format lance`` appends what training reads of the episodes to Lance tables instead, a data set for each folder, on a
 disk or in an object store. Run it again with more episodes to append those that are missing.
@@ -14,11 +16,10 @@ disk or in an object store. Run it again with more episodes to append those that
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.catalog import files_below
+from ivideogpt.data.catalog import dataset_info, files_by_folder
 from ivideogpt.data.convert.conversion import (
     NOTE,
     FrameArgs,
@@ -38,7 +39,8 @@ from ivideogpt.data.convert.conversion import (
     write_episode,
 )
 from ivideogpt.data.convert.lance_writer import append_episodes
-from ivideogpt.data.formats.npz_arrays import NpzMember, as_bytes, check_sums, npz_members
+from ivideogpt.data.formats.episodes import holds_frames
+from ivideogpt.data.formats.npz_arrays import UnfitArray, as_bytes, check_sums, npz_members
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import REQUIRED, option, parse
 
@@ -62,62 +64,65 @@ class RepackArgs(FrameArgs):
             raise UserError(f"{flag} is for npz files; check tables with python -m ivideogpt.data validate lance:<uri>")
 
 
-def remove_outdated(jobs: list[Job], verify: bool) -> int:
-    """Delete outputs older than their source and, on request, damaged ones; return the number of damaged ones."""
+def remove_damaged(outputs: Iterable[Path]) -> int:
+    """Delete the damaged ones of existing outputs, and return their number."""
     num_damaged = 0
-    existing = [job for job in jobs if job.output.exists()]
-    for job in tqdm(existing, desc="verify", unit="file", disable=not verify):
-        is_outdated = Path(job.source).stat().st_mtime_ns > job.output.stat().st_mtime_ns
+    for output in tqdm([path for path in outputs if path.exists()], desc="verify", unit="file"):
         try:
-            if verify:
-                check_sums(str(job.output))
+            check_sums(str(output))
         except UserError:
             num_damaged += 1
-            is_outdated = True
-        if is_outdated:
-            job.output.unlink()
+            output.unlink()
     return num_damaged
 
 
-def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | None:
-    """Write a job's file, unless it cannot be read."""
+def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | str | None:
+    """Write a job's file, unless it cannot be read. Arrays of Python objects are left out, and returned as a remark."""
+    image_key = dataset_info(Path(job.source).resolve().parent.name).image_key
+    arrays, left_out = {}, []
     try:
-        arrays = {name: repacked(member, store) for name, member in npz_members(job.source).items()}
+        members = npz_members(job.source)
+        for name in members:
+            try:
+                member = members[name]
+            except UnfitArray:
+                left_out.append(name)
+                continue
+            values = member.all()
+            is_camera = holds_frames(member, image_key)
+            arrays[name] = store(np.ascontiguousarray(as_bytes(values, member))) if is_camera else values
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))
+    if not arrays:
+        return Skipped(job.source, "no array that can be read")
     write_episode(job.output, arrays, compress)
-    return None
-
-
-def repacked(member: NpzMember, store: StoredSize) -> np.ndarray:
-    values = member.all()
-    is_frames = values.ndim == 4 and values.shape[3] == 3 and values.dtype.kind in "iu" and values.size > 0
-    return store(np.ascontiguousarray(as_bytes(values, member))) if is_frames else values
+    return f"left out, as they hold Python objects: {', '.join(left_out)}" if left_out else None
 
 
 def run(args: RepackArgs) -> Summary:
     source, output = Path(args.input_path), Path(args.output_path)
     if not source.is_dir():
         raise UserError(f"--input_path {source}: no such folder; expected one with .npz files in it or below")
-    files = [str(path.relative_to(source)) for path in files_below(source, {".npz"})]
-    if not files:
+    folders = files_by_folder(source, {".npz"})  # a data set each
+    if not folders:
         raise UserError(f"--input_path {source}: no .npz files in it or below")
     is_local = "://" not in args.output_path
     if is_local and output.resolve().is_relative_to(source.resolve()):  # the next run would take outputs for originals
         raise UserError(f"--output_path {output} is inside --input_path {source}; choose a folder elsewhere")
-    folders = groupby(sorted(files, key=os.path.dirname), key=os.path.dirname)  # a data set each
-    files = [file for _, group in folders for file in islice(group, args.max_num_episodes)]
     if args.format == "lance":
-        return append_episodes([source / file for file in files], args, args.output_path)
-    jobs = [Job(output / file, str(source / file)) for file in files]
-    foreign = next((job.output for job in jobs if job.output.exists()), None)
+        return append_episodes(folders, args, args.output_path)
+    jobs = [
+        [Job(output / file.relative_to(source), str(file), files=(file,)) for file in files]
+        for files in folders.values()
+    ]
+    foreign = next((job.output for each in jobs for job in each if job.output.exists()), None)
     if foreign is not None and not (output / NOTE).exists():
         raise UserError(f"{foreign} was not written by this command; choose an empty --output_path")
     keep_settings(output, args.noted("compress"))
-    num_damaged = remove_outdated(jobs, args.verify)
     if args.verify:
+        num_damaged = remove_damaged(job.output for job in args.own_jobs(jobs) if isinstance(job, Job))
         print(f"{num_damaged} files differed from their checksums")
-    return args.run([jobs], partial(repack, args.store, args.compress), "repack")
+    return args.run(jobs, partial(repack, args.store, args.compress), "repack")
 
 
 if __name__ == "__main__":

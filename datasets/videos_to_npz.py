@@ -4,8 +4,10 @@
 
 reads ``recordings/**/<name>.{mp4,mov,mkv,avi,webm}`` with ``<name>.csv`` or ``<name>.npy`` and writes
 ``data/my_robot/<name>.npz``, which trains with ``--dataset_path data --oxe_data_mixes_type folder:my_robot``. Row i of
-the actions is the action at frame i, which leads to frame i + 1; the last row may be missing. Without any tables the
-episodes have no actions. Run the same command again to go on after an interruption.
+the actions is the action at frame i, which leads to frame i + 1; the last row may be missing. Columns with names are
+stored in the order of the first table, whatever their order in another. Without any tables the episodes have no
+actions. Run the same command again to go on after an interruption, or after correcting tables: episodes that are older
+than their video or table are written again.
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ class VideosArgs(NpzDatasetArgs):
         return [name.strip() for name in (self.action_columns or "").split(",") if name.strip()]
 
 
-def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], int | None]:
-    """List one job per video, by name, and the dimension of the actions, which all videos have or none."""
+def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], tuple[str, ...]]:
+    """List one job per video, by name, and the names of the actions' columns, which all videos have or none."""
     root = Path(args.input_path)
     videos, stray = files_below(root, VIDEOS), files_below(root, SUFFIXES)
     if not videos:
@@ -89,12 +91,12 @@ def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], int | None]:
             f"{stray[0]}: no table has the name of a video; expected {videos[0].with_suffix('.csv').name} beside "
             f"{videos[0]}; rename the tables, or move them away to convert without actions"
         )
-    action_dim = None
+    names: tuple[str, ...] = ()
     if single := [found[0] for found in tables.values() if len(found) == 1]:
         # all others have to match the first readable one
         path, table = first_readable(lambda path: (path, read_actions(path, args.columns)), single)
         print(how_read(path, table), file=sys.stderr)
-        action_dim = table.actions.shape[1]
+        names = table.names
     jobs: list[Job | Skipped] = []
     for video, found in tables.items():
         if len(found) > 1:
@@ -104,10 +106,10 @@ def find_jobs(args: VideosArgs) -> tuple[list[Job | Skipped], int | None]:
             expected = " or ".join(video.with_suffix(suffix).name for suffix in SUFFIXES)
             jobs.append(Skipped(str(video), f"no actions; expected {expected} beside it, as other videos have"))
         else:
-            name = "_".join(video.relative_to(root).with_suffix("").parts)
-            output = Path(args.output_path) / args.dataset / f"{name}.npz"
-            jobs.append(Job(output, str(video), next(iter(found), None)))
-    return jobs, action_dim
+            stem = "_".join(video.relative_to(root).with_suffix("").parts)
+            output = Path(args.output_path) / args.dataset / f"{stem}.npz"
+            jobs.append(Job(output, str(video), next(iter(found), None), (video, *found)))
+    return jobs, names
 
 
 def how_read(path: Path, table: ActionTable) -> str:
@@ -118,10 +120,8 @@ def how_read(path: Path, table: ActionTable) -> str:
     return f"{path.name}: actions of {dim} dimension{'s' * (dim > 1)}, {header}{left_out}"
 
 
-def convert_video(args: VideosArgs, action_dim: int | None, job: Job) -> dict[str, np.ndarray]:
-    actions = read_actions(job.place, args.columns).actions if job.place else None
-    if actions is not None and actions.shape[1] != action_dim:
-        raise UserError(f"{job.place}: {actions.shape[1]} columns of actions; the first table has {action_dim}")
+def convert_video(args: VideosArgs, names: tuple[str, ...], job: Job) -> dict[str, np.ndarray]:
+    actions = read_actions(job.place, args.columns).ordered(names) if job.place else None
     first = max(-args.action_offset, 0) if actions is not None else 0
     clip = decode(VideoFile(job.source), first, args.store, args.fps, args.step)
     if actions is None:
@@ -209,9 +209,9 @@ def chosen_actions(actions: Actions, rows: np.ndarray, last_row: int, args: Vide
 
 def run(args: VideosArgs) -> Summary:
     require("av")
-    jobs, action_dim = find_jobs(args)
-    keep_settings(Path(args.output_path) / args.dataset, args.noted(*NOTED))
-    return args.convert([jobs], partial(convert_video, args, action_dim), args.dataset)
+    jobs, names = find_jobs(args)
+    keep_settings(Path(args.output_path) / args.dataset, args.noted(*NOTED) | {"action_names": names or None})
+    return args.convert([jobs], partial(convert_video, args, names), args.dataset)
 
 
 def main() -> None:

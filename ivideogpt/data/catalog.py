@@ -273,6 +273,14 @@ def files_below(root: Path, suffixes: Collection[str]) -> list[Path]:
     return [path for path in _walk(root, frozenset()) if path.suffix.lower() in suffixes]
 
 
+def files_by_folder(root: Path, suffixes: Collection[str]) -> dict[Path, list[Path]]:
+    """Return the files of :func:`files_below` by their folder, folders and files sorted."""
+    folders: dict[Path, list[Path]] = {}
+    for path in files_below(root, suffixes):
+        folders.setdefault(path.parent, []).append(path)
+    return dict(sorted(folders.items()))
+
+
 def _walk(folder: Path, above: frozenset[str]) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above or not os.path.isdir(folder):

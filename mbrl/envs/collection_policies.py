@@ -112,11 +112,14 @@ def imported_policy(module: str, function: str) -> Callable[..., Any]:
     here = str(Path.cwd())
     sys.path.insert(0, here)  # Python puts a script's own folder there
     try:
-        return getattr(import_module(module), function)
+        found = getattr(import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise UserError(f"policy {module}:{function}: {error}") from error
     finally:
         sys.path.remove(here)
+    if not callable(found):
+        raise UserError(f"policy {module}:{function}: is {type(found).__name__}, expected a function")
+    return found
 
 
 @dataclass(frozen=True)

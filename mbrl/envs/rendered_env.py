@@ -6,7 +6,9 @@ Shapes: D action dimension, H W pixels.
 from __future__ import annotations
 
 import atexit
+import math
 from contextlib import suppress
+from reprlib import repr as shortened
 from typing import Any
 
 import gymnasium
@@ -100,22 +102,30 @@ class RenderedEnv(gymnasium.Env):
         return (space.low + (action + 1) / 2 * (space.high - space.low)).astype(space.dtype)
 
     def from_inner(self, action: Any) -> Floats:
-        """Return the action in [-1, 1] of one of the environment's own, which is clipped to its bounds."""
-        space = self.inner.action_space
-        if isinstance(space, Discrete):
-            return np.where(np.arange(space.n) == int(action) - space.start, 1, -1).astype(np.float32)
-        assert isinstance(space, Box)
-        return (2 * (np.clip(action, space.low, space.high) - space.low) / (space.high - space.low) - 1).astype(
-            np.float32
-        )
+        """Return the action in [-1, 1] of one of the environment's own, which is clipped to its bounds.
+
+        Raises:
+            UserError: it is not one of the environment's choices, or not as many numbers as its actions have.
+        """
+        space, given = self.inner.action_space, np.asarray(action)
+        if given.dtype.kind in "fiub" and given.size == math.prod(space.shape):
+            if isinstance(space, Box):
+                own = np.clip(given.reshape(space.shape), space.low, space.high)
+                return (2 * (own - space.low) / (space.high - space.low) - 1).astype(np.float32)
+            chosen = np.arange(space.n) == given.item() - space.start
+            if chosen.any():
+                return np.where(chosen, 1, -1).astype(np.float32)
+        raise UserError(f"a policy wants the action {shortened(action)}, expected one of {space} of {self._id}")
 
     def render(self) -> Pixels:
         try:
             picture = self.inner.render()
         except gymnasium.error.Error as error:  # such as a package that only pictures need
             raise UserError(f"{self._id} renders no pictures: {first_line(error)}") from error
-        if not isinstance(picture, np.ndarray) or picture.ndim != 3 or picture.shape[2] != 3:
-            raise UserError(f"{self._id} renders {type(picture).__name__}, expected pictures (H, W, 3) of 8 bits")
+        is_array = isinstance(picture, np.ndarray)
+        if not is_array or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            found = f"{picture.dtype} of shape {picture.shape}" if is_array else type(picture).__name__
+            raise UserError(f"{self._id} renders {found}, expected pictures (H, W, 3) in uint8")
         return np.asarray(Image.fromarray(picture).resize((self._size, self._size), Image.Resampling.BILINEAR))
 
     def snapshot(self) -> dict[str, np.ndarray]:

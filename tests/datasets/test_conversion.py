@@ -60,6 +60,29 @@ def test_resuming_writes_only_what_is_missing(tmp_path):
     assert names(tmp_path) == ["0.npz", "1.npz", "2.npz"]
 
 
+def test_an_output_older_than_a_source_is_made_again(tmp_path):
+    """Bug prevented: a corrected table of actions and the same command again, which kept the wrong actions."""
+    sources = [tmp_path / "source", tmp_path / "table"]
+    for path in sources:
+        path.write_text("")
+    listing = [replace(job, files=tuple(sources)) for job in jobs(tmp_path / "out", 4)]
+    assert convert(listing, make).outdated == 0
+    assert convert(listing, make).existing == 3
+    for path in sources:
+        later = max(job.output.stat().st_mtime for job in listing[:3]) + 1
+        os.utime(path, (later, later))
+        summary = convert(listing, make)
+        assert (summary.written, summary.existing, summary.outdated) == (3, 0, 3)
+        assert "0 were there before, 1 skipped; 3 were there, but older than a source" in str(summary)
+        os.utime(path, (1, 1))
+    os.utime(sources[0], (later + 9, later + 9))
+    bad = [replace(job, place=3) for job in listing]
+    with pytest.raises(UserError, match="none of 4 episodes"):
+        convert(bad, make)
+    assert names(tmp_path / "out") == []  # what the sources say no more is not there either
+    assert convert(listing, make, shard="1/2").written == 1
+
+
 def test_the_first_so_many_include_those_that_exist(tmp_path):
     """Bug prevented: the same command converting more and more episodes."""
     for written in (2, 0):

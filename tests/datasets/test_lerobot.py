@@ -326,7 +326,7 @@ def test_to_lerobot_by_the_command_after_an_interruption(episodes, tmp_path, mon
     assert not (tmp_path / "robot").exists()
     done = command(tmp_path, "npz_to_lerobot", *flags, "--num_workers", 2)
     assert done.returncode == 0, done.stderr
-    assert "3 episodes written, 2 were there before" in done.stdout
+    assert "1 episodes written, 4 were there before" in done.stdout
     assert "train with --dataset_path lerobot:robot" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["robot"]
     assert "Svt" not in done.stderr
@@ -350,6 +350,13 @@ def test_to_lerobot_in_shards(episodes, written, tmp_path):
     one, other = (LeRobotEpisodes.open_folder(folder) for folder in (written, tmp_path / "robot"))
     for number in range(len(LENGTH)):
         np.testing.assert_array_equal(one.open(number).series("action"), other.open(number).series("action"))
+
+
+def test_to_lerobot_the_first_episodes_of_every_folder(episodes, tmp_path):
+    """Bug prevented: --max_num_episodes took the first folder's alone, against its help."""
+    assert convert_to_lerobot(episodes, tmp_path / "robot", "--max_num_episodes", "1").written == 2
+    read = LeRobotEpisodes.open_folder(tmp_path / "robot")
+    assert [read.open(number).num_frames for number in range(len(read))] == [LENGTH["lift/c"], LENGTH["push/a"]]
 
 
 def interrupted(*_):
@@ -377,6 +384,20 @@ def test_bad_episodes_are_skipped_and_the_others_numbered_on(tmp_path):
     read = LeRobotEpisodes.open_folder(tmp_path / "out")
     assert read.table.number.tolist() == [0, 1]
     np.testing.assert_allclose(read.open(1).read(np.array([3])).mean(), picture("push/a", 3), atol=CODEC_ERROR)
+
+
+@pytest.mark.parametrize(
+    "state", [np.zeros((9, 2, 3)), np.array([{"x": 1}] * 9, object), np.zeros((4, 2)), np.array(["up"] * 9)]
+)
+def test_arrays_that_training_never_reads_may_be_of_any_kind(tmp_path, capsys, state):
+    """Bug prevented: a state of other axes, or an array of motion in pixels, made every episode a bad one."""
+    flow = np.full((9, *SIZE, 3), -3, np.int16)
+    write_npz(tmp_path / "in", "push/a", state=state, flow=flow, lang=np.array([{}], object))
+    assert convert_to_lerobot(tmp_path / "in", tmp_path / "out").written == 1
+    assert capsys.readouterr().err.count("left out, as they are not a row of numbers a frame: state\n") == 1
+    read = LeRobotEpisodes.open_folder(tmp_path / "out")
+    assert read.info.cameras == ["observation.images.image", "observation.images.wrist"]
+    assert "observation.state" not in read.info.features
 
 
 def test_what_an_encoder_refuses_is_an_episode_left_out(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
-from tests.datasets.conversions import episodes, run, words
+from tests.datasets.conversions import episodes, make_newer, run, words
 from tests.datasets.rlds_folder import NUM_STEPS, frame, write_rlds
 from tests.datasets.scripts import command, load_script
 from tests.real_data import real_data
@@ -117,6 +117,8 @@ def test_a_command_from_anywhere_goes_on_where_it_stopped(source, converted, tmp
     (tmp_path / "out/toy/train_eps_00000003.npz").unlink()
     summary = convert(source, tmp_path / "out", max_num_episodes=12)
     assert (summary.written, summary.existing) == (3, 13)
+    make_newer(next((source / "toy" / "0.1.0").glob("*-val.*")))
+    assert convert(source, tmp_path / "out", max_num_episodes=12).outdated == 4
 
 
 def test_damage_costs_its_own_episodes_only(source, converted, tmp_path, capsys):
@@ -147,6 +149,15 @@ def test_damage_costs_its_own_episodes_only(source, converted, tmp_path, capsys)
     assert all((whole[name]["action"] == arrays["action"]).all() for name, arrays in contents.items())
     with pytest.raises(UserError, match=r"wrong checksum.*--on_bad_episode skip"):
         convert(tmp_path, tmp_path / "other", on_bad_episode="error")
+
+
+def test_one_folder_keeps_to_one_input(tmp_path):
+    """Bug prevented: episodes of two data sets of one name and version under the numbers of one."""
+    for place in ("a", "b"):
+        write_rlds(tmp_path / place / "toy" / "0.1.0", {"train": [1]})
+    convert(tmp_path / "a", tmp_path / "out")
+    with pytest.raises(UserError, match=r"input_path was .*a/toy/0.1.0, is .*b/toy/0.1.0"):
+        convert(tmp_path / "b", tmp_path / "out")
 
 
 def test_a_shard_with_too_many_records_is_refused(tmp_path):

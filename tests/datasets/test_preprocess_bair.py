@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -10,7 +12,7 @@ from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
-from tests.datasets.conversions import episodes, run, words
+from tests.datasets.conversions import episodes, make_newer, run, words
 from tests.datasets.rlds_folder import example, write_tfrecords
 from tests.datasets.scripts import command, load_script
 
@@ -104,6 +106,16 @@ def test_the_command_goes_on_where_it_stopped(source, tmp_path):
     (tmp_path / "out" / "train" / "traj_00010.npz").unlink()
     summary = convert(source, tmp_path / "out")
     assert (summary.written, summary.existing) == (1, 4)
+    make_newer(source / "train" / "traj_0_to_1.tfrecords")
+    assert convert(source, tmp_path / "out").outdated == 2
+
+
+def test_one_folder_keeps_to_one_input(source, tmp_path):
+    """Bug prevented: trajectories of two recordings with the same numbers, of which the second were left out."""
+    convert(source, tmp_path / "out")
+    shutil.copytree(source, tmp_path / "other")
+    with pytest.raises(UserError, match=r"input_path was .*softmotion, is .*other"):
+        convert(tmp_path / "other", tmp_path / "out")
 
 
 def test_gifs_show_both_cameras(source, tmp_path):

@@ -13,7 +13,7 @@ from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
-from tests.datasets.conversions import episodes, run, words
+from tests.datasets.conversions import episodes, make_newer, run, words
 from tests.datasets.scripts import command, load_script
 
 av = pytest.importorskip("av")
@@ -172,6 +172,12 @@ def test_the_test_list_decides_and_both_splits_are_read(source, tmp_path):
         assert next(iter(build_loader(config, split))).actions.shape == (2, 4, 5)
 
 
+def test_a_changed_file_is_converted_again(source, tmp_path):
+    for outdated in (0, 1):
+        assert convert(source, tmp_path / "out", no_test_split=True).outdated == outdated
+        make_newer(source / "two.hdf5")
+
+
 def test_the_published_test_split_is_the_default(tmp_path, capsys):
     """Bug prevented: test episodes that are trained on because a list was forgotten."""
     for name in ("google_traj15809", "mine"):
@@ -180,6 +186,20 @@ def test_the_published_test_split_is_the_default(tmp_path, capsys):
     assert list(episodes(tmp_path / "out")) == ["test/google_traj15809.npz", "train/mine.npz"]
     assert "255 of the 256 files of the test split are not there" in capsys.readouterr().err
     assert len(converter.read_names(converter.ROBONET_TEST_LIST)) == 256
+
+
+def test_one_folder_keeps_to_one_test_list_and_input(source, tmp_path):
+    """Bug prevented: episodes of the first test list in test/ and, by the second one, in train/ as well."""
+    convert(source, tmp_path / "out", test_list=tmp_path / "test.txt")
+    (tmp_path / "copy.txt").write_text("three\nnot_here\ntwo\n")
+    assert convert(source, tmp_path / "out", test_list=tmp_path / "copy.txt").existing == 4
+    (tmp_path / "test.txt").write_text("one.hdf5\n")
+    with pytest.raises(UserError, match=r"test_list was 3 names, checksum \w+, is 1 names, .*: name another folder"):
+        convert(source, tmp_path / "out", test_list=tmp_path / "test.txt")
+    with pytest.raises(UserError, match=r"test_list was 3 names, .* is 0 names"):
+        convert(source, tmp_path / "out", no_test_split=True)
+    with pytest.raises(UserError, match=r"hdf5_path was .*in, is .*sub"):
+        convert(source / "sub", tmp_path / "out", test_list=tmp_path / "copy.txt")
 
 
 def test_a_test_list_and_no_test_split_contradict_each_other():

@@ -12,7 +12,7 @@ from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
-from tests.datasets.conversions import episodes, run, words
+from tests.datasets.conversions import episodes, make_newer, run, words
 from tests.datasets.scripts import DATASETS, load_script
 
 h5py = pytest.importorskip("h5py")
@@ -111,6 +111,19 @@ def test_bad_demonstrations_are_named(robodesk, tmp_path):
     assert reasons.keys() == expected.keys()
     assert all(part in reasons[source] for source, part in expected.items())
     assert len(episodes(tmp_path / "out")) == 5 + 13 - 4
+
+
+def test_a_changed_file_is_converted_again(robodesk, tmp_path):
+    convert(robodesk, tmp_path / "out")
+    make_newer(robodesk / "push_red" / "noise_0.2.hdf5")
+    assert convert(robodesk, tmp_path / "out").outdated == 2
+
+
+def test_one_folder_keeps_to_one_input(robodesk, tmp_path):
+    """Bug prevented: demonstrations of one number from two folders, of which the second were left out."""
+    convert(robodesk / "slide", tmp_path / "out")
+    with pytest.raises(UserError, match=r"dir_path was .*slide, is .*push_red"):
+        convert(robodesk / "push_red", tmp_path / "out")
 
 
 def test_a_path_of_no_simulator(tmp_path):

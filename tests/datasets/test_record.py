@@ -15,7 +15,18 @@ from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from mbrl.envs.rendered_env import RenderedEnv
 from tests.documented import ROOT
+from tests.mbrl.envs.test_rendered_env import BOUNDS, Dial
 
+
+class Rarely(Dial):
+    """Reports a success only in the step that is one."""
+
+    def step(self, action):
+        *result, info = super().step(action)
+        return *result, {name: value for name, value in info.items() if value}
+
+
+gymnasium.register("Rarely-v0", Rarely, kwargs={"action_space": BOUNDS})
 DIAL = "tests.mbrl.envs.test_rendered_env:Dial-v0"
 FLAGS = ["--image_size", "16", "--episode_length", "4", "--num_episodes", "2", "--seed", "5"]
 
@@ -91,6 +102,26 @@ def test_test_episodes_have_all_levels_of_noise(tmp_path):
     assert "success" in first
 
 
+def test_all_episodes_have_successes_or_none(tmp_path, monkeypatch):
+    """Bug prevented: files with and without them, of an environment that reports only where one has happened."""
+    flags = ["--env", f"{__name__}:Rarely-v0", "--output_path", str(tmp_path), *FLAGS, "--num_episodes", "8"]
+    flags += ["--policy", f"{__name__}:upwards", "--random_fraction", "0", "--noise", "0", "--episode_length", "2"]
+    args = parse(recorder.RecordArgs, flags)
+    for number in range(8):
+        recorder.record(args, number)
+    before = [dict(np.load(args.file(number))) for number in range(8)]
+    has_some = ["success" in arrays for arrays in before]
+    assert 0 < sum(has_some) < 8
+    monkeypatch.setattr(sys, "argv", ["record.py", *flags, "--num_workers", "1"])
+    recorder.main()
+    for number, arrays in enumerate(before):
+        after = dict(np.load(args.file(number)))
+        np.testing.assert_array_equal(after.pop("success"), arrays.pop("success", np.zeros(3, bool)))
+        for name, values in arrays.items():
+            np.testing.assert_array_equal(after[name], values)
+        assert list(after) == list(arrays)
+
+
 def test_an_episode_may_end_early(tmp_path):
     """Bug prevented: rows after the end, or a recording that stops there with an error."""
     episodes = record(tmp_path, "--policy", f"{__name__}:upwards", "--random_fraction", "0", "--episode_length", "40")
@@ -108,12 +139,37 @@ def test_a_trained_agent_acts(tmp_path):
     np.testing.assert_allclose(episode["action"][0], expected, atol=1e-6)
 
 
+def nothing(env, rng):
+    return None
+
+
+def idle(env, rng):
+    return lambda observation: None
+
+
+def short(env, rng):
+    return lambda observation: [1.0]
+
+
+A_NUMBER = 3
+
+
+@pytest.mark.parametrize("fraction", ["25", "-0.1", "1.01"])
+def test_fractions_that_are_none(fraction):
+    with pytest.raises(UserError, match=rf"--random_fraction {float(fraction)}: must be between 0 and 1"):
+        parse(recorder.RecordArgs, ["--env", DIAL, "--output_path", "x", "--random_fraction", fraction])
+
+
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
         ("joy", "expected random, scripted, module:function or sac:agent.zip"),
         ("no_such_module:f", "no_such_module"),
         (f"{__name__}:g", "no attribute 'g'"),
+        (f"{__name__}:A_NUMBER", "A_NUMBER: is int, expected a function"),
+        (f"{__name__}:nothing", "returned None, expected a function from observation to action"),
+        (f"{__name__}:idle", r"a policy wants the action None, expected one of Box.* of .*Dial-v0"),
+        (f"{__name__}:short", r"a policy wants the action \[1.0\], expected one of Box"),
         ("ppo:nowhere.zip", "no such agent of stable-baselines3"),
         ("scripted", "Dial has no method scripted_policy"),
     ],

@@ -125,18 +125,57 @@ def test_verifying_finds_and_replaces_a_damaged_file(tmp_path, capsys):
     assert run(tmp_path / "in", tmp_path / "out", "--verify").written == 0
 
 
+def test_a_shard_verifies_its_own_files(tmp_path, capsys):
+    """Bug prevented: damaged files of other shards were deleted, and not written again."""
+    write_dataset(tmp_path / "in", 4)
+    run(tmp_path / "in", tmp_path / "out")
+    good = files(tmp_path / "out")
+    for name, content in good.items():
+        (tmp_path / "out" / name).write_bytes(content[:-9])
+    assert run(tmp_path / "in", tmp_path / "out", "--verify", "--shard", "1/2").written == 2
+    assert "2 files differed" in capsys.readouterr().out
+    now = files(tmp_path / "out")
+    assert now.keys() == good.keys()
+    assert [now[name] == content for name, content in good.items()] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("shard", [(), ("--shard", "0/1")])
+def test_the_first_episodes_of_every_folder(tmp_path, shard):
+    """Bug prevented: --max_num_episodes took the first folder's alone."""
+    for robot in ("a", "b/c", "b"):
+        write_dataset(tmp_path / "in" / robot, 3)
+    run(tmp_path / "in", tmp_path / "out", "--max_num_episodes", "2", *shard)
+    assert list(files(tmp_path / "out")) == [
+        f"{robot}/0000{i}.npz" for robot, numbers in (("a", "01"), ("b", "01"), ("b/c", "01")) for i in numbers
+    ]
+
+
 def test_bad_files_are_skipped_and_named(tmp_path):
     write_dataset(tmp_path / "in", 1)
-    write_episode(tmp_path / "in" / "objects.npz", info=np.array([{}], dtype=object))
+    np.savez(tmp_path / "in" / "objects.npz", info=np.array([{}], dtype=object))
     write_episode(tmp_path / "in" / "range.npz", image=noise(20, dtype=np.int64) + 9)
     (tmp_path / "in" / "torn.npz").write_bytes((tmp_path / "in" / "00000.npz").read_bytes()[:500])
     summary = run(tmp_path / "in", tmp_path / "out")
     assert (summary.written, len(summary.skipped)) == (1, 3)
-    assert "objects.npz: array 'info' holds pickled Python objects" in str(summary)
+    assert "objects.npz: no array that can be read" in str(summary)
     assert "range.npz: array 'image' holds values from 9 to 264" in str(summary)
     assert "torn.npz: truncated or not an npz file" in str(summary)
     with pytest.raises(UserError, match=r"objects.npz"):
         run(tmp_path / "in", tmp_path / "out", "--on_bad_episode", "error")
+
+
+def test_arrays_that_training_never_reads_may_be_of_any_kind(tmp_path, capsys):
+    """Bug prevented: an array of objects, or of motion in pixels, made every episode of a data set a bad one."""
+    flow = np.full((20, 8, 8, 3), -3, np.int16)
+    write_dataset(tmp_path / "in", 3, flow=flow, depth=flow + 300, lang=np.array([{"task": "pick"}], object))
+    assert run(tmp_path / "in", tmp_path / "out", "--resize", "4").written == 3
+    assert capsys.readouterr().err.count("left out, as they hold Python objects: lang\n") == 1
+    with np.load(tmp_path / "out" / "00001.npz") as file:
+        assert set(file.files) == {"image", "action", "reward", "flow", "depth"}
+        assert file["image"].shape == (20, 4, 4, 3)
+        for name, wanted in (("flow", flow), ("depth", flow + 300)):
+            np.testing.assert_array_equal(file[name], wanted)
+            assert file[name].dtype == np.int16
 
 
 def test_originals_cannot_be_overwritten(tmp_path):

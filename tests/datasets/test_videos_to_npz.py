@@ -1,5 +1,6 @@
 """Real videos whose frame i has grey level 8 i, with tables whose row i says i."""
 
+import os
 from contextlib import nullcontext
 
 import av
@@ -200,7 +201,9 @@ def test_tables_that_do_not_fit_the_video(tmp_path, num_rows):
     [
         ("x,y\n1,2\n3,4\n", None),
         ("1,2\n3,4\n", None),
-        ("\ufeffx;y\r\n1;2\r\n\r\n3;4\r\n", None),
+        ("\ufeffx;y\r\n1;2\r\n3;4\r\n\r\n \r\n", None),
+        ("x\ty\tnote\n1\t2\t\n3\t4\t\n", "x,y"),
+        ("x,y\r\r\n1,2\r\r\n3,4\r\r\n", None),
         ("# x y\n1 2\n3 4\n", None),
         ("time,x,y,note\n0.0,1,2,start\n0.1,3,4,end\n", "x,y"),
         ("time,x,y,note\n0.0,1,2,start\n0.1,3,4,end\n", "1, 2"),
@@ -223,6 +226,9 @@ def test_ways_to_write_a_table(tmp_path, text, columns):
         ("x,y\n1,left\n", [], "row 0 of column y is 'left', no number"),
         ("x,y\n1,2\n3\n", [], "row 1 has 1 cells, expected 2"),
         ("x,y\n1,nan\n", [], "NaN or infinite values .first in row 0"),
+        ("grip\n1\n2\n\n4\n", [], r"one.csv: line 4 is empty, but rows come after it"),
+        ("\n1\n2\n", [], "line 1 is empty"),
+        ("x,y\n\n1,2\n3,4\n", [], "line 2 is empty"),
         ("x,y\n", [], "holds no rows"),
         ("", [], "is empty"),
     ],
@@ -345,9 +351,53 @@ def test_bad_episodes_are_skipped_and_named(folder):
     assert (summary.written, len(summary.skipped)) == (2, 3)
     reasons = str(summary)
     assert "no_table.mp4: no actions; expected no_table.csv or no_table.npy beside it" in reasons
-    assert "wide.npy: 3 columns of actions; the first table has 2" in reasons
+    assert "wide.npy: its actions are 0,1,2; expected x,y in any order, as in the first table" in reasons
     assert "torn.mp4: missing, damaged or not a video" in reasons
     assert episode(folder, "sub_one")["image"].shape == (NUM_FRAMES, *SIZE, 3)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("x,y", table()),
+        ("y,x", table()[:, ::-1]),  # by name, in the order of the first table
+        ("x,z", "its actions are x,z; expected x,y in any order, as in the first table"),
+        (None, "its actions are 0,1; expected x,y in any order"),
+        ("X,Y", "its actions are X,Y; expected x,y"),
+    ],
+)
+def test_columns_are_taken_by_name(folder, header, expected):
+    """Bug prevented: tables with the same columns in another order were mixed, and nothing could steer the model."""
+    write_video(folder / "two.mp4")
+    write_csv(folder / "two.csv", header)
+    summary = convert(folder)
+    if isinstance(expected, str):
+        assert summary.written == 1
+        assert f"two.csv: {expected}" in str(summary)
+    else:
+        np.testing.assert_array_equal(episode(folder, "two")["action"], expected)
+
+
+def test_chosen_columns_are_one_set_by_name_too(folder):
+    """Bug prevented: --action_columns 0,1 took other columns in a table of another order."""
+    rows = np.concatenate([table()[:, ::-1], 100 + table()[:, :1]], axis=1)
+    for name in ("two", "three"):
+        write_video(folder / f"{name}.mp4")
+    write_csv(folder / "two.csv", "y,x,z", rows)
+    write_csv(folder / "three.csv", "z,x,y", rows[:, [2, 1, 0]])
+    summary = convert(folder, "--action_columns", "0,1")
+    np.testing.assert_array_equal(episode(folder, "two")["action"], table())
+    assert "three.csv: its actions are z,x; expected x,y" in str(summary)
+    assert convert(folder, "--action_columns", "x,y", "--dataset_name", "by_name").written == 3
+
+
+def test_an_episode_that_comes_later_does_not_change_the_order(folder):
+    """Bug prevented: a new first table with columns in another order, whose order the following episodes had."""
+    convert(folder)
+    write_video(folder / "new.mp4")
+    write_csv(folder / "new.csv", "y,x")
+    with pytest.raises(UserError, match=r"action_names was \['x', 'y'\], is \['y', 'x'\]\): name another folder"):
+        convert(folder)
 
 
 def test_it_goes_on_after_an_interruption_and_keeps_to_its_settings(folder):
@@ -358,6 +408,20 @@ def test_it_goes_on_after_an_interruption_and_keeps_to_its_settings(folder):
     assert (summary.written, summary.existing) == (1, 1)
     with pytest.raises(UserError, match="resize was None, is 16"):
         convert(folder, "--resize", "16")
+
+
+def test_a_corrected_table_is_converted_again(folder):
+    """Bug prevented: inspect finds late actions, the table is corrected, and the same command keeps the old episode."""
+    convert(folder)
+    made = (folder.parent / "out" / "robot" / "one.npz").stat().st_mtime
+    write_csv(folder / "one.csv", rows=2 * table())
+    os.utime(folder / "one.csv", (made + 1, made + 1))
+    summary = convert(folder)
+    assert (summary.written, summary.outdated) == (1, 1)
+    np.testing.assert_array_equal(episode(folder)["action"], 2 * table())
+    os.utime(folder / "one.csv", (made - 1, made - 1))
+    os.utime(folder / "one.mp4", (made + 9, made + 9))
+    assert convert(folder).outdated == 1
 
 
 def test_misnamed_tables_are_an_error(tmp_path):

@@ -6,7 +6,7 @@ Shapes: B batch, T frames, H W pixels, D action dimension.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any, Literal
@@ -105,7 +105,7 @@ class Source:
 
 def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]]:
     """Build the mix's datasets with their weights. The first episode of each is checked, and its first frame read."""
-    sources = []
+    sources, action_names = [], {}
     paths, arrays = DatasetPaths.load(config.dataset_yaml), InflatedArrays(config.cache_mb << 20)
     min_frames = config.segment.num_frames_spanned
     for name, weight in resolve_mix(config.mix, config.dataset_path):
@@ -121,22 +121,40 @@ def build_sources(config: DataConfig, split: Split) -> list[tuple[Source, float]
             Preprocess(config.image_size, info.square_crop, config.augmentation if augmented else None),
             config.action_spaces if config.load_action else None,
         )
-        _check_first(source, config)
+        action_names[name] = _check_first(source, config)
         sources.append((source, weight))
+    if config.load_action and config.action_spaces is None:
+        _check_same_actions({name: names for name, names in action_names.items() if names is not None})
     return sources
 
 
-def _check_first(source: Source, config: DataConfig) -> None:
-    """Raise the error of the first episode; where bad ones are skipped, only if the next ones are bad too."""
+def _check_same_actions(action_names: Mapping[str, tuple[str, ...]]) -> None:
+    """Raise UserError if the dimensions of the actions have other names, or another order, in one dataset."""
+    first = next(iter(action_names), "")
+    for name, names in action_names.items():
+        if names != action_names[first]:
+            raise UserError(
+                f"{name}: its actions are {','.join(names)}, those of {first} are {','.join(action_names[first])}; "
+                "read one of the two, or both with --action_spaces, whose file says what belongs together"
+            )
 
-    def read_first_frame(index: int) -> None:
+
+def _check_first(source: Source, config: DataConfig) -> tuple[str, ...] | None:
+    """Return the names of the action's dimensions in the first episode, as far as they are known.
+
+    Raises:
+        UserError: it is bad, and where bad ones are skipped, so are the next ones.
+    """
+
+    def read_first_frame(index: int) -> tuple[str, ...] | None:
         episode = source.episodes.open(index)
         _check(episode, source, config)
         episode.read(np.zeros(1, dtype=np.int64))
+        return episode.action_names
 
     tried = range(min(len(source.episodes), 1 if config.on_bad_episode == "error" else MAX_BAD_IN_A_ROW))
     try:
-        first_readable(read_first_frame, tried)
+        return first_readable(read_first_frame, tried)
     except UserError as error:
         raise error if len(tried) == 1 else _all_bad(len(tried), error) from error
 

@@ -45,13 +45,27 @@ class ActionTable:
     """Actions (rows, D), and how the file was read.
 
     Attributes:
+        names: names of the columns of the actions; where there is no header, their numbers from 0.
         left_out: names or numbers of the columns that were not chosen.
         header: the line that was read as names; empty without one.
     """
 
+    path: Path
     actions: Actions
+    names: tuple[str, ...]
     left_out: tuple[str, ...] = ()
     header: str = ""
+
+    def ordered(self, names: tuple[str, ...]) -> Actions:
+        """Return the actions with their columns in the order of these names. UserError unless it has just these."""
+        if names == self.names:
+            return self.actions
+        if sorted(names) != sorted(self.names) or len(set(names)) < len(names):
+            raise UserError(
+                f"{self.path}: its actions are {','.join(self.names)}; expected {','.join(names)} in any order, as in "
+                "the first table; columns without a header are called by their numbers"
+            )
+        return self.actions[:, [self.names.index(name) for name in names]]
 
 
 def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
@@ -80,7 +94,8 @@ def read_actions(path: Path, columns: Sequence[str] = ()) -> ActionTable:
         _refuse_logs(path, names if header else [], values)
     check_plausible(values, str(path))
     left_out = tuple(name for column, name in enumerate(names) if column not in chosen)
-    return ActionTable(values.astype(np.float32), left_out, ",".join(header))
+    chosen_names = tuple(names[column] for column in chosen)
+    return ActionTable(path, values.astype(np.float32), chosen_names, left_out, ",".join(header))
 
 
 def _read_csv(path: Path) -> tuple[list[str], NDArray[Any]]:
@@ -112,12 +127,28 @@ def _is_numeric_header(path: Path, rows: list[list[str]]) -> bool:
 
 
 def _cells(path: Path) -> list[list[str]]:
+    """Read the lines as cells. Empty lines at the end are ignored.
+
+    Every second line may be empty, as where csv was written on Windows with line ends of its own. Any other empty line
+    is an error: it may be a lost row, without which all later ones would belong to the frame before theirs.
+    """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a readable text file ({error}); save it as csv in UTF-8") from error
+    filled = [bool(line.strip()) for line in lines]
+    while filled and not filled[-1]:
+        filled.pop()
+    lines = lines[: len(filled)]
     if not lines:
         raise UserError(f"{path}: is empty; expected one row of actions a frame")
+    if filled == [True, False] * (len(lines) // 2) + [True]:
+        lines = lines[::2]
+    elif False in filled:
+        raise UserError(
+            f"{path}: line {filled.index(False) + 1} is empty, but rows come after it; fill in the row that was lost, "
+            "or remove the line if none was"
+        )
     lines[0] = lines[0].removeprefix("#")  # numpy.savetxt comments its header out
     delimiter = max(_DELIMITERS, key=lines[0].count)
     if delimiter not in lines[0]:

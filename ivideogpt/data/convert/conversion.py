@@ -1,7 +1,7 @@
 """Shared parts of the converters: jobs in, npz episodes out. Knows only the format that is written.
 
 Episodes are written under a temporary name and renamed. So files with a final name are complete, and the same command
-continues an interrupted conversion.
+continues an interrupted conversion. Those that are older than a source are made again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,6 +42,13 @@ class Job:
     output: Path
     source: str  # name in messages: a path, or path#episode
     place: Any = None  # where its converter finds it, if the source does not say
+    files: tuple[str | Path, ...] = ()  # local files that it is made of: an output older than one of them is outdated
+
+    @property
+    def is_outdated(self) -> bool:
+        """Tell whether the output, which exists, is older than one of its files."""
+        made = self.output.stat().st_mtime_ns
+        return any(os.stat(file).st_mtime_ns > made for file in self.files if os.path.exists(file))
 
 
 @dataclass(frozen=True)
@@ -96,19 +103,22 @@ class Summary:
     shard: Shard = Shard()
     written: int = 0
     existing: int = 0
+    outdated: int = 0  # were there before, but a source has changed since
     skipped: tuple[Skipped, ...] = ()
+    remarks: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         shard = f"{self.shard}: " if self.shard.count > 1 else ""
         counts = f"{self.written} episodes written, {self.existing} were there before, {len(self.skipped)} skipped"
-        lines = [shard + counts]
+        again = f"; {self.outdated} were there, but older than a source" if self.outdated else ""
+        lines = [shard + counts + again]
         lines += [f"  skipped: {' '.join(str(skip).split())}" for skip in self.skipped[:_LISTED_SKIPS]]
         if len(self.skipped) > _LISTED_SKIPS:
             lines.append(f"  and {len(self.skipped) - _LISTED_SKIPS} more, named above")
         return "\n".join(lines)
 
     def missing(self, jobs: Iterable[Job | Skipped]) -> Iterator[Job]:
-        """Yield the shard's jobs without output yet, and count its others."""
+        """Yield the shard's jobs whose output is missing or outdated, and count its others."""
         seen: set[Path] = set()  # outputs and their folders, of all shards
         for number, job in enumerate(jobs):
             if isinstance(job, Job) and job.output in seen:
@@ -121,11 +131,15 @@ class Summary:
                 continue
             if isinstance(job, Skipped):
                 self.add(job)
-            elif job.output.exists():
+            elif not job.output.exists():
+                yield job
+            elif job.is_outdated:
+                self.outdated += 1
+                job.output.unlink(missing_ok=True)  # or it would stay if the source cannot be read any more
+                yield job
+            else:
                 self.existing += 1
                 self.bar.update()
-            else:
-                yield job
 
     def check(self) -> None:
         """Raise UserError if there were only bad episodes."""
@@ -133,11 +147,14 @@ class Summary:
             number, first = len(self.skipped), self.skipped[0]
             raise UserError(f"none of {number} episodes could be converted; the first: {first}")
 
-    def add(self, outcome: Skipped | None) -> None:
-        """Count an outcome; None stands for a written episode."""
+    def add(self, outcome: Skipped | str | None) -> None:
+        """Count an outcome; None stands for a written episode, and a text for one with this remark."""
         self.bar.update()
-        if outcome is None:
+        if not isinstance(outcome, Skipped):
             self.written += 1
+            if outcome is not None and outcome not in self.remarks:
+                self.remarks.add(outcome)
+                self.bar.write(outcome, file=sys.stderr)
         elif self.on_bad_episode == "error":
             raise UserError(f"{outcome}; repair it, or leave such episodes out with --on_bad_episode skip")
         else:
@@ -164,7 +181,7 @@ class ConversionArgs:
         """Check the flags of the subclass for contradictions."""
 
     def convert(self, splits: Sequence[Jobs], convert_one: Callable[[Job], Arrays], description: str) -> Summary:
-        """Write the episode of every job of the shard that has no file yet, split after split.
+        """Write the episode of every job of the shard whose file is missing or outdated, split after split.
 
         Args:
             convert_one: reads one episode. Defined at module level, as other processes import it. Its UserError or
@@ -175,9 +192,12 @@ class ConversionArgs:
         """
         return self.run(splits, partial(_work, convert_one, self.compress), description)
 
-    def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | None], description: str) -> Summary:
-        """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped."""
-        jobs = itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
+    def run(self, splits: Sequence[Jobs], work: Callable[[Job], Skipped | str | None], description: str) -> Summary:
+        """Run jobs like :meth:`convert`, but ``work`` writes the output itself, or returns why it is skipped.
+
+        A text that it returns is a remark on a written episode, and is shown once.
+        """
+        jobs = self._first_of_each(splits)
         total = sum(min(len(jobs), self.max_num_episodes or len(jobs)) for jobs in splits)
         shard = Shard.parse(self.shard)
         progress = tqdm(total=len(range(shard.index, total, shard.count)), desc=description, unit="episode")
@@ -187,6 +207,14 @@ class ConversionArgs:
                 summary.add(outcome)
         summary.check()
         return summary
+
+    def own_jobs(self, splits: Sequence[Jobs]) -> list[Job | Skipped]:
+        """Return the jobs of the shard, with those that are done."""
+        shard = Shard.parse(self.shard)
+        return [job for number, job in enumerate(self._first_of_each(splits)) if shard.has(number)]
+
+    def _first_of_each(self, splits: Sequence[Jobs]) -> Iterator[Job | Skipped]:
+        return itertools.chain.from_iterable(itertools.islice(jobs, self.max_num_episodes) for jobs in splits)
 
 
 @dataclass(frozen=True)

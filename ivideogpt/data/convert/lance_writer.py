@@ -8,7 +8,7 @@ names whole episodes only, and the same command goes on. Several commands may ap
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -65,8 +65,8 @@ class Written:
     skipped: list[Skipped] = field(default_factory=list)
 
 
-def append_episodes(files: Sequence[Path], args: FrameArgs, output: str) -> Summary:
-    """Append these npz files below ``args.input_path`` to the tables of their folders, below ``output``.
+def append_episodes(folders: Mapping[Path, Sequence[Path]], args: FrameArgs, output: str) -> Summary:
+    """Append the npz files of these folders below ``args.input_path`` to a table for each folder, below ``output``.
 
     An episode whose name a table has is left as it is.
 
@@ -76,10 +76,11 @@ def append_episodes(files: Sequence[Path], args: FrameArgs, output: str) -> Summ
     """
     require("lance", extra="lance")
     source, shard = Path(args.input_path), Shard.parse(args.shard)
-    files = [file for number, file in enumerate(files) if shard.has(number)]
+    listed = [file for files in folders.values() for file in files[: args.max_num_episodes]]
+    files = [file for number, file in enumerate(listed) if shard.has(number)]
     with tqdm(total=len(files), desc="append", unit="episode") as bar, worker_pool(args.num_workers) as run:
         summary = Summary(bar, args.on_bad_episode, shard)
-        for folder, group in groupby(sorted(files, key=_folder), key=_folder):
+        for folder, group in groupby(files, key=lambda file: file.parent):
             below = str(folder.relative_to(source))
             uri = output.rstrip("/") if below == "." else f"{output.rstrip('/')}/{below}"
             batches = _batches(uri, folder, [str(file) for file in group], args, summary)
@@ -91,10 +92,6 @@ def append_episodes(files: Sequence[Path], args: FrameArgs, output: str) -> Summ
                 open_table(f"{uri}/{EPISODES}").optimize.compact_files()  # it is read whole at every opening
     summary.check()
     return summary
-
-
-def _folder(file: Path) -> Path:
-    return file.parent
 
 
 def _batches(uri: str, folder: Path, files: list[str], args: FrameArgs, summary: Summary) -> Iterator[Batch]:

@@ -16,7 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ivideogpt.data.clips.segments import Indices
-from ivideogpt.data.formats.npz_arrays import InflatedArrays, NpzMember, NpzMembers, as_bytes, check_sums, npz_members
+from ivideogpt.data.formats.npz_arrays import (
+    InflatedArrays,
+    NpzMember,
+    NpzMembers,
+    UnfitArray,
+    as_bytes,
+    check_sums,
+    fit_in_bytes,
+    npz_members,
+)
 from ivideogpt.data.plausible import check_plausible
 from ivideogpt.errors import UserError
 
@@ -268,12 +277,19 @@ class NpzEpisode(Episode):
             super().verify()
 
     def _member(self, name: str) -> NpzMember | None:
-        """Return a checked array. Checked lazily: arrays that a run never reads may be invalid."""
-        member = self.members.get(name)
-        if member is None or (name == SUCCESS_KEY and not _is_a_number_a_frame(member, self.num_frames)):
+        """Return a checked array. Checked lazily: arrays that a run never reads may be invalid.
+
+        Other recorders store other things as success or state, which then count as missing.
+        """
+        try:
+            member = self.members.get(name)
+            if member is not None:
+                _check_series(member, self.num_frames)
+            return member
+        except UnfitArray:
+            if name in (ACTION_KEY, REWARD_KEY):
+                raise
             return None
-        _check_series(member, self.num_frames)
-        return member
 
 
 @dataclass(frozen=True)
@@ -369,9 +385,11 @@ def check_carries(
         )
 
 
-def _is_a_number_a_frame(member: NpzMember, num_frames: int) -> bool:
-    """Tell whether this is the array ``success`` of an episode: other recorders store one number an episode there."""
-    return member.shape[1:] in ((), (1,)) and member.shape[:1] in ((num_frames,), (num_frames - 1,))
+def holds_frames(member: NpzMember, image_key: str) -> bool:
+    """Tell whether an array is a camera: integers (N, H, W, 3), in 0..255 unless training reads it, or refuses it."""
+    if member.dtype.kind not in "iu" or len(member.shape) != 4 or member.shape[3] != 3 or min(member.shape) < 1:
+        return False
+    return member.dtype == np.uint8 or member.name == image_key or fit_in_bytes(member.all())
 
 
 def _check_series(member: NpzMember, num_frames: int) -> None:
@@ -381,12 +399,12 @@ def _check_series(member: NpzMember, num_frames: int) -> None:
     if is_number and member.shape[1:] not in ((), (1,)):
         fits = False
     if not fits or member.dtype.kind not in "fiub":
-        raise UserError(
+        raise UnfitArray(
             f"{member.path}: array {member.name!r} is {member.dtype} of shape {member.shape}; "
             f"expected numbers of shape {'(N,)' if is_number else '(N, D)'}, one row a frame"
         )
     if member.shape[0] not in (num_frames, num_frames - 1):
-        raise UserError(
+        raise UnfitArray(
             f"{member.path}: array {member.name!r} has {member.shape[0]} rows for {num_frames} frames; expected "
             f"{num_frames}, or {num_frames - 1} without the last; row i belongs to what was done at frame i"
         )

@@ -44,6 +44,10 @@ NOT_NPZ, NOT_NPY = "truncated or not an npz file", "truncated or not an npy file
 _CHECKED_AT_ONCE = 1 << 20  # bytes
 
 
+class UnfitArray(UserError):
+    """An array that is of another kind than expected, but not damaged."""
+
+
 @dataclass(frozen=True)
 class NpzMember:
     """One array of an npz or npy file: offset, type and shape of its values."""
@@ -275,12 +279,15 @@ def as_bytes(frames: NDArray[Any], member: NpzMember) -> NDArray[np.uint8]:
     Raises:
         UserError: values outside 0..255.
     """
-    if frames.dtype == np.uint8:
-        return frames
-    if frames.min() < 0 or frames.max() > 255:
+    if not fit_in_bytes(frames):
         found = f"array {member.name!r} holds values from {frames.min()} to {frames.max()}"
         raise UserError(f"{member.path}: {found}; expected frames in 0..255")
-    return frames.astype(np.uint8)
+    return frames.astype(np.uint8, copy=False)
+
+
+def fit_in_bytes(values: NDArray[Any]) -> bool:
+    """Tell whether these integers, one or more, are in 0..255."""
+    return values.dtype == np.uint8 or bool(values.min() >= 0 and values.max() <= 255)
 
 
 def _read_member(path: str, modified: int, size: int, file: IO[bytes], info: zipfile.ZipInfo) -> NpzMember:
@@ -318,7 +325,7 @@ def _check_size(member: NpzMember, stored: int, inflated: int, file_size: int) -
     """
     title, fault = (f"array {member.name!r}", NOT_NPZ) if member.name else ("the array", NOT_NPY)
     if member.dtype.hasobject:
-        raise UserError(f"{member.path}: {title} holds pickled Python objects, which are never loaded; store numbers")
+        raise UnfitArray(f"{member.path}: {title} holds pickled Python objects, which are never loaded; store numbers")
     claimed = member.num_bytes
     room = MAX_DEFLATE_RATIO * (stored + 1) if member.data_offset is None else file_size - member.data_offset
     if min(member.shape, default=0) < 0 or member.header_length + claimed != inflated or claimed > room:

@@ -191,15 +191,18 @@ def _open(path: str, modified: int, size: int) -> _ParquetFile:
 
 
 def _as_rows(column: Any, path: str, name: str, dimension: int) -> NDArray[Any]:
+    """Return a column as (n, dimension). Lists of one level are all of one length, or numbers would change rows."""
     import pyarrow
 
-    values = column.combine_chunks()
+    values, uneven = column.combine_chunks(), False
     while isinstance(values, pyarrow.ListArray | pyarrow.LargeListArray | pyarrow.FixedSizeListArray):
+        uneven = uneven or len(values.value_lengths().unique()) > 1
         values = values.flatten()
     flat = values.to_numpy(zero_copy_only=False)
-    if flat.dtype.kind not in "fiub" or flat.size != len(column) * dimension:
+    if uneven or flat.dtype.kind not in "fiub" or flat.size != len(column) * dimension:
         raise UserError(
-            f"{path}: column {name!r} holds {flat.size} values ({flat.dtype}) in {len(column)} rows; "
+            f"{path}: column {name!r} holds {flat.size} values ({flat.dtype}) in {len(column)} rows"
+            f"{', unevenly many in each' * uneven}; "
             f"expected {dimension} numbers a row, as meta/info.json says"
         )
     rows: NDArray[Any] = flat.reshape(len(column), dimension)

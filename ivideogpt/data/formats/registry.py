@@ -16,7 +16,7 @@ from ivideogpt.data.catalog import (
     DatasetPaths,
     Split,
     dataset_info,
-    files_below,
+    files_by_folder,
     find_files,
     in_split,
     no_episodes,
@@ -154,12 +154,12 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
         raise UserError(
             f"{path}: no such file or folder; expected an .npz file, a folder of them, lerobot:<folder> or lance:<uri>"
         )
-    folders: dict[Path, list[str]] = {}
-    for file in files_below(place, {".npz"}):
-        folders.setdefault(file.parent, []).append(str(file))
     found = [
-        NamedEpisodes(place.resolve().name if folder == place else str(folder.relative_to(place)), npz(files, folder))
-        for folder, files in sorted(folders.items())
+        NamedEpisodes(
+            place.resolve().name if folder == place else str(folder.relative_to(place)),
+            npz(list(map(str, files)), folder),
+        )
+        for folder, files in files_by_folder(place, {".npz"}).items()
     ]
     if not found:
         raise UserError(

@@ -61,16 +61,21 @@ class Alignment:
             return "cannot be told: the motion in the picture hardly follows the actions"
         if shift > 0 or (shift == 0 and not self.is_clear):
             fits = f"shift {shift} fits best" + (", as it should" if shift == 0 else "")
-            return (
-                f"cannot be told for sure: {fits}, with a confidence of {self.confidence:.1%} where {SURE:.1%} would "
-                "settle it; more episodes help, and so does the preview"
-            )
+            return f"cannot be told for sure: {fits}, {self._doubt}; more episodes help, and so does the preview"
         if shift == 0:
             return "as it should be: action[i] goes with the motion from image[i] to image[i+1]"
         return (
             f"no fault seen: the motion follows the actions by {_frames(-shift)}, as it does where a robot or camera "
             "lags (or where actions are stored early)"
         )
+
+    @property
+    def _doubt(self) -> str:
+        """Say which evidence is missing for a clear result."""
+        if self.confidence >= SURE:
+            return f"but {self.num_blocks} stretches of {_BLOCK} frames tell, where {_MIN_BLOCKS} would settle it"
+        shown = math.floor(self.confidence * 1000) / 1000  # rounded up, it could read as enough
+        return f"with a confidence of {shown:.1%} where {SURE:.1%} would settle it"
 
 
 def estimate_alignment(motions: Sequence[Series], actions: Sequence[Series]) -> Alignment | None:

@@ -80,7 +80,7 @@ def test_successes_are_positive_numbers_a_frame(path):
         episode = open_episode(write_episode(path, success=stored))
         assert episode.has_successes
         assert episode.successes(np.array([17, 18])).tolist() == [0, 1]
-    for stored in (np.array(True), np.ones(7), None):
+    for stored in (np.array(True), np.ones(7), np.array(["no"] * 20), np.array([None] * 20), None):
         episode = open_episode(write_episode(path, success=stored))
         assert not episode.has_successes
         assert episode.successes(np.array([0])) is None

@@ -61,6 +61,15 @@ def append(source, output, *flags):
     return repack.run(parse(repack.RepackArgs, argv))
 
 
+def test_the_first_episodes_of_every_folder(tmp_path):
+    """Bug prevented: a number of episodes that holds for the first data set alone."""
+    for robot in ("a", "b"):
+        write_npz(tmp_path / "npz" / robot)
+    assert append(tmp_path / "npz", tmp_path / "lance", "--max_num_episodes", "2").written == 4
+    for robot in ("a", "b"):
+        assert len(find_episodes(f"lance:{tmp_path}/lance/{robot}")[0].episodes) == 2
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory):
     """A folder of npz/robot, and lance/robot made of it."""

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ivideogpt.action_spaces import ActionSpace, ActionSpaces
 from ivideogpt.data.catalog import dataset_info
-from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickInOrder, Source
+from ivideogpt.data.clips.dataset import ClipDataset, DataConfig, PickInOrder, Source, build_sources
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import Preprocess
 from ivideogpt.data.formats import parquet_files, video_files
@@ -93,6 +94,25 @@ def test_actions_may_have_names(videos, tmp_path):
         content["features"]["action"]["names"] = written
         file.write_text(json.dumps(content))
         assert LeRobotEpisodes.open_folder(folder).open(0).action_names == read
+
+
+def test_robots_whose_actions_have_other_names_are_not_mixed(images, tmp_path):
+    """Bug prevented: x,y,grip of one folder and grip,y,x of another in one batch, as if they were the same."""
+    one, two = (copy_of(images, tmp_path).rename(tmp_path / name) for name in ("one", "two"))
+
+    def read(**options):
+        config = DataConfig(f"lerobot:{one},{two}", segment=SegmentSpec(length=4), image_size=8, **options)
+        return len(build_sources(config, "train"))
+
+    assert read(load_action=True) == 2
+    edit_info(two, lambda info: info["features"]["action"].update(names=["grip", "y", "x"]))
+    with pytest.raises(UserError, match=f"{two}: its actions are grip,y,x, those of {one} are x,y,grip; read one"):
+        read(load_action=True)
+    assert read() == 2
+    spaces = (ActionSpace("arm", 3, datasets=("one", "two")),)
+    assert read(load_action=True, action_spaces=ActionSpaces(spaces)) == 2  # the user has said that it is so
+    edit_info(two, lambda info: info["features"]["action"].pop("names"))
+    assert read(load_action=True) == 2
 
 
 def test_a_folder_without_actions_or_rewards(videos, tmp_path):
@@ -329,6 +349,20 @@ def test_actions_of_several_axes_are_flattened(images, tmp_path, shape):
     episode = LeRobotEpisodes.open_folder(folder).open(3)
     np.testing.assert_array_equal(episode.actions(np.arange(9)), actions(3))
     np.testing.assert_array_equal(episode.rewards(np.arange(9)), rewards(3))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_lists_of_uneven_length_are_refused(images, tmp_path, nested):
+    """Bug prevented: a row without an action beside one with two moved the actions between them to other frames."""
+    folder = copy_of(images, tmp_path)
+    for path in folder.glob("data/*/*.parquet"):
+        table = pq.read_table(path)
+        rows = table.column("action").to_pylist()
+        rows[1], rows[2] = [], rows[1] + rows[2]
+        column = pa.array([[row] for row in rows] if nested else rows)
+        pq.write_table(table.set_column(table.schema.get_field_index("action"), "action", column), path)
+    with pytest.raises(UserError, match=r"column 'action' holds \d+ values .*, unevenly many in each; expected 3"):
+        LeRobotEpisodes.open_folder(folder).open(0).actions(np.arange(3))
 
 
 def test_rewards_of_several_numbers_are_none(images, tmp_path):

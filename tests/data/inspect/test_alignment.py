@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ivideogpt.data.inspect.alignment import estimate_alignment
+from ivideogpt.data.inspect.alignment import Alignment, estimate_alignment
 
 NUM_EPISODES, NUM_FRAMES = 6, 80
 
@@ -79,6 +79,21 @@ def test_actions_that_say_nothing_about_motion_are_not_called_wrong(seed):
 def test_one_short_episode_is_not_enough_to_warn(seed):
     found = estimate([recording(np.random.default_rng(seed))], stored_late=1)
     assert not found.is_wrong
+
+
+@pytest.mark.parametrize(
+    ("confidence", "num_blocks", "cause"),
+    [
+        (1.0, 12, "but 12 stretches of 10 frames tell, where 15 would settle it;"),
+        (0.9986, 40, "with a confidence of 99.8% where 99.9% would settle it;"),
+    ],
+)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_doubt_names_its_cause(shift, confidence, num_blocks, cause):
+    """Bug prevented: "a confidence of 100.0% where 99.9% would settle it", said of too few frames."""
+    found = Alignment("size", dict.fromkeys(range(-2, 3), 0.5), shift, confidence, num_blocks)
+    assert not found.is_clear
+    assert cause in found.verdict
 
 
 def test_nothing_to_compare():

@@ -48,6 +48,12 @@ class Unseen(Dial):
         raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
 
 
+class Floats(Dial):
+    def render(self):
+        return super().render() / 255
+
+
+gymnasium.register("Floats-v0", Floats, kwargs={"action_space": BOUNDS})
 gymnasium.register("Unseen-v0", Unseen, kwargs={"action_space": BOUNDS})
 gymnasium.register("Dial-v0", Dial, max_episode_steps=3, kwargs={"action_space": BOUNDS})
 gymnasium.register("Choice-v0", Dial, kwargs={"action_space": Discrete(3, start=5)})
@@ -61,6 +67,18 @@ def test_gymnasium_accepts_it():
 def test_pictures_that_need_another_package():
     with pytest.raises(UserError, match="Unseen-v0 renders no pictures: pygame is not installed"):
         RenderedEnv("Unseen-v0").reset(seed=0)
+
+
+def test_pictures_of_floats():
+    with pytest.raises(UserError, match=r"Floats-v0 renders float64 of shape \(40, 60, 3\), expected pictures"):
+        RenderedEnv("Floats-v0").reset(seed=0)
+
+
+@pytest.mark.parametrize("action", [4, 8, 5.5, None, [1, 2], "5"])
+def test_choices_that_there_are_not(action):
+    """Bug prevented: a choice beyond the last one became the first."""
+    with pytest.raises(UserError, match=r"a policy wants the action .*, expected one of Discrete\(3, start=5\)"):
+        RenderedEnv("Choice-v0").from_inner(action)
 
 
 def test_actions_frames_and_repeats():
