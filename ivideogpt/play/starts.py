@@ -122,10 +122,10 @@ def find_starts(
         step = dataset_info(dataset.name).step(stepsize_as_trained([dataset.name], metadata.dataset_step))
         for number in range(min(len(dataset.episodes), MAX_EPISODES)):
             name = dataset.episodes.name(number)
-            title = name.rpartition("/")[2].removesuffix(".npz")
+            title = _printable(name.rpartition("/")[2].removesuffix(".npz"))
+            key, under = _printable(f"episode:{dataset.name}#{number}"), _printable(group or dataset.name)
             opened = partial(open_start, dataset.episodes, number, metadata, step)
-            texts = f"episode:{dataset.name}#{number}", title, group or dataset.name
-            choices.append(StartChoice(*map(_printable, texts), opened))
+            choices.append(StartChoice(key, title, under, opened))
     return choices
 
 

@@ -424,9 +424,9 @@ def _check_what_both_share(args: TokenizerArgs | GptArgs, start: str) -> None:
         raise UserError("--max_grad_norm 0 would leave nothing of any gradient: give a large number for no limit")
     if "/" in args.exp_name:
         raise UserError(f"--exp_name {args.exp_name}: it is part of a folder's name, so it cannot have a slash")
-    for name, needed in DOES_NOTHING_WITHOUT:
-        if getattr(args, name, None) != getattr(type(args), name, None) and not any(map(vars(args).get, needed)):
-            flags = " or ".join(f"--{other}" for other in needed)
+    for name, others in DOES_NOTHING_WITHOUT:
+        if getattr(args, name, None) != getattr(type(args), name, None) and not any(map(vars(args).get, others)):
+            flags = " or ".join(f"--{other}" for other in others)
             warnings.warn(f"--{name} {getattr(args, name)} does nothing without {flags}", stacklevel=4)
     if args.seed is not None and args.seed >= MAX_SEED:
         raise UserError(f"--seed is {args.seed}: it must be less than {MAX_SEED}")
