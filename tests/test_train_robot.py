@@ -207,6 +207,8 @@ def test_the_same_paths_written_otherwise_go_on(tmp_path, monkeypatch):
         ("own", [{}], "own: 1 episode, expected at least two"),
         ("own", [{}, {"reward": None}], "only one of them has rewards"),
         ("own", [{}, {"action": np.full((20, 2), np.nan, np.float32)}], "holds NaN"),
+        ("own", [{}, {"reward": np.full(20, np.nan)}], "array 'reward' holds NaN"),
+        ("own", [{"success": np.zeros(20)}, {"success": np.full(20, np.nan)}], "array 'success' holds NaN"),
         ("a/own", [{}, {}], "a/own is a folder in a folder"),
     ],
 )

@@ -313,7 +313,7 @@ class RobotTraining:
 
 
 def open_all(data: NamedEpisodes) -> list[Episode]:
-    """Open all episodes, and read their actions and rewards: a fault there would end a later stage, after hours.
+    """Open all episodes, and read all but their frames: a fault there would end a later stage, after hours.
 
     Raises:
         UserError: one cannot be read, only some have rewards or successes, or none is left to train or to test on.
@@ -324,11 +324,7 @@ def open_all(data: NamedEpisodes) -> list[Episode]:
     if len(opened) < 2:
         raise UserError(f"{data.name}: 1 episode, expected at least two: the first is kept to test on")
     for episode in opened:
-        everything = np.arange(episode.num_frames)
-        if episode.action_dim is not None:
-            episode.actions(everything)
-        if episode.has_rewards:
-            episode.rewards(everything)
+        episode.verify_series()
         for what in ("has_rewards", "has_successes"):
             if getattr(episode, what) != getattr(opened[0], what):
                 told = f"{episode.path} and {opened[0].path}: only one of them {what.replace('_', ' ')}"

@@ -127,11 +127,12 @@ class Episode(ABC):
 
     def verify(self) -> None:
         """Read everything. Raises UserError for any fault that training could meet."""
-        self._verify_series()
+        self.verify_series()
         for indices in chunks(self, self.num_frames):
             self.read(indices)
 
-    def _verify_series(self) -> None:
+    def verify_series(self) -> None:
+        """Read all actions, rewards and successes. Raises UserError for any that training would refuse."""
         for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
             self.series(name)
 
@@ -262,7 +263,7 @@ class NpzEpisode(Episode):
         )
 
     def verify(self) -> None:
-        self._verify_series()
+        self.verify_series()
         check_sums(self.path)  # all arrays, as a memory map does not notice flipped bits
         if self.images.dtype != np.uint8:
             super().verify()

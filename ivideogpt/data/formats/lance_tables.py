@@ -249,7 +249,7 @@ class LanceEpisode(Episode):
         return (StoredArray(IMAGE, (*self.frame_size, 3), "uint8", "raw"), *series)
 
     def verify(self) -> None:
-        self._verify_series()
+        self.verify_series()
         found = 0
         for indices in chunks(self, self.length):
             found = checksum(self.read(indices), found)
