@@ -122,6 +122,11 @@ def test_misaligned_actions_stop_it(commands, tiny_world_model, tmp_path):
         ([], "give one of --recordings"),
         (["--recordings", "a", "--camera", "front"], "--camera does nothing for videos: it goes with --dataset"),
         (["--dataset", "a", "--fps", "5"], "--fps does nothing for data sets: it goes with --recordings"),
+        (
+            ["--recordings", "a", "--skipped_actions", "sum", "--frame_step", "2"],
+            "--skipped_actions sum needs --fps: without it --frame_step drops the actions in between",
+        ),
+        (["--recordings", "a", "--skipped_actions", "mean"], "--skipped_actions mean needs --fps"),
         (["--recordings", "nowhere", "--dry_run"], "--recordings nowhere: no such folder"),
         (["--dataset", ".", "--segment_length", "2"], "--segment_length 2: the model has 2 context frames"),
         (["--dataset", ".", "--camera", "front"], "--camera and --action_key do nothing for .npz episodes"),
