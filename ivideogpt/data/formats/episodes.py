@@ -24,6 +24,7 @@ ACTION_KEY = "action"
 REWARD_KEY = "reward"
 SUCCESS_KEY = "success"
 OBSERVATION_KEY = "observation"
+SERIES = (ACTION_KEY, REWARD_KEY, SUCCESS_KEY)  # arrays of numbers that clips have
 _CHUNK_BYTES = 32 << 20
 
 Item = TypeVar("Item")
@@ -116,10 +117,14 @@ class Episode(ABC):
         values = self.series_at(SUCCESS_KEY, indices)
         return None if values is None else (values[:, 0] > 0).astype(np.float32)
 
+    def content_checksum(self) -> int:
+        """Return a CRC-32 of as much of the content as is known without reading it; 0 if that is nothing."""
+        return 0
+
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""
         arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
-        for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
+        for name in SERIES:
             if (dimension := self.dimension(name)) is not None:
                 row_shape = (dimension,) if name == ACTION_KEY else ()
                 arrays.append(StoredArray(name, row_shape, "float32", "decoded"))
@@ -133,7 +138,7 @@ class Episode(ABC):
 
     def verify_series(self) -> None:
         """Read all actions, rewards and successes. Raises UserError for any that training would refuse."""
-        for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
+        for name in SERIES:
             self.series(name)
 
 
@@ -252,6 +257,9 @@ class NpzEpisode(Episode):
         rows = values if values.ndim > 1 else values[:, None]
         missing = self.num_frames - len(rows)
         return np.pad(rows, [(0, missing), (0, 0)]) if missing else rows
+
+    def content_checksum(self) -> int:
+        return self.members.checksum((self.images.name, *SERIES))
 
     def describe(self) -> tuple[StoredArray, ...]:
         readable = self.members.readable()
