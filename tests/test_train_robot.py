@@ -195,6 +195,31 @@ def test_odd_names_give_a_folder_that_is_found(tmp_path):
     assert words(tmp_path, "--recordings", npz, "--name", ".a/b c")[1][5] == "a-b-c"
 
 
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (("--recordings", "rec", "--name", "bridge"), "bridge"),
+        (("--recordings", "toto"), "toto"),
+        (("--recordings", "rec"), None),
+        (("--dataset", "npz", "--name", "bridge"), "bridge"),
+        (("--dataset", "lerobot:rec", "--name", "kuka"), "kuka"),
+        (("--dataset", "lerobot:lerobot/viola"), None),
+        (("--dataset", "bridge"), None),
+        (("--dataset", "bridge", "--name", "bridge"), None),
+    ],
+)
+def test_names_of_public_data_sets_are_theirs(flags, refused, tmp_path, monkeypatch):
+    """Pace and camera follow from the name: every second frame of recordings called bridge was left out."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("rec", "toto", "npz", "bridge"):
+        write_episode(tmp_path / folder / "0.npz")
+    if refused is None:
+        words(tmp_path, *flags)
+    else:
+        with pytest.raises(UserError, match=f"^{refused} is the name of a public data set.*: choose another with"):
+            words(tmp_path, *flags)
+
+
 def test_the_same_paths_written_otherwise_go_on(tmp_path, monkeypatch):
     """The shell's completion adds a slash."""
     write_squares(tmp_path / "squares", number=1)
@@ -238,13 +263,24 @@ def training(tiny_world_model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "frame_step", "apart"), [("own", 3, 3), ("reach-v3", 3, 3), ("bridge", 1, 2), ("bridge", 2, 3)]
+    ("frame_step", "apart"),
+    [
+        *((3, {"own": 3}), (3, {"reach-v3": 3}), (1, {"bridge": 2}), (2, {"bridge": 3}), (2, {"own": 2, "mine": 2})),
+        *((1, {"bridge": 2, "own": 1}), (1, {"bridge": 2, "berkeley_autolab_ur5": 1}), (2, {"bridge": 3, "toto": 20})),
+        *((2, {"bridge": 3, "own": 2}), (3, {"bridge": 5, "berkeley_autolab_ur5": 3})),
+    ],
 )
-def test_frames_are_as_far_apart_as_asked(training, name, frame_step, apart):
-    """Meta-World's frames stayed neighbours. A public data set has a pace of its own."""
+def test_frames_are_as_far_apart_as_asked(training, frame_step, apart):
+    """Meta-World's frames stayed neighbours. A public data set has a pace of its own, also beside others."""
     made = training("--frame_step", frame_step)
-    (made.data / name).mkdir(parents=True)
-    assert dataset_info(name).step(made.video_stepsize) == apart
+    for name in apart:
+        (made.data / name).mkdir(parents=True)
+    if frame_step > 1 and len({dataset_info(name).base_step > 1 for name in apart}) > 1:
+        listed = ", ".join(f"{step} of {name}" for name, step in sorted(apart.items()))
+        with pytest.raises(UserError, match=f"--frame_step {frame_step} means every {listed}"):
+            _ = made.video_stepsize
+    else:
+        assert {name: dataset_info(name).step(made.video_stepsize) for name in apart} == apart
 
 
 @pytest.mark.parametrize(("gpus", "first"), [(1, "train_gpt.py"), (2, "-m")])

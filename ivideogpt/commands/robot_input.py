@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ivideogpt.commands.train_robot import RobotArgs
+from ivideogpt.data.catalog import is_public
 from ivideogpt.data.formats.lerobot_paths import PREFIX as LEROBOT
 from ivideogpt.errors import UserError
 from ivideogpt.files import file_stem
@@ -21,19 +22,20 @@ def converter(args: RobotArgs, output: Path, resolution: int) -> Words:
     """Return the words after ``python`` that convert the input to episodes in ``<output>/<data set>``.
 
     Raises:
-        UserError: there is nothing that one of the converters reads.
+        UserError: there is nothing that one of the converters reads, or it would be called like a public data set.
     """
-    name = file_stem(args.robot)  # the data commands do not find hidden or nested folders
     if args.recordings is not None:
         if not Path(args.recordings).is_dir():
             raise UserError(f"--recordings {args.recordings}: no such folder; expected one of videos")
         chosen = flags(skipped_actions=args.skipped_actions, action_offset=args.action_offset)
         chosen += flags(fps=args.fps, action_columns=args.action_columns)
-        named = flags(input_path=args.recordings, output_path=output, dataset_name=name, resize=resolution)
+        named = flags(
+            input_path=args.recordings, output_path=output, dataset_name=dataset_name(args), resize=resolution
+        )
         return ("datasets/videos_to_npz.py", *named, *chosen)
     source, given = Path(args.source), flags(input_path=args.source, action_key=args.action_key)
     if args.source.startswith(LEROBOT) or (source / "meta" / "info.json").is_file():
-        named = flags(output_path=output, dataset_name=name, resize=resolution, camera=args.camera)
+        named = flags(output_path=output, dataset_name=dataset_name(args), resize=resolution, camera=args.camera)
         return ("datasets/lerobot_to_npz.py", *given, *named)
     if any(source.glob("features.json")) or any(source.glob("*/features.json")):
         # its own name stays: it tells the cameras and paces of public data sets
@@ -50,5 +52,18 @@ def converter(args: RobotArgs, output: Path, resolution: int) -> Words:
         raise UserError(f"--dataset {args.source}: holds several of RLDS; name one, such as {source / inside[0]}")
     if args.camera is not None or args.action_key is not None:
         raise UserError("--camera and --action_key do nothing for .npz episodes, whose arrays are image and action")
-    folder = output / name if any(source.glob("*.npz")) else output
+    folder = output / dataset_name(args) if any(source.glob("*.npz")) else output
     return ("datasets/repack.py", *flags(input_path=args.source, output_path=folder, resize=resolution))
+
+
+def dataset_name(args: RobotArgs) -> str:
+    """Return the name of the data set, of whose folder the data commands need that it is not hidden or nested.
+
+    Raises:
+        UserError: it is a public data set's, and the input is another one.
+    """
+    name = file_stem(args.robot)
+    if is_public(name) and (args.recordings is not None or name != file_stem(args.own_name)):
+        taken = "whose pace and camera training would take for those of yours"
+        raise UserError(f"{name} is the name of a public data set, {taken}: choose another with --name")
+    return name

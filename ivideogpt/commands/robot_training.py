@@ -259,9 +259,20 @@ class RobotTraining:
 
     @property
     def video_stepsize(self) -> int:
-        """Return ``--frame_step`` in the unit of the data commands; public data sets keep their own pace as 1."""
-        paced = all(dataset_info(path.name).base_step > 1 for path in self.data.iterdir() if path.is_dir())
-        return self.args.frame_step * (1 if paced else REFERENCE_STEP)
+        """Return ``--frame_step`` in the unit of the data commands; public data sets keep their own pace as 1.
+
+        Raises:
+            UserError: no number gives each data set the pace that it has alone.
+        """
+        paced, every = self.args.frame_step, self.args.frame_step * REFERENCE_STEP
+        infos = [dataset_info(path.name) for path in sorted(self.data.iterdir()) if path.is_dir()]
+        alone = {info.name: info.step(paced if info.base_step > 1 else every) for info in infos}
+        for stepsize in (every, paced):
+            if all(info.step(stepsize) == alone[info.name] for info in infos):
+                return stepsize
+        listed = ", ".join(f"{step} of {name}" for name, step in alone.items())
+        told = f"--frame_step {self.args.frame_step} means every {listed}, which no one training does"
+        raise UserError(f"{told}: leave it out, or train a model for each")
 
     def clip_form(self, segment_length: int) -> Words:
         return flags(resolution=self.resolution, context_length=self.context_length, segment_length=segment_length)

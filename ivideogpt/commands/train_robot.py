@@ -100,9 +100,14 @@ class RobotArgs:
 
     @property
     def robot(self) -> str:
+        return self.name or self.own_name
+
+    @property
+    def own_name(self) -> str:
+        """Return the name of the input's folder, or of its hub id."""
         path = Path(self.source.partition(":")[2] or self.source).resolve()
         named = path.parent if re.fullmatch(r"\d+\.\d+\.\d+", path.name) else path  # a version of RLDS
-        return self.name or named.name.partition("@")[0]
+        return named.name.partition("@")[0]
 
     @property
     def folder(self) -> Path:

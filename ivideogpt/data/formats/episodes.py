@@ -210,14 +210,14 @@ class NpzEpisodes:
     """:class:`Episodes` in one npz file each, with a shared cache of inflated arrays."""
 
     files: Sequence[str] | NDArray[np.bytes_]  # see pack_strings
-    image_key: str = "image"
+    image_keys: tuple[str, ...] = ("image",)
     arrays: InflatedArrays = field(default_factory=InflatedArrays)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def open(self, index: int) -> NpzEpisode:
-        return open_episode(self.name(index), self.image_key, self.arrays)
+        return open_episode(self.name(index), self.image_keys, self.arrays)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.files[index])
@@ -312,7 +312,7 @@ class Recordings(NpzEpisodes):
     def open(self, index: int) -> NpzEpisode:
         path = self.name(index)
         members = npz_members(path)
-        if self.image_key in members or OBSERVATION_KEY not in members:
+        if OBSERVATION_KEY not in members or any(key in members for key in self.image_keys):
             return super().open(index)
         stacks = members[OBSERVATION_KEY]
         if len(stacks.shape) != 4 or stacks.shape[1] % 3 or min(stacks.shape) < 1 or stacks.dtype != np.uint8:
@@ -324,11 +324,14 @@ class Recordings(NpzEpisodes):
 
 
 def open_episode(
-    path: str | os.PathLike[str], image_key: str = "image", arrays: InflatedArrays | None = None
+    path: str | os.PathLike[str],
+    image_key: str | tuple[str, ...] = "image",
+    arrays: InflatedArrays | None = None,
 ) -> NpzEpisode:
     """Open an episode: find the arrays and check the frames' shape and type; no values are read yet.
 
     Args:
+        image_key: array that holds the frames, or several, of which the first that is there does.
         arrays: reader and cache of values. By default a compressed array is inflated for each window.
 
     Raises:
@@ -336,6 +339,8 @@ def open_episode(
     """
     path = os.fspath(path)
     members = npz_members(path)
+    keys = (image_key,) if isinstance(image_key, str) else image_key
+    image_key = next((key for key in keys if key in members), keys[0])
     images = members.get(image_key)
     if images is None:
         described = {name: f"{name} {member.shape} {member.dtype}" for name, member in members.readable().items()}
