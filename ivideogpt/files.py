@@ -231,8 +231,8 @@ def check_settings(
         UserError: the file holds others, or cannot be read, which ``advice`` is for.
     """
     now: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    before = read_json(file, advice) if file.exists() else now
-    if differing := _differences(*({**each, **dict.fromkeys(changeable)} for each in (before, now))):
+    free = dict.fromkeys(changeable)
+    if file.exists() and (differing := _differences(read_json(file, advice) | free, now | free)):
         raise UserError(f"{file.parent} was made with other settings ({'; '.join(differing)}): name another folder")
     return now
 

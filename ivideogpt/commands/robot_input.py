@@ -50,8 +50,8 @@ def conversion(args: RobotArgs, output: Path, resolution: int) -> Conversion:
         chosen += flags(fps=args.fps, action_columns=args.action_columns)
         name = dataset_name(args)
         named = flags(input_path=args.recordings, output_path=output, dataset_name=name, resize=resolution)
-        expected = partial(episodes_of_videos, Path(args.recordings), output / name)
-        return Conversion(("datasets/videos_to_npz.py", *named, *chosen), expected)
+        listing = partial(episodes_of_videos, Path(args.recordings), output / name)
+        return Conversion(("datasets/videos_to_npz.py", *named, *chosen), listing)
     source, given = Path(args.source), flags(input_path=args.source, action_key=args.action_key)
     if args.source.startswith(LEROBOT) or (source / "meta" / "info.json").is_file():
         named = flags(output_path=output, dataset_name=dataset_name(args), resize=resolution, camera=args.camera)

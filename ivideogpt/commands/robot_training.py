@@ -41,7 +41,7 @@ from ivideogpt.training.additions.history_corruption import find_still_code
 
 DONE = "stages.json"
 LEFT_OUT = "left_out"  # folder of converted episodes that are not trained on
-NAMED = 3  # of them
+NAMED = 3  # number of files in a message
 LOOKED_AT = 20  # episodes, before the others are converted
 CLIP, SHORTEST_CLIP = 16, 6  # frames
 TOKENIZER_CLIP, HORIZON = 6, 16  # frames of a tokenizer's clip, and those that it is drawn from
@@ -259,7 +259,7 @@ class RobotTraining:
         for data in self.datasets():
             step = dataset_info(data.name).step(self.video_stepsize)
             for number in range(len(data.episodes)):
-                with suppress(UserError):  # what is unreadable has been named
+                with suppress(UserError):  # inspection has named the unreadable ones
                     if data.episodes.open(number).num_frames // step < self.shortest:
                         short.append(Path(data.episodes.name(number)))
         if short:
