@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from ivideogpt.data.catalog import say_pace
 from ivideogpt.data.convert.conversion import TEXTS, Job, NpzDatasetArgs, StoredSize, Summary, keep_settings
 from ivideogpt.data.formats.lerobot import ONE_NUMBER, SERIES, TASK, LeRobotEpisodes, LeRobotInfo
 from ivideogpt.data.formats.lerobot_paths import PREFIX, download, is_hub_id, split_at_folder
@@ -114,7 +115,7 @@ def run(args: LeRobotArgs) -> Summary:
 
 def main() -> None:
     args = parse(LeRobotArgs)
-    print(run(args), args.how_to_train, sep="\n")
+    print(run(args), args.how_to_train, *say_pace(args.dataset), sep="\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from ivideogpt.data.catalog import files_below
+from ivideogpt.data.catalog import files_below, say_pace
 from ivideogpt.data.convert.action_files import (
     SUFFIXES,
     Actions,
@@ -216,7 +216,7 @@ def run(args: VideosArgs) -> Summary:
 
 def main() -> None:
     args = parse(VideosArgs)
-    print(run(args), args.how_to_train, sep="\n")
+    print(run(args), args.how_to_train, *say_pace(args.dataset), sep="\n")
 
 
 if __name__ == "__main__":

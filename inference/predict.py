@@ -73,7 +73,7 @@ def with_episode(args: PredictArgs) -> PredictArgs:
     assert args.input_path is not None
     if not Path(args.input_path).is_file():
         raise UserError(f"--input_path {args.input_path}: no such file")
-    open_episode(args.input_path, dataset_info(args.dataset_name or "").image_key)
+    open_episode(args.input_path, dataset_info(args.dataset_name or "").image_keys)
     return args
 
 

@@ -59,7 +59,7 @@ class NPZParser:
             UserError: the file is damaged, too short, or lacks a requested array.
         """
         info = dataset_info(dataset_name or "")
-        episode = open_episode(path, info.image_key)
+        episode = open_episode(path, info.image_keys)
         check_carries(episode, load_action, load_reward, action_dim)
         if episode.num_frames < self.segment_length:
             raise UserError(

@@ -14,7 +14,7 @@ import reprlib
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -250,14 +250,19 @@ def _kind(value: object) -> str:
     return {list: "a list", str: "a text", type(None): "null", bool: "a truth value"}.get(type(value), "a number")
 
 
-def check_settings(file: Path, settings: Mapping[str, Any], advice: str = ADVICE) -> dict[str, Any]:
+def check_settings(
+    file: Path, settings: Mapping[str, Any], advice: str = ADVICE, changeable: Collection[str] = ()
+) -> dict[str, Any]:
     """Return settings as JSON returns them. A setting that only one of two sides has is null on the other.
+
+    ``changeable`` ones may differ from those in the file.
 
     Raises:
         UserError: the file holds others, or cannot be read, which ``advice`` is for.
     """
     now: dict[str, Any] = json.loads(json.dumps(settings, default=str))
-    if file.exists() and (differing := _differences(read_json(file, advice), now)):
+    free = dict.fromkeys(changeable)
+    if file.exists() and (differing := _differences(read_json(file, advice) | free, now | free)):
         raise UserError(f"{file.parent} was made with other settings ({'; '.join(differing)}): name another folder")
     return now
 

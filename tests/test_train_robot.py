@@ -14,17 +14,19 @@ import pytest
 import torch
 
 from ivideogpt.commands import robot_training, train_robot
-from ivideogpt.commands.robot_input import converter
+from ivideogpt.commands.robot_input import Conversion, conversion
 from ivideogpt.commands.train_robot import Preset, RobotArgs
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.formats.registry import find_episodes
+from ivideogpt.data.formats.video_files import SUFFIXES as VIDEOS
 from ivideogpt.errors import UserError
+from ivideogpt.files import write_json
 from ivideogpt.flags import parse
 from ivideogpt.precision import BFLOAT16_SWITCH
 from ivideogpt.world_model import WorldModel
 from tests.commands import run_python
 from tests.data.formats.lerobot_folder import write_folder
-from tests.data.synthetic import record_video, write_episode, write_squares
+from tests.data.synthetic import record_video, square, write_episode, write_squares
 from tests.datasets.scripts import load_script
 from tests.documented import check
 from tests.real_data import real_data
@@ -122,6 +124,11 @@ def test_misaligned_actions_stop_it(commands, tiny_world_model, tmp_path):
         ([], "give one of --recordings"),
         (["--recordings", "a", "--camera", "front"], "--camera does nothing for videos: it goes with --dataset"),
         (["--dataset", "a", "--fps", "5"], "--fps does nothing for data sets: it goes with --recordings"),
+        (
+            ["--recordings", "a", "--skipped_actions", "sum", "--frame_step", "2"],
+            "--skipped_actions sum needs --fps: without it --frame_step drops the actions in between",
+        ),
+        (["--recordings", "a", "--skipped_actions", "mean"], "--skipped_actions mean needs --fps"),
         (["--recordings", "nowhere", "--dry_run"], "--recordings nowhere: no such folder"),
         (["--dataset", ".", "--segment_length", "2"], "--segment_length 2: the model has 2 context frames"),
         (["--dataset", ".", "--camera", "front"], "--camera and --action_key do nothing for .npz episodes"),
@@ -151,7 +158,7 @@ def test_an_estimate_costs_nothing_but_time(commands, tiny_world_model, tmp_path
 
 def words(tmp_path, *flags):
     args = parse(RobotArgs, [*map(str, flags), "--output_path", str(tmp_path / "out")])
-    script, *rest = map(str, converter(args, args.folder / "data", 64))
+    script, *rest = map(str, conversion(args, args.folder / "data", 64).command)
     return script, rest
 
 
@@ -190,6 +197,31 @@ def test_odd_names_give_a_folder_that_is_found(tmp_path):
     assert words(tmp_path, "--recordings", npz, "--name", ".a/b c")[1][5] == "a-b-c"
 
 
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (("--recordings", "rec", "--name", "bridge"), "bridge"),
+        (("--recordings", "toto"), "toto"),
+        (("--recordings", "rec"), None),
+        (("--dataset", "npz", "--name", "bridge"), "bridge"),
+        (("--dataset", "lerobot:rec", "--name", "kuka"), "kuka"),
+        (("--dataset", "lerobot:lerobot/viola"), None),
+        (("--dataset", "bridge"), None),
+        (("--dataset", "bridge", "--name", "bridge"), None),
+    ],
+)
+def test_names_of_public_data_sets_are_theirs(flags, refused, tmp_path, monkeypatch):
+    """Pace and camera follow from the name: every second frame of recordings called bridge was left out."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("rec", "toto", "npz", "bridge"):
+        write_episode(tmp_path / folder / "0.npz")
+    if refused is None:
+        words(tmp_path, *flags)
+    else:
+        with pytest.raises(UserError, match=f"^{refused} is the name of a public data set.*: choose another with"):
+            words(tmp_path, *flags)
+
+
 def test_the_same_paths_written_otherwise_go_on(tmp_path, monkeypatch):
     """The shell's completion adds a slash."""
     write_squares(tmp_path / "squares", number=1)
@@ -204,9 +236,11 @@ def test_the_same_paths_written_otherwise_go_on(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("folder", "arrays", "message"),
     [
-        ("own", [{}], "own: 1 episode, expected at least two"),
+        ("own", [{}], "own: 1 of 1 episodes have the 6 frames of a clip, expected at least two"),
         ("own", [{}, {"reward": None}], "only one of them has rewards"),
         ("own", [{}, {"action": np.full((20, 2), np.nan, np.float32)}], "holds NaN"),
+        ("own", [{}, {"reward": np.full(20, np.nan)}], "array 'reward' holds NaN"),
+        ("own", [{"success": np.zeros(20)}, {"success": np.full(20, np.nan)}], "array 'success' holds NaN"),
         ("a/own", [{}, {}], "a/own is a folder in a folder"),
     ],
 )
@@ -215,7 +249,7 @@ def test_faults_are_found_before_any_training(folder, arrays, message, tmp_path)
     for number, each in enumerate(arrays):
         write_episode(tmp_path / folder / f"{number}.npz", **each)
     with pytest.raises(UserError, match=message):
-        robot_training.open_all(*find_episodes(str(tmp_path)))
+        robot_training.open_all(*find_episodes(str(tmp_path)), 1, 6)
 
 
 @pytest.fixture
@@ -230,14 +264,111 @@ def training(tiny_world_model, tmp_path):
     return make
 
 
+@pytest.fixture
+def converted(monkeypatch):
+    """A training whose episodes are in ``data/`` without a command."""
+    monkeypatch.setattr(robot_training, "run_command", lambda *words: None)
+
+    def make(training):
+        training.conversion = Conversion(())
+        return training
+
+    return make
+
+
+def test_short_episodes_are_left_out(training, converted, capsys):
+    """One of them stopped everything; what it asked for, to remove it, did not help while its copy was there."""
+    made = converted(training("--segment_length", 8, "--frame_step", 2))
+    own = made.data / "own"
+    for number, num_frames in enumerate((40, 15, 30, 40, 4)):
+        write_episode(own / f"{number}.npz", num_frames, **square(num_frames, number))
+    made.look()
+    said = f"2 episodes ({own / '1.npz'}, {own / '4.npz'}) shorter than a clip of 8 frames"
+    assert f"will be left out: {said}" in capsys.readouterr().out
+    done = made.convert()
+    assert (done["segment_length"], done["num_frames"]) == (8, 110)
+    assert f"left out, to {made.folder / 'left_out'}: {said}" in capsys.readouterr().out
+    assert [file.name for file in sorted(own.iterdir())] == ["0.npz", "2.npz", "3.npz"]
+    assert [file.name for file in sorted((made.folder / "left_out" / "own").iterdir())] == ["1.npz", "4.npz"]
+
+
+def test_clips_may_be_made_shorter_where_too_few_episodes_are_long(training, converted):
+    """The length was settled before anything was known of the episodes, and the advice could not be taken."""
+    made = converted(training())
+    made.folder.mkdir()
+    write_json(made.folder / "settings.json", made.settings)
+    for number, num_frames in enumerate((40, 5, 4)):
+        write_episode(made.data / "own" / f"{number}.npz", num_frames)
+    with pytest.raises(
+        UserError, match=r"own: 1 of 3 episodes have the 6 frames of a clip, .* change --segment_length"
+    ):
+        made.convert()
+    assert len(list((made.data / "own").iterdir())) == 3
+    made = converted(training("--segment_length", 4))
+    assert made.convert()["segment_length"] == 4
+    assert len(list((made.data / "own").iterdir())) == 3
+    (made.folder / "stages.json").write_text('{"convert": {}}')
+    with pytest.raises(UserError, match="segment_length was None, is 5"):
+        training("--segment_length", 5)
+
+
 @pytest.mark.parametrize(
-    ("name", "frame_step", "apart"), [("own", 3, 3), ("reach-v3", 3, 3), ("bridge", 1, 2), ("bridge", 2, 3)]
+    ("flag", "recorded", "removed", "kept"),
+    [
+        ("--dataset", ["0.npz", "1.npz", "2.npz"], ["1.npz"], ["rec/0.npz", "rec/2.npz"]),
+        ("--dataset", ["a/0.npz", "b/0.npz"], ["b/0.npz"], ["a/0.npz"]),
+        ("--recordings", ["0.mp4", "1.MOV", "a/0.avi"], ["0.mp4"], ["rec/1.npz", "rec/a_0.npz"]),
+        ("--recordings", ["0.mp4", "0.csv", "1.mp4", "1.npy"], ["1.mp4"], ["rec/0.npz"]),
+        ("--recordings", ["0.mp4", "0.csv", "1.mp4", "1.npy"], ["1.npy"], ["rec/0.npz"]),
+    ],
 )
-def test_frames_are_as_far_apart_as_asked(training, name, frame_step, apart):
-    """Meta-World's frames stayed neighbours. A public data set has a pace of its own."""
+def test_copies_of_what_is_gone_are_left_out(
+    tiny_world_model, tmp_path, flag, recorded, removed, kept, monkeypatch, capsys
+):
+    """Recordings that had been taken out, as a message asked for, were trained on nevertheless."""
+    for name in recorded:
+        (tmp_path / "rec" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "rec" / name).touch()
+    flags = (flag, tmp_path / "rec", "--pretrained_model_name_or_path", tiny_world_model)
+    args = parse(RobotArgs, [*map(str, flags), "--output_path", str(tmp_path / "robot")])
+    made = robot_training.RobotTraining(args, "try")
+    copies = made.conversion.expected()
+    for copy in copies:
+        write_episode(copy)
+    monkeypatch.setattr(robot_training, "run_command", lambda *words: None)
+    made.convert_first(None)
+    assert set(made.data.rglob("*.npz")) == copies
+    for name in removed:
+        (tmp_path / "rec" / name).unlink()
+    made.convert_first(None)
+    assert sorted(str(file.relative_to(made.data)) for file in made.data.rglob("*.npz")) == kept
+    assert f"left out, to {made.folder / 'left_out'}: 1 episode (" in capsys.readouterr().out
+    assert len(list((made.folder / "left_out").rglob("*.npz"))) == 1
+
+
+def test_all_videos_that_are_converted_are_known():
+    assert load_script("videos_to_npz").VIDEOS == VIDEOS
+
+
+@pytest.mark.parametrize(
+    ("frame_step", "apart"),
+    [
+        *((3, {"own": 3}), (3, {"reach-v3": 3}), (1, {"bridge": 2}), (2, {"bridge": 3}), (2, {"own": 2, "mine": 2})),
+        *((1, {"bridge": 2, "own": 1}), (1, {"bridge": 2, "berkeley_autolab_ur5": 1}), (2, {"bridge": 3, "toto": 20})),
+        *((2, {"bridge": 3, "own": 2}), (3, {"bridge": 5, "berkeley_autolab_ur5": 3})),
+    ],
+)
+def test_frames_are_as_far_apart_as_asked(training, frame_step, apart):
+    """Meta-World's frames stayed neighbours. A public data set has a pace of its own, also beside others."""
     made = training("--frame_step", frame_step)
-    (made.data / name).mkdir(parents=True)
-    assert dataset_info(name).step(made.video_stepsize) == apart
+    for name in apart:
+        write_episode(made.data / name / "0.npz")
+    if frame_step > 1 and len({dataset_info(name).base_step > 1 for name in apart}) > 1:
+        listed = ", ".join(f"{step} of {name}" for name, step in sorted(apart.items()))
+        with pytest.raises(UserError, match=f"--frame_step {frame_step} means every {listed}"):
+            _ = made.video_stepsize
+    else:
+        assert {name: dataset_info(name).step(made.video_stepsize) for name in apart} == apart
 
 
 @pytest.mark.parametrize(("gpus", "first"), [(1, "train_gpt.py"), (2, "-m")])

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,10 +22,10 @@ import torch
 
 from ivideogpt.action_spaces import ActionSpace, ActionSpaces, usable_std
 from ivideogpt.commands.robot_estimate import estimate, hours
-from ivideogpt.commands.robot_input import Words, converter, flags
+from ivideogpt.commands.robot_input import Words, conversion, flags
 from ivideogpt.commands.robot_page import write_page
 from ivideogpt.commands.train_robot import PRESETS, RobotArgs
-from ivideogpt.data.catalog import REFERENCE_STEP, TEST_EVERY, dataset_info
+from ivideogpt.data.catalog import REFERENCE_STEP, TEST_EVERY, dataset_info, files_below, has_npz_files
 from ivideogpt.data.formats.episodes import Episode
 from ivideogpt.data.formats.registry import NamedEpisodes, find_episodes
 from ivideogpt.data.inspect.command import DatasetReport, InspectArgs, as_text, inspect_dataset
@@ -39,6 +40,8 @@ from ivideogpt.pretrained import load_tokenizer, model_folder
 from ivideogpt.training.additions.history_corruption import find_still_code
 
 DONE = "stages.json"
+LEFT_OUT = "left_out"  # folder of converted episodes that are not trained on
+NAMED = 3  # number of files in a message
 LOOKED_AT = 20  # episodes, before the others are converted
 CLIP, SHORTEST_CLIP = 16, 6  # frames
 TOKENIZER_CLIP, HORIZON = 6, 16  # frames of a tokenizer's clip, and those that it is drawn from
@@ -100,10 +103,11 @@ class RobotTraining:
             raise UserError(f"{given}: the model has {self.context_length} context frames; give more frames than that")
         self.data, self.model = self.folder / "data", self.folder / "model"
         self.spaces = self.folder / "action_spaces.json"
-        self.convert_command = converter(args, self.data, self.resolution)
-        self.settings = check_settings(self.folder / SETTINGS_FILE, {**args.noted(), "preset": preset})
+        self.conversion = conversion(args, self.data, self.resolution)
         done = self.folder / DONE
         self.done: dict[str, Any] = read_json(done, "delete it to go through all stages again") if done.exists() else {}
+        noted, changeable = {**args.noted(), "preset": preset}, () if "convert" in self.done else ("segment_length",)
+        self.settings = check_settings(self.folder / SETTINGS_FILE, noted, changeable=changeable)
 
     @property
     def stages(self) -> dict[str, Callable[[], Mapping[str, Any]]]:
@@ -127,10 +131,11 @@ class RobotTraining:
     def look(self) -> Mapping[str, Any]:
         """Convert some episodes and look at them, before hours are spent on all."""
         number = min(self.preset.most_episodes or LOOKED_AT, LOOKED_AT)
-        run_command(*self.convert_command, *flags(max_num_episodes=number))
+        self.convert_first(number)
         looking = InspectArgs(path=str(self.data), max_episodes=LOOKED_AT)
         reports = [inspect_dataset(dataset, looking) for dataset in self.datasets()]
         print(*map(as_text, reports), sep="\n\n")
+        self.say_which_are_short()
         run_command("-m", "ivideogpt.data", "preview", self.data, *flags(output_path=self.folder / "preview"))
         faults = spoiling(reports)
         if faults and not self.args.anyway:
@@ -141,21 +146,17 @@ class RobotTraining:
         return {"faults": faults}
 
     def convert(self) -> Mapping[str, Any]:
-        run_command(*self.convert_command, *flags(max_num_episodes=self.preset.most_episodes))
+        self.convert_first(self.preset.most_episodes)
         steps = {data.name: dataset_info(data.name).step(self.video_stepsize) for data in self.datasets()}
-        opened = {data.name: open_all(data) for data in self.datasets()}
+        found = {data.name: open_all(data, steps[data.name], self.shortest) for data in self.datasets()}
+        short = [Path(episode.path) for each in found.values() for episode in each.short]
+        self.leave_out(short, f"shorter than a clip of {self.shortest} frames")
+        opened = {name: each.long for name, each in found.items()}
         episodes = [episode for each in opened.values() for episode in each]
         if len(dims := {episode.action_dim for episode in episodes}) > 1:
             raise UserError(f"actions of {' and '.join(sorted(map(str, dims)))} dimensions: train one model for each")
-        usable, path, step = min(
-            (each.num_frames // steps[name], each.path, steps[name]) for name in opened for each in opened[name]
-        )
-        frames = self.args.segment_length or max(min(CLIP, usable), SHORTEST_CLIP)
-        if not self.context_length < frames <= usable:
-            raise UserError(
-                f"{path} has {usable} frames {step} apart, expected a clip of {frames}, {self.context_length} of them "
-                "context: remove such episodes, or change --segment_length"
-            )
+        usable = min(episode.num_frames // steps[name] for name in opened for episode in opened[name])
+        frames = self.args.segment_length or max(min(CLIP, usable), self.shortest)
         num_frames = sum(episode.num_frames for episode in episodes)
         tested = [(each.num_frames, steps[name]) for name in opened for each in opened[name][::TEST_EVERY]]
         clips = sum(length // (frames * step) or 1 for length, step in tested)
@@ -237,6 +238,38 @@ class RobotTraining:
 
     # ---- what the stages share
 
+    def convert_first(self, number: int | None) -> None:
+        """Convert so many episodes, or all, and leave out those whose recording is gone: converters only add."""
+        run_command(*self.conversion.command, *flags(max_num_episodes=number))
+        if self.conversion.expected is not None:
+            gone = set(files_below(self.data, {".npz"})) - self.conversion.expected()
+            self.leave_out(sorted(gone), "whose recordings are gone")
+
+    def leave_out(self, files: Sequence[Path], reason: str) -> None:
+        """Move episodes to where no stage reads them, and name the first ones."""
+        if files:
+            print(f"left out, to {self.folder / LEFT_OUT}: {number_and_names(files)} {reason}")
+        for file in files:
+            place = self.folder / LEFT_OUT / file.relative_to(self.data)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+
+    def say_which_are_short(self) -> None:
+        short = []
+        for data in self.datasets():
+            step = dataset_info(data.name).step(self.video_stepsize)
+            for number in range(len(data.episodes)):
+                with suppress(UserError):  # inspection has named the unreadable ones
+                    if data.episodes.open(number).num_frames // step < self.shortest:
+                        short.append(Path(data.episodes.name(number)))
+        if short:
+            print(f"will be left out: {number_and_names(short)} shorter than a clip of {self.shortest} frames")
+
+    @property
+    def shortest(self) -> int:
+        """Return the number of frames, as far apart as those of a clip, that an episode needs to be trained on."""
+        return self.args.segment_length or max(SHORTEST_CLIP, self.context_length + 1)
+
     @property
     def segment_length(self) -> int:
         return int(self.done["convert"]["segment_length"])
@@ -259,9 +292,21 @@ class RobotTraining:
 
     @property
     def video_stepsize(self) -> int:
-        """Return ``--frame_step`` in the unit of the data commands; public data sets keep their own pace as 1."""
-        paced = all(dataset_info(path.name).base_step > 1 for path in self.data.iterdir() if path.is_dir())
-        return self.args.frame_step * (1 if paced else REFERENCE_STEP)
+        """Return ``--frame_step`` in the unit of the data commands; public data sets keep their own pace as 1.
+
+        Raises:
+            UserError: no number gives each data set the pace that it has alone.
+        """
+        paced, every = self.args.frame_step, self.args.frame_step * REFERENCE_STEP
+        folders = [path for path in sorted(self.data.iterdir()) if path.is_dir() and has_npz_files(path)]
+        infos = [dataset_info(path.name) for path in folders]
+        alone = {info.name: info.step(paced if info.base_step > 1 else every) for info in infos}
+        for stepsize in (every, paced):
+            if all(info.step(stepsize) == alone[info.name] for info in infos):
+                return stepsize
+        listed = ", ".join(f"{step} of {name}" for name, step in alone.items())
+        told = f"--frame_step {self.args.frame_step} means every {listed}, which no one training does"
+        raise UserError(f"{told}: leave it out, or train a model for each")
 
     def clip_form(self, segment_length: int) -> Words:
         return flags(resolution=self.resolution, context_length=self.context_length, segment_length=segment_length)
@@ -312,8 +357,18 @@ class RobotTraining:
         return read_json(folder / "report.json")
 
 
-def open_all(data: NamedEpisodes) -> list[Episode]:
-    """Open all episodes, and read their actions and rewards: a fault there would end a later stage, after hours.
+@dataclass(frozen=True)
+class OpenEpisodes:
+    """The episodes of a data set: those that are long enough to be trained on, and the others."""
+
+    long: list[Episode]
+    short: list[Episode]
+
+
+def open_all(data: NamedEpisodes, step: int, shortest: int) -> OpenEpisodes:
+    """Open all episodes, and read all but the frames of long ones: a fault there would end a later stage, after hours.
+
+    Long ones have ``shortest`` frames that are ``step`` apart.
 
     Raises:
         UserError: one cannot be read, only some have rewards or successes, or none is left to train or to test on.
@@ -321,19 +376,27 @@ def open_all(data: NamedEpisodes) -> list[Episode]:
     if os.sep in data.name:
         raise UserError(f"{data.name} is a folder in a folder: give a folder of episodes, or one of such folders")
     opened = [data.episodes.open(number) for number in range(len(data.episodes))]
-    if len(opened) < 2:
-        raise UserError(f"{data.name}: 1 episode, expected at least two: the first is kept to test on")
+    found = OpenEpisodes([], [])
     for episode in opened:
-        everything = np.arange(episode.num_frames)
-        if episode.action_dim is not None:
-            episode.actions(everything)
-        if episode.has_rewards:
-            episode.rewards(everything)
+        (found.long if episode.num_frames // step >= shortest else found.short).append(episode)
+    if len(found.long) < 2:
+        apart = f" {step} apart" * (step > 1)
+        raise UserError(
+            f"{data.name}: {len(found.long)} of {len(opened)} episodes have the {shortest} frames{apart} of a clip, "
+            "expected at least two, of which the first is kept to test on: add some, or change --segment_length"
+        )
+    for episode in found.long:
+        episode.verify_series()
         for what in ("has_rewards", "has_successes"):
-            if getattr(episode, what) != getattr(opened[0], what):
-                told = f"{episode.path} and {opened[0].path}: only one of them {what.replace('_', ' ')}"
+            if getattr(episode, what) != getattr(found.long[0], what):
+                told = f"{episode.path} and {found.long[0].path}: only one of them {what.replace('_', ' ')}"
                 raise UserError(f"{told}; expected all episodes of {data.name} to have them, or none")
-    return opened
+    return found
+
+
+def number_and_names(files: Sequence[Path]) -> str:
+    more = f" and {len(files) - NAMED} more" * (len(files) > NAMED)
+    return f"{len(files)} episode{'s' * (len(files) > 1)} ({', '.join(map(str, files[:NAMED]))}{more})"
 
 
 def action_space(robot: str, opened: Mapping[str, Sequence[Episode]]) -> ActionSpaces:

@@ -87,6 +87,9 @@ class RobotArgs:
             raise UserError(f"{', '.join(given)} does nothing for {kind}: it goes with {other}")
         if self.fps is not None and self.frame_step > 1:
             raise UserError(f"--fps {self.fps} and --frame_step {self.frame_step} both choose frames: give one")
+        if self.fps is None and self.skipped_actions != "drop":
+            told = "--frame_step drops the actions in between" if self.frame_step > 1 else "no frame is left out"
+            raise UserError(f"--skipped_actions {self.skipped_actions} needs --fps: without it {told}")
         if not file_stem(self.robot):
             raise UserError("the input has no name of its own: give --name")
         check_folder_can_be_written(self.folder, "--output_path")
@@ -97,9 +100,14 @@ class RobotArgs:
 
     @property
     def robot(self) -> str:
+        return self.name or self.own_name
+
+    @property
+    def own_name(self) -> str:
+        """Return the name of the input's folder, or of its hub id."""
         path = Path(self.source.partition(":")[2] or self.source).resolve()
         named = path.parent if re.fullmatch(r"\d+\.\d+\.\d+", path.name) else path  # a version of RLDS
-        return self.name or named.name.partition("@")[0]
+        return named.name.partition("@")[0]
 
     @property
     def folder(self) -> Path:

@@ -56,6 +56,11 @@ class DatasetInfo:
         return max(round(video_stepsize * self.base_step / REFERENCE_STEP), 1)
 
     @property
+    def image_keys(self) -> tuple[str, ...]:
+        """Return the arrays that may hold the frames: the first that is there does, as converters write ``image``."""
+        return (self.image_key, "image")
+
+    @property
     def square_crop(self) -> bool:
         return self.name == "tfds_robonet"
 
@@ -68,6 +73,18 @@ def dataset_info(name: str) -> DatasetInfo:
 def is_known(name: str) -> bool:
     """Tell whether this is a listed dataset: a public one, Meta-World, or one of its tasks."""
     return name.removesuffix("-v3") in {*_paced_datasets(), "metaworld", *_table("metaworld_tasks")}
+
+
+def is_public(name: str) -> bool:
+    """Tell whether this is the name of a listed dataset, which pace, camera or place of its episodes follow from."""
+    return folder_name(name) in _paced_datasets()
+
+
+def say_pace(name: str) -> tuple[str, ...]:
+    """Return the line that says that training leaves out frames of a dataset of this name; none if it takes all."""
+    step = dataset_info(name).step()
+    told = f"of a data set called {name} training takes one frame in {step}, the pace of the public one"
+    return (f"{told}; another --dataset_name takes all",) if step > 1 else ()
 
 
 def something_something_labels() -> frozenset[int]:

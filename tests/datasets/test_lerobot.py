@@ -113,6 +113,13 @@ def test_to_npz_by_the_command_and_into_batches(recorded, tmp_path):
     torch.testing.assert_close(batch.frames.mean(dim=(2, 3, 4)) * 255, 20 + 40 * number + 3 * frame, atol=2, rtol=0)
 
 
+def test_the_pace_of_a_listed_name_is_said(recorded, tmp_path, monkeypatch, capsys):
+    argv = ["lerobot_to_npz", "--input_path", recorded, "--output_path", tmp_path, "--num_workers", 1]
+    monkeypatch.setattr("sys.argv", [*map(str, argv), "--dataset_name", "toto"])
+    to_npz.main()
+    assert "a data set called toto training takes one frame in 10" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_cameras_series_and_resuming(recorded, tmp_path):
     assert (
         convert_to_npz(recorded, tmp_path, "--camera", WRIST, "--all_cameras", "--max_num_episodes", "2").written == 2

@@ -103,6 +103,16 @@ def test_the_command_converts_and_its_output_is_read_and_trains(trains, tmp_path
     trains(oxe_data_mixes_type="folder:my_robot", action_dim=2, dataset_path=tmp_path / "data")
 
 
+@pytest.mark.parametrize(("name", "said"), [("bridge", "bridge training takes one frame in 2, the"), ("own", None)])
+def test_the_pace_of_a_listed_name_is_said(folder, tmp_path, name, said, monkeypatch, capsys):
+    """Half of the frames, or nine tenths, are left out of what is called like a public data set."""
+    argv = ["videos_to_npz", "--input_path", folder, "--output_path", tmp_path, "--num_workers", 1]
+    monkeypatch.setattr("sys.argv", [*map(str, argv), "--dataset_name", name])
+    converter.main()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.endswith(f"folder:{name}") if said is None else said in last
+
+
 @pytest.mark.parametrize("suffix", [".mov", ".webm", ".avi", ".MP4"])
 def test_containers(tmp_path, suffix):
     write_video(tmp_path / "videos" / f"one{suffix}")

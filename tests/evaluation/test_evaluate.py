@@ -131,6 +131,23 @@ def test_rows_of_another_evaluation_are_not_continued(bare_flags, tmp_path, capl
     assert len((tmp_path / "clips.jsonl").read_text().splitlines()) == 2
 
 
+def test_rows_of_episodes_that_were_written_again_are_not_continued(tmp_path):
+    """Under the same names, scores of frames and actions that no longer exist would count."""
+    write_dataset(tmp_path / "robot")
+    args = parse(EvaluationArgs, ["--pretrained_model_name_or_path", "unused", "--dataset_path", str(tmp_path)])
+    config = clip_config(args, ModelMetadata(64, 2, 5, action_dim=2))
+
+    def checksum():
+        return build_evaluation_clips(config, "all", 5, seed=0).checksum()
+
+    before = checksum()
+    assert checksum() == before
+    write_episode(tmp_path / "robot" / "00002.npz", action=np.ones((20, 2)))
+    assert checksum() != before
+    (tmp_path / "robot" / "00002.npz").write_bytes(b"nothing")  # reading its clips says so
+    assert checksum() != before
+
+
 def test_folders_of_other_commands_are_left_alone(bare_flags, tiny_world_model, episodes, tmp_path):
     """Their settings and reports were removed, after which they emptied their own rows."""
     plan = {"settings.json": '{"planner": "cem"}', "episodes.jsonl": "{}\n", "report.md": "plans"}

@@ -82,6 +82,14 @@ class EvaluationClips:
         name, shared = source.episodes.name(index), self._shared_folder(source.episodes)
         return ClipOrigin(source.info.name, os.path.basename(name) if shared is None else os.path.relpath(name, shared))
 
+    def _content(self, number: int) -> int:
+        """Return the checksum of the content of a clip's episode; 0 if it is unreadable, as reading the clip tells."""
+        source, index = self._clips.pick(self._order[number], np.random.default_rng(0))
+        try:
+            return source.episodes.open(index).content_checksum()
+        except UserError:
+            return 0
+
     def _shared_folder(self, episodes: Episodes) -> str | None:
         if id(episodes) not in self._folders:
             names = [episodes.name(index) for index in range(len(episodes))]
@@ -90,10 +98,10 @@ class EvaluationClips:
         return self._folders[id(episodes)]
 
     def checksum(self) -> str:
-        """Return a checksum of the settings and episode names, equal for equal lists of clips."""
+        """Return a checksum of the settings, episode names and contents, equal for equal lists of clips."""
         config = self._clips.config
         settings = f"{self._clips.seed} {config.segment} {config.video_stepsize} {config.image_size}"
-        listed = "\n".join(str(self.origin(number)) for number in range(len(self)))
+        listed = "\n".join(f"{self.origin(number)} {self._content(number)}" for number in range(len(self)))
         return hashlib.blake2b(f"{settings}\n{listed}".encode(), digest_size=16).hexdigest()
 
 

@@ -33,6 +33,7 @@ ACTION_KEY = "action"
 REWARD_KEY = "reward"
 SUCCESS_KEY = "success"
 OBSERVATION_KEY = "observation"
+SERIES = (ACTION_KEY, REWARD_KEY, SUCCESS_KEY)  # arrays of numbers that clips have
 _CHUNK_BYTES = 32 << 20
 
 Item = TypeVar("Item")
@@ -125,10 +126,14 @@ class Episode(ABC):
         values = self.series_at(SUCCESS_KEY, indices)
         return None if values is None else (values[:, 0] > 0).astype(np.float32)
 
+    def content_checksum(self) -> int:
+        """Return a CRC-32 of as much of the content as is known without reading it; 0 if that is nothing."""
+        return 0
+
     def describe(self) -> tuple[StoredArray, ...]:
         """List the stored arrays."""
         arrays = [StoredArray("frames", (*self.frame_size, 3), "uint8", "decoded")]
-        for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
+        for name in SERIES:
             if (dimension := self.dimension(name)) is not None:
                 row_shape = (dimension,) if name == ACTION_KEY else ()
                 arrays.append(StoredArray(name, row_shape, "float32", "decoded"))
@@ -136,12 +141,13 @@ class Episode(ABC):
 
     def verify(self) -> None:
         """Read everything. Raises UserError for any fault that training could meet."""
-        self._verify_series()
+        self.verify_series()
         for indices in chunks(self, self.num_frames):
             self.read(indices)
 
-    def _verify_series(self) -> None:
-        for name in (ACTION_KEY, REWARD_KEY, SUCCESS_KEY):
+    def verify_series(self) -> None:
+        """Read all actions, rewards and successes. Raises UserError for any that training would refuse."""
+        for name in SERIES:
             self.series(name)
 
 
@@ -213,14 +219,14 @@ class NpzEpisodes:
     """:class:`Episodes` in one npz file each, with a shared cache of inflated arrays."""
 
     files: Sequence[str] | NDArray[np.bytes_]  # see pack_strings
-    image_key: str = "image"
+    image_keys: tuple[str, ...] = ("image",)
     arrays: InflatedArrays = field(default_factory=InflatedArrays)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def open(self, index: int) -> NpzEpisode:
-        return open_episode(self.name(index), self.image_key, self.arrays)
+        return open_episode(self.name(index), self.image_keys, self.arrays)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.files[index])
@@ -261,6 +267,9 @@ class NpzEpisode(Episode):
         missing = self.num_frames - len(rows)
         return np.pad(rows, [(0, missing), (0, 0)]) if missing else rows
 
+    def content_checksum(self) -> int:
+        return self.members.checksum((self.images.name, *SERIES))
+
     def describe(self) -> tuple[StoredArray, ...]:
         readable = self.members.readable()
         return tuple(
@@ -271,7 +280,7 @@ class NpzEpisode(Episode):
         )
 
     def verify(self) -> None:
-        self._verify_series()
+        self.verify_series()
         check_sums(self.path)  # all arrays, as a memory map does not notice flipped bits
         if self.images.dtype != np.uint8:
             super().verify()
@@ -319,7 +328,7 @@ class Recordings(NpzEpisodes):
     def open(self, index: int) -> NpzEpisode:
         path = self.name(index)
         members = npz_members(path)
-        if self.image_key in members or OBSERVATION_KEY not in members:
+        if OBSERVATION_KEY not in members or any(key in members for key in self.image_keys):
             return super().open(index)
         stacks = members[OBSERVATION_KEY]
         if len(stacks.shape) != 4 or stacks.shape[1] % 3 or min(stacks.shape) < 1 or stacks.dtype != np.uint8:
@@ -331,11 +340,14 @@ class Recordings(NpzEpisodes):
 
 
 def open_episode(
-    path: str | os.PathLike[str], image_key: str = "image", arrays: InflatedArrays | None = None
+    path: str | os.PathLike[str],
+    image_key: str | tuple[str, ...] = "image",
+    arrays: InflatedArrays | None = None,
 ) -> NpzEpisode:
     """Open an episode: find the arrays and check the frames' shape and type; no values are read yet.
 
     Args:
+        image_key: array that holds the frames, or several, of which the first that is there does.
         arrays: reader and cache of values. By default a compressed array is inflated for each window.
 
     Raises:
@@ -343,6 +355,8 @@ def open_episode(
     """
     path = os.fspath(path)
     members = npz_members(path)
+    keys = (image_key,) if isinstance(image_key, str) else image_key
+    image_key = next((key for key in keys if key in members), keys[0])
     images = members.get(image_key)
     if images is None:
         described = {name: f"{name} {member.shape} {member.dtype}" for name, member in members.readable().items()}

@@ -25,6 +25,7 @@ import math
 import multiprocessing
 import os
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ivideogpt.data.clips.segments import Indices
+from ivideogpt.data.formats.episodes import SERIES as CLIP_SERIES
 from ivideogpt.data.formats.episodes import Episode, StoredArray
 from ivideogpt.data.formats.parquet_files import numbers, pictures, rows_holding, texts
 from ivideogpt.data.formats.video_files import shared_video
@@ -535,6 +537,14 @@ class LeRobotEpisode(Episode):
         values = self.rows.numbers(key, self.info.dimension(key) or 0).astype(np.float32)
         check_plausible(values, f"{self.path}: {key!r}")
         return values
+
+    def content_checksum(self) -> int:
+        """Return a CRC-32 of the actions, rewards and successes, and of the size of the file that the frames are in."""
+        found = zlib.crc32(b"%d" % os.path.getsize((self.video or self.rows).path))
+        for name, key in self.info.series(self.action_key).items():
+            if name in CLIP_SERIES:
+                found = zlib.crc32(self.rows.numbers(key, self.info.dimension(key) or 0).tobytes(), found)
+        return found
 
     def texts(self) -> NDArray[np.str_] | None:
         """Return the text of each frame's task (N,), empty where it has none; None if the folder has no texts."""

@@ -202,6 +202,10 @@ class NpzMembers(Mapping[str, NpzMember]):
     def __len__(self) -> int:
         return len(self._infos)
 
+    def checksum(self, names: Sequence[str]) -> int:
+        """Return a CRC-32 of these arrays, as far as they are there, from their checksums in the zip's directory."""
+        return zlib.crc32(repr([(name, self._infos[name].CRC) for name in names if name in self._infos]).encode())
+
     def readable(self) -> dict[str, NpzMember]:
         """Return the readable arrays, by name."""
         found = {}

@@ -91,7 +91,7 @@ def open_episodes(
         return find_videos(sthsth_root_path, paths.somethingv2_lists, split, min_frames)
     if known is None:
         files = find_files(name, split, dataset_path, paths)
-        return NpzEpisodes(pack_strings(files), dataset_info(name).image_key, arrays)
+        return NpzEpisodes(pack_strings(files), dataset_info(name).image_keys, arrays)
     if name == BENCHMARKED:
         raise UserError(f"{name} holds test episodes of a benchmark, which only its npz folder leaves out: give that")
     episodes = next(dataset for dataset in known.datasets(str(dataset_path)) if dataset.name == name).open()
@@ -145,7 +145,7 @@ def find_episodes(path: str, image_key: str | None = None) -> list[NamedEpisodes
         return [NamedEpisodes(names[dataset.name], dataset.open()) for dataset in datasets]
 
     def npz(files: list[str], folder: Path) -> Recordings:
-        return Recordings(files, image_key or dataset_info(folder.resolve().name).image_key)
+        return Recordings(files, (image_key,) if image_key else dataset_info(folder.resolve().name).image_keys)
 
     place = Path(path)
     if place.is_file():

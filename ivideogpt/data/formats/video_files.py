@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ivideogpt.data.clips.segments import Indices
 from ivideogpt.errors import UserError, first_line, require
 
+SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"})  # videos that are converted
 _OPEN_VIDEOS = 8  # limit per process; each has a decoder and a frame index
 _KNOWN_TIMES = 512  # videos with cached frame times per process: 8 bytes per frame
 _MAX_PIXELS = 1 << 26  # limit per frame: a damaged header may claim any size

@@ -72,15 +72,13 @@ class EpisodeFacts:
 
 
 def inspect_episode(episode: Episode, name: str, max_frames: int) -> EpisodeFacts:
-    """Read the first ``max_frames`` frames, and all actions and rewards.
+    """Read the first ``max_frames`` frames, and all actions, rewards and successes.
 
     Raises:
         UserError: something in it cannot be read or does not fit, NaN included.
     """
     everything = np.arange(episode.num_frames)
-    actions = None if episode.action_dim is None else episode.actions(everything)
-    if episode.has_rewards:
-        episode.rewards(everything)
+    actions, _, _ = (read(everything) for read in (episode.actions, episode.rewards, episode.successes))
     motion: list[NDArray[np.float64]] = []
     low: list[NDArray[np.uint8]] = []
     high: list[NDArray[np.uint8]] = []

@@ -34,6 +34,7 @@ class StoredClips:
         sources: sources without augmentation; later passes use the configuration's.
         action_dim: dimension of the actions of all clips, as they are stored; None without actions.
         lengths: number of frames of each episode, source by source; 0 for a bad episode.
+        contents: checksum of the content of each episode, likewise.
     """
 
     config: DataConfig
@@ -42,6 +43,7 @@ class StoredClips:
     has_rewards: bool
     has_successes: bool
     lengths: NDArray[np.int64]
+    contents: NDArray[np.int64]
     stride: int
     num_passes: int
     seed: int
@@ -89,11 +91,12 @@ class StoredClips:
         )
 
     def checksum(self) -> str:
-        """Return a checksum of the names and lengths of all episodes."""
+        """Return a checksum of the names, lengths and contents of all episodes."""
         digest = hashlib.blake2b(digest_size=16)
-        for i, frames in enumerate(self.lengths.tolist()):
+        for i, measured in enumerate(zip(self.lengths.tolist(), self.contents.tolist(), strict=True)):
             source, index = self._pick(i)
-            digest.update(f"{source.info.name} {os.path.basename(source.episodes.name(index))} {frames}\n".encode())
+            name = os.path.basename(source.episodes.name(index))
+            digest.update(f"{source.info.name} {name} {measured}\n".encode())
         return digest.hexdigest()
 
     def _episode(self, clip: int) -> int:
@@ -105,21 +108,29 @@ class StoredClips:
         return Windows(int(self.lengths[episode]), self.config.segment.length, step, self.stride)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Number of frames of an episode, and a checksum of its content."""
+
+    num_frames: int
+    content: int
+
+
 def measure(
     sources: Sequence[Source], check: Callable[[Source, Episode], None], skip_bad: bool, rank: int, world_size: int
-) -> list[int | BadEpisode]:
-    """Open and check every ``world_size``-th episode from ``rank`` on; return lengths, or the bad episodes.
+) -> list[Measured | BadEpisode]:
+    """Open, check and measure every ``world_size``-th episode from ``rank`` on; a bad one stands for itself.
 
     Raises:
         UserError: an episode is bad, unless bad ones are skipped.
     """
-    measured: list[int | BadEpisode] = []
+    measured: list[Measured | BadEpisode] = []
     pick = PickInOrder(sources)
     for source, index in map(pick, range(rank, pick.num_episodes, world_size)):
         try:
             episode = source.episodes.open(index)
             check(source, episode)
-            measured.append(episode.num_frames)
+            measured.append(Measured(episode.num_frames, episode.content_checksum()))
         except UserError as error:
             if not skip_bad:
                 raise
@@ -127,13 +138,17 @@ def measure(
     return measured
 
 
-def joined(parts: Sequence[Sequence[int | BadEpisode]]) -> tuple[NDArray[np.int64], list[BadEpisode]]:
-    """Interleave the measurements of all ranks; return lengths, 0 for a bad episode, and the bad episodes."""
+def joined(
+    parts: Sequence[Sequence[Measured | BadEpisode]],
+) -> tuple[NDArray[np.int64], NDArray[np.int64], list[BadEpisode]]:
+    """Interleave the measurements of all ranks; return lengths and contents, 0 for bad episodes, and the bad ones."""
     measured: list[Any] = [0] * sum(map(len, parts))
     for rank, part in enumerate(parts):
         measured[rank :: len(parts)] = part
     bad = [episode for episode in measured if isinstance(episode, BadEpisode)]
-    return np.array([0 if isinstance(frames, BadEpisode) else frames for frames in measured], dtype=np.int64), bad
+    numbers = [(0, 0) if isinstance(each, BadEpisode) else (each.num_frames, each.content) for each in measured]
+    lengths, contents = np.array(numbers, dtype=np.int64).reshape(-1, 2).T
+    return lengths, contents, bad
 
 
 @dataclass(frozen=True)

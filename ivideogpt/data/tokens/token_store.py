@@ -48,6 +48,7 @@ META, SKIPPED = "meta.json", "skipped.json"
 FORMAT = 2
 # fields that must be equal in stores that are read as one
 SAME_IN_ALL = "layout", "action_dim", "has_rewards", "has_successes", "tokenizer", "precision", "video_stepsize"
+OTHER_EPISODES = "some were added, removed or written again, or an older version, which noted no contents, made it"
 _OPEN_SHARDS = 128  # up to three open files each; a common limit is 1024 per process
 
 
@@ -89,7 +90,7 @@ class TokenStoreMeta:
     split: str
     video_stepsize: int
     stride: int
-    episodes: str  # checksum of the names and lengths of the episodes
+    episodes: str  # checksum of the names, lengths and contents of the episodes
     tokenizer: str  # token_checksum of the tokenizer's weights
     precision: str  # autocast precision of the tokenizer
     has_successes: bool = False
@@ -357,8 +358,9 @@ class TokenStoreWriter:
             present = asdict(read_meta(self.folder)[0])
             different = [name for name, value in asdict(self.meta).items() if present[name] != value]
             if different:
-                others = ", ".join(different)
-                raise UserError(f"{self.folder} holds another token store (other {others}); choose another folder")
+                reason = f": {OTHER_EPISODES}" * ("episodes" in different)
+                told = f"{self.folder} holds another token store (other {', '.join(different)}{reason})"
+                raise UserError(f"{told}; choose another folder")
             remove_abandoned(self.folder)
             return
         if self.folder.exists() and any(self.folder.iterdir()):

@@ -78,10 +78,9 @@ def find_clips(args: TokenizeArgs, image_size: int, state: PartialState) -> tupl
         successes=has_successes,
     )
     part = measure(sources, check, args.on_bad_episode == "skip", state.process_index, state.num_processes)
-    lengths, bad = joined(gather_object([part]))
-    clips = StoredClips(
-        config, sources, action_dim, has_rewards, has_successes, lengths, args.stride, args.num_passes, args.seed
-    )
+    lengths, contents, bad = joined(gather_object([part]))
+    kinds = action_dim, has_rewards, has_successes
+    clips = StoredClips(config, sources, *kinds, lengths, contents, args.stride, args.num_passes, args.seed)
     return clips, bad
 
 

@@ -167,6 +167,22 @@ def test_rewards_that_do_not_fit_are_refused(path):
         open_episode(path).rewards(PICKED)
 
 
+def test_the_checksum_is_that_of_what_clips_hold(path):
+    """A token store would go on with an episode that has been written again."""
+    arrays = dict(reward=np.arange(20), success=np.zeros(20), notes=np.zeros(3))
+    checksum = open_episode(write_episode(path, **arrays)).content_checksum()
+    for same in (dict(notes=np.ones(3)), dict(save=np.savez_compressed)):
+        assert open_episode(write_episode(path, **arrays | same)).content_checksum() == checksum
+    for other in (
+        dict(action=np.zeros((20, 2))),
+        dict(reward=np.zeros(20)),
+        dict(success=np.ones(20)),
+        dict(success=None),
+        dict(image=numbered_frames(20)[::-1]),
+    ):
+        assert open_episode(write_episode(path, **arrays | other)).content_checksum() != checksum
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_truncated_files_are_refused(path, save):
     write_episode(path, save=save, image=np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), dtype=np.uint8))

@@ -290,6 +290,22 @@ def test_actions_that_are_no_numbers_are_refused(images, tmp_path):
     np.testing.assert_array_equal(episodes.open(3).actions(np.arange(2)), actions(3)[:2])
 
 
+@pytest.mark.parametrize(("name", "differ"), [("action", [2]), ("next.reward", [2]), ("next.done", [])])
+def test_the_checksum_is_that_of_the_numbers_of_a_clip(videos, tmp_path, name, differ):
+    """A token store would go on with actions that have been written again."""
+    folder = copy_of(videos, tmp_path)
+    path = folder / "data/chunk-000/file-001.parquet"
+    table = pq.read_table(path)
+    column = table[name].to_pylist()
+    column[2] = [7.0, 8.0, 9.0] if name == "action" else not column[2]
+    place = table.schema.get_field_index(name)
+    changed = pa.array(column, table.schema.field(name).type)
+    pq.write_table(table.set_column(place, table.schema.field(name), changed), path)
+    before, after = (LeRobotEpisodes.open_folder(each) for each in (videos, folder))
+    found = [n for n in range(5) if before.open(n).content_checksum() != after.open(n).content_checksum()]
+    assert found == differ
+
+
 def actions_of(folder: Path) -> list[np.ndarray]:
     episodes = LeRobotEpisodes.open_folder(folder)
     opened = [episodes.open(number) for number in range(len(episodes))]

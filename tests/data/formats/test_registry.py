@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 
 from ivideogpt.data import __main__ as commands
+from ivideogpt.data.catalog import DatasetPaths
 from ivideogpt.data.clips.dataset import DataConfig
 from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.formats import registry
 from ivideogpt.data.formats.episodes import Episode, StoredArray
-from ivideogpt.data.formats.registry import Dataset, find_episodes, register
+from ivideogpt.data.formats.npz_arrays import InflatedArrays
+from ivideogpt.data.formats.registry import Dataset, find_episodes, open_episodes, register
 from ivideogpt.errors import UserError
+from tests.data.synthetic import numbered_frames, write_episode
 
 
 @dataclass(frozen=True)
@@ -106,3 +109,18 @@ def test_a_benchmarks_test_episodes_are_not_trained_on(raw_path, monkeypatch):
     monkeypatch.setattr(RawFormat, "datasets", lambda self, path: [Dataset("robo_net", lambda: None, "")])
     with pytest.raises(UserError, match="robo_net holds test episodes of a benchmark"):
         build_loader(DataConfig(dataset_path=raw_path, mix="folder:*", load_action=False), "train", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "rows"),
+    [("roboturk", (), 8), ("roboturk", ("front_rgb",), 16), ("viola", (), 8), ("own", ("front_rgb",), 8)],
+)
+def test_frames_of_a_listed_name_may_be_called_image(tmp_path, name, arrays, rows):
+    """Converters of LeRobot and of videos write ``image``, whatever the data set is called. The listed array wins."""
+    others = {array: numbered_frames(20, (16, 16)) for array in arrays}
+    write_episode(tmp_path / name / "0.npz", **others)
+    trained = open_episodes(name, "all", str(tmp_path), DatasetPaths(), InflatedArrays())
+    for episodes in (trained, find_episodes(str(tmp_path))[0].episodes):
+        assert episodes.open(0).frame_size == (rows, rows)
+    with pytest.raises(UserError, match="no image array 'wrist'"):
+        find_episodes(str(tmp_path), "wrist")[0].episodes.open(0)

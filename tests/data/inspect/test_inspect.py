@@ -97,11 +97,13 @@ def test_faults_of_actions_and_of_sets(inspect, tmp_path):
     assert f"1 episode of a single frame: {tmp_path}/c.npz" in text
 
 
-def test_unreadable_episodes_are_listed_and_the_others_described(inspect, tmp_path):
+@pytest.mark.parametrize(("name", "shape"), [("action", (20, 2)), ("reward", 20), ("success", 20)])
+def test_unreadable_episodes_are_listed_and_the_others_described(name, shape, inspect, tmp_path):
+    """NaN among successes had passed, and ended train_robot.py after hours."""
     write_episode(tmp_path / "good.npz")
-    action = np.zeros((20, 2), np.float32)
-    action[4] = np.nan
-    write_episode(tmp_path / "nan.npz", action=action)
+    values = np.zeros(shape, np.float32)
+    values[4] = np.nan
+    write_episode(tmp_path / "nan.npz", **{name: values})
     (tmp_path / "truncated.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:500])
     (report,) = inspect(tmp_path, "--json")
     assert report["lengths"] == [20, 20, 20]

@@ -142,6 +142,22 @@ def test_bad_episodes_stop_or_are_left_out(arguments, episodes, tmp_path, capsys
     assert "skipped 2 bad episodes" in capsys.readouterr().out
 
 
+def test_episodes_that_were_written_again_are_another_store(arguments, episodes, tmp_path):
+    """Names and lengths stay as they are: a finished store kept the old actions, an unfinished one mixed both."""
+    folder = shutil.copytree(episodes, tmp_path / "episodes")
+    command = [*arguments, "--dataset_path", str(folder)]
+    tokenize_command.main(command)
+    before = contents(tmp_path / "store")
+    file = folder / "coffee-push" / "2.npz"
+    with np.load(file) as arrays:
+        write_episode(file, 12, **dict(arrays) | {"action": arrays["action"] + 1})
+    with pytest.raises(UserError, match=r"another token store \(other episodes: some were added, removed or written"):
+        tokenize_command.main(command)
+    assert contents(tmp_path / "store") == before
+    shutil.copy(episodes / "coffee-push" / "2.npz", file)
+    tokenize_command.main(command)
+
+
 def flip_frame_bytes(path):
     """Random frames hardly compress, so that they take the first half of the file."""
     content = bytearray(path.read_bytes())
