@@ -77,9 +77,9 @@ class Contents:
     @classmethod
     def of(cls, path: Path, store: StoredSize) -> Contents:
         members = npz_members(str(path))
-        cameras, image_key = {}, dataset_info(path.resolve().parent.name).image_key
+        cameras, image_keys = {}, dataset_info(path.resolve().parent.name).image_keys
         for name, member in sorted(members.readable().items()):
-            if holds_frames(member, image_key):
+            if holds_frames(member, image_keys):
                 height, width = store(np.zeros((1, *member.shape[1:]), np.uint8)).shape[1:3]
                 cameras[name] = (height, width)
         if not cameras:

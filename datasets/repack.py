@@ -78,7 +78,7 @@ def remove_damaged(outputs: Iterable[Path]) -> int:
 
 def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | str | None:
     """Write a job's file, unless it cannot be read. Arrays of Python objects are left out, and returned as a remark."""
-    image_key = dataset_info(Path(job.source).resolve().parent.name).image_key
+    image_keys = dataset_info(Path(job.source).resolve().parent.name).image_keys
     arrays, left_out = {}, []
     try:
         members = npz_members(job.source)
@@ -89,7 +89,7 @@ def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | str | None:
                 left_out.append(name)
                 continue
             values = member.all()
-            is_camera = holds_frames(member, image_key)
+            is_camera = holds_frames(member, image_keys)
             arrays[name] = store(np.ascontiguousarray(as_bytes(values, member))) if is_camera else values
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))

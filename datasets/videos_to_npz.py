@@ -42,11 +42,11 @@ from ivideogpt.data.convert.conversion import (
     keep_settings,
 )
 from ivideogpt.data.formats.episodes import first_readable
+from ivideogpt.data.formats.video_files import SUFFIXES as VIDEOS
 from ivideogpt.data.formats.video_files import VideoFile, readable_video, rgb
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.flags import REQUIRED, option, parse
 
-VIDEOS = {".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm"}
 NOTED = ("action_columns", "action_offset", "fps", "step", "skipped_actions")
 MAX_EPISODE_BYTES = 4 << 30  # limit for the frames, which are in memory until the episode is written
 
@@ -71,6 +71,8 @@ class VideosArgs(NpzDatasetArgs):
             raise UserError(f"--fps {self.fps}: must be above 0")
         if self.fps is not None and self.step > 1:
             raise UserError(f"--fps {self.fps} and --step {self.step} both choose frames; give one of them")
+        if self.skipped_actions != "drop" and self.fps is None and self.step == 1:
+            raise UserError(f"--skipped_actions {self.skipped_actions} needs --fps or --step: no frame is left out")
 
     @property
     def columns(self) -> list[str]:

@@ -18,7 +18,6 @@ from ivideogpt.commands.robot_input import Conversion, conversion
 from ivideogpt.commands.train_robot import Preset, RobotArgs
 from ivideogpt.data.catalog import dataset_info
 from ivideogpt.data.formats.registry import find_episodes
-from ivideogpt.data.formats.video_files import SUFFIXES as VIDEOS
 from ivideogpt.errors import UserError
 from ivideogpt.files import write_json
 from ivideogpt.flags import parse
@@ -344,10 +343,6 @@ def test_copies_of_what_is_gone_are_left_out(
     assert sorted(str(file.relative_to(made.data)) for file in made.data.rglob("*.npz")) == kept
     assert f"left out, to {made.folder / 'left_out'}: 1 episode (" in capsys.readouterr().out
     assert len(list((made.folder / "left_out").rglob("*.npz"))) == 1
-
-
-def test_all_videos_that_are_converted_are_known():
-    assert load_script("videos_to_npz").VIDEOS == VIDEOS
 
 
 @pytest.mark.parametrize(

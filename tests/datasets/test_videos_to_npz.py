@@ -454,6 +454,7 @@ def test_long_videos_end_in_advice_not_in_a_full_memory(folder, monkeypatch):
     [
         (["--fps", "0"], "--fps 0.0: must be above 0"),
         (["--fps", "5", "--step", "2"], "both choose frames"),
+        (["--skipped_actions", "sum"], "needs --fps or --step: no frame is left out"),
         (["--fps", "20"], "has 10 frames per second, --fps asks for 20"),
     ],
 )

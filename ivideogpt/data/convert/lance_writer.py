@@ -49,7 +49,7 @@ class Batch:
     """Episodes of one data set that are committed together."""
 
     uri: str
-    image_key: str
+    image_keys: tuple[str, ...]
     contents: Contents
     files: tuple[str, ...]
 
@@ -96,19 +96,19 @@ def append_episodes(folders: Mapping[Path, Sequence[Path]], args: FrameArgs, out
 
 def _batches(uri: str, folder: Path, files: list[str], args: FrameArgs, summary: Summary) -> Iterator[Batch]:
     """Make the tables if there are none, and yield batches of the episodes that they lack."""
-    image_key = dataset_info(dataset_name(uri)).image_key
-    existing = _begin(uri, first_readable(lambda file: _contents(file, image_key, args.store), files))
+    image_keys = dataset_info(dataset_name(uri)).image_keys
+    existing = _begin(uri, first_readable(lambda file: _contents(file, image_keys, args.store), files))
     missing = [file for file in files if Path(file).name not in existing]
     summary.existing += len(files) - len(missing)
     summary.bar.update(len(files) - len(missing))
     size = min(-(-len(missing) // (_COMMITS_A_WORKER * args.num_workers)), _MOST_EPISODES)
     contents = Contents.of_table(uri, open_table(f"{uri}/{FRAMES}").schema)
     for start in range(0, len(missing), max(size, 1)):
-        yield Batch(uri, image_key, contents, tuple(missing[start : start + size]))
+        yield Batch(uri, image_keys, contents, tuple(missing[start : start + size]))
 
 
-def _contents(file: str, image_key: str, store: StoredSize) -> Contents:
-    episode = open_episode(file, image_key)
+def _contents(file: str, image_keys: tuple[str, ...], store: StoredSize) -> Contents:
+    episode = open_episode(file, image_keys)
     height, width = store(episode.read(np.zeros(1, np.int64))).shape[1:3]
     series = {name: size for name in SERIES if (size := episode.dimension(name)) is not None}
     return Contents((height, width), series, store.square_crop)
@@ -144,7 +144,7 @@ def write_batch(store: StoredSize, batch: Batch) -> Written:
     def record_batches() -> Iterator[Any]:
         for file in batch.files:
             try:
-                columns = _columns(open_episode(file, batch.image_key), store, batch.contents)
+                columns = _columns(open_episode(file, batch.image_keys), store, batch.contents)
             except (UserError, OSError) as error:
                 written.skipped.append(Skipped(file, str(error)))
                 continue
