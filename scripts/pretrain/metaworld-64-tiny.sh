@@ -2,7 +2,7 @@
 # Makes the bundled model from nothing: records Meta-World episodes, trains its tokenizer, then its transformer.
 # Run it again to go on after an interruption. --minutes N ends it after N minutes, with a checkpoint to go on from.
 # Paths and sizes come from the environment:
-#   DATA=... RUNS=... MODEL=... EPISODES=100 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... OWN_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
+#   DATA=... RUNS=... MODEL=... EPISODES=100 PLAIN_STEPS=... ALIGNED_STEPS=... TRANSFORMER_STEPS=... OWN_STEPS=... LONG_STEPS=... bash scripts/pretrain/metaworld-64-tiny.sh
 MINUTES=
 if [ "${1:-}" = --minutes ] && [[ "${2:-}" =~ ^[1-9][0-9]*$ ]]; then
     MINUTES=$2
@@ -48,8 +48,9 @@ HELD_OUT_EPISODES=${HELD_OUT_EPISODES:-12}
 PLAIN_STEPS=${PLAIN_STEPS:-4000} # phases of the tokenizer's first stage, of which half are updates
 ALIGNED_STEPS=${ALIGNED_STEPS:-4000} # and of its second
 TRANSFORMER_STEPS=${TRANSFORMER_STEPS:-8000} # of the transformer's first stage
-OWN_STEPS=${OWN_STEPS:-25000} # and of its second
-STRIDE=${STRIDE:-9} # frames from one stored clip of an episode to the next
+OWN_STEPS=${OWN_STEPS:-25000} # of its second
+LONG_STEPS=${LONG_STEPS:-2000} # and of its third
+STRIDE=${STRIDE:-12} # frames from one stored clip of an episode to the next
 TOKENIZER_BATCH=${TOKENIZER_BATCH:-4} # clips per process
 TRANSFORMER_BATCH=${TRANSFORMER_BATCH:-4}
 
@@ -84,30 +85,35 @@ timed python -m ivideogpt.training.export --tokenizer "$(newest_run "$RUNS" "$TO
 
 for split in train test; do
     timed python -m ivideogpt.data tokenize --pretrained_model_name_or_path "$RUNS/exported/tokenizer" --dataset_path "$DATA" \
-        --segment_length 16 --stride "$STRIDE" --split "$split" --output "$RUNS/tokens/$split"
+        --segment_length 32 --stride "$STRIDE" --split "$split" --output "$RUNS/tokens/$split"
 done
 
-train_transformer() { # name, steps, how to start and what to read as history
-    local name=$1 steps=$2
-    shift 2
+train_transformer() { # name, steps, frames of a clip, how to start and what to read as history
+    local name=$1 steps=$2 frames=$3
+    shift 3
     timed $LAUNCH train_gpt.py --exp_name "$name" --output_dir "$RUNS" --seed 0 --mixed_precision "$MIXED_PRECISION" \
         --pretrained_model_name_or_path "$RUNS/exported/tokenizer" \
         --token_store "$RUNS/tokens/train" --eval_token_store "$RUNS/tokens/test" \
-        --resolution 64 --context_length 2 --segment_length 16 --action_conditioned --action_dim 4 \
+        --resolution 64 --context_length 2 --segment_length "$frames" --action_conditioned --action_dim 4 \
         --per_device_train_batch_size "$TRANSFORMER_BATCH" --num_warmup_steps 100 --weight_decay 0.01 --embed_no_wd --max_grad_norm 1.0 \
         --max_train_steps "$steps" --validation_steps 1000 --max_eval_iters 20 --checkpointing_steps 500 --keep_last_n 2 \
         --resume_from_checkpoint latest "$@" $TRANSFORMER_ARGS
 }
 
-# First from histories of older tokens. Then, with heads for reward and success, from histories of its own.
-train_transformer "$TRANSFORMER_NAME-stale" "$TRANSFORMER_STEPS" --config_name configs/llama/config_tiny.json --stale_tokens 0.9 \
+# First from histories of older tokens. Then, with heads for reward and success, from histories of its own. Then on as
+# many frames as it has positions for: what it predicts behind those of its training is guesswork.
+train_transformer "$TRANSFORMER_NAME-stale" "$TRANSFORMER_STEPS" 16 --config_name configs/llama/config_tiny.json --stale_tokens 0.9 \
     --learning_rate 1e-3 --lr_scheduler_type cosine
-train_transformer "$TRANSFORMER_NAME" "$OWN_STEPS" --history own --history_rule expected_code \
-    --pretrained_transformer_path "$(newest_run "$RUNS" "$TRANSFORMER_NAME-stale" model.safetensors)" \
-    --reward_prediction --success_prediction --symlog --reward_weight 0.05 --success_weight 0.1 --learning_rate 6e-4 --lr_scheduler_type linear
+own_histories() { # name, steps, frames of a clip, name of the run to start from
+    train_transformer "$1" "$2" "$3" --pretrained_transformer_path "$(newest_run "$RUNS" "$4" model.safetensors)" \
+        --history own --history_rule expected_code --reward_prediction --success_prediction --symlog --reward_weight 0.05 --success_weight 0.1 \
+        --learning_rate 4e-4 "${@:5}"
+}
+own_histories "$TRANSFORMER_NAME-own" "$OWN_STEPS" 16 "$TRANSFORMER_NAME-stale" --lr_scheduler_type constant_with_warmup
+own_histories "$TRANSFORMER_NAME" "$LONG_STEPS" 32 "$TRANSFORMER_NAME-own" --lr_scheduler_type linear
 
 timed python -m ivideogpt.training.export --tokenizer "$RUNS/exported/tokenizer" --transformer "$(newest_run "$RUNS" "$TRANSFORMER_NAME" model.safetensors)" \
     --output "$MODEL" --dtype float16 --sampling_rule expected_code
 timed python -m ivideogpt.evaluation --pretrained_model_name_or_path "$MODEL" --dataset_path "$HELD_OUT" --split all --num_clips "${NUM_CLIPS:-120}" \
-    --output_path "$RUNS/evaluation"
+    --segment_length 16 --output_path "$RUNS/evaluation"
 echo "finished: $MODEL"
