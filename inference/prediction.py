@@ -196,7 +196,7 @@ def write(args: PredictArgs, segment: Segment, prediction: Prediction, metrics: 
         write_gif(folder / f"pred-samples-{j}.gif", side_by_side([truth, sample]), fps=4)
     for older in folder.glob("pred-samples-*.gif"):
         if older.stem.removeprefix("pred-samples-") not in map(str, range(len(samples))):
-            older.unlink()  # of a run with more samples
+            older.unlink()  # a run before had more samples
     title = f"{Path(args.pretrained_model_name_or_path).name}: {Path(metrics['input_path']).stem}"
     groups = [sample_rows(truth, sample, f"sample {j}") for j, sample in enumerate(samples)]
     write_png(folder / "contact-sheet.png", contact_sheet(groups, len(prediction.context), title))

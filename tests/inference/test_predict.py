@@ -371,6 +371,7 @@ def test_the_episode_is_looked_at_first(kind, run, episode, no_model):
 
 
 def test_the_datasets_camera_is_looked_for_first(run, episode, no_model):
+    BAD_EPISODES["no image"][0](episode)
     assert_refused(run("--dataset_name", "language_table"), "'rgb'")
 
 

@@ -57,8 +57,8 @@ DOES_NOTHING_WITHOUT = (
     ("max_generate_batchsize", SAMPLING),
     ("max_decode_batchsize", SAMPLING),
 )
-# Flags of the GAN loss, which begins at step disc_start.
-GAN = ("disc_weight", "disc_depth", "discriminator_config_name_or_path", "discr_learning_rate", "discr_lr_scheduler")
+# Flags of the GAN loss, which begins at step disc_start. The paper's recipes give a learning rate for it, but never begin.
+GAN = ("disc_weight", "disc_depth", "discriminator_config_name_or_path")
 # Two flags that do not go together, and why.
 CLASHES = (
     ("strong_aug", "no_aug", "contradict each other"),
