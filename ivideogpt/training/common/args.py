@@ -57,7 +57,7 @@ DOES_NOTHING_WITHOUT = (
     ("max_generate_batchsize", SAMPLING),
     ("max_decode_batchsize", SAMPLING),
 )
-# Flags of the GAN loss, which begins at step disc_start. The paper's recipes give a learning rate for it, but never begin.
+# Flags of the GAN loss from step disc_start on. The paper's recipes also give a learning rate for it, but never begin.
 GAN = ("disc_weight", "disc_depth", "discriminator_config_name_or_path")
 # Two flags that do not go together, and why.
 CLASHES = (
