@@ -89,7 +89,7 @@ def repack(store: StoredSize, compress: bool, job: Job) -> Skipped | str | None:
                 left_out.append(name)
                 continue
             values = member.all()
-            is_camera = holds_frames(member, image_keys)
+            is_camera = holds_frames(member, image_keys, values)
             arrays[name] = store(np.ascontiguousarray(as_bytes(values, member))) if is_camera else values
     except (UserError, OSError) as error:
         return Skipped(job.source, str(error))

@@ -73,10 +73,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a folder to write to; its files take their places in `path` once the block has ended without an error.
 
-    All of them are on the disk before the first is renamed. Other files in `path` stay.
+    All of them are on the disk before the first is renamed. Other files in `path` stay, but for what killed processes
+    left unfinished.
     """
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path)
     partial = partial_path(path / "files")
     try:
         partial.mkdir()

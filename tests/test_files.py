@@ -127,6 +127,18 @@ def test_only_what_killed_processes_left_is_removed(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {*names[1:], "e.npz"}
 
 
+def test_what_a_killed_export_left_goes_with_the_next(tmp_path):
+    """Half a model, hidden, stayed in the model's folder for ever."""
+    done = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".files.{int(done.stdout)}-00000000.partial"
+    left.mkdir()
+    (left / "half.txt").write_text("half")
+    os.utime(left, (0, 0))
+    with atomic_folder(tmp_path) as written:
+        (written / "a.txt").write_text("whole")
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
 def test_a_folder_that_can_be_made_is_not_made_yet(tmp_path, monkeypatch):
     check_folder_can_be_written(tmp_path / "a" / "b", "--output_path")
     assert not (tmp_path / "a").exists()

@@ -11,6 +11,7 @@ from ivideogpt.data.clips.loaders import build_loader
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.data.clips.transforms import Preprocess, central_square
 from ivideogpt.data.formats.episodes import open_episode
+from ivideogpt.data.formats.npz_arrays import NpzMember
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from tests.data.synthetic import write_dataset, write_episode
@@ -176,6 +177,15 @@ def test_arrays_that_training_never_reads_may_be_of_any_kind(tmp_path, capsys):
         for name, wanted in (("flow", flow), ("depth", flow + 300)):
             np.testing.assert_array_equal(file[name], wanted)
             assert file[name].dtype == np.int16
+
+
+def test_no_array_is_inflated_twice(tmp_path, monkeypatch):
+    """Telling whether int64 frames are a camera inflated them a second time."""
+    write_episode(tmp_path / "in" / "a.npz", save=np.savez_compressed, wrist=noise(20, dtype=np.int64))
+    inflated, read = [], NpzMember.all
+    monkeypatch.setattr(NpzMember, "all", lambda member: inflated.append(member.name) or read(member))
+    assert run(tmp_path / "in", tmp_path / "out").written == 1
+    assert sorted(inflated) == ["action", "image", "reward", "wrist"]
 
 
 def test_originals_cannot_be_overwritten(tmp_path):

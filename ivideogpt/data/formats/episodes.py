@@ -399,11 +399,16 @@ def check_carries(
         )
 
 
-def holds_frames(member: NpzMember, image_keys: Sequence[str]) -> bool:
-    """Tell whether an array is a camera: integers (N, H, W, 3), in 0..255 unless training reads it, or refuses it."""
+def holds_frames(member: NpzMember, image_keys: Sequence[str], values: NDArray[Any] | None = None) -> bool:
+    """Tell whether an array is a camera: integers (N, H, W, 3), in 0..255 unless training reads it, or refuses it.
+
+    ``values``: the array, where it has been read already.
+    """
     if member.dtype.kind not in "iu" or len(member.shape) != 4 or member.shape[3] != 3 or min(member.shape) < 1:
         return False
-    return member.dtype == np.uint8 or member.name in image_keys or fit_in_bytes(member.all())
+    if member.dtype == np.uint8 or member.name in image_keys:
+        return True
+    return fit_in_bytes(member.all() if values is None else values)
 
 
 def _check_series(member: NpzMember, num_frames: int) -> None:

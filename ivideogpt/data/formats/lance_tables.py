@@ -245,7 +245,11 @@ class LanceEpisode(Episode):
         return values
 
     def content_checksum(self) -> int:
-        return self.stored_checksum
+        """Return a CRC-32 of the frames, as noted when they were written, and of the series, which are read for it."""
+        found, names = self.stored_checksum, list(self.table.contents.series)
+        for values in self._arrays(np.arange(self.length), names).values() if names else ():
+            found = zlib.crc32(values.tobytes(), found)
+        return found
 
     def describe(self) -> tuple[StoredArray, ...]:
         series = [StoredArray(name, (size,), "float32", "raw") for name, size in self.table.contents.series.items()]

@@ -156,6 +156,30 @@ def test_later_episodes_are_appended_in_their_place(tmp_path):
     assert len(open_table(f"{tmp_path / 'robot'}/{EPISODES}").get_fragments()) == 1  # opened in one piece
 
 
+def test_the_checksum_is_that_of_frames_and_numbers(tmp_path):
+    """A token store went on with actions that had been written again, as only frames were compared."""
+    folder, changed = write_npz(tmp_path / "npz", [3]), ("action", "reward", "success", "image")
+    with np.load(folder / "00003.npz") as file:
+        arrays = dict(file)
+    found = []
+    for name in (None, *changed):
+        other = (
+            {}
+            if name is None
+            else {
+                name: np.concatenate(
+                    [~arrays[name][:1] if name == "success" else arrays[name][:1] + 1, arrays[name][1:]]
+                )
+            }
+        )
+        write_episode(tmp_path / str(name) / "00003.npz", **arrays | other)
+        append(tmp_path / str(name), tmp_path / "tables" / str(name))
+        found.append(LanceEpisodes.open_uri(str(tmp_path / "tables" / str(name))).open(0).content_checksum())
+    assert len(set(found)) == len(found)
+    assert append(folder, tmp_path / "tables" / "again").written == 1
+    assert LanceEpisodes.open_uri(str(tmp_path / "tables" / "again")).open(0).content_checksum() == found[0]
+
+
 def test_an_interruption_leaves_whole_episodes(tmp_path, monkeypatch):
     """Rows without an entry of their episode are nobody's; entries without rows would be read as another's."""
     folder = write_npz(tmp_path / "npz")
