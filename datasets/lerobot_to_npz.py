@@ -5,12 +5,13 @@
 writes ``data/pusht/episode_<number>.npz``, which trains with ``--dataset_path data`` and ``--oxe_data_mixes_type
 folder:pusht``. ``--input_path lerobot:lerobot/pusht`` gets it from the Hugging Face hub first. Training can also read
 such a folder as it is (``--dataset_path lerobot:pusht``); npz files are read faster. Run the same command again to go
-on after an interruption.
+on after an interruption; episodes that are older than their files in ``data/`` and ``videos/`` are converted again.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -106,9 +107,15 @@ def run(args: LeRobotArgs) -> Summary:
     episodes = open_folder(folder, cameras["image"], args.action_key)
     print(describe(info, cameras | info.series(episodes.action_key), episodes.action_key))
     keep_settings(output, args.noted("action_key") | {"input_path": str(folder), "cameras": cameras})
+    # without meta/, which changes with every episode that is recorded
+    files = defaultdict[int, list[str]](list)
+    for camera in cameras.values():
+        recorded = open_folder(folder, camera, args.action_key)
+        for index, number in enumerate(recorded.table.number.tolist()):
+            files[number] += recorded.files(index)
     jobs = [
-        Job(output / f"episode_{number:06d}.npz", episodes.name(index), int(number))
-        for index, number in enumerate(episodes.table.number)
+        Job(output / f"episode_{number:06d}.npz", episodes.name(index), number, tuple(files[number]))
+        for index, number in enumerate(episodes.table.number.tolist())
     ]
     return args.convert([jobs], partial(convert_episode, folder, cameras, args.action_key, args.store), args.dataset)
 

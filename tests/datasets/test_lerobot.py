@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import av
 import numpy as np
@@ -29,6 +30,7 @@ from tests.data.formats.lerobot_folder import (
 )
 from tests.data.formats.lerobot_v2_folder import SIZES, write_v2_folder
 from tests.data.synthetic import write_episode
+from tests.datasets.conversions import make_newer
 from tests.datasets.scripts import command, load_script
 
 to_npz = load_script("lerobot_to_npz")
@@ -138,6 +140,28 @@ def test_cameras_series_and_resuming(recorded, tmp_path):
             assert episode["language_instruction"].tolist() == ["push the block"] * length
     with pytest.raises(UserError, match=r"cameras\.image was"):
         convert_to_npz(recorded, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed", "again"),
+    [
+        ((), "data/chunk-000/file-001.parquet", [2, 3, 4]),
+        ((), f"videos/{FRONT}/chunk-000/file-000.mp4", [0, 1, 2]),
+        ((), f"videos/{WRIST}/chunk-000/file-000.mp4", []),
+        (("--all_cameras",), f"videos/{WRIST}/chunk-000/file-001.mp4", [3, 4]),
+        ((), "meta/info.json", []),
+    ],
+)
+def test_episodes_of_changed_files_are_converted_again(recorded, tmp_path, flags, changed, again):
+    """Training went on with actions and frames that had been corrected in the recording."""
+    folder = shutil.copytree(recorded, tmp_path / "so100")
+    convert_to_npz(folder, tmp_path, "--dataset_name", "robot", *flags)
+    made = {file: file.stat().st_mtime_ns for file in (tmp_path / "robot").glob("*.npz")}
+    make_newer(folder / changed)
+    summary = convert_to_npz(folder, tmp_path, "--dataset_name", "robot", *flags)
+    assert (summary.written, summary.outdated, summary.existing) == (len(again), len(again), len(LENGTHS) - len(again))
+    newer = [int(file.stem[-6:]) for file, before in made.items() if file.stat().st_mtime_ns > before]
+    assert sorted(newer) == again
 
 
 def test_version_2_in_part(tmp_path, capsys):

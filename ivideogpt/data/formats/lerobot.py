@@ -381,6 +381,14 @@ class LeRobotEpisodes:
     def name(self, index: int) -> str:
         return f"{self.info.root}#{self.table.number[index]}"
 
+    def files(self, index: int) -> list[str]:
+        """Return the paths of the data file and of the camera's video, if there is one, as meta/episodes names them."""
+        files = [self.info.file("data_path", int(self.table.data_chunk[index]), int(self.table.data_file[index]))]
+        if self.table.video is not None:
+            place = VideoPlace(*self.table.video[index].item())
+            files.append(self.info.file("video_path", place.chunk, place.file, video_key=self.camera.key))
+        return files
+
     def _rows(self, index: int) -> Rows:
         """Find the rows in the data file that meta/episodes names, or in the next one, as it may be one behind."""
         number, length = int(self.table.number[index]), int(self.table.num_frames[index])
