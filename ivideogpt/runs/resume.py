@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,13 @@ RECORD = "run.json"
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 MODEL_PARTS = ("tokenizer", "transformer", "unwrapped_model")  # folders of a model's folder, or of a run's
 ON_HUB = "hub:"  # begins digests of what a hub has, whose commits follow
+WITH_ENDS = "ends:"  # begins digests of data; without it, those of earlier versions, which read no content
+END = 4096  # bytes of a data file that are compared: those of npz files hold the checksums of all arrays
+_THREADS, _FILES_AT_ONCE = 16, 256  # over a network a file takes milliseconds
 
 Changes = dict[str, list[Any]]  # setting -> [before, now]
 FindOnHub = Callable[[str], str | None]  # name of a data set -> commit on the hub and further choices, None for folders
+FindPath = Callable[[str, Mapping[str, Any]], Any]  # name of a setting, settings -> path or list of paths
 
 
 @dataclass(frozen=True)
@@ -27,10 +34,11 @@ class ResumeRules:
 
     Attributes:
         may_change: settings that say how long to train, what to write and where, and how to fit into the machine.
-        data: paths of data folders, which may move: the names and sizes of their files must stay.
+        data: paths of data folders, which may move: the names, sizes and ends of their files must stay.
         weights: paths of weights and configurations, which may move: the contents of their files must stay.
         allow: what the user adds to change other settings on purpose.
         find_on_hub: tells what a name of a ``lerobot:`` path means on the hub now.
+        find_path: tells what is read at the path of a setting, such as some of the data sets in a folder.
     """
 
     may_change: frozenset[str]
@@ -38,10 +46,12 @@ class ResumeRules:
     weights: Collection[str]
     allow: str
     find_on_hub: FindOnHub = lambda name: None
+    find_path: FindPath = lambda name, settings: settings.get(name)
 
-    def digests(self, settings: Mapping[str, Any]) -> dict[str, str]:
+    def digests(self, settings: Mapping[str, Any], names: Iterable[str] | None = None) -> dict[str, str]:
         """Return digests of the contents that a run reads, by setting, for :meth:`changes` when it resumes."""
-        found = {name: self._digest(name, settings.get(name)) for name in (*self.data, *self.weights)}
+        chosen = (*self.data, *self.weights) if names is None else names
+        found = {name: self._digest(name, settings) for name in chosen}
         return {name: digest for name, digest in found.items() if digest is not None}
 
     def changes(
@@ -56,12 +66,13 @@ class ResumeRules:
             if name in self.may_change or name not in recorded:
                 continue
             old = (digests or {}).get(name)
+            if old is not None and name in self.data and not old.startswith((ON_HUB, WITH_ENDS)):
+                old = None
             if recorded[name] != now:
-                old = old or self._digest(name, recorded[name])
-                differs = old is None or old != self._digest(name, now)
+                old = old or self._digest(name, recorded)
+                differs = old is None or old != self._digest(name, asked)
             else:  # missing files are for their reader to report
-                may_be_rewritten = old is not None and (name in self.weights or old.startswith(ON_HUB))
-                differs = may_be_rewritten and self._digest(name, now) not in (None, old)
+                differs = old is not None and self._digest(name, asked) not in (None, old)
             if differs:
                 changes[name] = [recorded[name], now]
         return changes
@@ -72,14 +83,16 @@ class ResumeRules:
         if args is not None:
             record[args] |= {name: now for name, (_, now) in changes.items()}
         unchanged = {name: digest for name, digest in record.get("contents", {}).items() if name not in changes}
-        record["contents"] = self.digests({name: asked.get(name) for name in changes}) | unchanged
+        record["contents"] = self.digests(asked, changes) | unchanged
         noted = {name: {"before": before, "now": now} for name, (before, now) in changes.items()}
         record["changes"] = [*record.get("changes", []), {"step": step, **noted}]
         write_json(file, record)
 
-    def _digest(self, name: str, path: Any) -> str | None:
-        is_path = path and (name in self.data or name in self.weights)
-        return digest_of(str(path), name in self.weights, self.find_on_hub) if is_path else None
+    def _digest(self, name: str, settings: Mapping[str, Any]) -> str | None:
+        if name not in self.data and name not in self.weights:
+            return None
+        path = self.find_path(name, settings)
+        return digest_of(str(path), name in self.weights, self.find_on_hub) if path else None
 
 
 def refuse(changes: Changes, allow: str, describe: Callable[[str, Any, Any], str], otherwise: str) -> None:
@@ -100,8 +113,8 @@ def digest_of(path: str, with_contents: bool, find_on_hub: FindOnHub = lambda na
     Args:
         path: file, ``<folder>[,<folder>...]``, ``lerobot:<folder or hub id>[@<camera>][,<folder>...]`` or
             ``lance:<uri>[,<uri>...]``.
-        with_contents: read the weights and configurations directly in a folder. Otherwise names and sizes of all files
-            count, hidden ones excepted.
+        with_contents: read the weights and configurations directly in a folder. Otherwise names, sizes and ends of all
+            files count, hidden ones excepted.
     """
     digest, commits = hashlib.blake2b(digest_size=16), list[str]()
     known, _, rest = path.partition(":")
@@ -115,13 +128,31 @@ def digest_of(path: str, with_contents: bool, find_on_hub: FindOnHub = lambda na
         digest.update(f"camera {camera}\n".encode())
         if not (files := _weight_files(Path(folder)) if with_contents else _data_files(Path(folder))):
             return None
-        for file in files:
+        for file, end in zip(files, [b""] * len(files) if with_contents else _ends(files), strict=True):
             name = "" if file == Path(folder) else file.relative_to(folder)
-            digest.update(f"{name} {file.stat().st_size}\n".encode())
+            digest.update(f"{name} {file.stat().st_size}\n".encode() + end)
             if with_contents:
                 with file.open("rb") as content:
                     hashlib.file_digest(content, lambda: digest)  # adds to it
-    return " ".join([f"{ON_HUB}{','.join(commits)}"] * bool(commits) + [digest.hexdigest()])
+    if commits:
+        return f"{ON_HUB}{','.join(commits)} {digest.hexdigest()}"
+    return WITH_ENDS * (not with_contents) + digest.hexdigest()
+
+
+def _ends(files: Sequence[Path]) -> list[bytes]:
+    """Return a digest of the last bytes of each file."""
+    parts = [files[start : start + _FILES_AT_ONCE] for start in range(0, len(files), _FILES_AT_ONCE)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(chain.from_iterable(pool.map(lambda part: list(map(_end, part)), parts)))
+
+
+def _end(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - END, 0))
+            return hashlib.blake2b(file.read(), digest_size=16).digest()
+    except OSError:  # for its reader to report, if there is one
+        return b""
 
 
 def _data_files(path: Path) -> list[Path]:

@@ -1,9 +1,11 @@
 """A resumed run may differ in what cannot change its results, and in what its user changes on purpose."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ivideogpt.errors import UserError
@@ -63,6 +65,30 @@ def test_weights_that_were_written_anew_in_their_place_are_a_change(folders):
     changes = RULES.changes(folders, folders, digests)
     with pytest.raises(UserError, match=r"given model=.*, which has other contents now"):
         refuse(changes, "--anyway", lambda name, _, now: f"{name}={now}", "start a new run")
+
+
+@pytest.mark.parametrize("place", ["where it was", "elsewhere"])
+def test_episodes_that_were_written_again_are_a_change(folders, tmp_path, place):
+    """Half of a run on corrected actions: their files have the same names and sizes, and mostly the same place."""
+    file = Path(folders["data"], "0.npz")
+    arrays = {"image": np.zeros((40, 16, 16, 3), np.uint8), "action": np.zeros((40, 4), np.float32)}
+    np.savez(file, **arrays)
+    digests, size = RULES.digests(folders), file.stat().st_size
+    os.utime(file)
+    assert RULES.changes(folders, folders, digests) == {}
+    arrays["action"][7, 2] = 1
+    np.savez(file, **arrays)
+    assert file.stat().st_size == size
+    now = folders if place == "where it was" else moved(folders, tmp_path)
+    assert RULES.changes(now, folders, digests).keys() == {"data"}
+
+
+def test_digests_of_earlier_versions_are_no_change(folders, tmp_path):
+    """They were of names and sizes: no run that had begun before an update could be resumed after it."""
+    digests = {**RULES.digests(folders), "data": "0" * 32}
+    assert RULES.changes(folders, folders, digests) == {}
+    now = {"data": str(shutil.copytree(folders["data"], tmp_path / "copy"))}
+    assert RULES.changes(now, folders, digests) == {}
 
 
 def test_without_digests_the_old_place_is_compared(folders, tmp_path):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import secrets
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -29,7 +30,9 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ivideogpt.data.clips.loaders import BatchLost
+from ivideogpt.data.dataset_mixes import resolve_mix
 from ivideogpt.data.formats.lerobot_paths import find_on_hub
+from ivideogpt.data.formats.registry import find_format
 from ivideogpt.devices import check_launcher, has_bfloat16_units, several_without_gpu, versions
 from ivideogpt.errors import UserError
 from ivideogpt.files import atomic_file, going_on_without_room, read_json, write_json
@@ -46,6 +49,19 @@ logger = logging.getLogger(__name__)
 
 WAIT_OR = "start a new run, without --resume_from_checkpoint"
 RECORDED_PACKAGES = ("ivideogpt", "torch", "accelerate", "transformers", "numpy")
+
+
+def path_read(name: str, settings: Mapping[str, Any]) -> Any:
+    """Return the path of a setting; in place of a folder of data sets those of the mix, as others may come and go."""
+    path = settings.get(name)
+    if name != "dataset_path" or path is None or find_format(path) is not None:
+        return path
+    with suppress(UserError):  # the loader says it
+        mix = resolve_mix(settings["oxe_data_mixes_type"], path)
+        return ",".join(filter(os.path.isdir, (os.path.join(path, dataset) for dataset, _ in mix)))
+    return path
+
+
 RULES = ResumeRules(
     may_change=frozenset(
         {
@@ -66,6 +82,7 @@ RULES = ResumeRules(
     ),
     allow="--resume_with_changes",
     find_on_hub=find_on_hub,
+    find_path=path_read,
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -16,6 +17,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.training.common.args import GptArgs, TokenizerArgs, parse
 from ivideogpt.training.common.checkpoints import TOKENIZER_CHECKPOINTS, Checkpoints
 from ivideogpt.training.common.run import RULES, build_run, recorded_run
+from tests.data.synthetic import write_episode
 
 
 @pytest.fixture
@@ -132,6 +134,19 @@ def test_two_starts_in_one_second_get_two_folders(args, monkeypatch):
     with runs[0], runs[1]:
         assert runs[0].directory != runs[1].directory
         assert [recorded_run(run.directory)[0]["seed"] for run in runs] == [run.seed for run in runs]
+
+
+def test_only_data_sets_of_the_mix_are_compared(tmp_path):
+    """Another data set, converted beside those that a run reads, would keep it from going on."""
+    for name in ("own", "other"):
+        write_episode(tmp_path / name / "0.npz")
+    some, every = ({"dataset_path": str(tmp_path), "oxe_data_mixes_type": mix} for mix in ("folder:own", "folder:*"))
+    digests = [RULES.digests(settings) for settings in (some, every)]
+    write_episode(tmp_path / "new" / "0.npz")
+    changes = [RULES.changes(settings, settings, found) for settings, found in zip((some, every), digests)]
+    assert [found.keys() for found in changes] == [set(), {"dataset_path"}]
+    write_episode(tmp_path / "own" / "0.npz", action=np.ones((20, 2), np.float32))
+    assert RULES.changes(some, some, digests[0]).keys() == {"dataset_path"}
 
 
 def test_a_run_that_is_training_is_not_resumed(args, tmp_path):
