@@ -254,6 +254,17 @@ def test_the_configuration_may_be_named():
     assert settings.exp_name == "mbpo"
 
 
+def test_the_home_folder_is_found_in_settings(monkeypatch):
+    """hydra refuses "~", and shells leave it alone behind "="; a first "~" still leaves out a setting."""
+    monkeypatch.setenv("HOME", "/home/me")
+    given = ["run_dir=~/runs/a,~/b", "demo_path_prefix=~/demonstrations", "~preset", "-m"]
+    line = CommandLine.read(given, "config")
+    kept = ["demo_path_prefix=/home/me/demonstrations", "~preset"]
+    assert line.runs == [["run_dir=/home/me/runs/a", *kept], ["run_dir=/home/me/b", *kept]]
+    settings, _ = parse_drq(["task=hammer", "device=cpu", *line.runs[0][:2]])
+    assert settings.run_dir == Path("/home/me/runs/a")
+
+
 def test_agent_learns_at_its_own_pace(tmp_path, events):
     train_drq(tmp_path, "agent.update_every_steps=3")
     learned = [frame for frame, step in steps_of(events).items() if "agent" in step]
