@@ -912,6 +912,18 @@ def test_a_damaged_snapshot_gives_a_line_and_the_one_before(tmp_path, cheap_runs
         train_drq(tmp_path / "run")
 
 
+def test_a_tracker_that_fails_does_not_end_a_run(tmp_path, cheap_runs, monkeypatch, caplog):
+    """All that it is told is in metrics.jsonl, too."""
+
+    def refuse(*_):
+        raise OSError("no room for the tracker")
+
+    for name in ("log", "close"):
+        monkeypatch.setattr(build_trainer.TensorBoard, name, refuse)
+    assert train_drq(tmp_path, "use_tb=true", "num_train_frames=24") == 0
+    assert caplog.messages.count("no room for the tracker; going on without") > len(lines(tmp_path)) > 1
+
+
 def test_a_saved_frame_is_not_saved_again(tmp_path, cheap_runs, monkeypatch):
     """But once if it is evaluated after that: the evaluation was made again at each start."""
     end = "num_train_frames=120", "eval_every_frames=60"  # which is saved after ten episodes, too
