@@ -30,13 +30,14 @@ from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import file_stem, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
-from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy
+from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy, users_function
 from mbrl.envs.env_settings import episode_rng
 from mbrl.envs.played_episode import Act, play_episode
 from mbrl.envs.rendered_env import RenderedEnv
 
 ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")  # classes of stable-baselines3, in small letters
 FREE_FLAGS = ("output_path", "num_episodes", "num_workers", "compress")  # do not affect an episode
+OBSERVATIONS = "observations of the environment"
 OwnPolicy = Callable[[Any], Any]  # the environment's own observation -> its own action
 
 
@@ -101,16 +102,19 @@ def find_policy(name: str, env: RenderedEnv, rng: np.random.Generator) -> OwnPol
     if name == "scripted":
         if not hasattr(env.inner.unwrapped, "scripted_policy"):
             raise UserError(f"--policy scripted: {type(env.inner.unwrapped).__name__} has no method scripted_policy")
-        scripted = env.inner.unwrapped.scripted_policy()
-        return lambda observation: scripted()
+        scripted = users_function(name, env.inner.unwrapped.scripted_policy, "nothing")()
+        act = users_function(name, scripted, "nothing")
+        return lambda observation: act()
     if kind in ALGORITHMS and rest:
         agent = trained_agent(kind, rest)
-        return lambda observation: agent.predict(observation, deterministic=True)[0]
+        return users_function(name, lambda state: agent.predict(state, deterministic=True)[0], OBSERVATIONS)
     if rest:
-        policy = imported_policy(kind, rest)(env.inner, rng)
+        policy = users_function(name, imported_policy(kind, rest), "the environment and a random generator")(
+            env.inner, rng
+        )
         if not callable(policy):
             raise UserError(f"--policy {name}: returned {policy!r}, expected a function from observation to action")
-        return policy
+        return users_function(name, policy, OBSERVATIONS)
     raise UserError(f"--policy {name}: expected random, scripted, module:function or sac:agent.zip")
 
 
@@ -121,7 +125,7 @@ def trained_agent(algorithm: str, path: str) -> Any:
 
     try:
         return getattr(stable_baselines3, algorithm.upper()).load(path, device="cpu")
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # whatever the library makes of another file
         raise UserError(f"--policy {algorithm}:{path}: no such agent of stable-baselines3 ({error})") from error
 
 

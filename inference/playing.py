@@ -10,6 +10,7 @@ from inference.predict import BUNDLED_SAMPLES
 from ivideogpt.data.dataset_mixes import METAWORLD_TASKS
 from ivideogpt.devices import choose_device
 from ivideogpt.errors import UserError
+from ivideogpt.paths import BUNDLED_MODEL
 from ivideogpt.play.autopilots import AUTOPILOTS, policy_on_frames
 from ivideogpt.play.server import PlayServer
 from ivideogpt.play.starts import find_starts
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 NO_SIMULATOR = "Meta-World is not installed, so no simulator moves beside the dream: pip install -e '.[mbrl]' adds it."
 OTHER_ROBOT = "This model is not of Meta-World's robot, so no simulator moves beside the dream."
+UNNAMED_ROBOT = (
+    "This model does not say which robot it is of. The simulator beside the dream is Meta-World's, which takes "
+    f"{ACTION_DIM} numbers, too: if the model is of another robot, only recorded episodes (--dataset_path) tell."
+)
 
 
 def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
@@ -56,7 +61,11 @@ def run(args: PlayArgs, bound: socket.socket, has_simulator: bool) -> None:
     else:
         episodes = find_starts(args.dataset_path, model.metadata, action_space=args.action_space)
         choices = [*simulated, *episodes] if asked else [*episodes, *simulated]
-    note = "" if simulated else (OTHER_ROBOT if has_simulator else NO_SIMULATOR)
+    is_known = asked or space is not None or Path(path).resolve() == BUNDLED_MODEL.resolve()
+    if simulated:
+        note = "" if is_known else UNNAMED_ROBOT
+    else:
+        note = OTHER_ROBOT if has_simulator else NO_SIMULATOR
     server = PlayServer(model, Path(path).name, choices, args.max_sessions, note, close)
     serve(server.app, args, bound, "play")
 

@@ -49,6 +49,6 @@ def cli(main: Callable[[], object]) -> None:
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread, and raises its error again in the main one, which ends the command."""
+    """Leave errors of the system to the main thread, in which TensorBoard raises those of its own thread again."""
     if not isinstance(failed.exc_value, OSError):
         threading.__excepthook__(failed)

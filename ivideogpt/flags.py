@@ -9,6 +9,8 @@ import argparse
 import dataclasses
 import importlib
 import math
+import os
+import re
 import sys
 import types
 import typing
@@ -119,10 +121,19 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line in one line, without the list of all flags."""
+    """Reports a wrong command line in one line, without the list of all flags, and knows ``~`` as the home folder."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args([_with_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+
+def _with_home(word: str) -> str:
+    """Put the home folder in place of ``~``, also where shells do not: ``--flag=~/x``, ``key=~/x``, ``lance:~/x``."""
+    return re.sub(r"(?<![^=,:])~[\w.-]*(?=[/,]|$)", lambda found: os.path.expanduser(found[0]), word)
 
 
 def _add_flag(parser: argparse.ArgumentParser, field: dataclasses.Field[Any], kind: Any) -> None:

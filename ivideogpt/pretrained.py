@@ -198,7 +198,7 @@ def initialise_transformer(
         own, stored = ({_part(name) for name in names} for names in (transformer.state_dict(), tensors))
         unwanted = [head for head in OPTIONAL_HEADS if head in stored - own]
         for head in unwanted:
-            logger.info("%s in %s is not used: this model has no such head", head, file)
+            logger.info("%s of %s is left out, as this run trains no such head", head, file)
         tensors = {name: tensor for name, tensor in tensors.items() if _part(name) not in unwanted}
         absent = set(OPTIONAL_HEADS) - stored
         may_lack = [name for name in transformer.state_dict() if _part(name) in absent]

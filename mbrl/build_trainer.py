@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,12 +19,13 @@ from mbrl.envs.vector_env import make_vector_env
 from mbrl.mbpo import Mbpo
 from mbrl.metric_logger import MetricLogger, start_wandb
 from mbrl.replay.demonstrations import ensure_demonstrations, load_demonstrations
+from mbrl.replay.episodes import ReplayEpisode
 from mbrl.replay.replay_buffer import EpisodeShape, ReplayBuffer, sample_mixed
 from mbrl.replay.replay_files import ReplayFiles
 from mbrl.replay.replay_memory import affordable_capacity, warn_if_too_much
 from mbrl.run_folder import RunFolder
 from mbrl.settings import MbpoSettings, Settings
-from mbrl.snapshots import RandomNumbers, Snapshots, saved_state, valid_snapshot
+from mbrl.snapshots import RandomNumbers, Snapshots, read_snapshot, valid_snapshot
 from mbrl.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
         env = stack.enter_context(closing(settings.env.make()))
         num_envs = min(num_processors(), settings.num_eval_episodes)  # 130 MB each
         eval_envs = stack.enter_context(closing(make_vector_env(settings.env, num_envs, in_processes=num_envs > 1)))
-        buffers = _build_buffers(settings, folder, env, episode_steps)
+        latest = valid_snapshot(folder)  # reads all of it: once
+        buffers = _build_buffers(settings, latest, env, episode_steps)
         real, replay = buffers["real"], (settings.batch_size, settings.nstep, settings.discount, rng.replay)
         agent = build_agent(real.shape, settings.agent, settings.seed, device)
         mbpo, batches = None, partial(real.sample, *replay)
@@ -68,7 +71,7 @@ def train(settings: Settings, config: Mapping[str, Any], world_model: VideoPredi
         parts = trainer.parts()
         files = {name: ReplayFiles(folder.replay(name), buffer) for name, buffer in buffers.items()}
         stack.enter_context(folder.locked())
-        return _run(trainer, Snapshots(folder, parts, files, env), folder, config, changes)
+        return _run(trainer, Snapshots(folder, parts, files, env), folder, latest, config, changes)
 
 
 def num_processors() -> int:
@@ -76,7 +79,7 @@ def num_processors() -> int:
 
 
 def _build_buffers(
-    settings: Settings, folder: RunFolder, env: AgentEnv, episode_steps: Mapping[str, int]
+    settings: Settings, latest: Path | None, env: AgentEnv, episode_steps: Mapping[str, int]
 ) -> dict[str, ReplayBuffer]:
     """Build a buffer for each kind of episode, given its number of steps.
 
@@ -84,27 +87,37 @@ def _build_buffers(
     """
     _, height, width = env.observation_space.shape
     shape = EpisodeShape(settings.frame_stack, (height, width), *env.action_space.shape)
-    lengths, saved = list(episode_steps.values()), saved_state(folder)
-    if saved is None:
+    lengths = list(episode_steps.values())
+    if latest is None:
         capacity = affordable_capacity(settings.replay_buffer_size, shape, lengths)
     else:
-        capacity = next(iter(saved["replay"].values()))["capacity"]
+        capacity = next(iter(read_snapshot(latest, mmap=True)["replay"].values()))["capacity"]
         warn_if_too_much(capacity, shape, lengths)
     pin_memory = settings.torch_device.type == "cuda"
     return {name: ReplayBuffer(capacity, shape, pin_memory) for name in episode_steps}
 
 
-def _run(trainer: Trainer, snapshots: Snapshots, folder: RunFolder, config: Mapping[str, Any], changes: Changes) -> int:
-    settings, latest, trackers = trainer.settings, valid_snapshot(folder), trainer.metric_logger.trackers
-    frame = int(latest.name) if latest else None
-    demonstrations = []
-    if settings.demo and frame is None:
-        ensure_demonstrations(settings.demo_path_prefix, settings.env)
-        demonstrations = load_demonstrations(settings.demo_path_prefix, settings.env)
-    is_resumed = snapshots.load()
+def _run(
+    trainer: Trainer,
+    snapshots: Snapshots,
+    folder: RunFolder,
+    latest: Path | None,
+    config: Mapping[str, Any],
+    changes: Changes,
+) -> int:
+    settings, trackers = trainer.settings, trainer.metric_logger.trackers
+    demonstrations: list[ReplayEpisode] | None = None
+    if latest is not None:
+        snapshots.load(latest)
+    else:
+        demonstrations = []
+        if settings.demo:
+            ensure_demonstrations(settings.demo_path_prefix, settings.env)
+            demonstrations = load_demonstrations(settings.demo_path_prefix, settings.env)
+    frame = None if latest is None else int(latest.name)
     folder.note_settings(config, changes, frame or 0)  # now that they fit what was saved
     if settings.use_tb:
         trackers.append(TensorBoard(folder.path / "tensorboard", -1 if frame is None else frame))
     if settings.use_wandb:
-        trackers.append(start_wandb(folder, settings.experiment, config, is_resumed=is_resumed))
-    return trainer.run(snapshots, None if is_resumed else demonstrations)
+        trackers.append(start_wandb(folder, settings.experiment, config, is_resumed=latest is not None))
+    return trainer.run(snapshots, demonstrations)

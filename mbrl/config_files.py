@@ -5,7 +5,6 @@ hydra puts the files together and nothing else: it makes no folders, changes no 
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import itertools
 import re
@@ -21,17 +20,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.flags import Parser
 from mbrl.envs.env_settings import canonical_task, is_metaworld
 from mbrl.run_folder import flat
 
 CFGS = Path(__file__).resolve().parent / "cfgs"
 GROUPS_WITHOUT_TASK = ("easy", "medium", "hard", "any")
 SCHEDULES = ("linear(", "step_linear(")
-
-
-class _Flags(argparse.ArgumentParser):
-    def error(self, message: str) -> Any:
-        raise UserError(f"{message}; see --help")
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class CommandLine:
         Raises:
             UserError: there is no such configuration, or several values are given without ``--multirun``.
         """
-        flags = _Flags(add_help=False, allow_abbrev=False)
+        flags = Parser(add_help=False, allow_abbrev=False)
         flags.add_argument("-cn", "--config-name", default=config_name)
         flags.add_argument("-m", "--multirun", action="store_true")
         flags.add_argument("--first-run", type=int, default=1)

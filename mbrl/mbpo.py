@@ -22,7 +22,7 @@ from ivideogpt.video_io import side_by_side
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.envs.env_settings import episode_seed
 from mbrl.metric_logger import MetricLogger, captioned
-from mbrl.replay.replay_buffer import ReplayBuffer
+from mbrl.replay.replay_buffer import HELD_OUT_EVERY, ReplayBuffer
 from mbrl.settings import MbpoSettings
 
 if TYPE_CHECKING:
@@ -88,16 +88,15 @@ class Mbpo:
             )
 
     def validate(self, step: int) -> None:
-        """Validate the model on held-out episodes, once it has begun to learn; logs a line if there are none yet."""
-        if not self._stopped and step > self._settings.first_step:
+        """Validate the model on held-out episodes, once it has begun to learn and there are some."""
+        if not self._stopped and step > self._settings.first_step and self._has_held_out():
             self._validate(step)
 
+    def _has_held_out(self) -> bool:
+        return self._real.num_segments(self._settings.world_model.segment_length, held_out=True) > 0
+
     def _validate(self, step: int) -> None:
-        length = self._settings.world_model.segment_length
-        if not self._real.num_segments(length, held_out=True):
-            logger.info("no episode is held out yet: the world model is not validated")
-            return
-        frame = self._settings.frame(step)
+        length, frame = self._settings.world_model.segment_length, self._settings.frame(step)
         rng = np.random.default_rng(self._seed("validation", step))
         with self._stopping_on_failure():
             segments = self._real.sample_segments(VALIDATION_SEGMENTS, length, rng, held_out=True)
@@ -119,7 +118,10 @@ class Mbpo:
             check()
             self._update(with_tokenizer=True)
         self._metric_logger.write("world_model", self._settings.frame(step), self.averager.take())
-        self._validate(step)
+        if self._has_held_out():
+            self._validate(step)
+        else:
+            logger.info("no episode is held out yet (one of %d is): validating from then on", HELD_OUT_EVERY)
         for number in range(self._settings.init_gen_times):
             check()
             video = f"{self._settings.frame(step):09d}-random" if number == 0 else None

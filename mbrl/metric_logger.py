@@ -61,7 +61,8 @@ class MetricLogger:
 
     def close(self) -> None:
         for tracker in self.trackers:
-            tracker.close()
+            with going_on_without_room():
+                tracker.close()
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
         """Append a line, and a row if there is a table of this kind; non-finite values become null."""
@@ -77,7 +78,8 @@ class MetricLogger:
                 table.writerow({"frame": frame, **finite})
         tracked = {f"{split}/{name}": value for name, value in finite.items() if value is not None}
         for tracker in self.trackers:
-            tracker.log(tracked, frame)
+            with going_on_without_room():
+                tracker.log(tracked, frame)
 
     def write_video(self, kind: str, name: str, video: Pixels) -> None:
         """Write a video (T, H, W, 3). A full disk is logged, and the run goes on without."""

@@ -10,6 +10,8 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
+from reprlib import repr as shortened
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ from mbrl.envs.collection_policies import (
     RandomReacher,
     imported_policy,
     scripted_policy,
+    users_function,
 )
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
 from mbrl.envs.played_episode import check_actions, play_episode
@@ -126,10 +129,30 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
     if name == "random":
         return Policy(name, on_state=lambda env, rng: RandomReacher(env.env.workspace, rng))
     if rest:
-        return Policy(name, on_frames=imported_policy(kind, rest))
+        assert model.action_dim is not None
+        return Policy(name, on_frames=checked_policy(name, imported_policy(kind, rest), model.action_dim))
     if Path(name).is_dir():
         return _agent_of_a_run(Path(name), task, args, model)
     raise UserError(f"no policy {name!r}: expected scripted[:noise], random, a folder of a run, or module:function")
+
+
+def checked_policy(name: str, function: Callable[[Tensor], Any], action_dim: int) -> ActOnFrames:
+    """Return a user's function whose result is checked: finite floats (n, D), as a tensor or what becomes one."""
+    call = users_function(name, function, "stacked frames (n, 3 K, H, W) uint8")
+
+    def act(stacks: Tensor) -> Tensor:
+        found, expected = call(stacks), f"expected finite floats ({len(stacks)}, {action_dim})"
+        try:
+            actions = torch.as_tensor(found, device=stacks.device).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"policy {name} returned {shortened(found)}, {expected}") from error
+        if actions.shape != (len(stacks), action_dim) or not actions.is_floating_point():
+            raise UserError(f"policy {name} returned {actions.dtype} of shape {tuple(actions.shape)}, {expected}")
+        if not actions.isfinite().all():
+            raise UserError(f"policy {name} returned numbers that are not finite, {expected}")
+        return actions.float()
+
+    return act
 
 
 def _agent_of_a_run(folder: Path, task: str, args: PolicyArgs, model: WorldModel) -> Policy:
@@ -191,7 +214,7 @@ def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> R
         if on_state is not None:
             return on_state(env.env.state)
         assert policy.on_frames is not None
-        return policy.on_frames(torch.from_numpy(stacks[-1][None, -3 * args.frame_stack :]))[0].detach().cpu().numpy()
+        return policy.on_frames(torch.from_numpy(stacks[-1][None, -3 * args.frame_stack :]))[0].cpu().numpy()
 
     episode = play_episode(env, act, episode_seed(args.seed, "policies", number), args.episode_length + 1)
     start, frames = episode.observations[1], episode.observations[2:, -3:]

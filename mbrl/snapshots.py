@@ -72,7 +72,11 @@ def valid_snapshot(folder: RunFolder) -> Path | None:
 def saved_state(folder: RunFolder) -> dict[str, Any] | None:
     """Read the valid snapshot, if there is one, through a memory map: parts that are not used stay on the disk."""
     path = valid_snapshot(folder)
-    return None if path is None else read_state(path / STATE, needed=("parts", "replay"), mmap=True)
+    return None if path is None else read_snapshot(path, mmap=True)
+
+
+def read_snapshot(path: Path, mmap: bool = False) -> dict[str, Any]:
+    return read_state(path / STATE, needed=("parts", "replay"), mmap=mmap)
 
 
 class Snapshots:
@@ -127,12 +131,9 @@ class Snapshots:
         with atomic_file(path / ENVIRONMENT) as file:
             np.savez(file, **self._env.snapshot())  # type: ignore[arg-type]
 
-    def load(self) -> bool:
-        """Restore the valid checkpoint, and return whether there was one; UserError if it is of another kind of run."""
-        path = valid_snapshot(self._folder)
-        if path is None:
-            return False
-        state = read_state(path / STATE, needed=("parts", "replay"))
+    def load(self, path: Path) -> None:
+        """Restore a checkpoint, which is the valid one; UserError if it is of another kind of run."""
+        state = read_snapshot(path)
         with np.load(path / ENVIRONMENT, allow_pickle=False) as file:
             environment = dict(file)
         if missing := self._parts.keys() - state["parts"].keys():
@@ -151,4 +152,3 @@ class Snapshots:
         self._env.restore(environment)
         self._kept = {path: manifests}
         logger.info("going on from %s", path)
-        return True

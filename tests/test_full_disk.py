@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import resource
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from ivideogpt.data.convert.conversion import write_episode
 from ivideogpt.data.tokens.token_store import save_array
 from ivideogpt.errors import UserError
 from ivideogpt.files import append_line, write_json
 from ivideogpt.flags import parse
+from ivideogpt.runs.trackers import TensorBoard
 from ivideogpt.state_dicts import save_state, save_tensors
 from ivideogpt.video_io import write_gif, write_png
 
@@ -94,3 +99,38 @@ def test_a_line_is_appended_whole_or_not_at_all(full_disk):
         append_line(path, "b" * 60_000)
     append_line(path, "c")
     assert path.read_text().splitlines() == ["a" * 40_000, "c"]
+
+
+def test_tensorboard_goes_on_when_there_is_room_again(full_disk, monkeypatch):
+    """Its thread had ended with the first error, which was raised at every later call."""
+    monkeypatch.setattr(threading, "excepthook", lambda failed: None)  # as commands do
+    folder, rest = full_disk / "logs", full_disk / "rest"
+    tracker = TensorBoard(folder, -1)
+    tracker.log({"loss": 0.5}, 1)
+    with pytest.raises(OSError, match="No space left"):
+        rest.write_bytes(NOISE)
+    for step in (2, 3, 4):
+        with pytest.raises(OSError, match=r"logs: .*No space left"):
+            tracker.log_image("frame", Image.fromarray(NOISE[0]), step)
+    rest.unlink()
+    tracker.log({"loss": 0.25}, 5)
+    tracker.close()
+    events = [event for file in folder.iterdir() for event in LegacyEventFileLoader(str(file)).Load()]
+    assert sorted((event.step, value.tag) for event in events for value in event.summary.value) == [
+        (1, "loss"), (5, "loss"),
+    ]  # fmt: skip
+
+
+def test_attempts_of_tensorboard_leave_no_empty_files(tmp_path, monkeypatch):
+    """There would be one for each line of a run's log."""
+    monkeypatch.setattr(threading, "excepthook", lambda failed: None)  # as commands do
+    tracker = TensorBoard(tmp_path, -1)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        for step in range(3):
+            with pytest.raises(OSError, match="File too large"):
+                tracker.log({"loss": 0.5}, step)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(list(tmp_path.iterdir())) == 1

@@ -68,9 +68,14 @@ def evaluate_predictions(
     processes = processes or Processes()
 
     def score(numbers: Sequence[int]) -> list[ClipRow]:
-        alone = [number for number in numbers if clips.next_of_another_episode(number) is None]
-        groups = filter(None, ([number for number in numbers if number not in alone], alone))
-        return [row for group in groups for row in scorer(group, *read_with_others(clips, group))]
+        found = {number: clips.next_of_another_episode(number) for number in numbers}
+        others = {number: other for number, other in found.items() if other is not None}
+        alone = [number for number in numbers if number not in others]
+        rows: list[ClipRow] = []
+        for group, their_others in ((list(others), list(others.values())), (alone, [])):
+            if group:
+                rows += scorer(group, *read_with_others(clips, group, their_others))
+        return rows
 
     depend_on = {name: value for name, value in settings.items() if name not in NO_MATTER}
     facts = {**depend_on, **model_facts(scorer.model), **space_facts(clips), "left_out": left_out(scorer)}

@@ -162,16 +162,13 @@ def score_batches(score: ScoreBatch, batches: Sequence[Sequence[int]], processes
         yield [row for gathered in processes.gather(part) for row in gathered]
 
 
-def read_with_others(clips: EvaluationClips, numbers: Sequence[int]) -> tuple[ClipBatch, Tensor | None]:
-    """Read clips, and for each the actions (B, T, D) of a clip of another episode.
-
-    The actions are None if there are none, or no other episodes.
-    """
-    others = [other for number in numbers if (other := clips.next_of_another_episode(number)) is not None]
-    if len(others) < len(numbers):
-        return clips.read(numbers), None
+def read_with_others(
+    clips: EvaluationClips, numbers: Sequence[int], others: Sequence[int]
+) -> tuple[ClipBatch, Tensor | None]:
+    """Read clips, and the actions (B, T, D) of as many others, which are None without others or actions."""
     to_read = list(dict.fromkeys([*numbers, *others]))
     batch, own = clips.read(to_read), len(numbers)
     if batch.actions is None:
         return ClipBatch(batch.frames[:own]), None
-    return ClipBatch(batch.frames[:own], batch.actions[:own]), batch.actions[[to_read.index(other) for other in others]]
+    other_actions = batch.actions[[to_read.index(other) for other in others]] if others else None
+    return ClipBatch(batch.frames[:own], batch.actions[:own]), other_actions

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from ivideogpt.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 class Tracker(Protocol):
@@ -23,6 +27,12 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
+    """TensorBoard's files. What cannot be written is an OSError, and the next call begins a new file.
+
+    The library writes in a thread, which ends with its first error, and a record that was cut off would hide all that
+    follow it in the same file.
+    """
+
     def __init__(self, folder: Path, last_step: int, config: Mapping[str, Any] | None = None) -> None:
         """
         Args:
@@ -31,17 +41,19 @@ class TensorBoard:
         """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)
+        self._folder = folder
+        self._writer: SummaryWriter | None = SummaryWriter(str(folder), purge_step=last_step + 1)
         if config is not None:
             self._writer.add_hparams(dict(config), {})
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        with self._writing() as writer:
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, step)
 
     def log_image(self, name: str, image: Image.Image, step: int) -> None:
-        self._writer.add_image(name, np.asarray(image), step, dataformats="HWC")
+        with self._writing() as writer:
+            writer.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def log_gif(self, name: str, path: Path, step: int) -> None:
         """TensorBoard's page plays an image that is a GIF. Its ``add_video`` would encode it again, with moviepy."""
@@ -51,10 +63,27 @@ class TensorBoard:
             width, height = gif.size
         picture = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=path.read_bytes())
         summary = Summary(value=[Summary.Value(tag=name, image=picture)])
-        self._writer.file_writer.add_summary(summary, step)  # type: ignore[attr-defined]
+        with self._writing() as writer:
+            writer.file_writer.add_summary(summary, step)  # type: ignore[attr-defined]
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    @contextmanager
+    def _writing(self) -> Iterator[SummaryWriter]:
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self._writer = self._writer or SummaryWriter(str(self._folder))
+            yield self._writer
+            self._writer.flush()  # raises what the thread failed of
+        except OSError as error:
+            self._writer = None
+            for file in self._folder.glob("events.out.tfevents.*"):
+                if file.stat().st_size == 0:  # or each call on a full disk would leave one
+                    file.unlink()
+            raise OSError(f"{self._folder}: {error}") from error
 
 
 class WeightsAndBiases:

@@ -49,8 +49,8 @@ class RenderedEnv(gymnasium.Env):
             select_backend()  # before it imports mujoco, if it does
         try:
             self.inner = gymnasium.make(env_id, render_mode="rgb_array", max_episode_steps=-1, disable_env_checker=True)
-        except (ModuleNotFoundError, gymnasium.error.Error, TypeError) as error:
-            raise UserError(f"no environment {env_id} that renders pictures: {error}") from error
+        except Exception as error:  # whatever its module or its class raise
+            raise UserError(f"no environment {env_id} that renders pictures: {first_line(error)}") from error
         self._id, self._size, self.action_repeat = env_id, image_size, action_repeat
         self.observation_space = Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = Box(-1, 1, (self._action_dim(),), np.float32)
@@ -107,7 +107,11 @@ class RenderedEnv(gymnasium.Env):
         Raises:
             UserError: it is not one of the environment's choices, or not as many numbers as its actions have.
         """
-        space, given = self.inner.action_space, np.asarray(action)
+        space = self.inner.action_space
+        try:
+            given = np.asarray(action)
+        except (TypeError, ValueError, RuntimeError):  # rows of several lengths, or a tensor on a GPU
+            given = np.asarray(None)
         if given.dtype.kind in "fiub" and given.size == math.prod(space.shape):
             if isinstance(space, Box):
                 own = np.clip(given.reshape(space.shape), space.low, space.high)

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 import numpy as np
 
 from ivideogpt.errors import UserError, cli
+from ivideogpt.flags import Parser
 from mbrl.envs.env_settings import EnvSettings, canonical_task
 from mbrl.replay.demonstrations import Demonstration
 
@@ -25,7 +26,7 @@ TOLERANCE = 1e-3  # for a step's reward, at most 30: other processors round diff
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("prefix", type=Path, help="folder of the tasks' folders")
     parser.add_argument("--tasks", nargs="+", help="default: all that there are")
     args = parser.parse_args(argv)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ivideogpt.errors import UserError, cli
 from ivideogpt.evaluation.bootstrap import CONFIDENCE, Interval
 from ivideogpt.files import check_folder_can_be_written, read_json
+from ivideogpt.flags import Parser
 from mbrl.run_folder import RULES, RunFolder, flat
 
 FREE_SETTINGS = (RULES.may_change - {"world_model.without_lpips"}) | {"seed", "task_name", "demo_path_prefix"}
@@ -221,7 +222,7 @@ def as_json(groups: Groups) -> str:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, help="folders of runs")
     parser.add_argument("--output", type=Path, default=Path("mbrl_report.md"), help="the report, a .md file")
     args = parser.parse_args(argv)

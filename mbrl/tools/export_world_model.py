@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from ivideogpt.errors import UserError, cli
 from ivideogpt.files import check_folder_can_be_written
+from ivideogpt.flags import Parser
 from ivideogpt.training.export import DTYPES
 from mbrl.run_folder import RunFolder
 
@@ -45,7 +46,7 @@ def world_model_of(run_dir: Path) -> WorldModel:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run")
     parser.add_argument("--output", type=Path, required=True, help="model folder to write")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="precision of the files")

@@ -151,6 +151,26 @@ def short(env, rng):
     return lambda observation: [1.0]
 
 
+def ragged(env, rng):
+    return lambda observation: [[1.0], [1.0, 2.0]]
+
+
+def unknown(env, rng):
+    return lambda observation: [float("nan"), 0.0]
+
+
+def alone():
+    return None
+
+
+def without_arguments(env, rng):
+    return lambda: [1.0, 1.0]
+
+
+def failing(env, rng):
+    return lambda observation: observation["no such key"]
+
+
 A_NUMBER = 3
 
 
@@ -170,6 +190,11 @@ def test_fractions_that_are_none(fraction):
         (f"{__name__}:nothing", "returned None, expected a function from observation to action"),
         (f"{__name__}:idle", r"a policy wants the action None, expected one of Box.* of .*Dial-v0"),
         (f"{__name__}:short", r"a policy wants the action \[1.0\], expected one of Box"),
+        (f"{__name__}:ragged", r"a policy wants the action .*, expected one of Box"),
+        (f"{__name__}:unknown", r"a policy wants the action \[ *nan .*, expected 2 finite numbers"),
+        (f"{__name__}:alone", r"alone: TypeError: alone\(\) takes 0 .*called with the environment and a random gen"),
+        (f"{__name__}:without_arguments", r"TypeError: .* takes 0 positional arguments .*called with observations"),
+        (f"{__name__}:failing", r"failing: IndexError: .* in line \d+ of .*test_record.py; it is called with"),
         ("ppo:nowhere.zip", "no such agent of stable-baselines3"),
         ("scripted", "Dial has no method scripted_policy"),
     ],

@@ -63,6 +63,16 @@ def test_the_command_keeps_folders_and_arrays_and_its_output_is_read(tmp_path):
     assert torch.equal(before.actions, after.actions)
 
 
+def test_the_home_folder_is_found_behind_an_equals_sign(tmp_path, monkeypatch):
+    """A folder named ~ was made in the current one."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    write_dataset(tmp_path / "home" / "in", 1)
+    done = command(tmp_path, "repack", "--input_path=~/in", "--output_path=~/out", "--num_workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert list(files(tmp_path / "home" / "out")) == list(files(tmp_path / "home" / "in"))
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 @pytest.mark.parametrize("square_crop", [False, True])
 def test_resizing_is_the_trainings_own(tmp_path, square_crop):
     """A model trained on other pixels than it is evaluated on scores lower, and nothing says why."""

@@ -16,7 +16,7 @@ from ivideogpt.commands.evaluate import EvaluationArgs
 from ivideogpt.commands.run_evaluation import clip_config, load_clips
 from ivideogpt.data import catalog
 from ivideogpt.data.clips.dataset import DataConfig
-from ivideogpt.data.clips.evaluation_clips import build_benchmark_evaluation, build_evaluation_clips
+from ivideogpt.data.clips.evaluation_clips import EvaluationClips, build_benchmark_evaluation, build_evaluation_clips
 from ivideogpt.data.clips.segments import SegmentSpec
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.rows import ClipRows
@@ -295,13 +295,23 @@ def test_other_actions_are_of_another_episode(episodes):
     assert clips.num_episodes == 6
     for number in range(20):
         assert clips.origin(clips.next_of_another_episode(number)) != clips.origin(number)
-    batch, others = read_with_others(clips, range(4, 9))
-    assert len(batch.frames) == len(others) == 5
-    expected = [clips.read([clips.next_of_another_episode(number)]).actions[0] for number in range(4, 9)]
-    assert torch.equal(others, torch.stack(expected))
-    assert read_with_others(build_evaluation_clips(config, "test", 3, seed=0), [0, 1])[1] is not None
-    one = replace(config, mix=(("left", 1.0),))
-    assert read_with_others(build_evaluation_clips(one, "test", 3, seed=0), [0, 1])[1] is None
+    others = [clips.next_of_another_episode(number) for number in range(4, 9)]
+    batch, actions = read_with_others(clips, range(4, 9), others)
+    assert len(batch.frames) == len(actions) == 5
+    assert torch.equal(actions, torch.stack([clips.read([other]).actions[0] for other in others]))
+    one = build_evaluation_clips(replace(config, mix=(("left", 1.0),)), "test", 3, seed=0)
+    assert one.next_of_another_episode(0) is None
+    assert read_with_others(one, [0, 1], [])[1] is None
+
+
+def test_the_other_episode_of_a_clip_is_looked_for_once(bare_flags, tmp_path, monkeypatch):
+    """With many clips of one episode, each of them looks through all the others."""
+    asked, find = [], EvaluationClips.next_of_another_episode
+    monkeypatch.setattr(
+        EvaluationClips, "next_of_another_episode", lambda clips, number: asked.append(number) or find(clips, number)
+    )
+    evaluate.main([*bare_flags, "--segment_length", "3", "--output_path", str(tmp_path)])
+    assert sorted(asked) == list(range(len((tmp_path / "clips.jsonl").read_text().splitlines())))
 
 
 # ---- what is refused

@@ -14,6 +14,7 @@ import pytest
 from inference import play, playing
 from ivideogpt.errors import UserError, cli
 from ivideogpt.flags import parse
+from ivideogpt.paths import BUNDLED_MODEL
 from ivideogpt.play.autopilots import autopilot_action
 from ivideogpt.play.game import Game
 from ivideogpt.web import WebArgs, open_socket
@@ -86,7 +87,8 @@ def test_what_the_page_offers(tiny_world_model, monkeypatch):
         return [choice.title for choice in choices], note
 
     bundled = ["drawer-open", "hammer", "plate-slide", "push"]
-    assert offered() == ([*PAPER_TASKS, *bundled], "")
+    assert offered() == ([*PAPER_TASKS, *bundled], playing.UNNAMED_ROBOT)  # it has 4 actions, whoever's they are
+    assert offered("--pretrained_model_name_or_path", str(BUNDLED_MODEL)) == ([*PAPER_TASKS, *bundled], "")
     assert offered(has_simulator=False) == (bundled, playing.NO_SIMULATOR)
     assert offered("--task", "push_back", "--dataset_path", "inference/samples/push.npz") == (["push-back", "push"], "")
     assert offered("--dataset_path", "inference/samples/push.npz")[0] == ["push", *PAPER_TASKS]

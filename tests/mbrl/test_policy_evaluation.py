@@ -1,6 +1,9 @@
 """Policies, imagined and real: the numbers of the report, and the command with the real simulator."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -24,6 +27,7 @@ from mbrl.agent.saved_agent import trained_agent
 from mbrl.replay.replay_buffer import EpisodeShape
 from mbrl.run_folder import RunFolder
 from mbrl.snapshots import saved_state
+from tests.documented import ROOT
 from tests.mbrl.runs import train_drq
 from tests.parity.networks import world_model
 from tests.play import worlds
@@ -156,12 +160,72 @@ def test_an_agent_s_rows_are_those_of_its_frame(flags, tmp_path, cheap_runs):
         ("nobody", "expected scripted"),
         ("nowhere:act", "No module named 'nowhere'"),
         ("./my_policies.py:act", "'./my_policies.py' is not the name of a module"),
+        ("broken:act", "policy broken:act: SyntaxError: "),
         (":act", "'' is not the name of a module"),
     ],
 )
-def test_policies_that_are_not_there(flags, policy, message, tmp_path):
+def test_policies_that_are_not_there(flags, policy, message, tmp_path, monkeypatch):
+    (tmp_path / "broken.py").write_text("def act(:")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
         evaluate.main(["policies", *flags, policy, "--output_path", str(tmp_path)])
+
+
+FUNCTIONS = """
+import numpy as np
+import torch
+
+def without_arguments(): ...
+def failing(stacks): return helper(stacks)
+def helper(stacks): return torch.zeros(3) + torch.zeros(4)
+def nothing(stacks): return None
+def single(stacks): return torch.zeros(4)
+def counting(stacks): return torch.zeros(len(stacks), 4, dtype=torch.int64)
+def unknown(stacks): return torch.full((len(stacks), 4), torch.nan)
+def plain(stacks): return np.zeros((len(stacks), 4))
+"""
+
+
+def evaluated(flags, folder, policy):
+    command = [sys.executable, "-m", "ivideogpt.evaluation", "policies", *flags, policy, "--output_path", "out"]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("without_arguments", "TypeError: without_arguments() takes 0 positional arguments but 1 was given"),
+        ("failing", "RuntimeError: The size of tensor a (3) must match the size of tensor b (4)"),
+        ("nothing", "returned None, expected finite floats (1, 4)"),
+        ("single", "returned torch.float32 of shape (4,), expected finite floats (1, 4)"),
+        ("counting", "returned torch.int64 of shape (1, 4), expected"),
+        ("unknown", "returned numbers that are not finite, expected"),
+    ],
+)  # fmt: skip
+def test_what_a_users_function_does_wrong_is_one_line(model, function, message, tmp_path, monkeypatch):
+    """It was a traceback through ours."""
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    monkeypatch.chdir(tmp_path)
+    args = parse(PolicyArgs, ["--pretrained_model_name_or_path", str(model), "--device", "cpu"])
+    world = policy_evaluation.load_model(args)
+    policy = policy_evaluation.find_policy(f"functions:{function}", "plate-slide", args, world)
+    with pytest.raises(UserError) as told:
+        policy.on_frames(torch.zeros(1, 9, 64, 64, dtype=torch.uint8))
+    assert f"policy functions:{function}" in str(told.value)
+    assert message in str(told.value)
+    assert ("in line 7 of" in str(told.value)) == (function == "failing")  # where it called what has failed
+    numbers = policy_evaluation.find_policy("functions:plain", "plate-slide", args, world)
+    assert numbers.on_frames(torch.zeros(2, 9, 64, 64, dtype=torch.uint8)).dtype == torch.float32
+
+
+def test_the_command_ends_with_that_line(flags, tmp_path):
+    (tmp_path / "functions.py").write_text(FUNCTIONS)
+    only = [*flags[: flags.index("--policies") + 1], "functions:without_arguments"]
+    done = evaluated(only, tmp_path, "functions:failing")
+    assert "error: policy functions:without_arguments: TypeError" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2
 
 
 def test_a_model_without_heads_is_refused(tiny_world_model, tmp_path):

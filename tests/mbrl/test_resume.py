@@ -14,6 +14,7 @@ import torch
 
 from ivideogpt.errors import UserError
 from ivideogpt.pretrained import save_transformer
+from ivideogpt.runs import checkpoints
 from mbrl.agent.drqv2 import DrQAgent
 from mbrl.build_video_predictor import build_video_predictor
 from mbrl.envs import vector_env
@@ -204,6 +205,15 @@ def test_the_last_evaluation_is_at_the_end(tmp_path, cheap_runs):
     train_drq(tmp_path / "parts", "num_train_frames=60")
     train_drq(tmp_path / "whole", "num_train_frames=60")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_snapshot_is_checked_once(tmp_path, cheap_runs, monkeypatch):
+    """Its checksums were read three times, which is gigabytes of a large world model."""
+    train_mbpo(tmp_path, "num_train_frames=30")
+    checked, crc = [], checkpoints._crc
+    monkeypatch.setattr(checkpoints, "_crc", lambda path: checked.append(path.name) or crc(path))
+    train_mbpo(tmp_path, "num_train_frames=30")
+    assert sorted(checked) == ["environment.npz", "state.pt"]
 
 
 def test_a_longer_run_goes_on(tmp_path, cheap_runs, whole_drq):

@@ -147,9 +147,8 @@ class Run:
             return
         with going_on_without_room():
             append_metrics(self.directory / METRICS, {"step": step, "split": split}, metrics)
-        with going_on_without_room():
-            for tracker in self.trackers:
-                tracker.log({f"{split}/{name}": value for name, value in metrics.items()}, step)
+        tracked = {f"{split}/{name}": value for name, value in metrics.items()}
+        self._track(lambda tracker: tracker.log(tracked, step))
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
         logger.info("step %d %s  %s", step, split, text)
 
@@ -161,14 +160,16 @@ class Run:
             (self.directory / "images").mkdir(exist_ok=True)
             with atomic_file(self.directory / "images" / f"{name}-{step:07d}.png") as file:
                 image.save(file, format="PNG")
-            for tracker in self.trackers:
-                tracker.log_image(name, image, step)
+        self._track(lambda tracker: tracker.log_image(name, image, step))
 
     def log_video(self, step: int, name: str, path: Path) -> None:
         """Send a GIF of the run folder to the trackers."""
-        with going_on_without_room():
-            for tracker in self.trackers:
-                tracker.log_gif(name, path, step)
+        self._track(lambda tracker: tracker.log_gif(name, path, step))
+
+    def _track(self, send: Callable[[Tracker], None]) -> None:
+        for tracker in self.trackers:
+            with going_on_without_room():  # each of them: one that fails must not silence the others
+                send(tracker)
 
     def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each metric over all processes, which all call this."""

@@ -1,6 +1,7 @@
 """Flags: every documented one exists with its default, and what cannot work is refused in one line."""
 
 import dataclasses
+import re
 import sys
 import warnings
 from importlib.machinery import ModuleSpec
@@ -19,6 +20,7 @@ from ivideogpt.training.common.args import (
     parse,
 )
 from ivideogpt.training.export import ExportArgs
+from tests.documented import ROOT
 
 GPT = ["--pretrained_model_name_or_path", "tokenizer"]
 SHARED = (ClipArgs, OptimisationArgs, RecordArgs, TrialArgs)
@@ -242,3 +244,25 @@ def test_initial_weights_bring_their_architecture(tmp_path):
     assert parse(GptArgs, [*GPT, *weights]).config_path == tmp_path / "transformer" / "config.json"
     (tmp_path / "transformer" / "config.json").unlink()
     assert parse(GptArgs, [*GPT, *weights]).config_path.name == "config.json"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("~/a", "/home/me/a"), ("~", "/home/me"), ("lerobot:~/a,~/b@front", "lerobot:/home/me/a,/home/me/b@front"),
+        ("a~", "a~"), ("a/~/b", "a/~/b"), ("~nobody_at_all/a", "~nobody_at_all/a"),
+    ],
+)  # fmt: skip
+def test_the_home_folder_is_found_in_every_form_of_a_flag(given, meant, monkeypatch):
+    """Shells leave it alone behind "=", and a folder named ~ was made."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for argv in ([f"--dataset_path={given}"], ["--dataset_path", given]):
+        assert parse(GptArgs, [*GPT, *argv]).dataset_path == meant
+
+
+def test_no_command_has_a_parser_of_its_own():
+    """What the shared one does, such as finding the home folder, would be missing there."""
+    own = re.compile(r"argparse\.ArgumentParser\(")
+    folders = [ROOT / name for name in ("ivideogpt", "mbrl", "inference", "datasets")]
+    files = [path for folder in folders for path in folder.rglob("*.py")]
+    assert [path for path in files if own.search(path.read_text())] == []

@@ -166,6 +166,7 @@ def test_a_full_disk_does_not_end_training_for_a_line(args, caplog, no_room_for_
     def refuse(*_):
         raise OSError("no room for the tracker")
 
+    told = []
     run = build_run(args, TOKENIZER_CHECKPOINTS)
     with run:
         run.log(1, "train", {"loss": 0.5})
@@ -173,8 +174,9 @@ def test_a_full_disk_does_not_end_training_for_a_line(args, caplog, no_room_for_
             run.log(2, "train", {"loss": 0.5})
             run.log_image(2, "grid", Image.new("RGB", (8, 8)))
         run.log(3, "train", {"loss": 0.5})
-        run.trackers = [SimpleNamespace(log_gif=refuse)]
+        run.trackers = [SimpleNamespace(log_gif=refuse), SimpleNamespace(log_gif=lambda *given: told.append(given))]
         run.log_video(3, "film", Path("film.gif"))
+    assert told == [("film", Path("film.gif"), 3)]  # by the other tracker
     assert [json.loads(line)["step"] for line in (run.directory / "metrics.jsonl").read_text().splitlines()] == [1, 3]
     assert sum("File too large" in line and line.endswith("going on without") for line in caplog.messages) == 2
     assert "no room for the tracker; going on without" in caplog.messages
