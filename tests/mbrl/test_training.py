@@ -786,7 +786,7 @@ def test_any_task_and_spelling():
     assert settings.task_name == "drawer_open"
     assert (settings.num_train_frames, settings.stddev_schedule) == (30_100_000, "linear(1.0,0.1,2000000)")
     settings, _ = parse_mbpo(["+preset=cpu_demo", "seed=3"])
-    assert (settings.task_name, settings.device, settings.seed) == ("plate_slide", "cpu", 3)
+    assert (settings.task_name, settings.device, settings.seed) == ("handle_press", "cpu", 3)
 
 
 @pytest.mark.parametrize("paper_reward", [True, False])
