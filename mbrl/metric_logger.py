@@ -18,7 +18,7 @@ from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import INK, PAPER, font
 from ivideogpt.files import atomic_file, going_on_without_room, write_text
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, finite_or_none
-from ivideogpt.runs.trackers import Tracker, WeightsAndBiases
+from ivideogpt.runs.trackers import Tracker, WeightsAndBiases, send_to_each
 from ivideogpt.video_io import Pixels, write_gif
 from mbrl.run_folder import RunFolder, writing
 
@@ -60,9 +60,7 @@ class MetricLogger:
         self.trackers: list[Tracker] = []
 
     def close(self) -> None:
-        for tracker in self.trackers:
-            with going_on_without_room():
-                tracker.close()
+        send_to_each(self.trackers, lambda tracker: tracker.close())
 
     def write(self, split: str, frame: int, metrics: Mapping[str, float]) -> None:
         """Append a line, and a row if there is a table of this kind; non-finite values become null."""
@@ -77,9 +75,7 @@ class MetricLogger:
                     table.writeheader()
                 table.writerow({"frame": frame, **finite})
         tracked = {f"{split}/{name}": value for name, value in finite.items() if value is not None}
-        for tracker in self.trackers:
-            with going_on_without_room():
-                tracker.log(tracked, frame)
+        send_to_each(self.trackers, lambda tracker: tracker.log(tracked, frame))
 
     def write_video(self, kind: str, name: str, video: Pixels) -> None:
         """Write a video (T, H, W, 3). A full disk is logged, and the run goes on without."""

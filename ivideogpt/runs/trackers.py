@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ivideogpt.errors import UserError
+from ivideogpt.files import going_on_without_room
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -24,6 +25,13 @@ class Tracker(Protocol):
     def log_gif(self, name: str, path: Path, step: int) -> None: ...
 
     def close(self) -> None: ...
+
+
+def send_to_each(trackers: Iterable[Tracker], send: Callable[[Tracker], None]) -> None:
+    """Call a function with each tracker; one that cannot write is logged, and silences no other."""
+    for tracker in trackers:
+        with going_on_without_room():
+            send(tracker)
 
 
 class TensorBoard:

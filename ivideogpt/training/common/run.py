@@ -41,7 +41,7 @@ from ivideogpt.runs.locks import check_not_locked, locked
 from ivideogpt.runs.metrics_file import METRICS, append_metrics, cut_back
 from ivideogpt.runs.resume import RECORD, Changes, ResumeRules, refuse
 from ivideogpt.runs.signals import StopSignal
-from ivideogpt.runs.trackers import TensorBoard, Tracker, Trackio, WeightsAndBiases
+from ivideogpt.runs.trackers import TensorBoard, Tracker, Trackio, WeightsAndBiases, send_to_each
 from ivideogpt.training.common.args import MAX_SEED, GptArgs, TokenizerArgs
 from ivideogpt.training.common.checkpoints import Checkpoints, find_checkpoint, run_directory_of
 
@@ -148,7 +148,7 @@ class Run:
         with going_on_without_room():
             append_metrics(self.directory / METRICS, {"step": step, "split": split}, metrics)
         tracked = {f"{split}/{name}": value for name, value in metrics.items()}
-        self._track(lambda tracker: tracker.log(tracked, step))
+        send_to_each(self.trackers, lambda tracker: tracker.log(tracked, step))
         text = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items() if not name.startswith("grad_norm/"))
         logger.info("step %d %s  %s", step, split, text)
 
@@ -160,16 +160,11 @@ class Run:
             (self.directory / "images").mkdir(exist_ok=True)
             with atomic_file(self.directory / "images" / f"{name}-{step:07d}.png") as file:
                 image.save(file, format="PNG")
-        self._track(lambda tracker: tracker.log_image(name, image, step))
+        send_to_each(self.trackers, lambda tracker: tracker.log_image(name, image, step))
 
     def log_video(self, step: int, name: str, path: Path) -> None:
         """Send a GIF of the run folder to the trackers."""
-        self._track(lambda tracker: tracker.log_gif(name, path, step))
-
-    def _track(self, send: Callable[[Tracker], None]) -> None:
-        for tracker in self.trackers:
-            with going_on_without_room():  # each of them: one that fails must not silence the others
-                send(tracker)
+        send_to_each(self.trackers, lambda tracker: tracker.log_gif(name, path, step))
 
     def mean_over_processes(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """Return the mean of each metric over all processes, which all call this."""
