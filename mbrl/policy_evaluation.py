@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.devices import choose_device
-from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
+from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, read_rows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.files import file_stem
 from ivideogpt.precision import precision
+from ivideogpt.session import UnsoundModel, are_finite
 from ivideogpt.video_io import Pixels, side_by_side, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
@@ -243,10 +244,10 @@ def imagine(
         assert step.reward is not None
         assert step.success is not None
         frames.append(imagination.stacks[:, -1].permute(0, 2, 3, 1).cpu().numpy())
-        is_sound &= are_finite(step.frames, step.reward)
+        is_sound &= are_finite(step.frames, step.reward, step.success)
         rewards += step.reward
         succeeded |= step.success >= args.success_threshold
     if not is_sound:
-        raise FloatingPointError(NOT_FINITE)
+        raise UnsoundModel
     parts = np.stack(frames, axis=1), rewards.tolist(), succeeded.tolist()
     return [Episode(*episode) for episode in zip(*parts, strict=True)]

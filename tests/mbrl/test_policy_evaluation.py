@@ -257,16 +257,17 @@ def test_runs_of_one_name_are_two_policies(monkeypatch):
         policy_evaluation.check_names([*runs, "a-seed0-frame-8-"])
 
 
-def test_a_model_that_gives_no_numbers_is_noticed():
-    """NaN would be black frames, and a correlation of nothing."""
+@pytest.mark.parametrize("head", ["reward_head", "success_head"])
+def test_a_model_that_gives_no_numbers_is_noticed(head):
+    """NaN would be black frames, a policy that never succeeds, and a correlation of nothing."""
     model = world_model(action_dim=4, reward_prediction=True, success_prediction=True)
     with torch.no_grad():
-        model.reward_head.bias.fill_(torch.nan)
+        getattr(model, head).bias.fill_(torch.nan)
     real = policy_evaluation.RealEpisode(
         np.empty(0), 0.0, False, np.zeros((3, 3, 64, 64), np.uint8), np.zeros((1, 4), np.float32)
     )
     args = PolicyArgs(pretrained_model_name_or_path="model")
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(UserError, match="gives NaN or infinity, expected .* choose another checkpoint"):
         policy_evaluation.imagine(args, model, policy_evaluation.Policy("still", on_frames=still), [real], 0)
 
 
