@@ -125,13 +125,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_home(word) for word in words], namespace)
+        return super().parse_known_args([with_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 
-def _with_home(word: str) -> str:
+def with_home(word: str) -> str:
     """Put the home folder in place of ``~``, also where shells do not: ``--flag=~/x``, ``key=~/x``, ``lance:~/x``."""
     return re.sub(r"(?<![^=,:])~[\w.-]*(?=[/,]|$)", lambda found: os.path.expanduser(found[0]), word)
 

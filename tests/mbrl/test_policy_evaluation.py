@@ -267,7 +267,7 @@ def test_a_model_that_gives_no_numbers_is_noticed(head):
         np.empty(0), 0.0, False, np.zeros((3, 3, 64, 64), np.uint8), np.zeros((1, 4), np.float32)
     )
     args = PolicyArgs(pretrained_model_name_or_path="model")
-    with pytest.raises(UserError, match="gives NaN or infinity, expected .* choose another checkpoint"):
+    with pytest.raises(UserError, match=r"gives NaN or infinity, expected .* choose another checkpoint"):
         policy_evaluation.imagine(args, model, policy_evaluation.Policy("still", on_frames=still), [real], 0)
 
 
