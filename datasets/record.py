@@ -30,10 +30,11 @@ from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, require
 from ivideogpt.files import file_stem, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
-from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy, users_function
+from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy
 from mbrl.envs.env_settings import episode_rng
 from mbrl.envs.played_episode import Act, play_episode
 from mbrl.envs.rendered_env import RenderedEnv
+from mbrl.envs.users_code import users_function
 
 ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")  # classes of stable-baselines3, in small letters
 FREE_FLAGS = ("output_path", "num_episodes", "num_workers", "compress")  # do not affect an episode
@@ -102,19 +103,17 @@ def find_policy(name: str, env: RenderedEnv, rng: np.random.Generator) -> OwnPol
     if name == "scripted":
         if not hasattr(env.inner.unwrapped, "scripted_policy"):
             raise UserError(f"--policy scripted: {type(env.inner.unwrapped).__name__} has no method scripted_policy")
-        scripted = users_function(name, env.inner.unwrapped.scripted_policy, "nothing")()
-        act = users_function(name, scripted, "nothing")
+        act = users_function("policy scripted", env.inner.unwrapped.scripted_policy(), "nothing")
         return lambda observation: act()
     if kind in ALGORITHMS and rest:
         agent = trained_agent(kind, rest)
-        return users_function(name, lambda state: agent.predict(state, deterministic=True)[0], OBSERVATIONS)
+        return users_function(f"policy {name}", lambda state: agent.predict(state, deterministic=True)[0], OBSERVATIONS)
     if rest:
-        policy = users_function(name, imported_policy(kind, rest), "the environment and a random generator")(
-            env.inner, rng
-        )
+        make = users_function(f"policy {name}", imported_policy(kind, rest), "the environment and a random generator")
+        policy = make(env.inner, rng)
         if not callable(policy):
             raise UserError(f"--policy {name}: returned {policy!r}, expected a function from observation to action")
-        return users_function(name, policy, OBSERVATIONS)
+        return users_function(f"policy {name}", policy, OBSERVATIONS)
     raise UserError(f"--policy {name}: expected random, scripted, module:function or sac:agent.zip")
 
 

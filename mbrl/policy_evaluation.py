@@ -36,10 +36,10 @@ from mbrl.envs.collection_policies import (
     RandomReacher,
     imported_policy,
     scripted_policy,
-    users_function,
 )
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
 from mbrl.envs.played_episode import check_actions, play_episode
+from mbrl.envs.users_code import users_function
 
 ActOnFrames = Callable[[Tensor], Tensor]  # stacks (n, 3 K, H, W) uint8 -> actions (n, D)
 ActOnState = Callable[[np.ndarray], np.ndarray]  # the simulator's observation -> action (D,)
@@ -139,7 +139,7 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
 
 def checked_policy(name: str, function: Callable[[Tensor], Any], action_dim: int) -> ActOnFrames:
     """Return a user's function whose result is checked: finite floats (n, D), as a tensor or what becomes one."""
-    call = users_function(name, function, "stacked frames (n, 3 K, H, W) uint8")
+    call = users_function(f"policy {name}", function, "stacked frames (n, 3 K, H, W) uint8")
 
     def act(stacks: Tensor) -> Tensor:
         found, expected = call(stacks), f"expected finite floats ({len(stacks)}, {action_dim})"

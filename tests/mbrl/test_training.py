@@ -269,7 +269,11 @@ def test_the_home_folder_is_found_in_files_of_settings(tmp_path, monkeypatch):
     """A run was kept in a folder named "~", and was another one than that of run_dir=~/runs on the command line."""
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setattr(config_files, "CFGS", Path(shutil.copytree(config_files.CFGS, tmp_path / "cfgs")))
-    mine = ["defaults: [mbpo_config, _self_]", "run_dir: ~/runs/${exp_name}", "world_model: {config_name: ~/llama.json}"]
+    mine = [
+        "defaults: [mbpo_config, _self_]",
+        "run_dir: ~/runs/${exp_name}",
+        "world_model: {config_name: ~/llama.json}",
+    ]
     (config_files.CFGS / "mine.yaml").write_text("\n".join(mine))
     settings, noted = parse_mbpo(["task=hammer", "device=cpu"], "mine")
     assert settings.run_dir == Path("/home/me/runs/mbpo")
