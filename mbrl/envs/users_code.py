@@ -6,6 +6,8 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
+
 from ivideogpt.errors import UserError, first_line
 
 STEP = ("observation", "reward", "terminated", "truncated", "info")
@@ -31,6 +33,8 @@ def users_function(name: str, function: Callable[..., Any], given: str) -> Calla
             return function(*arguments, **named)
         except UserError:
             raise
+        except gymnasium.error.DependencyNotInstalled as error:  # says by itself what to do
+            raise UserError(f"{name}: {first_line(error)}") from error
         except Exception as error:
             inside = traceback.extract_tb(error.__traceback__)[1:]
             own = [frame for frame in inside if frame.filename == inside[0].filename]  # not the libraries it calls
