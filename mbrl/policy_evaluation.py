@@ -194,14 +194,14 @@ def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Poli
         for episode in imagine(args, model, policy, real[first : first + args.batch_size], first)
     ]
     pairs, sees_frames = list(zip(real, imagined, strict=True)), policy.on_frames is not None
+    one, two = max(pairs, key=lambda pair: abs(pair[0].total_reward - pair[1].total_reward))
+    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([one.frames, two.frames]), fps=10)
     rows.add(
         [
             EpisodeRow(policy.name, number, sees_frames, one.total_reward, two.total_reward, one.success, two.success)
             for number, (one, two) in enumerate(pairs)
         ]
     )
-    one, two = max(pairs, key=lambda pair: abs(pair[0].total_reward - pair[1].total_reward))
-    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([one.frames, two.frames]), fps=10)
 
 
 def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:

@@ -40,6 +40,8 @@ class PolicyArgs:
     def validate(self) -> None:
         if len(set(self.policies)) < len(self.policies):
             raise UserError("--policies names one twice")
+        if self.success_threshold > 1:
+            raise UserError(f"--success_threshold {self.success_threshold}: is a probability, at most 1")
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 

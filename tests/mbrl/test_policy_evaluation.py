@@ -41,6 +41,7 @@ def test_coefficients_are_those_of_scipy(ours, theirs):
     x, y = RNG.integers(0, 4, (2, 30)).astype(float)
     assert ours(x, y) == pytest.approx(theirs(x, y).statistic)
     assert np.isnan(ours(np.ones(3), np.arange(3.0)))
+    assert np.isnan(ours(np.arange(2.0), np.arange(2.0)))  # of any two policies it would be 1 or -1
 
 
 def test_intervals_resample_episodes_that_policies_share():
@@ -95,6 +96,27 @@ def test_the_command_plays_all_and_goes_on_with_what_is_missing(flags, tmp_path,
     assert played == ["random"]
     with pytest.raises(UserError, match=r"seed was 2000, is 1\): name another folder"):
         evaluate.main(["policies", *flags, "--seed", "1", "--output_path", str(tmp_path)])
+
+
+def test_a_policy_with_rows_has_its_video(flags, tmp_path, monkeypatch):
+    """A full disk in between left a report without it for good: policies that have rows are not played again."""
+    only = [*flags[: flags.index("--policies") + 1], "scripted", "--output_path", str(tmp_path)]
+
+    def full(*arguments, **named):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(policy_evaluation, "write_gif", full)
+        with pytest.raises(OSError, match="No space left"):
+            evaluate.main(["policies", *only])
+    evaluate.main(["policies", *only])
+    assert (tmp_path / "scripted.gif").exists()
+
+
+def test_a_probability_above_1_is_refused(flags, tmp_path):
+    """No imagined episode would have been a success."""
+    with pytest.raises(UserError, match=r"--success_threshold 1.5: is a probability"):
+        evaluate.main(["policies", *flags, "--success_threshold", "1.5", "--output_path", str(tmp_path)])
 
 
 def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
