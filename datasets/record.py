@@ -28,7 +28,7 @@ from ivideogpt.data.convert.conversion import keep_settings, write_episode
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, require
-from ivideogpt.files import file_stem, remove_abandoned
+from ivideogpt.files import check_folder_can_be_written, file_stem, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy
 from mbrl.envs.env_settings import episode_rng
@@ -71,6 +71,7 @@ class RecordArgs:
             raise UserError(f"--noise {min(self.noise)}: levels are standard deviations, 0 or more")
         if not 0 <= self.random_fraction <= 1:
             raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
+        check_folder_can_be_written(self.folder, "--output_path")
 
     @property
     def folder(self) -> Path:

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from ivideogpt.data.convert.conversion import keep_settings, write_episode
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.errors import UserError, cli
-from ivideogpt.files import remove_abandoned
+from ivideogpt.files import check_folder_can_be_written, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CollectionPolicies
@@ -93,6 +93,7 @@ class RecordArgs:
             raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
         check_factors(self.vary)
         find_tasks(self.tasks)
+        check_folder_can_be_written(Path(self.output_path), "--output_path")
 
     @property
     def policies(self) -> CollectionPolicies:

@@ -31,7 +31,9 @@ class ClipFlags:
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
     split: str = option("test", "split of the episodes", choices=("train", "test", "all"))
     video_stepsize: int | None = option(None, "distance of frames (default: the checkpoint's)", minimum=1)
-    segment_length: int | None = option(None, "frames of a clip, context included (default: the checkpoint's)")
+    segment_length: int | None = option(
+        None, "frames of a clip, context included (default: the checkpoint's)", minimum=1
+    )
     num_clips: int | None = option(
         None, f"clips, taken from the episodes in turn (default: one of each episode, at most {MOST_CLIPS})", minimum=1
     )
