@@ -61,7 +61,7 @@ class RecordArgs:
     noise: tuple[float, ...] = option(
         (0.0, 0.2, 0.5, 1.0), "standard deviations of the noise on the policy's actions in [-1, 1], taken in turn"
     )
-    random_fraction: float = option(0.25, "part of the episodes with a random policy")
+    random_fraction: float = option(0.25, "part of the episodes with a random policy", minimum=0, maximum=1)
     seed: int = option(0, "random seed of all episodes", minimum=0)
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
     compress: bool = option(False, "smaller files, but slower to read windows from")
@@ -69,8 +69,6 @@ class RecordArgs:
     def validate(self) -> None:
         if min(self.noise) < 0:
             raise UserError(f"--noise {min(self.noise)}: levels are standard deviations, 0 or more")
-        if not 0 <= self.random_fraction <= 1:
-            raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
         check_folder_can_be_written(self.folder, "--output_path")
 
     @property

@@ -72,7 +72,9 @@ class RecordArgs:
     noise: tuple[float, ...] | None = option(
         None, "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
     )
-    random_fraction: float | None = option(None, "part of the episodes with a random policy (default: 0.25; demo: 0)")
+    random_fraction: float | None = option(
+        None, "part of the episodes with a random policy (default: 0.25; demo: 0)", minimum=0, maximum=1
+    )
     wander: bool | None = option(
         None,
         "act randomly once the scripted policy has stopped (default: yes; demo: no)",
@@ -89,8 +91,6 @@ class RecordArgs:
         for level in self.noise or ():
             if level < 0:
                 raise UserError(f"--noise {level}: levels are standard deviations, 0 or more")
-        if self.random_fraction is not None and not 0 <= self.random_fraction <= 1:
-            raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
         check_factors(self.vary)
         find_tasks(self.tasks)
         check_folder_can_be_written(Path(self.output_path), "--output_path")

@@ -46,7 +46,7 @@ class Report:
     def clips(self) -> tuple[str, int | None]:
         """The clips, and how many of their frames are context: scores of other frames are not to be paired."""
         model = self.content.get("model", {})
-        stated = model.get("metadata") or model.get("config", {})  # of a world model, or of a tokenizer
+        stated = model.get("metadata") or model.get("config", {})  # world models have the first, tokenizers the second
         return self.content["clips"]["checksum"], stated.get("context_length")
 
 

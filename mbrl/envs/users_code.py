@@ -11,7 +11,7 @@ import gymnasium
 from ivideogpt.errors import UserError, first_line
 
 STEP = ("observation", "reward", "terminated", "truncated", "info")
-METHODS: dict[str, tuple[str, tuple[str, ...]]] = {  # of an environment: arguments, and results where several
+METHODS: dict[str, tuple[str, tuple[str, ...]]] = {  # arguments, and results where there are several
     "reset": ("seed= and options=", ("observation", "info")),
     "reset_to": ("a state", ()),
     "step": ("an action", STEP),

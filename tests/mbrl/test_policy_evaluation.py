@@ -115,7 +115,7 @@ def test_a_policy_with_rows_has_its_video(flags, tmp_path, monkeypatch):
 
 def test_a_probability_above_1_is_refused(flags, tmp_path):
     """No imagined episode would have been a success."""
-    with pytest.raises(UserError, match=r"--success_threshold 1.5: is a probability"):
+    with pytest.raises(UserError, match=r"--success_threshold is 1.5: it must be at most 1"):
         evaluate.main(["policies", *flags, "--success_threshold", "1.5", "--output_path", str(tmp_path)])
 
 
