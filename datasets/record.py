@@ -161,7 +161,8 @@ def main() -> None:
     args = parse(RecordArgs)
     env = open_environment(args)
     env.reset(seed=0)
-    episode_policy(args, env, 0, np.random.default_rng(0))  # or say what is wrong, before the first file
+    if args.policy != "random":
+        find_policy(args.policy, env, np.random.default_rng(0))  # or say what is wrong, before the first file
     settings = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
     keep_settings(args.folder, settings, "recording.json")
     remove_abandoned(args.folder)

@@ -89,7 +89,9 @@ def run(args: PolicyArgs) -> None:
     with closing(settings.make()) as env:
         check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
         for policy in policies:
-            if policy.name not in played:
+            if policy.name in played:
+                print(f"{policy.name} is not played again: its episodes are in {rows.path}")
+            else:
                 play_policy(args, model, env, policy, rows)
     videos = [file_stem(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
     print(write_report(rows, videos).split("## Where")[0])

@@ -94,6 +94,7 @@ def test_the_command_plays_all_and_goes_on_with_what_is_missing(flags, tmp_path,
     )
     evaluate.main(["policies", *flags, "random", "--output_path", str(tmp_path)])
     assert played == ["random"]
+    assert "scripted is not played again: its episodes are in" in capsys.readouterr().out  # a function may have changed
     with pytest.raises(UserError, match=r"seed was 2000, is 1\): name another folder"):
         evaluate.main(["policies", *flags, "--seed", "1", "--output_path", str(tmp_path)])
 
