@@ -89,6 +89,7 @@ def test_refusals(reports, tmp_path):
         ([first, str(tmp_path)], "is no report"),
         ([first, str(reports / "tokenizer")], "different things: tokenizer, video prediction"),
         ([first, first, "--what"], "unrecognized arguments"),
+        ([first, first, "--output_path", str(tmp_path)], "is a folder: name a .md file"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main(["compare", *argv])

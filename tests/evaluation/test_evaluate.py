@@ -337,6 +337,8 @@ def test_refusals(bare_flags, episodes, tmp_path):
         with pytest.raises(UserError, match=message):
             evaluate.main([*bare_flags, "--output_path", str(tmp_path / "out"), *wrong])
         assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "report.json").exists()
+    with pytest.raises(UserError, match="unknown command 'polices': expected compare, tokenizer, policies, or flags"):
+        evaluate.main(["polices", *bare_flags])  # it asked for flags that were there
     with pytest.raises(UserError, match="needs the benchmark's name"):
         evaluate.main([*bare_flags[:2], "--use_eval_dataset", "--output_path", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--dataset_path is missing"):
