@@ -86,8 +86,9 @@ class UnsoundModel(UserError, FloatingPointError):
 
     def __init__(self) -> None:
         super().__init__(
-            "the world model gives NaN or infinity, expected frames, rewards and successes that are finite: its "
-            "weights are damaged, or beyond the precision that it runs in; choose another checkpoint, or float32"
+            "the world model gives NaN or infinity, expected finite frames, rewards and successes: its weights are "
+            "damaged or beyond this precision, or a function in place of a head is wrong; choose another checkpoint, "
+            "or float32"
         )
 
 

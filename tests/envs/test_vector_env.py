@@ -221,7 +221,7 @@ def test_a_success_head_that_gives_no_numbers_is_noticed(frames):
         model.success_head.bias.fill_(torch.nan)
     env = WorldModelVectorEnv(model, frames)
     env.reset(seed=0)
-    with pytest.raises(UserError, match="successes that are finite"):
+    with pytest.raises(UserError, match="expected finite frames, rewards and successes"):
         env.step(np.zeros((1, 4)))
 
 
