@@ -28,12 +28,13 @@ from ivideogpt.data.convert.conversion import keep_settings, write_episode
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.data.formats.npz_arrays import npz_members
 from ivideogpt.errors import UserError, cli, require
-from ivideogpt.files import file_stem, remove_abandoned
+from ivideogpt.files import check_folder_can_be_written, file_stem, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
-from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy, users_function
+from mbrl.envs.collection_policies import CorrelatedNoise, imported_policy
 from mbrl.envs.env_settings import episode_rng
 from mbrl.envs.played_episode import Act, play_episode
 from mbrl.envs.rendered_env import RenderedEnv
+from mbrl.envs.users_code import users_function
 
 ALGORITHMS = ("a2c", "ddpg", "dqn", "ppo", "sac", "td3")  # classes of stable-baselines3, in small letters
 FREE_FLAGS = ("output_path", "num_episodes", "num_workers", "compress")  # do not affect an episode
@@ -60,7 +61,7 @@ class RecordArgs:
     noise: tuple[float, ...] = option(
         (0.0, 0.2, 0.5, 1.0), "standard deviations of the noise on the policy's actions in [-1, 1], taken in turn"
     )
-    random_fraction: float = option(0.25, "part of the episodes with a random policy")
+    random_fraction: float = option(0.25, "part of the episodes with a random policy", minimum=0, maximum=1)
     seed: int = option(0, "random seed of all episodes", minimum=0)
     num_workers: int = option(os.cpu_count() or 1, "processes", minimum=1)
     compress: bool = option(False, "smaller files, but slower to read windows from")
@@ -68,8 +69,7 @@ class RecordArgs:
     def validate(self) -> None:
         if min(self.noise) < 0:
             raise UserError(f"--noise {min(self.noise)}: levels are standard deviations, 0 or more")
-        if not 0 <= self.random_fraction <= 1:
-            raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
+        check_folder_can_be_written(self.folder, "--output_path")
 
     @property
     def folder(self) -> Path:
@@ -102,19 +102,17 @@ def find_policy(name: str, env: RenderedEnv, rng: np.random.Generator) -> OwnPol
     if name == "scripted":
         if not hasattr(env.inner.unwrapped, "scripted_policy"):
             raise UserError(f"--policy scripted: {type(env.inner.unwrapped).__name__} has no method scripted_policy")
-        scripted = users_function(name, env.inner.unwrapped.scripted_policy, "nothing")()
-        act = users_function(name, scripted, "nothing")
+        act = users_function("policy scripted", env.inner.unwrapped.scripted_policy(), "nothing")
         return lambda observation: act()
     if kind in ALGORITHMS and rest:
         agent = trained_agent(kind, rest)
-        return users_function(name, lambda state: agent.predict(state, deterministic=True)[0], OBSERVATIONS)
+        return users_function(f"policy {name}", lambda state: agent.predict(state, deterministic=True)[0], OBSERVATIONS)
     if rest:
-        policy = users_function(name, imported_policy(kind, rest), "the environment and a random generator")(
-            env.inner, rng
-        )
+        make = users_function(f"policy {name}", imported_policy(kind, rest), "the environment and a random generator")
+        policy = make(env.inner, rng)
         if not callable(policy):
             raise UserError(f"--policy {name}: returned {policy!r}, expected a function from observation to action")
-        return users_function(name, policy, OBSERVATIONS)
+        return users_function(f"policy {name}", policy, OBSERVATIONS)
     raise UserError(f"--policy {name}: expected random, scripted, module:function or sac:agent.zip")
 
 
@@ -163,7 +161,8 @@ def main() -> None:
     args = parse(RecordArgs)
     env = open_environment(args)
     env.reset(seed=0)
-    episode_policy(args, env, 0, np.random.default_rng(0))  # or say what is wrong, before the first file
+    if args.policy != "random":
+        find_policy(args.policy, env, np.random.default_rng(0))  # or say what is wrong, before the first file
     settings = {name: value for name, value in asdict(args).items() if name not in FREE_FLAGS}
     keep_settings(args.folder, settings, "recording.json")
     remove_abandoned(args.folder)

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from ivideogpt.data.convert.conversion import keep_settings, write_episode
 from ivideogpt.data.convert.workers import worker_pool
 from ivideogpt.errors import UserError, cli
-from ivideogpt.files import remove_abandoned
+from ivideogpt.files import check_folder_can_be_written, remove_abandoned
 from ivideogpt.flags import REQUIRED, option, parse
 from mbrl.envs.agent_env import AgentEnv
 from mbrl.envs.collection_policies import CollectionPolicies
@@ -72,7 +72,9 @@ class RecordArgs:
     noise: tuple[float, ...] | None = option(
         None, "standard deviations of the noise on the scripted policy, taken in turn (default: 0 0.2 0.5 1; demo: 0)"
     )
-    random_fraction: float | None = option(None, "part of the episodes with a random policy (default: 0.25; demo: 0)")
+    random_fraction: float | None = option(
+        None, "part of the episodes with a random policy (default: 0.25; demo: 0)", minimum=0, maximum=1
+    )
     wander: bool | None = option(
         None,
         "act randomly once the scripted policy has stopped (default: yes; demo: no)",
@@ -89,10 +91,9 @@ class RecordArgs:
         for level in self.noise or ():
             if level < 0:
                 raise UserError(f"--noise {level}: levels are standard deviations, 0 or more")
-        if self.random_fraction is not None and not 0 <= self.random_fraction <= 1:
-            raise UserError(f"--random_fraction {self.random_fraction}: must be between 0 and 1")
         check_factors(self.vary)
         find_tasks(self.tasks)
+        check_folder_can_be_written(Path(self.output_path), "--output_path")
 
     @property
     def policies(self) -> CollectionPolicies:

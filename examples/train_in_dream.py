@@ -46,9 +46,14 @@ class DreamArgs(EnvFlags):
     batch_size: int = option(64, "transitions of an update", minimum=1)
     eval_episodes: int = option(10, "episodes in the simulator, before and after", minimum=1)
     eval_steps: int = option(100, "agent steps of such an episode", minimum=1)
-    seed: int = option(0, "random seed", minimum=0)
+    seed: int = option(0, "random seed", minimum=0, maximum=2**31)  # numpy takes 32 bits
 
     def validate(self) -> None:
+        if self.total_steps <= self.random_steps:
+            raise UserError(
+                f"--total_steps {self.total_steps} end before the first update, after --random_steps "
+                f"{self.random_steps}: nothing would be learned"
+            )
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 

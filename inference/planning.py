@@ -42,6 +42,7 @@ from ivideogpt.video_io import Pixels, side_by_side, to_pixels, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_seed
 from mbrl.envs.played_episode import Act, PlayedEpisode, check_actions, play_episode
+from mbrl.envs.users_code import users_function
 
 if TYPE_CHECKING:
     from inference.plan import PlanArgs
@@ -215,7 +216,7 @@ def scripted(env: gymnasium.Env) -> Act:
     """Return the scripted policy of the episode that begins; UserError if the environment has none."""
     if not hasattr(env, "scripted_policy"):
         raise UserError(f"{type(env).__name__} has no method scripted_policy, whose episode ends with the goal image")
-    policy = env.scripted_policy()
+    policy = users_function(f"scripted policy of {type(env).__name__}", env.scripted_policy(), "nothing")
     return lambda frames: policy()
 
 

@@ -48,7 +48,7 @@ class PredictArgs:
         "expected_code: the code nearest to the mean vector (default: the checkpoint's)",
         choices=SAMPLING_RULES,
     )
-    seed: int = option(0, "random seed of the segment's start and of sampling")
+    seed: int = option(0, "random seed of the segment's start and of sampling", minimum=0, maximum=2**32 - 1)
     device: str = option("auto", "device of the model", choices=DEVICES)
     dtype: str = option("auto", "precision of the model; auto: the fastest on this device", choices=DTYPES)
     backend: str = option("auto", BACKEND_HELP)
@@ -57,8 +57,6 @@ class PredictArgs:
     def validate(self) -> None:
         if self.segment_length and self.horizon:
             raise UserError("--segment_length counts the context and --horizon does not: give one of them")
-        if not 0 <= self.seed < 2**32:
-            raise UserError(f"--seed is {self.seed}: it must be between 0 and {2**32 - 1}")
         check_folder_can_be_written(Path(self.output_path), "--output_path")
 
 

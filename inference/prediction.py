@@ -26,6 +26,7 @@ from ivideogpt.metrics.frame_metrics import best_of_samples
 from ivideogpt.metrics.table import METRICS
 from ivideogpt.precision import precision
 from ivideogpt.pretrained import language_model
+from ivideogpt.session import UnsoundModel, are_finite
 from ivideogpt.video_io import side_by_side, to_pixels, write_gif, write_png
 from ivideogpt.world_model import WorldModel
 
@@ -134,6 +135,8 @@ def predict(model: WorldModel, segment: Segment, num_samples: int, seed: int) ->
     clip = ClipBatch(segment.frames[None], None if segment.actions is None else segment.actions[None])
     started = time.perf_counter()
     rollout = sample_futures(model, clip, seed, num_samples)
+    if not are_finite(rollout.frames, rollout.rewards):
+        raise UnsoundModel
     futures = rollout.frames[0].cpu()  # waits for the device
     seconds = time.perf_counter() - started
     return Prediction(

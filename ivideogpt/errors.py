@@ -41,11 +41,19 @@ def cli(main: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the exit
         sys.exit(128 + signal.SIGPIPE)
     except (UserError, OSError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        _report("error: " + " ".join(str(error).split()))
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _report("interrupted")
         sys.exit(130)
+
+
+def _report(line: str) -> None:
+    """Print a line on stderr, under the progress bars that are still open there, not behind them."""
+    tqdm = getattr(sys.modules.get("tqdm"), "tqdm", None)  # not imported for this: it costs a command's start
+    for bar in list(getattr(tqdm, "_instances", ())):
+        bar.close()
+    print(line, file=sys.stderr)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:

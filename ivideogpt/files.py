@@ -284,9 +284,15 @@ class KeptRows(Generic[Row]):
     """
 
     def __init__(self, folder: Path, kind: type[Row], settings: Mapping[str, Any], name: str = ROWS_FILE) -> None:
-        """UserError: the folder's rows were made with other settings or are damaged. ``kind`` is their dataclass."""
+        """``kind`` is the rows' dataclass.
+
+        Raises:
+            UserError: the folder's rows were made with other settings or are damaged, or it is of an evaluation.
+        """
         self.folder, self.path, self._kind, self._noted = folder, folder / name, kind, folder / SETTINGS_FILE
         self.settings = check_settings(self._noted, settings)
+        if not self._noted.exists() and (folder / "report.json").exists():
+            raise UserError(f"{folder} has the report of a finished evaluation: name another folder")
         folder.mkdir(parents=True, exist_ok=True)
         self.rows: list[Row] = []
         if self._noted.exists() and self.path.exists():

@@ -47,12 +47,14 @@ def option(
     help: str,
     choices: Sequence[str] = (),
     minimum: float | None = None,
+    maximum: float | None = None,
     inert: bool = False,
     positional: bool = False,
     negatable: bool = False,
 ) -> Any:
     """A dataclass field that is a command-line flag, or an argument without one; negatable: with ``--no-`` too."""
-    facts = dict(help=help, choices=choices, minimum=minimum, inert=inert, positional=positional, negatable=negatable)
+    facts: dict[str, Any] = dict(help=help, choices=choices, minimum=minimum, maximum=maximum)
+    facts |= dict(inert=inert, positional=positional, negatable=negatable)
     return dataclasses.field(default=default, metadata=facts)
 
 
@@ -72,12 +74,14 @@ def parse(kind: type[Args], argv: Sequence[str] | None = None) -> Args:
     given = vars(parser.parse_args(argv)).items()
     args = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in given})
     for field in known:
-        value, minimum = getattr(args, field.name), field.metadata["minimum"]
+        value, minimum, maximum = getattr(args, field.name), field.metadata["minimum"], field.metadata["maximum"]
         numbers = [number for number in (value if isinstance(value, tuple) else (value,)) if isinstance(number, float)]
         if not all(map(math.isfinite, numbers)):
             raise UserError(f"--{field.name} is {value}: expected a finite number")
         if minimum is not None and value is not None and value < minimum:
             raise UserError(f"--{field.name} is {value}: it must be at least {minimum}")
+        if maximum is not None and value is not None and value > maximum:
+            raise UserError(f"--{field.name} is {value}: it must be at most {maximum}")
     args.validate()
     for field in known:
         if field.metadata["inert"] and getattr(args, field.name) != field.default:
@@ -125,13 +129,13 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         words = sys.argv[1:] if args is None else args
-        return super().parse_known_args([_with_home(word) for word in words], namespace)
+        return super().parse_known_args([with_home(word) for word in words], namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
 
 
-def _with_home(word: str) -> str:
+def with_home(word: str) -> str:
     """Put the home folder in place of ``~``, also where shells do not: ``--flag=~/x``, ``key=~/x``, ``lance:~/x``."""
     return re.sub(r"(?<![^=,:])~[\w.-]*(?=[/,]|$)", lambda found: os.path.expanduser(found[0]), word)
 

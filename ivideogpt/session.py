@@ -81,6 +81,17 @@ class Step:
     success: Tensor | None = None
 
 
+class UnsoundModel(UserError, FloatingPointError):
+    """Raised for predictions that are not finite numbers."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the world model gives NaN or infinity, expected finite frames, rewards and successes: its weights are "
+            "damaged or beyond this precision, or a function in place of a head is wrong; choose another checkpoint, "
+            "or float32"
+        )
+
+
 @dataclass(frozen=True)
 class SessionMark:
     """A point of a session, for :meth:`Session.rewind`. Keeps the last t frames of every sample."""
@@ -365,6 +376,11 @@ class Session:
 
     def _by_sample(self, rows: Tensor) -> Tensor:
         return rows.unflatten(0, (-1, self.num_samples))
+
+
+def are_finite(*predicted: Tensor | None) -> Tensor:
+    """Tell whether all numbers are finite, as a scalar on their device: whoever asks for its value waits for that."""
+    return torch.stack([values.isfinite().all() for values in predicted if values is not None]).all()
 
 
 def symlog(x: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ivideogpt.errors import UserError, first_line
-from ivideogpt.flags import Parser
+from ivideogpt.flags import Parser, with_home
 from mbrl.envs.env_settings import canonical_task, is_metaworld
 from mbrl.run_folder import flat
 
@@ -100,11 +100,18 @@ def compose_config(name: str, argv: Sequence[str]) -> dict[str, Any]:
             config = compose(name, [part for argument in argv for part in _as_hydra_wants(argument)])
         if OmegaConf.is_missing(config, "task_name"):
             raise UserError("no task is given: add task_name=, or task= with the name of one")
-        return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        return _with_home(OmegaConf.to_container(config, resolve=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_reason(error, name)) from error
     except ValueError as error:  # an argument has no key, such as =5
         raise UserError(f"{first_line(error)}; settings are given as key=value, see --help") from error
+
+
+def _with_home(value: Any) -> Any:
+    """Put the home folder in place of ``~`` in every text of a file, as the parser does on the command line."""
+    if isinstance(value, dict):
+        return {name: _with_home(inner) for name, inner in value.items()}
+    return with_home(value) if isinstance(value, str) else value
 
 
 def help_text(name: str) -> str:

@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from ivideogpt.commands.evaluate_policies import PolicyArgs
 from ivideogpt.devices import choose_device
-from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
+from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.policy_report import EpisodeRow, PolicyRows, read_rows, write_report
 from ivideogpt.evaluation.prediction_report import model_facts
 from ivideogpt.files import file_stem
 from ivideogpt.precision import precision
+from ivideogpt.session import UnsoundModel, are_finite
 from ivideogpt.video_io import Pixels, side_by_side, write_gif
 from ivideogpt.world_model import WorldModel
 from mbrl.envs.agent_env import AgentEnv
@@ -35,10 +36,10 @@ from mbrl.envs.collection_policies import (
     RandomReacher,
     imported_policy,
     scripted_policy,
-    users_function,
 )
 from mbrl.envs.env_settings import EnvSettings, canonical_task, episode_rng, episode_seed, is_metaworld
 from mbrl.envs.played_episode import check_actions, play_episode
+from mbrl.envs.users_code import users_function
 
 ActOnFrames = Callable[[Tensor], Tensor]  # stacks (n, 3 K, H, W) uint8 -> actions (n, D)
 ActOnState = Callable[[np.ndarray], np.ndarray]  # the simulator's observation -> action (D,)
@@ -88,7 +89,9 @@ def run(args: PolicyArgs) -> None:
     with closing(settings.make()) as env:
         check_actions(args.pretrained_model_name_or_path, model.action_dim, env.action_space)
         for policy in policies:
-            if policy.name not in played:
+            if policy.name in played:
+                print(f"{policy.name} is not played again: its episodes are in {rows.path}")
+            else:
                 play_policy(args, model, env, policy, rows)
     videos = [file_stem(policy) for policy in dict.fromkeys(row.policy for row in rows.rows)]
     print(write_report(rows, videos).split("## Where")[0])
@@ -138,7 +141,7 @@ def find_policy(name: str, task: str, args: PolicyArgs, model: WorldModel) -> Po
 
 def checked_policy(name: str, function: Callable[[Tensor], Any], action_dim: int) -> ActOnFrames:
     """Return a user's function whose result is checked: finite floats (n, D), as a tensor or what becomes one."""
-    call = users_function(name, function, "stacked frames (n, 3 K, H, W) uint8")
+    call = users_function(f"policy {name}", function, "stacked frames (n, 3 K, H, W) uint8")
 
     def act(stacks: Tensor) -> Tensor:
         found, expected = call(stacks), f"expected finite floats ({len(stacks)}, {action_dim})"
@@ -193,14 +196,14 @@ def play_policy(args: PolicyArgs, model: WorldModel, env: AgentEnv, policy: Poli
         for episode in imagine(args, model, policy, real[first : first + args.batch_size], first)
     ]
     pairs, sees_frames = list(zip(real, imagined, strict=True)), policy.on_frames is not None
+    one, two = max(pairs, key=lambda pair: abs(pair[0].total_reward - pair[1].total_reward))
+    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([one.frames, two.frames]), fps=10)
     rows.add(
         [
             EpisodeRow(policy.name, number, sees_frames, one.total_reward, two.total_reward, one.success, two.success)
             for number, (one, two) in enumerate(pairs)
         ]
     )
-    one, two = max(pairs, key=lambda pair: abs(pair[0].total_reward - pair[1].total_reward))
-    write_gif(rows.folder / f"{file_stem(policy.name)}.gif", side_by_side([one.frames, two.frames]), fps=10)
 
 
 def play_real(args: PolicyArgs, env: AgentEnv, policy: Policy, number: int) -> RealEpisode:
@@ -243,10 +246,10 @@ def imagine(
         assert step.reward is not None
         assert step.success is not None
         frames.append(imagination.stacks[:, -1].permute(0, 2, 3, 1).cpu().numpy())
-        is_sound &= are_finite(step.frames, step.reward)
+        is_sound &= are_finite(step.frames, step.reward, step.success)
         rewards += step.reward
         succeeded |= step.success >= args.success_threshold
     if not is_sound:
-        raise FloatingPointError(NOT_FINITE)
+        raise UnsoundModel
     parts = np.stack(frames, axis=1), rewards.tolist(), succeeded.tolist()
     return [Episode(*episode) for episode in zip(*parts, strict=True)]

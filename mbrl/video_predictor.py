@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
+from ivideogpt.envs.imagination import Imagination
 from ivideogpt.errors import UserError
 from ivideogpt.evaluation.visualize import error_frames
 from ivideogpt.losses import LossTerms, TokenizerLoss, transformer_loss
 from ivideogpt.runs.state import load_moments
+from ivideogpt.session import UnsoundModel, are_finite
 from ivideogpt.training.common.optim import SoundUpdates
 from ivideogpt.transformer import HeadModelWithAction
 from ivideogpt.video_io import Pixels, side_by_side, to_pixels
@@ -107,7 +108,7 @@ class VideoPredictor:
     def imagine(self, starts: Tensor, act: Callable[[Tensor], Tensor], horizon: int, seed: int) -> Imagined:
         """Roll out ``starts`` (B, 3 K, h, w) uint8 under the policy ``act``, which sees stacked frames as in reality.
 
-        FloatingPointError if the model gives NaN or infinity.
+        UnsoundModel if the model gives NaN or infinity.
         """
         frames = starts.unflatten(1, (-1, FRAME_CHANNELS))  # (B, K, 3, h, w)
         num_stacked = frames.shape[1]
@@ -125,7 +126,7 @@ class VideoPredictor:
         if not sound:  # asked once, since the host waits for the answer
             if not torch.stack(actions).isfinite().all():
                 raise UserError("the policy's actions are not finite: the agent is lost, not the world model")
-            raise FloatingPointError(NOT_FINITE)
+            raise UnsoundModel
         frames = torch.cat(recorded, dim=1)
         return Imagined(
             frames=frames[:, num_stacked - 1 :],

@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
 from ivideogpt.errors import UserError, cli
 
@@ -33,6 +34,29 @@ def test_ctrl_c_is_one_line(capsys):
         cli(raising(KeyboardInterrupt()))
     assert exit_.value.code == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(UserError("no such clip"), "error: no such clip"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_the_line_begins_under_open_progress_bars(error, line, capsys):
+    """It stood behind a bar, where nobody looks for it: `clips: 25%|##  | 1/4 [..]error: no such clip`."""
+
+    def main() -> None:
+        episodes, clips = tqdm(total=4, desc="episodes"), tqdm(total=4, desc="clips")
+        clips.update()
+        episodes.update()
+        raise error
+
+    with pytest.raises(SystemExit):
+        cli(main)
+    assert capsys.readouterr().err.replace("\r", "\n").endswith(f"\n{line}\n")
+
+
+def test_the_line_needs_no_progress_bars():
+    code = "import sys; from ivideogpt import errors; errors._report('error'); print('tqdm' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("False\n", "error\n")
 
 
 def test_a_bug_keeps_its_traceback():

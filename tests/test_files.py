@@ -184,6 +184,14 @@ def test_rows_are_kept_with_their_settings(tmp_path):
     assert [row.place for row in KeptRows(tmp_path, Measured, other).rows] == ["d"]
 
 
+def test_the_report_of_an_evaluation_is_left_alone(tmp_path):
+    """Policies and plans wrote their report.md over it: a finished evaluation has no settings.json."""
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(UserError, match="has the report of a finished evaluation: name another folder"):
+        KeptRows(tmp_path, Measured, SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
 @pytest.mark.parametrize(
     "line",
     ['{"place": "a"', "[]", "null", '{"place": "a"}', '{"place": 3, "value": 1}', '{"place": "a", "value": NaN}'],

@@ -31,7 +31,9 @@ class ClipFlags:
     oxe_data_mixes_type: str = option("folder:*", "datasets: a named mix, folder:<name>[,<name>...] or folder:*")
     split: str = option("test", "split of the episodes", choices=("train", "test", "all"))
     video_stepsize: int | None = option(None, "distance of frames (default: the checkpoint's)", minimum=1)
-    segment_length: int | None = option(None, "frames of a clip, context included (default: the checkpoint's)")
+    segment_length: int | None = option(
+        None, "frames of a clip, context included (default: the checkpoint's)", minimum=1
+    )
     num_clips: int | None = option(
         None, f"clips, taken from the episodes in turn (default: one of each episode, at most {MOST_CLIPS})", minimum=1
     )
@@ -120,6 +122,8 @@ def main(argv: Sequence[str]) -> None:
         return evaluate_tokenizer(flags)
     if argv[:1] == ["policies"]:
         return evaluate_policies.main(argv[1:])
+    if argv and not argv[0].startswith("-"):
+        raise UserError(f"unknown command {argv[0]!r}: expected compare, tokenizer, policies, or flags alone")
     args = parse(EvaluationArgs, argv)
     from ivideogpt.commands.run_evaluation import evaluate_world_model
 
@@ -150,5 +154,7 @@ def parse_compared(argv: Sequence[str]) -> argparse.Namespace:
     if len(args.report) < 2:
         raise UserError("one report was named, expected at least two to compare")
     if args.output_path is not None:
+        if args.output_path.is_dir():
+            raise UserError(f"--output_path {args.output_path} is a folder: name a .md file")
         check_folder_can_be_written(args.output_path.parent, "--output_path")
     return args

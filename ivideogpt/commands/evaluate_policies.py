@@ -27,7 +27,9 @@ class PolicyArgs:
     episodes: int = option(20, "starts, the same for all policies", minimum=2)
     episode_length: int = option(50, "agent steps of an episode", minimum=1)
     frame_stack: int = option(3, "frames that a policy sees", minimum=1)
-    success_threshold: float = option(0.5, "probability from which on an imagined step is a success", minimum=0)
+    success_threshold: float = option(
+        0.5, "probability from which on an imagined step is a success", minimum=0, maximum=1
+    )
     action_repeat: int = option(2, "simulator steps per agent step", minimum=1)
     camera: str = option("corner", "camera of the frames")
     batch_size: int = option(20, "imagined episodes at a time", minimum=1)

@@ -59,7 +59,9 @@ def _entries(mix: str | Mix, dataset_path: DatasetPath) -> Mix:
     if mix.startswith(FOLDERS):
         names = listed if is_listed else _recorded(dataset_path)
         if not names:
-            raise UserError(f"mix {mix!r}: no sub-folder of {dataset_path} holds .npz episodes")
+            is_one = dataset_path is not None and has_npz_files(dataset_path)
+            advice = "; it holds episodes itself: name the folder around it" if is_one else ""
+            raise UserError(f"mix {mix!r}: no sub-folder of {dataset_path} holds .npz episodes{advice}")
         return tuple((name, 1.0) for name in names)
     if mix == METAWORLD:
         names = [name for name in _recorded(dataset_path) if name.removesuffix("-v3") in METAWORLD_TASKS]

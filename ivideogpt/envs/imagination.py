@@ -17,8 +17,6 @@ from ivideogpt.errors import UserError
 from ivideogpt.session import Seed
 from ivideogpt.world_model import WorldModel
 
-NOT_FINITE = "the world model predicts frames or rewards that are not finite"
-
 
 @dataclass(frozen=True)
 class ImaginedStep:
@@ -97,11 +95,6 @@ class Imagination:
 
     def _context(self, starts: Tensor) -> Tensor:
         return starts[:, -self._model.tokenizer.context_length :].float() / 255
-
-
-def are_finite(frames: Tensor, reward: Tensor) -> Tensor:
-    """Tell whether all numbers are finite, as a scalar on their device: whoever asks for its value waits for that."""
-    return frames.isfinite().all() & reward.isfinite().all()
 
 
 def to_bytes(frames: Tensor) -> Tensor:

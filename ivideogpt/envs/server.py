@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from ivideogpt.envs.messages import Arrays, pack, unpack
 from ivideogpt.envs.rlinf import IMAGES, TASKS, RLinfEnv
 from ivideogpt.errors import UserError, first_line
+from ivideogpt.session import UnsoundModel
 from ivideogpt.web import Slots
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ class EnvServer:
                 content = await asyncio.get_running_loop().run_in_executor(
                     self._worker, lambda: pack(answer(unpack(body, self.max_bytes)))
                 )
+        except UnsoundModel as error:
+            return PlainTextResponse(f"{first_line(error)}: reset all rows\n", 500)
         except UserError as error:
             return PlainTextResponse(f"{first_line(error)}\n", status)
         except (TimeoutError, ClientDisconnect):

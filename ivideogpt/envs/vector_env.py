@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ivideogpt.envs.contexts import Contexts, GivenContexts, start_sampler
-from ivideogpt.envs.imagination import NOT_FINITE, Imagination, are_finite
+from ivideogpt.envs.imagination import Imagination
 from ivideogpt.envs.settings import FrameFunction, WorldModelEnvSettings
 from ivideogpt.errors import UserError
+from ivideogpt.session import UnsoundModel, are_finite
 from ivideogpt.world_model import WorldModel
 
 Observation = Any  # images (N, H, W, 3 K) uint8, or a dict with them: arrays, from `chunk_step` tensors
@@ -235,7 +236,7 @@ class WorldModelVectorEnv(VectorEnv):
         reward = reward.masked_fill(~active, 0)
         probability = _scores("success", settings.success, step.frames, step.success)
         success = active & (probability >= settings.success_threshold) if probability is not None else active & ~active
-        self._is_sound &= are_finite(step.frames, reward)
+        self._is_sound &= are_finite(step.frames, reward, probability)
         self.elapsed_steps = self.elapsed_steps + active
         self._returns = self._returns + reward
         self._has_succeeded = self._has_succeeded | success
@@ -262,7 +263,7 @@ class WorldModelVectorEnv(VectorEnv):
 
     def _check_sound(self) -> None:
         if not self._is_sound:
-            raise FloatingPointError(NOT_FINITE)
+            raise UnsoundModel
 
     # ---- beginnings
 

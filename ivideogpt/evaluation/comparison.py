@@ -33,7 +33,7 @@ class Report:
         try:
             content = json.loads((folder / JSON_FILE).read_text())
             lines = (folder / CLIPS_FILE).read_text().splitlines()
-            rows = [ClipRow.from_json(json.loads(line)) for line in lines]
+            rows = sorted((ClipRow.from_json(json.loads(line)) for line in lines), key=lambda row: row.number)
             means = BootstrapMeans([by_key(row.summaries) for row in rows], [row.episode_key for row in rows])
             content["kind"], content["clips"]["checksum"], content["scores"]
             if len(lines) != content["clips"]["number"]:
@@ -45,8 +45,9 @@ class Report:
     @property
     def clips(self) -> tuple[str, int | None]:
         """The clips, and how many of their frames are context: scores of other frames are not to be paired."""
-        metadata = self.content.get("model", {}).get("metadata", {})
-        return self.content["clips"]["checksum"], metadata.get("context_length")
+        model = self.content.get("model", {})
+        stated = model.get("metadata") or model.get("config", {})  # world models have the first, tokenizers the second
+        return self.content["clips"]["checksum"], stated.get("context_length")
 
 
 def compare(reports: Sequence[Report]) -> str:

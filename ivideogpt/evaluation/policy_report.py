@@ -55,8 +55,8 @@ def read_rows(folder: Path, settings: Mapping[str, Any]) -> PolicyRows:
 
 
 def pearson(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Return the correlation of two series, NaN where one of them does not vary."""
-    if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    """Return the correlation of two series, NaN where one of them does not vary; that of two points says nothing."""
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan")
     return float(np.corrcoef(x, y)[0, 1])
 

@@ -18,7 +18,7 @@ from ivideogpt.data.clips.transforms import channels_first, unit_range
 from ivideogpt.errors import UserError
 from ivideogpt.flags import SAMPLING_RULES
 from ivideogpt.play.starts import Floats, Outcome, Start, StartChoice
-from ivideogpt.session import Session, SessionMark
+from ivideogpt.session import Session, SessionMark, UnsoundModel, are_finite
 from ivideogpt.transformer import Sampling
 from ivideogpt.video_io import Pixels, to_pixels
 from ivideogpt.world_model import WorldModel
@@ -183,6 +183,8 @@ class Game:
         session, real = self._at_position(), self._real_world()
         self._stands_at = None  # until all of it has succeeded
         imagined = session.step(torch.from_numpy(action)[None].expand(self._num_clips, -1) if self.action_dim else None)
+        if not are_finite(imagined.frames):
+            raise UnsoundModel
         outcome = real.step(action)
         moment = Moment(
             to_pixels(imagined.frames.flatten(0, 1)),

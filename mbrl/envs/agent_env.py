@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 
 from ivideogpt.errors import UserError
+from mbrl.envs.played_episode import read_success
 from mbrl.replay.episodes import Floats, Pixels, ReplayEpisode
 
 State = dict[str, np.ndarray]  # flat, no objects: np.savez writes it, np.load reads it without pickle
@@ -88,7 +89,7 @@ class AgentEnv(gymnasium.Wrapper):
         if truncated and self.num_steps + 1 < self.duration:
             done = f"{self.num_steps + 1} of {self.duration}"
             raise UserError(f"the environment cut its episode off after {done} agent steps: ask for shorter episodes")
-        success = bool(info["success"])
+        success = read_success(info, self.env)
         return channels_first(frame), reward + self.success_bonus * success, success
 
     def episode(self) -> ReplayEpisode:

@@ -7,7 +7,6 @@ generator that is passed in.
 from __future__ import annotations
 
 import sys
-import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable
@@ -121,30 +120,6 @@ def imported_policy(module: str, function: str) -> Callable[..., Any]:
     if not callable(found):
         raise UserError(f"policy {module}:{function}: is {type(found).__name__}, expected a function")
     return found
-
-
-def users_function(name: str, function: Callable[..., Any], given: str) -> Callable[..., Any]:
-    """Return the function with UserErrors that say what it raised, and in which line.
-
-    Args:
-        name: of the policy.
-        given: its arguments in words, as a wrong signature is the usual reason.
-    """
-
-    def call(*arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except UserError:
-            raise
-        except Exception as error:
-            inside = traceback.extract_tb(error.__traceback__)[1:]
-            own = [frame for frame in inside if frame.filename == inside[0].filename]  # not the libraries it calls
-            place = f" in line {own[-1].lineno} of {own[-1].filename}" if own else ""
-            raise UserError(
-                f"policy {name}: {type(error).__name__}: {first_line(error)}{place}; it is called with {given}"
-            ) from error
-
-    return call
 
 
 @dataclass(frozen=True)

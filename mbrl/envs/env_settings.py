@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ivideogpt.errors import UserError
+from ivideogpt.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from mbrl.envs.agent_env import AgentEnv
@@ -83,6 +83,7 @@ class EnvSettings:
         import gymnasium
 
         from mbrl.envs.agent_env import AgentEnv
+        from mbrl.envs.users_code import guard_environment
 
         if self.task.startswith(RENDERED):
             from mbrl.envs.rendered_env import RenderedEnv
@@ -97,11 +98,13 @@ class EnvSettings:
             env = gymnasium.make(METAWORLD if is_metaworld(self.task) else self.task, **arguments)
         except (ModuleNotFoundError, gymnasium.error.Error) as error:
             raise UserError(f"no environment {self.task}: {error}") from error
-        except TypeError as error:
-            if is_metaworld(self.task):
+        except Exception as error:  # whatever its module or its class raise
+            if is_metaworld(self.task) or isinstance(error, UserError | OSError):
                 raise
-            wanted = " and ".join(arguments)
+            reason, wanted = f"{type(error).__name__}: {first_line(error)}", " and ".join(arguments)
             raise UserError(
-                f"the environment {self.task} must take {wanted} (docs/architecture.md): {error}"
+                f"no environment {self.task}, which must take {wanted} (docs/architecture.md): {reason}"
             ) from error
+        if not is_metaworld(self.task):
+            guard_environment(self.task, env.unwrapped)
         return AgentEnv(env.unwrapped, self.frame_stack, self.duration, self.success_bonus)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -61,12 +62,19 @@ def play_episode(
         observations.append(observation)
         actions.append(action)
         rewards.append(reward)
-        successes.append(bool(info["success"]))
+        successes.append(read_success(info, env))
         if (terminated or truncated) and may_end:
             break
         if (terminated or truncated) and step < num_steps:
             raise UserError(f"the environment ended its episode after {step} of {num_steps} agent steps")
     return PlayedEpisode(np.stack(observations), np.stack(actions), np.array(rewards, np.float64), np.array(successes))
+
+
+def read_success(info: dict[str, Any], env: gymnasium.Env) -> bool:
+    """Return whether a step succeeded; UserError if the environment does not say."""
+    if "success" not in info:
+        raise UserError(f'{type(env).__name__} has no "success" in the info of a step: add whether it succeeded')
+    return bool(info["success"])
 
 
 def check_actions(model: str, action_dim: int | None, action_space: gymnasium.Space) -> None:

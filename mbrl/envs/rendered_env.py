@@ -18,6 +18,7 @@ from PIL import Image
 
 from ivideogpt.errors import UserError, first_line
 from mbrl.envs.offscreen import select_backend
+from mbrl.envs.users_code import guard_environment
 from mbrl.replay.episodes import Floats, Pixels
 
 
@@ -50,7 +51,9 @@ class RenderedEnv(gymnasium.Env):
         try:
             self.inner = gymnasium.make(env_id, render_mode="rgb_array", max_episode_steps=-1, disable_env_checker=True)
         except Exception as error:  # whatever its module or its class raise
-            raise UserError(f"no environment {env_id} that renders pictures: {first_line(error)}") from error
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"no environment {env_id} that renders pictures: {reason}") from error
+        guard_environment(env_id, self.inner.unwrapped)
         self._id, self._size, self.action_repeat = env_id, image_size, action_repeat
         self.observation_space = Box(0, 255, (image_size, image_size, 3), np.uint8)
         self.action_space = Box(-1, 1, (self._action_dim(),), np.float32)
@@ -122,10 +125,7 @@ class RenderedEnv(gymnasium.Env):
         raise UserError(f"a policy wants the action {shortened(action)}, expected one of {space} of {self._id}")
 
     def render(self) -> Pixels:
-        try:
-            picture = self.inner.render()
-        except gymnasium.error.Error as error:  # such as a package that only pictures need
-            raise UserError(f"{self._id} renders no pictures: {first_line(error)}") from error
+        picture = self.inner.render()
         is_array = isinstance(picture, np.ndarray)
         if not is_array or picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
             found = f"{picture.dtype} of shape {picture.shape}" if is_array else type(picture).__name__

@@ -116,6 +116,8 @@ def test_folder_mixes_are_the_sub_folders_with_episodes(tmp_path):
         resolve_mix("folder:,", tmp_path)
     with pytest.raises(UserError, match="no sub-folder"):
         resolve_mix("folder:*", tmp_path / "notes")
+    with pytest.raises(UserError, match="; it holds episodes itself: name the folder around it"):
+        resolve_mix("folder:*", tmp_path / "a")
 
 
 def test_metaworld_is_the_recorded_tasks(tmp_path):

@@ -176,7 +176,7 @@ A_NUMBER = 3
 
 @pytest.mark.parametrize("fraction", ["25", "-0.1", "1.01"])
 def test_fractions_that_are_none(fraction):
-    with pytest.raises(UserError, match=rf"--random_fraction {float(fraction)}: must be between 0 and 1"):
+    with pytest.raises(UserError, match=f"--random_fraction is {float(fraction)}: it must be at (least 0|most 1)"):
         parse(recorder.RecordArgs, ["--env", DIAL, "--output_path", "x", "--random_fraction", fraction])
 
 
@@ -202,3 +202,12 @@ def test_fractions_that_are_none(fraction):
 def test_policies_that_there_are_not(tmp_path, policy, message):
     with pytest.raises(UserError, match=message):
         record(tmp_path, "--policy", policy, "--random_fraction", "0")
+
+
+def test_a_policy_that_there_is_not_records_nothing(tmp_path, monkeypatch):
+    """Where most episodes are random ones, the first of them were written before anybody missed it."""
+    flags = ["--env", DIAL, "--output_path", str(tmp_path / "out"), "--policy", "nobody", "--random_fraction", "0.9"]
+    monkeypatch.setattr(sys, "argv", ["record.py", *flags, *FLAGS, "--num_workers", "1"])
+    with pytest.raises(UserError, match="--policy nobody: expected random"):
+        recorder.main()
+    assert not (tmp_path / "out").exists()

@@ -61,6 +61,19 @@ def test_actions_beyond_the_simulator_s_are_clipped(tmp_path):
     simulator.close()
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--seed 5000000000", "--seed is 5000000000: it must be at most"),  # a traceback of numpy
+        ("--total_steps 400", "end before the first update, after --random_steps 400: nothing would be learned"),
+    ],
+)
+def test_flags_that_cannot_train(flags, message, tmp_path):
+    required = f"--dataset_path nowhere --task plate-slide --output_path {tmp_path}"
+    with pytest.raises(UserError, match=message):
+        parse(DreamArgs, f"{required} {flags}".split())
+
+
 REWARD = """
 import os, pathlib, signal
 

@@ -210,7 +210,18 @@ def test_a_model_that_gives_no_numbers_is_noticed(frames):
         model.tokenizer.cond_decoder.conv_out.bias.fill_(torch.nan)
     env = WorldModelVectorEnv(model, frames)
     env.reset(seed=0)
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(FloatingPointError, match="NaN or infinity"):
+        env.step(np.zeros((1, 4)))
+
+
+def test_a_success_head_that_gives_no_numbers_is_noticed(frames):
+    """NaN is below any threshold: an agent would never have succeeded."""
+    model = world_model(2, 4, reward_prediction=True, success_prediction=True)
+    with torch.no_grad():
+        model.success_head.bias.fill_(torch.nan)
+    env = WorldModelVectorEnv(model, frames)
+    env.reset(seed=0)
+    with pytest.raises(UserError, match="expected finite frames, rewards and successes"):
         env.step(np.zeros((1, 4)))
 
 

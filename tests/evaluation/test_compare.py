@@ -35,6 +35,26 @@ def test_other_frames_are_not_paired(reports, tmp_path, capsys):
     assert "<br>" not in text
 
 
+def test_reconstructions_after_another_context_are_not_paired(reports, tmp_path, capsys):
+    """They are of other frames: the second frame of a clip is context of one tokenizer, and future of the other."""
+    shutil.copytree(reports / "tokenizer", tmp_path / "less")
+    content = json.loads((tmp_path / "less" / "report.json").read_text())
+    content["model"]["config"]["context_length"] -= 1
+    (tmp_path / "less" / "report.json").write_text(json.dumps(content))
+    evaluate.main(["compare", str(reports / "tokenizer"), str(tmp_path / "less")])
+    assert "means only" in capsys.readouterr().out
+
+
+def test_the_order_of_lines_changes_nothing(reports, tmp_path):
+    """Clips whose features were lost are scored again last, and were compared with other clips."""
+    shutil.copytree(reports / "first", tmp_path / "reversed")
+    rows = (tmp_path / "reversed" / "clips.jsonl").read_text().splitlines()
+    (tmp_path / "reversed" / "clips.jsonl").write_text("\n".join(reversed(rows)))
+    key = ("future", "prediction", "psnr")
+    difference = Report.read(tmp_path / "reversed").means.difference(key, key, Report.read(reports / "first").means)
+    assert (difference.mean, difference.low, difference.high) == (0, 0, 0)
+
+
 def test_differences_are_of_the_same_clips(reports, capsys, tmp_path):
     names = ["first", "second", "elsewhere"]
     file = tmp_path / "new" / "compare.md"
@@ -69,6 +89,7 @@ def test_refusals(reports, tmp_path):
         ([first, str(tmp_path)], "is no report"),
         ([first, str(reports / "tokenizer")], "different things: tokenizer, video prediction"),
         ([first, first, "--what"], "unrecognized arguments"),
+        ([first, first, "--output_path", str(tmp_path)], "is a folder: name a .md file"),
     ):
         with pytest.raises(UserError, match=message):
             evaluate.main(["compare", *argv])

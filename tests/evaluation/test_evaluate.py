@@ -329,6 +329,7 @@ def test_refusals(bare_flags, episodes, tmp_path):
         (["--dataset_path", str(tmp_path / "nowhere")], "nowhere"),
         (["--split", "train", "--dataset_path", str(short)], "no episodes|no train"),
         (["--segment_length", "2"], "leave none to predict"),
+        (["--segment_length", "0"], "--segment_length is 0: it must be at least 1"),  # it was taken for none given
         (["--context_length", "3"], "context_length 3"),
         (["--output_path", str(tmp_path / "scores.json")], "name a folder"),
         (["--use_eval_dataset"], "--dataset_path, --split: --use_eval_dataset has its own clips"),
@@ -336,6 +337,8 @@ def test_refusals(bare_flags, episodes, tmp_path):
         with pytest.raises(UserError, match=message):
             evaluate.main([*bare_flags, "--output_path", str(tmp_path / "out"), *wrong])
         assert not (tmp_path / "out").exists() or not (tmp_path / "out" / "report.json").exists()
+    with pytest.raises(UserError, match="unknown command 'polices': expected compare, tokenizer, policies, or flags"):
+        evaluate.main(["polices", *bare_flags])  # it asked for flags that were there
     with pytest.raises(UserError, match="needs the benchmark's name"):
         evaluate.main([*bare_flags[:2], "--use_eval_dataset", "--output_path", str(tmp_path / "out")])
     with pytest.raises(UserError, match="--dataset_path is missing"):
@@ -388,6 +391,14 @@ def test_frames_are_as_far_apart_as_in_training(tmp_path, flags, step):
     write_dataset(tmp_path / "robot")
     numbers = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5, dataset_step=4), *flags)
     assert set(np.diff(numbers)) == {step}
+
+
+def test_frames_that_are_closer_than_asked_for_are_warned_of(tmp_path, caplog):
+    """A report said --video_stepsize 21, which is seven frames here, of clips whose frames were four apart."""
+    write_dataset(tmp_path / "hasty")
+    numbers = numbered_clip(tmp_path, ModelMetadata(8, 2, segment_length=5), "--video_stepsize", "21")
+    assert set(np.diff(numbers)) == {4}
+    assert caplog.messages == ["hasty: in episodes with too few frames for 5 that are 7 apart they are closer"]
 
 
 def test_few_clips_are_of_all_datasets(episodes):

@@ -104,6 +104,18 @@ def test_the_data_set_names_the_robot(run, robots_model):
         assert (code, message in error) == (2, True), error
 
 
+def test_rewards_that_are_no_numbers_are_refused_before_anything_is_written(run, tmp_path):
+    """They ended in a traceback of JSON, after the pictures were written."""
+    model = world_model(action_dim=4, reward_prediction=True)
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "transformer" / "model.safetensors"
+    save_file(load_file(file) | {"reward_linear.bias": torch.full((1,), torch.nan)}, file, {"format": "pt"})
+    code, _, err, output = run(model=tmp_path / "model")
+    assert code == 2
+    assert "error: the world model gives NaN or infinity" in err
+    assert not output.exists()
+
+
 def test_equal_samples_are_written_once(run):
     """A checkpoint that asks for the likeliest tokens would fill the sheet with one future."""
     run("--repeat_times", "3")

@@ -41,6 +41,7 @@ def test_coefficients_are_those_of_scipy(ours, theirs):
     x, y = RNG.integers(0, 4, (2, 30)).astype(float)
     assert ours(x, y) == pytest.approx(theirs(x, y).statistic)
     assert np.isnan(ours(np.ones(3), np.arange(3.0)))
+    assert np.isnan(ours(np.arange(2.0), np.arange(2.0)))  # of any two policies it would be 1 or -1
 
 
 def test_intervals_resample_episodes_that_policies_share():
@@ -93,8 +94,30 @@ def test_the_command_plays_all_and_goes_on_with_what_is_missing(flags, tmp_path,
     )
     evaluate.main(["policies", *flags, "random", "--output_path", str(tmp_path)])
     assert played == ["random"]
+    assert "scripted is not played again: its episodes are in" in capsys.readouterr().out  # a function may have changed
     with pytest.raises(UserError, match=r"seed was 2000, is 1\): name another folder"):
         evaluate.main(["policies", *flags, "--seed", "1", "--output_path", str(tmp_path)])
+
+
+def test_a_policy_with_rows_has_its_video(flags, tmp_path, monkeypatch):
+    """A full disk in between left a report without it for good: policies that have rows are not played again."""
+    only = [*flags[: flags.index("--policies") + 1], "scripted", "--output_path", str(tmp_path)]
+
+    def full(*arguments, **named):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(policy_evaluation, "write_gif", full)
+        with pytest.raises(OSError, match="No space left"):
+            evaluate.main(["policies", *only])
+    evaluate.main(["policies", *only])
+    assert (tmp_path / "scripted.gif").exists()
+
+
+def test_a_probability_above_1_is_refused(flags, tmp_path):
+    """No imagined episode would have been a success."""
+    with pytest.raises(UserError, match=r"--success_threshold is 1.5: it must be at most 1"):
+        evaluate.main(["policies", *flags, "--success_threshold", "1.5", "--output_path", str(tmp_path)])
 
 
 def test_repeated_actions_are_those_that_were_taken(flags, model, monkeypatch):
@@ -257,16 +280,17 @@ def test_runs_of_one_name_are_two_policies(monkeypatch):
         policy_evaluation.check_names([*runs, "a-seed0-frame-8-"])
 
 
-def test_a_model_that_gives_no_numbers_is_noticed():
-    """NaN would be black frames, and a correlation of nothing."""
+@pytest.mark.parametrize("head", ["reward_head", "success_head"])
+def test_a_model_that_gives_no_numbers_is_noticed(head):
+    """NaN would be black frames, a policy that never succeeds, and a correlation of nothing."""
     model = world_model(action_dim=4, reward_prediction=True, success_prediction=True)
     with torch.no_grad():
-        model.reward_head.bias.fill_(torch.nan)
+        getattr(model, head).bias.fill_(torch.nan)
     real = policy_evaluation.RealEpisode(
         np.empty(0), 0.0, False, np.zeros((3, 3, 64, 64), np.uint8), np.zeros((1, 4), np.float32)
     )
     args = PolicyArgs(pretrained_model_name_or_path="model")
-    with pytest.raises(FloatingPointError, match="not finite"):
+    with pytest.raises(UserError, match=r"gives NaN or infinity, expected .* choose another checkpoint"):
         policy_evaluation.imagine(args, model, policy_evaluation.Policy("still", on_frames=still), [real], 0)
 
 

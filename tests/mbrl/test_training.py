@@ -24,7 +24,7 @@ import torch
 import ivideogpt.world_model
 from ivideogpt.errors import UserError
 from ivideogpt.training.common.optim import SoundUpdates
-from mbrl import build_trainer, metric_logger
+from mbrl import build_trainer, config_files, metric_logger
 from mbrl import command as command_line
 from mbrl.agent.drqv2 import DrQAgent, DrQConfig
 from mbrl.config_files import CommandLine
@@ -263,6 +263,22 @@ def test_the_home_folder_is_found_in_settings(monkeypatch):
     assert line.runs == [["run_dir=/home/me/runs/a", *kept], ["run_dir=/home/me/b", *kept]]
     settings, _ = parse_drq(["task=hammer", "device=cpu", *line.runs[0][:2]])
     assert settings.run_dir == Path("/home/me/runs/a")
+
+
+def test_the_home_folder_is_found_in_files_of_settings(tmp_path, monkeypatch):
+    """A run was kept in a folder named "~", and was another one than that of run_dir=~/runs on the command line."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr(config_files, "CFGS", Path(shutil.copytree(config_files.CFGS, tmp_path / "cfgs")))
+    mine = [
+        "defaults: [mbpo_config, _self_]",
+        "run_dir: ~/runs/${exp_name}",
+        "world_model: {config_name: ~/llama.json}",
+    ]
+    (config_files.CFGS / "mine.yaml").write_text("\n".join(mine))
+    settings, noted = parse_mbpo(["task=hammer", "device=cpu"], "mine")
+    assert settings.run_dir == Path("/home/me/runs/mbpo")
+    assert settings.world_model.config_name == "/home/me/llama.json"
+    assert noted["run_dir"] == "/home/me/runs/mbpo"
 
 
 def test_agent_learns_at_its_own_pace(tmp_path, events):

@@ -56,6 +56,18 @@ def test_going_back_is_exact_and_branches_replace_what_came_after(game):
     assert all(map(np.array_equal, go(game, 0, 1, 2), before))
 
 
+def test_a_model_that_gives_no_numbers_is_said_so():
+    """The page showed black frames."""
+    broken = world_model(action_dim=ACTION_DIM)
+    with torch.no_grad():
+        broken.tokenizer.cond_decoder.conv_out.bias.fill_(torch.nan)
+    game = Game(broken, {choice.key: choice for choice in CHOICES})
+    game.reset("episode:noise", 3)
+    with pytest.raises(UserError, match="gives NaN or infinity"):
+        go(game, 0)
+    assert game.position == 0
+
+
 def test_older_frames_than_the_context_are_read_again(game):
     """The model's positions were used up in between; its caches of then are gone, and so are the marks."""
     game.change(SEVERAL)

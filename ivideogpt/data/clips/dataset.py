@@ -6,8 +6,10 @@ Shapes: B batch, T frames, H W pixels, D action dimension.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import compress
 from typing import Any, Literal
 
@@ -18,7 +20,7 @@ from torch.utils.data import Dataset
 from ivideogpt.action_spaces import ActionSpaces
 from ivideogpt.data.catalog import SOMETHING_SOMETHING, DatasetInfo, DatasetPaths, Split, dataset_info
 from ivideogpt.data.clips.batches import BadEpisode, PackedClips
-from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy
+from ivideogpt.data.clips.segments import Indices, SegmentSpec, SegmentStrategy, fitting_step
 from ivideogpt.data.clips.transforms import Augmentation, Preprocess
 from ivideogpt.data.dataset_mixes import Mix, resolve_mix
 from ivideogpt.data.formats.episodes import Episode, Episodes, check_carries, first_readable, keep_some
@@ -29,6 +31,8 @@ from ivideogpt.errors import UserError
 SERIES = ("actions", "rewards", "successes")  # arrays of numbers, a row a frame
 OnBadEpisode = Literal["error", "skip"]
 MAX_BAD_IN_A_ROW = 100  # limit before a source counts as unusable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -165,11 +169,25 @@ def _all_bad(number: int, cause: UserError) -> UserError:
 
 def _check(episode: Episode, source: Source, config: DataConfig) -> None:
     source.check(episode, config.load_action, config.load_reward, config.action_dim, config.load_success)
-    if config.whole_clips and episode.num_frames < config.segment.num_frames_spanned:
+    if config.whole_clips:
+        _check_length(episode, source, config)
+
+
+def _check_length(episode: Episode, source: Source, config: DataConfig) -> None:
+    """Raise UserError for an episode that is shorter than a clip; warn if its frames will be closer together."""
+    length, step = config.segment.num_frames_spanned, source.info.step(config.video_stepsize)
+    if episode.num_frames < length:
         raise UserError(
-            f"{episode.path} has {episode.num_frames} frames, fewer than the {config.segment.num_frames_spanned} of a "
+            f"{episode.path} has {episode.num_frames} frames, fewer than the {length} of a "
             "clip: ask for shorter clips with --segment_length, or take the episode out"
         )
+    if fitting_step(step, length, episode.num_frames) < step:
+        _warn_of_smaller_step(source.info.name, length, step)
+
+
+@cache
+def _warn_of_smaller_step(name: str, length: int, step: int) -> None:
+    logger.warning("%s: in episodes with too few frames for %d that are %d apart they are closer", name, length, step)
 
 
 # From the number of a sample to the dataset and the episode that it is cut from.
