@@ -125,9 +125,22 @@ def tensor_names(file: Path) -> list[str]:
 
 
 def read_tensors(file: Path, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-    """Read all tensors of a safetensors file; floating-point ones as ``dtype`` if that is given."""
+    """Read all tensors of a safetensors file; floating-point ones as ``dtype`` if that is given.
+
+    A tensor that is not finite is a UserError: a rollout would hide it, as the likeliest of NaN is a token, too.
+    """
     with _reading(file):
-        return _cast(load_file(file), dtype)
+        tensors = _cast(load_file(file), dtype)
+    if bad := _not_finite(tensors, dtype):
+        raise UserError(f"{file} is damaged, or its training went wrong; {bad}")
+    return tensors
+
+
+def _not_finite(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> str:
+    # A sum in 32 bits is finite wherever weights make sense, and takes no memory.
+    bad = [name for name, tensor in tensors.items() if not tensor.sum(dtype=torch.float32).isfinite()]
+    beyond = "" if dtype is None else f", or beyond {str(dtype).removeprefix('torch.')}"
+    return _listed(f"not finite{beyond}", bad) if bad else ""
 
 
 @contextmanager
@@ -162,9 +175,8 @@ def save_tensors(tensors: Mapping[str, Tensor], file: Path, dtype: torch.dtype |
     A tensor that is not finite, as after a training that has gone wrong, is a UserError; a full disk is an OSError.
     """
     contiguous = {name: tensor.detach().contiguous() for name, tensor in _cast(tensors, dtype).items()}
-    if bad := [name for name, tensor in contiguous.items() if not tensor.isfinite().all()]:
-        beyond = "" if dtype is None else f", or beyond {str(dtype).removeprefix('torch.')}"
-        raise UserError(f"{file} is not written; {_listed(f'not finite{beyond}', bad)}")
+    if bad := _not_finite(contiguous, dtype):
+        raise UserError(f"{file} is not written; {bad}")
     with atomic_path(file) as partial:
         try:
             save_file(contiguous, partial, metadata={"format": "pt"})

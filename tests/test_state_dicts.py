@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ivideogpt.errors import UserError
@@ -58,6 +59,21 @@ def test_saved_files_have_the_usual_permissions(tmp_path):
     save_tensors({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "usual").touch()
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "usual").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "message"),
+    [
+        (float("nan"), None, "is damaged, or its training went wrong; not finite: b"),
+        (1e30, torch.float16, "beyond float16: b"),
+    ],
+)
+def test_what_is_not_finite_is_not_read(tmp_path, value, dtype, message):
+    """A transformer of NaN gave a report that looked plausible: the likeliest of NaN is code 0."""
+    file = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(2), "b": torch.tensor([1.0, value])}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        read_tensors(file, dtype)
 
 
 def test_what_is_not_finite_replaces_nothing(tmp_path):
