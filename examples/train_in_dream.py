@@ -42,7 +42,7 @@ class DreamArgs(EnvFlags):
     num_envs: int = option(8, "rows of the world model", minimum=1)
     frame_stack: int = option(3, "frames that the agent sees", minimum=1)
     random_steps: int = option(400, "steps with random actions before the first update", minimum=0)
-    gradient_steps: int = option(2, "updates of the agent after a step of all rows", minimum=1)
+    gradient_steps: int = option(4, "updates of the agent after a step of all rows", minimum=1)
     batch_size: int = option(64, "transitions of an update", minimum=1)
     eval_episodes: int = option(10, "episodes in the simulator, before and after", minimum=1)
     eval_steps: int = option(100, "agent steps of such an episode", minimum=1)
@@ -130,6 +130,8 @@ def build_agent(args: DreamArgs) -> SAC:
     from stable_baselines3 import SAC
     from stable_baselines3.common.vec_env import VecMonitor
 
+    from ivideogpt.envs.stable_baselines import PixelFeatures
+
     dream, folder = VecMonitor(build_dream(args)), Path(args.output_path)
     if (folder / AGENT).exists():
         agent = SAC.load(folder / AGENT, dream)
@@ -144,6 +146,8 @@ def build_agent(args: DreamArgs) -> SAC:
         learning_starts=args.random_steps,
         gradient_steps=args.gradient_steps,
         batch_size=args.batch_size,
+        ent_coef="auto_0.1",  # from 1 the bonus would outweigh what rewards differ by, for all of a short training
+        policy_kwargs={"features_extractor_class": PixelFeatures},
         seed=args.seed,
         verbose=1,
     )

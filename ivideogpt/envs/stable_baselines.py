@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor, nn
 
 from ivideogpt.envs.vector_env import WorldModelVectorEnv
 from ivideogpt.errors import UserError
@@ -61,3 +64,25 @@ class StableBaselinesEnv(VecEnv):
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
         return [False for _ in self._get_indices(indices)]
+
+
+class PixelFeatures(BaseFeaturesExtractor):
+    """Features (B, 256) of pictures (B, C, H, W) in [0, 1], for ``policy_kwargs={"features_extractor_class": ...}``.
+
+    The layers of stable-baselines3's own (Mnih et al. 2015) with activations that cannot die, and of one scale: SAC's
+    actor may lose all of its ReLUs within a thousand updates, and does the same in every state from then on. H, W >= 36.
+    """
+
+    def __init__(self, observation_space: Box) -> None:
+        super().__init__(observation_space, features_dim=256)
+        num_channels, height, width = observation_space.shape
+        layers: list[nn.Module] = []
+        for num_filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
+            layers += [nn.Conv2d(num_channels, num_filters, kernel, stride), nn.SiLU()]
+            num_channels = num_filters
+            height, width = ((side - kernel) // stride + 1 for side in (height, width))
+        head = (nn.Linear(num_channels * height * width, 256), nn.LayerNorm(256), nn.Tanh())
+        self.layers = nn.Sequential(*layers, nn.Flatten(), *head)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return self.layers(pictures - 0.5)

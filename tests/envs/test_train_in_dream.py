@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from stable_baselines3 import SAC
 
 from examples.train_in_dream import DreamArgs, build_simulator, evaluate, main
-from ivideogpt.envs.stable_baselines import StableBaselinesEnv
+from ivideogpt.envs.stable_baselines import PixelFeatures, StableBaselinesEnv
 from ivideogpt.errors import UserError
 from ivideogpt.flags import parse
 from tests.documented import ROOT
@@ -39,6 +41,19 @@ def test_its_interface_is_ours(envs):
     assert kinds == {True, False}
     with pytest.raises(UserError, match="needs SAME_STEP"):
         StableBaselinesEnv(envs(1))
+
+
+def test_features_tell_pictures_apart_whatever_was_learned():
+    """The actor of SAC lost all ReLUs, so that the agent that closed every drawer did the same in every state."""
+    features = PixelFeatures(Box(0, 255, (9, 64, 64), np.uint8))
+    dark_and_bright = torch.rand(2, 9, 64, 64) * torch.tensor([0.2, 1.0])[:, None, None, None]
+    for layer in features.layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.bias.data.fill_(-1)  # no ReLU lets anything through there
+    dark, bright = features(dark_and_bright)
+    assert (dark - bright).abs().mean() > 1e-6  # 0 with ReLUs
+    (dark - bright).square().mean().backward()
+    assert features.layers[0].weight.grad.abs().max() > 1e-10
 
 
 def test_the_simulator_is_like_the_dream(tmp_path):
@@ -113,5 +128,7 @@ def test_the_example_trains_stops_goes_on_and_evaluates(rewarding_model, tmp_pat
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert results["before"].keys() == results["after"].keys() == {"success_rate", "reward"}
     assert results["before"] != results["after"]  # it has learned something, if nothing useful
-    assert SAC.load(tmp_path / "out" / "agent.zip").num_timesteps == 8
+    agent = SAC.load(tmp_path / "out" / "agent.zip")
+    assert agent.num_timesteps == 8
+    assert isinstance(agent.actor.features_extractor, PixelFeatures)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["agent.zip", "results.json", "settings.json"]
