@@ -70,7 +70,8 @@ class PixelFeatures(BaseFeaturesExtractor):
     """Features (B, 256) of pictures (B, C, H, W) in [0, 1], for ``policy_kwargs={"features_extractor_class": ...}``.
 
     The layers of stable-baselines3's own (Mnih et al. 2015) with activations that cannot die, and of one scale: SAC's
-    actor may lose all of its ReLUs within a thousand updates, and does the same in every state from then on. H, W >= 36.
+    actor may lose all of its ReLUs within a thousand updates, and does the same in every state from then on. Pictures
+    have 36 or more pixels a side.
     """
 
     def __init__(self, observation_space: Box) -> None:
