@@ -85,4 +85,7 @@ def test_what_is_not_finite_replaces_nothing(tmp_path):
     with pytest.raises(UserError, match="not finite, or beyond float16: big"):
         save_tensors({"big": torch.tensor([1e30])}, file, torch.float16)
     assert read_tensors(file)["a"].tolist() == [1, 1]
+    save_tensors({"a": torch.full((2,), 3e38)}, tmp_path / "large.safetensors")  # finite, unlike their sum
+    assert read_tensors(tmp_path / "large.safetensors")["a"].isfinite().all()
+    (tmp_path / "large.safetensors").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
